@@ -1,0 +1,252 @@
+"""The command line: argv and YAML files to a Config, a Config to a command. The only module that prints or exits.
+
+    --config FILE.yaml ──┐
+                         ├──> --group.option=value ... ──> tyro ──> Config ──> validate ──> commands/NAME.py
+    argv ────────────────┘
+
+Both are brought into one form, the files in front, so that one parser checks them and the command line wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import importlib.metadata
+import io
+import pkgutil
+import sys
+import traceback
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal
+
+import yaml
+
+from stream_pretrain import commands
+from stream_pretrain.config import ALIASES, Config, validate
+from stream_pretrain.errors import ConfigError, StreamPretrainError
+
+PROGRAM = "stream-pretrain"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, what the command returns, 1 run error, 2 usage, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except StreamPretrainError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def _run(arguments: list[str]) -> int:
+    command = "train"
+    options = arguments
+    if arguments and not arguments[0].startswith("-"):
+        command, options = arguments[0], arguments[1:]
+        if command not in _commands():
+            raise ConfigError(f"unknown command {command}{_suggest(command, _commands(), '')}; see {PROGRAM} --help")
+    if "--help" in options or "-h" in options:
+        _print_help()
+        return 0
+    if "--version" in options:
+        print(importlib.metadata.version("stream_pretrain"))
+        return 0
+    config = parse(options)
+    validate(config)
+    module = importlib.import_module(f"{commands.__name__}.{command.replace('-', '_')}")
+    code: int = module.run(config, [PROGRAM, *arguments])
+    return code
+
+
+def parse(arguments: Sequence[str]) -> Config:
+    """The Config of the arguments and of the YAML files they name.
+
+    Raises:
+        ConfigError: an option is unknown (with the nearest name), lacks its value, or has one that is not of its type.
+    """
+    from_files: list[_Option] = []
+    from_line: list[_Option] = []
+    for name, value in _split(arguments):
+        if name == "config":
+            from_files += _read_file(Path(value))
+        else:
+            from_line.append(_Option(_resolve(name, ""), value, ""))
+    given = [f"--{option.name}={_normalize(option)}" for option in from_files + from_line]
+    config = _parse_quietly(given)
+    if config is None:
+        wrong = next(
+            option for option, argument in zip(from_files + from_line, given, strict=True) if _parse_quietly([argument]) is None
+        )
+        raise ConfigError(f"{wrong.origin}--{wrong.name}: {wrong.value!r} is not {_expected(_TYPES[wrong.name])}")
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class _Option:
+    name: str
+    """Dotted, with hyphens."""
+    value: str
+    origin: str
+    """What an error message begins with: the file the option is from."""
+
+
+def _option_types() -> dict[str, Any]:
+    """The type of every option, by its dotted name with hyphens."""
+    groups = typing.get_type_hints(Config)
+    return {
+        f"{group}.{name}".replace("_", "-"): kind
+        for group, options in groups.items()
+        for name, kind in typing.get_type_hints(options).items()
+    }
+
+
+_TYPES = _option_types()
+_GROUPS = {name.split(".")[0] for name in _TYPES}
+_DOTTED = {alias: name.replace("_", "-") for alias, name in ALIASES.items()}
+
+
+def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Names and values of `--name=value`, `--name value` and, for booleans, the bare `--name`."""
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("--"):
+            raise ConfigError(f"unexpected argument {argument}: options are --name=value")
+        name, has_value, value = argument[2:].partition("=")
+        name = name.replace("_", "-")
+        if name == "debug" and not has_value:
+            continue
+        if not has_value:
+            if name != "config" and _TYPES[_resolve(name, "")] is bool:
+                is_next = bool(remaining) and remaining[0].lower() in ("true", "false")
+                value = remaining.pop(0) if is_next else "true"
+            elif remaining and not remaining[0].startswith("--"):
+                value = remaining.pop(0)
+            else:
+                raise ConfigError(f"--{name} needs a value")
+        yield name, value
+
+
+def _read_file(path: Path) -> list[_Option]:
+    """The options of a YAML file, as text: YAML's own types would turn 0012345 into 5349 and no into false."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return []
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path}: a mapping of options to values is needed")
+    return list(_flatten(content, "", f"{path}: "))
+
+
+def _flatten(mapping: dict[str, Any], prefix: str, origin: str) -> Iterator[_Option]:
+    for key, value in mapping.items():
+        name = f"{prefix}{key}".replace("_", "-")
+        if isinstance(value, dict) and name in _GROUPS:
+            yield from _flatten(value, f"{name}.", origin)
+            continue
+        option = _resolve(name, origin)
+        if not isinstance(value, str):
+            raise ConfigError(f"{origin}{name} takes one value, not a list or mapping; quote it if that is its text")
+        yield _Option(option, value if value not in ("", "~") else "null", origin)
+
+
+def _resolve(name: str, origin: str) -> str:
+    """The dotted name of an option or alias."""
+    dotted = _DOTTED.get(name, name)
+    if dotted in _TYPES:
+        return dotted
+    raise ConfigError(f"{origin}unknown option --{name}{_suggest(name, [*_DOTTED, *_TYPES], '--')}")
+
+
+def _suggest(name: str, known: Sequence[str], prefix: str) -> str:
+    """The nearest valid name: one that ends with it, else one spelt alike."""
+    nearest = [option for option in known if option.endswith(f".{name}")] or difflib.get_close_matches(name, known, 1, 0.5)
+    if not nearest:  # a misspelt option without its group
+        spelt = {option.rpartition(".")[2]: option for option in known}
+        nearest = [spelt[last] for last in difflib.get_close_matches(name, spelt, 1)]
+    return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
+
+
+def _normalize(option: _Option) -> str:
+    """The value as the parser takes it: any case of true, false and none, and whole numbers such as 1e4."""
+    value, kinds = option.value, _kinds(_TYPES[option.name])
+    if bool in kinds and value.lower() in ("true", "false"):
+        return value.capitalize()
+    if NoneType in kinds and value.lower() in ("none", "null"):
+        return "None"
+    if int in kinds:
+        with contextlib.suppress(ValueError):
+            if float(value).is_integer() and not value.strip().lstrip("+-").isdigit():
+                return str(int(float(value)))
+    return value
+
+
+def _kinds(kind: Any) -> tuple[Any, ...]:
+    """The members of a union."""
+    return typing.get_args(kind) if typing.get_origin(kind) not in (None, Literal) else (kind,)
+
+
+def _expected(kind: Any) -> str:
+    """A type in words."""
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "none"}
+    return " or ".join(
+        f"one of {', '.join(typing.get_args(member))}"
+        if len(typing.get_args(member)) > 1
+        else typing.get_args(member)[0]
+        if typing.get_args(member)
+        else names[member]
+        for member in _kinds(kind)
+    )
+
+
+def _parse_quietly(arguments: Sequence[str]) -> Config | None:
+    """The Config, or None where the parser refuses; what it would draw around its reason is dropped."""
+    import tyro
+
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            return tyro.cli(Config, args=arguments, config=(tyro.conf.FlagConversionOff,), console_outputs=False)
+        except SystemExit:
+            return None
+
+
+def _commands() -> list[str]:
+    return [module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__)]
+
+
+def _print_help() -> None:
+    import tyro
+
+    width = max(map(len, _DOTTED))
+    description = [
+        f"Commands: {', '.join(_commands())}; without one, train.",
+        "",
+        "Short names:",
+        *(f"  --{alias:{width}}  --{dotted}" for alias, dotted in _DOTTED.items()),
+        "",
+        "  --config FILE.yaml  options from a file, nested or dotted; the command line overrides them",
+        "  --version           print the version",
+        "  --debug             show the traceback of an error",
+    ]
+    with contextlib.suppress(SystemExit):
+        tyro.cli(
+            Config,
+            prog=f"{PROGRAM} [COMMAND]",
+            description="\n".join(description),
+            args=["--help"],
+            config=(tyro.conf.FlagConversionOff,),
+        )

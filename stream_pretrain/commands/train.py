@@ -1,0 +1,500 @@
+"""`stream-pretrain [train]`: start a run, or go on with it; the same command does both."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from accelerate import Accelerator
+
+from stream_pretrain import data
+from stream_pretrain.config import Config, fixed_options, flatten, run_directory
+from stream_pretrain.data import PinnedCorpus
+from stream_pretrain.data.lanes import Cursor
+from stream_pretrain.data.objectives import Vocabulary
+from stream_pretrain.data.sources import check_unchanged, resolve
+from stream_pretrain.data.stream import (
+    StepRows,
+    StepStream,
+    StreamPlan,
+    cursors_from,
+    first_cursors,
+    lanes_of,
+    stream_plan,
+    stream_state,
+    worker_died,
+)
+from stream_pretrain.data.tokenization import Encoder
+from stream_pretrain.errors import CheckpointError, ConfigError, ContentError, TrainingError
+from stream_pretrain.model.loading import LoadedModel, export_state, load_model, load_tokenizer
+from stream_pretrain.model.pretraining import PretrainingModel
+from stream_pretrain.training import evaluation
+from stream_pretrain.training.checkpoint import (
+    BackgroundWriter,
+    Saved,
+    Snapshot,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    read,
+    to_host,
+    write_model,
+)
+from stream_pretrain.training.evaluation import EvaluationSet
+from stream_pretrain.training.loop import EndOfCorpus, StepResult, Totals, accelerator_for, training_steps
+from stream_pretrain.training.metrics import MetricsWindow
+from stream_pretrain.training.optimizer import adamw, learning_rate
+from stream_pretrain.training.peers import STOPPED, Peers, between_ranks
+from stream_pretrain.training.preemption import (
+    Interrupted,
+    StopRequest,
+    ignore_in_worker,
+    stop_on_signals,
+)
+from stream_pretrain.training.progress import Progress, human_bytes
+from stream_pretrain.training.ranks import Ranks
+from stream_pretrain.training.run_directory import RunDirectory, decide_start, trim_after
+from stream_pretrain.training.tracking import Tracker
+from stream_pretrain.training.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run that is ready to train."""
+
+    config: Config
+    accelerator: Accelerator
+    ranks: Ranks
+    out: RunDirectory
+    progress: Progress
+    stop: StopRequest
+    loaded: LoadedModel
+    bare: PretrainingModel
+    """The model itself, around which Accelerate may have put DDP."""
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    pinned: PinnedCorpus
+    plan: StreamPlan
+    evaluation_set: EvaluationSet | None
+    cursors: list[Cursor]
+    totals: Totals
+    parent: str | None
+
+
+def run(config: Config, command: Sequence[str]) -> int:
+    """Train as the options say; returns the exit code, which is 0 also when the run was asked to stop and saved itself."""
+    accelerator = accelerator_for(config)
+    ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+    progress = Progress(sys.stderr if ranks.is_first else None)
+    with ExitStack() as stack:
+        stack.callback(progress.close)
+        stop = stack.enter_context(stop_on_signals())
+        out = RunDirectory(run_directory(config), command, progress.warning)  # on ranks but the first it records nothing
+
+        def record_end(why: str) -> None:
+            if why == STOPPED:
+                out.record("preempted")
+            else:
+                out.record("failed", error=why)
+
+        peers = stack.enter_context(between_ranks(ranks, stop, give_up=record_end))
+
+        def own() -> None:
+            nonlocal out
+            out = stack.enter_context(RunDirectory.own(out.path, command, progress.warning))
+
+        state: Literal["preempted", "finished"]
+        try:
+            with stop.interruptible():
+                ranks.from_first(own)
+            state = train(prepare(config, command, accelerator, ranks, progress, stop, out))
+        except SystemExit:  # the first rank ends, and says why
+            raise
+        except BaseException as error:
+            error = _explained(error, ranks, peers)
+            why = STOPPED if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}"
+            told = peers.end(why)
+            record_end(told or why)
+            if (told or why) != STOPPED:
+                raise (error if told is None else SystemExit(1)) from None  # the rank that was first to end says why
+            state = "preempted"
+        else:
+            out.record(state)
+        if state == "preempted":
+            progress.notice(f"stopped by {stop.signal}; the same command goes on from the last checkpoint")
+        else:
+            progress.notice(f"finished; the model is in {out.path / 'model'}")
+    if ranks.world > 1:
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+def _explained(error: BaseException, ranks: Ranks, peers: Peers) -> BaseException:
+    """What ended this rank, in the user's words where there are any."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return ranks.named(TrainingError("out of GPU memory: halve --micro-batch-size, the result does not change"))
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # met wherever this process was just then
+        return ranks.named(worker_died(error))
+    if isinstance(error, RuntimeError | Interrupted):
+        # A collective that failed, or the launcher that ends those that are left.
+        gone = peers.vanished(patience=2.0 if isinstance(error, RuntimeError) else 0.0)
+        if gone is not None:
+            return TrainingError(f"rank {gone} ended without a word: it was killed, perhaps for want of memory")
+    return error
+
+
+def prepare(
+    config: Config,
+    command: Sequence[str],
+    accelerator: Accelerator,
+    ranks: Ranks,
+    progress: Progress,
+    stop: StopRequest,
+    out: RunDirectory,
+) -> Setup:
+    """Load the model, resolve the corpus, and stand where the last checkpoint stood. No shard is read before this is done."""
+    transformers.utils.logging.disable_progress_bar()  # the phases below say what goes on
+    with stop.interruptible():
+        start = ranks.from_first(lambda: decide_start(config, out, progress.warning, command))
+        saved = None if start.checkpoint is None else read(start.checkpoint)
+        with progress.phase("loading the model") as found:
+            loaded = _loaded_by_all(config, accelerator, ranks)
+            precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+            found(f"{loaded.model.num_parameters() / 1e6:.1f}M parameters, {precision} on {_devices(accelerator)}")
+        for note in loaded.notes:
+            progress.notice(note)
+        with progress.phase("resolving the corpus") as found:
+            pinned = ranks.from_first(lambda: _pinned_corpus(config, saved, ranks.world))
+            sizes = [shard.size for shard in pinned.corpus.shards if shard.size is not None]
+            found(f"{len(pinned.corpus.shards)} shards, {human_bytes(sum(sizes))}, {pinned.lanes} lanes")
+        encoder = Encoder.of(loaded.tokenizer, causal=config.objective.name == "clm")
+        if saved is not None and saved.trainer["tokenizer"] != encoder.fingerprint:
+            raise CheckpointError(
+                f"the tokenizer of {config.model.tokenizer or config.model.path} is not the one the run began with: "
+                "put it back, or start a new run with another --output-dir"
+            )
+        masked = config.objective.name == "mlm"
+        plan = stream_plan(
+            config,
+            data.lane_plan(config, pinned),
+            encoder,
+            Vocabulary.of(loaded.tokenizer, config.objective.selection) if masked else None,
+        )
+        for line in _advice(plan, ranks):
+            progress.warning(line)
+        evaluation_set = None
+        if config.eval.every:
+            texts = ranks.from_first(lambda: _evaluation_documents(config, plan, out.path, progress))
+            evaluation_set = evaluation.evaluation_set(texts, plan, config.train.micro_batch_size)
+
+    bare = PretrainingModel(loaded.model).train()
+    optimizer = adamw(bare, config.train)
+    cursors, totals = first_cursors(pinned.lanes), Totals()
+    if saved is not None:
+        _restore_weights(loaded, bare, saved)
+    if config.model.compile:
+        bare.compile(dynamic=False)
+    model, optimizer = accelerator.prepare(bare, optimizer)
+    if saved is not None:
+        load_optimizer_tensors(optimizer, bare.model.named_parameters(), saved.optimizer)
+        cursors = cursors_from(saved.stream, pinned.lanes)
+        totals = Totals(**saved.trainer["totals"])
+        progress.notice(f"going on after step {totals.step:,}, from {start.checkpoint}")
+        was, now = saved.trainer["max_steps"], config.train.max_steps
+        if was is not None and now is not None and was != now:
+            old = learning_rate(replace(config.train, max_steps=was), totals.step, totals.step / was)
+            new = learning_rate(config.train, totals.step, totals.step / now)
+            progress.notice(f"--max-steps was {was:,}, is {now:,}: the learning rate goes on with {new:.2e}, not {old:.2e}")
+    if ranks.is_first:
+        for name in ("metrics.jsonl", "quarantine.jsonl", "bad_steps.jsonl"):
+            trim_after(out.path / name, totals.step if saved is not None else None)
+    return Setup(
+        config, accelerator, ranks, out, progress, stop, loaded, bare, model, optimizer, pinned, plan, evaluation_set,
+        cursors, totals, start.parent,
+    )  # fmt: skip
+
+
+def _loaded_by_all(config: Config, accelerator: Accelerator, ranks: Ranks) -> LoadedModel:
+    """The first rank refuses for all, one rank of each machine asks the Hub, and the others find what it fetched."""
+    loaded: LoadedModel | None = None
+
+    def load() -> None:
+        nonlocal loaded
+        loaded = _loaded(config)
+
+    ranks.from_first(load)
+    if loaded is None and accelerator.is_local_main_process:
+        load()
+    ranks.wait()
+    return loaded or _loaded(config, local_files_only=True)
+
+
+def _loaded(config: Config, *, local_files_only: bool = False) -> LoadedModel:
+    tokenizer = load_tokenizer(config.model, local_files_only=local_files_only)
+    return load_model(
+        config.model,
+        config.objective,
+        tokenizer,
+        config.data.sequence_length,
+        config.train.seed,
+        local_files_only=local_files_only,
+    )
+
+
+def _devices(accelerator: Accelerator) -> str:
+    name = torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else accelerator.device.type
+    return name if accelerator.num_processes == 1 else f"{accelerator.num_processes} x {name}"
+
+
+def _advice(plan: StreamPlan, ranks: Ranks) -> Iterator[str]:
+    """What the user may want to start otherwise."""
+    lanes = plan.lanes.lanes
+    if lanes % ranks.world:
+        idle = 1 - lanes / (-(-lanes // ranks.world) * ranks.world)
+        yield f"{lanes} lanes do not divide evenly over {ranks.world} ranks: {idle:.0%} of every step is idle"
+    visible = torch.cuda.device_count()
+    if visible > 1 and ranks.world == 1:
+        yield (
+            f"{visible} GPUs are visible and one is used; for all of them: "
+            f"torchrun --nproc-per-node {visible} -m stream_pretrain and the same options"
+        )
+
+
+def train(setup: Setup) -> Literal["preempted", "finished"]:
+    """Train to the end, or until asked to stop; returns the state of the run."""
+    config, ranks, out = setup.config, setup.ranks, setup.out
+    totals, progress = setup.totals, setup.progress
+    first_step = totals.step
+    stream = StepStream(
+        setup.plan,
+        setup.cursors,
+        rank=ranks.index,
+        world=ranks.world,
+        workers=config.data.workers,
+        in_worker=ignore_in_worker,
+    )
+    window = MetricsWindow(setup.plan, setup.loaded.model, setup.accelerator.device, ranks)
+    last_saved = first_step
+    stopped = False
+    watchdog = Watchdog(ranks, progress.warning if ranks.is_first else Progress(sys.stderr).warning)
+    with (
+        watchdog,
+        watchdog.stage("computing"),
+        stream,
+        _tracker(setup) as tracker,
+        BackgroundWriter(
+            out.path / "checkpoints",
+            keep_last=config.run.keep_last,
+            keep_every=config.run.keep_every,
+            cursors=out.path / "cursors",
+        ) as writer,
+    ):
+        if first_step == 0 and setup.evaluation_set is not None:
+            with watchdog.stage("evaluating"):
+                metrics = _evaluate(setup, setup.evaluation_set)
+            if metrics:
+                tracker.log(0, metrics)
+        skipped = totals.skipped
+        steps = training_steps(
+            config,
+            setup.plan,
+            setup.model,
+            setup.optimizer,
+            setup.accelerator,
+            ranks,
+            stream,
+            setup.cursors,
+            totals,
+            setup.stop,
+            watchdog,
+        )
+        try:
+            for result in steps:
+                if totals.skipped != skipped:
+                    _name_skipped(setup, result.rows_seen)
+                    skipped = totals.skipped
+                if isinstance(result, EndOfCorpus):
+                    continue
+                window.results.append(result)
+                if not result.updated:
+                    _name_bad_step(setup, result)
+                stopped = result.stop
+                ends = stopped or result.step == config.train.max_steps
+                metrics = {}
+                if ends or result.step % config.run.log_every == 0:
+                    metrics |= window.read(totals, setup.cursors)
+                    progress.step(result.step, config.train.max_steps, metrics)
+                if setup.evaluation_set is not None and not stopped and (ends or result.step % config.eval.every == 0):
+                    with watchdog.stage("evaluating"):
+                        metrics |= _evaluate(setup, setup.evaluation_set)
+                if metrics:
+                    tracker.log(result.step, metrics)
+                # While steps are bad none is saved: weights that are not finite would be in every checkpoint that is kept.
+                if ends or (result.updated and result.step % config.run.save_every == 0):
+                    with watchdog.stage("saving"):
+                        _save(setup, writer)
+                    last_saved = result.step
+                if stopped:
+                    break
+        except Interrupted:
+            stopped = True
+        if totals.step == 0 and not stopped:
+            raise ContentError(f"{config.data.dataset}: holds no document to train on")
+        with watchdog.stage("saving"):
+            if last_saved != totals.step:
+                _save(setup, writer)
+            writer.wait()
+        state: Literal["preempted", "finished"] = "preempted" if stopped else "finished"
+        if state == "finished" and ranks.is_first:
+            weights, settings = export_state(setup.loaded, setup.bare)
+            write_model(to_host(weights), settings, setup.loaded.tokenizer, out.path / "model")
+        out.record(state, step=totals.step)
+        tracker.finish(state)
+    return state
+
+
+def _tracker(setup: Setup) -> Tracker:
+    """Where metrics go: those of all ranks are reduced before, so the first one's is the only one that keeps them."""
+    if not setup.ranks.is_first:
+        return Tracker.silent()
+    return Tracker.open(
+        setup.config.run,
+        setup.out.path,
+        config=flatten(setup.config),
+        resumed_step=setup.totals.step or None,
+        report=setup.progress.notice,
+    )
+
+
+def _pinned_corpus(config: Config, saved: Saved | None, world: int) -> PinnedCorpus:
+    """The corpus as the run began with it, or as it is found now."""
+    if saved is None:
+        return data.pin(config, resolve(config.data), world)
+    pinned = PinnedCorpus.from_json(saved.corpus)
+    for option, given, fixed in (
+        ("--lanes", config.data.lanes, pinned.lanes),
+        ("--data.window-bytes", config.data.window_bytes, pinned.window_bytes),
+    ):
+        if given not in ("auto", fixed):
+            raise ConfigError(f"{option} is {given}, but the run began with {fixed} and cannot change it: leave the option out")
+    check_unchanged(pinned.corpus, resolve(config.data))
+    if pinned.lanes < world:
+        raise ConfigError(f"the run has {pinned.lanes} lanes, which is the most ranks it can have; {world} are started")
+    return pinned
+
+
+def _evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress: Progress) -> list[str]:
+    """The texts of the fixed evaluation set: collected once, kept in OUT."""
+    kept = out / "evaluation.jsonl"
+    if not kept.exists():
+        other = config.eval.split is not None or config.eval.dataset is not None
+        if not other and config.data.heldout_fraction == 0:
+            raise ConfigError("--eval-every needs documents: give --data.heldout-fraction, --eval.split or --eval.dataset")
+        shards = plan.lanes.shards
+        if other:
+            shards = resolve(config.data, split=config.eval.split, dataset=config.eval.dataset).shards
+        with progress.phase("collecting the evaluation set") as found:
+            texts = evaluation.collect(
+                shards,
+                plan.lanes.read,
+                documents=config.eval.documents,
+                heldout_fraction=None if other else config.data.heldout_fraction,
+                max_read_bytes=config.eval.max_read_bytes,
+                report=found,
+            )
+        evaluation.save_documents(kept, texts)
+    return evaluation.load_documents(kept)
+
+
+def _evaluate(setup: Setup, evaluation_set: EvaluationSet) -> dict[str, float]:
+    """Loss and accuracy on the evaluation set; nothing when a stop was asked for meanwhile."""
+    with setup.accelerator.autocast():
+        metrics = evaluation.evaluate(
+            setup.bare,
+            evaluation_set,
+            setup.accelerator.device,
+            setup.ranks,
+            stop=lambda: setup.stop.requested,
+        )
+    if metrics:
+        setup.progress.notice(f"step {setup.totals.step:,}  held-out loss {metrics['eval/loss']:.4f}")
+    return metrics
+
+
+def _name_skipped(setup: Setup, rows: StepRows) -> None:
+    """Record the documents that were skipped on the way to the rows of a step, on any rank."""
+    shards, step = setup.pinned.corpus.shards, setup.totals.step
+    records = [
+        {"step": step, "epoch": skip.epoch, "shard": shards[skip.shard].name, "offset": skip.offset, "why": skip.reason}
+        for skipped in setup.ranks.gather(rows.skipped)
+        for skip in skipped
+    ]
+    if setup.ranks.is_first:
+        _append(setup.out.path / "quarantine.jsonl", records)
+
+
+def _name_bad_step(setup: Setup, result: StepResult) -> None:
+    """Record the documents of a step that changed nothing, of all ranks."""
+    setup.progress.warning(f"step {result.step}: loss or gradient not finite, no update")
+    shards = setup.pinned.corpus.shards
+    gathered = setup.ranks.gather(result.rows_seen.origins.tolist())
+    seen = sorted({(epoch, shards[shard].name, offset) for origins in gathered for epoch, shard, offset in origins})
+    if setup.ranks.is_first:
+        documents = [{"epoch": epoch, "shard": shard, "offset": offset} for epoch, shard, offset in seen]
+        _append(setup.out.path / "bad_steps.jsonl", [{"step": result.step, "documents": documents}])
+
+
+def _append(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def _save(setup: Setup, writer: BackgroundWriter) -> None:
+    """Begin to write a checkpoint of this moment. All lanes' cursors come together; the first rank writes."""
+    own = {lane: setup.cursors[lane] for lane in lanes_of(setup.pinned.lanes, setup.ranks.index, setup.ranks.world)}
+    gathered = {lane: cursor for cursors in setup.ranks.gather(own) for lane, cursor in cursors.items()}
+    if setup.ranks.is_first:
+        writer.wait()
+        writer.submit(_snapshot(setup, [gathered[lane] for lane in range(setup.pinned.lanes)]))
+        setup.out.record("running", step=setup.totals.step)
+
+
+def _snapshot(setup: Setup, cursors: Sequence[Cursor]) -> Snapshot:
+    """What a checkpoint of this moment holds, copied to the host."""
+    weights, settings = export_state(setup.loaded, setup.bare)
+    trainer: dict[str, Any] = {
+        "step": setup.totals.step,
+        "totals": asdict(setup.totals),
+        "fixed": fixed_options(setup.config),
+        "max_steps": setup.config.train.max_steps,
+        "tokenizer": setup.plan.encoder.fingerprint,
+        "parent": setup.parent,
+        "world": setup.ranks.world,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    return Snapshot(
+        step=setup.totals.step,
+        model=to_host(weights),
+        model_config=settings,
+        tokenizer=setup.loaded.tokenizer,
+        optimizer=optimizer_tensors(setup.optimizer, setup.bare.model.named_parameters()),
+        stream=stream_state(cursors),
+        corpus=setup.pinned.to_json(),
+        trainer=trainer,
+    )
+
+
+def _restore_weights(loaded: LoadedModel, bare: PretrainingModel, saved: Saved) -> None:
+    """The weights of a checkpoint; tied ones were stored once."""
+    result = bare.model.load_state_dict(saved.model, strict=False)
+    expected, _ = export_state(loaded, bare)
+    missing = set(expected) - set(saved.model)
+    assert not missing, f"weights that are not in the checkpoint: {sorted(missing)}"
+    assert not result.unexpected_keys, f"weights that are not in the model: {result.unexpected_keys}"

@@ -1,0 +1,365 @@
+"""Every option of a run, declared once: the docstring under a field is its `--help`.
+
+Frozen dataclasses of plain values. This module imports nothing heavy, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from stream_pretrain.errors import ConfigError
+
+Auto = Literal["auto"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which documents are read, and how they become rows."""
+
+    dataset: str | None = None
+    """Corpus to stream: a Hub id (org/name), a local folder, a file, a glob, a URL, or @FILE with one of these a line."""
+    name: str | None = None
+    """Configuration of the dataset, where it has several."""
+    split: str = "train"
+    """Split to train on."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub dataset; pinned to a commit at the first start."""
+    data_files: str | None = None
+    """Pattern of files to read inside a Hub dataset or local folder, instead of a split."""
+    data_dir: str | None = None
+    """Folder to read inside a Hub dataset or local folder."""
+    storage_options: str | None = None
+    """JSON object handed to fsspec when a shard is opened, for example '{"anon": true}'."""
+    reader: Literal["auto", "datasets"] = "auto"
+    """auto: own reader for JSON lines, text and Parquet, `datasets` for the rest; datasets: always `datasets`."""
+    text_field: str = "text"
+    """Field that holds the text; dots reach into nested objects (doc.body.text)."""
+    sequence_length: int = 512
+    """Tokens of a row."""
+    packing: Literal["best_fit", "concat", "none"] = "best_fit"
+    """best_fit: several documents a row, chosen to fill it; concat: documents in reading order; none: one a row, padded."""
+    lanes: int | Auto = "auto"
+    """Fixed sub-streams of the corpus, dealt to ranks and workers; divides the global batch, never changes in a run."""
+    workers: int = 1
+    """Data worker processes per rank; 0 reads inside the training process. Does not change the rows of a step."""
+    window_bytes: int | Auto = "auto"
+    """Uncompressed bytes that are shuffled as a unit."""
+    heldout_fraction: float = 0.0
+    """Share of the documents, chosen by a hash of their text, that never trains and serves evaluation."""
+    max_line_bytes: int = 64 * 1024 * 1024
+    """A longer line is skipped and counted."""
+    max_bad_fraction: float = 0.01
+    """The run ends when more than this share of the documents had to be skipped (judged after 1,000 documents)."""
+    on_bad_shard: Literal["error", "skip"] = "error"
+    """What a damaged shard does: end the run, or skip the window it is met in and the rest of that lane's stripe."""
+    retry_deadline: float = 1800.0
+    """Seconds a failing connection is retried before the run ends."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model is trained, and how it is computed."""
+
+    path: str | None = None
+    """Model to continue from: a Hub id or a local folder. Leave out and give --model.config for a model from scratch."""
+    config: str | None = None
+    """Train from scratch: a config.json (or a folder or Hub id that has one). Needs --model.tokenizer."""
+    tokenizer: str | None = None
+    """Tokenizer, where it is not the model's own: a Hub id or a local folder."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    init_from: str | None = None
+    """Take the weights (and nothing else) from this checkpoint or model folder; the run itself starts at step 0."""
+    resize_embeddings: bool = False
+    """Allow the embedding to grow to the tokenizer's size, padded to a multiple of 64."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Use torch.compile on the model."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is predicted."""
+
+    name: Literal["mlm", "clm"] = "mlm"
+    """mlm: masked language modelling; clm: next-token prediction."""
+    mask_rate: float = 0.3
+    """Share of a row's maskable positions that get a label (mlm)."""
+    final_mask_rate: float | None = None
+    """Mask rate reached linearly at the last step; none keeps the rate constant."""
+    selection: Literal["token", "whole_word", "span"] = "token"
+    """Which positions are chosen together: single tokens, all tokens of a word, or geometric spans (SpanBERT)."""
+    mask_share: float = 0.8
+    """Share of the labelled positions replaced by the mask token."""
+    random_share: float = 0.1
+    """Share of the labelled positions replaced by a random token; the remainder is kept as it is."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The steps: how many, how large, how fast."""
+
+    max_steps: int | None = None
+    """Optimizer steps of the run."""
+    max_epochs: int | None = None
+    """Read every document this many times; the run ends there or at --max-steps, whichever comes first."""
+    global_batch_size: int = 256
+    """Rows of one optimizer step, over all ranks."""
+    micro_batch_size: int = 32
+    """Rows that go through the model at once on one device; changes memory and speed, not the result."""
+    seed: int = 0
+    """Decides order, masks, initial weights and dropout."""
+    learning_rate: float = 5e-4
+    """Peak learning rate."""
+    schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    """Shape after warm-up; wsd holds the peak, then decays by 1 - sqrt over the last --train.decay-fraction of the run."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from 0."""
+    decay_fraction: float = 0.2
+    """Share of the run that decays (wsd)."""
+    final_learning_rate: float = 0.0
+    """Learning rate at the last step (wsd, cosine, linear)."""
+    beta1: float = 0.9
+    """AdamW: decay of the first moment."""
+    beta2: float = 0.98
+    """AdamW: decay of the second moment."""
+    epsilon: float = 1e-8
+    """AdamW: added to the denominator."""
+    weight_decay: float = 0.01
+    """AdamW: decoupled weight decay; never on biases and norms."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on a GPU that has it, fp32 elsewhere."""
+    max_bad_steps: int = 10
+    """The run ends after this many steps in a row with a non-finite loss or gradient."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation on documents that never train."""
+
+    every: int = 0
+    """Steps between evaluations; 0 evaluates never. Needs held-out documents, a split or a dataset."""
+    documents: int = 500
+    """Documents in the fixed evaluation set."""
+    split: str | None = None
+    """Split of the corpus that serves as the evaluation set."""
+    dataset: str | None = None
+    """Other dataset (as --dataset) that serves as the evaluation set."""
+    max_read_bytes: int = 1024 * 1024 * 1024
+    """Uncompressed bytes read at most while collecting the evaluation set."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where the run lives, and what it leaves there."""
+
+    output_dir: str | None = None
+    """Folder of the run. Default: runs/<dataset>-<model>-<hash of what must not change>; the same command resumes it."""
+    resume: str = "auto"
+    """auto: go on where OUT stands; no: refuse a used OUT; PATH of a checkpoint: start a new run from it."""
+    save_every: int = 1000
+    """Steps between checkpoints; one is always written at the end."""
+    keep_last: int = 3
+    """Checkpoints kept, newest first."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this step are kept for good; 0 keeps none for good."""
+    log_every: int = 10
+    """Steps between lines of metrics."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online with an API key, offline without."""
+    wandb_project: str = "stream_pretrain"
+    """Weights & Biases project."""
+    wandb_entity: str | None = None
+    """Weights & Biases team or user."""
+    wandb_name: str | None = None
+    """Name of the run in Weights & Biases; default: the folder's name."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All options of a run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+ALIASES = {
+    "dataset": "data.dataset",
+    "model": "model.path",
+    "output-dir": "run.output_dir",
+    "max-steps": "train.max_steps",
+    "max-epochs": "train.max_epochs",
+    "resume": "run.resume",
+    "init-from": "model.init_from",
+    "seed": "train.seed",
+    "global-batch-size": "train.global_batch_size",
+    "micro-batch-size": "train.micro_batch_size",
+    "sequence-length": "data.sequence_length",
+    "lanes": "data.lanes",
+    "workers": "data.workers",
+    "save-every": "run.save_every",
+    "eval-every": "eval.every",
+    "log-every": "run.log_every",
+}
+"""Short names of the options everybody uses: one is an alias of the other."""
+
+# What may change when a run resumes; everything else decides which rows a step sees or what is learnt from them.
+CHANGEABLE = frozenset(
+    {
+        "data.workers",
+        "data.storage_options",
+        "data.retry_deadline",
+        "data.max_bad_fraction",
+        "data.on_bad_shard",
+        "data.lanes",  # "auto" depends on the machine; the lanes themselves are pinned in corpus.json
+        "data.window_bytes",  # likewise
+        "model.gradient_checkpointing",
+        "model.compile",
+        "objective.final_mask_rate",
+    }
+)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """All options as one flat dictionary with dotted names."""
+    return {
+        f"{group.name}.{option.name}": getattr(getattr(config, group.name), option.name)
+        for group in dataclasses.fields(config)
+        for option in dataclasses.fields(getattr(config, group.name))
+    }
+
+
+def fixed_options(config: Config) -> dict[str, Any]:
+    """The options that must not change in a run (seed, batch, objective, corpus...), by dotted name."""
+    whole_groups_that_may_change = ("run.", "eval.")
+    fixed_in_train = ("train.seed", "train.global_batch_size")
+    return {
+        name: value
+        for name, value in flatten(config).items()
+        if name not in CHANGEABLE
+        and not name.startswith(whole_groups_that_may_change)
+        and (not name.startswith("train.") or name in fixed_in_train)
+    }
+
+
+def run_directory(config: Config) -> Path:
+    """OUT: as given, else runs/<dataset>-<model>-<hash of the options that must not change>."""
+    if config.run.output_dir is not None:
+        return Path(config.run.output_dir)
+    digest = hashlib.sha256(json.dumps(fixed_options(config), sort_keys=True).encode()).hexdigest()[:8]
+    model = config.model.path or config.model.config or "model"
+    words = [re.sub(r"[^A-Za-z0-9._]+", "-", Path(part).name).strip("-") for part in (config.data.dataset or "", model)]
+    return Path("runs") / "-".join([*(word for word in words if word), digest])
+
+
+def validate(config: Config) -> None:
+    """Refuse, before anything is read, what cannot run. Raises ConfigError with the option and what to do."""
+
+    def refuse_unless(condition: bool, message: str) -> None:
+        if not condition:
+            raise ConfigError(message)
+
+    data, model, objective, train = config.data, config.model, config.objective, config.train
+    refuse_unless(data.dataset is not None, "--dataset is missing: give a Hub id, folder, glob or URL")
+    refuse_unless(
+        (model.path is None) != (model.config is None),
+        "give either --model (continue from it) or --model.config with --model.tokenizer (from scratch)",
+    )
+    refuse_unless(
+        model.config is None or model.tokenizer is not None,
+        "--model.config trains from scratch and needs --model.tokenizer",
+    )
+    refuse_unless(
+        train.max_steps is not None or train.max_epochs is not None, "give --max-steps or --max-epochs: the run needs an end"
+    )
+    for name, value in flatten(config).items():
+        option = "--" + name.replace("_", "-")
+        if name in _POSITIVE and value not in (None, "auto"):
+            refuse_unless(value > 0, f"{option} must be above 0, not {value}")
+        if name in _NOT_NEGATIVE:
+            refuse_unless(value >= 0, f"{option} must not be negative, not {value}")
+        if name in _FRACTIONS and value is not None:
+            refuse_unless(0 <= value <= 1, f"{option} must be between 0 and 1, not {value}")
+    refuse_unless(
+        objective.name != "mlm" or (0 < objective.mask_rate < 1 and objective.final_mask_rate != 1),
+        f"--objective.mask-rate must be between 0 and 1, both excluded, not {objective.mask_rate}",
+    )
+    refuse_unless(
+        objective.mask_share + objective.random_share <= 1,
+        "--objective.mask-share and --objective.random-share add up to more than 1",
+    )
+    refuse_unless(
+        data.lanes == "auto" or train.global_batch_size % data.lanes == 0,
+        f"--lanes {data.lanes} must divide --global-batch-size {train.global_batch_size}",
+    )
+    refuse_unless(
+        objective.final_mask_rate is None or train.max_steps is not None,
+        "--objective.final-mask-rate is reached at the last step and needs --max-steps",
+    )
+    if data.storage_options is not None:
+        try:
+            parsed = json.loads(data.storage_options)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"--data.storage-options is not JSON: {error}") from None
+        refuse_unless(isinstance(parsed, dict), "--data.storage-options must be a JSON object")
+
+
+_POSITIVE = frozenset(
+    {
+        "data.sequence_length",
+        "data.lanes",
+        "data.window_bytes",
+        "data.max_line_bytes",
+        "train.max_steps",
+        "train.max_epochs",
+        "train.global_batch_size",
+        "train.micro_batch_size",
+        "train.learning_rate",
+        "train.epsilon",
+        "train.max_grad_norm",
+        "train.max_bad_steps",
+        "eval.documents",
+        "eval.max_read_bytes",
+        "run.save_every",
+        "run.keep_last",
+        "run.log_every",
+    }
+)
+_NOT_NEGATIVE = frozenset(
+    {
+        "data.workers",
+        "data.retry_deadline",
+        "train.seed",
+        "train.warmup_steps",
+        "train.final_learning_rate",
+        "train.weight_decay",
+        "eval.every",
+        "run.keep_every",
+    }
+)
+_FRACTIONS = frozenset(
+    {
+        "data.heldout_fraction",
+        "data.max_bad_fraction",
+        "objective.mask_rate",
+        "objective.final_mask_rate",
+        "objective.mask_share",
+        "objective.random_share",
+        "train.decay_fraction",
+        "train.beta1",
+        "train.beta2",
+    }
+)

@@ -1,0 +1,424 @@
+"""The documents of a window: bytes, row groups or examples in; texts and what had to be skipped out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import orjson
+
+from stream_pretrain.data.dealing import Stripe
+from stream_pretrain.data.sources import Shard
+from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions
+from stream_pretrain.data.windows import LineWindows
+from stream_pretrain.errors import ContentError, SourceError, TransportError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A document that could not be used. `offset` is an uncompressed byte of a line format, else a row number."""
+
+    offset: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What one window holds, in the order of the shard."""
+
+    texts: list[str]
+    offsets: list[int]
+    """Where each text stands in the shard: an uncompressed byte of a line format, else a row number."""
+    skips: list[Skip]
+    restart: Restart
+
+
+class DocumentReader(Protocol):
+    """Windows of documents of one shard, for the lanes of this process."""
+
+    def follow(self, stripe: Stripe, block: int) -> None: ...
+
+    def leave(self, stripe: Stripe) -> bool: ...
+
+    def read(self, stripe: Stripe, block: int, restart: Restart) -> Documents | None: ...
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How documents are found in a shard."""
+
+    text_field: str
+    window_bytes: int
+    max_line_bytes: int
+    transport: TransportOptions
+
+
+def open_reader(shard: Shard, options: ReadOptions) -> DocumentReader:
+    """The reader for a shard's format."""
+    match shard.format:
+        case "jsonl" | "text":
+            return LineDocuments(shard, options)
+        case "parquet":
+            return ParquetDocuments(shard, options)
+        case "examples":
+            return ExampleDocuments(shard, options)
+
+
+class _BadDocumentError(Exception):
+    """A line, row or example that holds no usable text; the message is the reason that is counted."""
+
+
+Found = TypeVar("Found")
+
+
+def _documents_of(found: Iterable[tuple[int, Found]], text_of: Callable[[Found], str], restart: Restart) -> Documents:
+    """The texts of what was found in a window, each given with its offset, and what had to be skipped."""
+    documents = Documents([], [], [], restart)
+    for offset, candidate in found:
+        try:
+            documents.texts.append(text_of(candidate))
+            documents.offsets.append(offset)
+        except _BadDocumentError as bad:
+            documents.skips.append(Skip(offset, str(bad)))
+    return documents
+
+
+_ENOUGH_TO_JUDGE = 10
+"""A first window without a document but with this many bad ones says that the shard is not what it seems."""
+
+
+def _nothing_usable(documents: Documents) -> bool:
+    return not documents.texts and len(documents.skips) >= _ENOUGH_TO_JUDGE
+
+
+class LineDocuments:
+    """JSON lines (one object a line) or plain text (one document a line). Only LF ends a line; blank ones are none."""
+
+    def __init__(self, shard: Shard, options: ReadOptions) -> None:
+        self.shard = shard
+        self.options = options
+        self.windows = LineWindows(
+            self._open,
+            compressed=shard.compression != "none",
+            window_bytes=options.window_bytes,
+            max_line_bytes=options.max_line_bytes,
+        )
+        self.follow = self.windows.follow
+        self.leave = self.windows.leave
+        self.text_of: Callable[[bytes], str] = text_of_line if shard.format == "text" else json_parser(options.text_field)
+
+    def _open(self, restart: Restart) -> ShardBytes:
+        transport = self.options.transport
+        if self.shard.compression == "none" and any(stripe.count > 1 for stripe in self.windows.next_of):
+            # A stripe of a plain shard needs every k-th window: fetch that and its last line, not the windows of others.
+            window = self.options.window_bytes
+            transport = replace(transport, block_bytes=min(transport.block_bytes, window + window // 16))
+        return ShardBytes(self.shard.url, self.shard.compression, self.shard.size, restart, transport)
+
+    def read(self, stripe: Stripe, block: int, restart: Restart) -> Documents | None:
+        window = self.windows.read(stripe, block, restart)
+        if window is None:
+            return None
+        lines = window.lines.removeprefix(b"\xef\xbb\xbf") if block == 0 else window.lines
+        offset = window.offset + len(window.lines) - len(lines)
+        documents = _documents_of(_with_offsets(lines, offset), self._text_of_short, window.restart)
+        if window.overlong is not None:
+            documents.skips.append(Skip(window.overlong, _TOO_LONG))
+        if block == 0:
+            self._check_first_window(lines, documents)
+        return documents
+
+    def _text_of_short(self, line: bytes) -> str:
+        if len(line) > self.options.max_line_bytes:
+            raise _BadDocumentError(_TOO_LONG)
+        return self.text_of(line)
+
+    def _check_first_window(self, lines: bytes, documents: Documents) -> None:
+        fault = None
+        if lines.startswith((b"\xff\xfe", b"\xfe\xff")):
+            fault = "is UTF-16, not UTF-8: convert it"
+        elif self.shard.format == "jsonl" and documents.skips and not documents.texts:
+            fault = diagnose(lines, documents.skips[0].reason, self.options.text_field)
+        if fault is None and _nothing_usable(documents):
+            first = documents.skips[0]
+            fault = (
+                f"no document in its first window; {len(documents.skips)} lines skipped, "
+                f"the first at byte {first.offset}: {first.reason}"
+            )
+        if fault is not None:
+            raise ContentError(f"{self.shard.name}: {fault}")
+
+
+_TOO_LONG, _NOT_UTF8, _NO_FIELD, _NULL, _BLANK = "line too long", "not UTF-8", "no field", "text is null", "text is blank"
+
+
+def _with_offsets(lines: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their offsets in the shard."""
+    for line in lines.split(b"\n"):
+        if line and not line.isspace():
+            yield offset, line
+        offset += len(line) + 1
+
+
+def text_of_line(line: bytes) -> str:
+    """The document of a line of plain text."""
+    try:
+        return line.removesuffix(b"\r").decode()
+    except UnicodeDecodeError:
+        raise _BadDocumentError(_NOT_UTF8) from None
+
+
+def json_parser(text_field: str) -> Callable[[bytes], str]:
+    """A function from a JSON line to its text field; the last of duplicate keys counts."""
+    text_of = text_getter(text_field)
+
+    def parse(line: bytes) -> str:
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            value = _parse_leniently(line)
+        return text_of(value)
+
+    return parse
+
+
+def text_getter(text_field: str) -> Callable[[object], str]:
+    """A function from an object to its text field; dots reach into nested ones."""
+    names = text_field.split(".")
+
+    def get(value: object) -> str:
+        for name in names:
+            if not isinstance(value, Mapping):
+                raise _BadDocumentError("not an object")
+            if name not in value:
+                raise _BadDocumentError(f"{_NO_FIELD} {text_field}")
+            value = value[name]
+        return checked_text(value)
+
+    return get
+
+
+def _parse_leniently(line: bytes) -> Any:
+    """JSON as Python writes it (NaN, Infinity, integers of any size), which a strict parser refuses."""
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError:
+        raise _BadDocumentError(_NOT_UTF8) from None
+    except (ValueError, RecursionError):
+        raise _BadDocumentError("not JSON") from None
+
+
+def checked_text(value: object) -> str:
+    """The value, if it is text a tokenizer can take."""
+    if not isinstance(value, str):
+        raise _BadDocumentError(_NULL if value is None else "text is not a string")
+    if not value or value.isspace():
+        raise _BadDocumentError(_BLANK)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _BadDocumentError("text has lone surrogates") from None
+    return value
+
+
+def diagnose(lines: bytes, reason: str, text_field: str) -> str | None:
+    """What a .jsonl shard is that begins without a usable line, and what to do; None where nothing is known to be wrong.
+
+    reason: why the first line was skipped.
+    """
+    head = lines[:65536].lstrip()
+    first = head.split(b"\n", 1)[0].strip()
+    if head[:200].count(b"\x00") > 20:
+        return "is UTF-16, not UTF-8: convert it"
+    if first.startswith(b"["):
+        return "is one JSON array, not JSON lines: write one object a line"
+    if b"\r" in first:
+        return "ends its lines with CR alone: convert them to LF"
+    if first == b"{" or (first.startswith(b"{") and first.endswith(b",")):
+        return "has objects over several lines, not JSON lines: write one object a line"
+    try:
+        value = orjson.loads(first)
+    except orjson.JSONDecodeError:
+        return None
+    if isinstance(value, dict) and reason not in (_TOO_LONG, _NULL, _BLANK):
+        return _no_text(text_field, _paths(value))
+    return None
+
+
+def _no_text(text_field: str, fields: Iterable[str]) -> str:
+    return f"has no text in field {text_field!r}; fields seen: {', '.join(fields)}. Name one with --data.text-field"
+
+
+def _paths(value: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of the fields of an object."""
+    for name, inner in itertools.islice(value.items(), 20):
+        if isinstance(inner, dict) and prefix.count(".") < 3:
+            yield from _paths(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+class ParquetDocuments:
+    """Rows of a Parquet shard. A window is a slice of a row group; only the text column is read.
+
+    Row groups are read whole (that is what their owner made seekable); one larger than `window_bytes` is several
+    windows, read together and kept until another is asked for.
+    """
+
+    def __init__(self, shard: Shard, options: ReadOptions) -> None:
+        self.shard = shard
+        self.options = options
+        self.followers: set[Stripe] = set()
+        self.file: pq.ParquetFile | None = None
+        self.windows: list[_Slice] = []
+        self.held: tuple[int, pa.ChunkedArray] | None = None  # a row group's number and text column
+
+    def follow(self, stripe: Stripe, block: int) -> None:  # noqa: ARG002 (any window can be read on its own)
+        self.followers.add(stripe)
+
+    def leave(self, stripe: Stripe) -> bool:
+        self.followers.remove(stripe)
+        if self.followers:
+            return False
+        if self.file is not None:
+            self.file.close(force=True)
+        self.file = self.held = None
+        return True
+
+    def read(self, stripe: Stripe, block: int, restart: Restart) -> Documents | None:  # noqa: ARG002
+        if self.file is None:
+            self.file = self._open()
+            self.windows = self._slices(self.file.metadata)
+        if block >= len(self.windows):
+            return None
+        window = self.windows[block]
+        if self.held is None or self.held[0] != window.group:
+            self.held = window.group, self._column(self.file, window.group)
+        rows = self.held[1].slice(window.first, window.count)
+        documents = _documents_of(enumerate(rows, window.row), self._text_of, Restart())
+        if block == 0 and _nothing_usable(documents):
+            raise ContentError(f"{self.shard.name}: no document in its first window; row 0: {documents.skips[0].reason}")
+        return documents
+
+    def _open(self) -> pq.ParquetFile:
+        import fsspec
+        import pyarrow.parquet as pq
+
+        storage_options = dict(self.options.transport.storage_options)
+        try:
+            file = fsspec.open(self.shard.url, "rb", **storage_options).open()
+            return pq.ParquetFile(file, pre_buffer=False)
+        except Exception as error:  # every store has errors of its own
+            raise self._fault("is no whole Parquet file", error) from error
+
+    def _slices(self, metadata: pq.FileMetaData) -> list[_Slice]:
+        names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+        if self.options.text_field not in names:
+            raise ContentError(f"{self.shard.name}: {_no_text(self.options.text_field, names)}")
+        column, row = names.index(self.options.text_field), 0
+        slices = []
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            parts = max(1, min(group.num_rows, -(-group.column(column).total_uncompressed_size // self.options.window_bytes)))
+            edges = [group.num_rows * part // parts for part in range(parts + 1)]
+            slices += [_Slice(number, first, stop - first, row + first) for first, stop in itertools.pairwise(edges)]
+            row += group.num_rows
+        return slices
+
+    def _column(self, file: pq.ParquetFile, group: int) -> pa.ChunkedArray:
+        try:
+            return file.read_row_group(group, columns=[self.options.text_field]).column(0)
+        except Exception as error:
+            raise self._fault(f"row group {group} is damaged", error) from error
+
+    def _text_of(self, row: pa.Scalar) -> str:
+        try:
+            value = row.as_py()
+        except UnicodeDecodeError:
+            raise _BadDocumentError(_NOT_UTF8) from None
+        for name in self.options.text_field.split(".")[1:]:
+            value = value.get(name) if isinstance(value, dict) else value
+        return checked_text(value)
+
+    def _fault(self, what: str, error: Exception) -> SourceError:
+        """Damage as Arrow reports it, else a fault of transport: the two are never taken for each other."""
+        import pyarrow as pa
+
+        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):
+            return ContentError(f"{self.shard.name}: {what} ({words})")
+        return TransportError(f"{self.shard.name}: cannot be read ({words}); check the store and --data.storage-options")
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A window of a Parquet shard: rows [first, first + count) of a row group."""
+
+    group: int
+    first: int
+    count: int
+    row: int
+    """Number of its first row in the shard."""
+
+
+class ExampleDocuments:
+    """Examples of any format that `datasets` streams. A window is `EXAMPLES` of them in a row.
+
+    There is nothing to seek by: a resume reads the examples before its window again, and a stripe those of the others.
+    """
+
+    EXAMPLES = 1000
+
+    def __init__(self, shard: Shard, options: ReadOptions) -> None:
+        self.shard = shard
+        self.options = options
+        self.text_of = text_getter(options.text_field)
+        self.reading: dict[Stripe, tuple[int, Iterator[Mapping[str, Any]]]] = {}  # the next example's number, and the rest
+
+    def follow(self, stripe: Stripe, block: int) -> None:  # noqa: ARG002 (opened at the first read)
+        self.reading[stripe] = 0, self._examples()
+
+    def leave(self, stripe: Stripe) -> bool:
+        del self.reading[stripe]
+        return not self.reading
+
+    def read(self, stripe: Stripe, block: int, restart: Restart) -> Documents | None:  # noqa: ARG002
+        position, examples = self.reading[stripe]
+        first = block * self.EXAMPLES
+        assert first >= position
+        found = list(itertools.islice(examples, first - position, first - position + self.EXAMPLES))
+        if not found:
+            return None
+        self.reading[stripe] = first + len(found), examples
+        documents = _documents_of(enumerate(found, first), self.text_of, Restart())
+        if block == 0 and not documents.texts and documents.skips[0].reason.startswith(_NO_FIELD):
+            raise ContentError(f"{self.shard.name}: {_no_text(self.options.text_field, map(str, found[0]))}")
+        if block == 0 and _nothing_usable(documents):
+            raise ContentError(f"{self.shard.name}: no document in its first window; example 0: {documents.skips[0].reason}")
+        return documents
+
+    def _examples(self) -> Iterator[Mapping[str, Any]]:
+        import datasets
+
+        options: dict[str, Any] = {"sep": "\t"} if ".tsv" in PurePosixPath(self.shard.name).suffixes else {}
+        storage_options = dict(self.options.transport.storage_options)
+        try:
+            yield from datasets.load_dataset(
+                self.shard.builder,
+                data_files=[self.shard.url],
+                split="train",
+                streaming=True,
+                storage_options=storage_options or None,
+                **options,
+            )
+        except Exception as error:  # every builder and store has errors of its own; which are damage cannot be told
+            words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise SourceError(f"{self.shard.name}: `datasets` ({self.shard.builder}) cannot read it: {words}") from error

@@ -1,0 +1,213 @@
+"""Documents to rows: which tokens of which document stand where, by index arithmetic on flat ids.
+
+Documents are split, never truncated. Every segment carries the special tokens of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Packing = Literal["best_fit", "concat", "none"]
+
+SMALLEST_FRAGMENT = 16
+"""A document is not split into fragments under this many tokens."""
+
+FILLED_WITH_WHOLE = 0.985
+"""Share of the rows that best fit fills with documents of its choice, so that all of them find room."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Packed rows and where their segments came from."""
+
+    input_ids: NDArray[np.int32]
+    """[R, L], the pad id behind the last segment of a row."""
+    segment_row: NDArray[np.int32]
+    """[S] row of each segment; segments are in order of (row, start)."""
+    segment_start: NDArray[np.int32]
+    """[S] first position of the segment in its row."""
+    segment_length: NDArray[np.int32]
+    """[S] positions of the segment, its special tokens included."""
+    segment_document: NDArray[np.int32]
+    """[S] the document: its index among those packed together."""
+    segment_token: NDArray[np.int32]
+    """[S] first token of the document in the segment; 0 begins it."""
+
+    def segments_of(self, row: int) -> slice:
+        """Indices of the segments of a row."""
+        first, stop = np.searchsorted(self.segment_row, (row, row + 1)).tolist()
+        return slice(first, stop)
+
+
+class Placement(NamedTuple):
+    """Tokens [start, stop) of a document, placed in a row."""
+
+    row: int
+    document: int
+    start: int
+    stop: int
+
+
+def place(
+    lengths: Sequence[int], first_token: int, rows: int, capacity: int, framing: int, packing: Packing
+) -> tuple[list[Placement], tuple[int, int]]:
+    """Place documents in rows; returns the placements and the first (document, token) that was left.
+
+    lengths: tokens of each document, in reading order. `first_token` of the first were placed before.
+    capacity: positions of a row; framing: positions every segment needs for its special tokens.
+
+    best_fit: the documents that fit are placed largest first into the fullest row that takes them (best-fit
+    decreasing, Johnson 1973); one that no row takes is split; then the following documents, in order, fill the gaps
+    and are split to do so. Where the documents end, only rows that they fill are begun. concat: rows are filled in
+    order. none: a row takes one document or one part of it. Only the last document is left unfinished.
+    """
+    assert capacity > framing
+    placements: list[Placement] = []
+    free = [(capacity, row) for row in range(rows)]
+    document, token = 0, first_token
+    if packing == "best_fit":
+        positions = sum(lengths) - first_token + framing * len(lengths)
+        free = free[: max(1, min(rows, positions // capacity))]
+        document, placements, free = _place_best(lengths, first_token, free, capacity, framing)
+        token = 0 if document else first_token
+
+    for left, row in free:
+        while document < len(lengths):
+            rest = lengths[document] - token
+            take = _most_of(rest, left - framing, capacity - framing)
+            if not take:
+                break
+            placements.append(Placement(row, document, token, token + take))
+            left -= take + framing
+            document, token = (document + 1, 0) if take == rest else (document, token + take)
+            if take < rest or packing == "none":
+                break
+    return placements, (document, token)
+
+
+def _smallest_fragment(widest: int) -> int:
+    """Tokens of a fragment at the least; `widest` are those a row has room for."""
+    return min(SMALLEST_FRAGMENT, max(1, widest // 2))
+
+
+def _most_of(rest: int, room: int, widest: int) -> int:
+    """How many of the `rest` tokens of a document to place in a room: all, or a fragment that leaves one, or none."""
+    if rest <= room:
+        return rest
+    smallest = _smallest_fragment(widest)
+    take = min(room, rest - smallest)
+    return take if take >= smallest else 0
+
+
+def _place_best(
+    lengths: Sequence[int], first_token: int, free: list[tuple[int, int]], capacity: int, framing: int
+) -> tuple[int, list[Placement], list[tuple[int, int]]]:
+    """Place as many of the first documents as go into the rows whole or split; their number, and what is left of the rows.
+
+    free: (positions left, row) of each row; returned with the most left first.
+    """
+    widest = capacity - framing
+    whole = _documents_that_fit(lengths, first_token, FILLED_WITH_WHOLE * len(free) * capacity, widest, framing)
+    smallest_gap = _smallest_fragment(widest) + framing
+    starts = [first_token] + [0] * (len(lengths) - 1)
+    while True:
+        left = sorted(free)
+        placements = []
+        for document in sorted(range(whole), key=lambda d: starts[d] - lengths[d]):
+            token, stop = starts[document], lengths[document]
+            while (fitting := bisect_left(left, (stop - token + framing,))) == len(left):  # no row takes the rest
+                room, row = left.pop()
+                take = _most_of(stop - token, room - framing, widest)
+                if not take:
+                    break
+                gap = room - framing - take
+                if 0 < gap < smallest_gap:
+                    take = max(take - (smallest_gap - gap), _smallest_fragment(widest))  # then a fragment can fill it
+                placements.append(Placement(row, document, token, token + take))
+                insort(left, (room - take - framing, row))
+                token += take
+            else:
+                room, row = left.pop(fitting)
+                placements.append(Placement(row, document, token, stop))
+                insort(left, (room - (stop - token) - framing, row))
+                continue
+            break
+        else:
+            return whole, placements, left[::-1]
+        whole -= 1  # the rows are too fragmented for the last one: it goes to the gaps
+
+
+def _documents_that_fit(lengths: Sequence[int], first_token: int, room: float, widest: int, framing: int) -> int:
+    """How many documents, in order, surely find room when some have to be split."""
+    for document, length in enumerate(lengths):
+        if document == 0:
+            length -= first_token
+        room -= length + framing * (1 + length // widest)
+        if room < 0:
+            return document
+    return len(lengths)
+
+
+def assemble(
+    placements: Sequence[Placement],
+    ids: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    capacity: int,
+    prefix: Sequence[int],
+    suffix: Sequence[int],
+    pad: int,
+) -> Rows:
+    """Rows from placements. ids: int32 [tokens] of all documents; offsets: int64 [documents + 1] into ids."""
+    table = np.fromiter(itertools.chain.from_iterable(placements), dtype=np.int64).reshape(-1, 4)
+    row, document, token, stop = table[np.argsort(table[:, 0], kind="stable")].T
+    count = stop - token
+    length = count + len(prefix) + len(suffix)
+    first = np.flatnonzero(np.diff(row, prepend=-1))  # a row that nothing was placed in does not exist
+    row = np.repeat(np.arange(len(first)), np.diff(first, append=len(row)))
+    before = np.cumsum(length) - length
+    start = before - before[first][row]
+
+    input_ids = np.full(len(first) * capacity, pad, dtype=np.int32)
+    segment = row * capacity + start
+    for i, token_id in enumerate(prefix):
+        input_ids[segment + i] = token_id
+    for i, token_id in enumerate(suffix):
+        input_ids[segment + len(prefix) + count + i] = token_id
+    # The i-th placed token of all goes from one place to another; both run on within a segment.
+    placed = np.arange(int(count.sum()))
+    begin = np.cumsum(count) - count
+    target, source = segment + len(prefix) - begin, offsets[document] + token - begin
+    input_ids[placed + np.repeat(target, count)] = ids[placed + np.repeat(source, count)]
+    return Rows(
+        input_ids=input_ids.reshape(-1, capacity),
+        segment_row=row.astype(np.int32),
+        segment_start=start.astype(np.int32),
+        segment_length=length.astype(np.int32),
+        segment_document=document.astype(np.int32),
+        segment_token=token.astype(np.int32),
+    )
+
+
+def gather(picks: Sequence[tuple[Rows, int]], capacity: int) -> Rows:
+    """Single rows of `capacity` positions, each given as (rows, index), as one."""
+    cuts = [(rows, rows.segments_of(index)) for rows, index in picks]
+    empty = np.empty(0, dtype=np.int32)
+
+    def joined(name: str) -> NDArray[np.int32]:
+        return np.concatenate([empty, *(getattr(rows, name)[cut] for rows, cut in cuts)])
+
+    return Rows(
+        input_ids=np.concatenate([empty.reshape(0, capacity), *(rows.input_ids[i : i + 1] for rows, i in picks)]),
+        segment_row=np.repeat(np.arange(len(picks), dtype=np.int32), [cut.stop - cut.start for _, cut in cuts]),
+        segment_start=joined("segment_start"),
+        segment_length=joined("segment_length"),
+        segment_document=joined("segment_document"),
+        segment_token=joined("segment_token"),
+    )

@@ -1,0 +1,959 @@
+"""The uncompressed bytes of one shard, in order, from a restart point.
+
+    store        bytes [start, stop) of the file as it lies there, in pieces; knows no retry
+    _Compressed  retries below the decompressor, reads one block ahead, buffers
+    members      zstd and lz4 frames, gzip members, bz2 and xz streams: restart points lie between them
+    ShardBytes   chunks of bounded size, skipping forward
+
+A fault of transport (network, server) is retried at the byte that is missing and never changes a byte above; a fault of
+content (damage, truncation) is a ContentError, met after the same good bytes wherever the pass began.
+"""
+
+from __future__ import annotations
+
+import bisect
+import bz2
+import email.utils
+import itertools
+import logging
+import lzma
+import os
+import random
+import re
+import struct
+import threading
+import time
+import urllib.parse
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import fsspec
+import requests
+import zstandard
+from huggingface_hub import get_token, hf_hub_url
+
+from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError, TransportError
+
+logger = logging.getLogger(__name__)
+
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+
+Compression = Literal["none", "zstd", "gzip", "bz2", "xz", "lz4"]
+
+_ENDINGS: dict[str, Compression] = {
+    ".zst": "zstd",
+    ".zstd": "zstd",
+    ".gz": "gzip",
+    ".gzip": "gzip",
+    ".bgz": "gzip",
+    ".bz2": "bz2",
+    ".xz": "xz",
+    ".lz4": "lz4",
+}
+_MAGIC: dict[Compression, bytes] = {
+    "zstd": b"\x28\xb5\x2f\xfd",
+    "gzip": b"\x1f\x8b",
+    "bz2": b"BZh",
+    "xz": b"\xfd7zXZ\x00",
+    "lz4": b"\x04\x22\x4d\x18",
+}
+_MEMBER: dict[Compression, str] = {
+    "zstd": "zstd frame",
+    "gzip": "gzip member",
+    "bz2": "bz2 stream",
+    "xz": "xz stream",
+    "lz4": "lz4 frame",
+}
+
+_CHUNK = MIB  # uncompressed bytes that one call of a decoder gives at most
+_SMALL = 256 * KIB  # smaller pieces are joined before they are handed on
+_SLICE = 64 * KIB  # compressed bytes fed at once; counted from the member's start, so that damage is met at the same byte
+_ZSTD_BLOCK = 128 * KIB  # content of one block of a zstd frame, at most
+_LOCAL_BLOCK = MIB
+_PIECE = 64 * KIB
+_MAX_WINDOW = 2 * GIB
+_CONNECT_TIMEOUT = 30.0
+_BACKOFF_BASE, _BACKOFF_CAP = 0.5, 60.0
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Decompression can start at byte `compressed` of the file, which is byte `uncompressed` of its content."""
+
+    compressed: int = 0
+    uncompressed: int = 0
+
+
+@dataclass(frozen=True)
+class TransportOptions:
+    """How shards are fetched.
+
+    Units: seconds; `retry_deadline` counts the time without a single new byte, `read_timeout` the silence after which a
+    connection is taken for dead.
+    """
+
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    retry_deadline: float = 1800.0
+    block_bytes: int = 8 * MIB
+    read_timeout: float = 60.0
+
+
+def compression_of(name: str) -> Compression:
+    """How a file (a name, path or URL) is compressed, by its ending."""
+    path = urllib.parse.urlsplit(name).path if "://" in name else name
+    return _ENDINGS.get(os.path.splitext(path)[1].lower(), "none")
+
+
+class ShardBytes:
+    """The uncompressed bytes of one shard, in order, from a restart point.
+
+    Opened by the first read. `position` is the offset of the next byte that read() returns; `restart` belongs to the chunk
+    that read() returned last and is a pure function of the shard and that chunk's offset, wherever the pass began.
+
+    Raises: ContentError where the shard is damaged, after all bytes before the damage that could be had were returned;
+    TransportError where the bytes cannot be had; SourceError where the file was replaced.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        compression: Compression,
+        size: int | None,
+        restart: Restart = Restart(),
+        options: TransportOptions = TransportOptions(),
+    ):
+        self.position = restart.uncompressed
+        self.restart = restart
+        self._begin = restart
+        self.seconds_decompressing = 0.0
+        self._name = _without_secrets(url)
+        self._compression = compression
+        self._size = size
+        self._data = _Compressed(url, self._name, size, restart.compressed, options)
+        self._decoded = restart.uncompressed  # bytes that have left the decoder, counted from the shard's start
+        self._chunks = self._plain() if compression == "none" else self._members()
+        self._pending: tuple[Restart, bytes] | None = None
+        self._frames: list[Restart] | None = None  # of the seek table; empty: the shard has none
+        self._error: StreamPretrainError | None = None
+
+    @property
+    def compressed_bytes_read(self) -> int:
+        """Bytes that came from the store, repeated ones included."""
+        return self._data.bytes_read
+
+    @property
+    def seconds_waiting(self) -> float:
+        """Seconds spent waiting for the store."""
+        return self._data.seconds_waiting
+
+    def read(self) -> bytes:
+        """The next chunk, of one frame or member; b"" at the end of the shard."""
+        following = self._pending or self._next()
+        self._pending = None
+        self.position = self._decoded
+        if following is None:
+            return b""
+        self.restart, chunk = following
+        return chunk
+
+    def skip_to(self, offset: int) -> None:
+        """Make the next read() start at this uncompressed offset; forward only, past the end means at the end."""
+        assert offset >= self.position, "bytes are only skipped forward"
+        if self._compression == "zstd":
+            self._jump(offset)
+        elif self._compression == "none" and offset > self._decoded:
+            known = self._data.known_total
+            self._decoded = offset if known is None else max(self._decoded, min(offset, known))
+            self._data.seek(self._decoded)
+        pending, self._pending = self._pending, None
+        while self._decoded < offset and (following := self._next()):
+            pending = following
+        if (left := self._decoded - offset) > 0:
+            assert pending is not None
+            restart, chunk = pending
+            self._pending = (restart, chunk[-left:])
+        self.position = min(offset, self._decoded)
+
+    def close(self) -> None:
+        """Let go of the file or connection."""
+        self._data.close()
+
+    def _next(self) -> tuple[Restart, bytes] | None:
+        if self._error is not None:
+            raise self._error
+        started, waited = time.perf_counter(), self._data.seconds_waiting
+        try:
+            return next(self._chunks, None)
+        except StreamPretrainError as error:
+            self._error = error  # a finished generator would look like the end of the shard
+            raise
+        finally:
+            self.seconds_decompressing += time.perf_counter() - started - (self._data.seconds_waiting - waited)
+
+    def _plain(self) -> Iterator[tuple[Restart, bytes]]:
+        head = bytes(self._data.peek(_HEAD))
+        if self._data.position == 0 and (found := _binary_format(head)):
+            raise ContentError(f"{self._name}: looks like {found}, but its name says plain text; name it after its format")
+        while piece := bytes(self._data.peek(_CHUNK, least=1)):
+            start = Restart(self._decoded, self._decoded)
+            self._data.advance(len(piece))
+            self._decoded += len(piece)
+            yield start, piece
+        self._decoded = min(self._decoded, self._data.total)
+        self._check_size()
+
+    def _members(self) -> Iterator[tuple[Restart, bytes]]:
+        data, magic, decode = self._data, _MAGIC[self._compression], _decoder_of(self._compression)
+        while head := bytes(data.peek(_HEAD)):
+            start = Restart(data.position, self._decoded)
+            if self._compression in ("gzip", "xz") and head[0] == 0 and start.compressed > 0:
+                padding = bytes(data.peek(_SLICE))  # tar and tape tools pad with zeros
+                data.advance(len(padding) - len(padding.lstrip(b"\0")))
+                continue
+            if self._compression in ("zstd", "lz4") and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:
+                if not _skip_skippable(data):
+                    raise self._damaged(start, _CUT, "skippable frame")
+                continue
+            if not head.startswith(magic):
+                if magic.startswith(head):
+                    raise self._damaged(start, _CUT)
+                raise ContentError(
+                    f"{self._name}: no {_MEMBER[self._compression]} begins at compressed byte {start.compressed} "
+                    f"(uncompressed {start.uncompressed}); what is there looks like {_looks_like(head)}"
+                )
+            if self._frames:
+                at = bisect.bisect_left(self._frames, start.compressed, key=lambda frame: frame.compressed)
+                listed = self._frames[min(at, len(self._frames) - 1)]
+                if listed.compressed == start.compressed and listed != start:
+                    raise self._damaged(start, f"the seek table says it begins at uncompressed byte {listed.uncompressed}")
+            try:
+                for chunk in _joined(decode(data)):
+                    self._decoded += len(chunk)
+                    yield start, chunk
+            except _DamageError as damage:
+                raise self._damaged(start, damage.reason) from damage.__cause__
+        self._check_size()
+
+    def _damaged(self, start: Restart, reason: str, what: str | None = None) -> ContentError:
+        known = (self._data.known_total, self._size)
+        sizes = "" if None in known or known[0] == known[1] else f" (the shard has {known[0]} bytes, {known[1]} are listed)"
+        return ContentError(
+            f"{self._name}: the {what or _MEMBER[self._compression]} that begins at compressed byte {start.compressed} "
+            f"(uncompressed {start.uncompressed}) cannot be decompressed from uncompressed byte {self._decoded} on: "
+            f"{reason}{sizes}"
+        )
+
+    def _check_size(self) -> None:
+        if self._data.total < self._begin.compressed:
+            raise SourceError(
+                f"{self._name}: has {self._data.total} bytes, but reading was to go on at byte {self._begin.compressed}: "
+                "it was replaced since the run began"
+            )
+        if self._size is not None and self._data.total != self._size:
+            raise ContentError(
+                f"{self._name}: has {self._data.total} bytes, but {self._size} are listed: it was cut short or replaced"
+            )
+
+    def _jump(self, offset: int) -> None:
+        """Go to the frame of the seek table that holds `offset`, where that saves reading."""
+        if offset - self._decoded <= _CHUNK or not self._data.can_jump():
+            return
+        if self._frames is None:
+            self._frames = _read_seek_table(self._data)
+        at = bisect.bisect_right(self._frames, offset, key=lambda frame: frame.uncompressed) - 1
+        if at >= 0 and self._frames[at].uncompressed > self._decoded:
+            self._data.seek(self._frames[at].compressed)
+            self._decoded = self._frames[at].uncompressed
+            self._chunks = self._members()
+
+
+# --- members: frames, gzip members, streams -------------------------------------------------------------------------
+
+_CUT = "it is not finished where the shard ends: the shard was cut short"
+_HEAD = 512
+
+
+class _DamageError(Exception):
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _Decoder(Protocol):
+    """What bz2, lzma and lz4 have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes | None: ...
+
+    def decompress(self, data: bytes, /, max_length: int) -> bytes: ...
+
+
+class _GzipMember:
+    """One gzip member with the interface of bz2 and lzma; zlib checks CRC and length."""
+
+    def __init__(self) -> None:
+        self._inflate = zlib.decompressobj(wbits=31)
+
+    @property
+    def eof(self) -> bool:
+        return self._inflate.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inflate.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inflate.unused_data
+
+    def decompress(self, data: bytes, /, max_length: int) -> bytes:
+        return self._inflate.decompress(data or self._inflate.unconsumed_tail, max_length)
+
+
+def _lz4_frame() -> _Decoder:
+    try:
+        import lz4.frame
+    except ImportError as error:
+        raise SourceError("reading .lz4 shards needs the extra lz4: pip install 'stream_pretrain[lz4]'") from error
+    decoder: _Decoder = lz4.frame.LZ4FrameDecompressor()
+    return decoder
+
+
+def _decoder_of(compression: Compression) -> Callable[[_Compressed], Iterator[bytes]]:
+    """Gives the content of the one member that begins here, in pieces of at most about `_CHUNK`, and goes to its end."""
+    match compression:
+        case "zstd":
+            decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+            return lambda data: _decode_zstd(data, decompressor)
+        case "gzip":
+            return lambda data: _decode_stream(data, _GzipMember())
+        case "bz2":
+            return lambda data: _decode_stream(data, bz2.BZ2Decompressor())
+        case "xz":
+            return lambda data: _decode_stream(data, lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MAX_WINDOW))
+        case _:
+            return lambda data: _decode_stream(data, _lz4_frame())
+
+
+def _decode_stream(data: _Compressed, decoder: _Decoder) -> Iterator[bytes]:
+    while not decoder.eof:
+        piece = bytes(data.peek(_SLICE)) if decoder.needs_input else b""
+        if decoder.needs_input and not piece:
+            raise _DamageError(_CUT)
+        try:
+            content = decoder.decompress(piece, max_length=_CHUNK)
+        except (zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError) as error:  # bz2: OSError, lz4: RuntimeError
+            raise _DamageError(str(error)) from error
+        data.advance(len(piece) - len(decoder.unused_data or b"" if decoder.eof else b""))
+        if content:
+            yield content
+
+
+def _decode_zstd(data: _Compressed, decompressor: zstandard.ZstdDecompressor) -> Iterator[bytes]:
+    """Feeds whole blocks: one holds at most 128 KiB of content, so that a bomb stays small, and the last one ends the frame.
+
+    Source: RFC 8878, section 3.1.1.
+    """
+    header = bytes(data.peek(18))
+    size = zstandard.frame_header_size(header) if len(header) > 4 else 5
+    if len(header) < size:
+        raise _DamageError(_CUT)
+    single_segment = bool(header[4] & 0x20)  # else the next byte is the window: exponent and eighths
+    window = 0 if single_segment else (8 + (header[5] & 7)) << (7 + (header[5] >> 3))
+    if window <= _MAX_WINDOW:  # above, zstandard does not even describe the frame
+        try:
+            parameters = zstandard.get_frame_parameters(header)
+        except zstandard.ZstdError as error:
+            raise _DamageError(str(error)) from error
+        window = parameters.window_size
+    if window > _MAX_WINDOW:
+        raise _DamageError(
+            f"it needs {window / GIB:.1f} GiB of memory to decompress, and {_MAX_WINDOW // GIB} GiB is the most that is "
+            "supported; compress it anew with --long=31 or less"
+        )
+    decoder = decompressor.decompressobj(write_size=2 * _ZSTD_BLOCK)
+    last = False
+    while not last:
+        blocks = 0
+        while not last and blocks * _ZSTD_BLOCK < _CHUNK:
+            block = bytes(data.peek(size + 3)[size:])
+            if len(block) < 3:
+                break
+            word = int.from_bytes(block, "little")
+            last, run_length = bool(word & 1), word >> 1 & 3 == 1
+            size += 3 + (1 if run_length else word >> 3)
+            blocks += 1
+        if last and parameters.has_checksum:
+            size += 4
+        piece = data.peek(size)
+        complete = blocks > 0 and len(piece) == size
+        try:
+            content = decoder.decompress(piece)
+        except zstandard.ZstdError as error:
+            raise _DamageError(str(error).removeprefix("zstd decompressor error: ")) from error
+        data.advance(len(piece))
+        if content:
+            yield content
+        if not complete:
+            raise _DamageError(_CUT)
+        size = 0
+    if not decoder.eof:
+        raise _DamageError("it does not end with its last block")
+
+
+def _joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Small pieces joined; what came before an error is handed on first."""
+    held: list[bytes] = []
+    size = 0
+    try:
+        for piece in pieces:
+            held.append(piece)
+            size += len(piece)
+            if size >= _SMALL:
+                yield held[0] if len(held) == 1 else b"".join(held)
+                held, size = [], 0
+    except (_DamageError, StreamPretrainError):
+        if held:
+            yield b"".join(held)
+        raise
+    if held:
+        yield b"".join(held)
+
+
+def _skip_skippable(data: _Compressed) -> bool:
+    """Go behind a skippable frame; false where the shard ends inside it."""
+    head = bytes(data.peek(8))
+    if len(head) < 8:
+        return False
+    data.seek(data.position + 8 + int.from_bytes(head[4:], "little"))
+    return bool(data.peek(1)) or data.position <= data.total
+
+
+def _read_seek_table(data: _Compressed) -> list[Restart]:
+    """Where the frames start, and where the last one ends; empty where there is no table that fits the shard.
+
+    Source: zstd/contrib/seekable_format/zstd_seekable_compression_format.md.
+    """
+    tail = data.apart(max(0, data.total - 64 * KIB), data.total)
+    if len(tail) < 9:
+        return []
+    frames, descriptor, magic = struct.unpack("<IBI", tail[-9:])
+    entry = 12 if descriptor & 0x80 else 8
+    size = 8 + frames * entry + 9
+    if magic != 0x8F92EAB1 or size > data.total:
+        return []
+    if size > len(tail):
+        tail = data.apart(data.total - size, data.total)
+    table = tail[-size:]
+    if struct.unpack_from("<II", table) != (0x184D2A5E, size - 8):
+        return []
+    sizes = [struct.unpack_from("<II", table, 8 + index * entry) for index in range(frames)]
+    compressed = list(itertools.accumulate((one[0] for one in sizes), initial=0))
+    uncompressed = list(itertools.accumulate((one[1] for one in sizes), initial=0))
+    return list(map(Restart, compressed, uncompressed)) if compressed[-1] == data.total - size else []
+
+
+def _binary_format(head: bytes) -> str | None:
+    """What certainly is no text: a compressed file, or a pointer in place of the data."""
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer in place of the data (run `git lfs pull`, or give the URL of the data)"
+    if re.match(rb"BZh[1-9]1AY&SY", head):
+        return "bz2"
+    magics: list[tuple[str, bytes]] = [*_MAGIC.items(), ("zip", b"PK\x03\x04"), ("Parquet", b"PAR1")]
+    return next((name for name, magic in magics if name != "bz2" and head.startswith(magic)), None)
+
+
+def _looks_like(head: bytes) -> str:
+    """In words, what a file or the rest of one begins with."""
+    if found := _binary_format(head):
+        return found
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page"
+    if start.startswith(b"<?xml"):
+        return "an XML answer of a server"
+    if not head.strip(b"\0"):
+        return "only zero bytes"
+    if start[:1] in (b"{", b"["):
+        return "plain JSON text"
+    if all(byte >= 32 or byte in b"\t\r\n" for byte in head) and head.isascii():
+        return "plain text"
+    return f"no known format (bytes {head[:8].hex(' ')})"
+
+
+# --- compressed bytes: retry, read-ahead, buffer --------------------------------------------------------------------
+
+
+class _TransientError(Exception):
+    """A fault of transport that may pass; `wait` is how long the server asked to wait, in seconds."""
+
+    def __init__(self, cause: str, wait: float | None = None):
+        super().__init__(cause)
+        self.wait = wait
+
+
+class _Compressed:
+    """The bytes of the file as it lies in the store, behind a buffer."""
+
+    def __init__(self, url: str, name: str, size: int | None, start: int, options: TransportOptions):
+        self.position = start
+        self.bytes_read = 0
+        self.seconds_waiting = 0.0
+        self._name = name
+        self._deadline = options.retry_deadline
+        self._store = _store(url, name, size, options)
+        self._local = isinstance(self._store, _LocalFile)
+        self._block_bytes = min(options.block_bytes, _LOCAL_BLOCK) if self._local else options.block_bytes
+        self._buffer: bytes | bytearray = b""
+        self._index = 0  # where `position` is in the buffer
+        self._previous_end: int | None = None
+        self._ahead: tuple[int, Future[bytes | bytearray]] | None = None
+        self._cancelled = threading.Event()
+
+    @property
+    def known_total(self) -> int | None:
+        """Size of the file, where the store has told it."""
+        return self._store.total
+
+    @property
+    def total(self) -> int:
+        """Size of the file; to be asked where its end was met, or of a store that can jump."""
+        assert self._store.total is not None
+        return self._store.total
+
+    def peek(self, count: int, least: int | None = None) -> memoryview:
+        """The next `count` bytes without going on; fewer only at the end of the shard, or where `least` are enough."""
+        wanted = count if least is None else least
+        while len(self._buffer) - self._index < wanted and self._refill():
+            pass
+        return memoryview(self._buffer)[self._index : self._index + count]
+
+    def advance(self, count: int) -> None:
+        """Go on by this much of what was peeked; a decoder's unused input is given back by a negative count."""
+        self.position += count
+        self._index += count
+        assert 0 <= self._index <= len(self._buffer)
+
+    def seek(self, offset: int) -> None:
+        """Go on at this byte; what lies between is not transferred unless it is already on its way."""
+        assert offset >= self.position
+        if self._ahead is not None and 0 <= offset - self._ahead[0] < self._block_bytes:
+            self.advance(self._ahead[0] - self.position)
+            self._refill()
+        if offset - self.position <= len(self._buffer) - self._index:
+            self.advance(offset - self.position)
+        else:
+            self._buffer, self._index, self.position = b"", 0, offset
+
+    def can_jump(self) -> bool:
+        """Whether going far forward can be cheaper than reading on."""
+        self.peek(1)
+        return self._store.seekable and self.position + len(self._buffer) - self._index < self.total
+
+    def apart(self, start: int, stop: int) -> bytes:
+        """Bytes [start, stop), leaving position and buffer as they are."""
+        started = time.perf_counter()
+        if self._ahead is not None:
+            self._ahead[1].exception()  # one request at a time; its outcome is looked at when its bytes are needed
+        content = bytes(self._fetch(start, stop))
+        self.seconds_waiting += time.perf_counter() - started
+        return content
+
+    def close(self) -> None:
+        self._cancel()
+        self._store.close()
+
+    def _refill(self) -> bool:
+        started = time.perf_counter()
+        start = self.position + len(self._buffer) - self._index
+        if self._ahead is not None and self._ahead[0] == start:
+            ahead, self._ahead = self._ahead, None
+            block = ahead[1].result()
+        else:
+            self._cancel()
+            block = self._fetch(start, start + self._block_bytes)
+        # After a jump nobody knows how far reading goes on: only a second block in a row is followed by a read-ahead.
+        end = start + len(block)
+        if not self._local and block and self._previous_end == start and (self._store.total is None or end < self._store.total):
+            self._ahead = (end, _in_thread(self._fetch, end, end + self._block_bytes))
+        self._previous_end = end
+        rest = memoryview(self._buffer)[self._index :]
+        self._buffer = b"".join((rest, block)) if rest else block
+        self._index = 0
+        self.seconds_waiting += time.perf_counter() - started
+        return bool(block)
+
+    def _cancel(self) -> None:
+        if self._ahead is not None:
+            self._cancelled.set()
+            self._ahead[1].exception()
+            self._cancelled.clear()
+            self._ahead = None
+
+    def _fetch(self, start: int, stop: int) -> bytes | bytearray:
+        """Bytes [start, stop), fewer only at the end of the file. The one place where anything is retried.
+
+        Raises: TransportError after `retry_deadline` seconds without a new byte, or at once where trying again cannot help.
+        """
+        received = bytearray()
+        tries, progress = 0, time.monotonic()
+        while True:
+            try:
+                for piece in self._store.pieces(start + len(received), stop):
+                    received += piece
+                    self.bytes_read += len(piece)
+                    tries, progress = 0, time.monotonic()
+                    if self._cancelled.is_set():
+                        break
+                return received
+            except _TransientError as passing:
+                fault = passing
+            except StreamPretrainError:
+                raise
+            except Exception as error:
+                fault = _fault(error, self._name)
+            at = start + len(received)
+            self._store.reset()
+            wait = fault.wait
+            if wait is None:
+                # not the module's generator: its state belongs to the training
+                wait = random.SystemRandom().uniform(0.5, 1.0) * min(_BACKOFF_CAP, _BACKOFF_BASE * 2 ** min(tries, 10))
+            tries += 1
+            if time.monotonic() + wait - progress > self._deadline:
+                raise TransportError(
+                    f"{self._name}: nothing from compressed byte {at} on for {time.monotonic() - progress:.0f} s ({fault}); "
+                    f"check the network and the server, or raise --data.retry-deadline (now {self._deadline:g} s)"
+                ) from fault
+            logger.warning("%s: %s at compressed byte %d; trying again in %.1f s", self._name, fault, at, wait)
+            if self._cancelled.wait(wait):
+                return received
+
+
+def _in_thread(fetch: Callable[[int, int], bytes | bytearray], start: int, stop: int) -> Future[bytes | bytearray]:
+    """Run in a thread that keeps no process alive."""
+    future: Future[bytes | bytearray] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(fetch(start, stop))
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _fault(error: Exception, name: str) -> _TransientError:
+    """What a library raised, as a fault that may pass. Raises TransportError where trying again cannot help."""
+    words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    response = getattr(error, "response", None)
+    status = next(
+        (
+            value
+            for holder in (error, response)
+            for key in ("status_code", "status", "code")
+            if isinstance(value := getattr(holder, key, None), int)
+        ),
+        None,
+    )
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        raise TransportError(f"{name}: not found ({words}); {_CHECK_ID}") from error
+    if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__:
+        raise TransportError(f"{name}: access refused ({words}); {_CHECK_TOKEN}") from error
+    python_says = type(error).__module__ == "builtins" and not isinstance(error, (OSError, EOFError))
+    if python_says:
+        raise error
+    if isinstance(error, (ValueError, IsADirectoryError, NotADirectoryError, requests.TooManyRedirects)):
+        raise TransportError(f"{name}: cannot be read ({words})") from error
+    return _TransientError(words)
+
+
+_CHECK_ID = "check the id, path and revision; what is private looks like this to a token without access (HF_TOKEN)"
+_CHECK_TOKEN = "check the token or keys: HF_TOKEN for the Hub, else the store's own or --data.storage-options"
+
+
+# --- stores: local files, HTTP, fsspec ------------------------------------------------------------------------------
+
+
+class _Store(Protocol):
+    """A file where its owner put it."""
+
+    total: int | None
+    """Its size, once known."""
+    seekable: bool
+    """Whether going forward costs less than reading what lies between."""
+
+    def pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        """Bytes [start, stop) as they arrive, fewer only at the end of the file. Raises what its library raises."""
+
+    def reset(self) -> None:
+        """After a fault: connect afresh."""
+
+    def close(self) -> None: ...
+
+
+def _store(url: str, name: str, size: int | None, options: TransportOptions) -> _Store:
+    storage_options = dict(options.storage_options)
+    scheme = url.split("://")[0] if "://" in url else "file"
+    if scheme == "file":
+        return _LocalFile(url.removeprefix("file://"))
+    if scheme in ("http", "https"):
+        return _HttpFile(url, name, _http_headers(storage_options), size, options.read_timeout)
+    if scheme == "hf" and (found := _HUB_FILE.fullmatch(url)):
+        kind, repository, revision, path = found.groups()
+        resolve = hf_hub_url(
+            repository,
+            path,
+            repo_type={"datasets": "dataset", "spaces": "space"}.get(kind, "model"),
+            revision=urllib.parse.unquote(revision or "main"),
+            endpoint=storage_options.get("endpoint"),
+        )
+        token = storage_options.get("token") or get_token()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return _HttpFile(resolve, name, headers, size, options.read_timeout)
+    return _FsspecFile(url, name, storage_options)
+
+
+_HUB_FILE = re.compile(r"hf://(?!buckets/)(?:(datasets|spaces|models)/)?([^/@]+/[^/@]+)(?:@((?:refs/\w+/)?[^/]+))?/(.+)")
+
+
+def _http_headers(storage_options: dict[str, Any]) -> dict[str, str]:
+    headers = dict(storage_options.pop("headers", {}))
+    if storage_options:
+        raise SourceError(f"--data.storage-options: http(s) knows only headers, not {', '.join(sorted(storage_options))}")
+    return headers
+
+
+class _LocalFile:
+    seekable = True
+
+    def __init__(self, path: str):
+        self.total: int | None = None
+        self._path = path
+        self._descriptor: int | None = None
+
+    def pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_RDONLY)
+            self.total = os.fstat(self._descriptor).st_size
+        assert self.total is not None
+        while start < min(stop, self.total):
+            piece = os.pread(self._descriptor, stop - start, start)
+            if not piece:
+                raise SourceError(
+                    f"{self._path}: changed while it was read (it had {self.total} bytes, now it ends at {start})"
+                )
+            start += len(piece)
+            yield piece
+
+    def reset(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class _HttpFile:
+    """One ranged GET per call. A redirect's target is used again until it fails: signed URLs expire, a Hub counts requests.
+
+    A server that ignores Range sends everything: that body is kept open and read forward from call to call.
+    """
+
+    def __init__(self, url: str, name: str, headers: dict[str, str], size: int | None, read_timeout: float):
+        self.total: int | None = None
+        self.seekable = True
+        self._url = url
+        self._name = name
+        self._size = size
+        self._headers = {**headers, "Accept-Encoding": "identity"}
+        self._timeout = (_CONNECT_TIMEOUT, read_timeout)
+        self._session: requests.Session | None = None
+        self._target: tuple[str, Mapping[str, str | bytes]] | None = None  # where the last redirect led
+        self._etag: str | None = None
+        self._response: requests.Response | None = None  # its body is being read
+        self._at = 0  # offset in the file of the body's next byte
+        self._end: int | None = None  # where the body must end
+        self._rest = b""  # read from the body, and not yet asked for
+
+    def pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        while start < self._bound(stop):
+            if self._response is None or self._at > start or (self._end is not None and self._end <= start):
+                self.reset_body()
+                self._request(start, self._bound(stop))
+                continue
+            piece = self._rest or self._response.raw.read1(_PIECE, decode_content=False)
+            self._rest = b""
+            if not piece and self._end is None:
+                self.total = self._end = self._at
+            if not piece and self._at != self._end:
+                raise _TransientError(f"the answer ended at byte {self._at} of {self._end}")
+            wanted = self._bound(stop) - self._at
+            useful, self._rest = piece[max(0, start - self._at) : wanted], piece[wanted:]
+            self._at += min(len(piece), wanted)
+            if self._at == self._end:
+                self.reset_body()
+            if useful:
+                start += len(useful)
+                yield useful
+
+    def reset(self) -> None:
+        self.reset_body()
+        self._target = None
+
+    def reset_body(self) -> None:
+        if self._response is not None:
+            self._response.close()
+        self._response, self._rest = None, b""
+
+    def close(self) -> None:
+        self.reset_body()
+        if self._session is not None:
+            self._session.close()
+
+    def _bound(self, stop: int) -> int:
+        return stop if self.total is None else min(stop, self.total)
+
+    def _request(self, start: int, stop: int) -> None:
+        """Open the body that holds byte `start`; nothing is opened where the file ends before it."""
+        if self._session is None:
+            self._session = requests.Session()
+            if "Authorization" in self._headers:
+                self._session.auth = _as_it_is  # or ~/.netrc would replace the token
+        url, headers = self._target or (self._url, self._headers)
+        ranged = {**headers, "Range": f"bytes={start}-{stop - 1}"}
+        response = self._session.get(url, headers=ranged, stream=True, timeout=self._timeout)
+        self._response = response
+        if response.status_code >= 400 and response.status_code != 416 and self._target is not None:
+            raise _TransientError(f"HTTP {response.status_code} from the address it had redirected to", wait=0.0)
+        if response.status_code in (408, 425, 429) or response.status_code >= 500:
+            raise _TransientError(f"HTTP {response.status_code}", wait=_asked_wait(response.headers))
+        found = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+        first, end = (int(found[1]), int(found[2]) + 1) if found and found[1] else (None, None)
+        known_total = int(found[3]) if found and found[3] != "*" else None
+        if response.status_code == 416 and known_total is not None:
+            self._remember(response, known_total)
+            self.reset_body()
+            if start < known_total:
+                raise _TransientError(f"HTTP 416 for bytes {start}-{stop - 1} of {known_total}")
+            return
+        if response.status_code in (401, 403):
+            raise TransportError(f"{self._name}: access refused (HTTP {response.status_code}); {_CHECK_TOKEN}")
+        if response.status_code in (404, 410):
+            raise TransportError(f"{self._name}: not found (HTTP {response.status_code}); {_CHECK_ID}")
+        if response.status_code not in (200, 206):
+            raise TransportError(f"{self._name}: the server answers HTTP {response.status_code} to a GET with Range")
+        if response.headers.get("Content-Type", "").startswith("text/html"):
+            raise TransportError(
+                f"{self._name}: the server answers with an HTML page in place of the shard; check the URL, a login or a proxy"
+            )
+        if response.status_code == 200:
+            length = response.headers.get("Content-Length")
+            known_total = int(length) if length is not None else self._size
+            self._at, self._end = 0, known_total
+            if self.seekable:
+                logger.warning("%s: the server ignores Range: every restart reads the shard from its beginning", self._name)
+            self.seekable = False
+        else:
+            if first is None or end is None or not first <= start < end:
+                raise TransportError(
+                    f"{self._name}: asked for bytes {start}-{stop - 1}, the server answers with "
+                    f"Content-Range {response.headers.get('Content-Range', 'missing')!r}; its Range support is broken"
+                )
+            known_total = known_total if known_total is not None else self._size
+            if known_total is None:
+                raise TransportError(f"{self._name}: the server does not say how large the file is (Content-Range .../*)")
+            self._at, self._end = first, end
+        self._remember(response, known_total)
+        if response.history:
+            self._target = (response.url, dict(response.request.headers))
+
+    def _remember(self, response: requests.Response, total: int | None) -> None:
+        etag = response.headers.get("ETag")
+        for what, was, now in (("size", self.total, total), ("ETag", self._etag, etag)):
+            if was is not None and now is not None and was != now:
+                raise SourceError(f"{self._name}: changed while it was read ({what} was {was}, is {now}); pin a revision")
+        self.total = total if total is not None else self.total
+        self._etag = etag or self._etag
+
+
+def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _asked_wait(headers: Mapping[str, str]) -> float | None:
+    """Seconds a server asks to wait: Retry-After (seconds or a date), or the reset of the Hub's RateLimit."""
+    asked = headers.get("Retry-After", "").strip()
+    if asked.isdigit():
+        return float(asked)
+    if date := email.utils.parsedate_tz(asked):
+        return max(0.0, email.utils.mktime_tz(date) - time.time())
+    reset = re.search(r"\br=0\b.*\bt=(\d+)", headers.get("RateLimit", ""))
+    return float(reset[1]) if reset else None
+
+
+class _FsspecFile:
+    """Any other store, through fsspec's ranged `cat_file`."""
+
+    seekable = True
+
+    def __init__(self, url: str, name: str, storage_options: dict[str, Any]):
+        self.total: int | None = None
+        self._name = name
+        self._etag: Any = None
+        self._described = False
+        self._url, self._storage_options = url, storage_options
+        self._filesystem: Any = None
+
+    def pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        if not self._described:
+            self._describe()
+        assert self.total is not None
+        stop = min(stop, self.total)
+        if start < stop:
+            content = self._filesystem.cat_file(self._path, start=start, end=stop)
+            if len(content) != stop - start:
+                raise _TransientError(f"asked for {stop - start} bytes, got {len(content)}")
+            yield content
+
+    def reset(self) -> None:
+        self._described = False
+        if self._filesystem is not None:
+            self._filesystem.invalidate_cache()
+
+    def close(self) -> None:
+        pass
+
+    def _describe(self) -> None:
+        if self._filesystem is None:
+            try:
+                self._filesystem, self._path = fsspec.core.url_to_fs(self._url, **self._storage_options)
+            except (ImportError, ValueError, TypeError) as error:
+                raise SourceError(f"{self._name}: fsspec cannot open it with --data.storage-options: {error}") from error
+        info = self._filesystem.info(self._path)
+        total, etag = info["size"], info.get("ETag") or info.get("etag")
+        if total is None:
+            raise TransportError(f"{self._name}: the store does not say how large the file is")
+        if self.total is not None and (self.total, self._etag) != (total, etag):
+            raise SourceError(
+                f"{self._name}: changed while it was read (it has {total} bytes, had {self.total}); pin a revision"
+            )
+        self.total, self._etag, self._described = total, etag, True
+
+
+def _without_secrets(url: str) -> str:
+    """The URL for messages: no password, no signed query."""
+    if not url.startswith(("http://", "https://")):
+        return url
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -1,0 +1,208 @@
+"""A shard's bytes cut into windows of whole lines, in one forward pass shared by the lanes of a process.
+
+Window b is the lines that start in [b x window_bytes, (b + 1) x window_bytes) of the uncompressed shard. It depends on
+no other window: reading begins one byte early, to see whether a line starts at the block's first byte, and goes on to
+the end of the last line.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stream_pretrain.data.dealing import Stripe
+from stream_pretrain.data.transport import Restart, ShardBytes
+from stream_pretrain.errors import ContentError
+
+
+@dataclass(frozen=True)
+class Window:
+    """The lines of one block, as bytes."""
+
+    offset: int
+    """Uncompressed offset of the first line."""
+    lines: bytes
+    restart: Restart
+    """Where decompression can start to read this window again."""
+    overlong: int | None = None
+    """Uncompressed offset of a last line that was longer than allowed and is not in `lines`."""
+
+
+class LineWindows:
+    """The windows of one shard, for every lane of this process that reads a stripe of it.
+
+    A compressed shard is decompressed once for all of them: a window that the pass meets on its way to another lane's
+    is kept for its lane, at most `KEPT` for each. A lane too far behind or ahead for that gets a pass of its own, from
+    its own restart point. A plain shard is free to seek in, so each stripe has its own pass.
+    """
+
+    KEPT = 2
+
+    def __init__(
+        self, open_bytes: Callable[[Restart], ShardBytes], *, compressed: bool, window_bytes: int, max_line_bytes: int
+    ) -> None:
+        self.open_bytes = open_bytes
+        self.compressed = compressed
+        self.window_bytes = window_bytes
+        self.max_line_bytes = max_line_bytes
+        self.next_of: dict[Stripe, int] = {}
+        self.kept: dict[int, Window] = {}
+        self.passes: list[_Pass] = []
+        self.blocks: int | None = None  # of the shard, once a pass has met its end
+
+    def follow(self, stripe: Stripe, block: int) -> None:
+        """Say that a lane will read this stripe from this block on."""
+        self.next_of[stripe] = block
+
+    def leave(self, stripe: Stripe) -> bool:
+        """Say that a lane is done with a stripe; true when no lane of the process reads the shard any more."""
+        del self.next_of[stripe]
+        self.kept = {block: window for block, window in self.kept.items() if block % stripe.count != stripe.first}
+        while len(self.passes) > len(self.next_of):
+            self.passes.pop(0).close()
+        return not self.next_of
+
+    def read(self, stripe: Stripe, block: int, restart: Restart) -> Window | None:
+        """The window of a block of the stripe, or None when the shard ends before it."""
+        window = self.kept.pop(block, None)
+        if window is None and (self.blocks is None or block < self.blocks):
+            window = self._advance(stripe, block, restart)
+        self.next_of[stripe] = block + stripe.count
+        return window
+
+    def _advance(self, stripe: Stripe, block: int, restart: Restart) -> Window | None:
+        reading = self._pass_for(stripe, block, restart)
+        try:
+            for passed in range(reading.block, block + 1):
+                if passed == block or (self.compressed and self._keeps(passed, stripe)):
+                    window = reading.read(passed)
+                    if window is None:
+                        self.blocks = -(-reading.stream.position // self.window_bytes)
+                        return None
+                    if passed < block:
+                        self.kept[passed] = window
+            return window
+        except ContentError:  # what lies behind the damage is no lane's any more; another lane finds it by itself
+            self.passes.remove(reading)
+            reading.close()
+            raise
+
+    def _pass_for(self, stripe: Stripe, block: int, restart: Restart) -> _Pass:
+        usable = [p for p in self.passes if p.block <= block and (self.compressed or p.stripe == stripe)]
+        if usable:
+            reading = max(usable, key=lambda p: p.block)
+            self.passes.remove(reading)
+        else:
+            if len(self.passes) >= max(1, len(self.next_of)):
+                self.passes.pop(0).close()
+            earliest = block
+            if self.compressed:  # the lanes begin at different blocks: the pass begins at the first that any of them needs
+                awaited = (b for b in self.next_of.values() if b not in self.kept and b < block)
+                earliest = min((b for b in awaited if _begin(b, self.window_bytes) >= restart.uncompressed), default=block)
+            reading = _Pass(self, self.open_bytes(restart), stripe, earliest)
+        self.passes.append(reading)  # the least recently used one comes first
+        return reading
+
+    def _keeps(self, block: int, reader: Stripe) -> bool:
+        """Whether the pass that `reader` moves on keeps the window of a block it goes over."""
+        for stripe, next_block in self.next_of.items():
+            if stripe != reader and block % stripe.count == stripe.first and block >= next_block:
+                kept = [b for b in self.kept if b % stripe.count == stripe.first]
+                return block not in kept and len(kept) < self.KEPT
+        return False
+
+
+def _begin(block: int, window_bytes: int) -> int:
+    """The byte that reading a block begins with: the one before it, which says whether a line starts at its first."""
+    return max(block * window_bytes - 1, 0)
+
+
+class _Pass:
+    """One forward reading of a shard."""
+
+    def __init__(self, windows: LineWindows, stream: ShardBytes, stripe: Stripe, block: int) -> None:
+        self.stream = stream
+        self.stripe = stripe
+        self.block = block  # the next block that can be read
+        self.window_bytes = windows.window_bytes
+        self.max_line_bytes = windows.max_line_bytes
+        self.compressed = windows.compressed
+        self.buffer = bytearray()
+        self.start = stream.position  # uncompressed offset of buffer[0]
+        self.ended = False
+        self.chunks: deque[tuple[int, Restart]] = deque()
+
+    def close(self) -> None:
+        self.stream.close()
+
+    def read(self, block: int) -> Window | None:
+        """The window of `block`, which must not lie before `self.block`; None when the shard ends before it."""
+        assert block >= self.block
+        self.block = block + 1
+        begin, end = _begin(block, self.window_bytes), (block + 1) * self.window_bytes
+        self._drop_before(begin)
+        if not self._has(block * self.window_bytes):
+            return None
+        restart = self._restart_of(begin)
+        self._has(end - 2)  # the last byte that can be the newline before a line of this window
+        newline = self.buffer.find(b"\n", 0, end - 1 - begin)
+        line = begin + newline + 1 if block else 0
+        if (block and newline < 0) or not self._has(line):
+            return Window(end, b"", restart)
+        stop, overlong = self._end_of_last_line(line, end)
+        return Window(line, bytes(memoryview(self.buffer)[line - begin : stop - begin]), restart, overlong)
+
+    def _end_of_last_line(self, line: int, end: int) -> tuple[int, int | None]:
+        """Where the lines that start in [line, end) stop; a last one longer than allowed is left out, its offset named."""
+        searched = end - 1 - self.start
+        last = self.buffer.rfind(b"\n", line - self.start, searched) + 1 or line - self.start
+        while (found := self.buffer.find(b"\n", searched)) < 0 and len(self.buffer) - last <= self.max_line_bytes:
+            searched = max(searched, len(self.buffer))
+            if not self._fill():
+                return self.start + len(self.buffer), None
+        if found < 0 or found - last > self.max_line_bytes:
+            # Not held until its end is met: the next windows, in which no line starts, read past it.
+            return self.start + last, self.start + last
+        return self.start + found + 1, None
+
+    def _drop_before(self, offset: int) -> None:
+        """Forget bytes before an offset, or move the stream there when they were not read yet."""
+        if offset > self.start + len(self.buffer):
+            self.stream.skip_to(offset)
+            self.buffer.clear()
+            self.start = offset
+        elif offset > self.start:
+            del self.buffer[: offset - self.start]
+            self.start = offset
+        while len(self.chunks) > 1 and self.chunks[1][0] <= offset:
+            self.chunks.popleft()
+
+    def _restart_of(self, offset: int) -> Restart:
+        """Restart point of the byte at an offset that lies in the buffer; in a plain shard, that byte itself."""
+        if not self.compressed:
+            return Restart(offset, offset)
+        found = self.chunks[0]
+        for chunk in self.chunks:
+            if chunk[0] > offset:
+                break
+            found = chunk
+        return found[1]
+
+    def _has(self, offset: int) -> bool:
+        """Whether the shard has a byte at an offset; reads on until it is in the buffer."""
+        while self.start + len(self.buffer) <= offset:
+            if not self._fill():
+                return False
+        return True
+
+    def _fill(self) -> bool:
+        if self.ended:
+            return False
+        data = self.stream.read()
+        if not data:
+            self.ended = True
+            return False
+        self.chunks.append((self.start + len(self.buffer), self.stream.restart))
+        self.buffer += data
+        return True

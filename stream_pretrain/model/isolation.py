@@ -1,0 +1,136 @@
+"""Whether documents of one row influence each other: asked of every model before it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stream_pretrain.errors import ModelError
+from stream_pretrain.model.packed_attention import PACKED_ATTENTION
+from stream_pretrain.model.positions import evaluating, ordinary_token_ids
+from stream_pretrain.model.pretraining import PretrainingModel
+
+# Shares of the largest logit. A masked key weighs exactly 0, so another document may change nothing at all; a document alone
+# goes through matrix products of other shapes, which round differently.
+_INFLUENCE_TOLERANCE = 1e-6
+_ALONE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Two rows of two documents each, and a second text for every document."""
+
+    input_ids: Tensor  # int64 [2, L]
+    other_ids: Tensor  # int64 [2, L]
+    position_ids: Tensor  # int64 [2, L]
+    cu_seq_lens: Tensor  # int32 [7], the last two documents are empty
+    document: Tensor  # int64 [2 * L], 0 to 3
+    final: Tensor  # bool [2 * L], the last token of each document
+
+
+def choose_attention(model: PreTrainedModel, sequence_length: int, causal: bool, mask_token_id: int | None) -> tuple[str, ...]:
+    """Set the first attention under which packed documents are exactly isolated, and say so if it is the slow one.
+
+    The registered function comes first; bidirectional models that ignore it are tried with a block-diagonal mask.
+    Raises: ModelError with the reason when neither is exact.
+    """
+    original = model.config._attn_implementation
+    probe = _probe(model, sequence_length, mask_token_id)
+    with evaluating(model):
+        alone = _documents_alone(model, probe)
+    model.set_attn_implementation(PACKED_ATTENTION)
+    if model.config._attn_implementation == PACKED_ATTENTION:
+        fault = _fault(model, probe, alone, causal)
+        if fault is None:
+            return ()
+        model.set_attn_implementation(original)
+    else:
+        fault = "the model does not take transformers' attention interface"
+    name = type(model).__name__
+    if not causal:
+        mask_fault = _fault(model, probe, alone, causal)
+        if mask_fault is None:
+            return (
+                f"{name}: documents are isolated by a block-diagonal mask, which is slower than packed attention ({fault})",
+            )
+        fault = f"{fault}; with a block-diagonal mask: {mask_fault}"
+    raise ModelError(f"{name} cannot keep the documents of a row apart ({fault}): choose another model")
+
+
+def isolation_fault(model: PretrainingModel, sequence_length: int, causal: bool, mask_token_id: int | None) -> str | None:
+    """Why documents of one row are not isolated in this model as it stands, on its device; None if they are."""
+    probe = _probe(model.model, sequence_length, mask_token_id)
+    with evaluating(model.model):
+        return _influence(model, probe, causal)
+
+
+def _fault(model: PreTrainedModel, probe: _Probe, alone: Tensor, causal: bool) -> str | None:
+    trained = PretrainingModel(model)
+    try:
+        with evaluating(model):
+            difference = (_logits(trained, probe, probe.input_ids) - alone).abs().max()
+            if not difference <= _ALONE_TOLERANCE * alone.abs().max():
+                return f"a packed document differs from the document alone by {difference:.1e}"
+            return _influence(trained, probe, causal)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError) as error:
+        first_line = str(error).partition("\n")[0]
+        return f"{type(error).__name__}: {first_line}"
+    finally:
+        trained.head.detach()
+
+
+def _influence(model: PretrainingModel, probe: _Probe, causal: bool) -> str | None:
+    before = _logits(model, probe, probe.input_ids)
+    tolerance = _INFLUENCE_TOLERANCE * before.abs().max()
+
+    def change(replaced: Tensor) -> Tensor:
+        """Largest change of any logit outside the replaced positions [2 * L]."""
+        input_ids = torch.where(replaced.view_as(probe.input_ids), probe.other_ids, probe.input_ids)
+        return (_logits(model, probe, input_ids) - before)[~replaced].abs().max()
+
+    for which in (0, 1):
+        leak = change(probe.document % 2 == which)
+        if not leak <= tolerance:
+            return f"documents leak into each other by {leak:.1e}"
+    if causal and not (leak := change(probe.final)) <= tolerance:
+        return f"tokens see the tokens that follow them, by {leak:.1e}"
+    return None
+
+
+def _logits(model: PretrainingModel, probe: _Probe, input_ids: Tensor) -> Tensor:
+    every_position = torch.arange(input_ids.numel(), device=input_ids.device)
+    return model.logits(input_ids, probe.position_ids, probe.cu_seq_lens, every_position)
+
+
+def _documents_alone(model: PreTrainedModel, probe: _Probe) -> Tensor:
+    flat = probe.input_ids.flatten()
+    return torch.cat(
+        [model(flat[None, start:end]).logits[0] for start, end in pairwise(probe.cu_seq_lens.tolist()) if start < end]
+    )
+
+
+def _probe(model: PreTrainedModel, sequence_length: int, mask_token_id: int | None) -> _Probe:
+    # A window or chunk shows only in a document that is longer.
+    windows = [getattr(model.config, name, None) or 0 for name in ("sliding_window", "local_attention", "attention_chunk_size")]
+    length = max(4, min(sequence_length, max(32, *(2 * window + 8 for window in windows if window < sequence_length))))
+    lengths = [length // 3, length - length // 3, length // 2, length - length // 2]
+    boundaries = [0, *accumulate(lengths)]
+    document = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))
+    other_ids = ordinary_token_ids(model, 2 * length, seed=1)
+    if mask_token_id is not None:  # some models count the masks of a row
+        other_ids[::5] = mask_token_id
+    final = torch.zeros(2 * length, dtype=torch.bool)
+    final[[boundary - 1 for boundary in boundaries[1:]]] = True
+    device = model.device
+    return _Probe(
+        input_ids=ordinary_token_ids(model, 2 * length).view(2, length),
+        other_ids=other_ids.view(2, length),
+        position_ids=torch.cat([torch.arange(n) for n in lengths]).view(2, length).to(device),
+        cu_seq_lens=torch.tensor([*boundaries, 2 * length, 2 * length], dtype=torch.int32, device=device),
+        document=document.to(device),
+        final=final.to(device),
+    )

@@ -1,0 +1,251 @@
+"""A model and its tokenizer, ready to train; refused, where they do not fit the run, before any data is read."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from stream_pretrain.config import ModelConfig, ObjectiveConfig
+from stream_pretrain.errors import ModelError
+from stream_pretrain.model.isolation import choose_attention
+from stream_pretrain.model.positions import refuse_beyond_positions
+from stream_pretrain.model.pretraining import PretrainingModel
+
+# What model families call the dropout of the attention probabilities.
+_ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+
+# Vocabulary rows are padded to this when an embedding grows: matrix products are faster on round shapes.
+_VOCABULARY_MULTIPLE = 64
+
+_KINDS = {"mlm": "masked", "clm": "causal"}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to train, and what its owner would like to know about it."""
+
+    model: PreTrainedModel
+    """float32 weights on the CPU, packed attention set, attention dropout 0."""
+    tokenizer: PreTrainedTokenizerFast
+    notes: tuple[str, ...]
+    """What was changed or added, one line each, to be shown once."""
+    original_settings: dict[str, Any]
+    """Settings of the configuration that training changes and an export restores."""
+
+
+def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer of the model, or the one --model.tokenizer names; with `local_files_only` from the cache of the machine.
+
+    Raises: ModelError if there is none, or none in the fast format that gives ids and offsets in batches.
+    """
+    name = model.tokenizer or model.path
+    assert name is not None, "validated: a model from scratch has a tokenizer"
+    _refuse_missing_folder(name)
+    revision = model.revision if model.tokenizer is None else None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, local_files_only=local_files_only)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"no tokenizer in {name}: {_first_line(error)}; name one with --model.tokenizer") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(
+            f"the tokenizer of {name} ({type(tokenizer).__name__}) has no fast version (tokenizer.json):"
+            " convert it, or name another with --model.tokenizer"
+        )
+    return tokenizer
+
+
+def load_model(
+    config: ModelConfig,
+    objective: ObjectiveConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    sequence_length: int,
+    seed: int,
+    *,
+    local_files_only: bool = False,
+) -> LoadedModel:
+    """The model to train: pretrained, or from scratch with weights that depend on `seed` alone.
+
+    The global random state is left as found. With `local_files_only` all comes from the cache of the machine.
+    Raises: ModelError where the model or tokenizer does not fit the run.
+    """
+    name = config.path or config.config
+    assert name is not None, "validated: a model or a configuration is given"
+    causal = objective.name == "clm"
+    if not causal and tokenizer.mask_token_id is None:
+        raise ModelError("the tokenizer has no mask token, which --objective.name mlm needs: choose another tokenizer, or clm")
+
+    settings = _read_config(name, config.revision, local_files_only)
+    original_settings, notes = _prepare(settings, causal)
+    if config.path is None:
+        _take_special_tokens(settings, tokenizer)
+    needed, known = max(tokenizer.get_vocab().values()) + 1, settings.vocab_size
+    vocabulary = known
+    if needed > known:
+        if not config.resize_embeddings:
+            raise ModelError(
+                f"the tokenizer has {needed} tokens, the embedding of {name} only {known}: use the model's own tokenizer,"
+                " or let the embedding grow with --model.resize-embeddings"
+            )
+        vocabulary = -(-needed // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+        notes.append(f"the embedding grows from {known} to {vocabulary} tokens: the new rows are untrained")
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if config.init_from is not None:
+            settings.vocab_size = vocabulary
+            model = _from_checkpoint(config.init_from, settings, objective.name, local_files_only)
+        elif config.path is not None:
+            model, new = _from_pretrained(config.path, config.revision, settings, objective.name, local_files_only)
+            notes += new
+            if vocabulary > known:
+                model.resize_token_embeddings(vocabulary)
+        else:
+            settings.vocab_size = vocabulary
+            model = _from_scratch(name, settings, objective.name)
+
+    model.config.architectures = [type(model).__name__]
+    refuse_beyond_positions(model, name, sequence_length)
+    notes += choose_attention(model, sequence_length, causal, tokenizer.mask_token_id)
+    if config.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise ModelError(f"{name} does not support --model.gradient-checkpointing: leave the option out")
+        recompute_activations(model)
+    return LoadedModel(model, tokenizer, tuple(notes), original_settings)
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Keep only the inputs of each layer for the backward pass."""
+    # transformers 5.23 renamed it.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def export_state(loaded: LoadedModel, model: nn.Module) -> tuple[dict[str, Tensor], PreTrainedConfig]:
+    """Weights and configuration as `from_pretrained` expects them: what model.safetensors and config.json of a checkpoint hold.
+
+    `model` is the unwrapped PretrainingModel, or the model inside it. The tensors are the live ones: copy before training on.
+    Tied weights are stored once.
+    """
+    bare = model.model if isinstance(model, PretrainingModel) else model
+    assert isinstance(bare, PreTrainedModel), "unwrap the model before exporting it"
+    tied = bare.all_tied_weights_keys
+    state = {key: tensor.detach() for key, tensor in bare.state_dict().items() if key not in tied}
+    settings = copy.deepcopy(bare.config)
+    for option, value in loaded.original_settings.items():
+        setattr(settings, option, value)
+    return state, settings
+
+
+def _prepare(settings: PreTrainedConfig, causal: bool) -> tuple[dict[str, Any], list[str]]:
+    """Change what training needs otherwise; returns the original values and the notes."""
+    notes = []
+    original = {option: getattr(settings, option) for option in _ATTENTION_DROPOUTS if getattr(settings, option, 0)}
+    for option, value in original.items():
+        setattr(settings, option, 0.0)
+        notes.append(f"{option} is 0 while training (packed attention has no dropout); exports keep {value}")
+    if getattr(settings, "use_cache", False):
+        original["use_cache"] = True
+        settings.use_cache = False
+    if causal and getattr(settings, "is_decoder", None) is False and type(settings) in AutoModelForMaskedLM._model_mapping:
+        settings.is_decoder = True
+        notes.append(f"{settings.model_type} becomes causal: is_decoder is set and exported")
+    return original, notes
+
+
+def _take_special_tokens(settings: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A model from scratch has the special tokens of its tokenizer, whatever the configuration was written for."""
+    for token in ("pad", "bos", "eos", "cls", "sep", "mask"):
+        option = f"{token}_token_id"
+        if hasattr(settings, option):
+            setattr(settings, option, getattr(tokenizer, option))
+
+
+def _read_config(name: str, revision: str | None, local_files_only: bool) -> PreTrainedConfig:
+    _refuse_missing_folder(name)
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, local_files_only=local_files_only)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no model configuration in {name}: {_first_line(error)}") from error
+
+
+def _from_scratch(name: str, settings: PreTrainedConfig, objective: str) -> PreTrainedModel:
+    try:
+        return _auto_class(objective).from_config(settings, dtype=torch.float32)
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise ModelError(f"no {_KINDS[objective]} language model can be made of {name}: {_first_line(error)}") from error
+
+
+def _from_pretrained(
+    name: str, revision: str | None, settings: PreTrainedConfig, objective: str, local_files_only: bool
+) -> tuple[PreTrainedModel, list[str]]:
+    model, info = _load_weights(name, revision, settings, objective, local_files_only)
+    missing = {key: model.get_parameter(key) for key in info["missing_keys"]}
+    if not missing:
+        return model, []
+    encoder = {id(weight) for weight in model.base_model.parameters()}
+    head = {id(weight) for weight in model.parameters()} - encoder
+    if {id(weight) for weight in missing.values()} != head:
+        raise ModelError(
+            f"{name} lacks weights of {type(model).__name__}, for example {min(missing)}: the folder is incomplete"
+        )
+    return model, [
+        f"{name} has no {_KINDS[objective]} language-model head: a new one is trained ({', '.join(sorted(missing))})"
+    ]
+
+
+def _from_checkpoint(name: str, settings: PreTrainedConfig, objective: str, local_files_only: bool) -> PreTrainedModel:
+    _refuse_missing_folder(name)
+    model, info = _load_weights(name, None, settings, objective, local_files_only)
+    different = sorted({*info["missing_keys"], *info["unexpected_keys"]})
+    if different:
+        raise ModelError(
+            f"--init-from {name} does not match the model: {len(different)} weights are missing or left over, for example"
+            f" {different[0]}"
+        )
+    return model
+
+
+def _load_weights(
+    name: str, revision: str | None, settings: PreTrainedConfig, objective: str, local_files_only: bool
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    try:
+        model, info = _auto_class(objective).from_pretrained(
+            name,
+            revision=revision,
+            config=settings,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=local_files_only,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        kind = _KINDS[objective]
+        raise ModelError(f"{name} cannot be loaded as a {kind} language model: {_first_line(error)}") from error
+    return model, info
+
+
+def _auto_class(objective: str) -> Any:
+    return AutoModelForCausalLM if objective == "clm" else AutoModelForMaskedLM
+
+
+def _refuse_missing_folder(name: str) -> None:
+    """Without this, transformers takes the name of a missing folder for a Hub id."""
+    if name.startswith((".", "/", "~")) and not Path(name).exists():
+        raise ModelError(f"no such file or folder: {name}")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,65 @@
+"""Where the positions of a model begin and end: asked of the model, since configurations do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stream_pretrain.errors import ModelError
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Dropout and gradients off; the model's mode is restored."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def ordinary_token_ids(model: PreTrainedModel, count: int, seed: int = 0) -> Tensor:
+    """Random token ids of the model's vocabulary, none of them padding: int64 [count], the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    padding = getattr(model.config, "pad_token_id", None)
+    ids = torch.randint(0, vocabulary, (count,), generator=generator)
+    return (
+        torch.where(ids == padding, (ids + 1) % vocabulary, ids).to(model.device)
+        if padding is not None
+        else ids.to(model.device)
+    )
+
+
+def first_position(model: PreTrainedModel) -> int:
+    """The position id of a document's first token: 0, or `padding_idx + 1` in the RoBERTa family.
+
+    It is the offset that reproduces what the model computes without position ids.
+    """
+    input_ids = ordinary_token_ids(model, 6)[None]
+    positions = torch.arange(6, device=input_ids.device)[None]
+    candidates = (0, (getattr(model.config, "pad_token_id", None) or 0) + 1)
+    with evaluating(model):
+        unaided = model(input_ids).logits
+        errors = [(model(input_ids, position_ids=positions + first).logits - unaided).abs().max() for first in candidates]
+    return candidates[int(torch.stack(errors).argmin())]
+
+
+def refuse_beyond_positions(model: PreTrainedModel, name: str, sequence_length: int) -> None:
+    """Raise ModelError if the last position of a row is one the model does not have; rotary models have no limit."""
+    first = first_position(model)
+    token = ordinary_token_ids(model, 1)[None]
+    try:
+        with evaluating(model):
+            model(token, position_ids=torch.full_like(token, first + sequence_length - 1))
+    except (IndexError, RuntimeError) as error:
+        longest = model.config.max_position_embeddings - first
+        raise ModelError(
+            f"{name} has positions for {longest} tokens: --sequence-length {sequence_length} must be at most {longest}"
+        ) from error

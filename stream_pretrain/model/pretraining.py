@@ -1,0 +1,53 @@
+"""What the training loop runs: a model and its loss as one module."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stream_pretrain.model.labelled_head import LabelledHead
+from stream_pretrain.model.packed_attention import PACKED_ATTENTION, block_diagonal_mask
+from stream_pretrain.model.positions import first_position
+
+
+class PretrainingModel(nn.Module):
+    """A language model with its loss over packed rows.
+
+    Only two scalars leave it: Accelerate copies every output to float32, and logits are the largest tensor of a step.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.head = LabelledHead(model)
+        self.first_position = first_position(model)
+        self.by_mask = model.config._attn_implementation != PACKED_ATTENTION
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, cu_seq_lens: Tensor, label_positions: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sum of the cross entropy over the labels (float32), and how many labels are the most likely token (int64).
+
+        Shapes: input_ids, position_ids int64 [B, L], positions from 0 in each segment; cu_seq_lens int32 [S + 1] over the
+        flattened B * L, trailing repeats allowed; label_positions int64 [M], indices into B * L; labels int64 [M], -100 is
+        padding.
+        """
+        logits = self.logits(input_ids, position_ids, cu_seq_lens, label_positions)
+        loss = F.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="sum")
+        correct = (logits.detach().argmax(dim=-1) == labels).sum()
+        return loss, correct
+
+    def logits(self, input_ids: Tensor, position_ids: Tensor, cu_seq_lens: Tensor, label_positions: Tensor) -> Tensor:
+        """Logits [M, vocabulary] of the labelled positions; arguments as in `forward`."""
+        if self.by_mask:
+            # Additive, as the models whose attention cannot be replaced expect it.
+            mask = block_diagonal_mask(cu_seq_lens, *input_ids.shape)
+            lowest = torch.finfo(torch.float32).min
+            isolation = {"attention_mask": torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, lowest)}
+        else:
+            isolation = {"cu_seq_lens_q": cu_seq_lens}
+        return self.head.logits(
+            label_positions, input_ids=input_ids, position_ids=position_ids + self.first_position, **isolation
+        )

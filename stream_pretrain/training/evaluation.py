@@ -1,0 +1,147 @@
+"""Evaluation on a fixed set of documents, with masks that never change."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stream_pretrain.data.batches import Batch, micro_batches
+from stream_pretrain.data.dealing import Stripe
+from stream_pretrain.data.documents import ReadOptions, open_reader
+from stream_pretrain.data.lanes import is_heldout
+from stream_pretrain.data.objectives import mask, next_tokens
+from stream_pretrain.data.packing import Packing, assemble, place
+from stream_pretrain.data.randomness import EVAL_MASK, keyed_generator
+from stream_pretrain.data.sources import Shard
+from stream_pretrain.data.stream import StreamPlan
+from stream_pretrain.data.tokenization import encode
+from stream_pretrain.data.transport import Restart
+from stream_pretrain.errors import SourceError
+from stream_pretrain.training.ranks import Ranks
+
+
+def collect(
+    shards: Sequence[Shard],
+    options: ReadOptions,
+    *,
+    documents: int,
+    heldout_fraction: float | None,
+    max_read_bytes: int,
+    report: Callable[[str], None],
+) -> list[str]:
+    """The first documents of some shards, or, with a fraction, the first of those held out of training.
+
+    Raises SourceError when there is none within `max_read_bytes` of uncompressed windows.
+    """
+    texts: list[str] = []
+    read = 0
+    for window in _windows(shards, options):
+        read += sum(map(len, window))
+        texts += window if heldout_fraction is None else [text for text in window if is_heldout(text, heldout_fraction)]
+        report(f"{min(len(texts), documents)} of {documents} documents, {read / 1e6:.0f} MB read")
+        if len(texts) >= documents or read >= max_read_bytes:
+            break
+    if not texts:
+        raise SourceError(
+            f"no document for the evaluation set in the first {read / 1e6:.0f} MB: raise --data.heldout-fraction or "
+            "--eval.max-read-bytes, or name an --eval.split"
+        )
+    return texts[:documents]
+
+
+def _windows(shards: Sequence[Shard], options: ReadOptions) -> Iterator[list[str]]:
+    for number, shard in enumerate(shards):
+        reader, stripe, block = open_reader(shard, options), Stripe(number), 0
+        reader.follow(stripe, 0)
+        restart = Restart()
+        while (found := reader.read(stripe, block, restart)) is not None:
+            yield found.texts
+            restart, block = found.restart, block + 1
+        reader.leave(stripe)
+
+
+def save_documents(path: Path, texts: Sequence[str]) -> None:
+    """Keep the evaluation set in OUT, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load_documents(path: Path) -> list[str]:
+    """The evaluation set that was kept in OUT."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line)["text"] for line in file]
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The evaluation set as micro-batches, and how many labels it has."""
+
+    batches: tuple[Batch, ...]
+    labels: int
+
+
+def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> EvaluationSet:
+    """Pack and mask the evaluation set: a pure function of the texts, the seed and the objective."""
+    encoder, length = plan.encoder, plan.lanes.sequence_length
+    ids, lengths = encode(encoder.build(), texts)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    present = np.flatnonzero(lengths)
+    counts = lengths[present].tolist()
+    framing = len(encoder.prefix) + len(encoder.suffix)
+    most_rows = sum(-(-count // (length - framing)) for count in counts)
+    packing: Packing = "none" if plan.lanes.packing == "none" else "concat"
+    placements, left = place(counts, 0, most_rows + 1, length, framing, packing)
+    assert left == (len(counts), 0), "every document of the evaluation set has its rows"
+    kept = np.concatenate([[0], np.cumsum(lengths[present])])
+    assert int(kept[-1]) == int(offsets[-1])
+    rows = assemble(placements, ids, kept, length, encoder.prefix, encoder.suffix, encoder.pad)
+    if plan.vocabulary is None:
+        labelled = next_tokens(rows)
+    else:
+        rates = np.full(len(rows.input_ids), plan.objective.mask_rate)
+        generator = keyed_generator(plan.lanes.seed, EVAL_MASK)
+        labelled = mask(rows, plan.vocabulary, plan.objective, rates, generator)
+    batches = -(-len(rows.input_ids) // batch_size)
+    return EvaluationSet(
+        tuple(micro_batches(rows, labelled, batch_size, batches, encoder.pad)), int((labelled.labels >= 0).sum())
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module,
+    evaluation_set: EvaluationSet,
+    device: torch.device,
+    ranks: Ranks,
+    *,
+    stop: Callable[[], bool],
+) -> dict[str, float]:
+    """Mean loss and accuracy over the labels of the set; nothing when a rank was asked to stop meanwhile.
+
+    The micro-batches are dealt to the ranks. `model` is the bare one, so that ranks need not keep in step.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    for batch in evaluation_set.batches[ranks.index :: ranks.world]:
+        if stop():
+            break
+        loss, correct = model(**vars(batch.to(device)))
+        sums[:2] += torch.stack([loss.double(), correct.double()])
+    model.train(was_training)
+    sums[2] = float(stop())
+    ranks.sum(sums)
+    loss_sum, correct_sum, stops = sums.tolist()
+    if stops:
+        return {}
+    return {"eval/loss": loss_sum / evaluation_set.labels, "eval/accuracy": correct_sum / evaluation_set.labels}

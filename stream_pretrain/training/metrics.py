@@ -1,0 +1,64 @@
+"""What is logged of the steps since the last log line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from stream_pretrain.data.lanes import Cursor
+from stream_pretrain.data.stream import StreamPlan, lanes_of
+from stream_pretrain.model.flops import flops_per_token, peak_bf16_flops
+from stream_pretrain.training.loop import StepResult, Totals
+from stream_pretrain.training.ranks import Ranks
+
+
+@dataclass
+class MetricsWindow:
+    """The steps since the last log line; values are over all their micro-batches and ranks."""
+
+    plan: StreamPlan
+    model: torch.nn.Module
+    device: torch.device
+    ranks: Ranks
+    results: list[StepResult] = field(default_factory=list)
+
+    def read(self, totals: Totals, cursors: Sequence[Cursor]) -> dict[str, float | int]:
+        """The metrics of the window, which begins anew. Called by all ranks."""
+        results, self.results = self.results, []
+        updated = [result for result in results if result.updated]
+        labels = max(1, sum(result.labels for result in updated))
+        seconds = sum(result.seconds for result in results)
+        tokens = sum(result.tokens for result in results)
+        rows = sum(result.rows for result in results)
+        own = [cursors[lane].epoch for lane in lanes_of(len(cursors), self.ranks.index, self.ranks.world)]
+        epochs = [epoch for extremes in self.ranks.gather((min(own), max(own))) for epoch in extremes]
+        metrics: dict[str, float | int] = {
+            "train/loss": sum(result.loss for result in updated) / labels if updated else float("nan"),
+            "train/masked_accuracy": sum(result.correct for result in updated) / labels,
+            "train/lr": results[-1].learning_rate,
+            "train/grad_norm": results[-1].grad_norm,
+            "train/tokens_per_second": tokens / seconds,
+            "train/data_wait_fraction": sum(result.seconds_waiting for result in results) / seconds,
+            "train/tokens": totals.tokens,
+            "train/documents": totals.documents,
+            "train/skipped_documents": totals.skipped,
+            "train/skipped_steps": len(results) - len(updated),
+            "train/epoch_least": min(epochs),
+            "train/epoch_most": max(epochs),
+            "train/real_token_fraction": tokens / (rows * self.plan.lanes.sequence_length),
+            "train/segments_per_row": sum(result.segments for result in results) / rows,
+        }
+        return metrics | self._hardware(tokens, labels, sum(result.squared_lengths for result in results), seconds)
+
+    def _hardware(self, tokens: int, labels: int, squared_lengths: int, seconds: float) -> dict[str, float | int]:
+        """Model FLOP utilisation, where the peak of the device is known, and memory."""
+        if self.device.type != "cuda":
+            return {}
+        metrics: dict[str, float | int] = {"train/memory_gib": torch.cuda.max_memory_allocated(self.device) / 2**30}
+        peak = peak_bf16_flops(torch.cuda.get_device_name(self.device))
+        if peak is not None:
+            flops = flops_per_token(self.model.config, labels / tokens, squared_lengths / tokens)
+            metrics["train/mfu"] = tokens * flops / seconds / peak / self.ranks.world
+        return metrics

@@ -1,0 +1,162 @@
+"""What ranks tell each other outside of the steps: that one was asked to stop, or why one ends.
+
+Ranks that wait for each other cannot be reached by the collectives they wait in. So a thread of each rank watches a store
+that the first rank keeps: a signal to one rank reaches all, and the reason of the first one to end is known to the others
+before they find it gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+
+from stream_pretrain.training.preemption import ECHO_SECONDS, SIGNALS, StopRequest
+from stream_pretrain.training.ranks import Ranks
+
+STOPPED = "asked to stop"
+"""Why a rank ends that did not fail."""
+POLL_SECONDS = 1.0
+HEARD_SECONDS = 5.0
+"""A rank that ends waits at most so long for all others to have heard why."""
+LEAVE_SECONDS = 20.0
+"""A rank that has not left so long after another one ended never will: it waits in a collective for what does not come."""
+_STOP, _END, _HEARD = "stop", "end", "heard"
+
+
+class Peers:
+    """The other ranks, as they can be reached when this one or another is in trouble; alone there is none."""
+
+    def __init__(self, store: TCPStore | None = None, processes: list[tuple[str, int]] | None = None) -> None:
+        self._store, self._processes = store, processes or []
+        self._signal: int | None = None
+        self._since = 0.0
+        self._news = threading.Event()
+        self._heard = False
+        self._why: str | None = None  # kept, since the store ends with the first rank
+
+    def end(self, why: str) -> str | None:
+        """Tell the others why this rank ends, and wait until they have heard; returns what another rank told before."""
+        if self._store is None or self._why is not None:
+            return self._why
+        own = f"{os.getpid()}@{socket.gethostname()} {why}"  # ranks that end together may have the same to say
+        with suppress(DistError):  # the first rank, which keeps the store, is no more
+            told = self._store.compare_set(_END, "", own).decode()
+            self._acknowledge()
+            if told != own:
+                return told.partition(" ")[2]
+            deadline = time.monotonic() + HEARD_SECONDS
+            while self._store.add(_HEARD, 0) < len(self._processes) and time.monotonic() < deadline:
+                time.sleep(0.05)
+        return None
+
+    def vanished(self, patience: float) -> int | None:
+        """A rank of this machine that has ended without telling why; seen `patience` seconds after its connections close."""
+        deadline = time.monotonic() + patience
+        while True:
+            gone = (rank for rank, (host, pid) in enumerate(self._processes) if host == socket.gethostname() and _is_gone(pid))
+            rank = next(gone, None)
+            if rank is not None or self._told() is not None or time.monotonic() >= deadline:
+                return rank if self._told() is None else None
+            time.sleep(0.05)
+
+    def _told(self) -> str | None:
+        with suppress(DistError):
+            if self._why is None and self._store is not None and self._store.check([_END]):
+                self._why = self._store.get(_END).decode().partition(" ")[2]
+        return self._why
+
+    def _acknowledge(self) -> None:
+        if self._store is not None and not self._heard:
+            self._heard = True
+            with suppress(DistError):
+                self._store.add(_HEARD, 1)
+
+    def _watch_signals(self, received: int) -> None:
+        """Ends with the writing side of the pipe. Asks nothing of the store, which may be where this rank is stuck."""
+        while numbers := os.read(received, 64):
+            for number in set(numbers) & set(SIGNALS):
+                if self._signal is None:
+                    self._signal, self._since = number, time.monotonic()
+                    self._news.set()
+                elif time.monotonic() - self._since > ECHO_SECONDS:
+                    os._exit(128 + number)  # Python's own handler waits for the main thread, which may be in a collective
+
+    def _watch_store(self, left: threading.Event, give_up: Callable[[str], None]) -> None:
+        assert self._store is not None
+        shared = False
+        with suppress(DistError):
+            while not left.is_set():
+                self._news.wait(POLL_SECONDS)
+                self._news.clear()
+                if self._signal is not None and not shared:
+                    self._store.set(_STOP, str(self._signal))
+                    shared = True
+                elif not shared and self._store.check([_STOP]):
+                    shared = True
+                    os.kill(os.getpid(), int(self._store.get(_STOP)))
+                why = self._told()
+                if why is not None:
+                    self._acknowledge()
+                    if not left.wait(LEAVE_SECONDS):
+                        give_up(why)
+                        os._exit(0 if why == STOPPED else 1)
+
+
+@contextmanager
+def between_ranks(ranks: Ranks, stop: StopRequest, give_up: Callable[[str], None]) -> Iterator[Peers]:
+    """Let a signal to one rank reach all of them, also those that wait for each other, and know why another one ended.
+
+    To be entered in the main thread. `give_up` is told the reason before a rank that cannot leave by itself is ended.
+    """
+    if ranks.world == 1:
+        yield Peers()
+        return
+    host = os.environ["MASTER_ADDR"]
+    soon = timedelta(seconds=HEARD_SECONDS * 6)
+    created = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=soon) if ranks.is_first else None
+    port = ranks.from_first(lambda: created.port if created is not None else 0)
+    store = created or TCPStore(host, port, is_master=False, timeout=soon)
+    peers = Peers(store, ranks.gather((socket.gethostname(), os.getpid())))
+    received, written = os.pipe()
+    os.set_blocking(written, False)
+    previous = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    if stop.signal is not None:  # it came before the descriptor was there
+        os.write(written, bytes([signal.Signals[stop.signal]]))
+    left = threading.Event()
+    threads = (
+        threading.Thread(target=peers._watch_signals, args=(received,), name="signals", daemon=True),
+        threading.Thread(target=peers._watch_store, args=(left, give_up), name="peers", daemon=True),
+    )
+    for thread in threads:
+        thread.start()
+    try:
+        yield peers
+    finally:
+        left.set()
+        peers._acknowledge()
+        signal.set_wakeup_fd(previous)
+        os.close(written)
+        peers._news.set()
+        for thread in threads:
+            thread.join()
+        os.close(received)
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return True
+    except OSError:  # no /proc here
+        return False
+    return state in "ZX"  # ended, and its parent has not looked yet

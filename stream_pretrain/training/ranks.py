@@ -1,0 +1,73 @@
+"""The processes of a run, and how they come to one mind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from stream_pretrain.errors import ConfigError, StreamPretrainError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run. Every method with more than one rank is called by all of them."""
+
+    index: int = 0
+    world: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks, writes and lists for all."""
+        return self.index == 0
+
+    def from_first(self, action: Callable[[], T]) -> T:
+        """Do something on the first rank alone and give its answer to all.
+
+        An error of the first rank ends them all; the others leave without a word, since it has said what is wrong.
+        """
+        if self.world == 1:
+            return action()
+        answer: list[Any] = [None, None]
+        failure: BaseException | None = None
+        if self.is_first:
+            try:
+                answer[0] = action()
+            except BaseException as error:
+                # What is no Exception is a request to stop.
+                answer[1] = 2 if isinstance(error, ConfigError) else 1 if isinstance(error, Exception) else 0
+                failure = error
+        dist.broadcast_object_list(answer)
+        if failure is not None:
+            raise failure
+        if answer[1] is not None:
+            raise SystemExit(answer[1])
+        value: T = answer[0]
+        return value
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, in their order."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, tensor: torch.Tensor) -> None:
+        """Replace a small tensor by its sum over the ranks."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def named(self, error: StreamPretrainError) -> StreamPretrainError:
+        """The error with the rank it happened on, where there are several."""
+        return error if self.world == 1 else type(error)(f"rank {self.index}: {error}")

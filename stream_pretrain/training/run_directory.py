@@ -1,0 +1,320 @@
+"""OUT, the folder of one run: who owns it, how the run stands, and from where a start goes on.
+
+lock             held by the process that trains; names it, and beats as long as it lives
+run.json         state of the run, for people and schedulers
+metrics.jsonl    one line per logged step
+checkpoints/     whole checkpoints; cursors/ holds where the lanes stood in those deleted since
+model/           the final model
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+from stream_pretrain.config import ALIASES, Config, fixed_options, flatten
+from stream_pretrain.errors import CheckpointError, ConfigError
+from stream_pretrain.training.checkpoint import latest, replace_file
+
+STATES = ("running", "preempted", "finished", "failed")
+BEAT_SECONDS = 15.0
+SILENT_SECONDS = 60.0
+"""An owner on another machine that has not been heard of for so long is no more."""
+
+
+class RunDirectory:
+    """OUT as its owner sees it: one process, rank 0."""
+
+    def __init__(self, path: Path, command: Sequence[str], report: Callable[[str], None]) -> None:
+        self.path = path
+        self._command, self._report = list(command), report
+        self._run: dict[str, Any] | None = None
+
+    @classmethod
+    @contextmanager
+    def own(cls, path: Path, command: Sequence[str], report: Callable[[str], None]) -> Iterator[Self]:
+        """Create OUT where it is missing, and keep every other process out of it until the end of the block.
+
+        Waits up to a minute, and says so, when a process on another machine was heard of lately: where a shared file
+        system does not enforce locks between machines, only its beat tells whether it lives.
+        Raises: CheckpointError when OUT is in use or cannot be written; ConfigError when it is no folder but a URL.
+        """
+        descriptor = _lock(path, report)
+        released = threading.Event()
+        beat = threading.Thread(target=_beat, args=(descriptor, released, report), name="heartbeat", daemon=True)
+        beat.start()
+        try:
+            yield cls(path, command, report)
+        finally:
+            released.set()
+            beat.join()
+            os.ftruncate(descriptor, 0)
+            os.close(descriptor)
+
+    def begin(self, *, step: int, max_steps: int | None, parent: str | None) -> None:
+        """Record in run.json that the run trains from `step` on. Raises: CheckpointError when OUT cannot be written."""
+        now = _now()
+        self._run = {
+            "state": "running",
+            "step": step,
+            "max_steps": max_steps,
+            "started": self.recorded().get("started", now),
+            "updated": now,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "command": shlex.join(self._command),
+            "parent": parent,
+        }
+        try:
+            self._write()
+        except OSError as error:
+            raise CheckpointError(f"--output-dir {self.path} cannot be used ({error.strerror}): give another folder") from error
+
+    def record(self, state: str, *, step: int | None = None, error: str | None = None, **facts: Any) -> None:
+        """Record in run.json how the run stands, and facts such as `world`; a start that was refused changes nothing."""
+        assert state in STATES
+        if self._run is not None:
+            self._run |= {"state": state, "updated": _now(), **facts}
+            if step is not None:
+                self._run["step"] = step
+            if error is not None:
+                self._run["error"] = error
+            try:
+                self._write()
+            except OSError as failure:  # must not hide what the run itself has to say, perhaps that the disk is full
+                self._report(f"{self.path / 'run.json'} could not be written: {failure.strerror}")
+
+    def recorded(self) -> dict[str, Any]:
+        """What run.json says; empty where there is none. Raises: CheckpointError."""
+        path = self.path / "run.json"
+        try:
+            content = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise CheckpointError(f"{path} is not JSON: delete it, the checkpoints are all a run needs") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path} is not a JSON object: delete it, the checkpoints are all a run needs")
+        return content
+
+    def _write(self) -> None:
+        replace_file(self.path / "run.json", [json.dumps(self._run, indent=2).encode(), b"\n"])
+
+
+@dataclass(frozen=True)
+class Start:
+    """From where a run goes on."""
+
+    checkpoint: Path | None
+    """None: from step 0."""
+    parent: str | None
+    """Checkpoint of another run from which this one began."""
+
+
+def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None], command: Sequence[str]) -> Start:
+    """Follow --resume, and record the run as running; to be called by the owner of OUT only.
+
+    auto goes on from the newest checkpoint that is whole, no refuses an OUT that was used, a PATH begins a new run there.
+    The same command with a PATH goes on with the run that it began.
+    Raises: CheckpointError, also when an option that must not change in a run has changed.
+    """
+    resume, path = config.run.resume, out.path
+    recorded = out.recorded()
+    has_checkpoints = any((path / "checkpoints").glob("step-*"))
+    used = has_checkpoints or (path / "model").exists() or _size(path / "metrics.jsonl") > 0
+    if not recorded and not has_checkpoints and (path / "model").exists():
+        raise CheckpointError(f"{path / 'model'} would be replaced, but is not from a run: give another --output-dir")
+    if resume == "no":
+        if used:
+            raise CheckpointError(f"{path} holds a run: go on with it by --resume auto, or give another --output-dir")
+        parent = None
+    elif resume == "auto":
+        parent = recorded.get("parent")
+    else:
+        parent = str(Path(resume).resolve())
+        if used and recorded.get("parent") != parent:
+            raise CheckpointError(f"{path} holds another run, --resume {resume} begins a new one: give another --output-dir")
+    checkpoint = latest(path / "checkpoints", report)
+    if checkpoint is None and parent is not None:
+        checkpoint = Path(parent)
+        if not (checkpoint / "trainer.json").is_file():
+            raise CheckpointError(f"{checkpoint} is not a checkpoint: give a folder such as OUT/checkpoints/step-00001000")
+    step = 0
+    if checkpoint is not None:
+        trainer = _read_trainer(checkpoint)
+        _refuse_drift(config, trainer["fixed"], checkpoint, path if not used else _unused(path), command)
+        step = trainer["step"]
+    out.begin(step=step, max_steps=config.train.max_steps, parent=parent)
+    return Start(checkpoint, parent)
+
+
+def trim_after(path: Path, step: int | None) -> None:
+    """Keep of a file of JSON lines those with a "step" up to `step` (None: none), so that a resumed run logs each once.
+
+    A last line that a kill has torn goes too. A file that is not there stays so.
+    """
+    if path.exists():
+        with path.open("rb") as lines:
+            replace_file(path, (line.rstrip(b"\n") + b"\n" for line in lines if step is not None and _is_up_to(step, line)))
+
+
+def _is_up_to(step: int, line: bytes) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:  # torn
+        return False
+    return isinstance(record, dict) and "step" in record and record["step"] <= step
+
+
+def _read_trainer(checkpoint: Path) -> dict[str, Any]:
+    try:
+        trainer: dict[str, Any] = json.loads((checkpoint / "trainer.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint / 'trainer.json'} cannot be read ({error}): use another checkpoint") from error
+    return trainer
+
+
+def _refuse_drift(config: Config, was: dict[str, Any], checkpoint: Path, new_out: Path, command: Sequence[str]) -> None:
+    """Compare the options that must not change with those of the checkpoint. Raises: CheckpointError."""
+    now = json.loads(json.dumps(fixed_options(config)))
+    may_change = flatten(config).keys() - now.keys()
+    was = {**fixed_options(Config()), **was}  # an option that is newer than the checkpoint had its default
+    changed = [name for name in sorted((was.keys() | now.keys()) - may_change) if was.get(name) != now.get(name)]
+    if changed:
+        lines = [f"  --{name.replace('_', '-')}: was {was.get(name)}, is {now.get(name)}" for name in changed]
+        new_command = _command_of_a_new_run(command, checkpoint, new_out, config.run.resume)
+        raise CheckpointError(
+            "\n".join(
+                [
+                    f"{checkpoint} was trained with options that must not change in a run:",
+                    *lines,
+                    f"put them back, or start a new run from its weights: {new_command}",
+                ]
+            )
+        )
+
+
+def _command_of_a_new_run(command: Sequence[str], checkpoint: Path, out: Path, resume: str) -> str:
+    """The command with the same options, but with the weights of the checkpoint and in a folder of its own."""
+    replaced = {
+        f"--{name.replace('_', '-')}" for alias in ("resume", "init-from", "output-dir") for name in (alias, ALIASES[alias])
+    }
+    kept: list[str] = []
+    words = iter(command)
+    for word in words:
+        option, equals, _ = word.partition("=")
+        if option.replace("_", "-") not in replaced:
+            kept.append(word)
+        elif not equals:
+            next(words, None)
+    back_to_auto = [] if resume == "auto" else ["--resume", "auto"]
+    return shlex.join([*kept, *back_to_auto, "--init-from", str(checkpoint), "--output-dir", str(out)])
+
+
+def _unused(out: Path) -> Path:
+    number = 2
+    while (candidate := Path(f"{out}-{number}")).exists():
+        number += 1
+    return candidate
+
+
+def _lock(out: Path, report: Callable[[str], None]) -> int:
+    """Take OUT/lock; returns its open descriptor, whose end, however it comes, frees the lock."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(out)):
+        raise ConfigError(f"--output-dir {out} is a URL: give a folder; a bucket has to be mounted")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(errno.EACCES, "it is not writable")
+        descriptor = os.open(out / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise CheckpointError(f"--output-dir {out} cannot be used ({error.strerror}): give another folder") from error
+    try:
+        owner = _owner(out)
+        enforced = _flock(descriptor, out, owner)
+        if owner is not None and not (enforced and owner["host"] == socket.gethostname()):
+            _outlast(out, owner, report)
+        _say_who_owns(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _flock(descriptor: int, out: Path, owner: dict[str, Any] | None) -> bool:
+    """Take the lock; False where the file system has none. Raises: CheckpointError when it is held."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _refuse(out, owner)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise CheckpointError(f"{out / 'lock'} cannot be locked ({error.strerror}): give another --output-dir") from error
+        return False
+    return True
+
+
+def _outlast(out: Path, owner: dict[str, Any], report: Callable[[str], None]) -> None:
+    """Wait until the last owner is known to be gone. Raises: CheckpointError when it shows a sign of life."""
+    silence = max(0.0, time.time() - owner["time"])  # not below 0 where the clocks of the machines differ
+    if silence >= SILENT_SECONDS:
+        return
+    wait = SILENT_SECONDS - silence
+    report(f"{out} was used by process {owner['pid']} on {owner['host']}: waiting {wait:.0f} s to see whether it still is")
+    end = time.monotonic() + wait
+    while time.monotonic() < end:
+        time.sleep(1.0)
+        now = _owner(out)
+        if now is None:
+            return
+        if now != owner:
+            _refuse(out, now)
+
+
+def _refuse(out: Path, owner: dict[str, Any] | None) -> NoReturn:
+    who = "another process" if owner is None else f"process {owner['pid']} on {owner['host']}"
+    raise CheckpointError(f"{out} is in use by {who}: wait for it to end, or give another --output-dir")
+
+
+def _owner(out: Path) -> dict[str, Any] | None:
+    """Who wrote itself into the lock last, if it did not take itself out again."""
+    content = (out / "lock").read_bytes()  # opened anew each time: that is when network file systems look at the server
+    try:
+        owner = json.loads(content)
+    except ValueError:  # empty, or from a machine that lost power
+        return None
+    return owner if isinstance(owner, dict) and owner.keys() == {"host", "pid", "time"} else None
+
+
+def _say_who_owns(descriptor: int) -> None:
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+    os.pwrite(descriptor, json.dumps(owner).ljust(255).encode() + b"\n", 0)  # one size, so that no reader sees two mixed
+
+
+def _beat(descriptor: int, released: threading.Event, report: Callable[[str], None]) -> None:
+    while not released.wait(BEAT_SECONDS):
+        try:
+            _say_who_owns(descriptor)
+        except OSError as error:  # saving the next checkpoint is what decides whether the run can go on
+            report(f"the lock of the run cannot be refreshed: {error}")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,269 @@
+"""Metrics of a run: `metrics.jsonl` is the record, Weights & Biases shows it.
+
+Whatever happens to Weights & Biases (no key, no network, a dead client) is said in one line and stops nothing.
+What it misses is in the record, and is sent from there when the run resumes with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from stream_pretrain.config import RunConfig
+from stream_pretrain.errors import CheckpointError, ConfigError
+
+Mode = Literal["online", "offline", "disabled"]
+
+INIT_SECONDS = 30  # a start waits no longer for a server that does not answer
+FINISH_SECONDS = 15  # a launcher kills 30 s after SIGTERM, and the last checkpoint comes first
+
+
+class Tracker:
+    """Writes every metric to OUT/metrics.jsonl, and to one Weights & Biases run per OUT. Created once, by rank 0."""
+
+    def __init__(self, record: FileIO, view: WandbView | None) -> None:
+        self._record = record
+        self._view = view
+
+    @classmethod
+    def silent(cls) -> Self:
+        """A tracker that keeps nothing, for the ranks behind the first."""
+        return cls(FileIO(os.devnull, "a"), None)
+
+    @classmethod
+    def open(
+        cls,
+        run: RunConfig,
+        out: Path,
+        *,
+        config: dict[str, Any],
+        resumed_step: int | None,
+        report: Callable[[str], None],
+    ) -> Self:
+        """Go on with the record in `out`, and start or re-attach its Weights & Biases run.
+
+        `config` is shown beside the run, `resumed_step` is the step training goes on from (none: from the start),
+        `report` takes the lines meant for the user.
+
+        Raises: ConfigError when Weights & Biases is asked to be online and has no key; CheckpointError when a line of
+        the record that is still to be sent is damaged.
+        """
+        path = out / "metrics.jsonl"
+        mode, reason = _choose_mode(run)
+        _cut_torn_line(path)
+        view = None if mode == "disabled" else WandbView.open(run, out, mode, reason, config, report)
+        if view is not None and resumed_step is not None:
+            for step, metrics in _read_record(path):
+                if step <= resumed_step:
+                    view.log(step, metrics)
+        return cls(FileIO(path, "a"), view)
+
+    def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        """Record the metrics of a step: one line, handed to the operating system before this returns."""
+        assert "step" not in metrics
+        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
+        self._record.write(json.dumps({"step": step, **values}, allow_nan=False).encode() + b"\n")
+        if self._view is not None:
+            self._view.log(step, metrics)
+
+    def finish(self, state: Literal["finished", "preempted", "failed"]) -> None:
+        """Close the record and end the Weights & Biases run in this state; a second call does nothing."""
+        self._record.close()
+        if self._view is not None:
+            self._view.finish(state)
+            self._view = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.finish("finished" if kind is None else "failed")
+
+
+class WandbView:
+    """The Weights & Biases run of one OUT: its id is in OUT/wandb-id, its files in OUT/wandb.
+
+    A step is sent once. Online, the server knows the last one it has; offline, OUT/wandb-sent-step does, and the last
+    lines before a hard kill may be missing there (the client writes in blocks), though never in the record.
+    """
+
+    def __init__(self, run: Any, sent_step: int | None, sent_path: Path, report: Callable[[str], None]) -> None:
+        self._run = run
+        self._sent_before = sent_step
+        self._sent_path = sent_path
+        self._report = report
+        self._working = True
+
+    @classmethod
+    def open(
+        cls,
+        run: RunConfig,
+        out: Path,
+        mode: Literal["online", "offline"],
+        reason: str | None,
+        config: dict[str, Any],
+        report: Callable[[str], None],
+    ) -> Self | None:
+        """Start the run, or attach to it when `out` has one; offline when the server fails, none when that fails too."""
+        import wandb  # takes a second, so not before it is needed
+
+        # The client reports its own errors over OpenTelemetry, and retries that loudly at exit while the server is down.
+        os.environ.setdefault("OTEL_SDK_DISABLED", "true")
+        run_id = _run_id(out / "wandb-id")
+
+        def start(mode: Literal["online", "offline"]) -> Any:
+            wandb.setup(settings=wandb.Settings(mode=mode, silent=True))
+            started = wandb.init(
+                project=run.wandb_project,
+                entity=run.wandb_entity,
+                name=run.wandb_name or out.resolve().name,
+                id=run_id,
+                resume="allow",
+                dir=out,
+                mode=mode,
+                config=config,
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    init_timeout=INIT_SECONDS,
+                    finish_timeout=FINISH_SECONDS,
+                    finish_timeout_raises=True,
+                ),
+            )
+            started.define_metric("train/step")
+            started.define_metric("*", step_metric="train/step")
+            return started
+
+        upload = f"upload with: wandb sync {out / 'wandb'}/offline-run-*-{run_id}"
+        try:
+            started = start(mode)
+            sent_step = started.summary.get("train/step")
+        # Any exception: the client raises private types, and none of them is worth a training run.
+        except Exception as error:
+            with suppress(OSError):  # the client's process may be what failed
+                wandb.teardown()
+            if mode == "offline":
+                report(f"W&B is off, it did not start: {_one_line(error)}; {out / 'metrics.jsonl'} has every metric")
+                return None
+            return cls.open(run, out, "offline", f"online failed ({_one_line(error)})", config, report)
+        sent_path = out / "wandb-sent-step"
+        if mode == "online":
+            report(f"W&B: {started.url}")
+        else:
+            report(f"W&B is offline{f', {reason}' if reason else ''}; {upload}")
+            sent_step = int(sent_path.read_text()) if sent_path.exists() else None
+        return cls(started, sent_step, sent_path, report)
+
+    def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        """Hand the metrics to the client, which sends them in a process of its own; a step it has already is left out."""
+        import wandb
+
+        if not self._working or (self._sent_before is not None and step <= self._sent_before):
+            return
+        try:
+            self._run.log({"train/step": step, **metrics})
+        # OSError: the client's process is gone. wandb.Error: it refuses. Outages do not show here: it retries by itself.
+        except (wandb.Error, OSError) as error:
+            self._fail(error)
+        else:
+            _replace(self._sent_path, f"{step}\n")
+
+    def finish(self, state: Literal["finished", "preempted", "failed"]) -> None:
+        """End the run in this state, within FINISH_SECONDS; the client and its process are gone afterwards."""
+        import wandb
+
+        exit_code = 0 if state == "finished" else 1
+        try:
+            try:
+                if state == "preempted":
+                    self._run.mark_preempting()
+                self._run.finish(exit_code=exit_code)
+            finally:
+                wandb.teardown(exit_code)  # here and not at exit, where a failure would print a traceback
+        # Any exception, as at the start: training is over and saved.
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if self._working:
+            self._working = False
+            self._report(f"W&B stopped: {_one_line(error)}; {self._sent_path.parent / 'metrics.jsonl'} has every metric")
+
+
+def _choose_mode(run: RunConfig) -> tuple[Mode, str | None]:
+    """The mode of this run, and why where the user did not ask for it."""
+    wanted: str = run.wandb
+    if wanted == "auto":
+        wanted = os.environ.get("WANDB_MODE") or "auto"
+    match wanted:
+        case "offline":
+            return "offline", None
+        case "disabled":
+            return "disabled", None
+        case "auto":
+            problem = _key_problem()
+            return ("online", None) if problem is None else ("offline", problem)
+        case "online":
+            problem = _key_problem()
+            if problem is not None:
+                raise ConfigError(f"W&B is asked to be online, but there is {problem}, or choose --run.wandb offline")
+            return "online", None
+        case _:
+            raise ConfigError(f"WANDB_MODE is {wanted!r}: set it to online, offline or disabled")
+
+
+def _key_problem() -> str | None:
+    """What is wrong with the key, as the client finds it in its environment, settings or netrc; never asks for one."""
+    import wandb
+
+    wandb.setup(settings=wandb.Settings(mode="online", silent=True))
+    try:
+        found = wandb.login(prompt=False, verify=False)
+    except wandb.errors.AuthenticationError as error:
+        return f"no usable API key ({_one_line(error)}): run `wandb login` or set WANDB_API_KEY"
+    return None if found else "no API key: run `wandb login` or set WANDB_API_KEY"
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Remove a last line that a kill cut short."""
+    if path.exists():
+        content = path.read_bytes()
+        complete = content.rfind(b"\n") + 1
+        if complete < len(content):
+            os.truncate(path, complete)
+
+
+def _read_record(path: Path) -> Iterator[tuple[int, dict[str, float | int]]]:
+    """Steps and metrics of the record, in order, with NaN where a value was not finite."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                metrics = json.loads(line)
+                step = metrics.pop("step")
+            except (json.JSONDecodeError, AttributeError, KeyError):
+                raise CheckpointError(f"{path}, line {number}: not a line of metrics; remove it and start again") from None
+            yield step, {name: math.nan if value is None else value for name, value in metrics.items()}
+
+
+def _run_id(path: Path) -> str:
+    if not path.exists():
+        _replace(path, secrets.token_hex(8) + "\n")
+    return path.read_text().strip()
+
+
+def _replace(path: Path, text: str) -> None:
+    draft = path.with_name(f".tmp-{path.name}")
+    draft.write_text(text)
+    draft.replace(path)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,334 @@
+"""What becomes a document, what is skipped and why, and what is said of a shard that is not what it seems."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stream_pretrain.config import DataConfig
+from stream_pretrain.data import documents
+from stream_pretrain.data.dealing import Stripe
+from stream_pretrain.data.documents import Documents, ReadOptions, Skip, open_reader
+from stream_pretrain.data.sources import Shard, resolve
+from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions
+from stream_pretrain.errors import ContentError, SourceError, TransportError
+from tests.corpora import write_shard
+
+OPTIONS = ReadOptions("text", window_bytes=1 << 20, max_line_bytes=1 << 20, transport=TransportOptions())
+
+
+WHOLE = Stripe(0)
+
+
+def shard_of(path: Path) -> Shard:
+    (shard,) = resolve(DataConfig(dataset=str(path))).shards
+    return shard
+
+
+def windows_of(path: Path, stripe: Stripe = WHOLE, **options: object) -> list[Documents]:
+    """The windows of a stripe of a file."""
+    reader = open_reader(shard_of(path), replace(OPTIONS, **options))
+    reader.follow(stripe, stripe.first)
+    windows: list[Documents] = []
+    while (found := reader.read(stripe, stripe.first + len(windows) * stripe.count, Restart())) is not None:
+        windows.append(found)
+    assert reader.leave(stripe)
+    return windows
+
+
+def read(path: Path, **options: object) -> tuple[list[tuple[int, str]], list[Skip]]:
+    """Texts of a file with their offsets, and what was skipped."""
+    windows = windows_of(path, **options)
+    texts = [pair for window in windows for pair in zip(window.offsets, window.texts, strict=True)]
+    return texts, [skip for window in windows for skip in window.skips]
+
+
+def lines(folder: Path, *content: bytes, name: str = "s.jsonl") -> Path:
+    path = folder / name
+    path.write_bytes(b"\n".join(content) + b"\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{broken", "not JSON"),
+        (b'{"text": "a"}{"text": "b"}', "not JSON"),
+        (b'{"text": "tab\tinside"}', "not JSON"),
+        (b'{"text": "\x00"}', "not JSON"),
+        (b"\xef\xbb\xbf" + b'{"text": "a"}', "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"text": "\xff"}', "not UTF-8"),
+        (b'{"text": "\xed\xa0\x80"}', "not UTF-8"),
+        (b"17", "not an object"),
+        (b'["text"]', "not an object"),
+        (b"{}", "no field text"),
+        (b'{"Text": "a"}', "no field text"),
+        (b'{"text": null}', "text is null"),
+        (b'{"text": 5}', "text is not a string"),
+        (b'{"text": ["a"]}', "text is not a string"),
+        (b'{"text": ""}', "text is blank"),
+        (b'{"text": " \\n\\u3000"}', "text is blank"),
+        (b'{"text": "a \\ud800 b"}', "text has lone surrogates"),
+        (b'{"text": "' + b"x" * (1 << 20) + b'"}', "line too long"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_bad_line_skips_itself_and_nothing_else(tmp_path: Path, line: bytes, reason: str) -> None:
+    path = lines(tmp_path, b'{"text": "before"}', line, b'{"text": "after"}')
+    assert read(path) == ([(0, "before"), (19 + len(line) + 1, "after")], [Skip(19, reason)])
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (b'{"text": "a"}\r', "a"),
+        (b' {"text": "a"} ', "a"),
+        (b'{"text": "first", "text": "last"}', "last"),
+        (b'{"text": "a", "n": [NaN, Infinity, -Infinity, 1e999]}', "a"),
+        (b'{"text": "a", "n": 123456789012345678901234567890}', "a"),
+        (b'{"n": ' + b"[" * 500 + b"]" * 500 + b', "text": "a"}', "a"),
+        (b'{"text": "a", "other": "\\ud800"}', "a"),
+        (b'{"text": "\\ud83d\\ude00"}', "\U0001f600"),
+        ('{"text": "a\u2028b\x85c\u2029"}'.encode(), "a\u2028b\x85c\u2029"),
+        (b'{"text": "nul \\u0000"}', "nul \x00"),
+    ],
+)
+def test_what_is_unusual_but_clear_is_read(tmp_path: Path, line: bytes, text: str) -> None:
+    assert read(lines(tmp_path, line)) == ([(0, text)], [])
+
+
+def test_offsets_are_those_of_the_lines_in_the_uncompressed_shard(tmp_path: Path) -> None:
+    content = b'\n\r\n{"text": "a"}\r\n   \n{"text": "b"}\nbad\n{"text": "c"}'
+    path = tmp_path / "s.jsonl.gz"
+    path.write_bytes(gzip.compress(content))
+    for window_bytes in (1, 7, 20, 1000):
+        texts, skips = read(path, window_bytes=window_bytes)
+        assert (texts, skips) == ([(3, "a"), (22, "b"), (40, "c")], [Skip(36, "not JSON")])
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = lines(tmp_path, b"\xef\xbb\xbf" + b'{"text": "a"}', b'{"text": "b"}')
+    assert read(path, window_bytes=4) == ([(3, "a"), (17, "b")], [])
+
+
+def test_dots_reach_into_nested_objects(tmp_path: Path) -> None:
+    path = lines(tmp_path, b'{"doc": {"body": {"text": "a"}}}', b'{"doc": {"body": {}}}', b'{"doc": "flat"}')
+    assert read(path, text_field="doc.body.text") == (
+        [(0, "a")],
+        [Skip(33, "no field doc.body.text"), Skip(55, "not an object")],
+    )
+
+
+def test_a_line_of_a_text_file_is_a_document(tmp_path: Path) -> None:
+    path = lines(tmp_path, b"one", b"", b"  two\r", b"\xff", '"três"'.encode(), name="s.txt")
+    assert read(path) == ([(0, "one"), (5, "  two"), (14, '"três"')], [Skip(12, "not UTF-8")])
+
+
+def test_lines_too_long_are_skipped_wherever_they_stand(tmp_path: Path) -> None:
+    long = b'{"text": "' + b"x" * 100 + b'"}'
+    path = lines(tmp_path, long, b'{"text": "a"}', long, long, b'{"text": "b"}', long)
+    for window_bytes in (10, 113, 200, 10_000):
+        texts, skips = read(path, window_bytes=window_bytes, max_line_bytes=50)
+        assert texts == [(113, "a"), (353, "b")]
+        assert skips == [Skip(offset, "line too long") for offset in (0, 127, 240, 367)]
+
+
+NINE_BAD = [b"bad"] * 9
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([b'[{"text": "a"},', b'{"text": "b"}]'], "is one JSON array, not JSON lines: write one object a line"),
+        ([b"{", b'  "text": "a"', b"}"], "has objects over several lines, not JSON lines: write one object a line"),
+        ([b'{"id": 1,', b' "text": "a"}'], "has objects over several lines, not JSON lines: write one object a line"),
+        ([b'{"text": "a"}\r{"text": "b"}\r'], "ends its lines with CR alone: convert them to LF"),
+        (['{"text": "a"}'.encode("utf-16")], "is UTF-16, not UTF-8: convert it"),
+        (['{"text": "a long one"}'.encode("utf-16-be")], "is UTF-16, not UTF-8: convert it"),
+        (
+            [b'{"id": 1, "doc": {"body": "a", "n": {"x": 1}}}'],
+            "has no text in field 'text'; fields seen: id, doc.body, doc.n.x. Name one with --data.text-field",
+        ),
+        (
+            [b'{"text": {"en": "a"}}'],
+            "has no text in field 'text'; fields seen: text.en. Name one with --data.text-field",
+        ),
+        ([*NINE_BAD, b"bad"], "no document in its first window; 10 lines skipped, the first at byte 0: not JSON"),
+    ],
+)
+def test_a_shard_that_is_not_what_it_seems_is_named_with_what_it_is(tmp_path: Path, content: list[bytes], said: str) -> None:
+    with pytest.raises(ContentError) as error:
+        read(lines(tmp_path, *content))
+    assert str(error.value) == f"s.jsonl: {said}"
+
+
+def test_a_few_bad_lines_at_the_start_of_a_shard_are_only_counted(tmp_path: Path) -> None:
+    path = lines(tmp_path, *NINE_BAD, b'{"text": "far behind"}')
+    assert read(path, window_bytes=36) == ([(36, "far behind")], [Skip(4 * i, "not JSON") for i in range(9)])
+
+
+def test_a_text_file_in_utf_16_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.txt"
+    path.write_bytes("plain words\nand more\n".encode("utf-16"))
+    with pytest.raises(ContentError, match=r"^s.txt: is UTF-16, not UTF-8: convert it$"):
+        read(path)
+
+
+def test_a_text_file_is_never_taken_for_bad_json(tmp_path: Path) -> None:
+    path = lines(tmp_path, b"[\xff", name="s.txt")
+    assert read(path) == ([], [Skip(0, "not UTF-8")])
+
+
+def test_lanes_of_a_process_decompress_a_shared_shard_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_shard(tmp_path / "s", [f"document {i}" for i in range(500)], "zst")
+    opened = []
+    monkeypatch.setattr(documents, "ShardBytes", lambda *args: opened.append(args) or ShardBytes(*args))
+    reader = open_reader(shard_of(path), replace(OPTIONS, window_bytes=1000))
+    stripes = [Stripe(0, first, 3) for first in range(3)]
+    for stripe in stripes:
+        reader.follow(stripe, stripe.first)
+    texts, block = [], 0
+    while (found := reader.read(stripes[block % 3], block, Restart())) is not None:
+        texts += found.texts
+        block += 1
+    assert texts == [f"document {i}" for i in range(500)]
+    assert block > 10
+    assert len(opened) == 1
+
+
+def parquet(folder: Path, table: pa.Table, rows_in_group: int) -> Path:
+    path = folder / "s.parquet"
+    pq.write_table(table, path, row_group_size=rows_in_group, compression="none", use_dictionary=False)
+    return path
+
+
+def test_a_parquet_window_is_a_row_group_or_a_part_of_one(tmp_path: Path) -> None:
+    path = parquet(tmp_path, pa.table({"id": range(5), "text": ["a" * 100, None, "b" * 100, " ", "c"]}), 3)
+    assert [(w.offsets, w.skips) for w in windows_of(path)] == [
+        ([0, 2], [Skip(1, "text is null")]),
+        ([4], [Skip(3, "text is blank")]),
+    ]
+    parts = windows_of(path, window_bytes=80)
+    assert [w.offsets + [skip.offset for skip in w.skips] for w in parts] == [[0], [1], [2], [4, 3]]
+    striped = windows_of(path, Stripe(0, 1, 2), window_bytes=80)
+    assert [(w.texts, w.offsets) for w in striped] == [([], []), (["c"], [4])]
+
+
+def test_a_nested_parquet_column_is_read(tmp_path: Path) -> None:
+    rows = [{"body": {"text": "a", "n": 1}}, {"body": None}, None, {"body": {"text": "b", "n": 2}}]
+    path = parquet(tmp_path, pa.table({"doc": pa.array(rows)}), 10)
+    assert read(path, text_field="doc.body.text") == (
+        [(0, "a"), (3, "b")],
+        [Skip(1, "text is null"), Skip(2, "text is null")],
+    )
+
+
+def test_a_parquet_text_that_is_not_utf_8_skips_itself(tmp_path: Path) -> None:
+    path = parquet(tmp_path, pa.table({"text": ["before", "QQQQQ", "after"]}), 10)
+    path.write_bytes(path.read_bytes().replace(b"QQQQQ", b"QQ\xff\xffQ"))
+    assert read(path) == ([(0, "before"), (2, "after")], [Skip(1, "not UTF-8")])
+
+
+def test_a_parquet_shard_without_the_field_names_those_it_has(tmp_path: Path) -> None:
+    path = parquet(tmp_path, pa.table({"id": [1], "doc": [{"body": "a"}]}), 10)
+    with pytest.raises(ContentError, match=r"^s.parquet: has no text in field 'text'; fields seen: id, doc.body. Name one"):
+        read(path)
+
+
+def test_a_parquet_column_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = parquet(tmp_path, pa.table({"text": list(range(10))}), 10)
+    with pytest.raises(ContentError, match=r"^s.parquet: no document in its first window; row 0: text is not a string$"):
+        read(path)
+
+
+def test_a_truncated_parquet_file_is_damage(tmp_path: Path) -> None:
+    path = parquet(tmp_path, pa.table({"text": ["a"] * 100}), 10)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ContentError, match=r"^s.parquet: is no whole Parquet file \("):
+        read(path)
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy"])
+def test_a_damaged_parquet_row_group_is_damage_and_named(tmp_path: Path, compression: str) -> None:
+    path = tmp_path / "s.parquet"
+    table = pa.table({"text": [f"text {i} " * 50 for i in range(200)]})
+    pq.write_table(table, path, row_group_size=100, compression=compression, use_dictionary=False)
+    column = pq.read_metadata(path).row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    middle = column.data_page_offset + column.total_compressed_size // 2
+    content[middle : middle + 20] = b"\xff" * 20
+    path.write_bytes(content)
+    reader = open_reader(shard_of(path), OPTIONS)
+    reader.follow(WHOLE, 0)
+    first = reader.read(WHOLE, 0, Restart())
+    assert first is not None
+    assert len(first.texts) == 100
+    with pytest.raises(ContentError, match=r"^s.parquet: row group 1 is damaged \("):
+        reader.read(WHOLE, 1, Restart())
+
+
+def test_a_parquet_file_that_cannot_be_had_is_no_damage(tmp_path: Path) -> None:
+    path = parquet(tmp_path, pa.table({"text": ["a"]}), 10)
+    shard = shard_of(path)
+    path.unlink()
+    reader = open_reader(shard, OPTIONS)
+    reader.follow(WHOLE, 0)
+    with pytest.raises(TransportError, match=r"^s.parquet: cannot be read \(FileNotFoundError"):
+        reader.read(WHOLE, 0, Restart())
+
+
+def test_examples_are_read_in_windows_of_a_thousand(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_text("id,text\n" + "".join(f'{i},"text, {i}"\n' for i in range(2500)) + "2500,\n")
+    assert [len(window.texts) for window in windows_of(path)] == [1000, 1000, 500]
+    texts, skips = read(path)
+    assert texts == [(i, f"text, {i}") for i in range(2500)]
+    assert skips == [Skip(2500, "text is null")]
+    assert [window.offsets[0] for window in windows_of(path, Stripe(0, 1, 2))] == [1000]
+    assert [window.offsets[0] for window in windows_of(path, Stripe(0, 0, 2))] == [0, 2000]
+
+
+def test_a_tsv_file_is_cut_at_tabs(tmp_path: Path) -> None:
+    path = tmp_path / "s.tsv.gz"
+    path.write_bytes(gzip.compress(b"id\ttext\n1\tone, two\n2\tthree\n"))
+    assert read(path) == ([(0, "one, two"), (1, "three")], [])
+
+
+def test_examples_without_the_field_name_those_they_have(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_text("id,body\n1,one\n")
+    with pytest.raises(ContentError, match=r"^s.csv: has no text in field 'text'; fields seen: id, body. Name one"):
+        read(path)
+
+
+def test_what_datasets_cannot_read_is_said_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_text('id,text\n1,one\n2,"a",b,c\n')
+    with pytest.raises(SourceError, match=r"^s.csv: `datasets` \(csv\) cannot read it: \w+: .*") as error:
+        read(path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_arrow_file_is_read(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a", "b"]})
+    with pa.OSFile(str(tmp_path / "s.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    assert read(tmp_path / "s.arrow") == ([(0, "a"), (1, "b")], [])
+
+
+def test_json_lines_can_be_read_by_datasets_too(tmp_path: Path) -> None:
+    path = lines(tmp_path, *(json.dumps({"text": f"text {i}"}).encode() for i in range(3)))
+    shard = replace(shard_of(path), format="examples", builder="json")
+    reader = open_reader(shard, OPTIONS)
+    reader.follow(WHOLE, 0)
+    found = reader.read(WHOLE, 0, Restart())
+    assert found is not None
+    assert found.texts == ["text 0", "text 1", "text 2"]

@@ -1,0 +1,235 @@
+"""Rows do not depend on when a run was killed, or on how many workers read it; documents are seen exactly once."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stream_pretrain import data
+from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
+from stream_pretrain.data.lanes import Cursor, Lane, Readers
+from stream_pretrain.data.objectives import Vocabulary
+from stream_pretrain.data.sources import resolve
+from stream_pretrain.data.stream import (
+    StepStream,
+    StreamPlan,
+    cursors_from,
+    first_cursors,
+    lanes_of,
+    stream_plan,
+    stream_state,
+)
+from stream_pretrain.data.tokenization import Encoder
+from stream_pretrain.errors import SourceError
+from tests.corpora import documents, word_tokenizer, write_shard
+
+STYLES = ["plain", "zst", "zst-multi", "gz", "parquet"]
+TOKENIZER = word_tokenizer()
+
+
+def plan_for(folder: Path, **options: object) -> StreamPlan:
+    in_data = {name: value for name, value in options.items() if name in DataConfig.__dataclass_fields__}
+    in_train = {name: value for name, value in options.items() if name in TrainConfig.__dataclass_fields__}
+    in_objective = {name: value for name, value in options.items() if name in ObjectiveConfig.__dataclass_fields__}
+    config = Config(
+        data=DataConfig(**{"dataset": str(folder), "sequence_length": 64, "lanes": 4, "window_bytes": 12_000} | in_data),
+        train=TrainConfig(**{"max_steps": 1000, "global_batch_size": 8} | in_train),
+        objective=ObjectiveConfig(**in_objective),
+    )
+    pinned = data.pin(config, resolve(config.data), world=1)
+    encoder = Encoder.of(TOKENIZER, causal=False)
+    return stream_plan(config, data.lane_plan(config, pinned), encoder, Vocabulary.of(TOKENIZER))
+
+
+def lane(plan: StreamPlan, number: int, cursor: Cursor | None = None) -> Lane:
+    return Lane(plan.lanes, number, plan.encoder, plan.encoder.build(), Readers(plan.lanes), cursor or Cursor())
+
+
+def rows_of(lane: Lane, count: int) -> list[list[int]]:
+    picks = [lane.next_row() for _ in range(count)]
+    return [pick[0].rows.input_ids[pick[1]].tolist() for pick in picks if pick is not None]
+
+
+def texts_of(row: list[int]) -> list[int]:
+    """Numbers of the documents that begin in a row."""
+    tokens = TOKENIZER.convert_ids_to_tokens(row)
+    return [
+        int("".join(token.removeprefix("##") for token in tokens[i + 1 : i + 7]))
+        for i, token in enumerate(tokens)
+        if token == "doc"
+    ]
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("packing", ["best_fit", "concat", "none"])
+def test_a_lane_goes_on_from_every_position_as_if_it_had_never_stopped(tmp_path: Path, style: str, packing: str) -> None:
+    for i in range(2):
+        write_shard(tmp_path / f"s{i}", documents(80, seed=i), style)
+    plan = plan_for(tmp_path, packing=packing, lanes=2)
+    reading = lane(plan, 1)
+    rows, states = [], []
+    for _ in range(160):
+        states.append(json.loads(json.dumps(reading.cursor)))
+        rows += rows_of(reading, 1)
+    assert len(rows) == 160
+    assert max(state[0] for state in states) >= 1, "the positions reach into a second epoch"
+    for k in range(0, 140, 1 if packing == "best_fit" else 7):
+        resumed = lane(plan, 1, Cursor(*states[k]))
+        assert list(resumed.cursor) == states[k]
+        assert rows_of(resumed, 20) == rows[k : k + 20], f"after row {k}"
+        assert list(resumed.cursor) == states[k + 20], f"after row {k}"
+        assert len(json.dumps(states[k])) <= 256
+
+
+def ledger(plan: StreamPlan, steps: int, workers: int, cursors: list[Cursor] | None = None) -> tuple[list, list[Cursor]]:
+    """What the steps see, as plain values; and where the lanes stand after them."""
+    seen = []
+    cursors = list(cursors or first_cursors(plan.lanes.lanes))
+    with StepStream(plan, cursors, workers=workers) as stream:
+        for _ in range(steps):
+            step = next(stream)
+            seen.append(
+                [
+                    step.row_lane.tolist(),
+                    *(value.tolist() for part in (step.rows, step.labelled) for value in vars(part).values()),
+                ]
+            )
+            for number, cursor in zip(step.lanes.tolist(), step.cursors.tolist(), strict=True):
+                cursors[number] = Cursor(*cursor)
+    return seen, cursors
+
+
+def test_the_rows_of_every_step_are_the_same_for_any_number_of_workers_also_when_it_changes(tmp_path: Path) -> None:
+    for i, style in enumerate(["plain", "zst", "zst-multi", "gz", "parquet"]):
+        write_shard(tmp_path / f"s{i}", documents(200, seed=i), style)
+    plan = plan_for(tmp_path, lanes=8, global_batch_size=8)
+    expected, _ = ledger(plan, 30, workers=0)
+    assert len({str(step) for step in expected}) == 30
+    for workers in (1, 2, 3):
+        assert ledger(plan, 30, workers)[0] == expected
+    seen, cursors = [], first_cursors(8)
+    for steps, workers in ((7, 2), (1, 3), (12, 0), (10, 1)):
+        part, cursors = ledger(plan, steps, workers, cursors_from(json.loads(json.dumps(stream_state(cursors))), 8))
+        seen += part
+    assert seen == expected
+
+
+@pytest.mark.parametrize(
+    ("shards", "lanes"), [([400, 3, 90, 250], 4), ([700], 8), ([30, 30, 30], 2), ([500, 0, 1], 4)], ids=str
+)
+@pytest.mark.parametrize("style", ["plain", "zst"])
+def test_one_epoch_sees_every_document_exactly_once(tmp_path: Path, shards: list[int], lanes: int, style: str) -> None:
+    for i, count in enumerate(shards):
+        write_shard(tmp_path / f"s{i}", documents(count, seed=i), style)
+    plan = plan_for(tmp_path, lanes=lanes, global_batch_size=8, max_epochs=1, window_bytes=8_000)
+    seen: Counter[int] = Counter()
+    with StepStream(plan, first_cursors(lanes), workers=0) as stream:
+        for step in stream:
+            if not len(step.row_lane):
+                break
+            for row in step.rows.input_ids.tolist():
+                seen.update(texts_of(row))
+        assert not len(next(stream).row_lane), "a lane that has ended stays ended"
+    assert seen == Counter(i * 1000 + n for i, count in enumerate(shards) for n in range(count))
+    assert int(step.cursors[:, Cursor._fields.index("documents")].sum()) == sum(shards)
+
+
+def test_every_token_of_a_document_is_in_exactly_one_row(tmp_path: Path) -> None:
+    texts = documents(150, longest=400)
+    write_shard(tmp_path / "s", texts, "plain")
+    plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1)
+    tokens: Counter[int] = Counter()
+    reading = lane(plan, 0)
+    while (row := reading.next_row()) is not None:
+        tokens.update(row[0].rows.input_ids[row[1]].tolist())
+    expected: Counter[int] = Counter(i for ids in TOKENIZER(texts, add_special_tokens=False)["input_ids"] for i in ids)
+    special = {i: tokens.pop(i) for i in (0, 2, 3)}
+    assert tokens == expected
+    assert special[2] == special[3] >= len(texts), "every segment is framed"
+
+
+def test_another_seed_gives_another_order_and_other_masks(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(300), "plain")
+    first, _ = ledger(plan_for(tmp_path, seed=1), 3, workers=0)
+    other, _ = ledger(plan_for(tmp_path, seed=2), 3, workers=0)
+    again, _ = ledger(plan_for(tmp_path, seed=1), 3, workers=0)
+    assert first == again
+    assert first != other
+
+
+def test_a_second_epoch_has_the_same_documents_in_another_order(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(200), "plain")
+    plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=2)
+    reading, epochs = lane(plan, 0), ([], [])
+    while (row := reading.next_row()) is not None:
+        epochs[int(row[0].origins[0, 0])].extend(texts_of(row[0].rows.input_ids[row[1]].tolist()))
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(200))
+    assert epochs[0] != epochs[1]
+
+
+def test_held_out_documents_never_train(tmp_path: Path) -> None:
+    from stream_pretrain.data.lanes import is_heldout
+
+    texts = documents(400)
+    write_shard(tmp_path / "s", texts, "plain")
+    heldout = {i for i, text in enumerate(texts) if is_heldout(text, 0.1)}
+    assert 20 < len(heldout) < 60
+    plan = plan_for(tmp_path, max_epochs=1, heldout_fraction=0.1)
+    seen = [number for n in range(4) for row in rows_of(lane(plan, n), 10_000) for number in texts_of(row)]
+    assert sorted(seen) == [i for i in range(400) if i not in heldout]
+
+
+def test_bad_lines_are_counted_once_and_ride_with_their_rows(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text}).encode() for text in documents(100)]
+    lines[10] = b"{broken"
+    lines[50] = b'{"text": null}'
+    (tmp_path / "s.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1, window_bytes=3_000)
+    reading, skipped = lane(plan, 0), []
+    while (row := reading.next_row()) is not None:
+        skipped += row[2]
+        reading = lane(plan, 0, reading.cursor)  # a resume after every row repeats none
+    first = len(b"\n".join(lines[:10])) + 1
+    second = len(b"\n".join(lines[:50])) + 1
+    assert {(skip.offset, skip.reason) for skip in skipped} == {(first, "not JSON"), (second, "text is null")}
+    assert reading.cursor.skipped == len(skipped) == 2
+    assert reading.cursor.documents == 98
+
+
+def test_a_document_that_has_no_tokens_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_bytes(b'{"text": "doc 000001 bara"}\n{"text": "\\u200b"}\n{"text": "doc 000002 bara"}\n')
+    plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1)
+    reading, skipped = lane(plan, 0), []
+    while (row := reading.next_row()) is not None:
+        skipped += row[2]
+    assert [(skip.offset, skip.reason) for skip in skipped] == [(28, "no tokens")]
+
+
+def test_a_lane_without_documents_says_so_instead_of_waiting_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_bytes(b"\n\n")
+    with pytest.raises(SourceError, match=r"lane 0 of 8 met no document in 64 epochs"):
+        lane(plan_for(tmp_path, lanes=8), 0).next_row()
+
+
+def test_a_corpus_smaller_than_the_lanes_is_read_by_all_of_them_in_turn(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", ["doc 000001"], "plain")
+    plan = plan_for(tmp_path, lanes=8)
+    assert [len(rows_of(lane(plan, number), 3)) for number in range(8)] == [3] * 8
+
+
+def test_lanes_are_dealt_to_ranks_round_robin() -> None:
+    assert [lanes_of(8, rank, 3) for rank in range(3)] == [[0, 3, 6], [1, 4, 7], [2, 5]]
+
+
+def test_rows_hold_at_least_99_percent_real_tokens(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(3000, longest=200), "plain")
+    plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1, window_bytes=1_000_000, sequence_length=512)
+    reading, filled, rows = lane(plan, 0), 0, 0
+    while (row := reading.next_row()) is not None:
+        filled += int(np.count_nonzero(row[0].rows.input_ids[row[1]]))
+        rows += 1
+    assert filled / (rows * 512) >= 0.99

@@ -1,0 +1,258 @@
+"""Malformed and unusual files: one policy each, and every document that is not read is accounted for."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream_pretrain.config import DataConfig
+from stream_pretrain.data.dealing import Stripe
+from stream_pretrain.data.documents import ReadOptions, open_reader
+from stream_pretrain.data.sources import Shard, resolve
+from stream_pretrain.data.transport import MIB, Restart, TransportOptions
+from stream_pretrain.errors import ContentError
+
+NASTY = Path(__file__).resolve().parents[3] / "shared" / "data" / "nasty"
+MANIFEST = NASTY / "manifest.json"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What reading a file gives: documents, skipped ones by reason, and how it ends."""
+
+    documents: int
+    skipped: dict[str, int] = field(default_factory=dict)
+    offsets: tuple[int, ...] = ()
+    """Of the skipped ones, in order."""
+    error: str | None = None
+    """A phrase of the ContentError that reading ends with."""
+
+
+# Windows of 100 kB. A damaged shard gives the windows before the damage; the one it is met in is left out.
+TWENTY_WITHOUT_TEXT = Policy(40, {"no field text": 6, "text is null": 2, "text is not a string": 8, "text is blank": 4})
+POLICIES = {
+    "truncated.jsonl.zst": Policy(488, error="from uncompressed byte 786432 on: it is not finished where the shard ends"),
+    "corrupt-middle.jsonl.zst": Policy(
+        697,
+        {"not JSON": 3},
+        (756382, 759011, 760818),
+        error="that begins at compressed byte 0 (uncompressed 0) cannot be decompressed from uncompressed byte 1048576 on",
+    ),
+    "corrupt-second-frame.jsonl.zst": Policy(202, error="frame that begins at compressed byte 80499 (uncompressed 360927)"),
+    "bad-checksum.jsonl.zst": Policy(700, error="from uncompressed byte 1048576 on: Restored data doesn't match checksum"),
+    "corrupt-no-checksum.jsonl.zst": Policy(1000),  # nothing in the file tells that five of the texts are wrong
+    "zero-bytes.jsonl.zst": Policy(0),
+    "empty-frame.jsonl.zst": Policy(0),
+    "magic-only.jsonl.zst": Policy(0, error="it is not finished where the shard ends: the shard was cut short"),
+    "garbage.jsonl.zst": Policy(0, error="no zstd frame begins at compressed byte 0"),
+    "plain-named-zst.jsonl.zst": Policy(0, error="what is there looks like plain JSON text"),
+    "gzip-named-zst.jsonl.zst": Policy(0, error="what is there looks like gzip"),
+    "trailing-garbage.jsonl.zst": Policy(
+        141, error="begins at compressed byte 69300 (uncompressed 298225); what is there looks"
+    ),
+    "html-error-page.jsonl.zst": Policy(0, error="what is there looks like an HTML page"),
+    "git-lfs-pointer.jsonl.zst": Policy(0, error="looks like a Git LFS pointer in place of the data"),
+    "multi-frame.jsonl.zst": Policy(1000),
+    "skippable-frames.jsonl.zst": Policy(600),
+    "empty-frames-between.jsonl.zst": Policy(400),
+    "pzstd.jsonl.zst": Policy(8000),
+    "no-content-size.jsonl.zst": Policy(1000),
+    "long-27.jsonl.zst": Policy(1000),
+    "long-28.jsonl.zst": Policy(1000),
+    "long-30.jsonl.zst": Policy(1000),
+    "long-31.jsonl.zst": Policy(1000),
+    "level-22-ultra.jsonl.zst": Policy(1000),
+    "concatenated-members.jsonl.gz": Policy(700),
+    "truncated.jsonl.gz": Policy(700, error="from uncompressed byte 1024812 on: it is not finished where the shard ends"),
+    "bad-crc.jsonl.gz": Policy(912, error="incorrect data check"),
+    "bgzip-like.jsonl.gz": Policy(1000),
+    "good.jsonl.xz": Policy(400),
+    "good.jsonl.bz2": Policy(400),
+    "good.jsonl.lz4": Policy(400),
+    "concatenated.jsonl.bz2": Policy(400),
+    "zero-bytes.jsonl": Policy(0),
+    "only-blank-lines.jsonl": Policy(0),
+    "blank-lines-between.jsonl": Policy(40),
+    "crlf.jsonl": Policy(40),
+    "bom.jsonl": Policy(40),
+    "bom.jsonl.zst": Policy(40),
+    "bom-midway.jsonl": Policy(39, {"not JSON": 1}, (37094,)),
+    "no-final-newline.jsonl": Policy(40),
+    "no-final-newline.jsonl.zst": Policy(40),
+    "invalid-utf8.jsonl": Policy(37, {"not UTF-8": 3}, (5968, 31992, 48902)),
+    "latin-1.jsonl": Policy(0, error="no document in its first window; 20 lines skipped, the first at byte 0: not UTF-8"),
+    "utf-16.jsonl": Policy(0, error="is UTF-16, not UTF-8: convert it"),
+    "invalid-json-lines.jsonl": Policy(34, {"not JSON": 6}, (3817, 9365, 20183, 33684, 39926, 49656)),
+    "invalid-json-lines.jsonl.zst": Policy(34, {"not JSON": 6}, (3817, 9365, 20183, 33684, 39926, 49656)),
+    "all-lines-bad.jsonl": Policy(0, error="no document in its first window; 200 lines skipped, the first at byte 0: not JSON"),
+    "field-missing-null-or-not-text.jsonl": TWENTY_WITHOUT_TEXT,
+    "field-missing-null-or-not-text.jsonl.zst": TWENTY_WITHOUT_TEXT,
+    "json-values-not-objects.jsonl": Policy(10, {"not an object": 6, "no field text": 1}, (0, 11, 14, 19, 24, 32, 35)),
+    "nested-field.jsonl": Policy(0, error="has no text in field 'text'; fields seen: id, doc.body.text, title. Name one with"),
+    "other-field-content.jsonl.zst": Policy(0, error="has no text in field 'text'; fields seen: content, url. Name one with"),
+    "schema-drift.jsonl.zst": Policy(600),
+    "schema-drift-late.jsonl.zst": Policy(16000),
+    "pile-style-meta.jsonl.zst": Policy(100),
+    "duplicate-keys.jsonl": Policy(30),  # the last one counts
+    "nan-infinity.jsonl": Policy(40),
+    "huge-integers.jsonl": Policy(39, {"not JSON": 1}, (3958,)),
+    "deep-nesting.jsonl": Policy(19, {"not JSON": 1}, (7151,)),
+    "unicode-line-separators.jsonl": Policy(40),
+    "nul-characters.jsonl": Policy(20, {"not JSON": 1}, (36307,)),
+    "lone-surrogates.jsonl": Policy(
+        1, {"text has lone surrogates": 10}, (0, 1644, 3369, 3733, 4910, 5828, 6196, 6955, 8763, 10292)
+    ),
+    "control-characters-raw.jsonl": Policy(10, {"not JSON": 2}, (0, 22)),
+    "not-nfc-emoji-rtl.jsonl": Policy(9),
+    "json-array-file.jsonl": Policy(0, error="is one JSON array, not JSON lines"),
+    "pretty-printed.jsonl": Policy(0, error="has objects over several lines, not JSON lines"),
+    "cr-only.jsonl": Policy(0, error="ends its lines with CR alone"),
+    "two-objects-on-a-line.jsonl": Policy(10, {"not JSON": 1}, (0,)),
+    "one-line.jsonl": Policy(1),
+    "same-document-1000-times.jsonl.zst": Policy(1000),
+    "one-50MB-document.jsonl.zst": Policy(21),
+    "bomb-200MB-of-x.jsonl.zst": Policy(5, {"line too long": 1}, (0,)),
+    "100k-tiny-documents.jsonl.zst": Policy(100_000),
+    "wide-2000-fields.jsonl.zst": Policy(30),
+}
+
+
+def entries() -> dict[str, dict[str, Any]]:
+    if not MANIFEST.exists():
+        pytest.skip("needs the malformed files in ../shared/data/nasty")
+    return {entry["file"]: entry for entry in json.loads(MANIFEST.read_text("utf-8"))["entries"]}
+
+
+def shards_of(name: str) -> tuple[Shard, ...]:
+    assert name in entries()
+    return resolve(DataConfig(dataset=str(NASTY / name))).shards
+
+
+def read(shard: Shard, text_field: str = "text") -> tuple[list[str], list[tuple[int, str]], str | None]:
+    """Texts, what was skipped, and the error that reading ended with."""
+    options = ReadOptions(text_field, 100_000, 64 * MIB, TransportOptions())
+    reader, stripe, restart, block = open_reader(shard, options), Stripe(0), Restart(), 0
+    reader.follow(stripe, 0)
+    texts: list[str] = []
+    skipped: list[tuple[int, str]] = []
+    try:
+        while (found := reader.read(stripe, block, restart)) is not None:
+            texts += found.texts
+            skipped += [(skip.offset, skip.reason) for skip in found.skips]
+            restart, block = found.restart, block + 1
+    except ContentError as error:
+        return texts, skipped, str(error)
+    return texts, skipped, None
+
+
+def test_every_file_has_a_policy() -> None:
+    assert set(POLICIES) == {name for name in entries() if not name.endswith("/")}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_file_gives_its_documents_or_says_what_is_wrong_with_it(name: str) -> None:
+    policy, entry = POLICIES[name], entries()[name]
+    texts, skipped, error = read(shards_of(name)[0])
+    assert len(texts) == policy.documents
+    assert Counter(reason for _, reason in skipped) == policy.skipped
+    assert not policy.offsets or tuple(offset for offset, _ in skipped) == policy.offsets
+    assert len({offset for offset, _ in skipped}) == len(skipped)
+    if policy.error is None:
+        assert error is None
+        if "non_blank_lines" in entry:
+            assert len(texts) + len(skipped) == entry["non_blank_lines"], "nothing is lost in silence"
+    else:
+        assert error is not None
+        assert policy.error in error
+        assert name in error
+        assert "\n" not in error
+
+
+# Where a policy reads fewer documents than Python's own json module finds, on purpose.
+STRICTER = {
+    "lone-surrogates.jsonl": 1,  # no tokenizer takes them
+    "bomb-200MB-of-x.jsonl.zst": 5,  # one line is longer than --data.max-line-bytes
+    "plain-named-zst.jsonl.zst": 0,  # the name is wrong
+    "gzip-named-zst.jsonl.zst": 0,
+    "trailing-garbage.jsonl.zst": 141,
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_policy_agrees_with_the_manifest(name: str) -> None:
+    entry = entries()[name]
+    if "good_docs" in entry:
+        assert POLICIES[name].documents == STRICTER.get(name, entry["good_docs"])
+    else:
+        assert POLICIES[name].error is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "text_field"), [("nested-field.jsonl", "doc.body.text"), ("other-field-content.jsonl.zst", "content")]
+)
+def test_the_field_that_the_message_names_holds_the_documents(name: str, text_field: str) -> None:
+    texts, skipped, error = read(shards_of(name)[0], text_field)
+    assert (len(texts), skipped, error) == (40, [], None)
+
+
+@pytest.mark.parametrize(
+    "name", ["truncated.jsonl.zst", "corrupt-middle.jsonl.zst", "corrupt-second-frame.jsonl.zst", "truncated.jsonl.gz"]
+)
+@pytest.mark.parametrize("window_bytes", [5_000, 30_000])
+def test_damage_is_met_at_the_same_place_after_a_resume(name: str, window_bytes: int) -> None:
+    shard = shards_of(name)[0]
+    options = ReadOptions("text", window_bytes, 64 * MIB, TransportOptions())
+    whole, restart, block = open_reader(shard, options), Restart(), 0
+    whole.follow(Stripe(0), 0)
+    expected = None
+    while expected is None:
+        resumed = open_reader(shard, options)
+        resumed.follow(Stripe(0), block)
+        try:
+            found = whole.read(Stripe(0), block, restart)
+        except ContentError as error:
+            expected = str(error)
+            with pytest.raises(ContentError) as again:
+                resumed.read(Stripe(0), block, restart)
+            assert str(again.value) == expected
+        else:
+            if block % 9 == 0:
+                assert resumed.read(Stripe(0), block, restart) == found
+            assert found is not None
+            restart, block = found.restart, block + 1
+    assert block > 10
+
+
+def test_a_decompression_bomb_stays_small() -> None:
+    shard = shards_of("bomb-200MB-of-x.jsonl.zst")[0]
+    options = ReadOptions("text", 4 * MIB, 8 * MIB, TransportOptions())
+    reader = open_reader(shard, options)
+    reader.follow(Stripe(0), 0)
+    tracemalloc.start()
+    try:
+        block = 0
+        while reader.read(Stripe(0), block, Restart()) is not None:
+            block += 1
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert block == 48
+    assert most < 40 * MIB
+
+
+def test_a_folder_of_many_formats_gives_all_its_documents() -> None:
+    shards = shards_of("mixed-folder/")
+    assert [shard.name for shard in shards] == [
+        "a.jsonl",
+        "b.jsonl.gz",
+        "c.jsonl.zst",
+        "name with spaces & ümlaut [1].jsonl",
+        "sub/d.jsonl.zst",
+    ]
+    assert [len(read(shard)[0]) for shard in shards] == [20, 20, 20, 20, 20]

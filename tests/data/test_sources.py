@@ -1,0 +1,429 @@
+"""What ids, paths, globs and URLs stand for. The Hub itself is in tests/integration/test_hub.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec import AbstractFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from stream_pretrain.config import DataConfig
+from stream_pretrain.data.sources import Corpus, Shard, check_unchanged, resolve
+from stream_pretrain.errors import SourceError, TransportError
+
+NASTY = Path(__file__).resolve().parents[3] / "shared" / "data" / "nasty"
+
+
+def write(root: Path, *names: str) -> Path:
+    """Files whose content is their name."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    return root
+
+
+def names(dataset: object, **options: Any) -> list[str]:
+    return [shard.name for shard in resolve(DataConfig(dataset=str(dataset), **options)).shards]
+
+
+# Files, folders, globs
+
+
+def test_a_file_is_a_corpus_of_one_shard(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(b"hello")
+    corpus = resolve(DataConfig(dataset=str(tmp_path / "a.jsonl.zst")))
+    assert corpus == Corpus(
+        dataset=f"{tmp_path}/a.jsonl.zst",
+        revision=None,
+        shards=(
+            Shard(
+                url=f"{tmp_path}/a.jsonl.zst",
+                name="a.jsonl.zst",
+                size=5,
+                # sha256 of the first and the last 64 KiB, which overlap in so small a file
+                identity="ends:5:0a86050fb37a4def36885da9557f5b22a9e191767a80e7a4a2415410a4462b68",
+                format="jsonl",
+                compression="zstd",
+            ),
+        ),
+    )
+
+
+def test_a_relative_path_becomes_an_absolute_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "corpus/a.jsonl")
+    monkeypatch.chdir(tmp_path)
+    assert resolve(DataConfig(dataset="corpus")).shards[0].url == f"{tmp_path}/corpus/a.jsonl"
+    assert resolve(DataConfig(dataset="corpus/*.jsonl")).shards[0].url == f"{tmp_path}/corpus/a.jsonl"
+    assert resolve(DataConfig(dataset=f"file://{tmp_path}/corpus/a.jsonl")).shards[0].url == f"{tmp_path}/corpus/a.jsonl"
+
+
+def test_a_folder_is_read_with_its_subfolders_and_without_what_is_no_shard(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "b.jsonl.gz",
+        "a.jsonl",
+        "sub/deeper/c.txt.xz",
+        "name with spaces & ümlaut [1].jsonl",
+        "README.md",
+        "README.txt",
+        "LICENSE",
+        "LICENSE.txt",
+        "dataset_info.json",
+        "e.jsonl.zst.tmp",
+        "notes.docx",
+        "e.zst",
+        ".hidden.jsonl",
+        ".git/f.jsonl",
+    )
+    assert names(tmp_path) == ["a.jsonl", "b.jsonl.gz", "name with spaces & ümlaut [1].jsonl", "sub/deeper/c.txt.xz"]
+
+
+def test_the_mixed_folder_has_five_shards() -> None:
+    if not NASTY.is_dir():
+        pytest.skip(f"{NASTY} is not there")
+    assert names(NASTY / "mixed-folder") == [
+        "a.jsonl",
+        "b.jsonl.gz",
+        "c.jsonl.zst",
+        "name with spaces & ümlaut [1].jsonl",
+        "sub/d.jsonl.zst",
+    ]
+
+
+def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
+    write(tmp_path, "elsewhere/a.jsonl")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "corpus/b.jsonl").symlink_to(tmp_path / "elsewhere/a.jsonl")
+    assert names(tmp_path / "corpus") == ["b.jsonl", "linked/a.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.jsonl", ("jsonl", "none", None)),
+        ("a.json.gz", ("jsonl", "gzip", None)),
+        ("a.ndjson.bz2", ("jsonl", "bz2", None)),
+        ("a.JSONL.zst", ("jsonl", "zstd", None)),
+        ("a.txt.xz", ("text", "xz", None)),
+        ("a.text.lz4", ("text", "lz4", None)),
+        ("a.parquet", ("parquet", "none", None)),
+        ("a.csv", ("examples", "none", "csv")),
+        ("a.tsv.gz", ("examples", "gzip", "csv")),
+        ("a.arrow", ("examples", "none", "arrow")),
+        ("a.tar", ("examples", "none", "webdataset")),
+    ],
+)
+def test_the_ending_says_format_and_compression(tmp_path: Path, name: str, expected: tuple[str, str, str | None]) -> None:
+    write(tmp_path, name)
+    shard = resolve(DataConfig(dataset=str(tmp_path / name))).shards[0]
+    assert (shard.format, shard.compression, shard.builder) == expected
+
+
+def test_the_reader_datasets_takes_every_format(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl.zst", "b.txt", "c.parquet", "d.csv")
+    shards = resolve(DataConfig(dataset=str(tmp_path), reader="datasets")).shards
+    assert [(shard.format, shard.builder) for shard in shards] == [
+        ("examples", "json"),
+        ("examples", "text"),
+        ("examples", "parquet"),
+        ("examples", "csv"),
+    ]
+
+
+def test_a_glob_names_its_matches_below_the_first_wildcard(tmp_path: Path) -> None:
+    write(tmp_path, "2019/a.jsonl", "2020/a.jsonl", "2020/more/b.jsonl", "2020/README.md")
+    assert names(tmp_path / "20*" / "*.jsonl") == ["2019/a.jsonl", "2020/a.jsonl"]
+    assert names(tmp_path / "2020" / "**" / "*") == ["a.jsonl", "more/b.jsonl"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> None:
+    write(tmp_path, "part [1].jsonl", "part 1.jsonl")
+    assert names(tmp_path / "part [1].jsonl") == ["part [1].jsonl"]
+
+
+def test_a_glob_that_matches_nothing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"nothing-\*\.jsonl: no file matches there"):
+        resolve(DataConfig(dataset=str(tmp_path / "nothing-*.jsonl")))
+
+
+def test_a_folder_without_shards_is_named_with_the_endings_there_are(tmp_path: Path) -> None:
+    write(tmp_path, "README.md")
+    with pytest.raises(SourceError, match=r"no shard there; shards end in \.jsonl \.json .* compressed or not"):
+        resolve(DataConfig(dataset=str(tmp_path)))
+
+
+def test_a_file_of_unknown_format_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "corpus.docx")
+    with pytest.raises(SourceError, match=r"corpus\.docx: the ending says no format there"):
+        resolve(DataConfig(dataset=str(tmp_path / "corpus.docx")))
+
+
+def test_a_path_that_is_not_there_is_refused_without_asking_the_hub() -> None:
+    with pytest.raises(SourceError, match=r"^\./no/such/folder: there is no such file or folder$"):
+        resolve(DataConfig(dataset="./no/such/folder"))
+
+
+def test_data_files_and_data_dir_choose_inside_a_folder(tmp_path: Path) -> None:
+    root = write(tmp_path / "with [brackets]", "en/a.jsonl", "en/deep/b.jsonl", "de/a.jsonl")
+    assert names(root, data_files="*/a.jsonl") == ["de/a.jsonl", "en/a.jsonl"]
+    assert names(root, data_dir="en") == ["a.jsonl", "deep/b.jsonl"]
+    assert names(root, data_dir="en", data_files="**/b.jsonl") == ["deep/b.jsonl"]
+    with pytest.raises(SourceError, match=r"fr-\*: no file matches"):
+        resolve(DataConfig(dataset=str(root), data_files="fr-*"))
+    with pytest.raises(SourceError, match="there is no folder fr in it"):
+        resolve(DataConfig(dataset=str(root), data_dir="fr"))
+
+
+def test_options_that_choose_parts_of_a_dataset_are_refused_where_there_are_none(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl")
+    for option in ("name", "revision", "data_files", "data_dir"):
+        with pytest.raises(SourceError, match=f"--data.{option.replace('_', '-')} has no meaning for it"):
+            names(tmp_path / "a.jsonl", **{option: "x"})
+
+
+# Splits of local folders
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("train/a.jsonl", "train/b.jsonl.zst", "test/c.jsonl"),
+        ("corpus-train-a.jsonl", "corpus-train-b.jsonl", "corpus-test.jsonl"),
+        ("data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl", "data/test-00000-of-00001.jsonl"),
+    ],
+)
+def test_a_folder_with_splits_is_read_by_split(tmp_path: Path, layout: tuple[str, str, str]) -> None:
+    write(tmp_path, *layout)
+    assert names(tmp_path) == sorted(layout[:2])
+    assert names(tmp_path, split="test") == [layout[2]]
+    with pytest.raises(SourceError, match="there is no split 'validation', only train, test"):
+        resolve(DataConfig(dataset=str(tmp_path), split="validation"))
+
+
+def test_splits_are_found_in_a_folder_of_a_linked_folder(tmp_path: Path) -> None:
+    write(tmp_path / "real", "en/train/a.jsonl", "en/test/b.jsonl", "de/train/c.jsonl")
+    (tmp_path / "linked").symlink_to(tmp_path / "real")
+    assert names(tmp_path / "linked", data_dir="en", split="test") == ["test/b.jsonl"]
+
+
+def test_files_in_no_split_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, "train/a.jsonl", "train/b.jsonl", "extra/c.jsonl", "train/d.txt")
+    assert names(tmp_path) == ["train/a.jsonl", "train/b.jsonl"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: 2 files are in no split and are not read, for example extra/c.jsonl"
+    ]
+
+
+def test_a_folder_without_splits_has_only_train(tmp_path: Path) -> None:
+    write(tmp_path, "shard-00000-of-00001.jsonl")
+    assert names(tmp_path) == ["shard-00000-of-00001.jsonl"]
+    with pytest.raises(SourceError, match="there is no split 'test', only train"):
+        resolve(DataConfig(dataset=str(tmp_path)), split="test")
+
+
+def test_the_card_of_a_folder_names_its_configurations(tmp_path: Path) -> None:
+    write(tmp_path, "one.jsonl", "two.jsonl")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: en\n  data_files: one.jsonl\n- config_name: de\n  data_files: two.jsonl\n---\n"
+    )
+    assert names(tmp_path, name="de") == ["two.jsonl"]
+    with pytest.raises(SourceError, match=r"Config name is missing.*\['en', 'de'\]"):
+        resolve(DataConfig(dataset=str(tmp_path)))
+    with pytest.raises(SourceError, match=r"'fr' not found. Available: \['en', 'de'\]"):
+        resolve(DataConfig(dataset=str(tmp_path), name="fr"))
+
+
+def test_an_evaluation_dataset_is_resolved_without_the_options_of_the_corpus(tmp_path: Path) -> None:
+    write(tmp_path, "corpus/en/a.jsonl", "held/b.jsonl", "split/train/c.jsonl", "split/test/d.jsonl")
+    data = DataConfig(dataset=str(tmp_path / "corpus"), data_dir="en", data_files="*.jsonl")
+    assert [shard.name for shard in resolve(data, dataset=str(tmp_path / "held")).shards] == ["b.jsonl"]
+    data = DataConfig(dataset=str(tmp_path / "split"), data_files="train/*")
+    assert [shard.name for shard in resolve(data, split="test").shards] == ["test/d.jsonl"]
+
+
+# @FILE
+
+
+def test_a_list_names_one_dataset_a_line(tmp_path: Path) -> None:
+    write(tmp_path, "one/a.jsonl", "one/b.jsonl", "two/a.jsonl", "three/x.jsonl", "three/y.jsonl")
+    (tmp_path / "list.txt").write_text(
+        f"# my corpora\n{tmp_path}/one/*.jsonl\n\n{tmp_path}/two # a folder\n{tmp_path}/three/y.jsonl\n{tmp_path}/one/a.jsonl\n"
+    )
+    corpus = resolve(DataConfig(dataset=f"@{tmp_path}/list.txt"))
+    assert [shard.name for shard in corpus.shards] == ["one/a.jsonl", "one/b.jsonl", "three/y.jsonl", "two/a.jsonl"]
+    assert corpus.dataset == f"@{tmp_path}/list.txt"
+
+
+def test_a_list_that_is_not_there_or_empty_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"list\.txt: there is no such file"):
+        resolve(DataConfig(dataset=f"@{tmp_path}/list.txt"))
+    (tmp_path / "list.txt").write_text("# nothing\n")
+    with pytest.raises(SourceError, match=r"list\.txt: names no dataset"):
+        resolve(DataConfig(dataset=f"@{tmp_path}/list.txt"))
+
+
+def test_web_urls_are_taken_as_they_are_without_a_request(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(
+        "https://nowhere.invalid/c4/2019/part%200.json.gz?signature=x\nhttps://nowhere.invalid/c4/2020/part%200.json.gz\n"
+    )
+    assert resolve(DataConfig(dataset=f"@{tmp_path}/list.txt")).shards == (
+        Shard(
+            "https://nowhere.invalid/c4/2019/part%200.json.gz?signature=x", "2019/part 0.json.gz", None, None, "jsonl", "gzip"
+        ),
+        Shard("https://nowhere.invalid/c4/2020/part%200.json.gz", "2020/part 0.json.gz", None, None, "jsonl", "gzip"),
+    )
+
+
+def test_two_urls_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("https://nowhere.invalid/a.jsonl?part=1\nhttps://nowhere.invalid/a.jsonl?part=2\n")
+    with pytest.raises(SourceError, match="are shards of one name"):
+        resolve(DataConfig(dataset=f"@{tmp_path}/list.txt"))
+
+
+# Object stores
+
+
+@pytest.fixture
+def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """An object store at memory://corpus whose objects have ETags; returns the listings it was asked for."""
+    asked: list[str] = []
+    listed = MemoryFileSystem.ls
+
+    def ls(self: MemoryFileSystem, path: str, detail: bool = True, **options: Any) -> Any:
+        asked.append(path)
+        return [info | {"ETag": '"d41d8cd9-2"'} for info in listed(self, path, detail=True, **options)]
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", ls)
+    monkeypatch.setattr(MemoryFileSystem, "find", AbstractFileSystem.find)
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    store = fsspec.filesystem("memory")
+    for name in ("a.jsonl.zst", "b [1].jsonl", "README.md", "sub/c.jsonl", ".d.jsonl"):
+        store.pipe(f"/corpus/{name}", b"1234")
+    asked.clear()
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("memory://corpus", ["a.jsonl.zst", "b [1].jsonl", "sub/c.jsonl"]),
+        ("memory://corpus/sub/", ["c.jsonl"]),
+        ("memory://corpus/*.jsonl*", ["a.jsonl.zst", "b [1].jsonl"]),
+        ("memory://corpus/**/*.jsonl", ["b [1].jsonl", "sub/c.jsonl"]),
+        ("memory://corpus/sub/c.jsonl", ["c.jsonl"]),
+        ("memory://corpus/b [1].jsonl", ["b [1].jsonl"]),
+    ],
+)
+def test_urls_stand_for_files_folders_and_patterns(listings: list[str], url: str, expected: list[str]) -> None:
+    assert names(url) == expected
+
+
+def test_size_and_etag_come_from_the_listing(listings: list[str]) -> None:
+    assert resolve(DataConfig(dataset="memory://corpus/sub")).shards == (
+        Shard("memory:///corpus/sub/c.jsonl", "c.jsonl", 4, "etag:d41d8cd9-2", "jsonl", "none"),
+    )
+
+
+def test_objects_of_a_store_that_nobody_may_list_have_no_size(listings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", refuse)
+    assert resolve(DataConfig(dataset="memory://corpus/a.jsonl.zst")).shards == (
+        Shard("memory:///corpus/a.jsonl.zst", "a.jsonl.zst", None, None, "jsonl", "zstd"),
+    )
+    with pytest.raises(TransportError, match=r"^memory://corpus/\*: cannot be listed: PermissionError: Access Denied$"):
+        resolve(DataConfig(dataset="memory://corpus/*"))
+
+
+def test_no_object_is_asked_for_alone(listings: list[str], tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("memory://corpus/*.jsonl*\nmemory://corpus/sub/*.jsonl\n")
+    corpus = resolve(DataConfig(dataset=f"@{tmp_path}/list.txt"))
+    assert [shard.size for shard in corpus.shards] == [4, 4, 4]
+    assert listings == ["/corpus", "/corpus/sub"]
+
+
+def test_a_url_that_matches_nothing_is_named(listings: list[str]) -> None:
+    for url in ("memory://corpus/nothing-*.jsonl", "memory://corpus/nothing.jsonl", "memory://nowhere/a.jsonl"):
+        with pytest.raises(SourceError) as raised:
+            resolve(DataConfig(dataset=url))
+        assert str(raised.value).startswith(f"{url}: no file matches")
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(SourceError, match=r"^gopher://x/a\.jsonl: cannot be opened"):
+        resolve(DataConfig(dataset="gopher://x/a.jsonl"))
+
+
+def test_storage_options_reach_the_store(listings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    url_to_fs = fsspec.url_to_fs
+
+    def watched(url: str, **options: Any) -> Any:
+        seen.append(options)
+        return url_to_fs(url)
+
+    monkeypatch.setattr(fsspec, "url_to_fs", watched)
+    resolve(DataConfig(dataset="memory://corpus", storage_options='{"anon": true}'))
+    assert seen == [{"anon": True}]
+
+
+# Pinning
+
+
+def corpus(*shards: tuple[str, int | None, str | None], place: str = "/one") -> Corpus:
+    found = (Shard(f"{place}/{name}", name, size, identity, "jsonl", "none") for name, size, identity in shards)
+    return Corpus(place, None, tuple(found))
+
+
+def test_a_corpus_survives_json(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", "b.csv")
+    pinned = replace(resolve(DataConfig(dataset=str(tmp_path))), revision="c0ffee")
+    assert Corpus.from_json(json.loads(json.dumps(pinned.to_json()))) == pinned
+
+
+def test_the_same_content_at_another_place_and_time_is_the_same_corpus(tmp_path: Path) -> None:
+    write(tmp_path / "one", "a.jsonl", "sub/b.jsonl")
+    shutil.copytree(tmp_path / "one", tmp_path / "two", copy_function=shutil.copyfile)
+    check_unchanged(resolve(DataConfig(dataset=f"{tmp_path}/one")), resolve(DataConfig(dataset=f"{tmp_path}/two")))
+
+
+@pytest.mark.parametrize("offset", [0, 199_999])
+def test_a_byte_changed_at_either_end_of_a_file_is_noticed(tmp_path: Path, offset: int) -> None:
+    content = bytearray(200_000)
+    (tmp_path / "a.jsonl").write_bytes(content)
+    pinned = resolve(DataConfig(dataset=str(tmp_path)))
+    content[offset] = 1
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(SourceError, match=r"a\.jsonl changed; restore it or start a new run$"):
+        check_unchanged(pinned, resolve(DataConfig(dataset=str(tmp_path))))
+
+
+def test_missing_new_and_changed_shards_are_named() -> None:
+    pinned = corpus(("a", 1, "git:a"), ("b", 1, "git:b"), ("c", 1, None), ("d", 1, None), ("e", 1, None))
+    found = corpus(("b", 1, "git:x"), ("c", 2, None), ("d", 2, None), ("e", None, None), ("new", 1, None), place="/two")
+    with pytest.raises(SourceError) as raised:
+        check_unchanged(pinned, found)
+    assert str(raised.value) == (
+        "/two is not the corpus this run began with: a is missing, new is new, b changed and 2 more; "
+        "restore it or start a new run"
+    )
+
+
+def test_identities_of_different_kinds_are_not_compared() -> None:
+    check_unchanged(corpus(("a", 1, "sha256:x")), corpus(("a", 1, "ends:1:y"), place="/two"))
+    check_unchanged(corpus(("a", 1, "sha256:x")), corpus(("a", 1, None)))
+
+
+def test_an_etag_counts_at_the_same_url_only() -> None:
+    check_unchanged(corpus(("a", 1, "etag:x-2")), corpus(("a", 1, "etag:x-3"), place="/copied"))
+    with pytest.raises(SourceError, match="a changed"):
+        check_unchanged(corpus(("a", 1, "etag:x-2")), corpus(("a", 1, "etag:x-3")))

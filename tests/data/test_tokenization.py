@@ -1,0 +1,159 @@
+"""Texts become the ids that their tokenizer gives them, framed as its model expects."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from stream_pretrain.data.tokenization import PIECE_CHARACTERS, Encoder, encode, piece_edges
+from stream_pretrain.errors import ModelError
+from tests.corpora import WORDS, documents, word_tokenizer
+
+HALF = PIECE_CHARACTERS // 2
+
+
+def loaded(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def byte_level(*special: str) -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([*special, *alphabet, "ba"])}, [("b", "a")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def roberta_like() -> PreTrainedTokenizerFast:
+    tokenizer = byte_level("<s>", "<pad>", "</s>", "<mask>")
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return loaded(tokenizer, bos_token="<s>", cls_token="<s>", eos_token="</s>", sep_token="</s>", pad_token="<pad>")
+
+
+def gpt2_like() -> PreTrainedTokenizerFast:
+    return loaded(byte_level("<|endoftext|>"), bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+
+
+def llama_like() -> PreTrainedTokenizerFast:
+    pieces = ["<unk>", "<s>", "</s>", "▁", "▁ba", "a", *"bcdefghij", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=0, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return loaded(tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+TOKENIZERS = {"bert": word_tokenizer, "roberta": roberta_like, "gpt2": gpt2_like, "llama": llama_like}
+
+
+@pytest.mark.parametrize(
+    ("name", "causal", "prefix", "suffix", "document_end", "pad"),
+    [
+        ("bert", False, (2,), (3,), (), 0),
+        ("bert", True, (2,), (), (3,), 0),
+        ("roberta", False, (0,), (2,), (), 1),
+        ("gpt2", False, (), (), (), 0),
+        ("gpt2", True, (), (), (0,), 0),
+        ("llama", False, (1,), (), (), 2),
+        ("llama", True, (1,), (), (2,), 2),
+    ],
+)
+def test_the_framing_of_a_segment_is_what_the_tokenizer_puts_around_a_text(
+    name: str, causal: bool, prefix: tuple[int, ...], suffix: tuple[int, ...], document_end: tuple[int, ...], pad: int
+) -> None:
+    encoder = Encoder.of(TOKENIZERS[name](), causal=causal)
+    assert (encoder.prefix, encoder.suffix, encoder.document_end, encoder.pad) == (prefix, suffix, document_end, pad)
+
+
+def test_padding_and_truncation_that_were_saved_with_a_tokenizer_are_no_framing() -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.enable_padding(length=8, pad_id=0, pad_token="[PAD]")
+    tokenizer.backend_tokenizer.enable_truncation(max_length=8)
+    encoder = Encoder.of(tokenizer, causal=False)
+    assert (encoder.prefix, encoder.suffix) == ((2,), (3,))
+    ids, lengths = encode(encoder.build(), [" ".join(WORDS), WORDS[0]])
+    assert lengths.tolist() == [len(WORDS), 1]
+    assert len(ids) == len(WORDS) + 1
+
+
+def test_a_tokenizer_that_makes_nothing_of_a_letter_is_refused() -> None:
+    tokenizer = loaded(Tokenizer(models.WordPiece({"[CLS]": 0}, unk_token="[UNK]")))
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("a", "")
+    with pytest.raises(ModelError, match="it makes no token of 'a'"):
+        Encoder.of(tokenizer, causal=False)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_ids_are_those_of_the_plain_tokenizer(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    texts = [*documents(50), "ba a", "", "ünïcödé \U0001f600", "b" * 1000, " \n"]
+    expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ids, lengths = encode(Encoder.of(tokenizer, causal=False).build(), texts)
+    assert ids.tolist() == [i for one in expected for i in one]
+    assert lengths.tolist() == [len(one) for one in expected]
+    assert (ids.dtype, lengths.dtype) == (np.int32, np.int64)
+
+
+def test_nothing_is_encoded_to_nothing() -> None:
+    ids, lengths = encode(Encoder.of(word_tokenizer(), causal=False).build(), [])
+    assert (ids.tolist(), lengths.tolist(), ids.dtype) == ([], [], np.int32)
+
+
+@pytest.mark.parametrize(("name", "text"), [("bert", "[MASK] [SEP]"), ("roberta", "<mask></s>"), ("gpt2", "<|endoftext|>")])
+def test_special_token_strings_in_a_document_are_text(name: str, text: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    ids, _ = encode(Encoder.of(tokenizer, causal=False).build(), [text])
+    assert special & set(tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert len(ids) > 1
+    assert not special & set(ids.tolist())
+
+
+def test_a_short_document_is_one_piece() -> None:
+    assert piece_edges("") == [0, 0]
+    assert piece_edges("word " * 10) == [0, 50]
+    assert piece_edges("x" * PIECE_CHARACTERS) == [0, PIECE_CHARACTERS]
+
+
+def test_a_long_document_is_cut_behind_the_last_white_space_of_a_piece() -> None:
+    text = "x" * 50_000 + " " + "y" * 10_000 + "\u3000" + "z" * 10_000 + " end"
+    assert piece_edges(text) == [0, 60_002, len(text)]
+
+
+def test_white_space_in_the_first_half_of_a_piece_is_no_place_to_cut() -> None:
+    early = "x" * (HALF - 1) + " " + "y" * PIECE_CHARACTERS
+    assert piece_edges(early) == [0, PIECE_CHARACTERS, len(early)]
+    first_of_second_half = "x" * HALF + " " + "y" * PIECE_CHARACTERS
+    assert piece_edges(first_of_second_half) == [0, HALF + 1, HALF + 1 + PIECE_CHARACTERS]
+
+
+def test_a_document_without_white_space_is_cut_all_the_same() -> None:
+    assert piece_edges("x" * 150_000) == [0, 65_536, 131_072, 150_000]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["x", " ", "\n", "word ", "語"]), st.integers(0, 90_000)), max_size=5))
+def test_pieces_cover_the_text_and_none_is_long(parts: list[tuple[str, int]]) -> None:
+    text = "".join(part * count for part, count in parts)
+    edges = piece_edges(text)
+    assert (edges[0], edges[-1]) == (0, len(text))
+    sizes = np.diff(edges)
+    assert all(HALF < size <= PIECE_CHARACTERS for size in sizes[:-1])
+    assert sizes[-1] <= PIECE_CHARACTERS
+    assert piece_edges(text + "more")[: len(edges) - 1] == edges[:-1], "a cut does not depend on what comes far behind it"
+
+
+def test_words_cut_at_white_space_have_the_same_tokens() -> None:
+    text = " ".join(documents(60))
+    while len(text) < 3 * PIECE_CHARACTERS:
+        text += " " + text
+    edges = piece_edges(text)
+    assert len(edges) > 3
+    tokenizer = Encoder.of(word_tokenizer(), causal=False).build()
+    pieces = [text[first:stop] for first, stop in itertools.pairwise(edges)]
+    assert encode(tokenizer, pieces)[0].tolist() == encode(tokenizer, [text])[0].tolist()

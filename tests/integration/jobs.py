@@ -1,0 +1,134 @@
+"""Jobs of several real processes: torchrun and its ranks, in a process group of their own that never outlives a test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")},
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+START_SECONDS = 120.0
+"""What torch alone may take to import on a busy machine; not part of any deadline that is tested."""
+
+
+class Job:
+    """A started launcher; what it and its ranks write to stderr is in a file."""
+
+    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
+        self.process, self.output = process, output
+
+    @property
+    def stderr(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Wait for a condition of the running job."""
+        deadline = time.monotonic() + START_SECONDS
+        while not condition():
+            assert self.process.poll() is None, self.stderr
+            assert time.monotonic() < deadline, self.stderr
+            time.sleep(0.05)
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes of the ranks, in their order."""
+        children = psutil.Process(self.process.pid).children()
+        found = {int(child.environ()["RANK"]): child for child in children if "RANK" in child.environ()}
+        return [found[rank] for rank in sorted(found)]
+
+    def wait(self, seconds: float) -> int:
+        """The exit code; every process of the job has ended then."""
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still there after {seconds} s\n{self.stderr}") from None
+        deadline = time.monotonic() + 5
+        while left := self.processes():
+            assert time.monotonic() < deadline, [process.cmdline() for process in left]
+            time.sleep(0.05)
+        return code
+
+    def processes(self) -> list[psutil.Process]:
+        """What lives of the session of the launcher."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except (ProcessLookupError, psutil.NoSuchProcess):
+                pass
+        return found
+
+    def errors(self) -> list[str]:
+        return [line for line in self.stderr.splitlines() if line.startswith("error: ")]
+
+
+@contextmanager
+def job(world: int, arguments: Sequence[str], output: Path, environment: Mapping[str, str] | None = None) -> Iterator[Job]:
+    """Start `world` ranks of the command line; whatever is left of them at the end of the block is killed."""
+    forwarded = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", "--standalone", forwarded]
+    with started([*torchrun, "-m", "stream_pretrain", *arguments], output, environment) as running:
+        yield running
+
+
+@contextmanager
+def started(command: Sequence[str], output: Path, environment: Mapping[str, str] | None = None) -> Iterator[Job]:
+    with output.open("wb") as stderr:
+        process = subprocess.Popen(
+            command,
+            env={**ENVIRONMENT, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        running = Job(process, output)
+        try:
+            yield running
+        finally:
+            for left in running.processes():  # ranks have process groups of their own
+                left.kill()
+            process.kill()
+            process.wait()
+
+
+def send(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        process.send_signal(number)
+
+
+def recorded(out: Path) -> dict[str, Any]:
+    """What run.json says."""
+    content: dict[str, Any] = json.loads((out / "run.json").read_text())
+    return content
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def checkpoints(out: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (out / "checkpoints").glob("step-*"))
+
+
+def tiny_options(corpus: Path | str, model: Path, out: Path, *more: str) -> list[str]:
+    return [
+        *(f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", f"--output-dir={out}"),
+        *("--sequence-length=32", "--global-batch-size=4", "--lanes=4", "--micro-batch-size=2", "--workers=1"),
+        *("--max-steps=100000", "--save-every=100000", "--log-every=1", "--run.wandb=disabled"),
+        *("--data.window-bytes=9000", "--train.schedule=constant", *more),
+    ]

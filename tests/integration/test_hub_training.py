@@ -1,0 +1,84 @@
+"""`stream-pretrain --dataset org/name` from a loopback Hub, with nothing cached and nothing of a shard left on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import string
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.integration.hub_server import Hub, running
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Hub:
+    root = tmp_path_factory.mktemp("hub")
+    with running(root) as hub:
+        folder = root / "datasets" / "org" / "corpus" / "main"
+        folder.mkdir(parents=True)
+        rng = random.Random(0)
+        for i in range(3):  # words that do not compress, so that a shard is several megabytes
+            noise = [f"{text} {''.join(rng.choices(string.ascii_letters, k=20_000))}" for text in documents(300, seed=i)]
+            write_shard(folder / f"train-{i}", noise, "zst")
+        write_tiny_bert(root / "models" / "org" / "tiny" / "main")
+        yield hub
+
+
+def train(hub: Hub, home: Path, out: Path, *options: str, max_steps: int = 3) -> subprocess.CompletedProcess[str]:
+    command = [
+        *(sys.executable, "-m", "stream_pretrain", "--dataset=org/corpus", "--model.config=org/tiny"),
+        *("--model.tokenizer=org/tiny", f"--output-dir={out}", f"--max-steps={max_steps}", "--sequence-length=32"),
+        *("--global-batch-size=8", "--workers=1", "--log-every=1", "--run.wandb=disabled", *options),
+    ]
+    environment = os.environ | hub.environment(home) | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_hub_dataset_trains_at_once_and_no_shard_lands_on_the_disk(hub: Hub, tmp_path: Path) -> None:
+    shards = sum(path.stat().st_size for path in (hub.root / "datasets").rglob("*.zst"))
+    assert shards > 10_000_000
+    before = len(hub.requests())
+    done = train(hub, tmp_path / "home", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+    assert size_of(tmp_path / "home") < 500_000, "the tokenizer and the card, not the corpus"
+    corpus = json.loads((tmp_path / "out/checkpoints/step-00000003/corpus.json").read_text())
+    assert len(corpus["revision"]) == 40
+    assert all(f"@{corpus['revision']}/" in shard["url"] for shard in corpus["shards"])
+    listings = [r for r in hub.requests()[before:] if "/tree/" in r["path"] and "/datasets/" in r["path"]]
+    assert len(listings) == len({r["path"] for r in listings}), "each folder is listed once"
+
+
+def test_a_run_goes_on_through_faults_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+    whole = train(hub, tmp_path / "home", tmp_path / "whole", max_steps=6)
+    assert whole.returncode == 0, whole.stderr
+    hub.fail(r"GET .*zst", "reset", times=2)
+    hub.fail(r"GET .*zst", 503, times=2)
+    hub.fail(r"GET .*zst", "short", times=1)
+    faulty = train(hub, tmp_path / "home", tmp_path / "faulty", max_steps=6)
+    assert faulty.returncode == 0, faulty.stderr
+    losses = [
+        [json.loads(line)["train/loss"] for line in (tmp_path / out / "metrics.jsonl").read_text().splitlines()]
+        for out in ("whole", "faulty")
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 6
+
+
+def test_an_unknown_dataset_is_one_line(hub: Hub, tmp_path: Path) -> None:
+    done = train(hub, tmp_path / "home", tmp_path / "out", "--dataset=org/nothing")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "org/nothing" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

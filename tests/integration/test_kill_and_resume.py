@@ -1,0 +1,182 @@
+"""A run that is killed at any moment continues as if it had never stopped: real processes, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, pipeline
+
+from tests.corpora import documents, write_shard, write_tiny_bert
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+TIMINGS = {"train/tokens_per_second", "train/data_wait_fraction"}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for i, style in enumerate(["plain", "zst", "zst-multi", "gz", "parquet"]):
+        write_shard(folder / f"s{i}", documents(120, seed=i), style)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bert(tmp_path_factory.mktemp("model"))
+
+
+def command(corpus: Path, model: Path, out: Path, *options: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "stream_pretrain"),
+        *(f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", f"--output-dir={out}"),
+        *("--max-steps=40", "--sequence-length=32", "--global-batch-size=8", "--micro-batch-size=4", "--workers=1"),
+        *("--save-every=5", "--log-every=1", "--eval-every=10", "--data.heldout-fraction=0.1", "--eval.documents=20"),
+        *("--run.wandb=disabled", "--train.warmup-steps=5", *options),
+    ]
+
+
+def run(corpus: Path, model: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command(corpus, model, out, *options), env=ENVIRONMENT, capture_output=True, text=True, timeout=150, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+
+
+def last_checkpoint(out: Path) -> Path:
+    return max((out / "checkpoints").glob("step-*"))
+
+
+def kill_when(process: subprocess.Popen[str], number: signal.Signals, reached: Path, delay: float) -> None:
+    deadline = time.monotonic() + 120
+    while not reached.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "the run does not get on"
+        time.sleep(0.01)
+    time.sleep(delay)
+    process.send_signal(number)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    run(corpus, model, out)
+    return out
+
+
+def assert_same_run(out: Path, expected: Path) -> None:
+    assert metrics(out) == metrics(expected)
+    for name in ("model", "optimizer"):
+        tensors, others = (load_file(last_checkpoint(folder) / f"{name}.safetensors") for folder in (out, expected))
+        assert tensors.keys() == others.keys()
+        for key, tensor in tensors.items():
+            assert torch.equal(tensor, others[key]), f"{name}: {key}"
+    states = [json.loads((last_checkpoint(folder) / "stream.json").read_text()) for folder in (out, expected)]
+    assert states[0] == states[1]
+
+
+def test_a_run_killed_twice_ends_with_the_same_losses_weights_and_documents_bit_by_bit(
+    corpus: Path, model: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for step in (10, 20):
+        process = subprocess.Popen(command(corpus, model, out), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        kill_when(process, signal.SIGKILL, out / "checkpoints" / f"step-{step:08d}", random.uniform(0, 0.3))
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert json.loads((out / "run.json").read_text())["state"] == "running"
+    done = run(corpus, model, out)
+    assert "going on after step" in done.stderr
+    assert_same_run(out, uninterrupted)
+    assert json.loads((out / "run.json").read_text())["state"] == "finished"
+
+
+def test_workers_may_change_at_a_resume_and_sigterm_saves_first(
+    corpus: Path, model: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(corpus, model, out, "--workers=2", "--save-every=1000"), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    kill_when(process, signal.SIGTERM, out / "metrics.jsonl", 1.0)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "stopped by SIGTERM" in stderr
+    assert json.loads((out / "run.json").read_text())["state"] == "preempted"
+    run(corpus, model, out, "--workers=0")
+    assert_same_run(out, uninterrupted)
+
+
+def test_the_final_model_fills_masks(uninterrupted: Path) -> None:
+    _, info = AutoModelForMaskedLM.from_pretrained(uninterrupted / "model", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    fill = pipeline("fill-mask", model=str(uninterrupted / "model"))
+    assert len(fill("doc [MASK] bara")) == 5
+
+
+def test_metrics_have_the_promised_keys(uninterrupted: Path) -> None:
+    lines = metrics(uninterrupted)
+    assert [line["step"] for line in lines] == list(range(41))
+    assert {
+        "train/loss", "train/lr", "train/grad_norm", "train/tokens", "train/documents", "eval/loss"
+    } <= lines[10].keys()  # fmt: skip
+    assert lines[40]["eval/loss"] < lines[0]["eval/loss"]
+
+
+def test_what_must_not_change_is_refused_with_the_command_for_a_new_run(corpus: Path, model: Path, uninterrupted: Path) -> None:
+    done = subprocess.run(
+        command(corpus, model, uninterrupted, "--seed=1", "--max-steps=50"),
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "--train.seed: was 0, is 1" in done.stderr
+    assert "--init-from" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_one_epoch_ends_by_itself_having_seen_every_document(corpus: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = command(corpus, model, out, "--max-epochs=1", "--data.heldout-fraction=0", "--eval-every=0")
+    done.remove("--max-steps=40")
+    finished = subprocess.run(done, env=ENVIRONMENT, capture_output=True, text=True, timeout=150, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert metrics(out)[-1]["train/documents"] == 600
+    assert json.loads((out / "run.json").read_text())["state"] == "finished"
+
+
+def test_a_damaged_shard_that_is_skipped_is_recorded_even_when_no_row_follows(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    good = write_shard(folder / "a", documents(60), "zst")
+    (folder / "b.jsonl.zst").write_bytes(write_shard(folder / "b", documents(60, seed=1), "zst").read_bytes()[:-900])
+    assert good.exists()
+    options = ("--data.on-bad-shard=skip", "--lanes=2", "--max-epochs=1", "--data.heldout-fraction=0", "--eval-every=0")
+    arguments = command(folder, model, tmp_path / "out", *options)
+    arguments.remove("--max-steps=40")
+    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    assert [record["shard"] for record in records] == ["b.jsonl.zst"]
+    assert "the shard was cut short" in records[0]["why"]
+
+
+def test_raising_max_steps_says_what_the_learning_rate_becomes(corpus: Path, model: Path, tmp_path: Path) -> None:
+    run(corpus, model, tmp_path / "out", "--max-steps=4")
+    longer = run(corpus, model, tmp_path / "out", "--max-steps=8", "--train.warmup-steps=0")
+    assert "--max-steps was 4, is 8: the learning rate goes on with 5.00e-04, not " in longer.stderr

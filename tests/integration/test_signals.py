@@ -1,0 +1,205 @@
+"""A signal to the launcher or to one rank, at any time, ends all of them with a checkpoint, and the next run goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stream_pretrain.training.checkpoint import verify
+from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.integration.http_server import Server, serve
+from tests.integration.jobs import START_SECONDS, Job, checkpoints, job, lines, recorded, tiny_options
+
+pytestmark = pytest.mark.long
+
+OUT_SECONDS = 25.0
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for i in range(4):
+        write_shard(folder / f"s{i}", documents(200, seed=i), "zst-multi")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bert(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def signalled(running: Job, whom: str, name: str) -> None:
+    if whom == "launcher":
+        running.process.send_signal(signal.Signals[name])
+    else:
+        running.ranks()[int(whom.removeprefix("rank "))].send_signal(signal.Signals[name])
+
+
+def assert_saved_and_preempted(running: Job, out: Path) -> int:
+    """All are out in time, and the last checkpoint is the last step; returns that."""
+    running.wait(OUT_SECONDS)
+    assert not running.errors()
+    assert "Interrupted" not in running.stderr
+    run = recorded(out)
+    assert run["state"] == "preempted", running.stderr
+    steps = lines(out / "metrics.jsonl")
+    saved = checkpoints(out)
+    if not saved:
+        assert not steps
+        return 0
+    verify(out / "checkpoints" / f"step-{saved[-1]:08d}")
+    assert saved[-1] == steps[-1]["step"] == run["step"]
+    return saved[-1]
+
+
+def assert_goes_on(arguments: list[str], out: Path, step: int) -> None:
+    with job(2, [*arguments, f"--max-steps={step + 2}"], out.with_suffix(".next")) as running:
+        assert running.wait(START_SECONDS) == 0, running.stderr
+    assert [line["step"] for line in lines(out / "metrics.jsonl") if "train/loss" in line] == list(range(1, step + 3))
+
+
+long = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("whom", "name"),
+    [
+        ("rank 1", "SIGUSR1"),
+        ("launcher", "SIGUSR1"),
+        pytest.param("launcher", "SIGTERM", marks=long),
+        pytest.param("launcher", "SIGINT", marks=long),
+        pytest.param("rank 0", "SIGTERM", marks=long),
+        pytest.param("rank 0", "SIGINT", marks=long),
+        pytest.param("rank 1", "SIGTERM", marks=long),
+    ],
+)
+def test_a_signal_during_a_step_saves_and_the_next_run_goes_on(
+    corpus: Path, model: Path, out: Path, whom: str, name: str
+) -> None:
+    arguments = tiny_options(corpus, model, out)
+    with job(2, arguments, out.with_suffix(".log")) as running:
+        running.until(lambda: len(lines(out / "metrics.jsonl")) > 2)
+        signalled(running, whom, name)
+        step = assert_saved_and_preempted(running, out)
+    assert step > 2
+    assert_goes_on(arguments, out, step)
+
+
+@pytest.mark.parametrize(
+    ("whom", "name"),
+    [
+        ("rank 1", "SIGTERM"),
+        pytest.param("rank 0", "SIGUSR1", marks=long),
+        pytest.param("launcher", "SIGINT", marks=long),
+        pytest.param("launcher", "SIGTERM", marks=long),
+    ],
+)
+@pytest.mark.parametrize("moment", ["loading the model", pytest.param("resolving the corpus", marks=long)])
+def test_a_signal_during_the_start_ends_all_ranks_and_the_run_can_be_started_again(
+    corpus: Path, model: Path, out: Path, whom: str, name: str, moment: str
+) -> None:
+    arguments = tiny_options(corpus, model, out)
+    with job(2, arguments, out.with_suffix(".log")) as running:
+        running.until((out / "run.json").exists)
+        if moment == "resolving the corpus":
+            running.until(lambda: "loading the model" in running.stderr)
+        signalled(running, whom, name)
+        step = assert_saved_and_preempted(running, out)
+    assert_goes_on(arguments, out, step)
+
+
+@pytest.mark.parametrize(
+    ("whom", "name"),
+    [("launcher", "SIGTERM"), pytest.param("rank 1", "SIGINT", marks=long), pytest.param("rank 0", "SIGUSR1", marks=long)],
+)
+def test_a_signal_during_an_evaluation_ends_it_and_saves(corpus: Path, model: Path, out: Path, whom: str, name: str) -> None:
+    evaluation = ("--eval-every=3", "--data.heldout-fraction=0.9", "--eval.documents=20", "--micro-batch-size=1")
+    arguments = tiny_options(corpus, model, out, *evaluation)
+    out.mkdir()
+    texts = [json.dumps({"text": text}) + "\n" for text in documents(20_000, longest=40)]
+    (out / "evaluation.jsonl").write_text("".join(texts))  # an evaluation set that takes minutes
+    with job(2, arguments, out.with_suffix(".log")) as running:
+        running.until(lambda: "resolving the corpus…" in running.stderr)
+        time.sleep(6)  # packing the set, then within the evaluation before the first step
+        signalled(running, whom, name)
+        running.wait(OUT_SECONDS)
+    assert recorded(out)["state"] == "preempted", running.stderr
+    assert not lines(out / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("whom", "name"),
+    [("rank 0", "SIGTERM"), pytest.param("launcher", "SIGUSR1", marks=long), pytest.param("rank 1", "SIGINT", marks=long)],
+)
+def test_a_signal_while_checkpoints_are_written_leaves_whole_ones(
+    corpus: Path, model: Path, out: Path, whom: str, name: str
+) -> None:
+    arguments = tiny_options(corpus, model, out, "--save-every=1", "--run.keep-last=3")
+    with job(2, arguments, out.with_suffix(".log")) as running:
+        running.until(lambda: any((out / "checkpoints").glob(".tmp-step-*")) and len(checkpoints(out)) > 1)
+        signalled(running, whom, name)
+        step = assert_saved_and_preempted(running, out)
+    for checkpoint in (out / "checkpoints").iterdir():
+        assert checkpoint.name.startswith("step-")
+        verify(checkpoint)
+    assert_goes_on(arguments, out, step)
+
+
+@pytest.fixture
+def server(corpus: Path) -> Iterator[Server]:
+    with serve(corpus) as server:
+        yield server
+
+
+@pytest.mark.parametrize("workers", ["1", pytest.param("0", marks=long)])
+@pytest.mark.parametrize(
+    ("whom", "name"),
+    [("rank 1", "SIGTERM"), pytest.param("launcher", "SIGUSR1", marks=long), pytest.param("rank 0", "SIGINT", marks=long)],
+)
+def test_a_signal_ends_a_read_that_stalls(
+    server: Server, model: Path, out: Path, tmp_path: Path, whom: str, name: str, workers: str
+) -> None:
+    shards = tmp_path / "shards.txt"
+    shards.write_text("".join(server.url(f"s{i}.jsonl.zst") + "\n" for i in range(4)))
+    arguments = tiny_options(f"@{shards}", model, out, f"--workers={workers}")
+    probes = 2  # its size and its identity
+    stall = [{"do": "none", "times": probes}, {"do": "stall", "after": 10_000, "times": 50}]
+    server.inject("s1.jsonl.zst", *stall)
+    with job(2, arguments, out.with_suffix(".log")) as running:
+        running.until(lambda: sum(request["path"] == "/s1.jsonl.zst" for request in server.log()) > probes)
+        time.sleep(2)
+        signalled(running, whom, name)
+        step = assert_saved_and_preempted(running, out)
+    server.forget()
+    assert_goes_on(arguments, out, step)
+
+
+@pytest.mark.parametrize("whom", ["rank 1", pytest.param("rank 0", marks=long), pytest.param("launcher", marks=long)])
+def test_a_second_signal_ends_all_at_once_and_checkpoints_stay_whole(corpus: Path, model: Path, out: Path, whom: str) -> None:
+    arguments = tiny_options(corpus, model, out, "--save-every=2")
+    with job(2, arguments, out.with_suffix(".log")) as running:
+        running.until(lambda: len(checkpoints(out)) > 1)
+        ranks = running.ranks()
+        other = ranks[1] if whom == "rank 0" else ranks[0]
+        other.suspend()  # so that the others wait for it in a collective, where no handler of Python runs
+        time.sleep(1)
+        signalled(running, whom, "SIGTERM")
+        time.sleep(2.5)
+        signalled(running, whom, "SIGTERM")
+        if whom != "launcher":
+            ranks[int(whom.removeprefix("rank "))].wait(3)
+        other.resume()
+        assert running.wait(OUT_SECONDS) != 0
+    for step in checkpoints(out):
+        verify(out / "checkpoints" / f"step-{step:08d}")
+    assert_goes_on(arguments, out, checkpoints(out)[-1])

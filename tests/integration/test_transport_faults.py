@@ -1,0 +1,308 @@
+"""Shards over HTTP while connection and server fail: the same bytes as without a fault, or an error by name."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import random
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions, compression_of
+from stream_pretrain.errors import ContentError, SourceError, TransportError
+from tests.integration.http_server import Server, serve
+
+KIB = 1024
+BLOCK = 64 * KIB
+FRAME = 100_000
+SHARDS = ["plain.jsonl", "single.jsonl.zst", "multi.jsonl.zst", "members.jsonl.gz"]
+
+
+def text(kib: int = 300) -> bytes:
+    """Random hexadecimal: compresses to about half, so that every form of it has several blocks."""
+    return random.Random(7).randbytes(kib * KIB // 2).hex().encode()
+
+
+def written(name: str, content: bytes) -> bytes:
+    parts = [content[start : start + FRAME] for start in range(0, len(content), FRAME)]
+    match name:
+        case "single.jsonl.zst":
+            return zstandard.ZstdCompressor(write_checksum=True).compress(content)
+        case "multi.jsonl.zst":
+            return b"".join(zstandard.ZstdCompressor().compress(part) for part in parts)
+        case "members.jsonl.gz":
+            return b"".join(gzip.compress(part, mtime=0) for part in parts)
+        case _:
+            return content
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("served")
+    for name in SHARDS:
+        (path / name).write_bytes(written(name, text()))
+        (path / f"other-{name}").write_bytes(written(name, text().upper()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def process(folder: Path) -> Iterator[Server]:
+    with serve(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def server(process: Server) -> Server:
+    process.forget()
+    return process
+
+
+def opened(server: Server, name: str, size: int | None = None, **options: Any) -> closing[ShardBytes]:
+    chosen = TransportOptions(**{"block_bytes": BLOCK, "read_timeout": 5.0, "retry_deadline": 30.0, **options})
+    return closing(ShardBytes(server.url(name), compression_of(name), size, Restart(), chosen))
+
+
+def content_of(shard: ShardBytes) -> bytes:
+    content = b""
+    while chunk := shard.read():
+        content += chunk
+    return content
+
+
+FAULTS: dict[str, list[dict[str, Any]]] = {
+    "no fault": [],
+    "reset at once": [{"do": "reset", "after": 0}],
+    "reset in the middle of three bodies": [{"do": "reset", "after": n} for n in (10_000, 7, 33_333)],
+    "body cut short": [{"do": "short", "after": 20_000}],
+    "body cut short without Content-Length": [{"do": "short", "after": 20_000, "length": False}],
+    "stall": [{"do": "stall", "after": 20_000}],
+    "trickle": [{"do": "trickle", "bytes": 997}],
+    "429 without Retry-After": [{"do": "status", "code": 429}],
+    "429 with Retry-After": [{"do": "status", "code": 429, "headers": {"Retry-After": "0"}}],
+    "503 three times": [{"do": "status", "code": 503, "headers": {"Retry-After": "0"}, "times": 3}],
+    "range ignored once": [{"do": "none"}, {"do": "none", "ranges": False}],
+    "range ignored always": [{"do": "none", "ranges": False, "times": 40}],
+    "range ignored always, no Content-Length": [{"do": "none", "ranges": False, "length": False, "times": 40}],
+    "bytes that begin before those asked for": [{"do": "none"}, {"do": "none", "shift": -100}],
+}
+
+
+@pytest.mark.parametrize("name", SHARDS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_bytes_are_those_of_a_clean_read(name: str, fault: str, server: Server) -> None:
+    server.inject(name, *FAULTS[fault])
+    with opened(server, name, read_timeout=0.5) as shard:
+        assert content_of(shard) == text()
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_a_retry_asks_for_the_byte_that_is_missing(name: str, server: Server) -> None:
+    server.inject(name, {"do": "reset", "after": 10_000})
+    with opened(server, name) as shard:
+        content_of(shard)
+    assert [request["range"] for request in server.log()][:3] == ["bytes=0-65535", "bytes=10000-65535", "bytes=65536-131071"]
+
+
+def test_each_byte_is_asked_for_once(server: Server, folder: Path) -> None:
+    size = (folder / "plain.jsonl").stat().st_size
+    with opened(server, "plain.jsonl", size) as shard:
+        content_of(shard)
+        assert shard.compressed_bytes_read == size
+    blocks = [f"bytes={start}-{min(start + BLOCK, size) - 1}" for start in range(0, size, BLOCK)]
+    assert [request["range"] for request in server.log()] == blocks
+
+
+@pytest.mark.parametrize("headers", [{"headers": {"Retry-After": "7200"}}, {"retry_date_in": 7200}])
+def test_retry_after_beyond_the_deadline_ends_at_once(headers: dict[str, Any], server: Server) -> None:
+    server.inject("plain.jsonl", {"do": "status", "code": 429, **headers})
+    with (
+        opened(server, "plain.jsonl") as shard,
+        pytest.raises(TransportError, match=r"HTTP 429.*raise --data\.retry-deadline \(now 30 s\)"),
+    ):
+        shard.read()
+
+
+@pytest.mark.parametrize(
+    "asked", [{"headers": {"Retry-After": "1"}}, {"retry_date_in": 1}, {"headers": {"RateLimit": '"api";r=0;t=1'}}]
+)
+def test_the_wait_is_the_one_the_server_asks_for(
+    asked: dict[str, Any], server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.inject("plain.jsonl", {"do": "status", "code": 429, **asked})
+    with caplog.at_level(logging.WARNING), opened(server, "plain.jsonl") as shard:
+        shard.read()
+    waited = float(caplog.messages[0].split("trying again in ")[1].removesuffix(" s"))
+    assert (0.0 if "retry_date_in" in asked else 1.0) <= waited <= 1.0  # a date has whole seconds
+
+
+def test_a_server_that_keeps_failing_is_named_with_the_offset_and_the_last_cause(server: Server) -> None:
+    server.inject("plain.jsonl", {"do": "none"}, {"do": "status", "code": 503, "times": 9})
+    named = r"plain\.jsonl: nothing from compressed byte 65536 on .*HTTP 503.*--data\.retry-deadline"
+    with opened(server, "plain.jsonl", retry_deadline=0.1) as shard, pytest.raises(TransportError, match=named):
+        content_of(shard)
+
+
+@pytest.mark.parametrize(
+    ("code", "named"), [(401, "HF_TOKEN"), (403, "HF_TOKEN"), (404, "check the id"), (410, "check the id"), (400, "HTTP 400")]
+)
+def test_a_refusal_is_not_retried_and_says_what_to_check(code: int, named: str, server: Server) -> None:
+    server.inject("plain.jsonl", {"do": "status", "code": code})
+    with opened(server, "plain.jsonl") as shard, pytest.raises(TransportError, match=named):
+        shard.read()
+    assert len(server.log()) == 1
+
+
+def test_a_file_that_is_not_there_is_not_retried(server: Server) -> None:
+    with opened(server, "absent.jsonl") as shard, pytest.raises(TransportError, match=r"absent\.jsonl: not found \(HTTP 404\)"):
+        shard.read()
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_an_html_page_with_status_200_is_not_taken_for_the_shard(name: str, server: Server) -> None:
+    server.inject(name, {"do": "none"}, {"do": "html"})
+    with opened(server, name) as shard, pytest.raises(TransportError, match="an HTML page in place of the shard"):
+        content_of(shard)
+
+
+def test_an_html_page_that_hides_its_type_is_found_by_its_first_bytes(server: Server) -> None:
+    server.inject("single.jsonl.zst", {"do": "html_untyped"})
+    with opened(server, "single.jsonl.zst") as shard, pytest.raises(ContentError, match="looks like an HTML page"):
+        shard.read()
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_an_html_page_in_the_middle_that_hides_its_type_is_found_by_its_size(name: str, server: Server) -> None:
+    server.inject(name, {"do": "none"}, {"do": "html_untyped"})
+    with opened(server, name) as shard, pytest.raises(SourceError, match=r"changed while it was read \(size was \d+, is 56\)"):
+        content_of(shard)
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_bytes_from_behind_those_asked_for_are_refused(name: str, server: Server) -> None:
+    server.inject(name, {"do": "none"}, {"do": "none", "shift": 100})
+    with opened(server, name) as shard, pytest.raises(TransportError, match="its Range support is broken"):
+        content_of(shard)
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_a_shard_that_changes_while_it_is_read_is_refused(name: str, folder: Path) -> None:
+    with serve(folder) as server:
+        server.inject(name, {"do": "reset", "after": 10_000, "replace_with": f"other-{name}"})
+        with opened(server, name) as shard, pytest.raises(SourceError, match="changed while it was read"):
+            content_of(shard)
+
+
+def test_a_shard_shorter_than_listed_is_damaged_content(server: Server, folder: Path) -> None:
+    size = (folder / "plain.jsonl").stat().st_size
+    with opened(server, "plain.jsonl", size + 1) as shard:
+        shard.skip_to(size)
+        with pytest.raises(ContentError, match=f"has {size} bytes, but {size + 1} are listed"):
+            shard.read()
+
+
+def test_an_unfinished_body_of_unknown_length_is_not_the_end_where_the_size_is_listed(server: Server, folder: Path) -> None:
+    size = (folder / "plain.jsonl").stat().st_size
+    server.inject("plain.jsonl", {"do": "short", "ranges": False, "after": 1000, "length": False})
+    with opened(server, "plain.jsonl", size) as shard:
+        assert content_of(shard) == text()
+
+
+def test_an_empty_shard_is_empty(server: Server, folder: Path) -> None:
+    (folder / "empty.jsonl.zst").write_bytes(b"")
+    with opened(server, "empty.jsonl.zst", 0) as shard:
+        assert shard.read() == b""
+
+
+def test_skipping_in_a_plain_shard_asks_for_nothing_in_between(server: Server) -> None:
+    with opened(server, "plain.jsonl") as shard:
+        assert shard.read() == text()[:BLOCK]
+        shard.skip_to(3 * BLOCK + 5)
+        assert shard.read() == text()[3 * BLOCK + 5 : 4 * BLOCK + 5]
+    assert [request["range"] for request in server.log()] == ["bytes=0-65535", "bytes=196613-262148"]
+
+
+def test_reading_on_fetches_one_block_ahead(server: Server) -> None:
+    with opened(server, "plain.jsonl") as shard:
+        assert shard.read() + shard.read() == text()[: 2 * BLOCK]
+        patience = time.monotonic() + 10
+        while len(server.log()) < 3 and time.monotonic() < patience:
+            time.sleep(0.01)
+        assert [request["range"] for request in server.log()] == ["bytes=0-65535", "bytes=65536-131071", "bytes=131072-196607"]
+        assert shard.read() == text()[2 * BLOCK : 3 * BLOCK]
+
+
+@pytest.mark.parametrize("offset", [2 * BLOCK + 9, 3 * BLOCK, 4 * BLOCK + 9])
+def test_skipping_into_and_behind_the_block_read_ahead_gives_the_right_bytes(offset: int, server: Server) -> None:
+    with opened(server, "plain.jsonl") as shard:
+        assert shard.read() + shard.read() == text()[: 2 * BLOCK]
+        shard.skip_to(offset)
+        assert content_of(shard) == text()[offset:]
+
+
+def test_closing_does_not_wait_for_a_retry_of_the_block_ahead(server: Server) -> None:
+    server.inject("plain.jsonl", {"do": "none", "times": 2}, {"do": "status", "code": 429, "headers": {"Retry-After": "170"}})
+    with opened(server, "plain.jsonl", retry_deadline=1000.0) as shard:
+        assert shard.read() + shard.read() == text()[: 2 * BLOCK]
+
+
+def test_a_seek_table_is_used_over_http(server: Server, folder: Path) -> None:
+    parts = [random.Random(part).randbytes(300_000) for part in range(12)]
+    frames = [zstandard.ZstdCompressor().compress(part) for part in parts]
+    entries = b"".join(struct.pack("<II", len(frame), 300_000) for frame in frames) + struct.pack("<IBI", 12, 0, 0x8F92EAB1)
+    (folder / "seekable.jsonl.zst").write_bytes(b"".join(frames) + struct.pack("<II", 0x184D2A5E, len(entries)) + entries)
+    with opened(server, "seekable.jsonl.zst") as shard:
+        shard.skip_to(3_000_005)
+        assert shard.read() == parts[10][5:]
+        assert shard.restart == Restart(sum(map(len, frames[:10])), 3_000_000)
+        assert shard.compressed_bytes_read < 700_000
+
+
+def test_a_redirect_is_followed_once_and_resolved_again_when_its_target_fails(server: Server) -> None:
+    signed = server.url("plain.jsonl")
+    server.inject(
+        "resolve.jsonl", {"do": "redirect", "to": signed + "?signature=1"}, {"do": "redirect", "to": signed + "?signature=2"}
+    )
+    server.inject("plain.jsonl", {"do": "none", "times": 2}, {"do": "status", "code": 403})
+    with opened(server, "resolve.jsonl") as shard:
+        assert content_of(shard) == text()
+    paths = [request["path"] for request in server.log()]
+    one, two = "/plain.jsonl?signature=1", "/plain.jsonl?signature=2"
+    assert paths == ["/resolve.jsonl", one, one, one, "/resolve.jsonl", two, two, two]
+
+
+def test_headers_of_the_storage_options_are_sent(server: Server) -> None:
+    with opened(server, "plain.jsonl", storage_options={"headers": {"Authorization": "Bearer secret"}}) as shard:
+        shard.read()
+    assert server.log()[0]["authorization"] == "Bearer secret"
+
+
+def test_a_password_in_the_url_stays_out_of_messages(server: Server) -> None:
+    url = server.url("absent.jsonl?token=secret").replace("http://", "http://user:hidden@")
+    with closing(ShardBytes(url, "none", None)) as shard, pytest.raises(TransportError) as caught:
+        shard.read()
+    assert "secret" not in str(caught.value)
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_file_of_the_hub_is_asked_for_with_its_revision_and_token(server: Server, folder: Path) -> None:
+    path = folder / "datasets" / "org" / "name" / "resolve" / "0123abc" / "data"
+    path.mkdir(parents=True)
+    (path / "a b.jsonl").write_bytes(b"text\n")
+    options = TransportOptions(storage_options={"endpoint": server.url("").rstrip("/"), "token": "hf_test"})
+    with closing(ShardBytes("hf://datasets/org/name@0123abc/data/a b.jsonl", "none", 5, Restart(), options)) as shard:
+        assert shard.read() == b"text\n"
+    assert server.log() == [
+        {
+            "path": "/datasets/org/name/resolve/0123abc/data/a%20b.jsonl",
+            "range": f"bytes=0-{8 * KIB * KIB - 1}",
+            "authorization": "Bearer hf_test",
+            "status": 206,
+        }
+    ]

@@ -1,0 +1,204 @@
+"""One rank in trouble: all leave, one line says which rank and why, and what is on the disk stays whole."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForMaskedLM
+
+from stream_pretrain.training.checkpoint import verify
+from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.integration.hub_server import running as running_hub
+from tests.integration.jobs import START_SECONDS, Job, checkpoints, job, lines, recorded, started, tiny_options
+
+pytestmark = pytest.mark.long
+
+OUT_SECONDS = 30.0
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for i in range(4):
+        write_shard(folder / f"s{i}", documents(200, seed=i), "zst-multi")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bert(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def assert_failed(running: Job, out: Path, message: str) -> None:
+    """All are out in time; one line has the message, and run.json too."""
+    assert running.wait(OUT_SECONDS) != 0
+    assert len(running.errors()) == 1, running.stderr
+    assert message in running.errors()[0]
+    run = recorded(out)
+    assert run["state"] == "failed"
+    assert message in run["error"]
+    for step in checkpoints(out):
+        verify(out / "checkpoints" / f"step-{step:08d}")
+
+
+@pytest.mark.parametrize("broken", [1, pytest.param(0, marks=pytest.mark.long)])
+def test_a_damaged_shard_of_one_rank_ends_all_and_is_named(tmp_path: Path, model: Path, out: Path, broken: int) -> None:
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for i in range(2):
+        shard = write_shard(folder / f"s{i}", documents(200 if i == 0 else 180, seed=i), "zst")
+        if i == broken:
+            shard.write_bytes(shard.read_bytes()[:-100])
+    with job(2, tiny_options(folder, model, out, "--lanes=2", "--save-every=1"), out.with_suffix(".log")) as running:
+        running.until(lambda: "resolving the corpus…" in running.stderr)
+        assert_failed(running, out, f"s{broken}.jsonl.zst")
+        assert ": rank " in running.errors()[0]
+
+
+def data_worker(rank: psutil.Process) -> psutil.Process:
+    [worker] = [child for child in rank.children() if child.cmdline() == rank.cmdline()]
+    return worker
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.long)])
+def test_a_killed_data_worker_ends_all_ranks_and_is_named(corpus: Path, model: Path, out: Path, rank: int) -> None:
+    with job(2, tiny_options(corpus, model, out, "--save-every=1"), out.with_suffix(".log")) as running:
+        running.until(lambda: len(checkpoints(out)) > 2)
+        data_worker(running.ranks()[rank]).kill()
+        assert_failed(running, out, f"rank {rank}: a data worker died")
+
+
+def test_a_killed_rank_ends_all_and_is_named(corpus: Path, model: Path, out: Path) -> None:
+    with job(2, tiny_options(corpus, model, out, "--save-every=1"), out.with_suffix(".log")) as running:
+        running.until(lambda: len(checkpoints(out)) > 2)
+        running.ranks()[1].kill()
+        assert_failed(running, out, "rank 1 ended without a word")
+
+
+def test_where_the_first_rank_is_killed_the_others_leave_and_say_so(corpus: Path, model: Path, out: Path) -> None:
+    with job(2, tiny_options(corpus, model, out, "--save-every=1"), out.with_suffix(".log")) as running:
+        running.until(lambda: len(checkpoints(out)) > 2)
+        running.ranks()[0].kill()
+        assert running.wait(OUT_SECONDS) != 0
+        assert len(running.errors()) == 1, running.stderr
+        assert "rank 0 ended without a word" in running.errors()[0]
+    assert recorded(out)["state"] == "running"
+    for step in checkpoints(out):
+        verify(out / "checkpoints" / f"step-{step:08d}")
+
+
+# --- steps that are not finite
+
+
+def write_bert(folder: Path) -> Path:
+    """Weights whose last position overflows: finite themselves, the loss of a row with a document so long is not."""
+    torch.manual_seed(0)
+    write_tiny_bert(folder, dropout=0.0)
+    bert = BertForMaskedLM(BertConfig.from_pretrained(folder))
+    bert.bert.embeddings.position_embeddings.weight.data[63] = 3e38
+    bert.save_pretrained(folder)
+    return folder
+
+
+def one_in_fifty_is_long(folder: Path) -> Path:
+    folder.mkdir()
+    for i in range(2):
+        texts = [
+            f"{text} {'lost ' * 80}" if n % 50 == 49 else text for n, text in enumerate(documents(400, seed=i, longest=20))
+        ]
+        write_shard(folder / f"s{i}", texts, "plain")
+    return folder
+
+
+def finite(path: Path) -> bool:
+    return all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all_and_its_documents_are_named(tmp_path: Path, out: Path) -> None:
+    weights = write_bert(tmp_path / "model")
+    corpus = one_in_fifty_is_long(tmp_path / "corpus")
+    arguments = [
+        *(f"--dataset={corpus}", f"--model={weights}", f"--output-dir={out}", "--sequence-length=64", "--lanes=4"),
+        *("--global-batch-size=4", "--micro-batch-size=2", "--max-steps=60", "--log-every=1", "--save-every=1"),
+        *("--run.keep-last=100", "--run.wandb=disabled", "--data.window-bytes=9000"),
+    ]
+    with job(2, arguments, out.with_suffix(".log")) as running:
+        assert running.wait(START_SECONDS) == 0, running.stderr
+    bad = lines(out / "bad_steps.jsonl")
+    steps = {record["step"] for record in bad}
+    assert 0 < len(steps) < 40
+    assert len(steps) == len(bad)
+    texts = {}
+    for shard in corpus.iterdir():
+        offset = 0
+        for line in shard.read_bytes().splitlines(keepends=True):
+            texts[shard.name, offset] = json.loads(line)["text"]
+            offset += len(line)
+    for record in bad:
+        assert any(
+            "lost lost lost" in texts[Path(document["shard"]).name, document["offset"]] for document in record["documents"]
+        )
+    assert checkpoints(out) == [step for step in range(1, 61) if step not in steps or step == 60]
+    assert all(finite(path) for path in (out / "checkpoints").glob("*/*.safetensors"))
+    assert [line["step"] for line in lines(out / "metrics.jsonl")] == list(range(1, 61))
+
+
+def test_a_run_that_diverges_ends_and_leaves_only_checkpoints_from_before(model: Path, corpus: Path, out: Path) -> None:
+    arguments = tiny_options(
+        corpus, model, out, "--train.learning-rate=1e30", "--save-every=1", "--run.keep-last=9", "--train.max-bad-steps=3"
+    )
+    with job(2, arguments, out.with_suffix(".log")) as running:
+        running.until(lambda: "resolving the corpus…" in running.stderr)
+        assert_failed(running, out, "not finite in 3 steps in a row, the last was step 4")
+    assert [record["step"] for record in lines(out / "bad_steps.jsonl")] == [2, 3, 4]
+    assert checkpoints(out) == [1]
+    assert all(finite(path) for path in (out / "checkpoints").glob("*/*.safetensors"))
+    assert not (out / "model").exists()
+
+
+# --- what a job asks of a Hub, and who may launch it
+
+
+def test_the_ranks_of_a_machine_ask_the_hub_once(tmp_path: Path, corpus: Path, out: Path) -> None:
+    root = tmp_path / "hub"
+    with running_hub(root) as hub:
+        dataset = root / "datasets" / "org" / "corpus" / "main"
+        dataset.mkdir(parents=True)
+        for shard in corpus.iterdir():
+            (dataset / shard.name).write_bytes(shard.read_bytes())
+        write_bert(root / "models" / "org" / "bert" / "main")
+        environment = {**hub.environment(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        arguments = [
+            *("--dataset=org/corpus", "--model=org/bert", f"--output-dir={out}", "--sequence-length=32", "--lanes=4"),
+            *("--global-batch-size=4", "--micro-batch-size=2", "--max-steps=2", "--run.wandb=disabled"),
+        ]
+        with job(2, arguments, out.with_suffix(".log"), environment) as running:
+            assert running.wait(START_SECONDS) == 0, running.stderr
+        asked = [(request["method"], request["path"]) for request in hub.requests()]
+    listings = [path for _, path in asked if "/tree/" in path and "/datasets/" in path]
+    assert listings
+    assert len(listings) == len(set(listings))
+    fetched = [path for method, path in asked if method == "GET" and path.startswith("/org/bert/resolve/")]
+    assert {path.rpartition("/")[2] for path in fetched} >= {"config.json", "tokenizer.json"}
+    assert len(fetched) == len(set(fetched)), sorted(fetched)
+
+
+def test_accelerate_launch_starts_a_run(corpus: Path, model: Path, out: Path) -> None:
+    # On CPUs it starts one process, whatever --num_processes says; several are for GPUs, or for mpirun.
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "-m", "stream_pretrain"]
+    options = tiny_options(corpus, model, out, "--max-steps=3")
+    with started([*launcher, *options], out.with_suffix(".log"), {"HF_HOME": str(out.parent)}) as running:
+        assert running.wait(START_SECONDS) == 0, running.stderr
+    assert recorded(out)["state"] == "finished"
+    assert json.loads((out / "checkpoints/step-00000003/trainer.json").read_text())["world"] == 1

@@ -1,0 +1,279 @@
+"""Loading refuses what does not fit, changes nothing in silence, and exports what `from_pretrained` loads again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
+
+from stream_pretrain.config import ModelConfig, ObjectiveConfig
+from stream_pretrain.errors import ModelError
+from stream_pretrain.model.loading import LoadedModel, export_state, load_model, load_tokenizer
+from stream_pretrain.model.packed_attention import PACKED_ATTENTION
+from stream_pretrain.model.pretraining import PretrainingModel
+from tests.model.families import CAUSAL, MASKED, packed_rows, tiny_model
+
+SHARED_MODELS = Path(__file__).resolve().parents[3] / "shared" / "data" / "models"
+MLM = ObjectiveConfig()
+CLM = ObjectiveConfig(name="clm")
+
+
+def tiny_tokenizer(size: int = 100, mask_token: str | None = "[MASK]") -> PreTrainedTokenizerFast:
+    words = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(size - 4))]
+    words_to_ids = {word: number for number, word in enumerate(words)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words_to_ids, unk_token="w0")), pad_token="[PAD]", mask_token=mask_token
+    )
+
+
+def saved(folder: Path, family: str = "bert", **settings: object) -> str:
+    tiny_model(family, **settings).save_pretrained(folder)
+    return str(folder)
+
+
+def without(folder: str, *prefixes: str) -> str:
+    """The saved model, less the weights whose names begin like this."""
+    path = Path(folder) / "model.safetensors"
+    kept = {key: tensor for key, tensor in load_file(path).items() if not key.startswith(prefixes)}
+    save_file(kept, path, metadata={"format": "pt"})
+    return folder
+
+
+def shared_model(name: str) -> str:
+    if not (SHARED_MODELS / name).exists():
+        pytest.skip(f"needs the test model {name} next to the checkout")
+    return str(SHARED_MODELS / name)
+
+
+def load(
+    path: str, objective: ObjectiveConfig = MLM, sequence_length: int = 24, seed: int = 0, **options: object
+) -> LoadedModel:
+    return load_model(replace(ModelConfig(path=path), **options), objective, tiny_tokenizer(), sequence_length, seed)
+
+
+# Refusals
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused_for_mlm(tmp_path: Path) -> None:
+    config = ModelConfig(path=saved(tmp_path))
+    with pytest.raises(ModelError, match="no mask token"):
+        load_model(config, MLM, tiny_tokenizer(mask_token=None), 24, 0)
+
+
+@pytest.mark.parametrize(("family", "longest"), [("bert", 80), ("roberta", 78), ("gpt2", 80), ("opt", 80)])
+def test_rows_beyond_the_positions_of_the_model_are_refused(tmp_path: Path, family: str, longest: int) -> None:
+    path = saved(tmp_path, family)
+    objective = CLM if family in CAUSAL else MLM
+    load(path, objective, sequence_length=longest)
+    with pytest.raises(ModelError, match=f"--sequence-length {longest + 1} must be at most {longest}$"):
+        load(path, objective, sequence_length=longest + 1)
+
+
+@pytest.mark.parametrize("family", ["modernbert", "llama"])
+def test_rotary_models_have_no_last_position(tmp_path: Path, family: str) -> None:
+    load(saved(tmp_path, family), CLM if family in CAUSAL else MLM, sequence_length=4096)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused_and_the_option_is_named(tmp_path: Path) -> None:
+    config = ModelConfig(path=saved(tmp_path))
+    with pytest.raises(ModelError, match=r"the tokenizer has 130 tokens, .* only 100: .* --model\.resize-embeddings"):
+        load_model(config, MLM, tiny_tokenizer(130), 24, 0)
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./no-such-folder"])
+def test_a_missing_folder_is_named(path: str) -> None:
+    with pytest.raises(ModelError, match=f"^no such file or folder: {path}$"):
+        load(path)
+    with pytest.raises(ModelError, match=f"^no such file or folder: {path}$"):
+        load_tokenizer(ModelConfig(path=path))
+
+
+def test_a_folder_without_a_tokenizer_is_named_with_the_option(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^no tokenizer in .*--model\.tokenizer$"):
+        load_tokenizer(ModelConfig(path=str(tmp_path)))
+
+
+def test_a_tokenizer_without_a_fast_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text('{"[PAD]": 0, "a": 1, "<unk>": 2}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CTRLTokenizer"}')
+    (tmp_path / "merges.txt").write_text("#version\n")
+    with pytest.raises(ModelError, match=r"\(CTRLTokenizer\) has no fast version"):
+        load_tokenizer(ModelConfig(path=str(tmp_path)))
+
+
+def test_missing_encoder_weights_are_an_error_not_random(tmp_path: Path) -> None:
+    path = without(saved(tmp_path), "bert.encoder.layer.1.output.dense")
+    with pytest.raises(
+        ModelError, match=r"lacks weights of BertForMaskedLM, for example bert\.encoder\.layer\.1\.output\.dense"
+    ):
+        load(path)
+
+
+def test_half_a_head_is_an_error_not_random(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"for example cls\.predictions\.transform\.dense\.bias"):
+        load(without(saved(tmp_path), "cls.predictions.transform.dense"))
+
+
+def test_a_model_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be loaded as a masked language model"):
+        load(saved(tmp_path, "gpt2"))
+
+
+# What loads
+
+
+def test_a_new_head_is_announced(tmp_path: Path) -> None:
+    loaded = load(without(saved(tmp_path), "cls."))
+    (note,) = [note for note in loaded.notes if "head" in note]
+    assert "has no masked language-model head: a new one is trained (cls.predictions.bias" in note
+
+
+def test_a_new_head_depends_on_the_seed_alone_and_the_global_random_state_is_left(tmp_path: Path) -> None:
+    path = without(saved(tmp_path), "cls.")
+    state = torch.get_rng_state()
+    first = load(path, seed=7).model.cls.predictions.transform.dense.weight
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(123)
+    assert torch.equal(load(path, seed=7).model.cls.predictions.transform.dense.weight, first)
+    assert not torch.equal(load(path, seed=8).model.cls.predictions.transform.dense.weight, first)
+
+
+def test_weights_from_scratch_are_a_function_of_the_seed(tmp_path: Path) -> None:
+    saved(tmp_path)
+    config = ModelConfig(config=str(tmp_path / "config.json"), tokenizer="given")
+    state = torch.get_rng_state()
+    models = [load_model(config, MLM, tiny_tokenizer(), 24, seed).model for seed in (1, 1, 2)]
+    assert torch.equal(torch.get_rng_state(), state)
+    first, again, other = (model.bert.encoder.layer[0].output.dense.weight for model in models)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, tiny_model("bert").bert.encoder.layer[0].output.dense.weight)
+
+
+def test_a_model_from_scratch_has_the_special_tokens_of_its_tokenizer(tmp_path: Path) -> None:
+    saved(tmp_path, "modernbert")
+    config = ModelConfig(config=str(tmp_path), tokenizer="given", resize_embeddings=True)
+    tokenizer = tiny_tokenizer(130)
+    tokenizer.pad_token = "w100"
+    loaded = load_model(config, MLM, tokenizer, 24, 0)
+    assert loaded.model.config.pad_token_id == 104
+    assert loaded.model.get_input_embeddings().padding_idx == 104
+    assert loaded.model.get_input_embeddings().num_embeddings == 192
+
+
+def test_the_embedding_grows_to_a_multiple_of_64_when_allowed(tmp_path: Path) -> None:
+    config = ModelConfig(path=saved(tmp_path), resize_embeddings=True)
+    loaded = load_model(config, MLM, tiny_tokenizer(130), 24, 0)
+    assert loaded.model.get_input_embeddings().weight.shape == (192, 32)
+    assert loaded.model.config.vocab_size == 192
+    assert "the embedding grows from 100 to 192 tokens: the new rows are untrained" in loaded.notes
+    assert torch.equal(loaded.model.get_input_embeddings().weight[:100], tiny_model("bert").get_input_embeddings().weight)
+
+    loaded.model.save_pretrained(tmp_path / "grown")
+    again = load_model(replace(config, init_from=str(tmp_path / "grown")), MLM, tiny_tokenizer(130), 24, 0)
+    assert torch.equal(again.model.get_input_embeddings().weight, loaded.model.get_input_embeddings().weight)
+
+
+def test_attention_dropout_is_off_while_training_and_kept_in_exports(tmp_path: Path) -> None:
+    loaded = load(saved(tmp_path))
+    assert loaded.model.bert.encoder.layer[0].attention.self.dropout.p == 0.0
+    assert loaded.model.bert.encoder.layer[0].output.dropout.p == 0.1
+    assert any(note.startswith("attention_probs_dropout_prob is 0 while training") for note in loaded.notes)
+    _, settings = export_state(loaded, loaded.model)
+    assert settings.attention_probs_dropout_prob == 0.1
+    assert settings.use_cache is True
+    assert loaded.model.config.attention_probs_dropout_prob == 0.0
+
+
+def test_bert_trained_for_next_tokens_becomes_causal(tmp_path: Path) -> None:
+    loaded = load(saved(tmp_path), CLM)
+    assert type(loaded.model).__name__ == "BertLMHeadModel"
+    assert "bert becomes causal: is_decoder is set and exported" in loaded.notes
+    assert export_state(loaded, loaded.model)[1].is_decoder is True
+
+
+def test_gradient_checkpointing_is_switched_on(tmp_path: Path) -> None:
+    model = load(saved(tmp_path), gradient_checkpointing=True).model
+    assert all(layer.gradient_checkpointing for layer in model.bert.encoder.layer)
+
+
+def test_old_gamma_and_beta_names_are_loaded() -> None:
+    path = shared_model("bert-tiny-splade")
+    stored = load_file(Path(path) / "model.safetensors")
+    model = load_model(ModelConfig(path=path), MLM, load_tokenizer(ModelConfig(path=path)), 512, 0).model
+    assert torch.equal(model.bert.embeddings.LayerNorm.weight, stored["bert.embeddings.LayerNorm.gamma"])
+    assert torch.equal(model.bert.embeddings.LayerNorm.bias, stored["bert.embeddings.LayerNorm.beta"])
+
+
+def test_a_float16_model_becomes_float32(tmp_path: Path) -> None:
+    tiny_model("bert").half().save_pretrained(tmp_path)
+    for config in (ModelConfig(path=str(tmp_path)), ModelConfig(config=str(tmp_path), tokenizer="given")):
+        loaded = load_model(config, MLM, tiny_tokenizer(), 24, 0)
+        assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
+        assert export_state(loaded, loaded.model)[1].dtype == torch.float32
+
+
+def test_a_real_encoder_stored_as_float16_gets_float32_weights_and_a_new_head() -> None:
+    path = shared_model("minilm-l6-encoder-fp16")
+    loaded = load_model(ModelConfig(path=path), MLM, load_tokenizer(ModelConfig(path=path)), 128, 0)
+    assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
+    assert any("has no masked language-model head" in note for note in loaded.notes)
+
+
+# --init-from
+
+
+def test_init_from_takes_the_weights_of_a_checkpoint(tmp_path: Path) -> None:
+    path = saved(tmp_path / "model")
+    other = tiny_model("bert")
+    with torch.no_grad():
+        other.bert.embeddings.LayerNorm.bias.fill_(0.5)
+    other.save_pretrained(tmp_path / "checkpoint")
+    loaded = load(path, init_from=str(tmp_path / "checkpoint"))
+    assert torch.all(loaded.model.bert.embeddings.LayerNorm.bias == 0.5)
+
+
+@pytest.mark.parametrize("settings", [{"num_hidden_layers": 3}, {"num_hidden_layers": 1}, {"intermediate_size": 64}])
+def test_init_from_another_shape_is_refused(tmp_path: Path, settings: dict[str, object]) -> None:
+    path = saved(tmp_path / "model")
+    checkpoint = saved(tmp_path / "checkpoint", **settings)
+    with pytest.raises(ModelError, match="checkpoint"):
+        load(path, init_from=checkpoint)
+
+
+# Export
+
+
+@pytest.mark.parametrize("family", [*MASKED, *CAUSAL])
+def test_an_exported_model_loads_with_nothing_missing_and_equal_logits(tmp_path: Path, family: str) -> None:
+    loaded = load(saved(tmp_path / "model", family), CLM if family in CAUSAL else MLM)
+    with torch.no_grad():
+        for weight in loaded.model.parameters():
+            weight.add_(0.01)
+    trained = PretrainingModel(loaded.model)
+
+    state, settings = export_state(loaded, trained)
+    (tmp_path / "export").mkdir()
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "export" / "model.safetensors")
+    settings.save_pretrained(tmp_path / "export")
+    auto = AutoModelForCausalLM if family in CAUSAL else AutoModelForMaskedLM
+    again, info = auto.from_pretrained(tmp_path / "export", output_loading_info=True)
+
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert again.config.architectures == [type(loaded.model).__name__]
+    assert again.config._attn_implementation != PACKED_ATTENTION
+    input_ids, _, _ = packed_rows()
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(input_ids).logits, loaded.model.eval()(input_ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_tied_weights_are_exported_once(tmp_path: Path) -> None:
+    loaded = load(saved(tmp_path))
+    state, _ = export_state(loaded, loaded.model)
+    assert "bert.embeddings.word_embeddings.weight" in state
+    assert "cls.predictions.decoder.weight" not in state
+    assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)

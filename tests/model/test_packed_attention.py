@@ -1,0 +1,106 @@
+"""A packed document computes what the document alone computes, forward and backward, in every family."""
+
+import pytest
+import torch
+from torch import nn
+
+from stream_pretrain.model import packed_attention
+from stream_pretrain.model.packed_attention import PACKED_ATTENTION, block_diagonal_mask
+from stream_pretrain.model.pretraining import PretrainingModel
+from tests.model.families import CAUSAL, MASKED, SEGMENTS, gradients, largest_difference, packed_rows, tiny_model
+
+
+@pytest.mark.parametrize("longest_masked_row", [512, 0], ids=["by mask", "one by one"])
+@pytest.mark.parametrize("family", [*MASKED, *CAUSAL])
+def test_a_packed_document_equals_the_document_alone(
+    family: str, longest_masked_row: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_attention, "LONGEST_MASKED_ROW", longest_masked_row)
+    reference = tiny_model(family)
+    model = tiny_model(family, PACKED_ATTENTION)
+    input_ids, position_ids, cu_seq_lens = packed_rows()
+    real = torch.cat([torch.arange(24 * row, 24 * row + sum(lengths[:-1])) for row, lengths in enumerate(SEGMENTS)])
+    weights = torch.randn(len(real), 100, generator=torch.Generator().manual_seed(2))
+
+    packed = PretrainingModel(model).logits(input_ids, position_ids, cu_seq_lens, real)
+    (packed * weights).sum().backward()
+    alone = torch.cat(
+        [
+            reference(document[None]).logits[0]
+            for ids, lengths in zip(input_ids, SEGMENTS, strict=True)
+            for document in ids.split(lengths)[:-1]
+        ]
+    )
+    (alone * weights).sum().backward()
+
+    torch.testing.assert_close(packed, alone, atol=5e-5, rtol=0)
+    assert largest_difference(gradients(model), gradients(reference)) < 5e-6
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("causal", [False, True])
+def test_rows_computed_one_document_at_a_time_equal_rows_under_a_mask(
+    causal: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, cu_seq_lens = packed_rows()
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 24, 8, generator=generator) for heads in (4, 2, 2))
+    outputs = []
+    for longest_masked_row in (512, 0):
+        monkeypatch.setattr(packed_attention, "LONGEST_MASKED_ROW", longest_masked_row)
+        output, _ = packed_attention.packed_attention(
+            nn.Identity(), query, key, value, None, is_causal=causal, sliding_window=window, cu_seq_lens_q=cu_seq_lens
+        )
+        outputs.append(output)
+    assert outputs[0].shape == (2, 24, 4, 8)
+    torch.testing.assert_close(outputs[0], outputs[1])
+
+
+def test_the_mask_lets_a_position_see_its_document_within_the_window() -> None:
+    cu_seq_lens = torch.tensor([0, 3, 5, 6, 10, 10], dtype=torch.int32)
+    mask = block_diagonal_mask(cu_seq_lens, batch=2, length=5)
+    assert mask[:, 0].int().tolist() == [
+        [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1]],
+        [[1, 0, 0, 0, 0], [0, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0, 1, 1, 1, 1]],
+    ]
+    causal = block_diagonal_mask(cu_seq_lens, batch=2, length=5, window=1, causal=True)
+    assert causal[1, 0].int().tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "llama", "mistral"])
+def test_a_padded_batch_is_masked_as_usual(family: str) -> None:
+    input_ids, _, _ = packed_rows()
+    padding_mask = torch.ones_like(input_ids)
+    padding_mask[0, 15:] = 0
+    model, reference = tiny_model(family, PACKED_ATTENTION), tiny_model(family)
+    with torch.no_grad():
+        logits = model(input_ids, attention_mask=padding_mask).logits
+        expected = reference(input_ids, attention_mask=padding_mask).logits
+    torch.testing.assert_close(logits[padding_mask.bool()], expected[padding_mask.bool()], atol=5e-5, rtol=0)
+
+
+def test_autocast_to_bfloat16_works_on_the_cpu() -> None:
+    model = PretrainingModel(tiny_model("qwen3", PACKED_ATTENTION, initializer_range=0.02))
+    rows = packed_rows()
+    positions = torch.arange(48)
+    with torch.no_grad():
+        expected = model.logits(*rows, positions)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model.logits(*rows, positions)
+    assert logits.dtype == torch.bfloat16
+    assert float((logits - expected).norm() / expected.norm()) < 0.05
+
+
+def test_attention_with_a_soft_cap_is_refused() -> None:
+    states = torch.zeros(1, 1, 4, 8)
+    with pytest.raises(NotImplementedError, match="Identity needs softcap in its attention"):
+        packed_attention.packed_attention(nn.Identity(), states, states, states, None, softcap=30.0)
+
+
+def test_a_document_that_crosses_a_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_attention, "LONGEST_MASKED_ROW", 0)
+    states = torch.zeros(2, 1, 4, 8)
+    with pytest.raises(AssertionError, match="crosses the end of its row"):
+        packed_attention.packed_attention(
+            nn.Identity(), states, states, states, None, cu_seq_lens_q=torch.tensor([0, 5, 8], dtype=torch.int32)
+        )

@@ -1,0 +1,125 @@
+"""The module that the loop trains: its loss, its head on labelled positions, and the ways to compute it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stream_pretrain.model.loading import recompute_activations
+from stream_pretrain.model.packed_attention import LONGEST_MASKED_ROW, PACKED_ATTENTION
+from stream_pretrain.model.positions import first_position
+from stream_pretrain.model.pretraining import PretrainingModel
+from tests.model.families import (
+    CAUSAL,
+    IGNORE_REGISTERED_ATTENTION,
+    MASKED,
+    gradients,
+    largest_difference,
+    packed_rows,
+    tiny_model,
+)
+
+LABEL_POSITIONS = torch.tensor([0, 3, 9, 10, 20, 24, 30, 38, 0, 0])
+LABELS = torch.tensor([11, 12, 13, 14, 15, 16, 17, 18, -100, -100])
+
+
+@pytest.mark.parametrize("family", [*MASKED, *CAUSAL, *IGNORE_REGISTERED_ATTENTION])
+def test_the_head_on_labelled_positions_equals_the_dense_head(family: str) -> None:
+    model, reference = tiny_model(family), tiny_model(family)
+    input_ids, _, _ = packed_rows()
+    dense_labels = torch.full((48,), -100)
+    dense_labels[LABEL_POSITIONS[:8]] = LABELS[:8]
+
+    trained = PretrainingModel(model)
+    logits = trained.head.logits(LABEL_POSITIONS, input_ids=input_ids)
+    loss = F.cross_entropy(logits, LABELS, ignore_index=-100, reduction="sum")
+    loss.backward()
+    dense = reference(input_ids).logits.flatten(0, 1)
+    expected = F.cross_entropy(dense, dense_labels, ignore_index=-100, reduction="sum")
+    expected.backward()
+
+    assert logits.shape == (10, 100)
+    torch.testing.assert_close(loss, expected, atol=0, rtol=1e-5)
+    assert largest_difference(gradients(model), gradients(reference)) < 1e-6
+    assert trained.head._positions is None
+    assert model(input_ids).logits.shape == (2, 24, 100)
+
+
+def test_the_loss_is_the_sum_over_labels_and_hits_are_counted() -> None:
+    model = PretrainingModel(tiny_model("bert", PACKED_ATTENTION))
+    rows = packed_rows()
+    logits = model.logits(*rows, LABEL_POSITIONS).detach()
+    likeliest = logits.argmax(-1)
+    labels = torch.where(torch.arange(10) < 3, likeliest, LABELS)
+    assert not torch.equal(likeliest[3:8], LABELS[3:8])
+
+    loss, correct = model(*rows, LABEL_POSITIONS, labels)
+
+    expected = -logits.log_softmax(-1)[torch.arange(8), labels[:8]].sum()
+    torch.testing.assert_close(loss.detach(), expected)
+    assert loss.dtype == torch.float32
+    assert correct == 3
+
+
+@pytest.mark.parametrize("family", [*MASKED, *CAUSAL])
+def test_without_labels_loss_and_gradients_are_zero_in_training_mode(family: str) -> None:
+    silent = {"attention_probs_dropout_prob": 0.0, "attention_dropout": 0.0, "attn_pdrop": 0.0}
+    model = PretrainingModel(tiny_model(family, PACKED_ATTENTION, **silent)).train()
+
+    loss, correct = model(*packed_rows(), LABEL_POSITIONS, torch.full_like(LABELS, -100))
+    loss.backward()
+
+    assert loss.item() == 0.0
+    assert correct.item() == 0
+    assert all(torch.count_nonzero(gradient) == 0 for gradient in gradients(model))
+    assert len(gradients(model)) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("family", "first"), [("bert", 0), ("roberta", 2), ("xlm-roberta", 2), ("modernbert", 0), ("opt", 0), ("llama", 0)]
+)
+def test_positions_start_where_the_model_starts_them(family: str, first: int) -> None:
+    assert first_position(tiny_model(family)) == first
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "gpt2"])
+def test_gradient_checkpointing_changes_nothing(family: str) -> None:
+    results = []
+    for checkpointing in (False, True):
+        bare = tiny_model(family, PACKED_ATTENTION, use_cache=False)
+        if checkpointing:
+            recompute_activations(bare)
+        model = PretrainingModel(bare).train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        loss, _ = model(*packed_rows(), LABEL_POSITIONS, LABELS)
+        loss.backward()
+        results.append((loss.item(), gradients(model)))
+    assert results[0][0] == results[1][0]
+    assert largest_difference(results[1][1], results[0][1]) < 1e-6
+
+
+# Dynamo itself looks at the gradient of a tensor that has none when it resumes after a graph break.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("length", [24, LONGEST_MASKED_ROW + 8], ids=["by mask", "one by one"])
+def test_a_compiled_model_computes_the_same_from_batch_to_batch(length: int) -> None:
+    model = PretrainingModel(tiny_model("bert", PACKED_ATTENTION, max_position_embeddings=600, num_hidden_layers=1))
+    compiled = torch.compile(model, backend="aot_eager", dynamic=False)
+    torch._dynamo.utils.counters.clear()
+    graphs = []
+    for segments in ([[10, length - 10]], [[length - 4, 4]], [[length // 2, length - length // 2]]):
+        rows = packed_rows(segments)
+        positions = LABEL_POSITIONS % length
+        model.zero_grad()
+        loss, _ = model(*rows, positions, LABELS)
+        loss.backward()
+        expected = gradients(model)
+        model.zero_grad()
+        compiled_loss, _ = compiled(*rows, positions, LABELS)
+        compiled_loss.backward()
+        torch.testing.assert_close(compiled_loss, loss)
+        assert largest_difference(gradients(model), expected) < 1e-5
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] == graphs[2]
+    if length <= LONGEST_MASKED_ROW:
+        assert graphs[0] == 1

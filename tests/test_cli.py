@@ -1,0 +1,268 @@
+"""The command line: two ways to give an option, one parser, one line for an error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stream_pretrain import cli, config, errors
+from stream_pretrain.config import ALIASES, Config, flatten
+
+NEEDED = ["--dataset=corpus", "--model=model", "--max-steps=3"]
+
+
+def parsed(*arguments: str) -> dict[str, Any]:
+    """The options that differ from their default."""
+    default = flatten(Config())
+    return {name: value for name, value in flatten(cli.parse(arguments)).items() if value != default[name]}
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Sequence[str]]]:
+    """What the train command was started with."""
+    calls: list[tuple[Config, Sequence[str]]] = []
+
+    def run(given: Config, command: Sequence[str]) -> int:
+        calls.append((given, command))
+        return 0
+
+    monkeypatch.setitem(sys.modules, "stream_pretrain.commands.train", SimpleNamespace(run=run))
+    return calls
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def run(given: Config, command: Sequence[str]) -> int:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "stream_pretrain.commands.train", SimpleNamespace(run=run))
+
+
+def one_line_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err.removeprefix("error: ").rstrip("\n")
+
+
+# --- Options ---
+
+
+@pytest.mark.parametrize(("alias", "dotted"), ALIASES.items())
+def test_an_alias_and_its_dotted_name_are_one_option_and_the_last_one_wins(alias: str, dotted: str) -> None:
+    assert parsed(f"--{alias}=7", f"--{dotted}=8")[dotted] in (8, "8")
+    assert parsed(f"--{dotted}=8", f"--{alias}=7")[dotted] in (7, "7")
+
+
+def test_hyphens_and_underscores_are_equal_at_every_level() -> None:
+    for option in ("--max_steps", "--max-steps", "--train.max_steps", "--train.max-steps"):
+        assert parsed(option, "5") == {"train.max_steps": 5}
+
+
+def test_underscores_of_a_value_are_kept() -> None:
+    assert parsed("--dataset=my_org/my_data", "--data.packing=best_fit", "--objective.selection", "whole_word") == {
+        "data.dataset": "my_org/my_data",
+        "objective.selection": "whole_word",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model.compile"], True),
+        (["--model.compile", "true"], True),
+        (["--model.compile=TRUE"], True),
+        (["--model.compile", "False"], False),
+        (["--model.compile", "--model.compile=false"], False),
+    ],
+)
+def test_a_boolean_is_a_bare_flag_or_true_or_false_in_any_case(arguments: list[str], expected: bool) -> None:
+    assert cli.parse(arguments).model.compile is expected
+    assert cli.parse([*arguments, "--seed=3"]).train.seed == 3
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e4", 10_000), ("20.0", 20), ("0012", 12), ("+5", 5)])
+def test_a_whole_number_may_be_written_with_an_exponent(text: str, value: int) -> None:
+    assert parsed(f"--max-steps={text}") == {"train.max_steps": value}
+    assert parsed(f"--lanes={text}") == {"data.lanes": value}
+
+
+@pytest.mark.parametrize("none", ["none", "None", "null", "NULL"])
+def test_none_and_null_unset_an_optional_option(none: str) -> None:
+    assert parsed("--max-steps=5", f"--max-steps={none}", "--eval.split=x", f"--eval.split={none}") == {}
+
+
+def test_none_is_a_value_where_it_is_a_choice() -> None:
+    assert parsed("--data.packing=none") == {"data.packing": "none"}
+
+
+def test_a_value_may_begin_with_a_hyphen() -> None:
+    assert parsed("--dataset", "-odd", "--train.weight-decay", "-0.5", "--data.name=--odd") == {
+        "data.dataset": "-odd",
+        "train.weight_decay": -0.5,
+        "data.name": "--odd",
+    }
+
+
+# --- Files ---
+
+
+def test_a_file_gives_nested_dotted_and_short_names_and_the_command_line_wins(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "dataset: org/name\n"
+        "max-steps: 1e3\n"
+        "train.seed: 4\n"
+        "model:\n  path: bert\n  compile: True\n"
+        "train:\n  learning_rate: 3e-4\n  beta1: .8\n"
+    )
+    assert parsed("--seed=5", "--config", str(file), "--model.compile=false") == {
+        "data.dataset": "org/name",
+        "model.path": "bert",
+        "train.max_steps": 1000,
+        "train.seed": 5,
+        "train.learning_rate": 0.0003,
+        "train.beta1": 0.8,
+    }
+
+
+def test_values_of_a_file_keep_their_spelling_and_empty_ones_are_none(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("run.resume: no\ndata:\n  name: 0012345\n  split: 1_000\n  revision:\n  data_dir: ~\n")
+    assert parsed(f"--config={file}") == {"run.resume": "no", "data.name": "0012345", "data.split": "1_000"}
+
+
+def test_a_later_file_overrides_an_earlier_one(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        (tmp_path / f"{seed}.yaml").write_text(f"seed: {seed}\n")
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    files = [f"--config={tmp_path / name}" for name in ("1.yaml", "2.yaml", "empty.yaml")]
+    assert parsed(*files) == {"train.seed": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train:\n  sead: 3\n", "unknown option --train.sead; did you mean --train.seed?"),
+        ("tran:\n  seed: 3\n", "unknown option --tran; did you mean --train.seed?"),
+        ("mask_rate: 0.2\n", "unknown option --mask-rate; did you mean --objective.mask-rate?"),
+        ("dataset: [a, b]\n", "dataset takes one value, not a list or mapping; quote it if that is its text"),
+        ("train:\n  max_steps: many\n", "--train.max-steps: 'many' is not a whole number or none"),
+    ],
+)
+def test_a_wrong_option_of_a_file_is_named_with_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    assert one_line_error(capsys, f"--config={file}") == f"{file}: {message}"
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing, broken, words = tmp_path / "missing.yaml", tmp_path / "broken.yaml", tmp_path / "words.yaml"
+    broken.write_text("a: [1\n")
+    words.write_text("just words\n")
+    assert one_line_error(capsys, f"--config={missing}") == f"--config {missing}: No such file or directory"
+    assert one_line_error(capsys, f"--config={broken}").startswith(f"--config {broken} is not YAML: ")
+    assert one_line_error(capsys, f"--config={words}") == f"--config {words}: a mapping of options to values is needed"
+
+
+# --- Errors ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-stepz=3"], "unknown option --max-stepz; did you mean --max-steps?"),
+        (["--learning-rate=3"], "unknown option --learning-rate; did you mean --train.learning-rate?"),
+        (["--lerning-rate=3"], "unknown option --lerning-rate; did you mean --train.learning-rate?"),
+        (["--xyzzy"], "unknown option --xyzzy"),
+        (["--max-steps"], "--max-steps needs a value"),
+        (["--max-steps", "--seed=3"], "--max-steps needs a value"),
+        (["--max-steps=1e-4"], "--train.max-steps: '1e-4' is not a whole number or none"),
+        (["--max-steps=1.5"], "--train.max-steps: '1.5' is not a whole number or none"),
+        (["--lanes=many"], "--data.lanes: 'many' is not a whole number or auto"),
+        (["--model.compile=maybe"], "--model.compile: 'maybe' is not true or false"),
+        (["--train.beta1=big"], "--train.beta1: 'big' is not a number"),
+        (["--objective.selection=words"], "--objective.selection: 'words' is not one of token, whole_word, span"),
+        (["--seed=none"], "--train.seed: 'none' is not a whole number"),
+        (["train", "corpus"], "unexpected argument corpus: options are --name=value"),
+        (["trian"], "unknown command trian; did you mean train?; see stream-pretrain --help"),
+        ([], "--dataset is missing: give a Hub id, folder, glob or URL"),
+        (["--dataset=x", "--model=y", "--max-steps=0"], "--train.max-steps must be above 0, not 0"),
+    ],
+)
+def test_a_usage_error_is_one_line_that_says_what_to_do(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert one_line_error(capsys, *arguments) == message
+
+
+def test_an_error_of_the_run_is_one_line_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, errors.ContentError("shard a.zst is truncated at byte 7"))
+    assert cli.main(NEEDED) == 1
+    assert capsys.readouterr().err == "error: shard a.zst is truncated at byte 7\n"
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    failing(monkeypatch, errors.ContentError("shard a.zst is truncated"))
+    assert cli.main([*NEEDED, "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, KeyboardInterrupt())
+    assert cli.main(NEEDED) == 130
+
+
+# --- Commands ---
+
+
+@pytest.mark.parametrize("command", [[], ["train"]])
+def test_train_is_the_default_command_and_gets_the_options_and_the_command(
+    started: list[tuple[Config, Sequence[str]]], command: list[str]
+) -> None:
+    assert cli.main([*command, *NEEDED, "--debug"]) == 0
+    expected = Config(
+        data=config.DataConfig(dataset="corpus"),
+        model=config.ModelConfig(path="model"),
+        train=config.TrainConfig(max_steps=3),
+    )
+    assert started == [(expected, ["stream-pretrain", *command, *NEEDED, "--debug"])]
+
+
+def test_help_shows_short_names_first_then_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    for name in flatten(Config()):
+        assert f"--{name.replace('_', '-')}" in text
+    assert text.index("--max-steps ") < text.index("--train.max-steps") < text.index("Optimizer steps of the run.")
+    assert "(default: 0.0005)" in text
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    code = (
+        "import sys; from stream_pretrain.cli import main; code = main(sys.argv[1:]);"
+        "heavy = {'torch', 'transformers', 'datasets', 'wandb', 'accelerate', 'numpy', 'pyarrow'} & set(sys.modules);"
+        "sys.exit(code or ','.join(heavy) or 0)"
+    )
+    for option in ("--help", "--version"):
+        finished = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True, check=False)
+        assert (finished.returncode, finished.stderr) == (0, "")
+
+
+def test_the_package_is_started_as_a_module_as_launchers_do() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "stream_pretrain", "--max-stepz=3"], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 2
+    assert finished.stderr == "error: unknown option --max-stepz; did you mean --max-steps?\n"

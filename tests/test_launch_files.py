@@ -1,0 +1,90 @@
+"""The launch files start what they say, and go by run.json when it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+LAUNCH = Path(__file__).resolve().parents[1] / "configs" / "launch"
+
+
+def stub(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/usr/bin/env bash\n{script}\n")
+    path.chmod(0o755)
+
+
+def batch_script(folder: Path, torchrun: str) -> subprocess.Popen[str]:
+    """The Slurm job with the commands of Slurm, and torchrun, replaced; it writes to OUT = folder/out."""
+    commands, out = folder / "bin", folder / "out"
+    out.mkdir()
+    stub(commands, "srun", 'shift; exec "$@"')
+    stub(commands, "scontrol", f'echo "$@" >> {folder}/scontrol; echo first-machine')
+    stub(commands, "torchrun", torchrun.format(run=out / "run.json"))
+    environment = {
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_JOB_NUM_NODES": "2",
+    }
+    return subprocess.Popen(
+        ["bash", str(LAUNCH / "slurm.sbatch"), str(out), "--max-steps", "5"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "requeued"),
+    [("finished", 0, False), ("failed", 1, False), ("preempted", 0, True), ("running", 0, True)],
+)
+def test_a_slurm_job_is_queued_again_when_the_run_has_neither_finished_nor_failed(
+    tmp_path: Path, state: str, code: int, requeued: bool
+) -> None:
+    job = batch_script(tmp_path, 'echo "$@"; printf \'{{\\n  "state": "' + state + "\"\\n}}\\n' > {run}; exit 1")
+    said, _ = job.communicate(timeout=30)
+    assert job.returncode == code, said
+    assert "--rdzv-endpoint first-machine:29400" in said
+    assert "-m stream_pretrain --output-dir" in said
+    assert ("requeue 7" in (tmp_path / "scontrol").read_text()) == requeued
+
+
+def test_the_notice_of_slurm_reaches_the_ranks_and_is_waited_for(tmp_path: Path) -> None:
+    save = 'trap \'sleep 0.3; printf "{{\\n  \\"state\\": \\"preempted\\"\\n}}\\n" > {run}; exit 0\' USR1; echo ready'
+    job = batch_script(tmp_path, save + "; for i in {{1..300}}; do sleep 0.1; done; exit 1")
+    assert job.stdout is not None
+    assert job.stdout.readline() == "ready\n"
+    job.send_signal(10)
+    said, _ = job.communicate(timeout=30)
+    assert job.returncode == 0, said
+    assert "preempted" in said
+    assert "requeue 7" in (tmp_path / "scontrol").read_text()
+
+
+def test_the_kubernetes_job_is_yaml_whose_script_is_bash() -> None:
+    job = yaml.safe_load((LAUNCH / "kubernetes_job.yaml").read_text())
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    assert job["kind"] == "Job"
+    assert container["name"] == job["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["containerName"]
+    subprocess.run(["bash", "-n", "-c", container["args"][0]], check=True)
+
+
+@pytest.mark.parametrize("name", ["single_node.sh", "two_nodes.sh"])
+def test_a_launcher_passes_its_options_on(tmp_path: Path, name: str) -> None:
+    stub(tmp_path / "bin", "torchrun", 'echo "$@"')
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PROCESSES": "2", "HEAD": "127.0.0.1"}
+    said = subprocess.check_output(["bash", str(LAUNCH / name), "--max-steps", "5"], env=environment, text=True)
+    assert "--nproc-per-node 2" in said
+    assert "SIGUSR1" in said
+    assert said.endswith("-m stream_pretrain --max-steps 5\n")
+
+
+def test_the_options_of_torchrun_in_the_launch_files_exist() -> None:
+    known = subprocess.check_output([sys.executable, "-m", "torch.distributed.run", "--help"], text=True)
+    for option in ("--signals-to-handle", "--rdzv-endpoint", "--rdzv-backend", "--rdzv-id", "--standalone", "--nproc-per-node"):
+        assert option in known

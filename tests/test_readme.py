@@ -1,0 +1,97 @@
+"""What the documentation says can be typed, and what it points to is there."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stream_pretrain import commands
+from stream_pretrain.cli import parse
+from stream_pretrain.config import ALIASES, Config, flatten, validate
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+COMMANDS = {module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__)}
+OPTIONS = {f"--{name.replace('_', '-')}" for name in (*ALIASES, *flatten(Config()))}
+FLAGS = {"--help", "--version", "--debug", "--config"}
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def shell_lines(text: str) -> Iterator[list[str]]:
+    """The words of every line of the ```bash blocks; continued lines are one."""
+    for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+
+
+def code_spans(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def given_options(words: list[str]) -> list[str]:
+    """The options of a `stream-pretrain` command, whose command, if it names one, exists."""
+    options = words[1:]
+    if options and not options[0].startswith("-"):
+        assert options.pop(0) in COMMANDS
+    return options
+
+
+@pytest.fixture(autouse=True)
+def in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of the pages name files from there."""
+    monkeypatch.chdir(ROOT)
+
+
+def test_every_command_of_a_page_could_start() -> None:
+    started = 0
+    for page in PAGES:
+        for words in shell_lines(page.read_text("utf-8")):
+            if words[0] == "stream-pretrain" and not {"--help", "--version"} & set(words):
+                validate(parse(given_options(words)))
+                started += 1
+    assert started >= 6
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_every_option_named_in_the_text_exists_and_takes_the_value_it_is_given(page: Path) -> None:
+    for span in code_spans(page.read_text("utf-8")):
+        words = shlex.split(span)
+        if words[0] == "stream-pretrain":
+            words = given_options(words)
+        if not words or not words[0].startswith("--"):
+            continue
+        if len(words) == 1 and "=" not in words[0]:
+            assert words[0] in OPTIONS | FLAGS, span
+        else:
+            parse(words)
+
+
+def test_the_table_of_short_names_is_that_of_the_program() -> None:
+    rows = re.findall(r"^\|[^|]*\| `--([\w-]+)` \| `--([\w.-]+)` \|$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert dict(rows) == {alias: name.replace("_", "-") for alias, name in ALIASES.items()}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text("utf-8")
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    for link in filter(None, links):
+        assert (page.parent / link).exists(), link
+    for path in re.findall(r"(?<![\w/.-])((?:scripts|configs|docs|tests)/[\w./-]*\w)", text):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=names(CONFIGS))
+def test_a_configuration_says_what_it_is_for_and_could_start(file: Path) -> None:
+    assert file.read_text("utf-8").startswith("# ")
+    validate(parse(["--config", str(file)]))

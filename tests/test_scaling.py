@@ -1,0 +1,78 @@
+"""The page on scaling shows what the simulation prints, and the simulation finds what can be worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream_pretrain.data.dealing import LEVEL
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def simulate(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "simulate_scaling", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def table_rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+@pytest.fixture(scope="module")
+def printed() -> str:
+    return simulate("--quick")
+
+
+@pytest.fixture(scope="module")
+def figures(printed: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return (ROOT / "docs" / "scaling.md").read_text("utf-8")
+
+
+def test_the_page_shows_the_tables_that_the_quick_simulation_prints(printed: str, page: str) -> None:
+    rows = table_rows(printed)
+    assert len(rows) == 57
+    assert rows == [row for row in table_rows(page) if "100,000" not in row]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_page_shows_all_tables_of_the_simulation(page: str) -> None:
+    assert table_rows(page) == table_rows(simulate())
+
+
+def test_a_cursor_takes_no_more_than_256_bytes(figures: dict[str, Any]) -> None:
+    assert 62 <= figures["cursor_bytes"] <= 256
+
+
+def test_no_lane_is_dealt_much_more_than_the_others(figures: dict[str, Any]) -> None:
+    assert len(figures["balance"]) == 8
+    assert all(1 <= balance <= LEVEL for balance in figures["balance"].values())
+
+
+def test_the_idle_share_of_48_gpus_is_a_third(figures: dict[str, Any]) -> None:
+    # 64 lanes: two each for 16 GPUs, one each for the other 32, which wait for half of the step.
+    assert figures["idle"]["48"] == "64 lanes, 33.3% idle"
+
+
+def test_no_step_waits_for_a_refill(figures: dict[str, Any]) -> None:
+    assert {share for shares in figures["stall"].values() for share in shares} == {"0.0%"}

@@ -1,0 +1,60 @@
+"""What the environment or another launcher would silently change is refused in one line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import pytest
+
+PROGRAM = """
+from stream_pretrain.config import Config
+from stream_pretrain.errors import ConfigError
+from stream_pretrain.training.loop import accelerator_for
+try:
+    accelerator = accelerator_for(Config())
+    print(accelerator.mixed_precision, accelerator.gradient_accumulation_steps, accelerator.num_processes)
+except ConfigError as error:
+    print("refused:", error)
+"""
+
+
+def accelerator(environment: Mapping[str, str]) -> str:
+    """What the program says in a process of its own: Accelerate keeps its state for the life of a process."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env={**clean, "CUDA_VISIBLE_DEVICES": "", **environment},
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.splitlines()
+    return line
+
+
+def test_a_clean_environment_is_accepted() -> None:
+    assert accelerator({}) == "no 1 1"
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS is set"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "ACCELERATE_DYNAMO_BACKEND is set"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "ACCELERATE_MIXED_PRECISION is set"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "ACCELERATE_USE_FSDP is set"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED is set"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "ACCELERATE_USE_MEGATRON_LM is set"),
+    ],
+)
+def test_a_variable_that_would_change_the_run_is_refused(environment: dict[str, str], named: str) -> None:
+    said = accelerator(environment)
+    assert said.startswith("refused: ")
+    assert named in said
+    assert "unset it" in said or "torchrun" in said
+
+
+def test_what_accelerate_launch_sets_by_itself_is_accepted() -> None:
+    launched = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "True"}
+    assert accelerator(launched) == "no 1 1"

@@ -1,0 +1,102 @@
+"""The gradient of a step is that of its global batch, whatever share of it each rank and micro-batch has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tests.corpora import documents, write_shard, write_tiny_bert
+
+# One step in float64 with an optimizer that keeps the gradients of the first rank instead of taking a step.
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from stream_pretrain.commands import train
+from stream_pretrain.commands.train import prepare
+from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from stream_pretrain.data.stream import StepStream
+from stream_pretrain.model.pretraining import PretrainingModel
+from stream_pretrain.training.loop import accelerator_for, training_steps
+from stream_pretrain.training.preemption import StopRequest
+from stream_pretrain.training.progress import Progress
+from stream_pretrain.training.ranks import Ranks
+from stream_pretrain.training.run_directory import RunDirectory
+from stream_pretrain.training.watchdog import Watchdog
+
+torch.set_default_dtype(torch.float64)
+torch.nn.functional.cross_entropy, cross_entropy = (
+    lambda logits, *rest, **more: cross_entropy(logits.double(), *rest, **more), torch.nn.functional.cross_entropy
+)
+train.PretrainingModel = lambda model: PretrainingModel(model.double())
+corpus, model, out, gradients = sys.argv[1:]
+config = Config(
+    data=DataConfig(dataset=corpus, sequence_length=32, workers=0, lanes=4, window_bytes=4096, packing="none"),
+    model=ModelConfig(config=model, tokenizer=model),
+    train=TrainConfig(max_steps=1, global_batch_size=4, micro_batch_size=2, precision="fp32", max_grad_norm=1e9),
+    run=RunConfig(output_dir=out, wandb="disabled"),
+)
+accelerator = accelerator_for(config)
+ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+stop = StopRequest()
+directory = RunDirectory(Path(out), [], print)
+directory.path.mkdir(exist_ok=True)
+setup = prepare(config, [], accelerator, ranks, Progress(None), stop, directory)
+
+class Keep:
+    param_groups = [{}]
+    def step(self):
+        if ranks.is_first:
+            found = {name: parameter.grad for name, parameter in setup.bare.model.named_parameters()}
+            save_file({name: gradient.contiguous() for name, gradient in found.items()}, gradients)
+    def zero_grad(self): ...
+
+with StepStream(setup.plan, setup.cursors, rank=ranks.index, world=ranks.world) as stream:
+    [step] = training_steps(
+        config, setup.plan, setup.model, Keep(), accelerator, ranks, stream, setup.cursors, setup.totals, stop,
+        Watchdog(ranks, print),
+    )
+    labels = int((step.rows_seen.labelled.labels >= 0).sum())
+print("labels", ranks.index, labels, "of", step.labels, flush=True)
+if ranks.world > 1:
+    torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_ranks_with_one_micro_batch_have_the_gradient_of_one_rank_with_two(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for i, longest in enumerate((2, 28, 2, 28)):  # a document a row: some rows have few labels
+        write_shard(corpus / f"s{i}", documents(40, seed=i, longest=longest), "plain")
+    model = write_tiny_bert(tmp_path / "model", dropout=0.0)
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    said, gradients = {}, {}
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    for world in (1, 2):
+        kept = tmp_path / f"{world}.safetensors"
+        arguments = [str(program), str(corpus), str(model), str(tmp_path / f"out{world}"), str(kept)]
+        done = subprocess.run(
+            [sys.executable, *(torchrun if world > 1 else []), *arguments],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True, text=True, timeout=170, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        said[world] = sorted(line for line in done.stdout.splitlines() if line.startswith("labels"))
+        gradients[world] = load_file(kept)
+    [alone] = said[1]
+    labels = int(alone.split()[-1])
+    shares = [int(line.split()[2]) for line in said[2]]
+    assert sum(shares) == labels
+    assert shares[0] != shares[1], "uneven, or an average of averages would pass"
+    assert gradients[1].keys() == gradients[2].keys()
+    largest = max(float(gradient.abs().max()) for gradient in gradients[1].values())
+    for name, gradient in gradients[1].items():
+        assert gradient.dtype == torch.float64
+        torch.testing.assert_close(gradients[2][name], gradient, rtol=1e-6, atol=1e-7 * largest, msg=name)

@@ -1,0 +1,184 @@
+"""Signals stop a run at a step boundary; its workers outlive them, but not the run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from stream_pretrain.training import preemption
+from stream_pretrain.training.preemption import Interrupted, stop_on_signals
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the end of a parent is only watched on Linux")
+
+STEPS = """
+import sys, time
+from stream_pretrain.training import preemption
+with preemption.stop_on_signals() as stop:
+    print("ready", flush=True)
+    while not stop.requested:
+        time.sleep(0.01)
+    print("asked by", stop.signal, flush=True)
+    {at_the_end}
+print("saved", flush=True)
+"""
+
+# A trainer with one worker that stalls. `multiprocessing` ends daemons, as those of a DataLoader, with SIGTERM.
+WORKER = """
+import multiprocessing, os, signal, sys, time
+from stream_pretrain.training import preemption
+
+def work(ready):
+    preemption.ignore_in_worker()
+    ready.send(os.getpid())
+    time.sleep(600)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context({method!r})
+    here, there = context.Pipe()
+    worker = context.Process(target=work, args=(there,), daemon=True)
+    worker.start()
+    print(here.recv(), flush=True)
+    sys.stdin.readline()
+    {at_the_end}
+"""
+
+
+@contextmanager
+def running(program: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    script = folder / "program.py"
+    script.write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, str(script)], env=environment, start_new_session=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def sigterm_is_pending(process: int) -> bool:
+    status = Path(f"/proc/{process}/status").read_text()
+    return bool(int(status.split("ShdPnd:")[1].split()[0], 16) & 1 << (signal.SIGTERM - 1))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_is_read_at_the_step_boundary(tmp_path: Path, name: str) -> None:
+    with running(STEPS.format(at_the_end=""), tmp_path) as process:
+        assert line(process) == "ready"
+        process.send_signal(signal.Signals[name])
+        assert line(process) == f"asked by {name}"
+        assert line(process) == "saved"
+        assert process.wait() == 0
+
+
+def test_a_second_signal_exits_at_once(tmp_path: Path) -> None:
+    stalled = STEPS.format(at_the_end="time.sleep(preemption.ECHO_SECONDS + 0.1); print('saving', flush=True); time.sleep(600)")
+    with running(stalled, tmp_path) as process:
+        assert line(process) == "ready"
+        process.send_signal(signal.SIGUSR1)
+        assert line(process) == "asked by SIGUSR1"
+        assert line(process) == "saving"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 143
+        assert line(process) == ""
+
+
+def test_the_echo_of_a_launcher_is_the_same_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preemption, "ECHO_SECONDS", 600)
+    with stop_on_signals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.signal == "SIGINT"
+
+
+def test_without_a_signal_nothing_is_requested_and_the_handlers_come_back() -> None:
+    before = [signal.getsignal(number) for number in preemption.SIGNALS]
+    with stop_on_signals() as stop:
+        assert not stop.requested
+        assert stop.signal is None
+        assert [signal.getsignal(number) for number in preemption.SIGNALS] != before
+    assert [signal.getsignal(number) for number in preemption.SIGNALS] == before
+
+
+def test_a_stalled_wait_is_interrupted(tmp_path: Path) -> None:
+    stalled = """
+import queue
+from stream_pretrain.training.preemption import Interrupted, stop_on_signals
+with stop_on_signals() as stop:
+    try:
+        with stop.interruptible():
+            print("ready", flush=True)
+            queue.Queue().get()
+    except Interrupted:
+        print("interrupted by", stop.signal)
+"""
+    with running(stalled, tmp_path) as process:
+        assert line(process) == "ready"
+        process.send_signal(signal.SIGTERM)
+        assert line(process) == "interrupted by SIGTERM"
+        assert process.wait() == 0
+
+
+def test_a_wait_does_not_begin_after_a_signal_and_only_waits_are_interrupted() -> None:
+    reached = []
+    with stop_on_signals() as stop:
+        with stop.interruptible():
+            reached.append("first wait")
+        signal.raise_signal(signal.SIGTERM)
+        reached.append("step")
+        with pytest.raises(Interrupted), stop.interruptible():
+            reached.append("second wait")
+    assert reached == ["first wait", "step"]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@linux
+def test_a_worker_outlives_the_signals_of_its_group_until_its_trainer_ends_it(tmp_path: Path, method: str) -> None:
+    patient = WORKER.format(
+        method=method,
+        at_the_end="print(worker.is_alive(), flush=True); worker.terminate(); worker.join(); print(worker.exitcode)",
+    )
+    with running(patient, tmp_path) as process:
+        worker = int(line(process))
+        for number in preemption.SIGNALS:
+            os.kill(worker, number)
+        while sigterm_is_pending(worker):  # a second one would be lost in the first
+            time.sleep(0.01)
+        assert psutil.Process(worker).is_running()
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert line(process) == "True"
+        assert line(process) == "143"
+        assert process.wait() == 0
+
+
+@linux
+def test_a_trainer_with_a_stalled_worker_can_exit(tmp_path: Path) -> None:
+    with running(WORKER.format(method="fork", at_the_end=""), tmp_path) as process:
+        worker = int(line(process))
+        process.communicate("\n")
+        assert process.returncode == 0
+        assert not psutil.pid_exists(worker)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@linux
+def test_a_worker_dies_with_its_trainer(tmp_path: Path, method: str) -> None:
+    with running(WORKER.format(method=method, at_the_end=""), tmp_path) as process:
+        worker = psutil.Process(int(line(process)))
+        process.kill()
+        psutil.wait_procs([worker], timeout=60)
+        assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE

@@ -1,0 +1,180 @@
+"""What the terminal, and what a log file shows."""
+
+import io
+import os
+import termios
+import tty
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TextIO
+
+import pytest
+
+from stream_pretrain.training import progress as module
+from stream_pretrain.training.progress import Progress, human_bytes, human_count, human_duration
+
+METRICS = {
+    "train/loss": 2.34561,
+    "train/lr": 0.000543,
+    "train/tokens_per_second": 1_234_567.0,
+    "train/data_wait_fraction": 0.031,
+    "train/documents": 12,
+}
+
+
+@dataclass
+class Clock:
+    seconds: float = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "monotonic", clock)
+    return clock
+
+
+@dataclass
+class Terminal:
+    stream: TextIO
+    master: int
+
+    def resize(self, columns: int) -> None:
+        termios.tcsetwinsize(self.master, (24, columns))
+
+    def received(self) -> str:
+        """What was written since the last call."""
+        self.stream.write("\0")  # what is written arrives in parts and later: this marks its end
+        self.stream.flush()
+        received = b""
+        while not received.endswith(b"\0"):
+            received += os.read(self.master, 65536)
+        return received[:-1].decode()
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    master, slave = os.openpty()
+    tty.setraw(slave)  # "\n" arrives as it is written
+    with open(slave, "w") as stream:
+        yield Terminal(stream, master)
+    os.close(master)
+
+
+def visible(text: str) -> list[str]:
+    """The lines a terminal shows after this text, each overwritten from its start at a carriage return."""
+    lines = []
+    for line in text.split("\n"):
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
+        lines.append(shown.rstrip())
+    return lines
+
+
+def test_a_log_file_gets_one_plain_line_each(clock: Clock) -> None:
+    stream = io.StringIO()
+    progress = Progress(stream)
+    with progress.phase("resolving corpus") as found:
+        clock.seconds += 0.2
+        found("12 shards, 34 MB")
+    progress.step(1000, 10000, METRICS)
+    clock.seconds += 64
+    progress.notice("eval at step 1,050: loss 2.2000")
+    progress.step(1050, 10000, METRICS)
+    progress.warning("2 documents skipped")
+    progress.step(10000, 10000, {"train/loss": 2.0})
+    progress.close()
+    assert stream.getvalue() == (
+        "resolving corpus… 12 shards, 34 MB (0.2 s)\n"
+        "step 1,000/10,000  loss 2.3456  lr 5.43e-04  1.2M tokens/s  data wait 3%\n"
+        "eval at step 1,050: loss 2.2000\n"
+        "step 1,050/10,000  loss 2.3456  lr 5.43e-04  1.2M tokens/s  data wait 3%  ETA 3h10m\n"
+        "warning: 2 documents skipped\n"
+        "step 10,000/10,000  loss 2.0000\n"
+    )
+
+
+def test_a_terminal_shows_the_last_step_below_everything_else(clock: Clock, terminal: Terminal) -> None:
+    progress = Progress(terminal.stream)
+    with progress.phase("resolving corpus") as found:
+        found("12 shards")
+    progress.step(9, 20, {"train/loss": 2.5})
+    progress.step(10, 20, {"train/loss": 2.25})
+    progress.notice("checkpoint: step 10")
+    progress.step(11, None, {})
+    progress.close()
+    written = terminal.received()
+    assert written == (
+        "\rresolving corpus…"
+        "\rresolving corpus… 12 shards"
+        "\rresolving corpus… 12 shards (0.0 s)\n"
+        "\rstep 9/20  loss 2.5000"
+        "\rstep 10/20  loss 2.2500  ETA 0.0 s"
+        "\rcheckpoint: step 10               \n"
+        "\rstep 10/20  loss 2.2500  ETA 0.0 s"
+        "\rstep 11                           "
+        "\n"
+    )
+    assert visible(written) == ["resolving corpus… 12 shards (0.0 s)", "checkpoint: step 10", "step 11", ""]
+
+
+def test_a_phase_shows_while_it_runs_and_gives_the_line_back_to_the_step(clock: Clock, terminal: Terminal) -> None:
+    progress = Progress(terminal.stream)
+    progress.step(10, None, {"train/loss": 2.25})
+    with progress.phase("evaluating"):
+        progress.warning("slow")
+        assert visible(terminal.received()) == ["warning: slow", "evaluating…"]
+        clock.seconds += 75
+    assert visible(terminal.received()) == ["evaluating… (1m15s)", "step 10  loss 2.2500"]
+
+
+def test_a_line_as_wide_as_the_terminal_is_cut_before_it_wraps(terminal: Terminal) -> None:
+    terminal.resize(columns=16)
+    progress = Progress(terminal.stream)
+    progress.step(10, None, {"train/loss": 2.25})
+    assert terminal.received() == "\rstep 10  loss 2"
+    terminal.resize(columns=10)
+    progress.step(11, None, {})
+    assert terminal.received() == "\rstep 11  "
+
+
+def test_a_failed_phase_says_so_and_lets_the_error_through(clock: Clock) -> None:
+    stream = io.StringIO()
+    with pytest.raises(KeyError), Progress(stream).phase("loading model"):
+        raise KeyError
+    assert stream.getvalue() == "loading model… failed (0.0 s)\n"
+
+
+def test_without_a_stream_nothing_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(None)
+    with progress.phase("resolving corpus") as found:
+        found("12 shards")
+    progress.notice("text")
+    progress.warning("text")
+    progress.step(1, 2, METRICS)
+    progress.close()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_closing_ends_the_line_once(terminal: Terminal) -> None:
+    progress = Progress(terminal.stream)
+    progress.step(1, None, {})
+    progress.close()
+    progress.close()
+    assert terminal.received() == "\rstep 1\n"
+
+
+def test_numbers_are_written_for_people() -> None:
+    assert [human_count(number) for number in (0, 950, 1234, 34_400, 999_600, 1_234_567, 34e6, 5e15)] == [
+        "0", "950", "1.2k", "34k", "1.0M", "1.2M", "34M", "5000T",
+    ]  # fmt: skip
+    assert [human_bytes(number) for number in (0, 999, 1000, 34_000_000, 1.5e12)] == [
+        "0 B", "999 B", "1.0 kB", "34 MB", "1.5 TB",
+    ]  # fmt: skip
+    assert [human_duration(seconds) for seconds in (0.24, 9.96, 59.6, 185, 3599.6, 11_520, 187_200)] == [
+        "0.2 s", "10 s", "1m00s", "3m05s", "1h00m", "3h12m", "2d04h",
+    ]  # fmt: skip

@@ -1,0 +1,205 @@
+"""Every file in configs/ runs, and so does every combination of packing and objective: in one process, on tiny models."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+
+from stream_pretrain.cli import main
+from tests.corpora import VOCABULARY, documents, word_tokenizer, write_shard, write_tiny_bert
+from tests.training.runs import write_tiny_modernbert
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for i, style in enumerate(["plain", "zst"]):
+        write_shard(folder / f"s{i}", documents(200, seed=i), style)
+    return folder
+
+
+def write_bert_weights(folder: Path) -> Path:
+    write_tiny_bert(folder)
+    AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
+def write_roberta_weights(folder: Path) -> Path:
+    """A RoBERTa with a byte-level tokenizer of its own, learnt from the corpus."""
+    trained = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trained.train_from_iterator(documents(100), vocab_size=400, special_tokens=special, show_progress=False)
+    trained._tokenizer.post_processor = word_tokenizer().backend_tokenizer.post_processor
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        mask_token="<mask>", cls_token="<s>", sep_token="</s>",
+    )  # fmt: skip
+    tokenizer.save_pretrained(folder)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=66,
+    )  # fmt: skip
+    RobertaForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+def write_tiny_llama(folder: Path) -> Path:
+    LlamaConfig(
+        vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=32,
+    ).save_pretrained(folder)  # fmt: skip
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_tiny_gpt2(folder: Path) -> Path:
+    GPT2Config(vocab_size=len(VOCABULARY), n_embd=16, n_layer=2, n_head=2, n_positions=64).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *options: str) -> None:
+    code = main([*options, "--run.wandb=disabled", "--workers=0", "--log-every=1"])
+    assert code == 0, capsys.readouterr().err
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+CONTINUED: dict[str, Callable[[Path], Path]] = {
+    "bert_domain_adaptation": write_bert_weights,
+    "roberta_whole_word": write_roberta_weights,
+}
+FROM_SCRATCH: dict[str, Callable[[Path], Path]] = {
+    "demo": write_tiny_bert,
+    "modernbert_from_scratch": write_tiny_modernbert,
+    "small_causal": write_tiny_llama,
+}
+FIRST_RATES = {
+    "bert_domain_adaptation": 1e-4 / 1000,
+    "roberta_whole_word": 1e-4 / 1000,
+    "demo": 3e-3 / 20,
+    "modernbert_from_scratch": 8e-4 / 3000,
+    "small_causal": 2e-3 / 1000,
+}
+"""Learning rates of the first step: all recipes warm up, also where they continue from a model."""
+
+
+def test_every_recipe_says_in_its_first_line_what_it_is_for() -> None:
+    recipes = sorted(CONFIGS.glob("*.yaml"))
+    assert {path.stem for path in recipes} == {*CONTINUED, *FROM_SCRATCH}
+    for path in recipes:
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        assert first.startswith("# ")
+        assert len(first) > 40
+
+
+@pytest.mark.parametrize("name", [*CONTINUED, *FROM_SCRATCH])
+def test_the_recipe_trains_on_a_small_scale(
+    name: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name in CONTINUED:
+        model = [f"--model={CONTINUED[name](tmp_path / 'model')}"]
+    else:
+        folder = FROM_SCRATCH[name](tmp_path / "model")
+        model = [f"--model.config={folder}", f"--model.tokenizer={folder}"]
+    out = tmp_path / "out"
+    run(
+        capsys, f"--config={CONFIGS / name}.yaml", f"--dataset={corpus}", f"--output-dir={out}", *model, "--max-steps=3",
+        "--sequence-length=32", "--global-batch-size=8", "--micro-batch-size=4", "--eval-every=3", "--eval.documents=5",
+        "--data.heldout-fraction=0.1",
+    )  # fmt: skip
+    lines = metrics(out)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert lines[1]["train/lr"] == pytest.approx(FIRST_RATES[name])
+    assert all(math.isfinite(line["train/loss"]) and line["train/grad_norm"] > 0 for line in lines[1:])
+    assert math.isfinite(lines[3]["eval/loss"])
+    kind = AutoModelForCausalLM if name == "small_causal" else AutoModelForMaskedLM
+    trained, info = kind.from_pretrained(out / "model", output_loading_info=True)
+    assert isinstance(trained, PreTrainedModel)
+    assert not info["missing_keys"]
+
+
+@pytest.mark.parametrize("packing", ["none", "concat", "best_fit"])
+@pytest.mark.parametrize("selection", ["token", "whole_word", "span"])
+@pytest.mark.parametrize("schedule", ["--objective.final-mask-rate=none", "--objective.final-mask-rate=0.15"])
+def test_every_packing_goes_with_every_selection_of_masks(
+    packing: str, selection: str, schedule: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = write_tiny_bert(tmp_path / "model"), tmp_path / "out"
+    run(
+        capsys, f"--dataset={corpus}", f"--output-dir={out}", f"--model.config={model}", f"--model.tokenizer={model}",
+        "--max-steps=2", "--sequence-length=48", "--global-batch-size=8", "--micro-batch-size=4",
+        f"--data.packing={packing}", f"--objective.selection={selection}", schedule,
+    )  # fmt: skip
+    assert_starts_undecided(metrics(out))
+    segments = [line["train/segments_per_row"] for line in metrics(out)]
+    assert segments == [1, 1] if packing == "none" else max(segments) > 1
+
+
+@pytest.mark.parametrize("write", [write_tiny_llama, write_tiny_gpt2, write_tiny_bert])
+@pytest.mark.parametrize("packing", ["none", "concat", "best_fit"])
+def test_next_tokens_are_predicted_by_decoders_and_by_a_bert_made_causal(
+    write: Callable[[Path], Path], packing: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = write(tmp_path / "model"), tmp_path / "out"
+    run(
+        capsys, f"--dataset={corpus}", f"--output-dir={out}", f"--model.config={model}", f"--model.tokenizer={model}",
+        "--max-steps=2", "--sequence-length=48", "--global-batch-size=8", "--micro-batch-size=4", "--objective.name=clm",
+        f"--data.packing={packing}",
+    )  # fmt: skip
+    assert_starts_undecided(metrics(out))
+
+
+def assert_starts_undecided(lines: list[dict[str, float]]) -> None:
+    """Every token is as likely as any other to a model that has learnt nothing."""
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        assert line["train/loss"] == pytest.approx(math.log(len(VOCABULARY)), abs=0.15)
+        assert line["train/grad_norm"] > 0
+
+
+def test_a_run_from_the_weights_of_another_begins_at_step_0_and_warms_up_again(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, first, second = write_tiny_bert(tmp_path / "model"), tmp_path / "first", tmp_path / "second"
+    options = [
+        f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", "--sequence-length=48",
+        "--global-batch-size=8", "--micro-batch-size=4", "--data.heldout-fraction=0.1", "--eval-every=6",
+        "--eval.documents=20", "--max-steps=6", "--train.learning-rate=0.01", "--train.schedule=constant",
+    ]  # fmt: skip
+    run(capsys, f"--output-dir={first}", *options)
+    run(capsys, f"--output-dir={second}", f"--init-from={first / 'model'}", "--train.warmup-steps=4", *options)
+    before, after = metrics(first), metrics(second)
+    assert after[0]["step"] == 0
+    assert after[0]["eval/loss"] == before[6]["eval/loss"] != before[0]["eval/loss"]
+    assert [line["train/lr"] for line in after[1:]] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
+    assert after[1]["train/documents"] == before[1]["train/documents"]

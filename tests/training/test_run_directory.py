@@ -1,0 +1,401 @@
+"""One process owns OUT; a start goes on from where OUT stands, or says why not."""
+
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig
+
+from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig, fixed_options
+from stream_pretrain.errors import CheckpointError, ConfigError
+from stream_pretrain.training import checkpoint, run_directory
+from stream_pretrain.training.checkpoint import Snapshot
+from stream_pretrain.training.run_directory import RunDirectory, Start, decide_start, trim_after
+from tests.training.test_checkpoint import flip_a_bit, tokenizer
+
+COMMAND = ["stream-pretrain", "--dataset", "org/texts", "--output-dir", "OUT", "--seed=1"]
+
+
+def unexpected(line: str) -> None:
+    raise AssertionError(line)
+
+
+def config(resume: str = "auto", **train: int) -> Config:
+    return Config(
+        data=DataConfig(dataset="org/texts"),
+        model=ModelConfig(path="org/model"),
+        train=TrainConfig(max_steps=100, **train),
+        run=RunConfig(resume=resume),
+    )
+
+
+def save(directory: Path, step: int, of: Config | None = None) -> Path:
+    trainer = {"fixed": fixed_options(of or config())}
+    weights = {"weight": torch.zeros(1)}
+    return checkpoint.write(Snapshot(step, weights, BertConfig(), tokenizer(), {}, {}, {}, trainer), directory / "checkpoints")
+
+
+def start(
+    out: Path, of: Config | None = None, *, report: Callable[[str], None] = unexpected, command: list[str] = COMMAND
+) -> Start:
+    with RunDirectory.own(out, command, unexpected) as owned:
+        return decide_start(of or config(), owned, report, command)
+
+
+def run_json(out: Path) -> dict[str, object]:
+    content = json.loads((out / "run.json").read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+def owner(out: Path, host: str, age: float) -> None:
+    out.mkdir(exist_ok=True)
+    (out / "lock").write_text(json.dumps({"host": host, "pid": 12, "time": time.time() - age}))
+
+
+# Ownership
+
+
+def test_a_second_run_on_the_same_folder_is_refused_naming_the_first(tmp_path: Path) -> None:
+    in_use = rf"out is in use by process {os.getpid()} on \S+: wait"
+    with RunDirectory.own(tmp_path / "deep" / "out", [], unexpected), pytest.raises(CheckpointError, match=in_use):
+        start(tmp_path / "deep" / "out")
+    assert start(tmp_path / "deep" / "out").checkpoint is None
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    program = """
+import sys, time
+from pathlib import Path
+from stream_pretrain.training.run_directory import RunDirectory
+with RunDirectory.own(Path(sys.argv[1]), [], print):
+    print("owned", flush=True)
+    time.sleep(600)
+"""
+    repository = Path(__file__).resolve().parents[2]
+    arguments = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=repository) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "owned\n"
+        with pytest.raises(CheckpointError, match=f"in use by process {process.pid} on"):
+            start(tmp_path)
+        process.kill()
+    assert start(tmp_path) == Start(None, None)
+
+
+def test_a_silent_owner_on_another_machine_is_waited_for_and_then_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    owner(tmp_path, "elsewhere", age=58)
+    with RunDirectory.own(tmp_path, [], lines.append):
+        assert lines == [f"{tmp_path} was used by process 12 on elsewhere: waiting 2 s to see whether it still is"]
+    owner(tmp_path, "elsewhere", age=61)
+    with RunDirectory.own(tmp_path, [], unexpected):
+        pass
+
+
+def test_an_owner_on_another_machine_that_beats_is_respected(tmp_path: Path) -> None:
+    owner(tmp_path, "elsewhere", age=5)
+
+    def beat_after_the_first_look(line: str) -> None:
+        owner(tmp_path, "elsewhere", age=0)
+
+    with (
+        pytest.raises(CheckpointError, match="in use by process 12 on elsewhere"),
+        RunDirectory.own(tmp_path, [], beat_after_the_first_look),
+    ):
+        pass
+
+
+def test_an_owner_on_another_machine_that_leaves_is_not_waited_for(tmp_path: Path) -> None:
+    owner(tmp_path, "elsewhere", age=0)
+    with RunDirectory.own(tmp_path, [], lambda line: (tmp_path / "lock").write_text("")):
+        pass
+
+
+def test_without_locks_in_the_file_system_the_beat_decides_on_one_machine_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(run_directory, "BEAT_SECONDS", 0.1)
+    with (
+        RunDirectory.own(tmp_path, [], unexpected),
+        pytest.raises(CheckpointError, match=f"in use by process {os.getpid()} on"),
+        RunDirectory.own(tmp_path, [], [].append),
+    ):
+        pass
+
+
+def test_the_owner_beats_and_takes_itself_out_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beaten = threading.Event()
+    say = run_directory._say_who_owns
+    monkeypatch.setattr(run_directory, "BEAT_SECONDS", 0.01)
+    with RunDirectory.own(tmp_path, [], unexpected):
+        first = json.loads((tmp_path / "lock").read_text())
+        monkeypatch.setattr(run_directory, "_say_who_owns", lambda descriptor: (say(descriptor), beaten.set()))
+        assert beaten.wait(60)
+        assert json.loads((tmp_path / "lock").read_text())["time"] > first["time"]
+        assert first["pid"] == os.getpid()
+    assert (tmp_path / "lock").read_text() == ""
+
+
+def test_a_beat_that_fails_is_reported_and_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported = threading.Event()
+    lines: list[str] = []
+
+    def report(line: str) -> None:
+        lines.append(line)
+        reported.set()
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(run_directory, "BEAT_SECONDS", 0.01)
+    with RunDirectory.own(tmp_path, [], report):
+        monkeypatch.setattr(run_directory, "_say_who_owns", fail)
+        assert reported.wait(60)
+    assert lines[0] == "the lock of the run cannot be refreshed: [Errno 5] Input/output error"
+
+
+def test_a_folder_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(CheckpointError, match=r"--output-dir \S+ cannot be used \((File exists|Not a directory)\)"):
+            start(out)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_one_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(CheckpointError, match=r"cannot be used \(it is not writable\)"):
+        start(tmp_path)
+
+
+def test_a_url_is_not_taken_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="is a URL"):
+        start(Path("s3://bucket/out"))
+    assert not list(tmp_path.iterdir())
+
+
+# run.json
+
+
+def test_run_json_says_how_the_run_stands(tmp_path: Path) -> None:
+    with RunDirectory.own(tmp_path, COMMAND, unexpected) as out:
+        decide_start(config(), out, unexpected, COMMAND)
+        began = run_json(tmp_path)
+        assert began.pop("started") == began.pop("updated")
+        assert began.pop("host")
+        assert began == {
+            "state": "running",
+            "step": 0,
+            "max_steps": 100,
+            "pid": os.getpid(),
+            "command": "stream-pretrain --dataset org/texts --output-dir OUT --seed=1",
+            "parent": None,
+        }
+        out.record("running", step=7, world=2)
+        out.record("failed", error="TrainingError: nan")
+    ended = run_json(tmp_path)
+    assert [ended[name] for name in ("state", "step", "world", "error")] == ["failed", 7, 2, "TrainingError: nan"]
+
+
+def test_a_resumed_run_keeps_when_it_started_and_loses_its_error(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    (tmp_path / "run.json").write_text(json.dumps({"state": "failed", "started": "2020-01-01", "error": "disk"}))
+    start(tmp_path)
+    assert [run_json(tmp_path).get(name) for name in ("state", "started", "step", "error")] == [
+        "running",
+        "2020-01-01",
+        5,
+        None,
+    ]
+
+
+def test_a_refused_start_leaves_run_json_as_it_was(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    (tmp_path / "run.json").write_text('{"state": "finished"}')
+    with RunDirectory.own(tmp_path, [], unexpected) as out:
+        with pytest.raises(CheckpointError):
+            decide_start(config(resume="no"), out, unexpected, [])
+        out.record("failed", error="refused")
+    assert run_json(tmp_path) == {"state": "finished"}
+
+
+def test_a_full_disk_does_not_hide_how_the_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, chunks: list[bytes]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    lines: list[str] = []
+    with RunDirectory.own(tmp_path, [], lines.append) as out:
+        decide_start(config(), out, unexpected, [])
+        monkeypatch.setattr(run_directory, "replace_file", full)
+        out.record("failed", error="TrainingError: nan")
+        assert lines == [f"{tmp_path / 'run.json'} could not be written: No space left on device"]
+        with pytest.raises(CheckpointError, match="cannot be used \\(No space left on device\\)"):
+            decide_start(config(), out, unexpected, [])
+
+
+def test_a_damaged_run_json_is_named(tmp_path: Path) -> None:
+    for content in ("{", "[]"):
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"run\.json is not (JSON|a JSON object): delete it"):
+            start(tmp_path)
+
+
+# --resume
+
+
+def test_auto_begins_in_an_empty_folder_and_goes_on_in_a_used_one(tmp_path: Path) -> None:
+    assert start(tmp_path) == Start(None, None)
+    save(tmp_path, 5)
+    newest = save(tmp_path, 10)
+    assert start(tmp_path) == Start(newest, None)
+    assert start(tmp_path, replace(config(), run=RunConfig(save_every=3))) == Start(newest, None)
+
+
+def test_auto_reports_a_damaged_checkpoint_and_takes_the_one_before(tmp_path: Path) -> None:
+    older, newest = save(tmp_path, 5), save(tmp_path, 10)
+    flip_a_bit(newest / "model.safetensors")
+    lines: list[str] = []
+    assert start(tmp_path, report=lines.append) == Start(older, None)
+    assert len(lines) == 1
+    assert run_json(tmp_path)["step"] == 5
+
+
+def test_no_refuses_a_used_folder_and_accepts_one_that_holds_nothing_yet(tmp_path: Path) -> None:
+    start(tmp_path)
+    assert start(tmp_path, config(resume="no")) == Start(None, None)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(CheckpointError, match="holds a run: go on with it by --resume auto"):
+        start(tmp_path, config(resume="no"))
+    (tmp_path / "metrics.jsonl").unlink()
+    save(tmp_path, 5)
+    with pytest.raises(CheckpointError, match="holds a run"):
+        start(tmp_path, config(resume="no"))
+
+
+def test_a_path_begins_a_new_run_that_the_same_command_goes_on_with(tmp_path: Path) -> None:
+    given, out = save(tmp_path / "first", 5), tmp_path / "second"
+    of = config(resume=str(given))
+    assert start(out, of) == Start(given, str(given))
+    assert [run_json(out)[name] for name in ("step", "parent")] == [5, str(given)]
+    assert start(out, of) == Start(given, str(given))
+    assert start(out) == Start(given, str(given))
+    own = save(out, 10)
+    assert start(out, of) == Start(own, str(given))
+    assert start(out) == Start(own, str(given))
+
+
+def test_a_path_is_refused_in_a_folder_that_holds_another_run(tmp_path: Path) -> None:
+    given = save(tmp_path, 5)
+    start(tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds another run, --resume \S+ begins a new one: give another --output-dir"):
+        start(tmp_path, config(resume=str(given)))
+
+
+def test_a_path_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "first", 5)
+    for path in (tmp_path / "first", tmp_path / "nothing"):
+        with pytest.raises(CheckpointError, match="is not a checkpoint: give a folder such as"):
+            start(tmp_path / "second", config(resume=str(path)))
+
+
+def test_a_model_folder_that_no_run_wrote_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(CheckpointError, match="model would be replaced, but is not from a run"):
+        start(tmp_path)
+    save(tmp_path, 5)
+    start(tmp_path)
+
+
+# What must not change
+
+
+def test_a_changed_option_is_refused_with_a_diff_and_the_command_for_a_new_run(tmp_path: Path) -> None:
+    out = tmp_path / "OUT"
+    newest = save(out, 5)
+    (tmp_path / "OUT-2").mkdir()
+    changed = config(seed=1, learning_rate=1, micro_batch_size=1)
+    changed = replace(changed, data=replace(changed.data, sequence_length=128, workers=3))
+    with pytest.raises(CheckpointError) as caught:
+        start(out, changed, command=[*COMMAND, "--model.init-from", "old weights"])
+    assert str(caught.value).splitlines() == [
+        f"{newest} was trained with options that must not change in a run:",
+        "  --data.sequence-length: was 512, is 128",
+        "  --train.seed: was 0, is 1",
+        "put them back, or start a new run from its weights: "
+        f"stream-pretrain --dataset org/texts --seed=1 --init-from {newest} --output-dir {out}-3",
+    ]
+
+
+def test_the_command_for_a_new_run_from_a_path_keeps_the_folder_that_is_still_free(tmp_path: Path) -> None:
+    given = save(tmp_path / "first", 5)
+    command = ["stream-pretrain", f"--resume={given}", "--run.output_dir", "x", "--seed", "1"]
+    with pytest.raises(CheckpointError) as caught:
+        start(tmp_path / "OUT", config(resume=str(given), seed=1), command=command)
+    assert str(caught.value).splitlines()[1:] == [
+        "  --train.seed: was 0, is 1",
+        "put them back, or start a new run from its weights: "
+        f"stream-pretrain --seed 1 --resume auto --init-from {given} --output-dir {tmp_path / 'OUT'}",
+    ]
+
+
+def recorded_options(out: Path, change: Callable[[dict[str, object]], None]) -> None:
+    """Change what a checkpoint says it was trained with, as another version would have written it."""
+    fixed = fixed_options(config())
+    change(fixed)
+    trainer = {"fixed": fixed}
+    checkpoint.write(Snapshot(5, {"w": torch.zeros(1)}, BertConfig(), tokenizer(), {}, {}, {}, trainer), out / "checkpoints")
+
+
+def test_options_of_other_versions_are_compared_with_their_defaults(tmp_path: Path) -> None:
+    def by_an_older_version(fixed: dict[str, object]) -> None:
+        del fixed["data.packing"]
+        fixed["data.workers"] = 9  # did not count as changeable then
+
+    recorded_options(tmp_path / "older", by_an_older_version)
+    assert start(tmp_path / "older").checkpoint is not None
+    other = config()
+    with pytest.raises(CheckpointError, match=r"--data\.packing: was best_fit, is concat"):
+        start(tmp_path / "older", replace(other, data=replace(other.data, packing="concat")))
+
+    recorded_options(tmp_path / "newer", lambda fixed: fixed.update({"data.reorder": True}))
+    with pytest.raises(CheckpointError, match=r"--data\.reorder: was True, is None"):
+        start(tmp_path / "newer")
+
+
+# Logs
+
+
+def test_a_log_keeps_each_surviving_step_once(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b'{"step": 1, "loss":  2.0}\n{"step": 2}\n{"other": 1}\n{"step": 3}\n{"step": 4, "lo')
+    trim_after(log, 2)
+    assert log.read_bytes() == b'{"step": 1, "loss":  2.0}\n{"step": 2}\n'
+    log.write_bytes(b'{"step": 1}\n{"step": 2}')
+    trim_after(log, 2)
+    assert log.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+    trim_after(log, None)
+    assert log.read_bytes() == b""
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_log_that_is_not_there_stays_so(tmp_path: Path) -> None:
+    trim_after(tmp_path / "metrics.jsonl", 2)
+    assert not list(tmp_path.iterdir())

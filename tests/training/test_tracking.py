@@ -1,0 +1,171 @@
+"""The record (metrics.jsonl), and Weights & Biases without a server: disabled, offline, no key."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stream_pretrain.config import RunConfig
+from stream_pretrain.training.tracking import Tracker
+
+OPEN = """
+import sys
+from pathlib import Path
+from stream_pretrain.config import RunConfig
+from stream_pretrain.errors import CheckpointError, ConfigError
+from stream_pretrain.training.tracking import Tracker
+
+def open_tracker(wandb, resumed_step=None):
+    return Tracker.open(RunConfig(wandb=wandb), Path("OUT"), config={"seed": 0}, resumed_step=resumed_step, report=print)
+"""
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_python(code: str, directory: Path, **environment: str) -> str:
+    """What the code prints, run in `directory` by a user without any W&B settings; nothing may go to stderr."""
+    (directory / "OUT").mkdir(exist_ok=True)
+    plain = {"PATH": os.environ["PATH"], "HOME": str(directory), "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", OPEN + code],
+        cwd=directory,
+        env=plain,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+    return done.stdout
+
+
+def open_local(out: Path, resumed_step: int | None = None) -> Tracker:
+    return Tracker.open(RunConfig(wandb="disabled"), out, config={}, resumed_step=resumed_step, report=pytest.fail)
+
+
+def test_every_call_is_one_flat_json_line(tmp_path: Path) -> None:
+    with open_local(tmp_path) as tracker:
+        tracker.log(10, {"train/loss": 2.5, "train/documents": 320})
+        tracker.log(20, {"eval/loss": 2.25})
+    assert (tmp_path / "metrics.jsonl").read_text() == (
+        '{"step": 10, "train/loss": 2.5, "train/documents": 320}\n{"step": 20, "eval/loss": 2.25}\n'
+    )
+
+
+def test_a_line_is_in_the_file_when_log_returns(tmp_path: Path) -> None:
+    tracker = open_local(tmp_path)
+    tracker.log(1, {"train/loss": 2.5})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 2.5}\n'
+    tracker.finish("finished")
+
+
+def test_values_that_are_not_finite_are_null_under_their_key(tmp_path: Path) -> None:
+    with open_local(tmp_path) as tracker:
+        tracker.log(1, {"train/loss": float("nan"), "train/grad_norm": float("inf"), "train/documents": 3})
+    assert (tmp_path / "metrics.jsonl").read_text() == (
+        '{"step": 1, "train/loss": null, "train/grad_norm": null, "train/documents": 3}\n'
+    )
+
+
+def test_a_reopened_record_goes_on_after_its_last_line(tmp_path: Path) -> None:
+    for step in (1, 2):
+        with open_local(tmp_path) as tracker:
+            tracker.log(step, {"train/loss": 0.5})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 0.5}\n{"step": 2, "train/loss": 0.5}\n'
+
+
+def test_a_line_that_a_kill_cut_short_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 0.5}\n{"step": 2, "train/lo')
+    with open_local(tmp_path, resumed_step=1) as tracker:
+        tracker.log(2, {"train/loss": 0.25})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 0.5}\n{"step": 2, "train/loss": 0.25}\n'
+
+
+def test_a_second_finish_does_nothing(tmp_path: Path) -> None:
+    with open_local(tmp_path) as tracker:
+        tracker.finish("preempted")
+
+
+@pytest.mark.parametrize(("option", "environment"), [("disabled", {}), ("auto", {"WANDB_MODE": "disabled"})])
+def test_disabled_does_not_import_wandb(option: str, environment: dict[str, str], tmp_path: Path) -> None:
+    printed = run_python(
+        f"""
+with open_tracker({option!r}) as tracker:
+    tracker.log(1, {{"train/loss": 0.5}})
+print("wandb" in sys.modules)
+""",
+        tmp_path,
+        **environment,
+    )
+    assert printed == "False\n"
+    assert sorted(path.name for path in (tmp_path / "OUT").iterdir()) == ["metrics.jsonl"]
+
+
+def test_without_a_key_the_run_is_offline_and_one_line_says_so(tmp_path: Path) -> None:
+    printed = run_python("open_tracker('auto').finish('finished')", tmp_path)
+    run_id = (tmp_path / "OUT" / "wandb-id").read_text().strip()
+    assert printed == (
+        "W&B is offline, no API key: run `wandb login` or set WANDB_API_KEY;"
+        f" upload with: wandb sync OUT/wandb/offline-run-*-{run_id}\n"
+    )
+    assert len(list((tmp_path / "OUT" / "wandb").glob(f"offline-run-*-{run_id}"))) == 1
+
+
+def test_online_without_a_key_is_refused_and_says_how_to_give_one(tmp_path: Path) -> None:
+    refused = """
+try:
+    open_tracker("online")
+except ConfigError as error:
+    print(error)
+"""
+    expected = (
+        "W&B is asked to be online, but there is no API key: run `wandb login` or set WANDB_API_KEY,"
+        " or choose --run.wandb offline\n"
+    )
+    assert run_python(refused, tmp_path) == expected
+    assert run_python(refused, tmp_path, WANDB_MODE="offline") == expected
+
+
+def test_with_an_unusable_key_the_run_is_offline_and_one_line_says_so(tmp_path: Path) -> None:
+    (line,) = run_python("open_tracker('auto').finish('finished')", tmp_path, WANDB_API_KEY="short").splitlines()
+    assert line.startswith("W&B is offline, no usable API key (")
+
+
+def test_a_mode_of_the_environment_that_wandb_does_not_have_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(ValueError, match=r"^WANDB_MODE is 'sometimes': set it to online, offline or disabled$"):
+        Tracker.open(RunConfig(), tmp_path, config={}, resumed_step=None, report=pytest.fail)
+
+
+def test_offline_a_resumed_run_keeps_its_id_and_sends_no_step_twice(tmp_path: Path) -> None:
+    log = """
+tracker = open_tracker("offline", resumed_step={resumed})
+for step in range({first}, {last} + 1):
+    tracker.log(step, {{"train/loss": step + 0.03125}})
+tracker.finish("preempted")
+"""
+    run_python(log.format(resumed=None, first=1, last=4), tmp_path)
+    (tmp_path / "OUT" / "metrics.jsonl").write_text('{"step": 2, "train/loss": 2.03125}\n')  # as trimmed to a checkpoint
+    run_python(log.format(resumed=2, first=3, last=6), tmp_path)
+    first, second = (path.read_bytes() for path in sorted((tmp_path / "OUT" / "wandb").glob("offline-run-*/*.wandb")))
+    assert [step for step in range(1, 7) if f"{step}.03125".encode() in first] == [1, 2, 3, 4]
+    assert [step for step in range(1, 7) if f"{step}.03125".encode() in second] == [5, 6]
+    run_id = (tmp_path / "OUT" / "wandb-id").read_text().strip()
+    assert len(list((tmp_path / "OUT" / "wandb").glob(f"offline-run-*-{run_id}"))) == 2
+
+
+def test_a_damaged_line_that_is_to_be_sent_is_named(tmp_path: Path) -> None:
+    printed = run_python(
+        """
+Path("OUT/metrics.jsonl").write_text('{"step": 1}\\nrubbish\\n')
+try:
+    open_tracker("offline", resumed_step=2)
+except CheckpointError as error:
+    print(error)
+""",
+        tmp_path,
+    )
+    assert printed.splitlines()[-1] == "OUT/metrics.jsonl, line 2: not a line of metrics; remove it and start again"
