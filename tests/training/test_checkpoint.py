@@ -241,6 +241,8 @@ def test_pruning_never_counts_a_checkpoint_that_was_put_aside(tmp_path: Path) ->
 def test_a_writer_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path: Path) -> None:
     killed_often = """
 import json, os, signal, time
+import torch
+torch.set_num_threads(1)  # a forked child has none of its parent's pool of threads and would wait for them for ever
 directory = Path(sys.argv[1])
 for fraction in (0.1, 0.25, 0.4, 0.55, 0.7, 0.85):
     reader, writer = os.pipe()
