@@ -17,7 +17,6 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
 from stream_pretrain.data import PinnedCorpus, lane_plan, pin
 from stream_pretrain.data.objectives import Vocabulary
-from stream_pretrain.data.sources import resolve
 from stream_pretrain.data.stream import StreamPlan, stream_plan
 from stream_pretrain.data.tokenization import Encoder
 
@@ -56,7 +55,7 @@ def plan_of_stream(files: str, tokenizer: PreTrainedTokenizerFast, sequence_leng
         objective=ObjectiveConfig(mask_rate=MASK_RATE),
         train=TrainConfig(max_epochs=1),
     )
-    pinned = pin(config, resolve(config.data), world=1)
+    pinned = pin(config, world=1)
     encoder = Encoder.of(tokenizer, causal=False)
     return pinned, stream_plan(config, lane_plan(config, pinned), encoder, Vocabulary.of(tokenizer))
 

@@ -15,6 +15,7 @@ import difflib
 import importlib
 import importlib.metadata
 import io
+import json
 import pkgutil
 import sys
 import traceback
@@ -159,6 +160,8 @@ def _flatten(mapping: dict[str, Any], prefix: str, origin: str) -> Iterator[_Opt
             yield from _flatten(value, f"{name}.", origin)
             continue
         option = _resolve(name, origin)
+        if _record_type(option) is not None:
+            value = json.dumps(value)
         if not isinstance(value, str):
             raise ConfigError(f"{origin}{name} takes one value, not a list or mapping; quote it if that is its text")
         yield _Option(option, value if value not in ("", "~") else "null", origin)
@@ -183,6 +186,9 @@ def _suggest(name: str, known: Sequence[str], prefix: str) -> str:
 
 def _normalize(option: _Option) -> str:
     """The value as the parser takes it: any case of true, false and none, and whole numbers such as 1e4."""
+    record = _record_type(option.name)
+    if record is not None:
+        return json.dumps([dataclasses.asdict(made) for made in _records(option, record)])
     value, kinds = option.value, _kinds(_TYPES[option.name])
     if bool in kinds and value.lower() in ("true", "false"):
         return value.capitalize()
@@ -193,6 +199,65 @@ def _normalize(option: _Option) -> str:
             if float(value).is_integer() and not value.strip().lstrip("+-").isdigit():
                 return str(int(float(value)))
     return value
+
+
+def _record_type(name: str) -> Any:
+    """The dataclass of an option that is a list of records; None for other options."""
+    kind = _TYPES[name]
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+
+
+def _records(option: _Option, kind: Any) -> list[Any]:
+    """The records of an option whose value is a JSON list of objects. Raises ConfigError for what is not one."""
+    where = f"{option.origin}--{option.name}"
+    try:
+        value = json.loads(option.value)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where} is not JSON: {error}") from None
+    if not isinstance(value, list) or not all(isinstance(record, dict) for record in value):
+        raise ConfigError(f"{where}: a list of records is needed, such as [{{{_example(kind)}}}]")
+    return [_record(record, kind, f"{where}: record {number}") for number, record in enumerate(value, start=1)]
+
+
+def _example(kind: Any) -> str:
+    return ", ".join(f'"{name}": ...' for name in _required(kind))
+
+
+def _required(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+
+
+def _record(record: dict[str, Any], kind: Any, where: str) -> Any:
+    types = typing.get_type_hints(kind)
+    values = {}
+    for key, value in record.items():
+        name = key.replace("-", "_")
+        if name not in types:
+            raise ConfigError(f"{where}: unknown key {key}{_suggest(name, list(types), '')}")
+        values[name] = _value(value, types[name], f"{where}: {key}")
+    if missing := [name for name in _required(kind) if name not in values]:
+        raise ConfigError(f"{where}: {missing[0]} is missing")
+    return kind(**values)
+
+
+def _value(value: Any, kind: Any, where: str) -> Any:
+    """A value of a record, which is text where it comes from a YAML file."""
+    if typing.get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: a mapping is needed")
+        return {name: _value(inner, typing.get_args(kind)[1], f"{where}: {name}") for name, inner in value.items()}
+    kinds = _kinds(kind)
+    if NoneType in kinds and (value is None or (isinstance(value, str) and value.lower() in ("", "~", "null", "none"))):
+        return None
+    with contextlib.suppress(ValueError):
+        if str in kinds and isinstance(value, str):
+            return value
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            if int in kinds and float(value).is_integer():
+                return int(float(value))
+            if float in kinds:
+                return float(value)
+    raise ConfigError(f"{where}: {value!r} is not {_expected(kind)}")
 
 
 def _kinds(kind: Any) -> tuple[Any, ...]:
@@ -215,13 +280,35 @@ def _expected(kind: Any) -> str:
 
 def _parse_quietly(arguments: Sequence[str]) -> Config | None:
     """The Config, or None where the parser refuses; what it would draw around its reason is dropped."""
-    import tyro
-
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         try:
-            return tyro.cli(Config, args=arguments, config=(tyro.conf.FlagConversionOff,), console_outputs=False)
+            return _tyro(arguments, console_outputs=False)
         except SystemExit:
             return None
+
+
+def _tyro(arguments: Sequence[str], **options: Any) -> Config:
+    """The parser, which takes a list of records as one JSON argument."""
+    import tyro
+
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+        if info.type_origin is not tuple or not dataclasses.is_dataclass(typing.get_args(info.type)[0]):
+            return None
+        kind: Any = typing.get_args(info.type)[0]
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="JSON",
+            instance_from_str=lambda texts: tuple(kind(**record) for record in json.loads(texts[0])),
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=lambda value: [json.dumps([dataclasses.asdict(record) for record in value])],
+        )
+
+    with registry:
+        config: Config = tyro.cli(Config, args=arguments, config=(tyro.conf.FlagConversionOff,), **options)
+    return config
 
 
 def _commands() -> list[str]:
@@ -229,8 +316,6 @@ def _commands() -> list[str]:
 
 
 def _print_help() -> None:
-    import tyro
-
     width = max(map(len, _DOTTED))
     description = [
         f"Commands: {', '.join(_commands())}; without one, train.",
@@ -243,10 +328,4 @@ def _print_help() -> None:
         "  --debug             show the traceback of an error",
     ]
     with contextlib.suppress(SystemExit):
-        tyro.cli(
-            Config,
-            prog=f"{PROGRAM} [COMMAND]",
-            description="\n".join(description),
-            args=["--help"],
-            config=(tyro.conf.FlagConversionOff,),
-        )
+        _tyro(["--help"], prog=f"{PROGRAM} [COMMAND]", description="\n".join(description))

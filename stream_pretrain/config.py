@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
+import string
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +21,49 @@ Auto = Literal["auto"]
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """One source of a mixture. What is left out, and can be said of all sources, is as the option of the same name says."""
+
+    name: str
+    dataset: str
+    weight: float = 1.0
+    """Its share of the tokens, relative to the weights of the others."""
+    max_epochs: int | None = None
+    """The source leaves the mixture once it was read this many times; default: --max-epochs."""
+    config: str | None = None
+    """Configuration of the dataset, as --data.name."""
+    split: str = "train"
+    revision: str | None = None
+    data_files: str | None = None
+    data_dir: str | None = None
+    storage_options: str | None = None
+    text_field: str | None = None
+    text_template: str | None = None
+    min_characters: int | None = None
+    max_characters: int | None = None
+    heldout_fraction: float | None = None
+
+
+@dataclass(frozen=True)
+class WeightChange:
+    """Other weights from a step on; a source that is not named keeps its own."""
+
+    from_step: int
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Which documents are read, and how they become rows."""
 
     dataset: str | None = None
     """Corpus to stream: a Hub id (org/name), a local folder, a file, a glob, a URL, or @FILE with one of these a line."""
+    sources: tuple[SourceConfig, ...] = ()
+    """Mixture, instead of --dataset: a list of records with name, dataset, weight and, if need be, max_epochs, config, split,
+    revision, data_files, data_dir, storage_options, text_field, text_template, min_characters, max_characters,
+    heldout_fraction. Weights are shares of the tokens."""
+    weight_schedule: tuple[WeightChange, ...] = ()
+    """Other weights from a step on: a list of records with from_step and weights (name: weight)."""
     name: str | None = None
     """Configuration of the dataset, where it has several."""
     split: str = "train"
@@ -40,6 +80,14 @@ class DataConfig:
     """auto: own reader for JSON lines, text and Parquet, `datasets` for the rest; datasets: always `datasets`."""
     text_field: str = "text"
     """Field that holds the text; dots reach into nested objects (doc.body.text)."""
+    text_template: str | None = None
+    """Text made of several fields instead of one, for example "{title}\\n\\n{body}"; dots reach into nested objects."""
+    min_characters: int = 0
+    """Shorter documents are left out, and counted."""
+    max_characters: int | None = None
+    """Longer documents are left out, and counted."""
+    drop_duplicates: bool = False
+    """Leave out documents whose text another of the same window has, and count them."""
     sequence_length: int = 512
     """Tokens of a row."""
     packing: Literal["best_fit", "concat", "none"] = "best_fit"
@@ -49,7 +97,7 @@ class DataConfig:
     workers: int = 1
     """Data worker processes per rank; 0 reads inside the training process. Does not change the rows of a step."""
     window_bytes: int | Auto = "auto"
-    """Uncompressed bytes that are shuffled as a unit."""
+    """Uncompressed bytes that are shuffled as a unit; the window of a source of a mixture is its share of them."""
     heldout_fraction: float = 0.0
     """Share of the documents, chosen by a hash of their text, that never trains and serves evaluation."""
     max_line_bytes: int = 64 * 1024 * 1024
@@ -234,12 +282,35 @@ CHANGEABLE = frozenset(
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """All options as one flat dictionary with dotted names."""
+    """All options as one flat dictionary with dotted names, records as plain dictionaries."""
     return {
-        f"{group.name}.{option.name}": getattr(getattr(config, group.name), option.name)
+        f"{group.name}.{option.name}": _plain(getattr(getattr(config, group.name), option.name))
         for group in dataclasses.fields(config)
         for option in dataclasses.fields(getattr(config, group.name))
     }
+
+
+def _plain(value: Any) -> Any:
+    return [dataclasses.asdict(record) for record in value] if isinstance(value, tuple) else value
+
+
+def sources_of(data: DataConfig) -> tuple[DataConfig, ...]:
+    """The options of each source, as if it were the only dataset."""
+    own = {"name", "weight", "max_epochs", "config"}
+    return tuple(
+        dataclasses.replace(
+            data,
+            sources=(),
+            weight_schedule=(),
+            name=source.config,
+            **{
+                option.name: value
+                for option in dataclasses.fields(source)
+                if option.name not in own and (value := getattr(source, option.name)) is not None
+            },
+        )
+        for source in data.sources
+    ) or (data,)
 
 
 def fixed_options(config: Config) -> dict[str, Any]:
@@ -261,7 +332,8 @@ def run_directory(config: Config) -> Path:
         return Path(config.run.output_dir)
     digest = hashlib.sha256(json.dumps(fixed_options(config), sort_keys=True).encode()).hexdigest()[:8]
     model = config.model.path or config.model.config or "model"
-    words = [re.sub(r"[^A-Za-z0-9._]+", "-", Path(part).name).strip("-") for part in (config.data.dataset or "", model)]
+    corpus = config.data.dataset or "+".join(source.name for source in config.data.sources)
+    words = [re.sub(r"[^A-Za-z0-9._+]+", "-", Path(part).name).strip("-") for part in (corpus, model)]
     return Path("runs") / "-".join([*(word for word in words if word), digest])
 
 
@@ -273,7 +345,9 @@ def validate(config: Config) -> None:
             raise ConfigError(message)
 
     data, model, objective, train = config.data, config.model, config.objective, config.train
-    refuse_unless(data.dataset is not None, "--dataset is missing: give a Hub id, folder, glob or URL")
+    refuse_unless(data.dataset is not None or bool(data.sources), "--dataset is missing: give a Hub id, folder, glob or URL")
+    refuse_unless(data.dataset is None or not data.sources, "give either --dataset or --data.sources, not both")
+    _validate_mixture(data)
     refuse_unless(
         (model.path is None) != (model.config is None),
         "give either --model (continue from it) or --model.config with --model.tokenizer (from scratch)",
@@ -309,12 +383,68 @@ def validate(config: Config) -> None:
         objective.final_mask_rate is None or train.max_steps is not None,
         "--objective.final-mask-rate is reached at the last step and needs --max-steps",
     )
+    for source in sources_of(data):
+        _validate_source(source)
+
+
+def _validate_source(data: DataConfig) -> None:
     if data.storage_options is not None:
         try:
             parsed = json.loads(data.storage_options)
         except json.JSONDecodeError as error:
             raise ConfigError(f"--data.storage-options is not JSON: {error}") from None
-        refuse_unless(isinstance(parsed, dict), "--data.storage-options must be a JSON object")
+        if not isinstance(parsed, dict):
+            raise ConfigError("--data.storage-options must be a JSON object")
+    if data.text_template is not None:
+        try:
+            fields = template_fields(data.text_template)
+        except ValueError as error:
+            raise ConfigError(f"--data.text-template {data.text_template!r}: {error}") from None
+        if not fields:
+            raise ConfigError(f"--data.text-template {data.text_template!r} names no field, as {{title}} would")
+    if data.max_characters is not None and not data.min_characters <= data.max_characters:
+        raise ConfigError(f"--data.max-characters {data.max_characters} is below --data.min-characters {data.min_characters}")
+
+
+def template_fields(template: str) -> list[str]:
+    """The fields that a text template names. Raises ValueError for a template that is none."""
+    parts = list(string.Formatter().parse(template))
+    for _, field_name, specification, conversion in parts:
+        if field_name == "" or specification or conversion or re.search(r"[\[\]]", field_name or ""):
+            raise ValueError("a field is its name in braces, {title}, and nothing else; write {{ and }} for braces")
+    return list(dict.fromkeys(field_name for _, field_name, _, _ in parts if field_name is not None))
+
+
+def _validate_mixture(data: DataConfig) -> None:
+    names = [source.name for source in data.sources]
+    for name in names:
+        if names.count(name) > 1 or not re.fullmatch(r"[\w.-]+", name):
+            raise ConfigError(f"--data.sources: {name!r} must be a name of its own, of letters, digits, `.`, `-` and `_`")
+    for source in data.sources:
+        where = f"--data.sources: {source.name}:"
+        if source.weight < 0 or not math.isfinite(source.weight):
+            raise ConfigError(f"{where} weight must not be negative, not {source.weight}")
+        if source.max_epochs is not None and source.max_epochs < 1:
+            raise ConfigError(f"{where} max_epochs must be above 0, not {source.max_epochs}")
+        if source.heldout_fraction is not None and not 0 <= source.heldout_fraction <= 1:
+            raise ConfigError(f"{where} heldout_fraction must be between 0 and 1, not {source.heldout_fraction}")
+    current = {source.name: source.weight for source in data.sources}
+    if current and not any(current.values()):
+        raise ConfigError("--data.sources: no source has a weight")
+    last = 0
+    for change in data.weight_schedule:
+        where = f"--data.weight-schedule: from_step {change.from_step}:"
+        if change.from_step <= last:
+            raise ConfigError(f"{where} must be above {last}")
+        for name, weight in change.weights.items():
+            if name not in current:
+                raise ConfigError(f"{where} there is no source {name!r}, only {', '.join(names) or 'none'}")
+            if weight < 0 or not math.isfinite(weight):
+                raise ConfigError(f"{where} weight of {name} must not be negative, not {weight}")
+        current |= change.weights
+        if not any(current.values()):
+            raise ConfigError(f"{where} no source has a weight")
+        last = change.from_step
 
 
 _POSITIVE = frozenset(
@@ -323,6 +453,7 @@ _POSITIVE = frozenset(
         "data.lanes",
         "data.window_bytes",
         "data.max_line_bytes",
+        "data.max_characters",
         "train.max_steps",
         "train.max_epochs",
         "train.global_batch_size",
@@ -342,6 +473,7 @@ _NOT_NEGATIVE = frozenset(
     {
         "data.workers",
         "data.retry_deadline",
+        "data.min_characters",
         "train.seed",
         "train.warmup_steps",
         "train.final_learning_rate",

@@ -12,7 +12,19 @@ from typing import Any
 import pytest
 
 from stream_pretrain import cli, config, errors
-from stream_pretrain.config import ALIASES, Config, flatten
+from stream_pretrain.cli import parse
+from stream_pretrain.config import (
+    ALIASES,
+    Config,
+    DataConfig,
+    ModelConfig,
+    SourceConfig,
+    TrainConfig,
+    WeightChange,
+    flatten,
+    validate,
+)
+from stream_pretrain.errors import ConfigError
 
 NEEDED = ["--dataset=corpus", "--model=model", "--max-steps=3"]
 
@@ -266,3 +278,97 @@ def test_the_package_is_started_as_a_module_as_launchers_do() -> None:
     )
     assert finished.returncode == 2
     assert finished.stderr == "error: unknown option --max-stepz; did you mean --max-steps?\n"
+
+
+MIXTURE = """
+data:
+  sources:
+    - {name: new, dataset: ./domain, weight: 19, text-template: "{title}: {body}"}
+    - {name: replay, dataset: org/old, weight: 1e0, max_epochs: null, heldout_fraction: 0.01}
+  weight_schedule:
+    - from_step: 1e3
+      weights: {replay: 0.5}
+"""
+
+
+def test_a_file_lists_the_sources_of_a_mixture(tmp_path: Path) -> None:
+    file = tmp_path / "mixture.yaml"
+    file.write_text(MIXTURE)
+    config = parse([f"--config={file}"])
+    assert config.data.sources == (
+        SourceConfig("new", "./domain", 19.0, text_template="{title}: {body}"),
+        SourceConfig("replay", "org/old", 1.0, heldout_fraction=0.01),
+    )
+    assert config.data.weight_schedule == (WeightChange(1000, {"replay": 0.5}),)
+
+
+def test_the_sources_of_a_mixture_are_one_json_argument() -> None:
+    config = parse(["--data.sources", '[{"name": "a", "dataset": "x", "max_epochs": 2}]'])
+    assert config.data.sources == (SourceConfig("a", "x", max_epochs=2),)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("[{}", "--data.sources is not JSON: Expecting ',' delimiter: line 1 column 4 (char 3)"),
+        ('{"name": "a"}', '--data.sources: a list of records is needed, such as [{"name": ..., "dataset": ...}]'),
+        ('[{"name": "a"}]', "--data.sources: record 1: dataset is missing"),
+        ('[{"name": "a", "dataset": "x", "wieght": 1}]', "--data.sources: record 1: unknown key wieght; did you mean weight?"),
+        ('[{"name": "a", "dataset": "x", "weight": "much"}]', "--data.sources: record 1: weight: 'much' is not a number"),
+        (
+            '[{"name": "a", "dataset": "x", "max_epochs": 1.5}]',
+            "--data.sources: record 1: max_epochs: 1.5 is not a whole number or none",
+        ),
+        ('[{"name": "a", "dataset": "x", "text_field": 3}]', "--data.sources: record 1: text_field: 3 is not text or none"),
+    ],
+)
+def test_a_wrong_record_of_a_mixture_is_named(value: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse([f"--data.sources={value}"])
+    assert str(error.value).startswith(said)
+
+
+A = SourceConfig("a", "x")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (DataConfig(dataset="x", sources=(A,)), "give either --dataset or --data.sources, not both"),
+        (DataConfig(sources=(A, A)), "--data.sources: 'a' must be a name of its own, of letters"),
+        (DataConfig(sources=(SourceConfig("a/b", "x"),)), "--data.sources: 'a/b' must be a name of its own, of letters"),
+        (DataConfig(sources=(SourceConfig("a", "x", -1),)), "--data.sources: a: weight must not be negative, not -1"),
+        (DataConfig(sources=(SourceConfig("a", "x", 0),)), "--data.sources: no source has a weight"),
+        (DataConfig(sources=(SourceConfig("a", "x", max_epochs=0),)), "--data.sources: a: max_epochs must be above 0, not 0"),
+        (
+            DataConfig(sources=(SourceConfig("a", "x", heldout_fraction=2),)),
+            "--data.sources: a: heldout_fraction must be between 0 and 1, not 2",
+        ),
+        (
+            DataConfig(sources=(A,), weight_schedule=(WeightChange(0, {"a": 1}),)),
+            "--data.weight-schedule: from_step 0: must be above 0",
+        ),
+        (
+            DataConfig(sources=(A,), weight_schedule=(WeightChange(5, {"b": 1}),)),
+            "--data.weight-schedule: from_step 5: there is no source 'b', only a",
+        ),
+        (
+            DataConfig(sources=(A,), weight_schedule=(WeightChange(5, {"a": 0}),)),
+            "--data.weight-schedule: from_step 5: no source has a weight",
+        ),
+        (DataConfig(dataset="x", text_template="{title"), "--data.text-template '{title': expected '}' before end of string"),
+        (DataConfig(dataset="x", text_template="title"), "--data.text-template 'title' names no field, as {title} would"),
+        (
+            DataConfig(dataset="x", text_template="{title!r}"),
+            "--data.text-template '{title!r}': a field is its name in braces, {title}, and nothing else",
+        ),
+        (
+            DataConfig(dataset="x", min_characters=9, max_characters=3),
+            "--data.max-characters 3 is below --data.min-characters 9",
+        ),
+    ],
+)
+def test_a_corpus_that_cannot_be_is_refused(data: DataConfig, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        validate(Config(data=data, model=ModelConfig(path="m"), train=TrainConfig(max_steps=1)))
+    assert str(error.value).startswith(said)

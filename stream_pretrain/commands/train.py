@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,10 +18,11 @@ from accelerate import Accelerator
 from stream_pretrain import data
 from stream_pretrain.config import Config, fixed_options, flatten, run_directory
 from stream_pretrain.data import PinnedCorpus
-from stream_pretrain.data.lanes import Cursor
+from stream_pretrain.data.lanes import LanePlan
 from stream_pretrain.data.objectives import Vocabulary
-from stream_pretrain.data.sources import check_unchanged, resolve
+from stream_pretrain.data.sources import resolve
 from stream_pretrain.data.stream import (
+    LaneCursors,
     StepRows,
     StepStream,
     StreamPlan,
@@ -83,7 +84,7 @@ class Setup:
     pinned: PinnedCorpus
     plan: StreamPlan
     evaluation_set: EvaluationSet | None
-    cursors: list[Cursor]
+    cursors: list[LaneCursors]
     totals: Totals
     parent: str | None
 
@@ -172,8 +173,9 @@ def prepare(
             progress.notice(note)
         with progress.phase("resolving the corpus") as found:
             pinned = ranks.from_first(lambda: _pinned_corpus(config, saved, ranks.world))
-            sizes = [shard.size for shard in pinned.corpus.shards if shard.size is not None]
-            found(f"{len(pinned.corpus.shards)} shards, {human_bytes(sum(sizes))}, {pinned.lanes} lanes")
+            sizes = [shard.size for shard in pinned.shards if shard.size is not None]
+            mixed = f"{len(pinned.sources)} sources, " if len(pinned.sources) > 1 else ""
+            found(f"{mixed}{len(pinned.shards)} shards, {human_bytes(sum(sizes))}, {pinned.lanes} lanes")
         encoder = Encoder.of(loaded.tokenizer, causal=config.objective.name == "clm")
         if saved is not None and saved.trainer["tokenizer"] != encoder.fingerprint:
             raise CheckpointError(
@@ -194,9 +196,9 @@ def prepare(
             texts = ranks.from_first(lambda: _evaluation_documents(config, plan, out.path, progress))
             evaluation_set = evaluation.evaluation_set(texts, plan, config.train.micro_batch_size)
 
-    bare = PretrainingModel(loaded.model).train()
+    bare = PretrainingModel(loaded.model, len(pinned.sources)).train()
     optimizer = adamw(bare, config.train)
-    cursors, totals = first_cursors(pinned.lanes), Totals()
+    cursors, totals = first_cursors(pinned.lanes, len(pinned.sources)), Totals()
     if saved is not None:
         _restore_weights(loaded, bare, saved)
     if config.model.compile:
@@ -259,6 +261,9 @@ def _advice(plan: StreamPlan, ranks: Ranks) -> Iterator[str]:
     if lanes % ranks.world:
         idle = 1 - lanes / (-(-lanes // ranks.world) * ranks.world)
         yield f"{lanes} lanes do not divide evenly over {ranks.world} ranks: {idle:.0%} of every step is idle"
+    for source in plan.lanes.sources:
+        if source.whole:
+            yield f"source {source.name} is too small to be dealt to {lanes} lanes: each reads all of it, in its own order"
     visible = torch.cuda.device_count()
     if visible > 1 and ranks.world == 1:
         yield (
@@ -346,7 +351,7 @@ def train(setup: Setup) -> Literal["preempted", "finished"]:
         except Interrupted:
             stopped = True
         if totals.step == 0 and not stopped:
-            raise ContentError(f"{config.data.dataset}: holds no document to train on")
+            raise ContentError(f"{config.data.dataset or 'the mixture'}: holds no document to train on")
         with watchdog.stage("saving"):
             if last_saved != totals.step:
                 _save(setup, writer)
@@ -376,17 +381,9 @@ def _tracker(setup: Setup) -> Tracker:
 def _pinned_corpus(config: Config, saved: Saved | None, world: int) -> PinnedCorpus:
     """The corpus as the run began with it, or as it is found now."""
     if saved is None:
-        return data.pin(config, resolve(config.data), world)
+        return data.pin(config, world)
     pinned = PinnedCorpus.from_json(saved.corpus)
-    for option, given, fixed in (
-        ("--lanes", config.data.lanes, pinned.lanes),
-        ("--data.window-bytes", config.data.window_bytes, pinned.window_bytes),
-    ):
-        if given not in ("auto", fixed):
-            raise ConfigError(f"{option} is {given}, but the run began with {fixed} and cannot change it: leave the option out")
-    check_unchanged(pinned.corpus, resolve(config.data))
-    if pinned.lanes < world:
-        raise ConfigError(f"the run has {pinned.lanes} lanes, which is the most ranks it can have; {world} are started")
+    data.check_pinned(config, pinned, world)
     return pinned
 
 
@@ -394,23 +391,40 @@ def _evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress:
     """The texts of the fixed evaluation set: collected once, kept in OUT."""
     kept = out / "evaluation.jsonl"
     if not kept.exists():
-        other = config.eval.split is not None or config.eval.dataset is not None
-        if not other and config.data.heldout_fraction == 0:
-            raise ConfigError("--eval-every needs documents: give --data.heldout-fraction, --eval.split or --eval.dataset")
-        shards = plan.lanes.shards
-        if other:
-            shards = resolve(config.data, split=config.eval.split, dataset=config.eval.dataset).shards
         with progress.phase("collecting the evaluation set") as found:
-            texts = evaluation.collect(
-                shards,
-                plan.lanes.read,
-                documents=config.eval.documents,
-                heldout_fraction=None if other else config.data.heldout_fraction,
-                max_read_bytes=config.eval.max_read_bytes,
-                report=found,
-            )
+            texts = _collected(config, plan.lanes, found)
         evaluation.save_documents(kept, texts)
     return evaluation.load_documents(kept)
+
+
+def _collected(config: Config, plan: LanePlan, report: Callable[[str], None]) -> list[str]:
+    """Documents of the split or dataset that was named, else of those held out of each source, by its weight."""
+    wanted, most = config.eval.documents, config.eval.max_read_bytes
+    if config.eval.split is not None or config.eval.dataset is not None:
+        if config.data.sources and config.eval.dataset is None:
+            raise ConfigError("--eval.split names a split of --dataset, but the corpus is a mixture: give --eval.dataset")
+        shards = resolve(config.data, split=config.eval.split, dataset=config.eval.dataset).shards
+        return evaluation.collect(
+            shards, plan.sources[0].read, documents=wanted, heldout_fraction=None, max_read_bytes=most, report=report
+        )
+    parts = [
+        (source, part) for source, part in zip(plan.sources, plan.weights[0].parts, strict=True) if source.heldout_fraction
+    ]
+    total = sum(part for _, part in parts)
+    if not total:
+        raise ConfigError("--eval-every needs documents: give --data.heldout-fraction, --eval.split or --eval.dataset")
+    texts: list[str] = []
+    for source, part in parts:
+        if part:
+            texts += evaluation.collect(
+                source.shards,
+                source.read,
+                documents=max(1, round(wanted * part / total)),
+                heldout_fraction=source.heldout_fraction,
+                max_read_bytes=most * part // total,
+                report=report,
+            )
+    return texts
 
 
 def _evaluate(setup: Setup, evaluation_set: EvaluationSet) -> dict[str, float]:
@@ -430,7 +444,7 @@ def _evaluate(setup: Setup, evaluation_set: EvaluationSet) -> dict[str, float]:
 
 def _name_skipped(setup: Setup, rows: StepRows) -> None:
     """Record the documents that were skipped on the way to the rows of a step, on any rank."""
-    shards, step = setup.pinned.corpus.shards, setup.totals.step
+    shards, step = setup.pinned.shards, setup.totals.step
     records = [
         {"step": step, "epoch": skip.epoch, "shard": shards[skip.shard].name, "offset": skip.offset, "why": skip.reason}
         for skipped in setup.ranks.gather(rows.skipped)
@@ -443,7 +457,7 @@ def _name_skipped(setup: Setup, rows: StepRows) -> None:
 def _name_bad_step(setup: Setup, result: StepResult) -> None:
     """Record the documents of a step that changed nothing, of all ranks."""
     setup.progress.warning(f"step {result.step}: loss or gradient not finite, no update")
-    shards = setup.pinned.corpus.shards
+    shards = setup.pinned.shards
     gathered = setup.ranks.gather(result.rows_seen.origins.tolist())
     seen = sorted({(epoch, shards[shard].name, offset) for origins in gathered for epoch, shard, offset in origins})
     if setup.ranks.is_first:
@@ -466,7 +480,7 @@ def _save(setup: Setup, writer: BackgroundWriter) -> None:
         setup.out.record("running", step=setup.totals.step)
 
 
-def _snapshot(setup: Setup, cursors: Sequence[Cursor]) -> Snapshot:
+def _snapshot(setup: Setup, cursors: Sequence[LaneCursors]) -> Snapshot:
     """What a checkpoint of this moment holds, copied to the host."""
     weights, settings = export_state(setup.loaded, setup.bare)
     trainer: dict[str, Any] = {

@@ -5,7 +5,9 @@
     transport  bytes of a shard from a restart point
     windows    bytes cut into windows of whole lines
     documents  lines, row groups or examples           -> texts
-    lanes      windows shuffled, tokenized, packed     -> rows, and the cursor behind each
+    source_lane  windows shuffled, tokenized, packed   -> rows of one source, and the cursor behind each
+    mixture    which source gives the next row
+    lanes      the sources of the mixture              -> the rows of a lane
     objectives masks and labels
     stream     the rows of a step, over ranks and workers
     batches    rows                                    -> tensors of a micro-batch
@@ -17,15 +19,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from stream_pretrain.config import Config
+from stream_pretrain.config import Config, DataConfig, sources_of
 from stream_pretrain.data.dealing import lane_count
 from stream_pretrain.data.documents import ReadOptions
-from stream_pretrain.data.lanes import EXPANSION, LanePlan
-from stream_pretrain.data.sources import Corpus, Shard
+from stream_pretrain.data.lanes import LanePlan
+from stream_pretrain.data.mixture import Weights, parts_of
+from stream_pretrain.data.source_lane import EXPANSION, SourcePlan
+from stream_pretrain.data.sources import Corpus, Shard, check_unchanged, resolve
 from stream_pretrain.data.transport import TransportOptions
+from stream_pretrain.errors import ConfigError
 
 FULL_WINDOW_BYTES = 4 * 1024 * 1024
 SMALLEST_WINDOW_BYTES = 16 * 1024
@@ -36,65 +41,159 @@ WINDOWS_PER_LANE = 2
 
 
 @dataclass(frozen=True)
-class PinnedCorpus:
-    """What a run reads and how it is cut up: fixed at its first start, `corpus.json` in every checkpoint."""
+class PinnedSource:
+    """What a run reads of a source and how it is cut up."""
 
+    name: str
+    """Empty where there is but one source, which needs no name."""
     corpus: Corpus
-    lanes: int
     window_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        return {"version": 1, "lanes": self.lanes, "window_bytes": self.window_bytes, **self.corpus.to_json()}
+        return {"name": self.name, "window_bytes": self.window_bytes, **self.corpus.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> PinnedSource:
+        return cls(value["name"], Corpus.from_json(value), int(value["window_bytes"]))
+
+
+@dataclass(frozen=True)
+class PinnedCorpus:
+    """What a run reads and how it is dealt: fixed at its first start, `corpus.json` in every checkpoint."""
+
+    sources: tuple[PinnedSource, ...]
+    lanes: int
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The shards of all sources, in the order that numbers them."""
+        return tuple(shard for source in self.sources for shard in source.corpus.shards)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": 1, "lanes": self.lanes, "sources": [source.to_json() for source in self.sources]}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> PinnedCorpus:
-        return cls(Corpus.from_json(value), int(value["lanes"]), int(value["window_bytes"]))
+        return cls(tuple(map(PinnedSource.from_json, value["sources"])), int(value["lanes"]))
 
 
-def pin(config: Config, corpus: Corpus, world: int) -> PinnedCorpus:
-    """Fix lanes and window of a new run."""
+def pin(config: Config, world: int) -> PinnedCorpus:
+    """Find the shards of a new run, and fix its lanes and windows."""
+    corpora = [resolve(source) for source in sources_of(config.data)]
     full = max(FULL_WINDOW_BYTES, WINDOW_ROWS * config.data.sequence_length * BYTES_PER_TOKEN)
     lanes = lane_count(
         None if config.data.lanes == "auto" else config.data.lanes,
         global_batch_size=config.train.global_batch_size,
         world=world,
         workers=config.data.workers,
-        readable_units=sum(_readable_units(shard, full) for shard in corpus.shards),
+        readable_units=sum(_readable_units(shard, full) for corpus in corpora for shard in corpus.shards),
     )
+    shares = _largest_shares(config.data)
+    names = [source.name for source in config.data.sources] or [""]
+    return PinnedCorpus(
+        tuple(
+            PinnedSource(name, corpus, _window_bytes(config, corpus, lanes, full, share))
+            for name, corpus, share in zip(names, corpora, shares, strict=True)
+        ),
+        lanes,
+    )
+
+
+def _window_bytes(config: Config, corpus: Corpus, lanes: int, full: int, share: float) -> int:
+    """The window of a source: the smaller its share of the rows, so that all windows of a lane have the size of one."""
     if config.data.window_bytes != "auto":
-        window_bytes = config.data.window_bytes
-    elif any(shard.size is None for shard in corpus.shards):
-        window_bytes = full
-    else:
-        total = sum(_uncompressed_bytes(shard) for shard in corpus.shards)
-        window_bytes = max(SMALLEST_WINDOW_BYTES, min(full, total // (lanes * WINDOWS_PER_LANE)))
-    return PinnedCorpus(corpus, lanes, window_bytes)
+        full = config.data.window_bytes
+    most = full if share == 1 else max(SMALLEST_WINDOW_BYTES, int(full * share))
+    if config.data.window_bytes != "auto" or any(shard.size is None for shard in corpus.shards):
+        return most
+    total = sum(_uncompressed_bytes(shard) for shard in corpus.shards)
+    return max(SMALLEST_WINDOW_BYTES, min(most, total // (lanes * WINDOWS_PER_LANE)))
+
+
+def weights(data: DataConfig) -> tuple[Weights, ...]:
+    """The weights of the sources by the step they come into force at."""
+    current = {source.name: source.weight for source in data.sources}
+    if not current:
+        return (Weights(0, parts_of([1])),)
+    schedule = [Weights(0, parts_of(list(current.values())))]
+    for change in data.weight_schedule:
+        current |= change.weights
+        schedule.append(Weights(change.from_step, parts_of(list(current.values()))))
+    return tuple(schedule)
+
+
+def _largest_shares(data: DataConfig) -> list[float]:
+    """The largest share of the rows that each source ever has."""
+    schedule = weights(data)
+    return [max(step.parts[i] / sum(step.parts) for step in schedule) for i in range(len(schedule[0].parts))]
+
+
+def check_pinned(config: Config, pinned: PinnedCorpus, world: int) -> None:
+    """Refuse to go on with a run otherwise than it began.
+
+    Raises: SourceError with the shards that differ, ConfigError for lanes or windows that do.
+    """
+    given = [("--lanes", config.data.lanes, pinned.lanes)]
+    if config.data.window_bytes != "auto":
+        for source, share in zip(pinned.sources, _largest_shares(config.data), strict=True):
+            wanted = _window_bytes(config, source.corpus, pinned.lanes, config.data.window_bytes, share)
+            given.append(("--data.window-bytes", wanted, source.window_bytes))
+    for option, value, fixed in given:
+        if value not in ("auto", fixed):
+            raise ConfigError(f"{option} is {value}, but the run began with {fixed} and cannot change it: leave the option out")
+    for source, options in zip(pinned.sources, sources_of(config.data), strict=True):
+        check_unchanged(source.corpus, resolve(options))
+    if pinned.lanes < world:
+        raise ConfigError(f"the run has {pinned.lanes} lanes, which is the most ranks it can have; {world} are started")
 
 
 def lane_plan(config: Config, pinned: PinnedCorpus) -> LanePlan:
     """The plan of the lanes of a run."""
+    plans: list[SourcePlan] = []
+    first_shard = 0
+    limits = [source.max_epochs for source in config.data.sources] or [None]
+    for source, options, max_epochs in zip(pinned.sources, sources_of(config.data), limits, strict=True):
+        plan = SourcePlan(
+            name=source.name,
+            shards=source.corpus.shards,
+            first_shard=first_shard,
+            lanes=pinned.lanes,
+            seed=config.train.seed,
+            sequence_length=options.sequence_length,
+            packing=options.packing,
+            heldout_fraction=options.heldout_fraction,
+            max_epochs=config.train.max_epochs if max_epochs is None else max_epochs,
+            read=read_options(options, source.window_bytes),
+            skip_bad_shards=options.on_bad_shard == "skip",
+        )
+        # In a mixture every lane needs every source; one that is read a number of times must be dealt all the same.
+        windows = sum(plan.windows_of(shard) for shard in plan.shards)
+        plans.append(replace(plan, whole=len(pinned.sources) > 1 and plan.max_epochs is None and windows < pinned.lanes))
+        first_shard += len(plan.shards)
     return LanePlan(
-        shards=pinned.corpus.shards,
+        sources=tuple(plans),
+        weights=weights(config.data),
+        rows_per_lane=config.train.global_batch_size // pinned.lanes,
         lanes=pinned.lanes,
         seed=config.train.seed,
         sequence_length=config.data.sequence_length,
         packing=config.data.packing,
-        heldout_fraction=config.data.heldout_fraction,
-        max_epochs=config.train.max_epochs,
-        read=read_options(config, pinned.window_bytes),
-        skip_bad_shards=config.data.on_bad_shard == "skip",
     )
 
 
-def read_options(config: Config, window_bytes: int) -> ReadOptions:
-    """How documents are found in the shards."""
+def read_options(data: DataConfig, window_bytes: int) -> ReadOptions:
+    """How documents are found in the shards of a source."""
     return ReadOptions(
-        text_field=config.data.text_field,
+        text_field=data.text_field,
+        text_template=data.text_template,
+        min_characters=data.min_characters,
+        max_characters=data.max_characters,
+        drop_duplicates=data.drop_duplicates,
         window_bytes=window_bytes,
-        max_line_bytes=config.data.max_line_bytes,
+        max_line_bytes=data.max_line_bytes,
         transport=TransportOptions(
-            storage_options=json.loads(config.data.storage_options) if config.data.storage_options else {},
-            retry_deadline=config.data.retry_deadline,
+            storage_options=json.loads(data.storage_options) if data.storage_options else {},
+            retry_deadline=data.retry_deadline,
         ),
     )
 

@@ -28,6 +28,8 @@ class Batch:
     """int64 [B x P], among the B x L positions"""
     labels: torch.Tensor
     """int64 [B x P], -100 where a slot is empty"""
+    label_sources: torch.Tensor
+    """int64 [B x P], the source each label is from"""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; copies to a GPU are from pinned memory and do not block."""
@@ -59,16 +61,18 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def micro_batches(rows: Rows, labelled: Labelled, size: int, count: int, pad: int) -> Iterator[Batch]:
+def micro_batches(
+    rows: Rows, labelled: Labelled, row_source: NDArray[np.int64], size: int, count: int, pad: int
+) -> Iterator[Batch]:
     """`count` batches of `size` rows; where rows run out, of padding without a label."""
     present = len(labelled.input_ids)
     assert present <= size * count
     for first in range(0, size * count, size):
         rows_here = range(min(first, present), min(first + size, present))
-        yield _batch(rows, labelled, rows_here, size, pad)
+        yield _batch(rows, labelled, row_source, rows_here, size, pad)
 
 
-def _batch(rows: Rows, labelled: Labelled, which: range, size: int, pad: int) -> Batch:
+def _batch(rows: Rows, labelled: Labelled, row_source: NDArray[np.int64], which: range, size: int, pad: int) -> Batch:
     length, slots = labelled.input_ids.shape[1], labelled.labels.shape[1]
     here = slice(which.start, which.stop)
     input_ids = np.full((size, length), pad, dtype=np.int64)
@@ -77,6 +81,8 @@ def _batch(rows: Rows, labelled: Labelled, which: range, size: int, pad: int) ->
     labels[: len(which)] = labelled.labels[here]
     label_positions = np.zeros((size, slots), dtype=np.int64)
     label_positions[: len(which)] = labelled.label_positions[here]
+    sources = np.zeros(size, dtype=np.int64)
+    sources[: len(which)] = row_source[here]
     label_positions += np.arange(size)[:, None] * length
 
     starts = _segment_starts(rows, which, size, length)
@@ -90,6 +96,7 @@ def _batch(rows: Rows, labelled: Labelled, which: range, size: int, pad: int) ->
         cu_seq_lens=torch.from_numpy(cu_seq_lens.astype(np.int32)),
         label_positions=torch.from_numpy(label_positions.ravel()),
         labels=torch.from_numpy(labels.ravel()),
+        label_sources=torch.from_numpy(np.repeat(sources, slots)),
     )
 
 

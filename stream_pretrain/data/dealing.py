@@ -29,7 +29,9 @@ class Stripe:
     count: int = 1
 
 
-def deal(sizes: Sequence[int | None], windows: Sequence[int], lanes: int, seed: int, epoch: int) -> list[list[Stripe]]:
+def deal(
+    sizes: Sequence[int | None], windows: Sequence[int], lanes: int, seed: int, epoch: int, first_shard: int = 0
+) -> list[list[Stripe]]:
     """Deal the shards to lanes for one epoch: a pure function of its arguments.
 
     Largest shard first to the least loaded lane (longest processing time first, Graham 1969). A shard that would
@@ -38,12 +40,13 @@ def deal(sizes: Sequence[int | None], windows: Sequence[int], lanes: int, seed: 
 
     sizes: stored bytes of each shard, None where unknown (taken as the mean of the known ones).
     windows: windows of each shard as far as its size tells; a shard is not cut into more stripes than that.
+    first_shard: number of the first shard among those of all sources, so that each source is dealt in its own way.
     """
     shard_sizes = _known_sizes(sizes)
-    order = keyed_generator(seed, DEAL, epoch).permutation(len(shard_sizes))
+    order = keyed_generator(seed, DEAL, epoch, first_shard).permutation(len(shard_sizes))
     order = order[np.argsort(-shard_sizes[order], kind="stable")]
     # Equal loads are dealt in a random order of lanes, so that a lane without a shard in this epoch gets one in another.
-    rank = np.argsort(keyed_generator(seed, DEAL, epoch, lanes).permutation(lanes))
+    rank = np.argsort(keyed_generator(seed, DEAL, epoch, first_shard, lanes).permutation(lanes))
     mean = max(float(shard_sizes.sum()) / lanes, 1.0)
     attempts = []
     for fineness in (1, 2, 4):  # the fewest stripes of equal length can leave the last lanes too full or too empty
@@ -53,7 +56,7 @@ def deal(sizes: Sequence[int | None], windows: Sequence[int], lanes: int, seed: 
     best = min(attempts, key=lambda attempt: attempt.fullest)
     dealt = []
     for lane, (striped, whole) in enumerate(zip(best.striped, best.whole, strict=True)):
-        shuffled = keyed_generator(seed, DEAL, epoch, lanes, lane).permutation(len(whole))
+        shuffled = keyed_generator(seed, DEAL, epoch, first_shard, lanes, lane).permutation(len(whole))
         dealt.append(striped + [whole[i] for i in shuffled.tolist()])
     return dealt
 

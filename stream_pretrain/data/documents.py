@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+import string
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import orjson
 
+from stream_pretrain.config import template_fields
 from stream_pretrain.data.dealing import Stripe
 from stream_pretrain.data.sources import Shard
 from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions
@@ -39,6 +42,8 @@ class Documents:
     """Where each text stands in the shard: an uncompressed byte of a line format, else a row number."""
     skips: list[Skip]
     restart: Restart
+    filtered: int = 0
+    """Documents left out by their length or as copies of another of the window."""
 
 
 class DocumentReader(Protocol):
@@ -59,6 +64,16 @@ class ReadOptions:
     window_bytes: int
     max_line_bytes: int
     transport: TransportOptions
+    text_template: str | None = None
+    """Instead of one field, several in braces with text around them."""
+    min_characters: int = 0
+    max_characters: int | None = None
+    drop_duplicates: bool = False
+
+    @property
+    def fields(self) -> list[str]:
+        """Dotted names of the fields that make the text."""
+        return [self.text_field] if self.text_template is None else template_fields(self.text_template)
 
 
 def open_reader(shard: Shard, options: ReadOptions) -> DocumentReader:
@@ -79,16 +94,30 @@ class _BadDocumentError(Exception):
 Found = TypeVar("Found")
 
 
-def _documents_of(found: Iterable[tuple[int, Found]], text_of: Callable[[Found], str], restart: Restart) -> Documents:
-    """The texts of what was found in a window, each given with its offset, and what had to be skipped."""
-    documents = Documents([], [], [], restart)
+def _documents_of(
+    found: Iterable[tuple[int, Found]], text_of: Callable[[Found], str], restart: Restart, options: ReadOptions
+) -> Documents:
+    """The texts of what was found in a window, each given with its offset, and what had to be skipped or was left out."""
+    texts: list[str] = []
+    offsets: list[int] = []
+    skips: list[Skip] = []
+    filtered = 0
+    longest = math.inf if options.max_characters is None else options.max_characters
+    seen: set[str] = set()
     for offset, candidate in found:
         try:
-            documents.texts.append(text_of(candidate))
-            documents.offsets.append(offset)
+            text = text_of(candidate)
         except _BadDocumentError as bad:
-            documents.skips.append(Skip(offset, str(bad)))
-    return documents
+            skips.append(Skip(offset, str(bad)))
+            continue
+        if not options.min_characters <= len(text) <= longest or text in seen:
+            filtered += 1
+            continue
+        if options.drop_duplicates:
+            seen.add(text)
+        texts.append(text)
+        offsets.append(offset)
+    return Documents(texts, offsets, skips, restart, filtered)
 
 
 _ENOUGH_TO_JUDGE = 10
@@ -96,7 +125,7 @@ _ENOUGH_TO_JUDGE = 10
 
 
 def _nothing_usable(documents: Documents) -> bool:
-    return not documents.texts and len(documents.skips) >= _ENOUGH_TO_JUDGE
+    return not documents.texts and not documents.filtered and len(documents.skips) >= _ENOUGH_TO_JUDGE
 
 
 class LineDocuments:
@@ -113,7 +142,7 @@ class LineDocuments:
         )
         self.follow = self.windows.follow
         self.leave = self.windows.leave
-        self.text_of: Callable[[bytes], str] = text_of_line if shard.format == "text" else json_parser(options.text_field)
+        self.text_of: Callable[[bytes], str] = text_of_line if shard.format == "text" else json_parser(options)
 
     def _open(self, restart: Restart) -> ShardBytes:
         transport = self.options.transport
@@ -129,7 +158,7 @@ class LineDocuments:
             return None
         lines = window.lines.removeprefix(b"\xef\xbb\xbf") if block == 0 else window.lines
         offset = window.offset + len(window.lines) - len(lines)
-        documents = _documents_of(_with_offsets(lines, offset), self._text_of_short, window.restart)
+        documents = _documents_of(_with_offsets(lines, offset), self._text_of_short, window.restart, self.options)
         if window.overlong is not None:
             documents.skips.append(Skip(window.overlong, _TOO_LONG))
         if block == 0:
@@ -146,7 +175,7 @@ class LineDocuments:
         if lines.startswith((b"\xff\xfe", b"\xfe\xff")):
             fault = "is UTF-16, not UTF-8: convert it"
         elif self.shard.format == "jsonl" and documents.skips and not documents.texts:
-            fault = diagnose(lines, documents.skips[0].reason, self.options.text_field)
+            fault = diagnose(lines, documents.skips[0].reason, self.options.fields)
         if fault is None and _nothing_usable(documents):
             first = documents.skips[0]
             fault = (
@@ -176,9 +205,9 @@ def text_of_line(line: bytes) -> str:
         raise _BadDocumentError(_NOT_UTF8) from None
 
 
-def json_parser(text_field: str) -> Callable[[bytes], str]:
-    """A function from a JSON line to its text field; the last of duplicate keys counts."""
-    text_of = text_getter(text_field)
+def json_parser(options: ReadOptions) -> Callable[[bytes], str]:
+    """A function from a JSON line to its text; the last of duplicate keys counts."""
+    text_of = text_getter(options)
 
     def parse(line: bytes) -> str:
         try:
@@ -190,20 +219,36 @@ def json_parser(text_field: str) -> Callable[[bytes], str]:
     return parse
 
 
-def text_getter(text_field: str) -> Callable[[object], str]:
-    """A function from an object to its text field; dots reach into nested ones."""
-    names = text_field.split(".")
+def text_getter(options: ReadOptions) -> Callable[[object], str]:
+    """A function from an object to its text: a field, or a template filled with several."""
+    if options.text_template is None:
+        return lambda value: checked_text(_field(value, options.text_field))
+    template = options.text_template.replace("\\n", "\n")  # a shell hands on a backslash and an n
+    parts = [(literal, name) for literal, name, _, _ in string.Formatter().parse(template)]
 
-    def get(value: object) -> str:
-        for name in names:
-            if not isinstance(value, Mapping):
-                raise _BadDocumentError("not an object")
-            if name not in value:
-                raise _BadDocumentError(f"{_NO_FIELD} {text_field}")
-            value = value[name]
-        return checked_text(value)
+    def fill(value: object) -> str:
+        filled = (literal + ("" if name is None else _written(_field(value, name), name)) for literal, name in parts)
+        return checked_text("".join(filled))
 
-    return get
+    return fill
+
+
+def _field(value: object, dotted: str) -> object:
+    """A field of an object; dots reach into nested ones."""
+    for depth, name in enumerate(dotted.split(".")):
+        if not isinstance(value, Mapping):
+            raise _BadDocumentError(_NULL if value is None and depth else "not an object")
+        if name not in value:
+            raise _BadDocumentError(f"{_NO_FIELD} {dotted}")
+        value = value[name]
+    return value
+
+
+def _written(value: object, name: str) -> str:
+    """A field as it stands in a template."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    raise _BadDocumentError(f"{name} is null" if value is None else f"{name} is neither text nor a number")
 
 
 def _parse_leniently(line: bytes) -> Any:
@@ -229,7 +274,7 @@ def checked_text(value: object) -> str:
     return value
 
 
-def diagnose(lines: bytes, reason: str, text_field: str) -> str | None:
+def diagnose(lines: bytes, reason: str, fields: Sequence[str]) -> str | None:
     """What a .jsonl shard is that begins without a usable line, and what to do; None where nothing is known to be wrong.
 
     reason: why the first line was skipped.
@@ -249,12 +294,15 @@ def diagnose(lines: bytes, reason: str, text_field: str) -> str | None:
     except orjson.JSONDecodeError:
         return None
     if isinstance(value, dict) and reason not in (_TOO_LONG, _NULL, _BLANK):
-        return _no_text(text_field, _paths(value))
+        return _no_text(fields, _paths(value))
     return None
 
 
-def _no_text(text_field: str, fields: Iterable[str]) -> str:
-    return f"has no text in field {text_field!r}; fields seen: {', '.join(fields)}. Name one with --data.text-field"
+def _no_text(fields: Sequence[str], seen: Iterable[str]) -> str:
+    return (
+        f"has no text in field {' or '.join(map(repr, fields))}; fields seen: {', '.join(seen)}. "
+        "Name one with --data.text-field, or several with --data.text-template"
+    )
 
 
 def _paths(value: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -279,7 +327,8 @@ class ParquetDocuments:
         self.followers: set[Stripe] = set()
         self.file: pq.ParquetFile | None = None
         self.windows: list[_Slice] = []
-        self.held: tuple[int, pa.ChunkedArray] | None = None  # a row group's number and text column
+        self.text_of = text_getter(options)
+        self.held: tuple[int, pa.Table] | None = None  # a row group's number and its columns that make the text
 
     def follow(self, stripe: Stripe, block: int) -> None:  # noqa: ARG002 (any window can be read on its own)
         self.followers.add(stripe)
@@ -301,9 +350,9 @@ class ParquetDocuments:
             return None
         window = self.windows[block]
         if self.held is None or self.held[0] != window.group:
-            self.held = window.group, self._column(self.file, window.group)
-        rows = self.held[1].slice(window.first, window.count)
-        documents = _documents_of(enumerate(rows, window.row), self._text_of, Restart())
+            self.held = window.group, self._columns(self.file, window.group)
+        rows = zip(*self.held[1].slice(window.first, window.count).columns, strict=True)
+        documents = _documents_of(enumerate(rows, window.row), self._text_of, Restart(), self.options)
         if block == 0 and _nothing_usable(documents):
             raise ContentError(f"{self.shard.name}: no document in its first window; row 0: {documents.skips[0].reason}")
         return documents
@@ -321,32 +370,32 @@ class ParquetDocuments:
 
     def _slices(self, metadata: pq.FileMetaData) -> list[_Slice]:
         names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-        if self.options.text_field not in names:
-            raise ContentError(f"{self.shard.name}: {_no_text(self.options.text_field, names)}")
-        column, row = names.index(self.options.text_field), 0
+        if any(field not in names for field in self.options.fields):
+            raise ContentError(f"{self.shard.name}: {_no_text(self.options.fields, names)}")
+        columns, row = [names.index(field) for field in self.options.fields], 0
         slices = []
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
-            parts = max(1, min(group.num_rows, -(-group.column(column).total_uncompressed_size // self.options.window_bytes)))
+            size = sum(group.column(column).total_uncompressed_size for column in columns)
+            parts = max(1, min(group.num_rows, -(-size // self.options.window_bytes)))
             edges = [group.num_rows * part // parts for part in range(parts + 1)]
             slices += [_Slice(number, first, stop - first, row + first) for first, stop in itertools.pairwise(edges)]
             row += group.num_rows
         return slices
 
-    def _column(self, file: pq.ParquetFile, group: int) -> pa.ChunkedArray:
+    def _columns(self, file: pq.ParquetFile, group: int) -> pa.Table:
         try:
-            return file.read_row_group(group, columns=[self.options.text_field]).column(0)
+            return file.read_row_group(group, columns=self.options.fields)
         except Exception as error:
             raise self._fault(f"row group {group} is damaged", error) from error
 
-    def _text_of(self, row: pa.Scalar) -> str:
+    def _text_of(self, row: tuple[pa.Scalar, ...]) -> str:
+        assert self.held is not None
         try:
-            value = row.as_py()
+            value = {name: cell.as_py() for name, cell in zip(self.held[1].column_names, row, strict=True)}
         except UnicodeDecodeError:
             raise _BadDocumentError(_NOT_UTF8) from None
-        for name in self.options.text_field.split(".")[1:]:
-            value = value.get(name) if isinstance(value, dict) else value
-        return checked_text(value)
+        return self.text_of(value)
 
     def _fault(self, what: str, error: Exception) -> SourceError:
         """Damage as Arrow reports it, else a fault of transport: the two are never taken for each other."""
@@ -380,7 +429,7 @@ class ExampleDocuments:
     def __init__(self, shard: Shard, options: ReadOptions) -> None:
         self.shard = shard
         self.options = options
-        self.text_of = text_getter(options.text_field)
+        self.text_of = text_getter(options)
         self.reading: dict[Stripe, tuple[int, Iterator[Mapping[str, Any]]]] = {}  # the next example's number, and the rest
 
     def follow(self, stripe: Stripe, block: int) -> None:  # noqa: ARG002 (opened at the first read)
@@ -398,9 +447,9 @@ class ExampleDocuments:
         if not found:
             return None
         self.reading[stripe] = first + len(found), examples
-        documents = _documents_of(enumerate(found, first), self.text_of, Restart())
+        documents = _documents_of(enumerate(found, first), self.text_of, Restart(), self.options)
         if block == 0 and not documents.texts and documents.skips[0].reason.startswith(_NO_FIELD):
-            raise ContentError(f"{self.shard.name}: {_no_text(self.options.text_field, map(str, found[0]))}")
+            raise ContentError(f"{self.shard.name}: {_no_text(self.options.fields, map(str, found[0]))}")
         if block == 0 and _nothing_usable(documents):
             raise ContentError(f"{self.shard.name}: no document in its first window; example 0: {documents.skips[0].reason}")
         return documents

@@ -18,14 +18,17 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from stream_pretrain.config import Config, ObjectiveConfig
-from stream_pretrain.data.lanes import GROUP_ROWS, Cursor, Group, Lane, LanePlan, Readers, Skipped
+from stream_pretrain.data.lanes import Lane, LanePlan
 from stream_pretrain.data.objectives import Labelled, Vocabulary, label_slots, mask, mask_rates, next_tokens
 from stream_pretrain.data.packing import Rows, gather
 from stream_pretrain.data.randomness import keyed_generator
+from stream_pretrain.data.source_lane import GROUP_ROWS, Cursor, Group, Readers, Skipped
 from stream_pretrain.data.tokenization import Encoder
 from stream_pretrain.errors import CheckpointError, StreamPretrainError, TrainingError
 
 CURSOR_VERSION = 1
+LaneCursors = tuple[Cursor, ...]
+"""Where a lane stands: a cursor for each source."""
 LEAST_STEPS_AHEAD = 4
 _RATES = 4096
 """Mask rates are rounded to this fraction, so that the rows of a group are masked together while a schedule moves on."""
@@ -39,8 +42,6 @@ class StreamPlan:
     encoder: Encoder
     objective: ObjectiveConfig
     vocabulary: Vocabulary | None
-    rows_per_lane: int
-    """Rows every lane gives to a step."""
     max_steps: int | None
 
     def mask_rate(self, step: int) -> float:
@@ -61,9 +62,11 @@ class StepRows:
     lanes: NDArray[np.int64]
     """[K] numbers of the lanes."""
     cursors: NDArray[np.int64]
-    """[K, fields] where they stand after these rows."""
+    """[K, sources, fields] where they stand after these rows."""
     row_lane: NDArray[np.int64]
     """[R] lane of each row; a lane that has ended gives none."""
+    row_source: NDArray[np.int64]
+    """[R] source of each row."""
     rows: Rows
     labelled: Labelled
     skipped: tuple[Skipped, ...]
@@ -80,7 +83,7 @@ class StepRows:
 class RowStream(IterableDataset[StepRows | StreamPretrainError]):
     """The rows of a rank from given cursors on; endless, with empty items once its lanes have ended."""
 
-    def __init__(self, plan: StreamPlan, cursors: Sequence[Cursor], rank: int, world: int) -> None:
+    def __init__(self, plan: StreamPlan, cursors: Sequence[LaneCursors], rank: int, world: int) -> None:
         assert len(cursors) == plan.lanes.lanes
         self.plan = plan
         self.cursors = tuple(cursors)
@@ -93,7 +96,7 @@ class RowStream(IterableDataset[StepRows | StreamPretrainError]):
         numbers = lanes_of(self.plan.lanes.lanes, self.rank, self.world)[index::workers]
         try:
             tokenizer = self.plan.encoder.build()
-            readers = Readers(self.plan.lanes)
+            readers = [Readers(source) for source in self.plan.lanes.sources]
             lanes = [
                 Lane(self.plan.lanes, number, self.plan.encoder, tokenizer, readers, self.cursors[number]) for number in numbers
             ]
@@ -109,27 +112,32 @@ def lanes_of(lanes: int, rank: int, world: int) -> list[int]:
 
 
 def step_of(lanes: Sequence[Lane], plan: StreamPlan) -> StepRows:
-    """The next rows of some lanes, `plan.rows_per_lane` of each."""
+    """The next rows of some lanes, `plan.lanes.rows_per_lane` of each."""
     picks: list[tuple[Group, int]] = []
+    row_source: list[int] = []
     labelled: list[tuple[Labelled, int]] = []
     row_lane: list[int] = []
     skipped: list[Skipped] = []
     for lane in lanes:
-        for _ in range(plan.rows_per_lane):
-            step = lane.cursor.rows // plan.rows_per_lane
+        for _ in range(plan.lanes.rows_per_lane):
+            step = lane.rows // plan.lanes.rows_per_lane
             row = lane.next_row()
             if row is None:
                 skipped += lane.report_skipped()
                 break
-            group, index, passed_over = row
+            source, group, index, passed_over = row
+            row_source.append(source)
             picks.append((group, index))
             labelled.append((_labels_of(group, plan, step), index))
             row_lane.append(lane.number)
             skipped += passed_over
     return StepRows(
         lanes=np.array([lane.number for lane in lanes], dtype=np.int64),
-        cursors=np.array([lane.cursor for lane in lanes], dtype=np.int64).reshape(-1, len(Cursor._fields)),
+        cursors=np.array([lane.cursors for lane in lanes], dtype=np.int64).reshape(
+            -1, len(plan.lanes.sources), len(Cursor._fields)
+        ),
         row_lane=np.array(row_lane, dtype=np.int64),
+        row_source=np.array(row_source, dtype=np.int64),
         rows=gather([(group.rows, index) for group, index in picks], plan.lanes.sequence_length),
         labelled=_gather_labels(labelled, plan),
         skipped=tuple(skipped),
@@ -189,6 +197,7 @@ def merged(parts: Sequence[StepRows]) -> StepRows:
         lanes=lanes[by_number],
         cursors=np.concatenate([part.cursors for part in parts])[by_number],
         row_lane=row_lane[order],
+        row_source=np.concatenate([part.row_source for part in parts])[order],
         rows=Rows(
             input_ids=rows("input_ids")[order],
             segment_row=new_row[segment_row][segment_order],
@@ -209,7 +218,7 @@ class StepStream:
     def __init__(
         self,
         plan: StreamPlan,
-        cursors: Sequence[Cursor],
+        cursors: Sequence[LaneCursors],
         *,
         rank: int = 0,
         world: int = 1,
@@ -225,7 +234,7 @@ class StepStream:
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=workers,
-            prefetch_factor=steps_ahead(plan.rows_per_lane) if workers else None,
+            prefetch_factor=steps_ahead(plan.lanes.rows_per_lane) if workers else None,
             worker_init_fn=_WorkerInit(in_worker),
             generator=torch.Generator(),  # leaves the global one, which dropout uses, untouched
         )
@@ -280,13 +289,13 @@ class _WorkerInit:
             self.in_worker()
 
 
-def stream_state(cursors: Sequence[Cursor]) -> dict[str, Any]:
+def stream_state(cursors: Sequence[LaneCursors]) -> dict[str, Any]:
     """All lanes' cursors as JSON: what `stream.json` holds."""
-    lanes = [{"sources": [list(cursor)]} for cursor in cursors]
+    lanes = [{"sources": [list(cursor) for cursor in lane]} for lane in cursors]
     return {"version": CURSOR_VERSION, "fields": list(Cursor._fields), "lanes": lanes}
 
 
-def cursors_from(state: Mapping[str, Any], lanes: int) -> list[Cursor]:
+def cursors_from(state: Mapping[str, Any], lanes: int) -> list[LaneCursors]:
     """Cursors from `stream.json`. Raises CheckpointError for another version or number of lanes."""
     if state.get("version") != CURSOR_VERSION or state.get("fields") != list(Cursor._fields):
         raise CheckpointError(
@@ -294,12 +303,12 @@ def cursors_from(state: Mapping[str, Any], lanes: int) -> list[Cursor]:
         )
     if len(state["lanes"]) != lanes:
         raise CheckpointError(f"stream.json: cursors of {len(state['lanes'])} lanes, the run has {lanes}")
-    return [Cursor(*map(int, lane["sources"][0])) for lane in state["lanes"]]
+    return [tuple(Cursor(*map(int, cursor)) for cursor in lane["sources"]) for lane in state["lanes"]]
 
 
-def first_cursors(lanes: int) -> list[Cursor]:
+def first_cursors(lanes: int, sources: int = 1) -> list[LaneCursors]:
     """Where all lanes stand at the start of a run."""
-    return [Cursor() for _ in range(lanes)]
+    return [(Cursor(),) * sources for _ in range(lanes)]
 
 
 def stream_plan(config: Config, lanes: LanePlan, encoder: Encoder, vocabulary: Vocabulary | None) -> StreamPlan:
@@ -309,6 +318,5 @@ def stream_plan(config: Config, lanes: LanePlan, encoder: Encoder, vocabulary: V
         encoder=encoder,
         objective=config.objective,
         vocabulary=vocabulary,
-        rows_per_lane=config.train.global_batch_size // lanes.lanes,
         max_steps=config.train.max_steps,
     )

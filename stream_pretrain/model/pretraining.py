@@ -15,29 +15,39 @@ from stream_pretrain.model.positions import first_position
 class PretrainingModel(nn.Module):
     """A language model with its loss over packed rows.
 
-    Only two scalars leave it: Accelerate copies every output to float32, and logits are the largest tensor of a step.
+    Only sums leave it: Accelerate copies every output to float32, and logits are the largest tensor of a step.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, sources: int = 1) -> None:
+        """sources: of the mixture, whose losses are told apart."""
         super().__init__()
+        self.sources = sources
         self.model = model
         self.head = LabelledHead(model)
         self.first_position = first_position(model)
         self.by_mask = model.config._attn_implementation != PACKED_ATTENTION
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor, cu_seq_lens: Tensor, label_positions: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Sum of the cross entropy over the labels (float32), and how many labels are the most likely token (int64).
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        cu_seq_lens: Tensor,
+        label_positions: Tensor,
+        labels: Tensor,
+        label_sources: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum of the cross entropy over the labels (float32), how many labels are the most likely token (int64), and the
+        sum for each source (float32 [sources], without gradient).
 
         Shapes: input_ids, position_ids int64 [B, L], positions from 0 in each segment; cu_seq_lens int32 [S + 1] over the
         flattened B * L, trailing repeats allowed; label_positions int64 [M], indices into B * L; labels int64 [M], -100 is
-        padding.
+        padding; label_sources int64 [M].
         """
         logits = self.logits(input_ids, position_ids, cu_seq_lens, label_positions)
-        loss = F.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="sum")
+        losses = F.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="none")
         correct = (logits.detach().argmax(dim=-1) == labels).sum()
-        return loss, correct
+        of_source = losses.new_zeros(self.sources).index_add(0, label_sources, losses.detach())
+        return losses.sum(), correct, of_source
 
     def logits(self, input_ids: Tensor, position_ids: Tensor, cu_seq_lens: Tensor, label_positions: Tensor) -> Tensor:
         """Logits [M, vocabulary] of the labelled positions; arguments as in `forward`."""

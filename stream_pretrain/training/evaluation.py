@@ -14,10 +14,10 @@ import torch
 from stream_pretrain.data.batches import Batch, micro_batches
 from stream_pretrain.data.dealing import Stripe
 from stream_pretrain.data.documents import ReadOptions, open_reader
-from stream_pretrain.data.lanes import is_heldout
 from stream_pretrain.data.objectives import mask, next_tokens
 from stream_pretrain.data.packing import Packing, assemble, place
 from stream_pretrain.data.randomness import EVAL_MASK, keyed_generator
+from stream_pretrain.data.source_lane import is_heldout
 from stream_pretrain.data.sources import Shard
 from stream_pretrain.data.stream import StreamPlan
 from stream_pretrain.data.tokenization import encode
@@ -112,8 +112,10 @@ def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> E
         generator = keyed_generator(plan.lanes.seed, EVAL_MASK)
         labelled = mask(rows, plan.vocabulary, plan.objective, rates, generator)
     batches = -(-len(rows.input_ids) // batch_size)
+    one_source = np.zeros(len(rows.input_ids), dtype=np.int64)
     return EvaluationSet(
-        tuple(micro_batches(rows, labelled, batch_size, batches, encoder.pad)), int((labelled.labels >= 0).sum())
+        tuple(micro_batches(rows, labelled, one_source, batch_size, batches, encoder.pad)),
+        int((labelled.labels >= 0).sum()),
     )
 
 
@@ -136,7 +138,7 @@ def evaluate(
     for batch in evaluation_set.batches[ranks.index :: ranks.world]:
         if stop():
             break
-        loss, correct = model(**vars(batch.to(device)))
+        loss, correct, _ = model(**vars(batch.to(device)))
         sums[:2] += torch.stack([loss.double(), correct.double()])
     model.train(was_training)
     sums[2] = float(stop())

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
 from stream_pretrain.config import Config
 from stream_pretrain.data.batches import micro_batches, on_device
-from stream_pretrain.data.lanes import Cursor
-from stream_pretrain.data.stream import StepRows, StepStream, StreamPlan, lanes_of
+from stream_pretrain.data.source_lane import Cursor
+from stream_pretrain.data.stream import LaneCursors, StepRows, StepStream, StreamPlan, lanes_of
 from stream_pretrain.errors import ConfigError, ContentError, StreamPretrainError, TrainingError
 from stream_pretrain.training.optimizer import learning_rate
 from stream_pretrain.training.preemption import Interrupted, StopRequest
@@ -40,8 +40,11 @@ class Totals:
     tokens: int = 0
     documents: int = 0
     skipped: int = 0
+    filtered: int = 0
     bad_steps: int = 0
     """Steps in a row without an update."""
+    source_tokens: list[int] = field(default_factory=list)
+    source_documents: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,9 @@ class StepResult:
     labels: int
     correct: int
     """Labels that were the most likely token."""
+    source_loss: list[float]
+    """Sum over the labels of each source."""
+    source_labels: list[int]
     learning_rate: float
     grad_norm: float
     updated: bool
@@ -137,7 +143,7 @@ def training_steps(
     accelerator: Accelerator,
     ranks: Ranks,
     stream: StepStream,
-    cursors: list[Cursor],
+    cursors: list[LaneCursors],
     totals: Totals,
     stop: StopRequest,
     watchdog: Watchdog,
@@ -149,10 +155,11 @@ def training_steps(
     Raises TrainingError after too many steps in a row without an update, ContentError when too much is unreadable.
     """
     device = accelerator.device
-    rows_of_rank = len(lanes_of(plan.lanes.lanes, 0, ranks.world)) * plan.rows_per_lane  # no rank has more than the first
+    rows_of_rank = len(lanes_of(plan.lanes.lanes, 0, ranks.world)) * plan.lanes.rows_per_lane  # no rank has more than the first
     size = min(config.train.micro_batch_size, rows_of_rank)
     micro_batches_a_step = math.ceil(rows_of_rank / size)
     own_lanes = lanes_of(plan.lanes.lanes, ranks.index, ranks.world)
+    sources = len(plan.lanes.sources)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     checked_gradients = False
 
@@ -177,13 +184,13 @@ def training_steps(
         scale = (ranks.world / labels_and_progress[0].clamp(min=1)).float()  # DDP averages over the ranks
 
         torch.manual_seed(_seed(config.train.seed, totals.step, ranks.index))  # dropout: nothing to save, nothing to restore
-        loss_and_correct = torch.zeros(2, dtype=torch.float64, device=device)
-        batches = micro_batches(rows.rows, rows.labelled, size, micro_batches_a_step, plan.encoder.pad)
+        losses = torch.zeros(2 + sources, dtype=torch.float64, device=device)
+        batches = micro_batches(rows.rows, rows.labelled, rows.row_source, size, micro_batches_a_step, plan.encoder.pad)
         for number, batch in enumerate(on_device(batches, device), start=1):
             with nullcontext() if number == micro_batches_a_step else accelerator.no_sync(model):
-                loss, correct = model(**vars(batch))
+                loss, correct, of_source = model(**vars(batch))
                 accelerator.backward(loss * scale)
-            loss_and_correct += torch.stack([loss.detach().double(), correct.double()])
+            losses += torch.cat([torch.stack([loss.detach().double(), correct.double()]), of_source.double()])
         if not checked_gradients:
             _refuse_parameters_without_gradient(parameters)
             checked_gradients = True
@@ -191,19 +198,26 @@ def training_steps(
 
         lengths = rows.rows.segment_length.astype(np.int64)
         counts = [rows.tokens, len(rows.row_lane), len(lengths), int((lengths**2).sum())]
-        counts += rows.cursors[:, [_DOCUMENTS, _SKIPPED]].sum(axis=0).tolist()
+        counts += rows.cursors[:, :, [_SKIPPED, _FILTERED]].sum(axis=(0, 1)).tolist()
         counts += [int(stop.requested), int(abandoned)]
-        sums = torch.cat([loss_and_correct, _tensor(counts, device)])
+        counts += rows.cursors[:, :, _DOCUMENTS].sum(axis=0).tolist()
+        row_labels = (rows.labelled.labels >= 0).sum(axis=1)
+        counts += np.bincount(rows.row_source, row_labels, sources).tolist()
+        counts += np.bincount(rows.row_source[rows.rows.segment_row], lengths, sources).tolist()
+        sums = torch.cat([losses, _tensor(counts, device)])
         with watchdog.stage("waiting for the device and the other ranks"):
             ranks.sum(sums)
             # The one place where the host waits for the device.
             on_host = torch.cat([sums, labels_and_progress, grad_norm.double().reshape(1)]).tolist()
-        loss_sum, correct_sum, tokens, row_count, segments, squared, documents, skipped, *rest = on_host
-        stops, abandons, labels, done, norm = rest
+        loss_sum, correct_sum, *rest = on_host
+        source_loss, rest = rest[:sources], rest[sources:]
+        tokens, row_count, segments, squared, skipped, filtered, stops, abandons, *rest = rest
+        documents, source_labels, source_tokens = (list(map(int, rest[i * sources :][:sources])) for i in range(3))
+        labels, done, norm = rest[3 * sources :]
         if abandons:
             raise Interrupted
         if row_count == 0:
-            totals.skipped = int(skipped)
+            totals.skipped, totals.filtered = int(skipped), int(filtered)
             _keep(cursors, rows)
             yield EndOfCorpus(rows)
             _refuse_too_many_skipped(config, totals)
@@ -220,13 +234,17 @@ def training_steps(
         _keep(cursors, rows)
         totals.step += 1
         totals.tokens += int(tokens)
-        totals.documents, totals.skipped = int(documents), int(skipped)
+        totals.documents, totals.skipped, totals.filtered = sum(documents), int(skipped), int(filtered)
+        totals.source_documents = documents
+        totals.source_tokens = [a + b for a, b in zip(totals.source_tokens or [0] * sources, source_tokens, strict=True)]
         totals.bad_steps = 0 if updated else totals.bad_steps + 1
         yield StepResult(
             step=totals.step,
             loss=loss_sum,
             labels=int(labels),
             correct=int(correct_sum),
+            source_loss=source_loss,
+            source_labels=source_labels,
             learning_rate=rate,
             grad_norm=norm,
             updated=updated,
@@ -247,12 +265,12 @@ def training_steps(
         _refuse_too_many_skipped(config, totals)
 
 
-_DOCUMENTS, _SKIPPED = Cursor._fields.index("documents"), Cursor._fields.index("skipped")
+_DOCUMENTS, _SKIPPED, _FILTERED = map(Cursor._fields.index, ("documents", "skipped", "filtered"))
 
 
-def _keep(cursors: list[Cursor], rows: StepRows) -> None:
-    for lane, cursor in zip(rows.lanes.tolist(), rows.cursors.tolist(), strict=True):
-        cursors[lane] = Cursor(*cursor)
+def _keep(cursors: list[LaneCursors], rows: StepRows) -> None:
+    for lane, of_sources in zip(rows.lanes.tolist(), rows.cursors.tolist(), strict=True):
+        cursors[lane] = tuple(Cursor(*cursor) for cursor in of_sources)
 
 
 def _progress(config: Config, step: int, read: float) -> float:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from stream_pretrain.data.lanes import Cursor
-from stream_pretrain.data.stream import StreamPlan, lanes_of
+from stream_pretrain.data.stream import LaneCursors, StreamPlan, lanes_of
 from stream_pretrain.model.flops import flops_per_token, peak_bf16_flops
 from stream_pretrain.training.loop import StepResult, Totals
 from stream_pretrain.training.ranks import Ranks
@@ -24,7 +23,7 @@ class MetricsWindow:
     ranks: Ranks
     results: list[StepResult] = field(default_factory=list)
 
-    def read(self, totals: Totals, cursors: Sequence[Cursor]) -> dict[str, float | int]:
+    def read(self, totals: Totals, cursors: Sequence[LaneCursors]) -> dict[str, float | int]:
         """The metrics of the window, which begins anew. Called by all ranks."""
         results, self.results = self.results, []
         updated = [result for result in results if result.updated]
@@ -32,8 +31,9 @@ class MetricsWindow:
         seconds = sum(result.seconds for result in results)
         tokens = sum(result.tokens for result in results)
         rows = sum(result.rows for result in results)
-        own = [cursors[lane].epoch for lane in lanes_of(len(cursors), self.ranks.index, self.ranks.world)]
-        epochs = [epoch for extremes in self.ranks.gather((min(own), max(own))) for epoch in extremes]
+        own = [cursors[lane] for lane in lanes_of(len(cursors), self.ranks.index, self.ranks.world)]
+        epochs = [{cursor.epoch for cursor in of_source} for of_source in zip(*own, strict=True)]
+        source_epochs = [set().union(*of_ranks) for of_ranks in zip(*self.ranks.gather(epochs), strict=True)]
         metrics: dict[str, float | int] = {
             "train/loss": sum(result.loss for result in updated) / labels if updated else float("nan"),
             "train/masked_accuracy": sum(result.correct for result in updated) / labels,
@@ -44,13 +44,30 @@ class MetricsWindow:
             "train/tokens": totals.tokens,
             "train/documents": totals.documents,
             "train/skipped_documents": totals.skipped,
+            "train/filtered_documents": totals.filtered,
             "train/skipped_steps": len(results) - len(updated),
-            "train/epoch_least": min(epochs),
-            "train/epoch_most": max(epochs),
+            "train/epoch_least": min(map(min, source_epochs)),
+            "train/epoch_most": max(map(max, source_epochs)),
             "train/real_token_fraction": tokens / (rows * self.plan.lanes.sequence_length),
             "train/segments_per_row": sum(result.segments for result in results) / rows,
         }
+        if len(source_epochs) > 1:
+            metrics |= self._of_sources(updated, totals, source_epochs)
         return metrics | self._hardware(tokens, labels, sum(result.squared_lengths for result in results), seconds)
+
+    def _of_sources(self, updated: Sequence[StepResult], totals: Totals, epochs: Sequence[set[int]]) -> dict[str, float | int]:
+        """What each source of a mixture gave, and the loss on it where it gave anything."""
+        metrics: dict[str, float | int] = {}
+        for number, source in enumerate(self.plan.lanes.sources):
+            name = f"train/{source.name}"
+            labels = sum(result.source_labels[number] for result in updated)
+            if labels:
+                metrics[f"{name}/loss"] = sum(result.source_loss[number] for result in updated) / labels
+            metrics[f"{name}/tokens"] = totals.source_tokens[number]
+            metrics[f"{name}/documents"] = totals.source_documents[number]
+            metrics[f"{name}/epoch_least"] = min(epochs[number])
+            metrics[f"{name}/epoch_most"] = max(epochs[number])
+        return metrics
 
     def _hardware(self, tokens: int, labels: int, squared_lengths: int, seconds: float) -> dict[str, float | int]:
         """Model FLOP utilisation, where the peak of the device is known, and memory."""

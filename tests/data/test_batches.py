@@ -12,6 +12,8 @@ from stream_pretrain.data.packing import Placement, Rows, assemble
 
 CLS, SEP, PAD, MASK = 2, 3, 0, 4
 
+SOURCES = np.array([0, 1])
+
 
 def rows_and_labels() -> tuple[Rows, Labelled]:
     """Two documents in one row and half a row, the second token of each masked."""
@@ -29,7 +31,7 @@ def rows_and_labels() -> tuple[Rows, Labelled]:
 
 
 def batches(size: int, count: int) -> list[Batch]:
-    return list(micro_batches(*rows_and_labels(), size=size, count=count, pad=PAD))
+    return list(micro_batches(*rows_and_labels(), SOURCES, size=size, count=count, pad=PAD))
 
 
 def test_a_batch_is_rows_positions_segments_and_labels() -> None:
@@ -39,12 +41,14 @@ def test_a_batch_is_rows_positions_segments_and_labels() -> None:
     assert batch.cu_seq_lens.tolist() == [0, 5, 8, 12, 16]
     assert batch.label_positions.tolist() == [2, 6, 10, 8]
     assert batch.labels.tolist() == [11, 20, 22, -100]
+    assert batch.label_sources.tolist() == [0, 0, 1, 1]
     assert {name: value.dtype for name, value in vars(batch).items()} == {
         "input_ids": torch.int64,
         "position_ids": torch.int64,
         "cu_seq_lens": torch.int32,
         "label_positions": torch.int64,
         "labels": torch.int64,
+        "label_sources": torch.int64,
     }
 
 
@@ -74,7 +78,7 @@ def test_no_rows_at_all_are_one_batch_of_padding() -> None:
     rows, labelled = rows_and_labels()
     nothing = Labelled(labelled.input_ids[:0], labelled.label_positions[:0], labelled.labels[:0])
     no_rows = Rows(rows.input_ids[:0], *(np.empty(0, dtype=np.int32) for _ in range(5)))
-    (batch,) = micro_batches(no_rows, nothing, size=2, count=1, pad=PAD)
+    (batch,) = micro_batches(no_rows, nothing, SOURCES[:0], size=2, count=1, pad=PAD)
     assert batch.input_ids.tolist() == [[PAD] * 8] * 2
     assert batch.cu_seq_lens.tolist() == [0, 8, 16]
     assert batch.labels.tolist() == [-100] * 4
@@ -89,7 +93,7 @@ def test_segments_cover_the_batch_and_are_a_power_of_two(documents: int) -> None
         length = 2 * documents if full else 2 * documents + 1
         rows = assemble(placements, ids, offsets, length, [], [], PAD)
         no_labels = np.zeros((1, 1), dtype=np.int32)
-        (batch,) = micro_batches(rows, Labelled(rows.input_ids, no_labels, no_labels), 1, 1, PAD)
+        (batch,) = micro_batches(rows, Labelled(rows.input_ids, no_labels, no_labels), SOURCES[:1], 1, 1, PAD)
         segments = documents + (not full)
         assert len(batch.cu_seq_lens) - 1 == 2 ** int(np.ceil(np.log2(segments)))
         assert batch.cu_seq_lens.diff().tolist()[:segments] == [2] * documents + [1] * (not full)

@@ -155,11 +155,13 @@ NINE_BAD = [b"bad"] * 9
         (['{"text": "a long one"}'.encode("utf-16-be")], "is UTF-16, not UTF-8: convert it"),
         (
             [b'{"id": 1, "doc": {"body": "a", "n": {"x": 1}}}'],
-            "has no text in field 'text'; fields seen: id, doc.body, doc.n.x. Name one with --data.text-field",
+            "has no text in field 'text'; fields seen: id, doc.body, doc.n.x. "
+            "Name one with --data.text-field, or several with --data.text-template",
         ),
         (
             [b'{"text": {"en": "a"}}'],
-            "has no text in field 'text'; fields seen: text.en. Name one with --data.text-field",
+            "has no text in field 'text'; fields seen: text.en. "
+            "Name one with --data.text-field, or several with --data.text-template",
         ),
         ([*NINE_BAD, b"bad"], "no document in its first window; 10 lines skipped, the first at byte 0: not JSON"),
     ],
@@ -332,3 +334,52 @@ def test_json_lines_can_be_read_by_datasets_too(tmp_path: Path) -> None:
     found = reader.read(WHOLE, 0, Restart())
     assert found is not None
     assert found.texts == ["text 0", "text 1", "text 2"]
+
+
+PAPERS = [
+    b'{"title": "One", "paper": {"body": "first"}, "year": 1999}',
+    b'{"title": null, "paper": {"body": "no title"}, "year": 2000}',
+    b'{"title": "Three", "paper": {"body": ["a", "list"]}, "year": 2001}',
+    b'{"title": "Four", "paper": {"body": "{fourth}"}, "year": 2002.5}',
+    b'{"title": "Five", "year": 2003}',
+]
+
+
+@pytest.mark.parametrize("written", ["{title} ({year})\n\n{paper.body}", "{title} ({year})\\n\\n{paper.body}"])
+def test_a_template_makes_the_text_of_several_fields(tmp_path: Path, written: str) -> None:
+    assert read(lines(tmp_path, *PAPERS), text_template=written) == (
+        [(0, "One (1999)\n\nfirst"), (187, "Four (2002.5)\n\n{fourth}")],
+        [
+            Skip(59, "title is null"),
+            Skip(120, "paper.body is neither text nor a number"),
+            Skip(252, "no field paper.body"),
+        ],
+    )
+
+
+def test_a_template_reads_the_columns_it_names_of_a_parquet_file(tmp_path: Path) -> None:
+    rows = {"title": ["One", None], "paper": [{"body": "first", "n": 1}, {"body": "second", "n": 2}], "year": [1999, 2000]}
+    path = parquet(tmp_path, pa.table(rows), 10)
+    assert read(path, text_template="{{{title}}} {year}: {paper.body}") == (
+        [(0, "{One} 1999: first")],
+        [Skip(1, "title is null")],
+    )
+    with pytest.raises(ContentError, match="no text in field 'title' or 'author'"):
+        read(path, text_template="{title} {author}")
+
+
+def test_documents_that_are_too_short_or_too_long_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = lines(tmp_path, b'{"text": "abc"}', b'{"text": "abcd"}', b'{"text": "abcdef"}', b'{"text": "abcdefg"}')
+    (window,) = windows_of(path, min_characters=4, max_characters=6)
+    assert window.texts == ["abcd", "abcdef"]
+    assert window.offsets == [16, 33]
+    assert window.filtered == 2
+    assert window.skips == []
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_copies_inside_a_window_are_left_out_when_asked_for(tmp_path: Path, drop: bool) -> None:
+    path = lines(tmp_path, b'{"text": "same"}', b'{"text": "other"}', b'{"text": "same"}', b'{"text": "Same"}')
+    (window,) = windows_of(path, drop_duplicates=drop)
+    assert window.texts == (["same", "other", "Same"] if drop else ["same", "other", "same", "Same"])
+    assert window.filtered == int(drop)

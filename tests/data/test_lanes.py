@@ -11,10 +11,11 @@ import pytest
 
 from stream_pretrain import data
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
-from stream_pretrain.data.lanes import Cursor, Lane, Readers
+from stream_pretrain.data.lanes import Lane
 from stream_pretrain.data.objectives import Vocabulary
-from stream_pretrain.data.sources import resolve
+from stream_pretrain.data.source_lane import Cursor, Readers
 from stream_pretrain.data.stream import (
+    LaneCursors,
     StepStream,
     StreamPlan,
     cursors_from,
@@ -40,18 +41,20 @@ def plan_for(folder: Path, **options: object) -> StreamPlan:
         train=TrainConfig(**{"max_steps": 1000, "global_batch_size": 8} | in_train),
         objective=ObjectiveConfig(**in_objective),
     )
-    pinned = data.pin(config, resolve(config.data), world=1)
+    pinned = data.pin(config, world=1)
     encoder = Encoder.of(TOKENIZER, causal=False)
     return stream_plan(config, data.lane_plan(config, pinned), encoder, Vocabulary.of(TOKENIZER))
 
 
-def lane(plan: StreamPlan, number: int, cursor: Cursor | None = None) -> Lane:
-    return Lane(plan.lanes, number, plan.encoder, plan.encoder.build(), Readers(plan.lanes), cursor or Cursor())
+def lane(plan: StreamPlan, number: int, cursors: LaneCursors | None = None) -> Lane:
+    sources = plan.lanes.sources
+    readers = [Readers(source) for source in sources]
+    return Lane(plan.lanes, number, plan.encoder, plan.encoder.build(), readers, cursors or (Cursor(),) * len(sources))
 
 
 def rows_of(lane: Lane, count: int) -> list[list[int]]:
     picks = [lane.next_row() for _ in range(count)]
-    return [pick[0].rows.input_ids[pick[1]].tolist() for pick in picks if pick is not None]
+    return [pick[1].rows.input_ids[pick[2]].tolist() for pick in picks if pick is not None]
 
 
 def texts_of(row: list[int]) -> list[int]:
@@ -73,33 +76,36 @@ def test_a_lane_goes_on_from_every_position_as_if_it_had_never_stopped(tmp_path:
     reading = lane(plan, 1)
     rows, states = [], []
     for _ in range(160):
-        states.append(json.loads(json.dumps(reading.cursor)))
+        states.append(json.loads(json.dumps(reading.cursors[0])))
         rows += rows_of(reading, 1)
     assert len(rows) == 160
     assert max(state[0] for state in states) >= 1, "the positions reach into a second epoch"
     for k in range(0, 140, 1 if packing == "best_fit" else 7):
-        resumed = lane(plan, 1, Cursor(*states[k]))
-        assert list(resumed.cursor) == states[k]
+        resumed = lane(plan, 1, (Cursor(*states[k]),))
+        assert list(resumed.cursors[0]) == states[k]
         assert rows_of(resumed, 20) == rows[k : k + 20], f"after row {k}"
-        assert list(resumed.cursor) == states[k + 20], f"after row {k}"
+        assert list(resumed.cursors[0]) == states[k + 20], f"after row {k}"
         assert len(json.dumps(states[k])) <= 256
 
 
-def ledger(plan: StreamPlan, steps: int, workers: int, cursors: list[Cursor] | None = None) -> tuple[list, list[Cursor]]:
+def ledger(
+    plan: StreamPlan, steps: int, workers: int, cursors: list[LaneCursors] | None = None
+) -> tuple[list, list[LaneCursors]]:
     """What the steps see, as plain values; and where the lanes stand after them."""
     seen = []
-    cursors = list(cursors or first_cursors(plan.lanes.lanes))
+    cursors = list(cursors or first_cursors(plan.lanes.lanes, len(plan.lanes.sources)))
     with StepStream(plan, cursors, workers=workers) as stream:
         for _ in range(steps):
             step = next(stream)
             seen.append(
                 [
                     step.row_lane.tolist(),
+                    step.row_source.tolist(),
                     *(value.tolist() for part in (step.rows, step.labelled) for value in vars(part).values()),
                 ]
             )
-            for number, cursor in zip(step.lanes.tolist(), step.cursors.tolist(), strict=True):
-                cursors[number] = Cursor(*cursor)
+            for number, of_sources in zip(step.lanes.tolist(), step.cursors.tolist(), strict=True):
+                cursors[number] = tuple(Cursor(*cursor) for cursor in of_sources)
     return seen, cursors
 
 
@@ -135,7 +141,7 @@ def test_one_epoch_sees_every_document_exactly_once(tmp_path: Path, shards: list
                 seen.update(texts_of(row))
         assert not len(next(stream).row_lane), "a lane that has ended stays ended"
     assert seen == Counter(i * 1000 + n for i, count in enumerate(shards) for n in range(count))
-    assert int(step.cursors[:, Cursor._fields.index("documents")].sum()) == sum(shards)
+    assert int(step.cursors[:, :, Cursor._fields.index("documents")].sum()) == sum(shards)
 
 
 def test_every_token_of_a_document_is_in_exactly_one_row(tmp_path: Path) -> None:
@@ -145,7 +151,7 @@ def test_every_token_of_a_document_is_in_exactly_one_row(tmp_path: Path) -> None
     tokens: Counter[int] = Counter()
     reading = lane(plan, 0)
     while (row := reading.next_row()) is not None:
-        tokens.update(row[0].rows.input_ids[row[1]].tolist())
+        tokens.update(row[1].rows.input_ids[row[2]].tolist())
     expected: Counter[int] = Counter(i for ids in TOKENIZER(texts, add_special_tokens=False)["input_ids"] for i in ids)
     special = {i: tokens.pop(i) for i in (0, 2, 3)}
     assert tokens == expected
@@ -166,13 +172,13 @@ def test_a_second_epoch_has_the_same_documents_in_another_order(tmp_path: Path) 
     plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=2)
     reading, epochs = lane(plan, 0), ([], [])
     while (row := reading.next_row()) is not None:
-        epochs[int(row[0].origins[0, 0])].extend(texts_of(row[0].rows.input_ids[row[1]].tolist()))
+        epochs[int(row[1].origins[0, 0])].extend(texts_of(row[1].rows.input_ids[row[2]].tolist()))
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(200))
     assert epochs[0] != epochs[1]
 
 
 def test_held_out_documents_never_train(tmp_path: Path) -> None:
-    from stream_pretrain.data.lanes import is_heldout
+    from stream_pretrain.data.source_lane import is_heldout
 
     texts = documents(400)
     write_shard(tmp_path / "s", texts, "plain")
@@ -191,13 +197,13 @@ def test_bad_lines_are_counted_once_and_ride_with_their_rows(tmp_path: Path) -> 
     plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1, window_bytes=3_000)
     reading, skipped = lane(plan, 0), []
     while (row := reading.next_row()) is not None:
-        skipped += row[2]
-        reading = lane(plan, 0, reading.cursor)  # a resume after every row repeats none
+        skipped += row[3]
+        reading = lane(plan, 0, tuple(reading.cursors))  # a resume after every row repeats none
     first = len(b"\n".join(lines[:10])) + 1
     second = len(b"\n".join(lines[:50])) + 1
     assert {(skip.offset, skip.reason) for skip in skipped} == {(first, "not JSON"), (second, "text is null")}
-    assert reading.cursor.skipped == len(skipped) == 2
-    assert reading.cursor.documents == 98
+    assert reading.cursors[0].skipped == len(skipped) == 2
+    assert reading.cursors[0].documents == 98
 
 
 def test_a_document_that_has_no_tokens_is_counted(tmp_path: Path) -> None:
@@ -205,7 +211,7 @@ def test_a_document_that_has_no_tokens_is_counted(tmp_path: Path) -> None:
     plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1)
     reading, skipped = lane(plan, 0), []
     while (row := reading.next_row()) is not None:
-        skipped += row[2]
+        skipped += row[3]
     assert [(skip.offset, skip.reason) for skip in skipped] == [(28, "no tokens")]
 
 
@@ -230,6 +236,6 @@ def test_rows_hold_at_least_99_percent_real_tokens(tmp_path: Path) -> None:
     plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1, window_bytes=1_000_000, sequence_length=512)
     reading, filled, rows = lane(plan, 0), 0, 0
     while (row := reading.next_row()) is not None:
-        filled += int(np.count_nonzero(row[0].rows.input_ids[row[1]]))
+        filled += int(np.count_nonzero(row[1].rows.input_ids[row[2]]))
         rows += 1
     assert filled / (rows * 512) >= 0.99

@@ -45,19 +45,21 @@ def test_the_head_on_labelled_positions_equals_the_dense_head(family: str) -> No
 
 
 def test_the_loss_is_the_sum_over_labels_and_hits_are_counted() -> None:
-    model = PretrainingModel(tiny_model("bert", PACKED_ATTENTION))
+    model = PretrainingModel(tiny_model("bert", PACKED_ATTENTION), sources=3)
     rows = packed_rows()
     logits = model.logits(*rows, LABEL_POSITIONS).detach()
     likeliest = logits.argmax(-1)
     labels = torch.where(torch.arange(10) < 3, likeliest, LABELS)
     assert not torch.equal(likeliest[3:8], LABELS[3:8])
 
-    loss, correct = model(*rows, LABEL_POSITIONS, labels)
+    loss, correct, of_source = model(*rows, LABEL_POSITIONS, labels, torch.arange(10) // 4)
 
     expected = -logits.log_softmax(-1)[torch.arange(8), labels[:8]].sum()
     torch.testing.assert_close(loss.detach(), expected)
     assert loss.dtype == torch.float32
     assert correct == 3
+    losses = -logits.log_softmax(-1)[torch.arange(8), labels[:8]]
+    torch.testing.assert_close(of_source, torch.stack([losses[:4].sum(), losses[4:].sum(), torch.tensor(0.0)]))
 
 
 @pytest.mark.parametrize("family", [*MASKED, *CAUSAL])
@@ -65,7 +67,7 @@ def test_without_labels_loss_and_gradients_are_zero_in_training_mode(family: str
     silent = {"attention_probs_dropout_prob": 0.0, "attention_dropout": 0.0, "attn_pdrop": 0.0}
     model = PretrainingModel(tiny_model(family, PACKED_ATTENTION, **silent)).train()
 
-    loss, correct = model(*packed_rows(), LABEL_POSITIONS, torch.full_like(LABELS, -100))
+    loss, correct, _ = model(*packed_rows(), LABEL_POSITIONS, torch.full_like(LABELS, -100), torch.zeros_like(LABELS))
     loss.backward()
 
     assert loss.item() == 0.0
@@ -92,7 +94,7 @@ def test_gradient_checkpointing_changes_nothing(family: str) -> None:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        loss, _ = model(*packed_rows(), LABEL_POSITIONS, LABELS)
+        loss, _, _ = model(*packed_rows(), LABEL_POSITIONS, LABELS, torch.zeros_like(LABELS))
         loss.backward()
         results.append((loss.item(), gradients(model)))
     assert results[0][0] == results[1][0]
@@ -111,11 +113,11 @@ def test_a_compiled_model_computes_the_same_from_batch_to_batch(length: int) -> 
         rows = packed_rows(segments)
         positions = LABEL_POSITIONS % length
         model.zero_grad()
-        loss, _ = model(*rows, positions, LABELS)
+        loss, _, _ = model(*rows, positions, LABELS, torch.zeros_like(LABELS))
         loss.backward()
         expected = gradients(model)
         model.zero_grad()
-        compiled_loss, _ = compiled(*rows, positions, LABELS)
+        compiled_loss, _, _ = compiled(*rows, positions, LABELS, torch.zeros_like(LABELS))
         compiled_loss.backward()
         torch.testing.assert_close(compiled_loss, loss)
         assert largest_difference(gradients(model), expected) < 1e-5

@@ -34,7 +34,7 @@ torch.set_default_dtype(torch.float64)
 torch.nn.functional.cross_entropy, cross_entropy = (
     lambda logits, *rest, **more: cross_entropy(logits.double(), *rest, **more), torch.nn.functional.cross_entropy
 )
-train.PretrainingModel = lambda model: PretrainingModel(model.double())
+train.PretrainingModel = lambda model, sources: PretrainingModel(model.double(), sources)
 corpus, model, out, gradients = sys.argv[1:]
 config = Config(
     data=DataConfig(dataset=corpus, sequence_length=32, workers=0, lanes=4, window_bytes=4096, packing="none"),

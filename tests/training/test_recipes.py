@@ -96,6 +96,7 @@ def metrics(out: Path) -> list[dict[str, float]]:
 
 CONTINUED: dict[str, Callable[[Path], Path]] = {
     "bert_domain_adaptation": write_bert_weights,
+    "bert_replay": write_bert_weights,
     "roberta_whole_word": write_roberta_weights,
 }
 FROM_SCRATCH: dict[str, Callable[[Path], Path]] = {
@@ -105,6 +106,7 @@ FROM_SCRATCH: dict[str, Callable[[Path], Path]] = {
 }
 FIRST_RATES = {
     "bert_domain_adaptation": 1e-4 / 1000,
+    "bert_replay": 1e-4 / 1000,
     "roberta_whole_word": 1e-4 / 1000,
     "demo": 3e-3 / 20,
     "modernbert_from_scratch": 8e-4 / 3000,
@@ -132,8 +134,14 @@ def test_the_recipe_trains_on_a_small_scale(
         folder = FROM_SCRATCH[name](tmp_path / "model")
         model = [f"--model.config={folder}", f"--model.tokenizer={folder}"]
     out = tmp_path / "out"
+    corpora = [f"--dataset={corpus}"]
+    if name == "bert_replay":
+        corpora = [
+            f'--data.sources=[{{"name": "field", "dataset": "{corpus}"}}, {{"name": "replay", "dataset": "{corpus}"}}]',
+            '--data.weight-schedule=[{"from_step": 2, "weights": {"replay": 0}}]',
+        ]
     run(
-        capsys, f"--config={CONFIGS / name}.yaml", f"--dataset={corpus}", f"--output-dir={out}", *model, "--max-steps=3",
+        capsys, f"--config={CONFIGS / name}.yaml", *corpora, f"--output-dir={out}", *model, "--max-steps=3",
         "--sequence-length=32", "--global-batch-size=8", "--micro-batch-size=4", "--eval-every=3", "--eval.documents=5",
         "--data.heldout-fraction=0.1",
     )  # fmt: skip

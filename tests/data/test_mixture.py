@@ -1,0 +1,266 @@
+"""Rows come from the sources of a mixture by their weights, at every row, whatever happens to the run."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream_pretrain import data
+from stream_pretrain.config import Config, DataConfig, SourceConfig, TrainConfig, WeightChange
+from stream_pretrain.data.mixture import choose, first_credits, parts_of
+from stream_pretrain.data.objectives import Vocabulary
+from stream_pretrain.data.source_lane import Cursor
+from stream_pretrain.data.stream import StreamPlan, cursors_from, first_cursors, stream_plan, stream_state
+from stream_pretrain.data.tokenization import Encoder
+from tests.corpora import documents, write_shard
+from tests.data.test_lanes import TOKENIZER, lane, ledger
+
+
+def plan_for(folder: Path, sources: dict[str, dict], lanes: int = 4, batch: int = 8, **options: object) -> StreamPlan:
+    in_train = {name: value for name, value in options.items() if name in TrainConfig.__dataclass_fields__}
+    in_data = {name: value for name, value in options.items() if name in DataConfig.__dataclass_fields__}
+    config = Config(
+        data=DataConfig(
+            **{"sequence_length": 64, "lanes": lanes, "window_bytes": 40_000}
+            | in_data
+            | {"sources": tuple(SourceConfig(name, str(folder / name), **source) for name, source in sources.items())}
+        ),
+        train=TrainConfig(**{"max_steps": 1000, "global_batch_size": batch} | in_train),
+    )
+    encoder = Encoder.of(TOKENIZER, causal=False)
+    return stream_plan(config, data.lane_plan(config, data.pin(config, world=1)), encoder, Vocabulary.of(TOKENIZER))
+
+
+def write_sources(folder: Path, **counts: int) -> None:
+    for number, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir()
+        style = ["plain", "zst", "parquet", "gz"][number % 4]
+        write_shard(folder / name / "shard", documents(count, seed=number), style)
+
+
+def sources_of_rows(plan: StreamPlan, number: int, count: int) -> list[int]:
+    reading = lane(plan, number)
+    rows = [reading.next_row() for _ in range(count)]
+    return [row[0] for row in rows if row is not None]
+
+
+def test_three_sources_take_turns_as_their_weights_say() -> None:
+    credits, chosen = (0, 0, 0), []
+    for _ in range(10):
+        source, credits = choose(credits, (5, 3, 2))
+        chosen.append(source)
+    assert chosen == [0, 1, 0, 2, 0, 1, 0, 1, 0, 2]
+    assert credits == (0, 0, 0)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=12), st.integers(0, 50))
+def test_no_source_is_ever_a_whole_row_behind_or_ahead_of_its_share(weights: list[float], lane_number: int) -> None:
+    parts = parts_of(weights)
+    counts, total = Counter[int](), sum(parts)
+    credits = (0,) * len(parts)
+    for row in range(1, 400):
+        source, credits = choose(credits, parts)
+        counts[source] += 1
+        assert all(abs(counts[i] * total - row * part) < total for i, part in enumerate(parts))
+    phase = first_credits(parts, 7, lane_number, 0)
+    assert all(abs(credit) < total for credit in phase)
+    assert sum(phase) == 0
+
+
+def test_a_source_without_weight_gives_no_row() -> None:
+    assert parts_of([0.5, 0, 1.5]) == (250_000, 0, 750_000)
+    credits: tuple[int, ...] = (0, 0, 0)
+    for _ in range(20):
+        source, credits = choose(credits, parts_of([0.5, 0, 1.5]))
+        assert source != 1
+
+
+def test_any_prefix_of_a_lane_has_the_mixture(tmp_path: Path) -> None:
+    write_sources(tmp_path, a=400, b=400, c=400)
+    plan = plan_for(tmp_path, {"a": {"weight": 6}, "b": {"weight": 3}, "c": {"weight": 1}})
+    for number in range(4):
+        chosen = sources_of_rows(plan, number, 150)
+        for row in range(1, 151):
+            counts = Counter(chosen[:row])
+            assert all(abs(counts[i] - row * share) < 2 for i, share in enumerate((0.6, 0.3, 0.1)))
+            # Less than one row from its share in the sequence; the lane's place in that adds less than one.
+
+
+def test_lanes_do_not_ask_for_a_rare_source_in_the_same_step(tmp_path: Path) -> None:
+    write_sources(tmp_path, a=300, b=300)
+    plan = plan_for(tmp_path, {"a": {"weight": 9}, "b": {"weight": 1}}, lanes=8)
+    rare = [sources_of_rows(plan, number, 10).index(1) for number in range(8)]
+    assert len(set(rare)) >= 4
+
+
+def test_a_mixture_goes_on_from_every_position_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    write_sources(tmp_path, a=100, b=60, c=40)
+    sources = {"a": {"weight": 2}, "b": {"weight": 1, "max_epochs": 1}, "c": {"weight": 1}}
+    plan = plan_for(tmp_path, sources, lanes=2, weight_schedule=(WeightChange(20, {"c": 3}), WeightChange(35, {"a": 0.5})))
+    reading = lane(plan, 1)
+    rows, states = [], []
+    for _ in range(200):
+        states.append(json.loads(json.dumps(reading.cursors)))
+        row = reading.next_row()
+        assert row is not None
+        rows.append((row[0], row[1].rows.input_ids[row[2]].tolist()))
+    assert states[-1][1][Cursor._fields.index("epoch")] == 1, "source b has ended on the way"
+    for k in range(0, 180, 3):
+        resumed = lane(plan, 1, tuple(Cursor(*cursor) for cursor in states[k]))
+        again = [resumed.next_row() for _ in range(20)]
+        assert [(row[0], row[1].rows.input_ids[row[2]].tolist()) for row in again if row] == rows[k : k + 20], f"after row {k}"
+        assert json.loads(json.dumps(resumed.cursors)) == states[k + 20], f"after row {k}"
+        assert all(len(json.dumps(cursor)) <= 256 for cursor in states[k])
+
+
+def test_the_rows_of_a_mixture_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+    write_sources(tmp_path, a=200, b=200, c=3)
+    sources = {"a": {"weight": 5}, "b": {"weight": 3, "max_epochs": 1}, "c": {"weight": 2}}
+    plan = plan_for(tmp_path, sources, weight_schedule=(WeightChange(10, {"a": 1}),))
+    expected, _ = ledger(plan, 30, workers=0)
+    for workers in (1, 2, 3):
+        assert ledger(plan, 30, workers)[0] == expected
+    seen, cursors = [], first_cursors(4, 3)
+    for steps, workers in ((9, 2), (1, 3), (12, 0), (8, 1)):
+        part, cursors = ledger(plan, steps, workers, cursors_from(json.loads(json.dumps(stream_state(cursors))), 4))
+        seen += part
+    assert seen == expected
+
+
+def test_weights_change_at_their_step_not_before(tmp_path: Path) -> None:
+    write_sources(tmp_path, a=300, b=300)
+    plan = plan_for(tmp_path, {"a": {"weight": 1}, "b": {"weight": 0}}, weight_schedule=(WeightChange(6, {"a": 1, "b": 3}),))
+    chosen = sources_of_rows(plan, 0, 2 * 26)  # two rows of a lane a step
+    assert chosen[:12] == [0] * 12
+    assert Counter(chosen[12:]) == {0: 10, 1: 30}
+
+
+def test_a_source_leaves_after_its_epochs_and_the_others_share_its_part(tmp_path: Path) -> None:
+    write_sources(tmp_path, a=300, b=300, short=30)
+    sources = {"a": {"weight": 1}, "b": {"weight": 3}, "short": {"weight": 4, "max_epochs": 2}}
+    plan = plan_for(tmp_path, sources, lanes=2, batch=2)
+    for number in range(2):
+        chosen = sources_of_rows(plan, number, 180)
+        last = max(row for row, source in enumerate(chosen) if source == 2)
+        assert last < 100
+        rest = Counter(chosen[last + 1 :])
+        assert rest[1] / rest[0] == pytest.approx(3, rel=0.15)
+    reading = [lane(plan, number) for number in range(2)]
+    seen: Counter[tuple[int, int]] = Counter()
+    shard = plan.lanes.sources[2].first_shard
+    for each in reading:
+        for _ in range(120):
+            row = each.next_row()
+            assert row is not None
+            segments = row[1].rows.segments_of(row[2])
+            first = row[1].rows.segment_token[segments] == 0
+            seen.update((s, o) for _, s, o in row[1].origins[segments][first].tolist() if s == shard)
+    assert set(seen.values()) == {2}
+    assert len(seen) == 30
+
+
+def test_a_source_too_small_for_every_lane_is_read_whole_by_each_in_its_own_order(tmp_path: Path) -> None:
+    write_sources(tmp_path, a=300, tiny=12)
+    plan = plan_for(tmp_path, {"a": {"weight": 1}, "tiny": {"weight": 1}}, lanes=4)
+    assert [source.whole for source in plan.lanes.sources] == [False, True]
+    orders = []
+    for number in range(4):
+        reading, order = lane(plan, number), []
+        while len(order) < 12:
+            row = reading.next_row()
+            assert row is not None
+            if row[0] == 1:
+                segments = row[1].rows.segments_of(row[2])
+                order += row[1].origins[segments][row[1].rows.segment_token[segments] == 0, 2].tolist()
+        assert len(set(order[:12])) == 12
+        orders.append(tuple(order[:12]))
+    assert len(set(orders)) == 4
+
+
+def test_the_windows_of_a_mixture_are_together_as_large_as_that_of_one_source(tmp_path: Path) -> None:
+    names = [f"s{i}" for i in range(20)]
+    write_sources(tmp_path, **dict.fromkeys(names, 3))
+    plan = plan_for(tmp_path, {name: {"weight": 1} for name in names}, window_bytes=4_000_000)
+    windows = [source.read.window_bytes for source in plan.lanes.sources]
+    assert windows == [200_000] * 20
+    uneven = plan_for(tmp_path, {"s0": {"weight": 3}, "s1": {"weight": 1}}, window_bytes=4_000_000)
+    assert [source.read.window_bytes for source in uneven.lanes.sources] == [3_000_000, 1_000_000]
+
+
+def test_an_epoch_of_all_sources_sees_every_document_once_and_ends(tmp_path: Path) -> None:
+    write_sources(tmp_path, a=90, b=31, c=7)
+    plan = plan_for(tmp_path, {"a": {"weight": 1}, "b": {"weight": 5}, "c": {"weight": 1}}, max_epochs=1, max_steps=None)
+    assert [source.whole for source in plan.lanes.sources] == [False, False, False]
+    seen: Counter[tuple[int, int]] = Counter()
+    for number in range(4):
+        reading, before = lane(plan, number), -1.0
+        while (row := reading.next_row()) is not None:
+            segments = row[1].rows.segments_of(row[2])
+            first = row[1].rows.segment_token[segments] == 0
+            seen.update((shard, offset) for _, shard, offset in row[1].origins[segments][first].tolist())
+            progress = plan.lanes.progress(number, reading.cursors)
+            assert before <= progress <= 1
+            before = progress
+        assert plan.lanes.progress(number, reading.cursors) == 1
+    assert set(seen.values()) == {1}
+    assert len(seen) == 128
+
+
+def test_sources_are_dealt_and_shuffled_each_in_its_own_way(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for shard in range(6):
+            write_shard(tmp_path / name / f"s{shard}", documents(40, seed=shard), "plain")
+    plan = plan_for(tmp_path, {"a": {}, "b": {}})
+    dealt = [[source.stripes(epoch, 0) for epoch in range(4)] for source in plan.lanes.sources]
+    assert dealt[0] != dealt[1]
+
+
+def test_held_out_documents_of_a_source_never_train(tmp_path: Path) -> None:
+    from stream_pretrain.data.source_lane import is_heldout
+
+    write_sources(tmp_path, a=200, b=200)
+    plan = plan_for(tmp_path, {"a": {"heldout_fraction": 0.3}, "b": {}}, max_epochs=1)
+    kept = sum(not is_heldout(text, 0.3) for text in documents(200, seed=0))
+    assert 100 < kept < 180
+    began = Counter[int]()
+    for number in range(4):
+        reading = lane(plan, number)
+        while reading.next_row() is not None:
+            pass
+        for source, cursor in enumerate(reading.cursors):
+            began[source] += cursor.documents
+    assert began == {0: kept, 1: 200}
+
+
+def test_a_larger_share_in_a_later_phase_decides_the_window(tmp_path: Path) -> None:
+    write_sources(tmp_path, a=3, b=3)
+    change = (WeightChange(5, {"a": 1, "b": 3}),)
+    plan = plan_for(tmp_path, {"a": {"weight": 3}, "b": {"weight": 1}}, window_bytes=4_000_000, weight_schedule=change)
+    assert [source.read.window_bytes for source in plan.lanes.sources] == [3_000_000, 3_000_000]
+
+
+def test_one_dataset_is_a_mixture_of_one(tmp_path: Path) -> None:
+    write_sources(tmp_path, a=50)
+    named = plan_for(tmp_path, {"a": {"weight": 0.3}})
+    alone = plan_for(tmp_path, {}, dataset=str(tmp_path / "a"))
+    assert replace(named.lanes.sources[0], name="") == alone.lanes.sources[0]
+    assert ledger(named, 5, workers=0)[0] == ledger(alone, 5, workers=0)[0]
+
+
+def test_the_steps_of_a_phase_follow_each_other(tmp_path: Path) -> None:
+    write_sources(tmp_path, a=50, b=50)
+    changes = (WeightChange(3, {"a": 2}), WeightChange(8, {"b": 4}))
+    plan = plan_for(tmp_path, {"a": {"weight": 1}, "b": {"weight": 1}}, weight_schedule=changes)
+    assert [weights.from_step for weights in plan.lanes.weights] == [0, 3, 8]
+    assert all(np.subtract(b.parts, a.parts).any() for a, b in pairwise(plan.lanes.weights))
+    assert [plan.lanes.weights_of_row(row).from_step for row in (0, 5, 6, 15, 16, 999)] == [0, 0, 3, 3, 8, 8]

@@ -1,0 +1,78 @@
+"""Replay of old data while continuing on new: a mixture trains, is killed, goes on, and says what each source gave."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.integration.test_kill_and_resume import ENVIRONMENT, assert_same_run, kill_when, metrics
+
+MIXTURE = """\
+data:
+  sources:
+    - {{name: new, dataset: {folder}/new, weight: 3}}
+    - {{name: replay, dataset: {folder}/old, weight: 1, text_template: "{{title}} {{body}}"}}
+"""
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("mixture")
+    (folder / "new").mkdir()
+    (folder / "old").mkdir()
+    write_shard(folder / "new/shard", documents(300, seed=0), "zst")
+    old = [json.dumps({"title": text[:10], "body": text[11:]}) for text in documents(300, seed=1)]
+    (folder / "old/shard.jsonl").write_text("\n".join(old) + "\n")
+    (folder / "mixture.yaml").write_text(MIXTURE.format(folder=folder))
+    model = write_tiny_bert(folder / "model")
+    return [
+        *(sys.executable, "-m", "stream_pretrain", f"--config={folder / 'mixture.yaml'}"),
+        *(f"--model.config={model}", f"--model.tokenizer={model}", "--max-steps=60", "--sequence-length=32"),
+        *("--global-batch-size=8", "--micro-batch-size=4", "--save-every=5", "--log-every=1", "--eval-every=30"),
+        *("--data.heldout-fraction=0.1", "--eval.documents=20", "--run.wandb=disabled"),
+    ]
+
+
+def test_a_mixture_that_is_killed_goes_on_bit_by_bit_and_tells_its_sources_apart(command: list[str], tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    done = subprocess.run([*command, f"--output-dir={whole}"], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 sources, 2 shards" in done.stderr
+    process = subprocess.Popen([*command, f"--output-dir={out}"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    kill_when(process, signal.SIGKILL, out / "checkpoints/step-00000010", 0.05)
+    process.communicate()
+    again = [*command, f"--output-dir={out}", "--workers=2"]
+    done = subprocess.run(again, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "going on after step" in done.stderr
+    assert_same_run(out, whole)
+
+    last = metrics(whole)[-1]
+    assert last["train/new/tokens"] + last["train/replay/tokens"] == last["train/tokens"]
+    assert last["train/new/tokens"] / last["train/tokens"] == pytest.approx(0.75, abs=0.03)
+    assert last["train/new/documents"] + last["train/replay/documents"] == last["train/documents"]
+    assert {"train/new/epoch_least", "train/new/epoch_most", "train/replay/epoch_least"} <= last.keys()
+    both = [line for line in metrics(whole) if {"train/new/loss", "train/replay/loss"} <= line.keys()]
+    assert len(both) > 30
+    for line in both:
+        low, high = sorted((line["train/new/loss"], line["train/replay/loss"]))
+        assert low - 1e-4 <= line["train/loss"] <= high + 1e-4
+    held_out = [json.loads(line)["text"] for line in (whole / "evaluation.jsonl").read_text().splitlines()]
+    assert len(held_out) == 20
+
+
+def test_a_source_that_changed_is_refused_by_name(command: list[str], tmp_path: Path) -> None:
+    first = [*command, f"--output-dir={tmp_path}", "--max-steps=2"]
+    done = subprocess.run(first, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shard = Path(command[3].removeprefix("--config=")).parent / "old/shard.jsonl"
+    shard.write_text(shard.read_text() + '{"title": "more", "body": "text"}\n')
+    done = subprocess.run([*first, "--max-steps=4"], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "old is not the corpus this run began with: shard.jsonl changed" in done.stderr
