@@ -54,8 +54,9 @@ def test_a_hub_dataset_trains_at_once_and_no_shard_lands_on_the_disk(hub: Hub, t
     assert steps == [1, 2, 3]
     assert size_of(tmp_path / "home") < 500_000, "the tokenizer and the card, not the corpus"
     corpus = json.loads((tmp_path / "out/checkpoints/step-00000003/corpus.json").read_text())
-    assert len(corpus["sources"][0]["revision"]) == 40
-    assert all(f"@{corpus['revision']}/" in shard["url"] for shard in corpus["sources"][0]["shards"])
+    (source,) = corpus["sources"]
+    assert len(source["revision"]) == 40
+    assert all(f"@{source['revision']}/" in shard["url"] for shard in source["shards"])
     listings = [r for r in hub.requests()[before:] if "/tree/" in r["path"] and "/datasets/" in r["path"]]
     assert len(listings) == len({r["path"] for r in listings}), "each folder is listed once"
 
