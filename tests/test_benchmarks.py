@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,10 +26,10 @@ PROMISED = {
 }
 
 
-@pytest.mark.parametrize("script", PROMISED)
-def test_a_benchmark_ends_with_the_promised_figures(script: str, tmp_path: Path) -> None:
+def figures_of(script: str, tmp_path: Path, *options: str) -> dict[str, Any]:
+    """The last line of a benchmark that runs where nothing is at hand."""
     done = subprocess.run(
-        [sys.executable, SCRIPTS / script, "--quick", "--sequence-length=128"],
+        [sys.executable, SCRIPTS / script, "--quick", *options],
         check=False,
         capture_output=True,
         text=True,
@@ -36,8 +37,23 @@ def test_a_benchmark_ends_with_the_promised_figures(script: str, tmp_path: Path)
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+@pytest.mark.parametrize("script", PROMISED)
+def test_a_benchmark_ends_with_the_promised_figures(script: str, tmp_path: Path) -> None:
+    figures = figures_of(script, tmp_path, "--sequence-length=128")
     assert figures.keys() == PROMISED[script]
     for name, value in figures.items():
         assert math.isfinite(value), name
         assert value > 0, name
+
+
+def test_the_packing_benchmark_has_its_figures_for_every_length(tmp_path: Path) -> None:
+    figures = figures_of("bench_packing", tmp_path)
+    assert figures.keys() == {"real_token_fraction", "segments_per_document", "packing_fraction"}
+    assert all(list(of_length) == ["128", "512", "2048", "8192"] for of_length in figures.values())
+    assert all(0.97 < fraction <= 1 for fraction in figures["real_token_fraction"].values())
+    assert all(segments >= 1 for segments in figures["segments_per_document"].values())
+    assert all(0 < fraction < 1 for fraction in figures["packing_fraction"].values())

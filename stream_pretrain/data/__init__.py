@@ -37,7 +37,9 @@ SMALLEST_WINDOW_BYTES = 16 * 1024
 WINDOW_ROWS = 128
 BYTES_PER_TOKEN = 4
 WINDOWS_PER_LANE = 2
-"""Windows a lane of a small corpus has at least, so that its documents are shuffled over more than one order."""
+"""Windows a lane of a small corpus has at least, so that its documents are shuffled over more than one order..."""
+LEAST_WINDOW_ROWS = 96
+"""...as long as a window fills so many rows: the last one is half empty, on average."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def _window_bytes(config: Config, corpus: Corpus, lanes: int, full: int, share: 
     if config.data.window_bytes != "auto" or any(shard.size is None for shard in corpus.shards):
         return most
     total = sum(_uncompressed_bytes(shard) for shard in corpus.shards)
-    return max(SMALLEST_WINDOW_BYTES, min(most, total // (lanes * WINDOWS_PER_LANE)))
+    least = max(SMALLEST_WINDOW_BYTES, LEAST_WINDOW_ROWS * config.data.sequence_length * BYTES_PER_TOKEN)
+    return min(most, max(least, total // (lanes * WINDOWS_PER_LANE)))
 
 
 def weights(data: DataConfig) -> tuple[Weights, ...]:

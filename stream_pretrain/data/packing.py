@@ -165,13 +165,13 @@ def assemble(
     pad: int,
 ) -> Rows:
     """Rows from placements. ids: int32 [tokens] of all documents; offsets: int64 [documents + 1] into ids."""
-    table = np.fromiter(itertools.chain.from_iterable(placements), dtype=np.int64).reshape(-1, 4)
-    row, document, token, stop = table[np.argsort(table[:, 0], kind="stable")].T
+    table = np.fromiter(itertools.chain.from_iterable(placements), np.int64, 4 * len(placements)).reshape(-1, 4)
+    row, document, token, stop = table[table[:, 0].argsort(kind="stable")].T
     count = stop - token
-    length = count + len(prefix) + len(suffix)
+    length = count + (len(prefix) + len(suffix))
     first = np.flatnonzero(np.diff(row, prepend=-1))  # a row that nothing was placed in does not exist
     row = np.repeat(np.arange(len(first)), np.diff(first, append=len(row)))
-    before = np.cumsum(length) - length
+    before = length.cumsum() - length
     start = before - before[first][row]
 
     input_ids = np.full(len(first) * capacity, pad, dtype=np.int32)
@@ -179,20 +179,11 @@ def assemble(
     for i, token_id in enumerate(prefix):
         input_ids[segment + i] = token_id
     for i, token_id in enumerate(suffix):
-        input_ids[segment + len(prefix) + count + i] = token_id
-    # The i-th placed token of all goes from one place to another; both run on within a segment.
-    placed = np.arange(int(count.sum()))
-    begin = np.cumsum(count) - count
-    target, source = segment + len(prefix) - begin, offsets[document] + token - begin
-    input_ids[placed + np.repeat(target, count)] = ids[placed + np.repeat(source, count)]
-    return Rows(
-        input_ids=input_ids.reshape(-1, capacity),
-        segment_row=row.astype(np.int32),
-        segment_start=start.astype(np.int32),
-        segment_length=length.astype(np.int32),
-        segment_document=document.astype(np.int32),
-        segment_token=token.astype(np.int32),
-    )
+        input_ids[segment + (len(prefix) + i) + count] = token_id
+    targets, sources = segment + len(prefix), offsets[document] + token
+    for target, source, tokens in zip(targets.tolist(), sources.tolist(), count.tolist(), strict=True):
+        input_ids[target : target + tokens] = ids[source : source + tokens]  # several times faster than an index a token
+    return Rows(input_ids.reshape(-1, capacity), *np.array([row, start, length, document, token], dtype=np.int32))
 
 
 def gather(picks: Sequence[tuple[Rows, int]], capacity: int) -> Rows:

@@ -459,7 +459,9 @@ class _Window:
         if document_end:
             ends = np.cumsum(lengths)
             first = len(self.ranks) - len(counts)
-            whole = [i for i in range(len(counts)) if self._next_of(first + i) != self.ranks[first + i] and counts[i]]
+            # The last piece of a document; one of a long document also where the tokenizer makes nothing of it.
+            last = (i for i in range(len(counts)) if self._next_of(first + i) != self.ranks[first + i])
+            whole = [i for i in last if counts[i] or self.pieces[first + i]]
             ids = np.insert(ids, np.repeat(ends[whole], len(document_end)), np.tile(document_end, len(whole)))
             for i in whole:
                 counts[i] += len(document_end)

@@ -43,6 +43,7 @@ class Totals:
     filtered: int = 0
     bad_steps: int = 0
     """Steps in a row without an update."""
+    segments: int = 0
     source_tokens: list[int] = field(default_factory=list)
     source_documents: list[int] = field(default_factory=list)
 
@@ -122,16 +123,17 @@ def accelerator_for(config: Config) -> Accelerator:
 def _refuse_environment(mixed_precision: str) -> None:
     """Refuse variables that override, without a word, what the options say."""
     accepted = {
-        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "--micro-batch-size decides that"),
-        "ACCELERATE_DYNAMO_BACKEND": ("no", "use --model.compile"),
-        "ACCELERATE_MIXED_PRECISION": (mixed_precision, "use --train.precision"),
-        "ACCELERATE_USE_FSDP": ("false", "it is not supported"),
-        "ACCELERATE_USE_DEEPSPEED": ("false", "it is not supported"),
-        "ACCELERATE_USE_MEGATRON_LM": ("false", "it is not supported"),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "--micro-batch-size decides that"),
+        "ACCELERATE_DYNAMO_BACKEND": (("no",), "use --model.compile"),
+        # "no" is what `accelerate launch` sets by itself; it does not change what the Accelerator is asked for.
+        "ACCELERATE_MIXED_PRECISION": ((mixed_precision, "no"), "use --train.precision"),
+        "ACCELERATE_USE_FSDP": (("false",), "it is not supported"),
+        "ACCELERATE_USE_DEEPSPEED": (("false",), "it is not supported"),
+        "ACCELERATE_USE_MEGATRON_LM": (("false",), "it is not supported"),
     }
-    for name, (value, instead) in accepted.items():
-        found = os.environ.get(name, value)
-        if found.lower() != value:
+    for name, (values, instead) in accepted.items():
+        found = os.environ.get(name, values[0])
+        if found.lower() not in values:
             raise ConfigError(f"{name} is set to {found}: unset it or launch with torchrun, {instead}")
 
 
@@ -234,6 +236,7 @@ def training_steps(
         _keep(cursors, rows)
         totals.step += 1
         totals.tokens += int(tokens)
+        totals.segments += int(segments)
         totals.documents, totals.skipped, totals.filtered = sum(documents), int(skipped), int(filtered)
         totals.source_documents = documents
         totals.source_tokens = [a + b for a, b in zip(totals.source_tokens or [0] * sources, source_tokens, strict=True)]

@@ -50,6 +50,7 @@ class MetricsWindow:
             "train/epoch_most": max(map(max, source_epochs)),
             "train/real_token_fraction": tokens / (rows * self.plan.lanes.sequence_length),
             "train/segments_per_row": sum(result.segments for result in results) / rows,
+            "train/segments_per_document": totals.segments / max(1, totals.documents),
         }
         if len(source_epochs) > 1:
             metrics |= self._of_sources(updated, totals, source_epochs)

@@ -239,3 +239,17 @@ def test_rows_hold_at_least_99_percent_real_tokens(tmp_path: Path) -> None:
         filled += int(np.count_nonzero(row[1].rows.input_ids[row[2]]))
         rows += 1
     assert filled / (rows * 512) >= 0.99
+
+
+@pytest.mark.parametrize("tail", ["", " " * 70_000], ids=["ends in a word", "ends in a piece without a token"])
+def test_a_causal_document_has_its_end_token_once(tmp_path: Path, tail: str) -> None:
+    write_shard(tmp_path / "s", ["doc 000001 bara" + tail, "doc 000002"], "plain")
+    plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1)
+    encoder = Encoder.of(TOKENIZER, causal=True)
+    source = plan.lanes.sources[0]
+    reading = Lane(plan.lanes, 0, encoder, encoder.build(), [Readers(source)], (Cursor(),))
+    tokens: list[int] = []
+    while (row := reading.next_row()) is not None:
+        tokens += row[1].rows.input_ids[row[2]].tolist()
+    assert len(encoder.document_end) == 1
+    assert tokens.count(encoder.document_end[0]) == 2
