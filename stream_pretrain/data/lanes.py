@@ -82,6 +82,9 @@ class Lane:
 
     def next_row(self) -> tuple[int, Group, int, list[Skipped]] | None:
         """The next row as (source, group, index in it), with what was skipped on the way to it; None at the end of all."""
+        if len(self.sources) == 1:  # nothing to choose
+            alone = self.sources[0].next_row()
+            return None if alone is None else (0, *alone)
         while True:
             row = self.rows
             weights = self.plan.weights_of_row(row)

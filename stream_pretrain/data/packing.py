@@ -9,6 +9,7 @@ import itertools
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -42,8 +43,13 @@ class Rows:
 
     def segments_of(self, row: int) -> slice:
         """Indices of the segments of a row."""
-        first, stop = np.searchsorted(self.segment_row, (row, row + 1)).tolist()
-        return slice(first, stop)
+        return slice(self._first_segments[row], self._first_segments[row + 1])
+
+    @cached_property
+    def _first_segments(self) -> list[int]:
+        """First segment of each row, and the number of segments."""
+        edges: list[int] = np.searchsorted(self.segment_row, np.arange(len(self.input_ids) + 1)).tolist()
+        return edges
 
 
 class Placement(NamedTuple):
