@@ -169,11 +169,11 @@ class TrainConfig:
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     """Shape after warm-up; wsd holds the peak, then decays by 1 - sqrt over the last --train.decay-fraction of the run."""
     warmup_steps: int = 0
-    """Steps of linear warm-up from 0."""
+    """Steps of linear warm-up from 0. Where they reach into the decay, the lower of the two rates holds."""
     decay_fraction: float = 0.2
     """Share of the run that decays (wsd)."""
     final_learning_rate: float = 0.0
-    """Learning rate at the last step (wsd, cosine, linear)."""
+    """Learning rate that the decay leads to, reached where the run ends (wsd, cosine, linear)."""
     beta1: float = 0.9
     """AdamW: decay of the first moment."""
     beta2: float = 0.98
@@ -382,6 +382,15 @@ def validate(config: Config) -> None:
     refuse_unless(
         objective.final_mask_rate is None or train.max_steps is not None,
         "--objective.final-mask-rate is reached at the last step and needs --max-steps",
+    )
+    refuse_unless(
+        train.final_learning_rate <= train.learning_rate,
+        f"--train.final-learning-rate {train.final_learning_rate} is what the rate decays to: it must not be above "
+        f"--train.learning-rate {train.learning_rate}",
+    )
+    refuse_unless(
+        train.final_learning_rate == 0 or train.schedule != "constant",
+        "--train.final-learning-rate needs a --train.schedule that decays (wsd, cosine, linear), not constant",
     )
     for source in sources_of(data):
         _validate_source(source)

@@ -328,6 +328,25 @@ def test_a_wrong_record_of_a_mixture_is_named(value: str, said: str) -> None:
     assert str(error.value).startswith(said)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"learning_rate": 1e-4, "final_learning_rate": 2e-4},
+            "--train.final-learning-rate 0.0002 is what the rate decays to: it must not be above --train.learning-rate 0.0001",
+        ),
+        (
+            {"schedule": "constant", "final_learning_rate": 1e-5},
+            "--train.final-learning-rate needs a --train.schedule that decays (wsd, cosine, linear), not constant",
+        ),
+    ],
+)
+def test_a_final_rate_that_no_decay_leads_to_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        validate(Config(data=DataConfig(dataset="x"), model=ModelConfig(path="m"), train=TrainConfig(max_steps=1, **options)))
+    assert str(error.value) == said
+
+
 A = SourceConfig("a", "x")
 
 

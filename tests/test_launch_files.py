@@ -23,7 +23,7 @@ def stub(folder: Path, name: str, script: str) -> None:
 def batch_script(folder: Path, torchrun: str) -> subprocess.Popen[str]:
     """The Slurm job with the commands of Slurm, and torchrun, replaced; it writes to OUT = folder/out."""
     commands, out = folder / "bin", folder / "out"
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     stub(commands, "srun", 'shift; exec "$@"')
     stub(commands, "scontrol", f'echo "$@" >> {folder}/scontrol; echo first-machine')
     stub(commands, "torchrun", torchrun.format(run=out / "run.json"))
@@ -52,6 +52,25 @@ def test_a_slurm_job_is_queued_again_when_the_run_has_neither_finished_nor_faile
     assert "--rdzv-endpoint first-machine:29400" in said
     assert "-m stream_pretrain --output-dir" in said
     assert ("requeue 7" in (tmp_path / "scontrol").read_text()) == requeued
+
+
+def test_a_slurm_job_that_was_refused_is_not_queued_again_whatever_the_run_before_it_came_to(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text('{\n  "state": "preempted"\n}\n')
+    job = batch_script(tmp_path, "exit 1")
+    said, _ = job.communicate(timeout=30)
+    assert job.returncode == 1, said
+    assert "requeue" not in (tmp_path / "scontrol").read_text()
+
+
+def test_a_slurm_job_that_is_told_to_stop_before_the_run_has_begun_is_queued_again(tmp_path: Path) -> None:
+    job = batch_script(tmp_path, "echo ready; for i in {{1..300}}; do sleep 0.1; done; exit 1")
+    assert job.stdout is not None
+    assert job.stdout.readline() == "ready\n"
+    job.send_signal(10)
+    said, _ = job.communicate(timeout=30)
+    assert job.returncode == 0, said
+    assert "requeue 7" in (tmp_path / "scontrol").read_text()
 
 
 def test_the_notice_of_slurm_reaches_the_ranks_and_is_waited_for(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -18,6 +20,7 @@ from accelerate import Accelerator
 from stream_pretrain import data
 from stream_pretrain.config import Config, fixed_options, flatten, run_directory
 from stream_pretrain.data import PinnedCorpus
+from stream_pretrain.data.costs import memory_bound, reading_cost
 from stream_pretrain.data.lanes import LanePlan
 from stream_pretrain.data.objectives import Vocabulary
 from stream_pretrain.data.sources import resolve
@@ -34,7 +37,8 @@ from stream_pretrain.data.stream import (
     worker_died,
 )
 from stream_pretrain.data.tokenization import Encoder
-from stream_pretrain.errors import CheckpointError, ConfigError, ContentError, TrainingError
+from stream_pretrain.errors import CheckpointError, ConfigError, ContentError, ModelError, StreamPretrainError, TrainingError
+from stream_pretrain.model.isolation import isolation_fault
 from stream_pretrain.model.loading import LoadedModel, export_state, load_model, load_tokenizer
 from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.training import evaluation
@@ -52,7 +56,7 @@ from stream_pretrain.training.evaluation import EvaluationSet
 from stream_pretrain.training.loop import EndOfCorpus, StepResult, Totals, accelerator_for, training_steps
 from stream_pretrain.training.metrics import MetricsWindow
 from stream_pretrain.training.optimizer import adamw, learning_rate
-from stream_pretrain.training.peers import STOPPED, Peers, between_ranks
+from stream_pretrain.training.peers import STOPPED, VANISHED, Peers, between_ranks
 from stream_pretrain.training.preemption import (
     Interrupted,
     StopRequest,
@@ -105,7 +109,15 @@ def run(config: Config, command: Sequence[str]) -> int:
             else:
                 out.record("failed", error=why)
 
-        peers = stack.enter_context(between_ranks(ranks, stop, give_up=record_end))
+        def give_up(why: str, first: bool) -> None:
+            if first:
+                Progress(sys.stderr).notice(f"error: {why}")
+            record_end(why)
+
+        peers = stack.enter_context(between_ranks(ranks, stop, give_up))
+        watchdog = stack.enter_context(
+            Watchdog(ranks, progress.warning if ranks.is_first else Progress(sys.stderr).warning),
+        )
 
         def own() -> None:
             nonlocal out
@@ -113,14 +125,16 @@ def run(config: Config, command: Sequence[str]) -> int:
 
         state: Literal["preempted", "finished"]
         try:
-            with stop.interruptible():
-                ranks.from_first(own)
-            state = train(prepare(config, command, accelerator, ranks, progress, stop, out))
+            with watchdog.stage("starting"):
+                with stop.interruptible():
+                    ranks.from_first(own)
+                setup = prepare(config, command, accelerator, ranks, progress, stop, out)
+            state = train(setup, watchdog)
         except SystemExit:  # the first rank ends, and says why
             raise
         except BaseException as error:
             error = _explained(error, ranks, peers)
-            why = STOPPED if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}"
+            why = _reason(error, ranks)
             told = peers.end(why)
             record_end(told or why)
             if (told or why) != STOPPED:
@@ -129,7 +143,9 @@ def run(config: Config, command: Sequence[str]) -> int:
         else:
             out.record(state)
         if state == "preempted":
-            progress.notice(f"stopped by {stop.signal}; the same command goes on from the last checkpoint")
+            progress.notice(
+                f"stopped by {stop.signal or 'a signal to another rank'}; the same command goes on from the last checkpoint"
+            )
         else:
             progress.notice(f"finished; the model is in {out.path / 'model'}")
     if ranks.world > 1:
@@ -139,16 +155,30 @@ def run(config: Config, command: Sequence[str]) -> int:
 
 def _explained(error: BaseException, ranks: Ranks, peers: Peers) -> BaseException:
     """What ended this rank, in the user's words where there are any."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return ranks.named(TrainingError("out of GPU memory: halve --micro-batch-size, the result does not change"))
-    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # met wherever this process was just then
-        return ranks.named(worker_died(error))
+    if isinstance(error, RuntimeError | MemoryError):
+        # torch says that a worker has died wherever this process was just then.
+        if re.search(r"DataLoader worker \(pid|MemoryError in DataLoader worker", str(error)):
+            return ranks.named(worker_died(error))
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(str(error)):
+            return ranks.named(TrainingError("out of memory: halve --micro-batch-size, the result does not change"))
     if isinstance(error, RuntimeError | Interrupted):
         # A collective that failed, or the launcher that ends those that are left.
         gone = peers.vanished(patience=2.0 if isinstance(error, RuntimeError) else 0.0)
         if gone is not None:
-            return TrainingError(f"rank {gone} ended without a word: it was killed, perhaps for want of memory")
+            return TrainingError(VANISHED.format(gone))
     return error
+
+
+_NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory|_ALLOC_FAILED", re.IGNORECASE)
+"""What is said by torch on a CPU, and by the libraries on a GPU that do not use its allocator."""
+
+
+def _reason(error: BaseException, ranks: Ranks) -> str:
+    """What the other ranks and run.json are told."""
+    if isinstance(error, Interrupted):
+        return STOPPED
+    said = f"{type(error).__name__}: {error}"
+    return said if ranks.world == 1 or isinstance(error, StreamPretrainError) else f"rank {ranks.index}: {said}"
 
 
 def prepare(
@@ -189,7 +219,7 @@ def prepare(
             encoder,
             Vocabulary.of(loaded.tokenizer, config.objective.selection) if masked else None,
         )
-        for line in _advice(plan, ranks):
+        for line in _advice(plan, ranks, config.data.workers):
             progress.warning(line)
         evaluation_set = None
         if config.eval.every:
@@ -204,6 +234,10 @@ def prepare(
     if config.model.compile:
         bare.compile(dynamic=False)
     model, optimizer = accelerator.prepare(bare, optimizer)
+    with accelerator.autocast():  # asked again where it trains: a GPU computes attention with another kernel
+        fault = isolation_fault(bare, config.data.sequence_length, not masked, loaded.tokenizer.mask_token_id)
+    if fault is not None:
+        raise ModelError(f"the documents of a row are not kept apart on this {accelerator.device.type}: {fault}")
     if saved is not None:
         load_optimizer_tensors(optimizer, bare.model.named_parameters(), saved.optimizer)
         cursors = cursors_from(saved.stream, pinned.lanes)
@@ -255,7 +289,7 @@ def _devices(accelerator: Accelerator) -> str:
     return name if accelerator.num_processes == 1 else f"{accelerator.num_processes} x {name}"
 
 
-def _advice(plan: StreamPlan, ranks: Ranks) -> Iterator[str]:
+def _advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
     """What the user may want to start otherwise."""
     lanes = plan.lanes.lanes
     if lanes % ranks.world:
@@ -264,15 +298,33 @@ def _advice(plan: StreamPlan, ranks: Ranks) -> Iterator[str]:
     for source in plan.lanes.sources:
         if source.whole:
             yield f"source {source.name} is too small to be dealt to {lanes} lanes: each reads all of it, in its own order"
-    visible = torch.cuda.device_count()
-    if visible > 1 and ranks.world == 1:
+    cost = reading_cost(plan.lanes, ranks.world, workers)
+    if cost.amplification > 1.05:
         yield (
-            f"{visible} GPUs are visible and one is used; for all of them: "
+            f"shards that cannot be entered in their middle are shared by processes: an epoch reads the corpus "
+            f"{cost.amplification:.1f} times, a resume at most {human_bytes(cost.resume_bytes)} of it again; "
+            "fewer --lanes or --workers read less, as do more and smaller shards"
+        )
+    processes, memory = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * max(1, workers), _physical_memory()
+    held = memory_bound(plan.lanes, -(-lanes // (ranks.world * max(1, workers))))
+    if held * processes > memory / 2:
+        yield (
+            f"readers may hold {human_bytes(held)} in each of {processes} processes, and this machine has "
+            f"{human_bytes(memory)}: fewer --lanes or a smaller --data.window-bytes hold less"
+        )
+    visible, used = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if visible > used:
+        yield (
+            f"{visible} GPUs are visible, {used} used; for all of them: "
             f"torchrun --nproc-per-node {visible} -m stream_pretrain and the same options"
         )
 
 
-def train(setup: Setup) -> Literal["preempted", "finished"]:
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def train(setup: Setup, watchdog: Watchdog) -> Literal["preempted", "finished"]:
     """Train to the end, or until asked to stop; returns the state of the run."""
     config, ranks, out = setup.config, setup.ranks, setup.out
     totals, progress = setup.totals, setup.progress
@@ -288,9 +340,7 @@ def train(setup: Setup) -> Literal["preempted", "finished"]:
     window = MetricsWindow(setup.plan, setup.loaded.model, setup.accelerator.device, ranks)
     last_saved = first_step
     stopped = False
-    watchdog = Watchdog(ranks, progress.warning if ranks.is_first else Progress(sys.stderr).warning)
     with (
-        watchdog,
         watchdog.stage("computing"),
         stream,
         _tracker(setup) as tracker,
@@ -362,6 +412,9 @@ def train(setup: Setup) -> Literal["preempted", "finished"]:
             write_model(to_host(weights), settings, setup.loaded.tokenizer, out.path / "model")
         out.record(state, step=totals.step)
         tracker.finish(state)
+        # A launcher that sees one rank leave may end those that have not, and the first one has the most to do.
+        with watchdog.stage("waiting for the other ranks"):
+            ranks.wait()
     return state
 
 

@@ -8,6 +8,7 @@
     source_lane  windows shuffled, tokenized, packed   -> rows of one source, and the cursor behind each
     mixture    which source gives the next row
     lanes      the sources of the mixture              -> the rows of a lane
+    costs      what reading costs, before it is paid
     objectives masks and labels
     stream     the rows of a step, over ranks and workers
     batches    rows                                    -> tensors of a micro-batch
@@ -23,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stream_pretrain.config import Config, DataConfig, sources_of
+from stream_pretrain.data.costs import MOST_AMPLIFICATION, reading_cost
 from stream_pretrain.data.dealing import lane_count
 from stream_pretrain.data.documents import ReadOptions
 from stream_pretrain.data.lanes import LanePlan
@@ -92,13 +94,27 @@ def pin(config: Config, world: int) -> PinnedCorpus:
     )
     shares = _largest_shares(config.data)
     names = [source.name for source in config.data.sources] or [""]
-    return PinnedCorpus(
+    pinned = PinnedCorpus(
         tuple(
             PinnedSource(name, corpus, _window_bytes(config, corpus, lanes, full, share))
             for name, corpus, share in zip(names, corpora, shares, strict=True)
         ),
         lanes,
     )
+    _refuse_amplified_transfers(config, pinned, world)
+    return pinned
+
+
+def _refuse_amplified_transfers(config: Config, pinned: PinnedCorpus, world: int) -> None:
+    """Remote shards that many processes would read whole are read when the user says so: by --lanes."""
+    remote = any("://" in shard.url and not shard.url.startswith("file://") for shard in pinned.shards)
+    cost = reading_cost(lane_plan(config, pinned), world, config.data.workers)
+    if remote and config.data.lanes == "auto" and cost.amplification > MOST_AMPLIFICATION:
+        raise ConfigError(
+            f"{len(pinned.shards)} remote shards, which cannot be entered in their middle, would be read "
+            f"{cost.amplification:.1f} times in an epoch, by {world * max(1, config.data.workers)} processes: give "
+            f"--lanes {pinned.lanes} to accept that, or fewer --lanes or --workers, or more and smaller shards"
+        )
 
 
 def _window_bytes(config: Config, corpus: Corpus, lanes: int, full: int, share: float) -> int:

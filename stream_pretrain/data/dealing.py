@@ -47,7 +47,7 @@ def deal(
     order = order[np.argsort(-shard_sizes[order], kind="stable")]
     # Equal loads are dealt in a random order of lanes, so that a lane without a shard in this epoch gets one in another.
     rank = np.argsort(keyed_generator(seed, DEAL, epoch, first_shard, lanes).permutation(lanes))
-    mean = max(float(shard_sizes.sum()) / lanes, 1.0)
+    mean = float(shard_sizes.sum()) / lanes or 1.0  # all may be empty
     attempts = []
     for fineness in (1, 2, 4):  # the fewest stripes of equal length can leave the last lanes too full or too empty
         attempts.append(_deal_by_size(order.tolist(), shard_sizes.tolist(), windows, rank, FULLEST * mean, fineness))
@@ -138,6 +138,7 @@ def lane_count(requested: int | None, *, global_batch_size: int, world: int, wor
 
     Asked for, or the largest divisor of the global batch that is at most max(64, world) and at most
     max(8, world x workers, separately readable units): enough for every process, no more than the corpus carries.
+    Multiples of the world come first, so that no rank idles while another reads one lane more.
     Raises ConfigError when there are fewer lanes than ranks, naming the nearest batch sizes that fit.
     """
     if requested is not None:
@@ -145,7 +146,8 @@ def lane_count(requested: int | None, *, global_batch_size: int, world: int, wor
             raise ConfigError(f"--lanes {requested} does not give each of {world} ranks one: give more lanes, or fewer ranks")
         return requested
     most = min(max(64, world), max(8, world * max(workers, 1), readable_units))
-    lanes = max(d for d in range(1, most + 1) if global_batch_size % d == 0)
+    divisors = [d for d in range(1, most + 1) if global_batch_size % d == 0]
+    lanes = max(divisors, key=lambda d: (d % world == 0, d))
     if lanes < world:
         below, above = global_batch_size // world * world, math.ceil(global_batch_size / world) * world
         sizes = " or ".join(str(size) for size in dict.fromkeys((below, above)) if size)

@@ -7,6 +7,7 @@ import json
 import math
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -16,9 +17,9 @@ import orjson
 from stream_pretrain.config import template_fields
 from stream_pretrain.data.dealing import Stripe
 from stream_pretrain.data.sources import Shard
-from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions
+from stream_pretrain.data.transport import Restart, ShardBytes, ShardFile, TransportOptions
 from stream_pretrain.data.windows import LineWindows
-from stream_pretrain.errors import ContentError, SourceError, TransportError
+from stream_pretrain.errors import ContentError, SourceError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -358,15 +359,11 @@ class ParquetDocuments:
         return documents
 
     def _open(self) -> pq.ParquetFile:
-        import fsspec
         import pyarrow.parquet as pq
 
-        storage_options = dict(self.options.transport.storage_options)
-        try:
-            file = fsspec.open(self.shard.url, "rb", **storage_options).open()
+        file = ShardFile(self.shard.url, self.shard.size, self.options.transport)
+        with self._named("is no whole Parquet file"):
             return pq.ParquetFile(file, pre_buffer=False)
-        except Exception as error:  # every store has errors of its own
-            raise self._fault("is no whole Parquet file", error) from error
 
     def _slices(self, metadata: pq.FileMetaData) -> list[_Slice]:
         names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
@@ -384,10 +381,8 @@ class ParquetDocuments:
         return slices
 
     def _columns(self, file: pq.ParquetFile, group: int) -> pa.Table:
-        try:
+        with self._named(f"row group {group} is damaged"):
             return file.read_row_group(group, columns=self.options.fields)
-        except Exception as error:
-            raise self._fault(f"row group {group} is damaged", error) from error
 
     def _text_of(self, row: tuple[pa.Scalar, ...]) -> str:
         assert self.held is not None
@@ -397,14 +392,16 @@ class ParquetDocuments:
             raise _BadDocumentError(_NOT_UTF8) from None
         return self.text_of(value)
 
-    def _fault(self, what: str, error: Exception) -> SourceError:
-        """Damage as Arrow reports it, else a fault of transport: the two are never taken for each other."""
+    @contextmanager
+    def _named(self, what: str) -> Iterator[None]:
+        """Say which shard is damaged, and where, when Arrow cannot read it."""
         import pyarrow as pa
 
-        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):
-            return ContentError(f"{self.shard.name}: {what} ({words})")
-        return TransportError(f"{self.shard.name}: cannot be read ({words}); check the store and --data.storage-options")
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ContentError(f"{self.shard.name}: {what} ({words})") from error
 
 
 @dataclass(frozen=True)

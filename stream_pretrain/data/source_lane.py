@@ -12,6 +12,7 @@ never part of the state.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,13 +29,15 @@ from stream_pretrain.data.packing import SMALLEST_FRAGMENT, Packing, Rows, assem
 from stream_pretrain.data.randomness import DEAL, MASK, ORDER, keyed_generator
 from stream_pretrain.data.sources import Shard
 from stream_pretrain.data.tokenization import PIECE_CHARACTERS, Encoder, encode, piece_edges
-from stream_pretrain.data.transport import Restart
+from stream_pretrain.data.transport import Restart, seconds_waiting
 from stream_pretrain.errors import ContentError, SourceError
 
 EXPANSION = {"none": 1.0, "zstd": 3.5, "gzip": 3.0, "bz2": 4.0, "xz": 4.0, "lz4": 2.0}
 """Uncompressed bytes for a stored byte, as text usually compresses: estimates the windows of a shard."""
 
 GROUP_ROWS = 16
+CAUSES = ("network", "reading", "tokenizing")
+"""What a lane spends its time on: waiting for a store; decompressing and parsing; tokenizing and packing."""
 EMPTY_EPOCHS = 64
 """A lane that is dealt no document in this many epochs on end gives up."""
 
@@ -205,6 +208,7 @@ class SourceLane:
         self.group: Group | None = None
         self.unreported: list[Skipped] = []
         self.uncounted = 0
+        self.seconds = np.zeros(len(CAUSES))
         self.empty_epochs = 0
         self.rows_before_epoch = cursor.rows
         self.characters_per_token = 4.0
@@ -253,6 +257,11 @@ class SourceLane:
         self.cursor = cursor._replace(skipped=cursor.skipped + len(skipped), filtered=cursor.filtered + filtered)
         return skipped
 
+    def take_seconds(self) -> NDArray[np.float64]:
+        """[causes] seconds spent since this was asked last."""
+        seconds, self.seconds = self.seconds, np.zeros(len(CAUSES))
+        return seconds
+
     def _begin_epoch(self, epoch: int, stripe: int) -> None:
         self.stripes = self.plan.stripes(epoch, self.number) if not self.ended else []
         self._follow(stripe)
@@ -272,6 +281,7 @@ class SourceLane:
             return
         stripe = self.stripes[cursor.stripe]
         block = stripe.first + cursor.window * stripe.count
+        began, waited = time.perf_counter(), seconds_waiting()
         try:
             found = self.reader.read(stripe, block, Restart(cursor.compressed, cursor.uncompressed))
         except ContentError as error:
@@ -279,6 +289,8 @@ class SourceLane:
                 raise
             self.unreported.append(Skipped(cursor.epoch, self._shard(stripe), block, f"rest of the stripe skipped: {error}"))
             found = None
+        waited = seconds_waiting() - waited
+        self.seconds += waited, time.perf_counter() - began - waited, 0.0
         if found is None:
             self.readers.leave(self.number, cursor.epoch, stripe)
             self.cursor = cursor._replace(stripe=cursor.stripe + 1, window=0, compressed=0, uncompressed=0)
@@ -321,6 +333,7 @@ class SourceLane:
 
     def _open_group(self, window: _Window) -> None:
         """Tokenize and pack the documents from the cursor on."""
+        began = time.perf_counter()
         cursor, length = self.cursor, self.plan.sequence_length
         rows = GROUP_ROWS
         if cursor.rows == cursor.taken:  # the lane's first group: shorter by lane, so that refills are spread over steps
@@ -357,6 +370,7 @@ class SourceLane:
             origins=_origins(cursor.epoch, self._shard(stripe), window.document_offsets()[packed.segment_document]),
             after=after,
         )
+        self.seconds[2] += time.perf_counter() - began
 
     def _tokenize(self, window: _Window, characters: int) -> None:
         texts = window.next_texts(characters)

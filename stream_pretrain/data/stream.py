@@ -22,7 +22,7 @@ from stream_pretrain.data.lanes import Lane, LanePlan
 from stream_pretrain.data.objectives import Labelled, Vocabulary, label_slots, mask, mask_rates, next_tokens
 from stream_pretrain.data.packing import Rows, gather
 from stream_pretrain.data.randomness import keyed_generator
-from stream_pretrain.data.source_lane import GROUP_ROWS, Cursor, Group, Readers, Skipped
+from stream_pretrain.data.source_lane import CAUSES, GROUP_ROWS, Cursor, Group, Readers, Skipped
 from stream_pretrain.data.tokenization import Encoder
 from stream_pretrain.errors import CheckpointError, StreamPretrainError, TrainingError
 
@@ -46,8 +46,10 @@ class StreamPlan:
 
     def mask_rate(self, step: int) -> float:
         """The mask rate of a step."""
+        if self.objective.final_mask_rate is None:
+            return self.objective.mask_rate
         rate = float(mask_rates(self.objective, np.array([step]), self.max_steps)[0])
-        return round(rate * _RATES) / _RATES if self.objective.final_mask_rate is not None else rate
+        return round(rate * _RATES) / _RATES
 
     @property
     def label_slots(self) -> int:
@@ -73,6 +75,8 @@ class StepRows:
     """Documents skipped on the way to these rows."""
     origins: NDArray[np.int64]
     """[S, 3] epoch, shard and offset of the document of each segment."""
+    seconds: NDArray[np.float64]
+    """[causes] what the workers spent on them, see `source_lane.CAUSES`."""
 
     @property
     def tokens(self) -> int:
@@ -144,6 +148,7 @@ def step_of(lanes: Sequence[Lane], plan: StreamPlan) -> StepRows:
         origins=np.concatenate(
             [np.empty((0, 3), dtype=np.int64), *(group.origins[group.rows.segments_of(index)] for group, index in picks)]
         ),
+        seconds=np.zeros(len(CAUSES)) + sum(source.take_seconds() for lane in lanes for source in lane.sources),
     )
 
 
@@ -209,6 +214,7 @@ def merged(parts: Sequence[StepRows]) -> StepRows:
         labelled=Labelled(labels("input_ids"), labels("label_positions"), labels("labels")),
         skipped=tuple(skip for part in parts for skip in part.skipped),
         origins=np.concatenate([part.origins for part in parts])[segment_order],
+        seconds=np.sum([part.seconds for part in parts], axis=0),
     )
 
 
@@ -255,7 +261,7 @@ class StepStream:
             try:
                 item = next(self.items)
             except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+                if "DataLoader worker (pid" not in str(error):  # an error that the worker has raised names no process
                     raise
                 raise worker_died(error) from error
             if isinstance(item, StreamPretrainError):
@@ -264,7 +270,7 @@ class StepStream:
         return merged(parts)
 
 
-def worker_died(error: RuntimeError) -> TrainingError:
+def worker_died(error: RuntimeError | MemoryError) -> TrainingError:
     """What torch says of a worker that has died, in one line; it raises that at any place of the training process."""
     reason = str(error).split("\n", 1)[0].rstrip(". ")
     return TrainingError(f"a data worker died ({reason}): out of memory? Try fewer --workers")

@@ -4,6 +4,7 @@
     _Compressed  retries below the decompressor, reads one block ahead, buffers
     members      zstd and lz4 frames, gzip members, bz2 and xz streams: restart points lie between them
     ShardBytes   chunks of bounded size, skipping forward
+    ShardFile    stored bytes anywhere, for formats that have an index
 
 A fault of transport (network, server) is retried at the byte that is missing and never changes a byte above; a fault of
 content (damage, truncation) is a ContentError, met after the same good bytes wherever the pass began.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import bisect
 import bz2
 import email.utils
+import io
 import itertools
 import logging
 import lzma
@@ -28,7 +30,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import fsspec
 import requests
@@ -128,7 +130,6 @@ class ShardBytes:
         self.position = restart.uncompressed
         self.restart = restart
         self._begin = restart
-        self.seconds_decompressing = 0.0
         self._name = _without_secrets(url)
         self._compression = compression
         self._size = size
@@ -143,11 +144,6 @@ class ShardBytes:
     def compressed_bytes_read(self) -> int:
         """Bytes that came from the store, repeated ones included."""
         return self._data.bytes_read
-
-    @property
-    def seconds_waiting(self) -> float:
-        """Seconds spent waiting for the store."""
-        return self._data.seconds_waiting
 
     def read(self) -> bytes:
         """The next chunk, of one frame or member; b"" at the end of the shard."""
@@ -184,14 +180,11 @@ class ShardBytes:
     def _next(self) -> tuple[Restart, bytes] | None:
         if self._error is not None:
             raise self._error
-        started, waited = time.perf_counter(), self._data.seconds_waiting
         try:
             return next(self._chunks, None)
         except StreamPretrainError as error:
             self._error = error  # a finished generator would look like the end of the shard
             raise
-        finally:
-            self.seconds_decompressing += time.perf_counter() - started - (self._data.seconds_waiting - waited)
 
     def _plain(self) -> Iterator[tuple[Restart, bytes]]:
         head = bytes(self._data.peek(_HEAD))
@@ -253,9 +246,7 @@ class ShardBytes:
                 "it was replaced since the run began"
             )
         if self._size is not None and self._data.total != self._size:
-            raise ContentError(
-                f"{self._name}: has {self._data.total} bytes, but {self._size} are listed: it was cut short or replaced"
-            )
+            raise ContentError(_other_size(self._name, self._data.total, self._size))
 
     def _jump(self, offset: int) -> None:
         """Go to the frame of the seek table that holds `offset`, where that saves reading."""
@@ -274,6 +265,53 @@ class ShardBytes:
 
 _CUT = "it is not finished where the shard ends: the shard was cut short"
 _HEAD = 512
+
+
+def _other_size(name: str, found: int | None, listed: int) -> str:
+    return f"{name}: has {found} bytes, but {listed} are listed: it was cut short or replaced"
+
+
+class ShardFile(io.RawIOBase):
+    """The stored bytes of one shard as a file that is read anywhere, for formats that have an index of their own.
+
+    Every read is one range, fetched with the retries of ShardBytes, and raises as that does.
+    """
+
+    def __init__(self, url: str, size: int | None, options: TransportOptions):
+        self._name = _without_secrets(url)
+        self._data = _Compressed(url, self._name, size, 0, options)
+        self._at = 0
+        if size is None:
+            self._data.apart(0, 1)  # the first answer says how large the file is
+            size = self._data.known_total
+        if size is None:
+            raise TransportError(f"{self._name}: the server does not say how large the file is")
+        self._size = size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        stop = self._size if size is None or size < 0 else min(self._size, self._at + size)
+        content = self._data.apart(self._at, stop) if self._at < stop else b""
+        self._at += len(content)
+        if self._data.known_total not in (None, self._size):
+            raise ContentError(_other_size(self._name, self._data.known_total, self._size))
+        return content
+
+    def close(self) -> None:
+        self._data.close()
+        super().close()
 
 
 class _DamageError(Exception):
@@ -501,13 +539,20 @@ class _TransientError(Exception):
         self.wait = wait
 
 
+def seconds_waiting() -> float:
+    """How long this process has waited for stores, all shards together."""
+    return _Compressed.seconds_waiting
+
+
 class _Compressed:
     """The bytes of the file as it lies in the store, behind a buffer."""
+
+    seconds_waiting: ClassVar[float] = 0.0
+    """All of this process have waited so long for their stores."""
 
     def __init__(self, url: str, name: str, size: int | None, start: int, options: TransportOptions):
         self.position = start
         self.bytes_read = 0
-        self.seconds_waiting = 0.0
         self._name = name
         self._deadline = options.retry_deadline
         self._store = _store(url, name, size, options)
@@ -565,7 +610,7 @@ class _Compressed:
         if self._ahead is not None:
             self._ahead[1].exception()  # one request at a time; its outcome is looked at when its bytes are needed
         content = bytes(self._fetch(start, stop))
-        self.seconds_waiting += time.perf_counter() - started
+        _Compressed.seconds_waiting += time.perf_counter() - started
         return content
 
     def close(self) -> None:
@@ -589,7 +634,7 @@ class _Compressed:
         rest = memoryview(self._buffer)[self._index :]
         self._buffer = b"".join((rest, block)) if rest else block
         self._index = 0
-        self.seconds_waiting += time.perf_counter() - started
+        _Compressed.seconds_waiting += time.perf_counter() - started
         return bool(block)
 
     def _cancel(self) -> None:
@@ -665,6 +710,9 @@ def _fault(error: Exception, name: str) -> _TransientError:
         ),
         None,
     )
+    behind = getattr(error.__cause__, "response", None)  # what s3fs has of botocore
+    if status is None and isinstance(behind, dict):
+        status = behind.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         raise TransportError(f"{name}: not found ({words}); {_CHECK_ID}") from error
     if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__:

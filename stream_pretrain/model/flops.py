@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from functools import cache
 
+import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -27,20 +31,34 @@ _PEAKS = {
 }
 
 
-def flops_per_token(config: PreTrainedConfig, labelled_fraction: float, attended_length: float) -> float:
-    """FLOPs of forward and backward for one real token of a packed row.
+def training_flops(config: PreTrainedConfig, lengths: NDArray[np.integer], labels: int) -> float:
+    """FLOPs of forward and backward over packed segments of `lengths` tokens, of which `labels` positions reach the head.
 
-    6 for each weight it meets in a matrix product, plus attention; causal attention counts in full, recomputation not at all.
-    `config` is that of a loaded model, which names its class; `labelled_fraction` the share of positions that reach the head;
-    `attended_length` the positions a token attends to on average: sum(d^2) / sum(d) over documents of d tokens.
+    6 for each token and weight of a matrix product, plus attention; recomputation does not count. A token attends to all of its
+    segment, with causal attention too, but to no more of it than the window of a layer is wide.
+    `config` is that of a loaded model, which names its class.
     Source: Chowdhery et al. 2022 (PaLM), appendix B.
     """
     assert config.architectures, "the configuration of a loaded model names its class"
     encoder, head = _matrix_weights(config.__class__, config.to_json_string(use_diff=False))
     reuse = config.num_hidden_layers / getattr(config, "num_hidden_groups", config.num_hidden_layers)  # ALBERT shares layers
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = 12 * config.num_hidden_layers * config.num_attention_heads * width * attended_length
-    return float(6 * reuse * encoder + attention + labelled_fraction * 6 * head)
+    tokens = lengths.astype(np.float64)
+    attended = sum(float((tokens * np.minimum(tokens, reach)).sum()) for reach in attention_reach(config))
+    attention = 12 * config.num_attention_heads * width * attended
+    return float(6 * reuse * encoder * tokens.sum() + attention + 6 * head * labels)
+
+
+def attention_reach(config: PreTrainedConfig) -> Sequence[float]:
+    """How many positions a token can attend to in each layer, itself included: infinity where there is no window."""
+    layers: int = config.num_hidden_layers
+    window = getattr(config, "sliding_window", None)
+    if window is None:
+        return [math.inf] * layers
+    # ModernBERT's is of a token's neighbours on either side, those of decoders of the token and what is in front of it.
+    reach = 2 * window + 1 if hasattr(config, "local_attention") else window
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
+    return [reach if kind == "sliding_attention" else math.inf for kind in kinds]
 
 
 def peak_bf16_flops(device_name: str) -> float | None:

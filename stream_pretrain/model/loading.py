@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from transformers import (
 from stream_pretrain.config import ModelConfig, ObjectiveConfig
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.isolation import choose_attention
-from stream_pretrain.model.positions import refuse_beyond_positions
+from stream_pretrain.model.packed_attention import one_document
+from stream_pretrain.model.positions import evaluating, ordinary_token_ids, refuse_beyond_positions
 from stream_pretrain.model.pretraining import PretrainingModel
 
 # What model families call the dropout of the attention probabilities.
@@ -120,6 +122,7 @@ def load_model(
     model.config.architectures = [type(model).__name__]
     refuse_beyond_positions(model, name, sequence_length)
     notes += choose_attention(model, sequence_length, causal, tokenizer.mask_token_id)
+    notes += _leave_out_unused(model, name)
     if config.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ModelError(f"{name} does not support --model.gradient-checkpointing: leave the option out")
@@ -148,6 +151,37 @@ def export_state(loaded: LoadedModel, model: nn.Module) -> tuple[dict[str, Tenso
     for option, value in loaded.original_settings.items():
         setattr(settings, option, value)
     return state, settings
+
+
+def _leave_out_unused(model: PreTrainedModel, name: str) -> list[str]:
+    """Freeze the parameters that take no part in the loss, which neither an optimizer nor DDP can do anything with.
+
+    Heads of the BERT family have such a bias where the decoder is not tied to the embedding.
+    """
+    used = _parameters_in_logits(model)
+    unused = {key: weight for key, weight in model.named_parameters() if weight.requires_grad and id(weight) not in used}
+    kinds = {re.sub(r"\.\d+\.", ".*.", key) for key, weight in model.named_parameters() if id(weight) in used}
+    for key, weight in unused.items():
+        if re.sub(r"\.\d+\.", ".*.", key) in kinds:  # used in another layer, or by another expert: the data decides
+            raise ModelError(f"{name} does not use all its parameters for every token, for example {key}: choose another model")
+        weight.requires_grad_(False)
+    return [f"not trained, since no loss depends on them: {', '.join(unused)}"] if unused else []
+
+
+def _parameters_in_logits(model: PreTrainedModel) -> set[int]:
+    """The `id` of every parameter that the logits depend on; none of their gradients is computed."""
+    input_ids = ordinary_token_ids(model, 8)[None]
+    with evaluating(model), torch.enable_grad():
+        waiting = [model(input_ids, **one_document(model, 8)).logits.grad_fn]
+    seen, found = set(waiting), set()
+    while waiting:
+        node = waiting.pop()
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        following = {next_node for next_node, _ in node.next_functions if next_node is not None} - seen
+        seen |= following
+        waiting += following
+    return found
 
 
 def _prepare(settings: PreTrainedConfig, causal: bool) -> tuple[dict[str, Any], list[str]]:

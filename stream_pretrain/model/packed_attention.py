@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import AttentionInterface, PreTrainedModel
+
+from stream_pretrain.errors import ModelError
 
 # transformers looks for "flash", "sdpa" and "flex_attention" inside this name and would treat it as one of them.
 PACKED_ATTENTION = "packed_documents"
@@ -28,6 +28,7 @@ LONGEST_MASKED_ROW = 512
 # What some models ask of attention, and neither kernel can do.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "cache")
 
+_VARLEN_LARGEST_HEAD = 256
 _VARLEN_HAS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch >= 2.12
 
 
@@ -46,6 +47,13 @@ def block_diagonal_mask(
     return mask
 
 
+def one_document(model: PreTrainedModel, length: int) -> dict[str, Tensor]:
+    """What the forward pass of a model takes besides a row of `length` tokens that is one document."""
+    if model.config._attn_implementation != PACKED_ATTENTION:
+        return {}
+    return {"cu_seq_lens_q": torch.tensor([0, length], dtype=torch.int32, device=model.device)}
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -59,32 +67,30 @@ def packed_attention(
     cu_seq_lens_q: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function that transformers calls; without `cu_seq_lens_q` every row is one document.
+    """The attention function that transformers calls.
 
     Shapes: query [B, H, L, D]; key, value [B, H or fewer, L, D]; cu_seq_lens_q int32 [S + 1], no document crossing a row,
     trailing repeats allowed; returns [B, L, H, D].
-    Raises: NotImplementedError where the model asks for what packed rows cannot give exactly.
+    Raises: NotImplementedError where the model asks for what packed rows cannot give exactly, ModelError without documents.
     """
-    if attention_mask is not None:
-        assert cu_seq_lens_q is None, "a packed batch carries no attention mask"
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+    if cu_seq_lens_q is None or attention_mask is not None:
+        raise ModelError(
+            "packed attention is for rows with cu_seq_lens_q and without attention_mask: for others, call"
+            ' set_attn_implementation("sdpa") first'
         )
     unsupported = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
     if unsupported:
         raise NotImplementedError(f"{type(module).__name__} needs {', '.join(unsupported)} in its attention")
     assert dropout == 0, "packed attention has no dropout"
 
-    batch, heads, length, _ = query.shape
+    batch, heads, length, size = query.shape
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     window = None if sliding_window is None or sliding_window > length else sliding_window - 1
     grouped = key.shape[1] != heads
-    if cu_seq_lens_q is None:
-        cu_seq_lens_q = torch.arange(0, batch * length + 1, length, dtype=torch.int32, device=query.device)
 
     # Rotary embeddings under autocast leave query and key in float32: the autocast dtype decides.
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
-    if query.is_cuda and dtype == torch.bfloat16:
+    if query.is_cuda and dtype == torch.bfloat16 and size % 8 == 0 and size <= _VARLEN_LARGEST_HEAD:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         return _varlen(query, key, value, cu_seq_lens_q, causal, window, scaling), None
     if length > LONGEST_MASKED_ROW:
@@ -92,17 +98,6 @@ def packed_attention(
     mask = block_diagonal_mask(cu_seq_lens_q, batch, length, window, causal)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped)
     return output.transpose(1, 2), None
-
-
-def packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """The mask function that belongs to it: none for packed rows, the usual one for rows with a padding mask.
-
-    Without one registered under the same name, transformers would drop padding masks in silence.
-    """
-    if attention_mask is None:
-        return None
-    mask: Tensor | None = sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
-    return mask
 
 
 def _near(length: int, window: int | None, causal: bool, device: torch.device) -> Tensor:
@@ -154,5 +149,6 @@ def _one_by_one(
     return torch.cat(outputs).view(batch, length, heads, size)
 
 
+# Without a mask function of this name, transformers makes no mask. With one, it would look at the position ids of causal models
+# on the host, once a forward pass, which waits for the GPU.
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
-AttentionMaskInterface.register(PACKED_ATTENTION, packed_mask)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stream_pretrain.errors import ModelError
+from stream_pretrain.model.packed_attention import one_document
 
 
 @contextmanager
@@ -45,9 +46,12 @@ def first_position(model: PreTrainedModel) -> int:
     input_ids = ordinary_token_ids(model, 6)[None]
     positions = torch.arange(6, device=input_ids.device)[None]
     candidates = (0, (getattr(model.config, "pad_token_id", None) or 0) + 1)
+    document = one_document(model, 6)
     with evaluating(model):
-        unaided = model(input_ids).logits
-        errors = [(model(input_ids, position_ids=positions + first).logits - unaided).abs().max() for first in candidates]
+        unaided = model(input_ids, **document).logits
+        errors = [
+            (model(input_ids, position_ids=positions + first, **document).logits - unaided).abs().max() for first in candidates
+        ]
     return candidates[int(torch.stack(errors).argmin())]
 
 

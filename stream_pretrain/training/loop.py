@@ -20,7 +20,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
 from stream_pretrain.config import Config
 from stream_pretrain.data.batches import micro_batches, on_device
-from stream_pretrain.data.source_lane import Cursor
+from stream_pretrain.data.source_lane import CAUSES, Cursor
 from stream_pretrain.data.stream import LaneCursors, StepRows, StepStream, StreamPlan, lanes_of
 from stream_pretrain.errors import ConfigError, ContentError, StreamPretrainError, TrainingError
 from stream_pretrain.training.optimizer import learning_rate
@@ -69,11 +69,11 @@ class StepResult:
     tokens: int
     rows: int
     segments: int
-    squared_lengths: int
-    """Sum over the segments of their length squared: what attention costs."""
     seconds: float
     seconds_waiting: float
     """Of `seconds`, for data."""
+    data_seconds: list[float]
+    """What the data workers spent on the rows, by `source_lane.CAUSES`."""
     stop: bool
     """Whether any rank was asked to stop."""
     rows_seen: StepRows
@@ -189,6 +189,9 @@ def training_steps(
         losses = torch.zeros(2 + sources, dtype=torch.float64, device=device)
         batches = micro_batches(rows.rows, rows.labelled, rows.row_source, size, micro_batches_a_step, plan.encoder.pad)
         for number, batch in enumerate(on_device(batches, device), start=1):
+            if stop.requested and number < micro_batches_a_step:
+                abandoned = True  # the step may be longer than a launcher waits; in the last micro-batch the ranks meet
+                continue
             with nullcontext() if number == micro_batches_a_step else accelerator.no_sync(model):
                 loss, correct, of_source = model(**vars(batch))
                 accelerator.backward(loss * scale)
@@ -199,9 +202,9 @@ def training_steps(
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.train.max_grad_norm)
 
         lengths = rows.rows.segment_length.astype(np.int64)
-        counts = [rows.tokens, len(rows.row_lane), len(lengths), int((lengths**2).sum())]
+        counts = [rows.tokens, len(rows.row_lane), len(lengths)]
         counts += rows.cursors[:, :, [_SKIPPED, _FILTERED]].sum(axis=(0, 1)).tolist()
-        counts += [int(stop.requested), int(abandoned)]
+        counts += [int(stop.requested), int(abandoned), *rows.seconds.tolist()]
         counts += rows.cursors[:, :, _DOCUMENTS].sum(axis=0).tolist()
         row_labels = (rows.labelled.labels >= 0).sum(axis=1)
         counts += np.bincount(rows.row_source, row_labels, sources).tolist()
@@ -213,7 +216,8 @@ def training_steps(
             on_host = torch.cat([sums, labels_and_progress, grad_norm.double().reshape(1)]).tolist()
         loss_sum, correct_sum, *rest = on_host
         source_loss, rest = rest[:sources], rest[sources:]
-        tokens, row_count, segments, squared, skipped, filtered, stops, abandons, *rest = rest
+        tokens, row_count, segments, skipped, filtered, stops, abandons, *rest = rest
+        data_seconds, rest = rest[: len(CAUSES)], rest[len(CAUSES) :]
         documents, source_labels, source_tokens = (list(map(int, rest[i * sources :][:sources])) for i in range(3))
         labels, done, norm = rest[3 * sources :]
         if abandons:
@@ -254,9 +258,9 @@ def training_steps(
             tokens=int(tokens),
             rows=int(row_count),
             segments=int(segments),
-            squared_lengths=int(squared),
             seconds=time.perf_counter() - started,
             seconds_waiting=waited,
+            data_seconds=data_seconds,
             stop=stops > 0,
             rows_seen=rows,
         )

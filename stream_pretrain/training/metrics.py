@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from stream_pretrain.data.source_lane import CAUSES
 from stream_pretrain.data.stream import LaneCursors, StreamPlan, lanes_of
-from stream_pretrain.model.flops import flops_per_token, peak_bf16_flops
+from stream_pretrain.model.flops import peak_bf16_flops, training_flops
 from stream_pretrain.training.loop import StepResult, Totals
 from stream_pretrain.training.ranks import Ranks
 
@@ -18,7 +21,7 @@ class MetricsWindow:
     """The steps since the last log line; values are over all their micro-batches and ranks."""
 
     plan: StreamPlan
-    model: torch.nn.Module
+    model: PreTrainedModel
     device: torch.device
     ranks: Ranks
     results: list[StepResult] = field(default_factory=list)
@@ -34,13 +37,17 @@ class MetricsWindow:
         own = [cursors[lane] for lane in lanes_of(len(cursors), self.ranks.index, self.ranks.world)]
         epochs = [{cursor.epoch for cursor in of_source} for of_source in zip(*own, strict=True)]
         source_epochs = [set().union(*of_ranks) for of_ranks in zip(*self.ranks.gather(epochs), strict=True)]
+        waiting = sum(result.seconds_waiting for result in results) / seconds
+        spent = np.sum([result.data_seconds for result in results], axis=0)
         metrics: dict[str, float | int] = {
             "train/loss": sum(result.loss for result in updated) / labels if updated else float("nan"),
             "train/masked_accuracy": sum(result.correct for result in updated) / labels,
             "train/lr": results[-1].learning_rate,
             "train/grad_norm": results[-1].grad_norm,
             "train/tokens_per_second": tokens / seconds,
-            "train/data_wait_fraction": sum(result.seconds_waiting for result in results) / seconds,
+            "train/data_wait_fraction": waiting,
+            # The same, divided by what the data workers did meanwhile.
+            **{f"train/data_wait_{cause}": waiting * spent[i] / max(spent.sum(), 1e-9) for i, cause in enumerate(CAUSES)},
             "train/tokens": totals.tokens,
             "train/documents": totals.documents,
             "train/skipped_documents": totals.skipped,
@@ -54,7 +61,7 @@ class MetricsWindow:
         }
         if len(source_epochs) > 1:
             metrics |= self._of_sources(updated, totals, source_epochs)
-        return metrics | self._hardware(tokens, labels, sum(result.squared_lengths for result in results), seconds)
+        return metrics | self._hardware(results, seconds)
 
     def _of_sources(self, updated: Sequence[StepResult], totals: Totals, epochs: Sequence[set[int]]) -> dict[str, float | int]:
         """What each source of a mixture gave, and the loss on it where it gave anything."""
@@ -70,13 +77,20 @@ class MetricsWindow:
             metrics[f"{name}/epoch_most"] = max(epochs[number])
         return metrics
 
-    def _hardware(self, tokens: int, labels: int, squared_lengths: int, seconds: float) -> dict[str, float | int]:
+    def _hardware(self, results: Sequence[StepResult], seconds: float) -> dict[str, float | int]:
         """Model FLOP utilisation, where the peak of the device is known, and memory."""
         if self.device.type != "cuda":
             return {}
         metrics: dict[str, float | int] = {"train/memory_gib": torch.cuda.max_memory_allocated(self.device) / 2**30}
         peak = peak_bf16_flops(torch.cuda.get_device_name(self.device))
         if peak is not None:
-            flops = flops_per_token(self.model.config, labels / tokens, squared_lengths / tokens)
-            metrics["train/mfu"] = tokens * flops / seconds / peak / self.ranks.world
+            own = useful_flops(self.model.config, results)
+            metrics["train/mfu"] = sum(self.ranks.gather(own)) / seconds / peak / self.ranks.world
         return metrics
+
+
+def useful_flops(config: PreTrainedConfig, results: Sequence[StepResult]) -> float:
+    """FLOPs of this rank for the real tokens and labels of these steps; padding is no use to anyone."""
+    lengths = np.concatenate([result.rows_seen.rows.segment_length for result in results])
+    labels = sum(int((result.rows_seen.labelled.labels >= 0).sum()) for result in results)
+    return training_flops(config, lengths, labels)

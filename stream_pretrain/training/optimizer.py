@@ -29,13 +29,12 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
     """Learning rate of a step.
 
     progress: how much of the run lies before the step, 0 to 1: of `max_steps`, or of the corpus where epochs end the run.
+    Where the warm-up reaches into the decay, the lower of the two holds: the rate never jumps.
     Source: WSD with a 1 - sqrt decay: Haegele et al. 2405.18392.
     """
-    peak, last = config.learning_rate, config.final_learning_rate
-    if step < config.warmup_steps:
-        return peak * (step + 1) / config.warmup_steps
+    peak, last, progress = config.learning_rate, config.final_learning_rate, min(progress, 1.0)
     warmup = config.warmup_steps / config.max_steps if config.max_steps is not None else 0.0
-    after_warmup = min(max((progress - warmup) / (1 - warmup), 0.0), 1.0) if warmup < 1 else 1.0
+    after_warmup = (progress - warmup) / (1 - warmup) if warmup < progress else 0.0
     match config.schedule:
         case "constant":
             share = 1.0
@@ -46,4 +45,5 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
         case "wsd":
             begin = 1 - config.decay_fraction
             share = 1 - math.sqrt((progress - begin) / config.decay_fraction) if progress > begin else 1.0
-    return last + (peak - last) * share
+    rising = peak * (step + 1) / config.warmup_steps if step < config.warmup_steps else peak
+    return min(rising, last + (peak - last) * share)

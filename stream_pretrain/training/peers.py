@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -29,14 +29,20 @@ HEARD_SECONDS = 5.0
 """A rank that ends waits at most so long for all others to have heard why."""
 LEAVE_SECONDS = 20.0
 """A rank that has not left so long after another one ended never will: it waits in a collective for what does not come."""
+ALONE_SECONDS = 5.0
+"""So long a rank has to find out by a collective that another one was killed; those on GPUs do not fail, they hang."""
+VANISHED = "rank {} ended without a word: it was killed, perhaps for want of memory"
 _STOP, _END, _HEARD = "stop", "end", "heard"
 
 
 class Peers:
-    """The other ranks, as they can be reached when this one or another is in trouble; alone there is none."""
+    """The other ranks, as they can be reached when this one or another is in trouble; alone there is none.
 
-    def __init__(self, store: TCPStore | None = None, processes: list[tuple[str, int]] | None = None) -> None:
-        self._store, self._processes = store, processes or []
+    processes: machine and process number of each rank.
+    """
+
+    def __init__(self, store: TCPStore | None = None, processes: Sequence[tuple[str, int]] = (), rank: int = 0) -> None:
+        self._store, self._processes, self._rank = store, processes, rank
         self._signal: int | None = None
         self._since = 0.0
         self._news = threading.Event()
@@ -47,8 +53,8 @@ class Peers:
         """Tell the others why this rank ends, and wait until they have heard; returns what another rank told before."""
         if self._store is None or self._why is not None:
             return self._why
-        own = f"{os.getpid()}@{socket.gethostname()} {why}"  # ranks that end together may have the same to say
-        with suppress(DistError):  # the first rank, which keeps the store, is no more
+        own = f"{self._rank} {why}"  # ranks that end together may have the same to say
+        with suppress(DistError):
             told = self._store.compare_set(_END, "", own).decode()
             self._acknowledge()
             if told != own:
@@ -56,17 +62,23 @@ class Peers:
             deadline = time.monotonic() + HEARD_SECONDS
             while self._store.add(_HEARD, 0) < len(self._processes) and time.monotonic() < deadline:
                 time.sleep(0.05)
-        return None
+            return None
+        # The first rank, which keeps the store, is no more: the next one of its machine speaks for all.
+        neighbours = [rank for rank, (machine, _) in enumerate(self._processes) if machine == _machine()]
+        return why if self._gone() == 0 and self._rank != neighbours[1] else None
 
     def vanished(self, patience: float) -> int | None:
         """A rank of this machine that has ended without telling why; seen `patience` seconds after its connections close."""
         deadline = time.monotonic() + patience
         while True:
-            gone = (rank for rank, (host, pid) in enumerate(self._processes) if host == socket.gethostname() and _is_gone(pid))
-            rank = next(gone, None)
+            rank = self._gone()
             if rank is not None or self._told() is not None or time.monotonic() >= deadline:
                 return rank if self._told() is None else None
             time.sleep(0.05)
+
+    def _gone(self) -> int | None:
+        here = _machine()
+        return next((rank for rank, (machine, pid) in enumerate(self._processes) if machine == here and _is_gone(pid)), None)
 
     def _told(self) -> str | None:
         with suppress(DistError):
@@ -90,11 +102,11 @@ class Peers:
                 elif time.monotonic() - self._since > ECHO_SECONDS:
                     os._exit(128 + number)  # Python's own handler waits for the main thread, which may be in a collective
 
-    def _watch_store(self, left: threading.Event, give_up: Callable[[str], None]) -> None:
+    def _watch_store(self, left: threading.Event, give_up: Callable[[str, bool], None]) -> None:
         assert self._store is not None
         shared = False
         with suppress(DistError):
-            while not left.is_set():
+            while not left.is_set() and self._told() is None and self._gone() is None:
                 self._news.wait(POLL_SECONDS)
                 self._news.clear()
                 if self._signal is not None and not shared:
@@ -103,19 +115,26 @@ class Peers:
                 elif not shared and self._store.check([_STOP]):
                     shared = True
                     os.kill(os.getpid(), int(self._store.get(_STOP)))
-                why = self._told()
-                if why is not None:
-                    self._acknowledge()
-                    if not left.wait(LEAVE_SECONDS):
-                        give_up(why)
-                        os._exit(0 if why == STOPPED else 1)
+        killed = self._gone()
+        if self._told() is None and (killed is None or left.wait(ALONE_SECONDS)):
+            return
+        why, first = self._told(), False
+        if why is None:
+            own = VANISHED.format(killed)
+            why = self.end(own)
+            why, first = why or own, why is None
+        self._acknowledge()
+        if first or not left.wait(LEAVE_SECONDS):
+            give_up(why, first)
+            os._exit(0 if why == STOPPED else 1)
 
 
 @contextmanager
-def between_ranks(ranks: Ranks, stop: StopRequest, give_up: Callable[[str], None]) -> Iterator[Peers]:
+def between_ranks(ranks: Ranks, stop: StopRequest, give_up: Callable[[str, bool], None]) -> Iterator[Peers]:
     """Let a signal to one rank reach all of them, also those that wait for each other, and know why another one ended.
 
-    To be entered in the main thread. `give_up` is told the reason before a rank that cannot leave by itself is ended.
+    To be entered in the main thread. `give_up` is told the reason before a rank that cannot leave by itself is ended,
+    and whether no other rank has said it yet.
     """
     if ranks.world == 1:
         yield Peers()
@@ -125,7 +144,7 @@ def between_ranks(ranks: Ranks, stop: StopRequest, give_up: Callable[[str], None
     created = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=soon) if ranks.is_first else None
     port = ranks.from_first(lambda: created.port if created is not None else 0)
     store = created or TCPStore(host, port, is_master=False, timeout=soon)
-    peers = Peers(store, ranks.gather((socket.gethostname(), os.getpid())))
+    peers = Peers(store, ranks.gather((_machine(), os.getpid())), ranks.index)
     received, written = os.pipe()
     os.set_blocking(written, False)
     previous = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
@@ -149,6 +168,13 @@ def between_ranks(ranks: Ranks, stop: StopRequest, give_up: Callable[[str], None
         for thread in threads:
             thread.join()
         os.close(received)
+
+
+def _machine() -> str:
+    """Where numbers of processes mean the same ones: a machine, or a container on it."""
+    with suppress(OSError):  # no /proc here
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
 
 
 def _is_gone(pid: int) -> bool:

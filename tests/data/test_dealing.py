@@ -137,10 +137,14 @@ def count(requested: int | None = None, *, batch: int = 256, world: int = 1, wor
         (128, {"world": 128}),
         (60, {"batch": 120}),
         (1, {"batch": 67}),
+        (64, {"world": 48}),
+        (24, {"batch": 264, "world": 12}),
+        (6, {"batch": 258, "world": 3}),
+        (7, {"batch": 259, "world": 7, "units": 1}),
         (4, {"requested": 4, "world": 4}),
     ],
 )
-def test_lanes_divide_the_batch_and_are_no_more_than_the_corpus_carries(lanes: int, options: dict[str, int]) -> None:
+def test_lanes_divide_the_batch_and_the_ranks_divide_them_where_they_can(lanes: int, options: dict[str, int]) -> None:
     assert count(**options) == lanes
 
 
@@ -153,3 +157,8 @@ def test_fewer_lanes_than_ranks_are_refused_with_what_would_fit() -> None:
     )
     with pytest.raises(ConfigError, match=r"^--lanes 2 does not give each of 4 ranks one: give more lanes, or fewer ranks$"):
         count(2, world=4)
+
+
+def test_a_single_shard_of_unknown_size_is_shared_by_all_lanes() -> None:
+    assert deal([None], [4], 4, seed=0, epoch=0) != deal([None], [1], 4, seed=0, epoch=0)
+    assert sorted(stripe.first for lane in deal([None], [4], 4, seed=0, epoch=0) for stripe in lane) == [0, 1, 2, 3]

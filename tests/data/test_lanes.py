@@ -13,7 +13,7 @@ from stream_pretrain import data
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
 from stream_pretrain.data.lanes import Lane
 from stream_pretrain.data.objectives import Vocabulary
-from stream_pretrain.data.source_lane import Cursor, Readers
+from stream_pretrain.data.source_lane import CAUSES, Cursor, Readers
 from stream_pretrain.data.stream import (
     LaneCursors,
     StepStream,
@@ -253,3 +253,14 @@ def test_a_causal_document_has_its_end_token_once(tmp_path: Path, tail: str) -> 
         tokens += row[1].rows.input_ids[row[2]].tolist()
     assert len(encoder.document_end) == 1
     assert tokens.count(encoder.document_end[0]) == 2
+
+
+def test_a_step_says_what_its_readers_spent_their_time_on(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(300), "zst")
+    plan = plan_for(tmp_path)
+    with StepStream(plan, first_cursors(4), workers=2) as stream:
+        network, reading, tokenizing = sum(next(stream).seconds for _ in range(20))
+    assert network > 0, "a local file takes time too"
+    assert reading > 0
+    assert tokenizing > 0
+    assert len(CAUSES) == 3

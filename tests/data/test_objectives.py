@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,36 @@ def test_spans_have_the_lengths_of_spanbert_geometric_and_truncated_at_ten_words
     assert abs(shares[:10] - expected).max() < 0.03
     assert shares[10:].sum() < 0.05
     assert 3.6 < np.mean(runs) < 4.3
+
+
+def test_spans_are_those_of_the_definition_by_chi_square() -> None:
+    """Geometric lengths truncated at ten words, taken in random order until the next would exceed the budget."""
+    rows, vocabulary = plain(np.full((64, 4000), 7, dtype=np.int32))
+    observed = np.zeros(11, dtype=np.int64)
+    for key in range(8):
+        objective = ObjectiveConfig(selection="span", mask_rate=0.01)
+        for positions in labelled_positions(mask(rows, vocabulary, objective, np.full(64, 0.01), keyed_generator(key))):
+            runs = np.split(np.array(positions), np.flatnonzero(np.diff(positions) != 1) + 1)
+            observed += np.bincount(
+                [len(run) for run in runs if len(run) <= 10], minlength=11
+            )  # two may touch: one in a hundred
+    geometric = 0.2 * 0.8 ** np.arange(10) / (1 - 0.8**10)
+    lengths = np.random.default_rng(0).choice(np.arange(1, 11), size=(100_000, 40), p=geometric)
+    taken = np.bincount(lengths[lengths.cumsum(axis=1) <= 40], minlength=11)
+    assert observed.sum() > 4000
+    assert abs(chi_square(observed[1:], taken[1:] * observed.sum() / taken.sum())) < 3
+    assert abs(chi_square(observed[1:], geometric * observed.sum())) > 3, "the budget cuts some long ones off"
+
+
+def test_words_are_chosen_alike_often_and_fill_the_budget(vocabulary: Vocabulary) -> None:
+    rows = rows_of(*[[[UN, BELIEV, ABLE] * 10, [MAT, S, S] * 10]] * 2000, length=60)
+    objective = ObjectiveConfig(selection="whole_word", mask_rate=0.3)
+    labelled = mask(rows, vocabulary, objective, np.full(2000, 0.3), keyed_generator(12))
+    positions = labelled.label_positions[labelled.labels != IGNORED].reshape(2000, 18)  # six words of three in every row
+    assert (positions % 3 == [0, 1, 2] * 6).all()
+    of_word = np.bincount(positions[:, ::3].ravel() // 3, minlength=20)
+    # Six of twenty without replacement: the variance of a count is 14/20 of that of free draws.
+    assert abs(chi_square(of_word, 600.0) / 0.7) < 3 * 1.43
 
 
 def test_a_span_does_not_reach_into_the_next_segment(vocabulary: Vocabulary) -> None:
@@ -549,6 +580,20 @@ def test_sentence_piece_words_are_those_of_the_tokenizer_without_their_punctuati
     assert words == ["▁The", "▁quickest", "▁fox", "▁jumped", ",", "▁unbelievable", "▁(", "half", "-", "life", ")."]
     assert len(words) < len(ids)
     assert set(np.flatnonzero(own)) < set(found)
+
+
+def test_sentence_piece_words_of_letters_and_spaces_equal_those_of_the_tokenizer() -> None:
+    sample = SHARED / "general" / "formats" / "sample.jsonl"
+    if not sample.exists():
+        pytest.skip(f"{SHARED} has no general sample")
+    documents = [json.loads(line)["text"][:20_000] for line in sample.read_text(encoding="utf-8").splitlines()]
+    texts = [" ".join(re.findall("[A-Za-z]+", document)) for document in documents]
+    tokenizer = sentence_piece(texts)
+    vocabulary = Vocabulary.of(tokenizer, "whole_word")
+    for text in texts[:20]:
+        ids, own = own_boundaries(tokenizer, text)
+        assert begins(vocabulary, ids) == own
+    assert own.count(False) > 100
 
 
 # --- Real tokenizers and text, where present ---

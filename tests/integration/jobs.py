@@ -1,15 +1,16 @@
-"""Jobs of several real processes: torchrun and its ranks, in a process group of their own that never outlives a test."""
+"""Jobs of several real processes: torchrun and its ranks, none of which outlives a test."""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "CUDA_VISIBLE_DEVICES": "",
 }
+MARK = "STREAM_PRETRAIN_TEST_JOB"
+"""The variable by which the processes of a job are known."""
 START_SECONDS = 120.0
 """What torch alone may take to import on a busy machine; not part of any deadline that is tested."""
 
@@ -28,8 +31,8 @@ START_SECONDS = 120.0
 class Job:
     """A started launcher; what it and its ranks write to stderr is in a file."""
 
-    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
-        self.process, self.output = process, output
+    def __init__(self, process: subprocess.Popen[bytes], output: Path, mark: str) -> None:
+        self.process, self.output, self.mark = process, output, mark
 
     @property
     def stderr(self) -> str:
@@ -62,14 +65,12 @@ class Job:
         return code
 
     def processes(self) -> list[psutil.Process]:
-        """What lives of the session of the launcher."""
+        """What lives of the job, also where its launcher is gone: ranks have sessions of their own."""
         found = []
         for process in psutil.process_iter():
-            try:
-                if os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+            with suppress(psutil.Error):  # ended meanwhile, or not ours
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
-            except (ProcessLookupError, psutil.NoSuchProcess):
-                pass
         return found
 
     def errors(self) -> list[str]:
@@ -77,32 +78,41 @@ class Job:
 
 
 @contextmanager
-def job(world: int, arguments: Sequence[str], output: Path, environment: Mapping[str, str] | None = None) -> Iterator[Job]:
+def job(
+    world: int,
+    arguments: Sequence[str],
+    output: Path,
+    environment: Mapping[str, str] | None = None,
+    program: Sequence[str] = ("-m", "stream_pretrain"),
+) -> Iterator[Job]:
     """Start `world` ranks of the command line; whatever is left of them at the end of the block is killed."""
     forwarded = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", "--standalone", forwarded]
-    with started([*torchrun, "-m", "stream_pretrain", *arguments], output, environment) as running:
+    with started([*torchrun, *program, *arguments], output, environment) as running:
         yield running
 
 
 @contextmanager
 def started(command: Sequence[str], output: Path, environment: Mapping[str, str] | None = None) -> Iterator[Job]:
+    mark = secrets.token_hex(8)
     with output.open("wb") as stderr:
         process = subprocess.Popen(
             command,
-            env={**ENVIRONMENT, **(environment or {})},
+            env={**ENVIRONMENT, **(environment or {}), MARK: mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
             start_new_session=True,
         )
-        running = Job(process, output)
+        running = Job(process, output, mark)
         try:
             yield running
         finally:
-            for left in running.processes():  # ranks have process groups of their own
-                left.kill()
-            process.kill()
+            while left := running.processes():
+                for one in left:
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
+                time.sleep(0.02)
             process.wait()
 
 
@@ -132,3 +142,10 @@ def tiny_options(corpus: Path | str, model: Path, out: Path, *more: str) -> list
         *("--max-steps=100000", "--save-every=100000", "--log-every=1", "--run.wandb=disabled"),
         *("--data.window-bytes=9000", "--train.schedule=constant", *more),
     ]
+
+
+def assert_goes_on(arguments: Sequence[str], out: Path, step: int) -> None:
+    """The same command goes on after a step, and each step is in the metrics once."""
+    with job(2, [*arguments, f"--max-steps={step + 2}"], out.with_suffix(".next")) as running:
+        assert running.wait(START_SECONDS) == 0, running.stderr
+    assert [line["step"] for line in lines(out / "metrics.jsonl") if "train/loss" in line] == list(range(1, step + 3))

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.corpora import documents, write_shard, write_tiny_bert
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+from tests.integration.jobs import START_SECONDS, Job, checkpoints, started
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +29,14 @@ def options(corpus: Path, model: Path, out: Path, *more: str) -> list[str]:
     return [
         *(f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", f"--output-dir={out}"),
         *("--sequence-length=32", "--global-batch-size=12", "--lanes=12", "--micro-batch-size=5", "--workers=1"),
-        *("--save-every=1000", "--log-every=1", "--run.wandb=disabled", "--data.window-bytes=9000", *more),
+        *(
+            "--save-every=1000",
+            "--log-every=1",
+            "--run.wandb=disabled",
+            "--data.window-bytes=9000",
+            "--train.schedule=constant",
+        ),
+        *more,
     ]
 
 
@@ -44,168 +45,91 @@ def launch(world: int, arguments: list[str]) -> list[str]:
     return [*(torchrun if world > 1 else [sys.executable]), "-m", "stream_pretrain", *arguments]
 
 
-def train(world: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    process = subprocess.Popen(
-        launch(world, arguments),
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _, stderr = process.communicate(timeout=170)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    return subprocess.CompletedProcess(process.args, process.returncode, "", stderr)
+def train(world: int, arguments: list[str], out: Path) -> Job:
+    """The job after it has ended by itself, without an error."""
+    with started(launch(world, arguments), out.with_suffix(".log")) as running:
+        assert running.wait(170) == 0, running.stderr
+    return running
 
 
 def metrics(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def losses(out: Path) -> list[float]:
+    return [line["train/loss"] for line in metrics(out)]
+
+
 def same_rows(lines: list[dict[str, float]]) -> list[tuple[float, ...]]:
     return [(line["step"], line["train/tokens"], line["train/documents"], line["train/segments_per_row"]) for line in lines]
 
 
-@pytest.fixture(scope="module")
-def alone(corpus: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
-    out = tmp_path_factory.mktemp("alone")
-    done = train(1, options(corpus, model, out, "--max-steps=15"))
-    assert done.returncode == 0, done.stderr
-    return metrics(out)
-
-
-def last_saved(out: Path) -> int:
-    return max((int(path.name.removeprefix("step-")) for path in (out / "checkpoints").glob("step-*")), default=0)
-
-
 def test_a_run_over_1_2_4_3_and_1_processes_killed_at_each_change_is_the_run_on_one(
-    corpus: Path, model: Path, alone: list[dict[str, float]], tmp_path: Path
+    corpus: Path, model: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    for world, reached, workers in ((1, 2, 0), (2, 5, 1), (4, 8, 2), (3, 11, 0)):
-        arguments = options(corpus, model, out, "--max-steps=15", "--save-every=1", f"--workers={workers}")
-        process = subprocess.Popen(
-            launch(world, arguments), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            until(lambda reached=reached: last_saved(out) >= reached, process)
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    done = train(1, options(corpus, model, out, "--max-steps=15"))
-    assert done.returncode == 0, done.stderr
-    assert same_rows(metrics(out)) == same_rows(alone)
-    assert [line["train/loss"] for line in metrics(out)] == pytest.approx([line["train/loss"] for line in alone], rel=1e-4)
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    reached = 0
+    for world, workers in ((1, 0), (2, 1), (4, 2), (3, 0)):
+        arguments = options(corpus, model, out, "--max-steps=100000", "--save-every=1", f"--workers={workers}")
+        with started(launch(world, arguments), out.with_suffix(f".{world}")) as running:
+            running.until(lambda reached=reached: checkpoints(out)[-1:] > [reached + 1])
+            # The end of the block is the kill.
+        reached = checkpoints(out)[-1]
+    for folder in (out, alone):
+        train(1, options(corpus, model, folder, f"--max-steps={reached + 2}"), folder)
+    assert same_rows(metrics(out)) == same_rows(metrics(alone))
+    assert [line["step"] for line in metrics(out)] == list(range(1, reached + 3))
+    assert losses(out) == pytest.approx(losses(alone), rel=1e-4)
 
 
 @pytest.mark.long
-def test_the_loss_does_not_depend_on_the_number_of_processes(
-    corpus: Path, model: Path, alone: list[dict[str, float]], tmp_path: Path
-) -> None:
-    for world in (2, 3):
+def test_the_loss_does_not_depend_on_the_number_of_processes(corpus: Path, model: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "out1"
+    for world in (1, 2, 3):
         out = tmp_path / f"out{world}"
-        done = train(world, options(corpus, model, out, "--max-steps=15", "--micro-batch-size=2"))
-        assert done.returncode == 0, done.stderr
-        assert same_rows(metrics(out)) == same_rows(alone)
-        assert [line["train/loss"] for line in metrics(out)] == pytest.approx([line["train/loss"] for line in alone], rel=1e-4)
+        train(world, options(corpus, model, out, "--max-steps=15", f"--micro-batch-size={6 - world}"), out)
+        assert same_rows(metrics(out)) == same_rows(metrics(alone))
+        assert losses(out) == pytest.approx(losses(alone), rel=1e-4)
 
 
-@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.long), 4])
-def test_one_epoch_of_uneven_shards_ends_on_every_rank_having_seen_all_documents(
-    corpus: Path, model: Path, tmp_path: Path, world: int
+@pytest.mark.parametrize(
+    ("world", "shards"),
+    [
+        pytest.param(2, {"zst": 40, "plain": 150, "gz": 1, "parquet": 120}, marks=pytest.mark.long, id="uneven shards"),
+        pytest.param(4, {"zst": 60, "zst-multi": 0, "plain": 33}, id="more ranks than shards, one of them empty"),
+        pytest.param(4, {"zst": 500}, marks=pytest.mark.long, id="one file"),
+        pytest.param(3, {"zst": 0, "plain": 0, "gz": 2}, marks=pytest.mark.long, id="fewer documents than ranks"),
+    ],
+)
+def test_one_epoch_ends_on_every_rank_having_seen_all_documents(
+    model: Path, tmp_path: Path, world: int, shards: dict[str, int]
 ) -> None:
-    out = tmp_path / "out"
-    done = train(world, options(corpus, model, out, "--max-epochs=1", "--log-every=5"))
-    assert done.returncode == 0, done.stderr
+    folder, out = tmp_path / "corpus", tmp_path / "out"
+    folder.mkdir()
+    for i, (style, count) in enumerate(shards.items()):
+        write_shard(folder / f"s{i}", documents(count, seed=i), style)
+    train(world, options(folder, model, out, "--max-epochs=1", "--log-every=5"), out)
     stream = json.loads(max((out / "checkpoints").glob("step-*")).joinpath("stream.json").read_text())
     at = stream["fields"].index("documents")
-    assert sum(lane["sources"][0][at] for lane in stream["lanes"]) == 401
+    assert sum(lane["sources"][0][at] for lane in stream["lanes"]) == sum(shards.values())
     assert json.loads((out / "run.json").read_text())["state"] == "finished"
 
 
-def until(condition: object, process: subprocess.Popen[str], seconds: float = 100) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def trainers(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The rank processes under a launcher, in the order of their start."""
-    return sorted(
-        (child for child in psutil.Process(launcher.pid).children() if "stream_pretrain" in " ".join(child.cmdline())),
-        key=lambda child: child.create_time(),
-    )
-
-
-@pytest.mark.parametrize("whom", ["launcher", "one rank"])
-def test_a_signal_to_the_launcher_or_one_rank_saves_and_stops_all(corpus: Path, model: Path, tmp_path: Path, whom: str) -> None:
-    out = tmp_path / "out"
-    process = subprocess.Popen(
-        launch(2, options(corpus, model, out, "--max-steps=100000")),
-        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        until(lambda: (out / "metrics.jsonl").exists() and len(metrics_so_far(out)) > 3, process)
-        (process if whom == "launcher" else trainers(process)[1]).send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=40)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    run = json.loads((out / "run.json").read_text())
-    assert run["state"] == "preempted", stderr
-    saved = max((out / "checkpoints").glob("step-*"))
-    assert int(saved.name.removeprefix("step-")) == metrics(out)[-1]["step"] == run["step"]
-
-
-def metrics_so_far(out: Path) -> list[str]:
-    return (out / "metrics.jsonl").read_text().splitlines()
-
-
-def test_a_killed_rank_ends_the_run_and_the_same_command_goes_on(corpus: Path, model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    process = subprocess.Popen(
-        launch(2, options(corpus, model, out, "--max-steps=100000", "--save-every=2")),
-        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        until((out / "checkpoints" / "step-00000004").exists, process)
-        trainers(process)[1].kill()
-        process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode != 0
-    saved = int(max((out / "checkpoints").glob("step-*")).name.removeprefix("step-"))
-    done = train(2, options(corpus, model, out, f"--max-steps={saved + 3}", "--train.schedule=constant"))
-    assert done.returncode == 0, done.stderr
-    assert [line["step"] for line in metrics(out)] == list(range(1, saved + 4))
-
-
 def test_more_ranks_than_lanes_are_refused_by_one_line(corpus: Path, model: Path, tmp_path: Path) -> None:
-    done = train(3, options(corpus, model, tmp_path / "out", "--max-steps=5", "--lanes=2"))
-    assert done.returncode != 0
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1
-    assert "--lanes 2 does not give each of 3 ranks one" in lines[0]
+    arguments = options(corpus, model, tmp_path / "out", "--max-steps=5", "--lanes=2")
+    with started(launch(3, arguments), tmp_path / "log") as running:
+        assert running.wait(START_SECONDS) != 0
+    [line] = running.errors()
+    assert "--lanes 2 does not give each of 3 ranks one" in line
 
 
 def test_a_second_run_on_the_same_folder_is_refused(corpus: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    first = subprocess.Popen(
-        launch(1, options(corpus, model, out, "--max-steps=100000")),
-        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        until((out / "metrics.jsonl").exists, first)
-        second = train(2, options(corpus, model, out, "--max-steps=100000"))
-    finally:
-        first.kill()
-        first.communicate()
-    assert second.returncode != 0
-    assert f"is in use by process {first.pid}" in second.stderr
+    arguments = options(corpus, model, out, "--max-steps=100000")
+    with started(launch(1, arguments), tmp_path / "first") as first:
+        first.until((out / "metrics.jsonl").exists)
+        with started(launch(2, arguments), tmp_path / "second") as second:
+            assert second.wait(START_SECONDS) != 0
+        [line] = second.errors()
+        assert f"is in use by process {first.process.pid}" in line
+        assert first.process.poll() is None

@@ -13,9 +13,7 @@ import pytest
 from stream_pretrain.training.checkpoint import verify
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.http_server import Server, serve
-from tests.integration.jobs import START_SECONDS, Job, checkpoints, job, lines, recorded, tiny_options
-
-pytestmark = pytest.mark.long
+from tests.integration.jobs import Job, assert_goes_on, checkpoints, job, lines, recorded, tiny_options
 
 OUT_SECONDS = 25.0
 
@@ -62,20 +60,14 @@ def assert_saved_and_preempted(running: Job, out: Path) -> int:
     return saved[-1]
 
 
-def assert_goes_on(arguments: list[str], out: Path, step: int) -> None:
-    with job(2, [*arguments, f"--max-steps={step + 2}"], out.with_suffix(".next")) as running:
-        assert running.wait(START_SECONDS) == 0, running.stderr
-    assert [line["step"] for line in lines(out / "metrics.jsonl") if "train/loss" in line] == list(range(1, step + 3))
-
-
 long = pytest.mark.long
 
 
 @pytest.mark.parametrize(
     ("whom", "name"),
     [
-        ("rank 1", "SIGUSR1"),
         ("launcher", "SIGUSR1"),
+        pytest.param("rank 1", "SIGUSR1", marks=long),
         pytest.param("launcher", "SIGTERM", marks=long),
         pytest.param("launcher", "SIGINT", marks=long),
         pytest.param("rank 0", "SIGTERM", marks=long),
@@ -95,16 +87,11 @@ def test_a_signal_during_a_step_saves_and_the_next_run_goes_on(
     assert_goes_on(arguments, out, step)
 
 
+@long
 @pytest.mark.parametrize(
-    ("whom", "name"),
-    [
-        ("rank 1", "SIGTERM"),
-        pytest.param("rank 0", "SIGUSR1", marks=long),
-        pytest.param("launcher", "SIGINT", marks=long),
-        pytest.param("launcher", "SIGTERM", marks=long),
-    ],
+    ("whom", "name"), [("rank 1", "SIGTERM"), ("rank 0", "SIGUSR1"), ("launcher", "SIGINT"), ("launcher", "SIGTERM")]
 )
-@pytest.mark.parametrize("moment", ["loading the model", pytest.param("resolving the corpus", marks=long)])
+@pytest.mark.parametrize("moment", ["loading the model", "resolving the corpus"])
 def test_a_signal_during_the_start_ends_all_ranks_and_the_run_can_be_started_again(
     corpus: Path, model: Path, out: Path, whom: str, name: str, moment: str
 ) -> None:
@@ -118,10 +105,8 @@ def test_a_signal_during_the_start_ends_all_ranks_and_the_run_can_be_started_aga
     assert_goes_on(arguments, out, step)
 
 
-@pytest.mark.parametrize(
-    ("whom", "name"),
-    [("launcher", "SIGTERM"), pytest.param("rank 1", "SIGINT", marks=long), pytest.param("rank 0", "SIGUSR1", marks=long)],
-)
+@long
+@pytest.mark.parametrize(("whom", "name"), [("launcher", "SIGTERM"), ("rank 1", "SIGINT"), ("rank 0", "SIGUSR1")])
 def test_a_signal_during_an_evaluation_ends_it_and_saves(corpus: Path, model: Path, out: Path, whom: str, name: str) -> None:
     evaluation = ("--eval-every=3", "--data.heldout-fraction=0.9", "--eval.documents=20", "--micro-batch-size=1")
     arguments = tiny_options(corpus, model, out, *evaluation)
@@ -137,10 +122,8 @@ def test_a_signal_during_an_evaluation_ends_it_and_saves(corpus: Path, model: Pa
     assert not lines(out / "metrics.jsonl")
 
 
-@pytest.mark.parametrize(
-    ("whom", "name"),
-    [("rank 0", "SIGTERM"), pytest.param("launcher", "SIGUSR1", marks=long), pytest.param("rank 1", "SIGINT", marks=long)],
-)
+@long
+@pytest.mark.parametrize(("whom", "name"), [("rank 0", "SIGTERM"), ("launcher", "SIGUSR1"), ("rank 1", "SIGINT")])
 def test_a_signal_while_checkpoints_are_written_leaves_whole_ones(
     corpus: Path, model: Path, out: Path, whom: str, name: str
 ) -> None:
@@ -184,6 +167,26 @@ def test_a_signal_ends_a_read_that_stalls(
     assert_goes_on(arguments, out, step)
 
 
+@long
+@pytest.mark.parametrize(("whom", "name"), [("rank 1", "SIGTERM"), ("launcher", "SIGUSR1"), ("rank 0", "SIGINT")])
+def test_a_signal_ends_a_start_that_stalls(
+    server: Server, model: Path, out: Path, tmp_path: Path, whom: str, name: str
+) -> None:
+    shards = tmp_path / "shards.txt"
+    shards.write_text("".join(server.url(f"s{i}.jsonl.zst") + "\n" for i in range(4)))
+    arguments = tiny_options(f"@{shards}", model, out)
+    server.inject("s1.jsonl.zst", {"do": "stall", "after": 10, "times": 50})  # the first rank asks for its identity
+    with job(2, arguments, out.with_suffix(".log")) as running:
+        running.until(lambda: any(request["path"] == "/s1.jsonl.zst" for request in server.log()))
+        time.sleep(2)
+        signalled(running, whom, name)
+        running.wait(OUT_SECONDS)
+        assert not running.errors()
+        assert recorded(out)["state"] == "preempted", running.stderr
+    server.forget()
+    assert_goes_on(arguments, out, 0)
+
+
 @pytest.mark.parametrize("whom", ["rank 1", pytest.param("rank 0", marks=long), pytest.param("launcher", marks=long)])
 def test_a_second_signal_ends_all_at_once_and_checkpoints_stay_whole(corpus: Path, model: Path, out: Path, whom: str) -> None:
     arguments = tiny_options(corpus, model, out, "--save-every=2")
@@ -203,3 +206,32 @@ def test_a_second_signal_ends_all_at_once_and_checkpoints_stay_whole(corpus: Pat
     for step in checkpoints(out):
         verify(out / "checkpoints" / f"step-{step:08d}")
     assert_goes_on(arguments, out, checkpoints(out)[-1])
+
+
+# A disk that takes its time.
+SLOW = """
+import sys, time
+from stream_pretrain.cli import main
+from stream_pretrain.training.checkpoint import BackgroundWriter
+
+def save(self, snapshot, save=BackgroundWriter._save):
+    time.sleep(5)
+    save(self, snapshot)
+
+BackgroundWriter._save = save
+sys.exit(main())
+"""
+
+
+@long
+def test_no_rank_leaves_before_the_last_checkpoint_is_whole(corpus: Path, model: Path, out: Path, tmp_path: Path) -> None:
+    # On several machines the launcher of the first to leave may end the others.
+    program = tmp_path / "slow.py"
+    program.write_text(SLOW)
+    with job(2, tiny_options(corpus, model, out), out.with_suffix(".log"), program=[str(program)]) as running:
+        running.until(lambda: len(lines(out / "metrics.jsonl")) > 2)
+        other = running.ranks()[1]
+        signalled(running, "rank 1", "SIGTERM")
+        other.wait(OUT_SECONDS)
+        assert recorded(out)["state"] == "preempted"
+        assert assert_saved_and_preempted(running, out) > 2

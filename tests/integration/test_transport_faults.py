@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions, compression_of
+from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions, compression_of, seconds_waiting
 from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.integration.http_server import Server, serve
 
@@ -306,3 +306,11 @@ def test_a_file_of_the_hub_is_asked_for_with_its_revision_and_token(server: Serv
             "status": 206,
         }
     ]
+
+
+def test_the_time_spent_waiting_for_a_store_is_counted(server: Server) -> None:
+    before = seconds_waiting()
+    server.inject("plain.jsonl", {"do": "status", "code": 429, "headers": {"Retry-After": "1"}})
+    with opened(server, "plain.jsonl") as shard:
+        shard.read()
+    assert 1.0 <= seconds_waiting() - before < 20

@@ -1,10 +1,14 @@
 """FLOPs of a token, against torch's own counter."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from stream_pretrain.model.flops import flops_per_token, peak_bf16_flops
+from stream_pretrain.model.flops import attention_reach, peak_bf16_flops, training_flops
 from tests.model.families import tiny_model
 
 
@@ -15,27 +19,58 @@ from tests.model.families import tiny_model
         ("modernbert", {"local_attention": 160}),
         ("albert", {"embedding_size": 4}),  # its projection of the embedding counts once per layer, not once
         ("llama", {"use_cache": False}),
+        ("mistral", {"use_cache": False, "sliding_window": 64}),
         ("gpt2", {"use_cache": False}),
     ],
 )
 def test_the_count_is_that_of_torchs_flop_counter(family: str, settings: dict[str, object]) -> None:
     model = tiny_model(family, "eager", **settings)
-    model.config.architectures = [type(model).__name__]
-    input_ids = torch.randint(10, 90, (2, 64), generator=torch.Generator().manual_seed(0))
-    with FlopCounterMode(display=False) as counter:
-        model(input_ids).logits.sum().backward()
-    counted = counter.get_total_flops() / input_ids.numel()
-    assert flops_per_token(model.config, labelled_fraction=1.0, attended_length=64) == pytest.approx(counted, rel=0.01)
+    assert training_flops(named(model), np.array([64, 64]), labels=128) == pytest.approx(counted(model, 64), rel=0.01)
+
+
+@pytest.mark.parametrize("family", ["modernbert", "mistral", "gemma3_text"])
+def test_a_layer_with_a_window_counts_what_is_inside_it(family: str) -> None:
+    """Torch counts all that is computed under a mask: as much more as the segment is longer than the window."""
+    model = tiny_model(family, "eager", **({"use_cache": False} if family != "modernbert" else {}))
+    windowed, reach = {"modernbert": (2, 9), "mistral": (2, 6), "gemma3_text": (2, 6)}[family]
+    heads, width = 4, 8
+    too_much = windowed * 12 * heads * width * 64 * (64 - reach) * 2
+    expected = counted(model, 64) - too_much
+    assert training_flops(named(model), np.array([64, 64]), labels=128) == pytest.approx(expected, rel=0.01)
+    assert too_much > 0.05 * expected
+
+
+def test_the_reach_of_each_layer_is_read_from_the_configuration() -> None:
+    full = math.inf
+    assert attention_reach(tiny_model("modernbert", local_attention=8).config) == [full, 9, 9, full]
+    assert attention_reach(tiny_model("mistral").config) == [6, 6]
+    assert attention_reach(tiny_model("mistral", sliding_window=None).config) == [full, full]
+    assert attention_reach(tiny_model("gemma3_text", num_hidden_layers=6).config) == [6, 6, 6, 6, 6, full]
+    assert attention_reach(tiny_model("qwen2").config) == [full, full]
+    assert attention_reach(tiny_model("bert").config) == [full, full]
 
 
 def test_the_head_counts_at_labelled_positions_and_attention_by_document_length() -> None:
-    config = tiny_model("bert").config
-    config.architectures = ["BertForMaskedLM"]
+    config = named(tiny_model("bert"))
     encoder = 6 * 2 * (4 * 32 * 32 + 2 * 32 * 48)
     head = 6 * (32 * 100 + 32 * 32)
-    assert flops_per_token(config, 0.0, 0.0) == encoder
-    assert flops_per_token(config, 0.25, 0.0) == encoder + head / 4
-    assert flops_per_token(config, 0.0, 10.0) == encoder + 12 * 32 * 2 * 10
+    assert training_flops(config, np.array([], dtype=np.int32), 5) == 5 * head
+    assert training_flops(config, np.array([10], dtype=np.int32), 0) == 10 * encoder + 12 * 32 * 2 * 100
+    assert training_flops(config, np.array([3, 7], dtype=np.int32), 2) == 10 * encoder + 12 * 32 * 2 * (9 + 49) + 2 * head
+    assert training_flops(config, np.array([60_000] * 9, dtype=np.int32), 0) > 12 * 32 * 2 * 9 * 60_000**2, "no overflow"
+
+
+def named(model: PreTrainedModel) -> PreTrainedConfig:
+    model.config.architectures = [type(model).__name__]
+    return model.config
+
+
+def counted(model: PreTrainedModel, length: int) -> int:
+    """FLOPs of forward and backward over two rows, by torch's counter."""
+    input_ids = torch.randint(10, 90, (2, length), generator=torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids).logits.sum().backward()
+    return counter.get_total_flops()
 
 
 def test_the_peak_of_a_gpu_is_known_by_its_name() -> None:

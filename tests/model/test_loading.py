@@ -2,15 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers.models.bert.modeling_bert import BertLayer
 
 from stream_pretrain.config import ModelConfig, ObjectiveConfig
 from stream_pretrain.errors import ModelError
+from stream_pretrain.model.isolation import isolation_fault
 from stream_pretrain.model.loading import LoadedModel, export_state, load_model, load_tokenizer
 from stream_pretrain.model.packed_attention import PACKED_ATTENTION
 from stream_pretrain.model.pretraining import PretrainingModel
@@ -188,11 +192,28 @@ def test_attention_dropout_is_off_while_training_and_kept_in_exports(tmp_path: P
     assert loaded.model.config.attention_probs_dropout_prob == 0.0
 
 
-def test_bert_trained_for_next_tokens_becomes_causal(tmp_path: Path) -> None:
-    loaded = load(saved(tmp_path), CLM)
-    assert type(loaded.model).__name__ == "BertLMHeadModel"
-    assert "bert becomes causal: is_decoder is set and exported" in loaded.notes
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("bert", "BertLMHeadModel"),
+        ("roberta", "RobertaForCausalLM"),
+        ("xlm-roberta", "XLMRobertaForCausalLM"),
+        ("camembert", "CamembertForCausalLM"),
+        ("electra", "ElectraForCausalLM"),
+    ],
+)
+def test_an_encoder_trained_for_next_tokens_becomes_causal(tmp_path: Path, family: str, kind: str) -> None:
+    loaded = load(saved(tmp_path, family), CLM)  # the probe refuses a model whose tokens see those that follow
+    assert type(loaded.model).__name__ == kind
+    assert f"{family} becomes causal: is_decoder is set and exported" in loaded.notes
     assert export_state(loaded, loaded.model)[1].is_decoder is True
+    assert isolation_fault(PretrainingModel(loaded.model), 24, causal=True, mask_token_id=None) is None
+
+
+@pytest.mark.parametrize("family", ["albert", "distilbert", "modernbert", "eurobert", "nomic_bert"])
+def test_an_encoder_without_a_causal_form_is_refused_for_next_tokens(tmp_path: Path, family: str) -> None:
+    with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
+        load(saved(tmp_path, family), CLM)
 
 
 def test_gradient_checkpointing_is_switched_on(tmp_path: Path) -> None:
@@ -221,6 +242,47 @@ def test_a_real_encoder_stored_as_float16_gets_float32_weights_and_a_new_head() 
     loaded = load_model(ModelConfig(path=path), MLM, load_tokenizer(ModelConfig(path=path)), 128, 0)
     assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
     assert any("has no masked language-model head" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize(
+    ("family", "unused"),
+    [
+        ("bert", "cls.predictions.bias"),
+        ("roberta", "lm_head.bias"),
+        ("albert", "predictions.bias"),
+        ("nomic_bert", "cls.predictions.bias"),
+        ("mpnet", "lm_head.bias"),
+    ],
+)
+def test_the_spare_bias_of_an_untied_head_is_left_out_of_training_and_exported(
+    tmp_path: Path, family: str, unused: str
+) -> None:
+    loaded = load(saved(tmp_path, family, tie_word_embeddings=False))
+    assert f"not trained, since no loss depends on them: {unused}" in loaded.notes
+    assert [name for name, weight in loaded.model.named_parameters() if not weight.requires_grad] == [unused]
+    assert unused in export_state(loaded, loaded.model)[0]
+
+
+@pytest.mark.parametrize("family", [*MASKED, *CAUSAL])
+def test_all_parameters_of_a_tied_model_are_trained(tmp_path: Path, family: str) -> None:
+    loaded = load(saved(tmp_path, family), CLM if family in CAUSAL else MLM)
+    assert all(weight.requires_grad and weight.grad is None for weight in loaded.model.parameters())
+    assert not any(note.startswith("not trained") for note in loaded.notes)
+
+
+def test_a_model_whose_layers_take_turns_is_refused_rather_than_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = BertLayer.forward
+
+    def first_layer_only(self: BertLayer, hidden_states: Tensor, *rest: Any, **options: Any) -> Tensor:
+        chosen = self.attention.self.layer_idx == 0
+        return forward(self, hidden_states, *rest, **options) if chosen else hidden_states
+
+    path = saved(tmp_path)
+    monkeypatch.setattr(BertLayer, "forward", first_layer_only)
+    with pytest.raises(
+        ModelError, match=r"for every token, for example bert\.encoder\.layer\.1\.attention\.self\.query\.weight"
+    ):
+        load(path)
 
 
 # --init-from
@@ -267,8 +329,10 @@ def test_an_exported_model_loads_with_nothing_missing_and_equal_logits(tmp_path:
     assert again.config.architectures == [type(loaded.model).__name__]
     assert again.config._attn_implementation != PACKED_ATTENTION
     input_ids, _, _ = packed_rows()
+    every_row = {"cu_seq_lens_q": torch.tensor([0, 24, 48], dtype=torch.int32)}
     with torch.no_grad():
-        torch.testing.assert_close(again.eval()(input_ids).logits, loaded.model.eval()(input_ids).logits, atol=1e-4, rtol=1e-4)
+        expected = loaded.model.eval()(input_ids, **every_row).logits
+        torch.testing.assert_close(again.eval()(input_ids).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_tied_weights_are_exported_once(tmp_path: Path) -> None:

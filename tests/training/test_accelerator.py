@@ -10,22 +10,23 @@ from collections.abc import Mapping
 import pytest
 
 PROGRAM = """
-from stream_pretrain.config import Config
+import sys
+from stream_pretrain.config import Config, TrainConfig
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.training.loop import accelerator_for
 try:
-    accelerator = accelerator_for(Config())
+    accelerator = accelerator_for(Config(train=TrainConfig(precision=sys.argv[1])))
     print(accelerator.mixed_precision, accelerator.gradient_accumulation_steps, accelerator.num_processes)
 except ConfigError as error:
     print("refused:", error)
 """
 
 
-def accelerator(environment: Mapping[str, str]) -> str:
+def accelerator(environment: Mapping[str, str], precision: str = "auto") -> str:
     """What the program says in a process of its own: Accelerate keeps its state for the life of a process."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env={**clean, "CUDA_VISIBLE_DEVICES": "", **environment},
+        [sys.executable, "-c", PROGRAM, precision], env={**clean, "CUDA_VISIBLE_DEVICES": "", **environment},
         capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -58,3 +59,7 @@ def test_a_variable_that_would_change_the_run_is_refused(environment: dict[str, 
 def test_what_accelerate_launch_sets_by_itself_is_accepted() -> None:
     launched = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "True"}
     assert accelerator(launched) == "no 1 1"
+
+
+def test_the_precision_of_the_options_holds_under_accelerate_launch_as_well() -> None:
+    assert accelerator({"ACCELERATE_MIXED_PRECISION": "no"}, "bf16") == "bf16 1 1"

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from stream_pretrain.model import packed_attention
-from stream_pretrain.model.flops import flops_per_token
+from stream_pretrain.training.metrics import useful_flops
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, steps_of, tiny_run
 
@@ -28,11 +28,9 @@ def test_the_work_of_a_step_is_what_mfu_takes_it_for(objective: str, tmp_path: P
     config = replace(config, data=replace(config.data, lanes=2, window_bytes="auto"))
     with prepared(config) as setup, FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         (step,) = steps_of(setup)
-        expected = flops_per_token(
-            setup.bare.model.config, step.labels / step.tokens, step.squared_lengths / step.tokens
-        )  # fmt: skip
+        expected = useful_flops(setup.bare.model.config, [step])
     assert step.segments > 2 * step.rows
     filled = step.tokens / (step.rows * config.data.sequence_length)
     assert filled > 0.9
     # Padding is computed as well, and is no use to anyone: MFU leaves it out.
-    assert expected * step.tokens / filled == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert expected / filled == pytest.approx(counter.get_total_flops(), rel=0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_every_decay_ends_at_the_final_rate(schedule: str) -> None:
 def test_where_epochs_end_the_run_the_schedule_follows_what_was_read() -> None:
     config = replace(PEAK, max_steps=None, max_epochs=2, schedule="linear", warmup_steps=2)
     assert learning_rate(config, 0, 0.0) == 0.5
-    assert learning_rate(config, 1, 0.01) == 1.0
+    assert learning_rate(config, 1, 0.01) == 0.99
     assert learning_rate(config, 900, 0.25) == 0.75
     assert learning_rate(config, 5_000, 1.0) == 0.0
     assert learning_rate(replace(config, schedule="wsd", decay_fraction=0.5), 900, 0.625) == 0.5
@@ -104,4 +105,30 @@ def test_where_epochs_end_the_run_the_schedule_follows_what_was_read() -> None:
 
 def test_a_run_that_is_all_warm_up_has_no_decay_to_divide_by() -> None:
     assert rates(replace(PEAK, schedule="cosine", max_steps=2, warmup_steps=2)) == [0.5, 1.0]
-    assert learning_rate(replace(PEAK, schedule="cosine", max_steps=2, warmup_steps=2), 2, 1.0) == 0.0
+    assert rates(replace(PEAK, schedule="linear", max_steps=2, warmup_steps=20)) == [0.05, 0.1]
+
+
+def test_a_warm_up_that_reaches_into_the_decay_meets_it_without_a_jump() -> None:
+    config = replace(PEAK, schedule="wsd", warmup_steps=9, decay_fraction=0.5)
+    rising = [round((step + 1) / 9, 6) for step in range(6)]
+    falling = [round(1 - math.sqrt(share), 6) for share in (0.4, 0.6, 0.8)]
+    assert falling == [0.367544, 0.225403, 0.105573]
+    assert rates(config) == [*rising, 0.552786, *falling]
+    assert rates(replace(config, schedule="constant"))[5:] == [0.666667, 0.777778, 0.888889, 1.0, 1.0]
+
+
+def test_a_warm_up_that_ends_in_the_middle_of_the_epochs_goes_over_into_the_decay() -> None:
+    config = replace(PEAK, max_steps=None, max_epochs=1, schedule="linear", warmup_steps=4)
+    assert [learning_rate(config, step, step / 5) for step in range(5)] == pytest.approx([0.25, 0.5, 0.6, 0.4, 0.2])
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "linear", "cosine"])
+@pytest.mark.parametrize("warmup_steps", [0, 100, 850, 1000, 1500])
+@pytest.mark.parametrize("ends", [{"max_steps": 1000}, {"max_steps": None, "max_epochs": 1}])
+def test_no_step_is_far_from_the_one_before(schedule: str, warmup_steps: int, ends: dict[str, int | None]) -> None:
+    config = replace(PEAK, schedule=schedule, warmup_steps=warmup_steps, decay_fraction=0.2, **ends)  # type: ignore[arg-type]
+    found = [learning_rate(config, step, step / 1000) for step in range(1000)]
+    begins = 0 if warmup_steps == 0 else 1 / warmup_steps
+    assert found[0] == pytest.approx(begins or 1.0)
+    # The steepest is the first step of the root's decay.
+    assert max(abs(b - a) for a, b in pairwise(found)) <= 1.001 * max(begins, math.sqrt(1 / 200))

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
+from stream_pretrain.commands import train
 from stream_pretrain.data.stream import StepRows
+from stream_pretrain.errors import ModelError
+from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.training.loop import StepResult
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, steps_of, tiny_run, write_tiny_modernbert
@@ -119,6 +122,25 @@ def test_packed_rows_follow_the_loss_curve_of_one_padded_document_a_row(
     assert losses == pytest.approx(expected, rel=1e-5)
     assert losses[-1] < losses[0] - 0.3
     assert np.mean([step.segments / step.rows for step in steps]) > 1.5, "rows are packed"
+
+
+class Leaking(PretrainingModel):
+    """As if the device it trains on computed attention otherwise than the one it was loaded on."""
+
+    def logits(self, input_ids: Tensor, position_ids: Tensor, cu_seq_lens: Tensor, label_positions: Tensor) -> Tensor:
+        rows = torch.arange(0, input_ids.numel() + 1, input_ids.shape[1], dtype=torch.int32)
+        return super().logits(input_ids, position_ids, rows, label_positions)
+
+
+def test_a_leak_that_shows_only_where_it_trains_is_refused(
+    corpus: Path, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "PretrainingModel", Leaking)
+    with (
+        pytest.raises(ModelError, match="not kept apart on this cpu: documents leak into each other by"),
+        prepared(tiny_run(corpus, models["bert"], tmp_path, max_steps=1)),
+    ):
+        pass
 
 
 def weights_after(corpus: Path, model: Path, out: Path, micro_batch_size: int) -> tuple[Tensor, list[StepResult]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoConfig,
@@ -193,6 +194,49 @@ def assert_starts_undecided(lines: list[dict[str, float]]) -> None:
     for line in lines:
         assert line["train/loss"] == pytest.approx(math.log(len(VOCABULARY)), abs=0.15)
         assert line["train/grad_norm"] > 0
+
+
+def test_a_bert_with_an_untied_head_trains_saves_and_resumes(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = write_tiny_bert(tmp_path / "model"), tmp_path / "out"
+    config = AutoConfig.from_pretrained(folder, tie_word_embeddings=False)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    options = [
+        f"--dataset={corpus}",
+        f"--model={folder}",
+        f"--output-dir={out}",
+        "--sequence-length=48",
+        "--global-batch-size=8",
+    ]
+    run(capsys, *options, "--max-steps=2")
+    assert "not trained, since no loss depends on them: cls.predictions.bias" in capsys.readouterr().err
+    run(capsys, *options, "--max-steps=4")
+    assert [line["step"] for line in metrics(out)] == [1, 2, 3, 4]
+    before = load_file(folder / "model.safetensors")
+    after = load_file(out / "model" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name].equal(after[name])] == ["cls.predictions.bias"]
+
+
+def test_a_stable_checkpoint_goes_on_in_a_new_run_that_warms_up_and_decays_again(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, first, second = write_tiny_bert(tmp_path / "model"), tmp_path / "first", tmp_path / "second"
+    options = [
+        f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", "--sequence-length=48",
+        "--global-batch-size=8", "--data.heldout-fraction=0.1", "--eval-every=4", "--eval.documents=20",
+        "--train.learning-rate=0.01", "--train.decay-fraction=0.5",
+    ]  # fmt: skip
+    run(capsys, f"--output-dir={first}", "--max-steps=8", "--save-every=4", *options)
+    stable = first / "checkpoints" / "step-00000004"
+    run(capsys, f"--output-dir={second}", "--max-steps=6", f"--init-from={stable}", "--train.warmup-steps=2", *options)
+    before, after = metrics(first), metrics(second)
+    decay = [0.01 * (1 - math.sqrt(share)) for share in (0.25, 0.5, 0.75)]
+    assert [line["train/lr"] for line in before[1:]] == pytest.approx([0.01] * 5 + decay)
+    assert after[0]["eval/loss"] == before[4]["eval/loss"] < before[0]["eval/loss"]
+    third = [0.01 * (1 - math.sqrt(share)) for share in (1 / 3, 2 / 3)]
+    assert [line["train/lr"] for line in after[1:]] == pytest.approx([0.005, 0.01, 0.01, 0.01, *third])
 
 
 def test_a_run_from_the_weights_of_another_begins_at_step_0_and_warms_up_again(

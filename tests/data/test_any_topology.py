@@ -1,0 +1,94 @@
+"""The rows of a step are the same for any number of ranks, of workers of a rank, and of rows in a micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+
+from stream_pretrain.data.batches import Batch, micro_batches
+from stream_pretrain.data.stream import StepRows, StepStream, StreamPlan, first_cursors, merged
+from tests.corpora import documents, write_shard
+from tests.data.test_lanes import plan_for
+
+STEPS = 12
+Row = tuple[list[int], list[int], list[int]]
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> StreamPlan:
+    folder = tmp_path_factory.mktemp("corpus")
+    for i, (style, count) in enumerate([("plain", 200), ("zst", 30), ("zst-multi", 150), ("gz", 1), ("parquet", 90)]):
+        write_shard(folder / f"s{i}", documents(count, seed=i), style)
+    return plan_for(folder, lanes=12, global_batch_size=24)
+
+
+@pytest.fixture(scope="module")
+def alone(plan: StreamPlan) -> list[StepRows]:
+    return steps_over(plan, world=1, workers=0)
+
+
+def steps_over(plan: StreamPlan, world: int, workers: int) -> list[StepRows]:
+    """The steps of all ranks together."""
+    with ExitStack() as stack:
+        streams = [
+            stack.enter_context(StepStream(plan, first_cursors(plan.lanes.lanes), rank=rank, world=world, workers=workers))
+            for rank in range(world)
+        ]
+        return [merged([next(stream) for stream in streams]) for _ in range(STEPS)]
+
+
+def plain(step: StepRows) -> list[list[int]]:
+    values = [step.lanes, step.cursors, step.row_lane, step.row_source, step.origins]
+    values += [value for part in (step.rows, step.labelled) for value in vars(part).values()]
+    return [np.asarray(value).tolist() for value in values]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_the_rows_of_every_step_are_the_same(plan: StreamPlan, alone: list[StepRows], world: int, workers: int) -> None:
+    assert [len(step.row_lane) for step in alone] == [24] * STEPS
+    assert list(map(plain, steps_over(plan, world, workers))) == list(map(plain, alone))
+
+
+def rows_in(batches: Sequence[Batch]) -> list[Row]:
+    """Tokens, positions and labels of the rows that have labels, in their order."""
+    found = []
+    for batch in batches:
+        size = len(batch.input_ids)
+        for row, (ids, positions, labels) in enumerate(
+            zip(batch.input_ids.tolist(), batch.position_ids.tolist(), batch.labels.reshape(size, -1).tolist(), strict=True)
+        ):
+            if max(labels) >= 0:
+                slots = batch.label_positions.reshape(size, -1)[row] - row * len(ids)
+                labelled = [-100] * len(ids)
+                for slot, label in zip(slots.tolist(), labels, strict=True):
+                    if label >= 0:
+                        labelled[slot] = label
+                found.append((ids, positions, labelled))
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 24])
+@pytest.mark.parametrize("world", [1, 3, 4, 5])
+def test_the_micro_batches_of_a_step_hold_the_same_rows_in_the_same_shapes(plan: StreamPlan, world: int, size: int) -> None:
+    expected: list[Row] = []
+    found: list[Row] = []
+    shapes = set()
+    most = -(-12 // world) * 2  # rows of the first rank; the last may have fewer
+    count = -(-most // size)
+    for rank in range(world):
+        with StepStream(plan, first_cursors(12), rank=rank, world=world) as stream:
+            step = next(stream)
+        whole, parts = (
+            list(micro_batches(step.rows, step.labelled, step.row_source, rows, batches, plan.encoder.pad))
+            for rows, batches in ((most, 1), (size, count))
+        )
+        expected += rows_in(whole)
+        found += rows_in(parts)
+        shapes |= {(len(parts), *batch.input_ids.shape) for batch in parts}
+    assert len(expected) == 24
+    assert found == expected
+    assert shapes == {(count, size, 64)}

@@ -1,0 +1,107 @@
+"""What reading costs is said before it is paid."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stream_pretrain import data
+from stream_pretrain.config import Config, DataConfig, TrainConfig
+from stream_pretrain.data import PinnedCorpus, PinnedSource, lane_plan
+from stream_pretrain.data.costs import memory_bound, reading_cost
+from stream_pretrain.data.sources import Compression, Corpus, Format, Shard
+from stream_pretrain.errors import ConfigError
+from tests.corpora import documents, write_shard
+from tests.integration.http_server import serve
+
+MIB = 1 << 20
+CONFIG = Config(data=DataConfig(dataset="x"), train=TrainConfig(max_steps=1, global_batch_size=64))
+
+
+def corpus_of(count: int, size: int, compression: Compression, file_format: Format = "jsonl") -> PinnedCorpus:
+    shards = tuple(Shard(f"/s{i}", f"s{i}", size, None, file_format, compression) for i in range(count))
+    return PinnedCorpus((PinnedSource("", Corpus("x", None, shards), MIB),), 8)
+
+
+@pytest.mark.parametrize(
+    ("count", "compression", "world", "workers", "times", "again"),
+    [
+        (8, "zstd", 1, 1, 1.0, 8),  # whole shards: a lane each
+        (8, "zstd", 4, 2, 1.0, 8),
+        (1, "zstd", 1, 1, 1.0, 1),  # one shard for all lanes of one process, in one pass
+        (1, "zstd", 1, 4, 4.0, 4),  # and for four
+        (1, "gzip", 4, 2, 8.0, 8),
+        (1, "none", 4, 2, 1.0, 0),  # plain: every window can be entered
+        (2, "zstd", 2, 1, 2.0, 4),
+    ],
+)
+def test_a_shard_that_lanes_of_several_processes_share_is_read_by_each(
+    count: int, compression: Compression, world: int, workers: int, times: float, again: int
+) -> None:
+    cost = reading_cost(lane_plan(CONFIG, corpus_of(count, 100 * MIB, compression)), world, workers)
+    assert cost.amplification == times
+    assert cost.resume_bytes == again * 100 * MIB
+    assert cost.stored_bytes == count * 100 * MIB
+
+
+def test_a_format_without_bytes_is_read_by_every_lane_that_shares_it() -> None:
+    assert reading_cost(lane_plan(CONFIG, corpus_of(1, 100 * MIB, "none", "examples")), 1, 1).amplification == 8
+
+
+def test_remote_shards_are_not_read_many_times_unless_lanes_are_given(tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl.gz").write_bytes(b"nothing is read of it")
+    with serve(tmp_path) as server:
+        url = server.url("s.jsonl.gz")
+        with pytest.raises(ConfigError, match=r"read 8\.0 times in an epoch, by 8 processes: give --lanes 8 to accept that"):
+            data.pin(with_options(dataset=url, workers=8), world=1)
+        assert data.pin(with_options(dataset=url, workers=8, lanes=8), world=1).lanes == 8
+        assert data.pin(with_options(dataset=url, workers=4), world=1).lanes == 8
+        assert server.log() == []
+    assert data.pin(with_options(dataset=str(tmp_path), workers=8), world=1).lanes == 8
+
+
+def with_options(**options: object) -> Config:
+    return Config(data=DataConfig(**options), train=TrainConfig(max_steps=1, global_batch_size=64))  # type: ignore[arg-type]
+
+
+def test_the_memory_of_a_worker_is_bounded_by_its_lanes() -> None:
+    plan = lane_plan(CONFIG, corpus_of(8, 100 * MIB, "zstd"))
+    assert memory_bound(plan, 1) == 2 * 8 * MIB + 8 * MIB + 5 * MIB  # two blocks, the decompressor, windows
+    assert memory_bound(plan, 64) == 64 * memory_bound(plan, 1)
+
+
+WATCHED = """
+import resource, sys
+from pathlib import Path
+from stream_pretrain.data.costs import memory_bound
+from stream_pretrain.data.stream import StepStream, first_cursors
+from tests.data.test_lanes import plan_for
+
+plan = plan_for(Path(sys.argv[1]), dataset=f"@{sys.argv[1]}", lanes=64, global_batch_size=64, window_bytes=1 << 22)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with StepStream(plan, first_cursors(64)) as stream:
+    for _ in range(40):
+        assert len(next(stream).row_lane) == 64
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, memory_bound(plan.lanes, 64))
+"""
+
+
+@pytest.mark.long
+def test_the_readers_of_64_remote_lanes_stay_within_the_bound(tmp_path: Path) -> None:
+    """Takes about a minute: 64 windows of 4 MiB are held at once."""
+    served = tmp_path / "served"
+    served.mkdir()
+    first = write_shard(served / "s0", documents(20_000, longest=120), "zst")
+    assert first.stat().st_size > MIB
+    for number in range(1, 64):
+        (served / f"s{number}.jsonl.zst").hardlink_to(first)
+    with serve(served) as server:
+        (tmp_path / "urls.txt").write_text("\n".join(server.url(f"s{number}.jsonl.zst") for number in range(64)))
+        command = [sys.executable, "-c", WATCHED, str(tmp_path / "urls.txt")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    held, bound = map(int, done.stdout.split())
+    assert 64 * 2 * MIB < held < bound

@@ -1,0 +1,203 @@
+"""Every fault of transport, with every format, on every kind of store: the documents of a clean read, or an error by name.
+
+The table of the README's "When a server fails" is held against this one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream_pretrain.data import transport
+from stream_pretrain.data.dealing import Stripe
+from stream_pretrain.data.documents import ReadOptions, open_reader
+from stream_pretrain.data.sources import FORMATS, Shard
+from stream_pretrain.data.transport import Restart, TransportOptions, compression_of
+from stream_pretrain.errors import SourceError
+from tests.corpora import documents, write_shard
+from tests.integration.faulty_proxy import proxied
+from tests.integration.http_server import Server, serve
+from tests.integration.hub_server import running
+
+STYLES = ["plain", "zst", "zst-multi", "gz", "parquet"]
+STORES = ["Hub", "web", "S3"]
+SAME = "the same documents"
+COUNT = 1200
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What the server does, once the shard is being read; and what comes of it, by store where they differ."""
+
+    faults: tuple[dict[str, Any], ...]
+    outcome: str | dict[str, str] = SAME
+
+    def on(self, store: str) -> str:
+        return self.outcome if isinstance(self.outcome, str) else self.outcome[store]
+
+
+REFUSED, MISSING, CHANGED = "ends: `access refused`", "ends: `not found`", "ends: `changed while it was read`"
+FAULTS = {
+    "connection reset in the middle of a body": Fault(tuple({"do": "reset", "after": n} for n in (9_000, 7, 3_333))),
+    "body cut short": Fault(({"do": "short", "after": 9_000},)),
+    "body cut short, of unknown length": Fault(({"do": "short", "after": 9_000, "length": False},)),
+    "nothing more comes": Fault(({"do": "stall", "after": 9_000},)),
+    "bytes trickle in": Fault(({"do": "trickle", "bytes": 1_997},)),
+    "429": Fault(({"do": "status", "code": 429},)),
+    "429 with Retry-After": Fault(({"do": "status", "code": 429, "headers": {"Retry-After": "0"}},)),
+    "500, 502, 503 and 504, longer than a client library waits": Fault(
+        tuple({"do": "status", "code": code, "times": 3} for code in (500, 502, 503, 504))
+    ),
+    "503 until the deadline": Fault(({"do": "status", "code": 503, "times": 10_000},), "ends: `--data.retry-deadline`"),
+    "401": Fault(({"do": "status", "code": 401, "times": 10},), REFUSED),
+    "403": Fault(({"do": "status", "code": 403, "times": 10},), REFUSED),
+    "404": Fault(({"do": "status", "code": 404, "times": 10},), MISSING),
+    "Range ignored": Fault(({"do": "none", "ranges": False},)),
+    "an HTML page with status 200": Fault(
+        ({"do": "html"},), {"Hub": "ends: `HTML page`", "web": "ends: `HTML page`", "S3": SAME}
+    ),
+    "the content changes": Fault(({"do": "reset", "after": 5_000, "replace_with": "other"},), CHANGED),
+}
+
+
+def name_of(style: str, other: bool = False) -> str:
+    ending = {"plain": ".jsonl", "zst": ".jsonl.zst", "zst-multi": ".jsonl.zst", "gz": ".jsonl.gz", "parquet": ".parquet"}
+    return f"{'other-' if other else ''}{style}{ending[style]}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards, each with another of its kind, where the Hub has them."""
+    folder = tmp_path_factory.mktemp("hub") / "datasets/org/name/main"
+    folder.mkdir(parents=True)
+    for style in STYLES:
+        write_shard(folder / style, documents(COUNT), style)
+        write_shard(folder / f"other-{style}", documents(COUNT - 100, seed=1), style)
+    return folder
+
+
+@dataclass(frozen=True)
+class Store:
+    """A server behind a proxy that can fail."""
+
+    proxy: Server
+    url: str
+    """Of a shard, but for its name."""
+    path: str
+    """Where the bytes of a shard are asked for at last, but for its name."""
+    storage_options: dict[str, Any]
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[int]:
+    """An S3 with the files of a folder in a bucket, in a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, env=os.environ | keys, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                    break
+                except OSError:
+                    assert process.poll() is None
+                    assert time.monotonic() < deadline, "the S3 does not start"
+                    time.sleep(0.1)
+            import s3fs
+
+            store = s3fs.S3FileSystem(**s3_options(port), skip_instance_cache=True)
+            store.mkdir("bucket")
+            for file in folder.iterdir():
+                store.pipe_file(f"bucket/{file.name}", file.read_bytes())
+            yield port
+        finally:
+            process.terminate()
+
+
+def s3_options(port: int) -> dict[str, Any]:
+    quick = {"retries": {"max_attempts": 1}, "read_timeout": 0.5, "connect_timeout": 5}
+    return {"key": "test", "secret": "test", "endpoint_url": f"http://127.0.0.1:{port}", "config_kwargs": quick}
+
+
+@pytest.fixture(scope="module", params=STORES)
+def store(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[str, Store]]:
+    root = folder.parents[3]
+    match request.param:
+        case "Hub":
+            with running(root) as hub, proxied(hub.port) as proxy:
+                endpoint = {"endpoint": proxy.url("").rstrip("/")}
+                yield "Hub", Store(proxy, "hf://datasets/org/name@main/", "lfs/datasets/org/name/main/", endpoint)
+        case "web":
+            with serve(folder) as server, proxied(server.port) as proxy:
+                yield "web", Store(proxy, proxy.url(""), "", {})
+        case "S3":
+            with s3_server(folder) as port, proxied(port) as proxy:
+                yield "S3", Store(proxy, "s3://bucket/", "bucket/", s3_options(proxy.port))
+
+
+def read(store: Store, name: str, size: int | None, deadline: float) -> list[str]:
+    """The documents of a shard, window by window, in blocks so small that there are many requests."""
+    file_format = next(value for ending, value in FORMATS.items() if ending in name)
+    shard = Shard(store.url + name, name, size, None, file_format, compression_of(name))
+    options = TransportOptions(store.storage_options, retry_deadline=deadline, block_bytes=16 * KIB, read_timeout=0.5)
+    reader = open_reader(shard, ReadOptions("text", 64 * KIB, 1 << 20, options))
+    stripe, texts, restart, block = Stripe(0), [], Restart(), 0
+    reader.follow(stripe, 0)
+    try:
+        while (found := reader.read(stripe, block, restart)) is not None:
+            assert not found.skips
+            texts += found.texts
+            restart, block = found.restart, block + 1
+    finally:
+        reader.leave(stripe)
+    return texts
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_documents_are_those_of_a_clean_read_or_the_run_ends_with_a_name(
+    fault: str, style: str, store: tuple[str, Store], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "_BACKOFF_BASE", 0.01)
+    monkeypatch.setattr(transport, "_BACKOFF_CAP", 0.05)
+    kind, server = store
+    name, expected = name_of(style), FAULTS[fault].on(kind)
+    server.proxy.forget()
+    faults = [
+        fault | ({"replace_with": f"/{server.path}{name_of(style, other=True)}"} if "replace_with" in fault else {})
+        for fault in FAULTS[fault].faults
+    ]
+    server.proxy.inject(server.path + name, *faults)
+    size = (folder / name).stat().st_size
+    deadline = 0.5 if "deadline" in fault else 20.0
+    if expected == SAME:
+        assert read(server, name, size, deadline) == documents(COUNT)
+    else:
+        said = re.fullmatch(r"ends: `(.*)`", expected)
+        assert said is not None
+        with pytest.raises(SourceError, match=re.escape(said[1])):
+            read(server, name, size, deadline)
+
+
+def test_the_table_of_the_readme_says_what_these_tests_have_seen() -> None:
+    page = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    section = page.split("### When a server fails\n")[1].split("\n#")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")]
+    assert rows[0] == ["the server's fault", *STORES]
+    assert rows[2:] == [[fault, *(FAULTS[fault].on(kind) for kind in STORES)] for fault in FAULTS]

@@ -1,0 +1,38 @@
+"""A request to stop does not wait for a step that takes longer than a launcher does."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from stream_pretrain.training.preemption import Interrupted
+from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.training.runs import prepared, steps_of, tiny_run
+
+
+def test_a_step_of_many_micro_batches_is_left_at_a_signal_as_if_it_had_not_begun(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(300), "plain")
+    config = tiny_run(tmp_path, write_tiny_bert(tmp_path / "model"), tmp_path / "out", max_steps=5, micro_batch_size=1)
+    forwards = 0
+
+    def signal_in_the_second_step(*_: object) -> None:
+        nonlocal forwards
+        forwards += 1
+        if forwards == 8 + 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with prepared(config) as setup:
+        steps = steps_of(setup)
+        setup.model.register_forward_pre_hook(signal_in_the_second_step)
+        assert next(steps).step == 1
+        weights = {name: weight.clone() for name, weight in setup.bare.state_dict().items()}
+        cursors = list(setup.cursors)
+        with pytest.raises(Interrupted):
+            next(steps)
+        assert forwards == 8 + 3 + 1, "the last micro-batch, in which the ranks meet, is the only one that follows"
+        assert setup.totals.step == 1
+        assert setup.cursors == cursors
+        assert all(torch.equal(weight, weights[name]) for name, weight in setup.bare.state_dict().items())
