@@ -13,6 +13,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "bench_train"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)  # eight processes that each import torch and transformers
 def test_the_training_benchmark_ends_with_the_promised_figures(tmp_path: Path) -> None:
     done = subprocess.run(

@@ -144,11 +144,9 @@ def server(corpus: Path) -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.parametrize("workers", ["1", pytest.param("0", marks=long)])
-@pytest.mark.parametrize(
-    ("whom", "name"),
-    [("rank 1", "SIGTERM"), pytest.param("launcher", "SIGUSR1", marks=long), pytest.param("rank 0", "SIGINT", marks=long)],
-)
+@long
+@pytest.mark.parametrize("workers", ["1", "0"])
+@pytest.mark.parametrize(("whom", "name"), [("rank 1", "SIGTERM"), ("launcher", "SIGUSR1"), ("rank 0", "SIGINT")])
 def test_a_signal_ends_a_read_that_stalls(
     server: Server, model: Path, out: Path, tmp_path: Path, whom: str, name: str, workers: str
 ) -> None:
