@@ -28,8 +28,8 @@ from typing import Any, Literal
 import fsspec
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.transport import Compression, compression_of
-from stream_pretrain.errors import SourceError, TransportError
+from stream_pretrain.data.transport import Compression, answered, compression_of
+from stream_pretrain.errors import SourceError
 
 Format = Literal["jsonl", "text", "parquet", "examples"]
 
@@ -125,9 +125,9 @@ def resolve(data: DataConfig, *, split: str | None = None, dataset: str | None =
     assert data.dataset is not None, "validated before"
 
     if not data.dataset.startswith("@"):
-        found = _find(data.dataset, data)
+        found = _ask_for(data.dataset, data)
         return Corpus(data.dataset, found.revision, _sorted(found.files))
-    parts = [_find(entry, data) for entry in _entries(Path(data.dataset[1:]))]
+    parts = [_ask_for(entry, data) for entry in _entries(Path(data.dataset[1:]))]
     revisions = {part.revision for part in parts}
     return Corpus(data.dataset, revisions.pop() if len(revisions) == 1 else None, _sorted(_merged(parts)))
 
@@ -189,6 +189,11 @@ def _entries(file: Path) -> list[str]:
     if not any(lines):
         raise SourceError(f"@{file}: names no dataset")
     return [line for line in lines if line]
+
+
+def _ask_for(entry: str, data: DataConfig) -> _Found:
+    """What `entry` stands for, asked again where a store is busy or the network fails."""
+    return answered(lambda: _find(entry, data), entry, data.retry_deadline)
 
 
 def _find(entry: str, data: DataConfig) -> _Found:
@@ -374,12 +379,7 @@ def _find_on_hub(entry: str, dataset_id: str, revision: str | None, path: str | 
 def _pin(entry: str, dataset_id: str, revision: str | None, token: str | None) -> tuple[str, str]:
     """The id (an old name may lead to a new one) and the commit that a branch, a tag or nothing is at now."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]
-        HFValidationError,
-        HTTPError,  # of httpx or httpx2, whichever it is built on
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         info = HfApi(token=token).dataset_info(dataset_id, revision=revision)
@@ -389,8 +389,6 @@ def _pin(entry: str, dataset_id: str, revision: str | None, token: str | None) -
         ) from error
     except RevisionNotFoundError as error:
         raise SourceError(f"{entry}: has no revision {revision!r} on the Hub") from error
-    except (OSError, HTTPError) as error:
-        raise TransportError(f"{entry}: the Hub cannot be asked: {' '.join(str(error).split())}") from error
     assert info.sha is not None
     return info.id, info.sha
 
@@ -402,14 +400,11 @@ def _hub_identity(info: Mapping[str, Any]) -> str:
 def _splits(entry: str, location: str, data: DataConfig, **chosen: str | None) -> tuple[Mapping[str, list[str]], str]:
     """Ask `datasets` for the files of each split, the configured one among them, and the builder it reads them with."""
     import datasets
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
         builder = datasets.load_dataset_builder(location, data.name, **chosen)
     except (FileNotFoundError, ValueError) as error:
         raise SourceError(f"{entry}: {' '.join(str(error).split())}") from error
-    except (OSError, HTTPError) as error:
-        raise TransportError(f"{entry}: cannot be listed: {' '.join(str(error).split())}") from error
     splits: Mapping[str, list[str]] = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
     if data.split not in splits:
         raise SourceError(f"{entry}: there is no split {data.split!r}, only {', '.join(splits) or 'none'}")
@@ -463,8 +458,8 @@ def _list(filesystem: Any, path: str, entry: str) -> dict[str, dict[str, Any]]:
     try:
         found: dict[str, dict[str, Any]] = filesystem.glob(path, detail=True) if glob.has_magic(path) else {}
         files = {name: info for name, info in found.items() if info["type"] == "file"} or _list_literally(filesystem, path)
-    except Exception as error:  # every store has errors of its own
-        raise TransportError(f"{entry}: cannot be listed: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    except ValueError as error:  # what a store says of a name it cannot have
+        raise SourceError(f"{entry}: cannot be listed: {' '.join(str(error).split())}") from error
     if not files:
         raise SourceError(f"{entry}: no file matches")
     return files

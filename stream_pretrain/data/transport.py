@@ -22,6 +22,7 @@ import lzma
 import os
 import random
 import re
+import socket
 import struct
 import threading
 import time
@@ -30,7 +31,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import fsspec
 import requests
@@ -40,6 +41,8 @@ from huggingface_hub import get_token, hf_hub_url
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError, TransportError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
@@ -538,6 +541,47 @@ class _TransientError(Exception):
         super().__init__(cause)
         self.wait = wait
 
+    def wait_after(self, tries: int) -> float:
+        """Seconds until the next try: as the server asked, else growing exponentially, with jitter."""
+        if self.wait is not None:
+            return self.wait
+        # not the module's generator: its state belongs to the training
+        return random.SystemRandom().uniform(0.5, 1.0) * min(_BACKOFF_CAP, _BACKOFF_BASE * 2.0 ** min(tries, 10))
+
+
+def answered(ask: Callable[[], T], name: str, deadline: float) -> T:
+    """What `ask` returns; asked again for up to `deadline` seconds while a network or server fails as may pass.
+
+    A server that nobody answers at is not waited for: its name may be a slip of the pen.
+    Raises: TransportError at the deadline, or at once where asking again cannot help.
+    """
+    tries, began = 0, time.monotonic()
+    while True:
+        try:
+            return ask()
+        except StreamPretrainError:
+            raise
+        except Exception as error:
+            fault = _fault(error, name)
+            if _nobody_answers(error):
+                raise TransportError(f"{name}: no server answers ({fault}); check the network and the name") from error
+        wait = fault.wait_after(tries)
+        tries += 1
+        if time.monotonic() + wait - began > deadline:
+            raise TransportError(
+                f"{name}: no good answer for {time.monotonic() - began:.0f} s ({fault}); "
+                f"check the network and the server, or raise --data.retry-deadline (now {deadline:g} s)"
+            ) from fault
+        logger.warning("%s: %s; asking again in %.1f s", name, fault, wait)
+        time.sleep(wait)
+
+
+def _nobody_answers(error: BaseException | None) -> bool:
+    """Whether a connection was refused, or the name of the server is known to nobody."""
+    while error is not None and not isinstance(error, (ConnectionRefusedError, socket.gaierror)):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
 
 def seconds_waiting() -> float:
     """How long this process has waited for stores, all shards together."""
@@ -668,10 +712,7 @@ class _Compressed:
                 fault = _fault(error, self._name)
             at = start + len(received)
             self._store.reset()
-            wait = fault.wait
-            if wait is None:
-                # not the module's generator: its state belongs to the training
-                wait = random.SystemRandom().uniform(0.5, 1.0) * min(_BACKOFF_CAP, _BACKOFF_BASE * 2 ** min(tries, 10))
+            wait = fault.wait_after(tries)
             tries += 1
             if time.monotonic() + wait - progress > self._deadline:
                 raise TransportError(
@@ -722,7 +763,8 @@ def _fault(error: Exception, name: str) -> _TransientError:
         raise error
     if isinstance(error, (ValueError, IsADirectoryError, NotADirectoryError, requests.TooManyRedirects)):
         raise TransportError(f"{name}: cannot be read ({words})") from error
-    return _TransientError(words)
+    headers = getattr(response, "headers", None)
+    return _TransientError(words, wait=None if headers is None else _asked_wait(headers))
 
 
 _CHECK_ID = "check the id, path and revision; what is private looks like this to a token without access (HF_TOKEN)"

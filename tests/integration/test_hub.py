@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import re
 import subprocess
 import sys
 import urllib.error
@@ -219,16 +220,49 @@ def test_what_is_not_on_the_hub_is_named(hub: Hub) -> None:
     assert empty.startswith("SourceError: hf://datasets/org/missing/*.jsonl: neither")
 
 
-def test_a_hub_that_does_not_answer_is_a_transport_error(hub: Hub) -> None:
+def test_a_hub_that_stays_busy_until_the_deadline_or_is_not_there_is_a_transport_error(hub: Hub) -> None:
     write(hub, "datasets/org/corpus/main", "a.jsonl")
-    hub.fail("GET /api/datasets/org/corpus", 503)
-    failed, fine = resolve(hub, {"dataset": "org/corpus"}, {"dataset": "org/corpus"})
-    assert isinstance(failed, str)
-    assert failed.startswith("TransportError: org/corpus: the Hub cannot be asked: ")
-    assert names(fine) == ["a.jsonl"]
-    (offline,) = resolve(hub, {"dataset": "org/corpus"}, HF_ENDPOINT="http://127.0.0.1:9")
-    assert isinstance(offline, str)
-    assert offline.startswith("TransportError: org/corpus: the Hub cannot be asked: ")
+    hub.fail("GET /api/datasets/org/corpus", 503, times=1000)
+    (busy,) = resolve(hub, {"dataset": "org/corpus", "retry_deadline": 2.0})
+    assert isinstance(busy, str)
+    assert re.match(r"TransportError: org/corpus: no good answer for \d s \(HfHubHTTPError: .*503", busy)
+    assert "--data.retry-deadline (now 2 s)" in busy
+    (absent,) = resolve(hub, {"dataset": "org/corpus"}, HF_ENDPOINT="http://127.0.0.1:9")
+    assert isinstance(absent, str)
+    assert re.match(r"TransportError: org/corpus: no server answers \(ConnectError: .*; check the network and the name", absent)
+
+
+CARD = """---
+configs:
+- config_name: en
+  data_files: en/*.jsonl
+---
+"""
+
+
+@pytest.mark.parametrize(
+    "fault", [{"answer": 503}, {"answer": 429, "retry_after": 1}, {"answer": "reset"}], ids=lambda fault: str(fault["answer"])
+)
+def test_whichever_request_fails_while_a_dataset_is_found_the_same_shards_are(hub: Hub, fault: dict[str, Any]) -> None:
+    def publish(name: str) -> None:
+        (write(hub, f"datasets/org/{name}/main", "en/1.jsonl", "en/2.jsonl", "de/1.jsonl", "a", "b") / "README.md").write_text(
+            CARD
+        )
+
+    publish("clean")
+    (clean,) = resolve(hub, {"dataset": "org/clean", "name": "en"})
+    requests = [f"{request['method']} {request['path']}" for request in hub.requests()]
+    assert len(requests) >= 4
+    for number, request in enumerate(requests):
+        publish(f"copy-{number}")
+        # The commit is another one in each; the request is the same up to it.
+        pattern = re.sub(r"[0-9a-f]{40}", "[0-9a-f]{40}", request.replace("clean", f"copy-{number}").replace("?", r"\?"))
+        hub.fail(pattern, **fault)
+    found = resolve(hub, *({"dataset": f"org/copy-{number}", "name": "en"} for number in range(len(requests))))
+    assert names(clean) == ["en/1.jsonl", "en/2.jsonl"]
+    assert [names(copy) for copy in found] == [names(clean)] * len(requests)
+    failed = [request for request in hub.requests() if request["status"] == fault["answer"]]
+    assert len(failed) == len(requests)
 
 
 def test_splits_come_from_names_and_folders(hub: Hub) -> None:
