@@ -17,9 +17,9 @@ import orjson
 from stream_pretrain.config import template_fields
 from stream_pretrain.data.dealing import Stripe
 from stream_pretrain.data.sources import Shard
-from stream_pretrain.data.transport import Restart, ShardBytes, ShardFile, TransportOptions
+from stream_pretrain.data.transport import Restart, ShardBytes, ShardFile, TransportOptions, answered, may_pass
 from stream_pretrain.data.windows import LineWindows
-from stream_pretrain.errors import ContentError, SourceError
+from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -437,13 +437,10 @@ class ExampleDocuments:
         return not self.reading
 
     def read(self, stripe: Stripe, block: int, restart: Restart) -> Documents | None:  # noqa: ARG002
-        position, examples = self.reading[stripe]
         first = block * self.EXAMPLES
-        assert first >= position
-        found = list(itertools.islice(examples, first - position, first - position + self.EXAMPLES))
+        found = answered(lambda: self._window(stripe, first), self.shard.name, self.options.transport.retry_deadline)
         if not found:
             return None
-        self.reading[stripe] = first + len(found), examples
         documents = _documents_of(enumerate(found, first), self.text_of, Restart(), self.options)
         if block == 0 and not documents.texts and documents.skips[0].reason.startswith(_NO_FIELD):
             raise ContentError(f"{self.shard.name}: {_no_text(self.options.fields, map(str, found[0]))}")
@@ -451,20 +448,36 @@ class ExampleDocuments:
             raise ContentError(f"{self.shard.name}: no document in its first window; example 0: {documents.skips[0].reason}")
         return documents
 
+    def _window(self, stripe: Stripe, first: int) -> list[Mapping[str, Any]]:
+        """The examples of the window that begins with number `first`, from the beginning of the shard after a fault."""
+        position, examples = self.reading[stripe]
+        assert first >= position
+        try:
+            found = list(itertools.islice(examples, first - position, first - position + self.EXAMPLES))
+        except StreamPretrainError:
+            raise
+        except Exception as error:  # every builder and store has errors of its own; which are damage cannot be told
+            self.reading[stripe] = 0, self._examples()
+            words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            if "://" in self.shard.url and (may_pass(error) or isinstance(error, FileNotFoundError)):
+                raise ConnectionError(words) from error
+            raise SourceError(f"{self.shard.name}: `datasets` ({self.shard.builder}) cannot read it: {words}") from error
+        self.reading[stripe] = first + len(found), examples
+        return found
+
     def _examples(self) -> Iterator[Mapping[str, Any]]:
         import datasets
 
+        if "://" in self.shard.url:  # `datasets` finds no file where a server is busy or refuses access: ask it ourselves
+            with ShardFile(self.shard.url, None, self.options.transport):
+                pass
         options: dict[str, Any] = {"sep": "\t"} if ".tsv" in PurePosixPath(self.shard.name).suffixes else {}
         storage_options = dict(self.options.transport.storage_options)
-        try:
-            yield from datasets.load_dataset(
-                self.shard.builder,
-                data_files=[self.shard.url],
-                split="train",
-                streaming=True,
-                storage_options=storage_options or None,
-                **options,
-            )
-        except Exception as error:  # every builder and store has errors of its own; which are damage cannot be told
-            words = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise SourceError(f"{self.shard.name}: `datasets` ({self.shard.builder}) cannot read it: {words}") from error
+        yield from datasets.load_dataset(
+            self.shard.builder,
+            data_files=[self.shard.url],
+            split="train",
+            streaming=True,
+            storage_options=storage_options or None,
+            **options,
+        )

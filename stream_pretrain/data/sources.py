@@ -28,8 +28,8 @@ from typing import Any, Literal
 import fsspec
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.transport import Compression, answered, compression_of
-from stream_pretrain.errors import SourceError
+from stream_pretrain.data.transport import Compression, answered, compression_of, nobody_answers
+from stream_pretrain.errors import SourceError, TransportError
 
 Format = Literal["jsonl", "text", "parquet", "examples"]
 
@@ -192,8 +192,18 @@ def _entries(file: Path) -> list[str]:
 
 
 def _ask_for(entry: str, data: DataConfig) -> _Found:
-    """What `entry` stands for, asked again where a store is busy or the network fails."""
-    return answered(lambda: _find(entry, data), entry, data.retry_deadline)
+    """What `entry` stands for; asked again where a store is busy or a connection breaks."""
+
+    def ask() -> _Found:
+        try:
+            return _find(entry, data)
+        except Exception as error:
+            if nobody_answers(error):  # not waited for: nothing has begun, and the name may be a slip of the pen
+                words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                raise TransportError(f"{entry}: no server answers ({words}); check the network and the name") from error
+            raise
+
+    return answered(ask, entry, data.retry_deadline)
 
 
 def _find(entry: str, data: DataConfig) -> _Found:

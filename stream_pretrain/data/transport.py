@@ -552,7 +552,6 @@ class _TransientError(Exception):
 def answered(ask: Callable[[], T], name: str, deadline: float) -> T:
     """What `ask` returns; asked again for up to `deadline` seconds while a network or server fails as may pass.
 
-    A server that nobody answers at is not waited for: its name may be a slip of the pen.
     Raises: TransportError at the deadline, or at once where asking again cannot help.
     """
     tries, began = 0, time.monotonic()
@@ -563,8 +562,6 @@ def answered(ask: Callable[[], T], name: str, deadline: float) -> T:
             raise
         except Exception as error:
             fault = _fault(error, name)
-            if _nobody_answers(error):
-                raise TransportError(f"{name}: no server answers ({fault}); check the network and the name") from error
         wait = fault.wait_after(tries)
         tries += 1
         if time.monotonic() + wait - began > deadline:
@@ -576,11 +573,42 @@ def answered(ask: Callable[[], T], name: str, deadline: float) -> T:
         time.sleep(wait)
 
 
-def _nobody_answers(error: BaseException | None) -> bool:
-    """Whether a connection was refused, or the name of the server is known to nobody."""
-    while error is not None and not isinstance(error, (ConnectionRefusedError, socket.gaierror)):
+def nobody_answers(error: BaseException) -> bool:
+    """Whether a connection was refused, or nobody knows the name of the server."""
+    return any(isinstance(cause, (ConnectionRefusedError, socket.gaierror)) for cause in _causes(error))
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether a network or a busy server is behind what a library raised, whatever it calls it."""
+    return any(
+        isinstance(cause, (ConnectionError, TimeoutError))
+        or type(cause).__module__.partition(".")[0] in ("aiohttp", "httpcore", "urllib3")
+        or _is_busy(_status(cause) or 0)
+        for cause in _causes(error)
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    while error is not None:
+        yield error
         error = error.__cause__ or error.__context__
-    return error is not None
+
+
+def _is_busy(status: int) -> bool:
+    """Whether a server that answers so may answer otherwise later."""
+    return status in (408, 425, 429) or status >= 500
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status in an error of any library."""
+    response = getattr(error, "response", None)
+    for holder in (error, response):
+        for key in ("status_code", "status", "code"):
+            if isinstance(value := getattr(holder, key, None), int):
+                return value
+    behind = getattr(error.__cause__, "response", None)  # what s3fs has of botocore
+    return behind.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(behind, dict) else None
 
 
 def seconds_waiting() -> float:
@@ -741,19 +769,7 @@ def _in_thread(fetch: Callable[[int, int], bytes | bytearray], start: int, stop:
 def _fault(error: Exception, name: str) -> _TransientError:
     """What a library raised, as a fault that may pass. Raises TransportError where trying again cannot help."""
     words = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    response = getattr(error, "response", None)
-    status = next(
-        (
-            value
-            for holder in (error, response)
-            for key in ("status_code", "status", "code")
-            if isinstance(value := getattr(holder, key, None), int)
-        ),
-        None,
-    )
-    behind = getattr(error.__cause__, "response", None)  # what s3fs has of botocore
-    if status is None and isinstance(behind, dict):
-        status = behind.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    status = _status(error)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         raise TransportError(f"{name}: not found ({words}); {_CHECK_ID}") from error
     if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__:
@@ -763,7 +779,7 @@ def _fault(error: Exception, name: str) -> _TransientError:
         raise error
     if isinstance(error, (ValueError, IsADirectoryError, NotADirectoryError, requests.TooManyRedirects)):
         raise TransportError(f"{name}: cannot be read ({words})") from error
-    headers = getattr(response, "headers", None)
+    headers = getattr(getattr(error, "response", None), "headers", None)
     return _TransientError(words, wait=None if headers is None else _asked_wait(headers))
 
 
@@ -926,7 +942,7 @@ class _HttpFile:
         self._response = response
         if response.status_code >= 400 and response.status_code != 416 and self._target is not None:
             raise _TransientError(f"HTTP {response.status_code} from the address it had redirected to", wait=0.0)
-        if response.status_code in (408, 425, 429) or response.status_code >= 500:
+        if _is_busy(response.status_code):
             raise _TransientError(f"HTTP {response.status_code}", wait=_asked_wait(response.headers))
         found = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", response.headers.get("Content-Range", "").strip())
         first, end = (int(found[1]), int(found[2]) + 1) if found and found[1] else (None, None)
