@@ -48,17 +48,19 @@ def test_a_hub_dataset_trains_at_once_and_no_shard_lands_on_the_disk(hub: Hub, t
     shards = sum(path.stat().st_size for path in (hub.root / "datasets").rglob("*.zst"))
     assert shards > 10_000_000
     before = len(hub.requests())
-    done = train(hub, tmp_path / "home", tmp_path / "out")
+    done = train(hub, tmp_path / "home", tmp_path / "out", "--lanes=2", max_steps=20)
     assert done.returncode == 0, done.stderr
     steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3]
+    assert steps == list(range(1, 21))
     assert size_of(tmp_path / "home") < 500_000, "the tokenizer and the card, not the corpus"
-    corpus = json.loads((tmp_path / "out/checkpoints/step-00000003/corpus.json").read_text())
+    corpus = json.loads((tmp_path / "out/checkpoints/step-00000020/corpus.json").read_text())
     (source,) = corpus["sources"]
     assert len(source["revision"]) == 40
     assert all(f"@{source['revision']}/" in shard["url"] for shard in source["shards"])
     listings = [r for r in hub.requests()[before:] if "/tree/" in r["path"] and "/datasets/" in r["path"]]
     assert len(listings) == len({r["path"] for r in listings}), "each folder is listed once"
+    reads = [(r["path"], r["range"]) for r in hub.requests()[before:] if "/lfs/" in r["path"]]
+    assert sorted(reads) == sorted(set(reads)), "no part of a shard is asked for twice, neither to start nor to train"
 
 
 def test_a_run_goes_on_through_faults_of_the_hub(hub: Hub, tmp_path: Path) -> None:

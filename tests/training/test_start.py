@@ -1,0 +1,37 @@
+"""What a user is told at the start about the machine."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+
+from stream_pretrain.commands.train import prepare
+from stream_pretrain.training.loop import accelerator_for
+from stream_pretrain.training.preemption import stop_on_signals
+from stream_pretrain.training.progress import Progress
+from stream_pretrain.training.ranks import Ranks
+from stream_pretrain.training.run_directory import RunDirectory
+from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.training.runs import tiny_run
+
+
+@pytest.mark.parametrize(("visible", "told"), [(0, False), (1, False), (8, True)])
+def test_one_line_says_how_to_use_all_gpus_where_some_are_idle(
+    visible: int, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path / "s", documents(50), "plain")
+    config = tiny_run(tmp_path, write_tiny_bert(tmp_path / "model"), tmp_path / "out", max_steps=1)
+    said = io.StringIO()
+    with stop_on_signals() as stop, RunDirectory.own(tmp_path / "out", [], lambda _: None) as out:
+        accelerator = accelerator_for(config)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+        prepare(config, [], accelerator, Ranks(0, 1), Progress(said), stop, out)
+    line = (
+        "warning: 8 GPUs are visible, 1 used; for all of them: "
+        "torchrun --nproc-per-node 8 -m stream_pretrain and the same options"
+    )
+    assert (line in said.getvalue().splitlines()) is told
+    assert ("GPUs are visible" in said.getvalue()) is told
