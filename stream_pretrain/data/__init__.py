@@ -31,7 +31,7 @@ from stream_pretrain.data.lanes import LanePlan
 from stream_pretrain.data.mixture import Weights, parts_of
 from stream_pretrain.data.source_lane import EXPANSION, SourcePlan
 from stream_pretrain.data.sources import Corpus, Shard, check_unchanged, resolve
-from stream_pretrain.data.transport import TransportOptions
+from stream_pretrain.data.transport import BLOCK_BYTES, TransportOptions
 from stream_pretrain.errors import ConfigError
 
 FULL_WINDOW_BYTES = 4 * 1024 * 1024
@@ -42,6 +42,8 @@ WINDOWS_PER_LANE = 2
 """Windows a lane of a small corpus has at least, so that its documents are shuffled over more than one order..."""
 LEAST_WINDOW_ROWS = 96
 """...as long as a window fills so many rows: the last one is half empty, on average."""
+SMALLEST_BLOCK_BYTES = 512 * 1024
+"""Bytes of one request for a source that gives few of the rows; one that gives all is asked for the block of the transport."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ def lane_plan(config: Config, pinned: PinnedCorpus) -> LanePlan:
     plans: list[SourcePlan] = []
     first_shard = 0
     limits = [source.max_epochs for source in config.data.sources] or [None]
-    for source, options, max_epochs in zip(pinned.sources, sources_of(config.data), limits, strict=True):
+    shares = _largest_shares(config.data)
+    for source, options, max_epochs, share in zip(pinned.sources, sources_of(config.data), limits, shares, strict=True):
         plan = SourcePlan(
             name=source.name,
             shards=source.corpus.shards,
@@ -182,7 +185,7 @@ def lane_plan(config: Config, pinned: PinnedCorpus) -> LanePlan:
             packing=options.packing,
             heldout_fraction=options.heldout_fraction,
             max_epochs=config.train.max_epochs if max_epochs is None else max_epochs,
-            read=read_options(options, source.window_bytes),
+            read=read_options(options, source.window_bytes, share),
             skip_bad_shards=options.on_bad_shard == "skip",
         )
         # In a mixture every lane needs every source; one that is read a number of times must be dealt all the same.
@@ -200,8 +203,8 @@ def lane_plan(config: Config, pinned: PinnedCorpus) -> LanePlan:
     )
 
 
-def read_options(data: DataConfig, window_bytes: int) -> ReadOptions:
-    """How documents are found in the shards of a source."""
+def read_options(data: DataConfig, window_bytes: int, share: float) -> ReadOptions:
+    """How documents are found in the shards of a source that gives this share of the rows."""
     return ReadOptions(
         text_field=data.text_field,
         text_template=data.text_template,
@@ -213,6 +216,7 @@ def read_options(data: DataConfig, window_bytes: int) -> ReadOptions:
         transport=TransportOptions(
             storage_options=json.loads(data.storage_options) if data.storage_options else {},
             retry_deadline=data.retry_deadline,
+            block_bytes=max(SMALLEST_BLOCK_BYTES, int(BLOCK_BYTES * share)),
         ),
     )
 

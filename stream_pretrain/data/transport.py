@@ -78,6 +78,8 @@ _SMALL = 256 * KIB  # smaller pieces are joined before they are handed on
 _SLICE = 64 * KIB  # compressed bytes fed at once; counted from the member's start, so that damage is met at the same byte
 _ZSTD_BLOCK = 128 * KIB  # content of one block of a zstd frame, at most
 _LOCAL_BLOCK = MIB
+BLOCK_BYTES = 8 * MIB
+"""Stored bytes that one request asks a remote store for."""
 _PIECE = 64 * KIB
 _MAX_WINDOW = 2 * GIB
 _CONNECT_TIMEOUT = 30.0
@@ -102,7 +104,7 @@ class TransportOptions:
 
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     retry_deadline: float = 1800.0
-    block_bytes: int = 8 * MIB
+    block_bytes: int = BLOCK_BYTES
     read_timeout: float = 60.0
 
 

@@ -196,6 +196,15 @@ def test_the_windows_of_a_mixture_are_together_as_large_as_that_of_one_source(tm
     assert [source.read.window_bytes for source in uneven.lanes.sources] == [3_000_000, 1_000_000]
 
 
+def test_the_requests_of_a_mixture_are_together_about_as_large_as_that_of_one_source(tmp_path: Path) -> None:
+    names = [f"s{i}" for i in range(20)]
+    write_sources(tmp_path, **dict.fromkeys(names, 3))
+    even = plan_for(tmp_path, {name: {"weight": 1} for name in names})
+    assert [source.read.transport.block_bytes for source in even.lanes.sources] == [512 * 1024] * 20
+    uneven = plan_for(tmp_path, {"s0": {"weight": 3}, "s1": {"weight": 1}})
+    assert [source.read.transport.block_bytes for source in uneven.lanes.sources] == [6 * 2**20, 2 * 2**20]
+
+
 def test_an_epoch_of_all_sources_sees_every_document_once_and_ends(tmp_path: Path) -> None:
     write_sources(tmp_path, a=90, b=31, c=7)
     plan = plan_for(tmp_path, {"a": {"weight": 1}, "b": {"weight": 5}, "c": {"weight": 1}}, max_epochs=1, max_steps=None)
