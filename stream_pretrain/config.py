@@ -326,6 +326,15 @@ def fixed_options(config: Config) -> dict[str, Any]:
     }
 
 
+def without_places(fixed: dict[str, Any]) -> dict[str, Any]:
+    """Fixed options but for where the corpus lies: one that was moved is known again by its shards."""
+    records = [{k: v for k, v in record.items() if k not in _PLACES} for record in fixed.get("data.sources", [])]
+    return {**{name: value for name, value in fixed.items() if name != "data.dataset"}, "data.sources": records}
+
+
+_PLACES = ("dataset", "storage_options")
+
+
 def run_directory(config: Config) -> Path:
     """OUT: as given, else runs/<dataset>-<model>-<hash of the options that must not change>."""
     if config.run.output_dir is not None:

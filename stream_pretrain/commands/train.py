@@ -432,12 +432,10 @@ def _tracker(setup: Setup) -> Tracker:
 
 
 def _pinned_corpus(config: Config, saved: Saved | None, world: int) -> PinnedCorpus:
-    """The corpus as the run began with it, or as it is found now."""
+    """The corpus that the run began with, where it lies now, or as it is found now."""
     if saved is None:
         return data.pin(config, world)
-    pinned = PinnedCorpus.from_json(saved.corpus)
-    data.check_pinned(config, pinned, world)
-    return pinned
+    return data.found_again(config, PinnedCorpus.from_json(saved.corpus), world)
 
 
 def _evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress: Progress) -> list[str]:

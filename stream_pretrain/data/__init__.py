@@ -30,7 +30,7 @@ from stream_pretrain.data.documents import ReadOptions
 from stream_pretrain.data.lanes import LanePlan
 from stream_pretrain.data.mixture import Weights, parts_of
 from stream_pretrain.data.source_lane import EXPANSION, SourcePlan
-from stream_pretrain.data.sources import Corpus, Shard, check_unchanged, resolve
+from stream_pretrain.data.sources import Corpus, Shard, find_again, resolve
 from stream_pretrain.data.transport import BLOCK_BYTES, TransportOptions
 from stream_pretrain.errors import ConfigError
 
@@ -149,8 +149,8 @@ def _largest_shares(data: DataConfig) -> list[float]:
     return [max(step.parts[i] / sum(step.parts) for step in schedule) for i in range(len(schedule[0].parts))]
 
 
-def check_pinned(config: Config, pinned: PinnedCorpus, world: int) -> None:
-    """Refuse to go on with a run otherwise than it began.
+def found_again(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpus:
+    """The corpus of a run that goes on, with its shards where they lie now.
 
     Raises: SourceError with the shards that differ, ConfigError for lanes or windows that do.
     """
@@ -162,10 +162,15 @@ def check_pinned(config: Config, pinned: PinnedCorpus, world: int) -> None:
     for option, value, fixed in given:
         if value not in ("auto", fixed):
             raise ConfigError(f"{option} is {value}, but the run began with {fixed} and cannot change it: leave the option out")
-    for source, options in zip(pinned.sources, sources_of(config.data), strict=True):
-        check_unchanged(source.corpus, resolve(options))
     if pinned.lanes < world:
         raise ConfigError(f"the run has {pinned.lanes} lanes, which is the most ranks it can have; {world} are started")
+    return replace(
+        pinned,
+        sources=tuple(
+            replace(source, corpus=find_again(source.corpus, options))
+            for source, options in zip(pinned.sources, sources_of(config.data), strict=True)
+        ),
+    )
 
 
 def lane_plan(config: Config, pinned: PinnedCorpus) -> LanePlan:

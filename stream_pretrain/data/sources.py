@@ -23,6 +23,7 @@ import urllib.parse
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import fsspec
@@ -111,8 +112,12 @@ class _Found:
     revision: str | None = None
 
 
-def resolve(data: DataConfig, *, split: str | None = None, dataset: str | None = None) -> Corpus:
+def resolve(
+    data: DataConfig, *, split: str | None = None, dataset: str | None = None, commits: Mapping[str, str] = MappingProxyType({})
+) -> Corpus:
     """Find and pin the shards of `data.dataset`; `split` and `dataset` replace the configured ones (evaluation sets).
+
+    commits: of Hub datasets, by id, that are pinned already; the others are pinned to where their revision is now.
 
     Raises: SourceError for what does not exist or holds no shards, TransportError for what cannot be reached.
     """
@@ -125,9 +130,9 @@ def resolve(data: DataConfig, *, split: str | None = None, dataset: str | None =
     assert data.dataset is not None, "validated before"
 
     if not data.dataset.startswith("@"):
-        found = _ask_for(data.dataset, data)
+        found = _ask_for(data.dataset, data, commits)
         return Corpus(data.dataset, found.revision, _sorted(found.files))
-    parts = [_ask_for(entry, data) for entry in _entries(Path(data.dataset[1:]))]
+    parts = [_ask_for(entry, data, commits) for entry in _entries(Path(data.dataset[1:]))]
     revisions = {part.revision for part in parts}
     return Corpus(data.dataset, revisions.pop() if len(revisions) == 1 else None, _sorted(_merged(parts)))
 
@@ -144,6 +149,30 @@ def _merged(parts: Iterable[_Found]) -> dict[str, Shard]:
     levels = list(zip(*folders, strict=False))
     common = next((level for level, names in enumerate(levels) if len(set(names)) > 1), len(levels))
     return {"/".join(location.split("/")[common:]): shard for location, shard in by_location.items()}
+
+
+def commits_of(corpus: Corpus) -> dict[str, str]:
+    """The commits that a corpus has its Hub datasets at, by id; one that it has at several is left out."""
+    found: dict[str, set[str]] = {}
+    for shard in corpus.shards:
+        if hub := _HUB_URL.fullmatch(shard.url):
+            found.setdefault(hub["id"], set()).add(hub["revision"])
+    return {dataset_id: commits.pop() for dataset_id, commits in found.items() if len(commits) == 1}
+
+
+def find_again(pinned: Corpus, data: DataConfig) -> Corpus:
+    """A pinned corpus where it lies now. What its Hub datasets have become since does not matter.
+
+    A shard that has moved takes its new URL and identity; its size stays as it was pinned, since dealing depends on it.
+    Raises: SourceError where the corpus is not the one that was pinned.
+    """
+    found = resolve(data, commits=commits_of(pinned))
+    check_unchanged(pinned, found)
+    shards = (
+        was if was.url == now.url else dataclasses.replace(was, url=now.url, identity=now.identity or was.identity)
+        for was, now in zip(pinned.shards, found.shards, strict=True)
+    )
+    return dataclasses.replace(pinned, dataset=found.dataset, shards=tuple(shards))
 
 
 def check_unchanged(pinned: Corpus, found: Corpus) -> None:
@@ -191,12 +220,12 @@ def _entries(file: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def _ask_for(entry: str, data: DataConfig) -> _Found:
+def _ask_for(entry: str, data: DataConfig, commits: Mapping[str, str]) -> _Found:
     """What `entry` stands for; asked again where a store is busy or a connection breaks."""
 
     def ask() -> _Found:
         try:
-            return _find(entry, data)
+            return _find(entry, data, commits)
         except Exception as error:
             if nobody_answers(error):  # not waited for: nothing has begun, and the name may be a slip of the pen
                 words = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -206,10 +235,11 @@ def _ask_for(entry: str, data: DataConfig) -> _Found:
     return answered(ask, entry, data.retry_deadline)
 
 
-def _find(entry: str, data: DataConfig) -> _Found:
+def _find(entry: str, data: DataConfig, commits: Mapping[str, str]) -> _Found:
     """What `entry` stands for: a local path first, then a URL, then a Hub id."""
     if hub := _HUB_URL.fullmatch(entry.rstrip("/")):
-        return _find_on_hub(entry, hub["id"], urllib.parse.unquote(hub["revision"] or "") or data.revision, hub["path"], data)
+        revision = urllib.parse.unquote(hub["revision"] or "") or data.revision
+        return _find_on_hub(entry, hub["id"], revision, hub["path"], data, commits)
     if "://" in entry and not entry.startswith("file://"):
         return _find_url(entry, data)
     path = Path(entry.removeprefix("file://")).expanduser()
@@ -224,7 +254,7 @@ def _find(entry: str, data: DataConfig) -> _Found:
         return _find_local_glob(entry, Path(root), pattern, data)
     if not _HUB_ID.fullmatch(entry):
         raise SourceError(f"{entry}: there is no such file or folder")
-    return _find_on_hub(entry, entry, data.revision, None, data)
+    return _find_on_hub(entry, entry, data.revision, None, data, commits)
 
 
 def _refuse_parts(entry: str, data: DataConfig, *options: str) -> None:
@@ -350,12 +380,15 @@ def _has_configs(folder: Path) -> bool:
 # The Hub
 
 
-def _find_on_hub(entry: str, dataset_id: str, revision: str | None, path: str | None, data: DataConfig) -> _Found:
-    """A Hub dataset, or the file, folder or pattern `path` in it, pinned to the commit `revision` is at."""
+def _find_on_hub(
+    entry: str, dataset_id: str, revision: str | None, path: str | None, data: DataConfig, commits: Mapping[str, str]
+) -> _Found:
+    """A Hub dataset, or the file, folder or pattern `path` in it, at its commit in `commits`, else the one `revision` is at."""
     from huggingface_hub import HfFileSystem  # here, because importing it takes a second and local corpora do without
 
     token = _storage_options(data).get("token")
-    canonical_id, commit = _pin(entry, dataset_id, revision, token)
+    canonical_id, commit = _pin(entry, dataset_id, commits.get(dataset_id, revision), token)
+    commit = commits.get(canonical_id, commit)
     root = f"datasets/{canonical_id}@{commit}"
     # The instance `datasets` lists with, so that its listings are asked for once.
     filesystem: Any = HfFileSystem(token=token)

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from stream_pretrain.config import ALIASES, Config, fixed_options, flatten
+from stream_pretrain.config import ALIASES, Config, fixed_options, flatten, without_places
 from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.training.checkpoint import latest, replace_file
 
@@ -189,9 +189,9 @@ def _read_trainer(checkpoint: Path) -> dict[str, Any]:
 
 def _refuse_drift(config: Config, was: dict[str, Any], checkpoint: Path, new_out: Path, command: Sequence[str]) -> None:
     """Compare the options that must not change with those of the checkpoint. Raises: CheckpointError."""
-    now = json.loads(json.dumps(fixed_options(config)))
+    now = without_places(json.loads(json.dumps(fixed_options(config))))
     may_change = flatten(config).keys() - now.keys()
-    was = {**fixed_options(Config()), **was}  # an option that is newer than the checkpoint had its default
+    was = without_places({**fixed_options(Config()), **was})  # an option that is newer than the checkpoint had its default
     changed = [name for name in sorted((was.keys() | now.keys()) - may_change) if was.get(name) != now.get(name)]
     if changed:
         lines = [f"  --{name.replace('_', '-')}: was {was.get(name)}, is {now.get(name)}" for name in changed]

@@ -79,6 +79,28 @@ def test_a_run_goes_on_through_faults_of_the_hub(hub: Hub, tmp_path: Path) -> No
     assert len(losses[0]) == 6
 
 
+def test_a_run_goes_on_at_its_commit_when_the_branch_has_moved(hub: Hub, tmp_path: Path) -> None:
+    folder = hub.root / "datasets" / "org" / "moving"
+    for commit, count in (("main", 2), ("later", 3)):
+        (folder / commit).mkdir(parents=True)
+        for i in range(count):
+            write_shard(folder / commit / f"train-{i}", documents(200, seed=i), "zst")
+    options = ("--dataset=org/moving", "--lanes=2", "--save-every=3")
+    whole = train(hub, tmp_path / "home", tmp_path / "whole", *options, max_steps=6)
+    assert whole.returncode == 0, whole.stderr
+    begun = train(hub, tmp_path / "home", tmp_path / "out", *options)
+    assert begun.returncode == 0, begun.stderr
+    (folder / "refs.json").write_text('{"main": "later"}')
+    on = train(hub, tmp_path / "home", tmp_path / "out", *options, max_steps=6)
+    assert on.returncode == 0, on.stderr
+    state, as_if_never_stopped = (
+        json.loads((tmp_path / out / "checkpoints/step-00000006/stream.json").read_text()) for out in ("out", "whole")
+    )
+    assert state == as_if_never_stopped
+    fresh = train(hub, tmp_path / "home", tmp_path / "fresh", *options)
+    assert "3 shards" in fresh.stderr
+
+
 def test_an_unknown_dataset_is_one_line(hub: Hub, tmp_path: Path) -> None:
     done = train(hub, tmp_path / "home", tmp_path / "out", "--dataset=org/nothing")
     assert done.returncode == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,38 @@ def test_workers_may_change_at_a_resume_and_sigterm_saves_first(
     assert json.loads((out / "run.json").read_text())["state"] == "preempted"
     run(corpus, model, out, "--workers=0")
     assert_same_run(out, uninterrupted)
+
+
+def test_a_corpus_that_was_moved_is_read_where_it_lies_now(
+    corpus: Path, model: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    out, here, there = tmp_path / "out", tmp_path / "here", tmp_path / "there"
+    shutil.copytree(corpus, here)
+    process = subprocess.Popen(command(here, model, out), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    kill_when(process, signal.SIGKILL, out / "checkpoints" / "step-00000010", 0)
+    process.communicate()
+    here.rename(there)
+    run(there, model, out)
+    assert_same_run(out, uninterrupted)
+    (source,) = json.loads((last_checkpoint(out) / "corpus.json").read_text())["sources"]
+    assert source["dataset"] == str(there)
+    assert [shard["url"] for shard in source["shards"]] == sorted(map(str, there.iterdir()))
+
+
+def test_another_corpus_is_refused_by_the_names_of_its_shards(
+    corpus: Path, model: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    write_shard(other / "t0", documents(9), "plain")
+    done = subprocess.run(
+        command(other, model, uninterrupted), env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"error: {other} is not the corpus this run began with: s0.jsonl is missing, s1.jsonl.zst is missing, "
+        "s2.jsonl.zst is missing and 3 more; restore it or start a new run"
+    )
 
 
 def test_the_final_model_fills_masks(uninterrupted: Path) -> None:
