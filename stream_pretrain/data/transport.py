@@ -539,16 +539,18 @@ def _looks_like(head: bytes) -> str:
 class _TransientError(Exception):
     """A fault of transport that may pass; `wait` is how long the server asked to wait, in seconds."""
 
-    def __init__(self, cause: str, wait: float | None = None):
+    def __init__(self, cause: str, wait: float | None = None, *, at_once: bool = False):
         super().__init__(cause)
         self.wait = wait
+        self.at_once = at_once
 
     def wait_after(self, tries: int) -> float:
-        """Seconds until the next try: as the server asked, else growing exponentially, with jitter."""
-        if self.wait is not None:
-            return self.wait
+        """Seconds until the next try: growing exponentially, with jitter, and at least what the server asked for."""
+        if self.at_once and tries == 0:
+            return 0.0
         # not the module's generator: its state belongs to the training
-        return random.SystemRandom().uniform(0.5, 1.0) * min(_BACKOFF_CAP, _BACKOFF_BASE * 2.0 ** min(tries, 10))
+        growing = random.SystemRandom().uniform(0.5, 1.0) * min(_BACKOFF_CAP, _BACKOFF_BASE * 2.0 ** min(tries, 10))
+        return growing if self.wait is None else max(self.wait, growing)
 
 
 def answered(ask: Callable[[], T], name: str, deadline: float) -> T:
@@ -942,10 +944,10 @@ class _HttpFile:
         ranged = {**headers, "Range": f"bytes={start}-{stop - 1}"}
         response = self._session.get(url, headers=ranged, stream=True, timeout=self._timeout)
         self._response = response
-        if response.status_code >= 400 and response.status_code != 416 and self._target is not None:
-            raise _TransientError(f"HTTP {response.status_code} from the address it had redirected to", wait=0.0)
         if _is_busy(response.status_code):
             raise _TransientError(f"HTTP {response.status_code}", wait=_asked_wait(response.headers))
+        if response.status_code >= 400 and response.status_code != 416 and self._target is not None:
+            raise _TransientError(f"HTTP {response.status_code} from the address it had redirected to", at_once=True)
         found = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", response.headers.get("Content-Range", "").strip())
         first, end = (int(found[1]), int(found[2]) + 1) if found and found[1] else (None, None)
         known_total = int(found[3]) if found and found[3] != "*" else None
@@ -966,8 +968,7 @@ class _HttpFile:
                 f"{self._name}: the server answers with an HTML page in place of the shard; check the URL, a login or a proxy"
             )
         if response.status_code == 200:
-            length = response.headers.get("Content-Length")
-            known_total = int(length) if length is not None else self._size
+            known_total = self._total_of_whole(response)
             self._at, self._end = 0, known_total
             if self.seekable:
                 logger.warning("%s: the server ignores Range: every restart reads the shard from its beginning", self._name)
@@ -986,13 +987,36 @@ class _HttpFile:
         if response.history:
             self._target = (response.url, dict(response.request.headers))
 
+    def _total_of_whole(self, response: requests.Response) -> int | None:
+        """Bytes of a body that is the whole file; None where the encoding of the body itself tells its end."""
+        length = response.headers.get("Content-Length")
+        if length is not None:
+            return int(length)
+        known = self.total if self.total is not None else self._size
+        if known is not None or response.raw.chunked:
+            return known
+        assert self._session is not None
+        asked = self._session.head(response.url, headers=response.request.headers, timeout=self._timeout)
+        length = asked.headers.get("Content-Length") if asked.status_code == 200 else None
+        if length is None:
+            raise TransportError(
+                f"{self._name}: the server does not say how large the file is, so a connection that breaks would look like "
+                "its end; serve it with Content-Length"
+            )
+        return int(length)
+
     def _remember(self, response: requests.Response, total: int | None) -> None:
-        etag = response.headers.get("ETag")
+        # The same content may be called weak by one answer and strong by another: W/"x" and "x".
+        etag = _bare_etag(response.headers.get("ETag"))
         for what, was, now in (("size", self.total, total), ("ETag", self._etag, etag)):
             if was is not None and now is not None and was != now:
                 raise SourceError(f"{self._name}: changed while it was read ({what} was {was}, is {now}); pin a revision")
         self.total = total if total is not None else self.total
         self._etag = etag or self._etag
+
+
+def _bare_etag(etag: str | None) -> str | None:
+    return etag if etag is None else etag.removeprefix("W/").strip('"')
 
 
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -18,7 +18,8 @@ Each fault is spent on one request of its path, in order; a fault with "times": 
     none            answers as if there were no fault
 
 and with any of them: "ranges": false answers 200 with everything, "shift": N answers with bytes N further on than asked
-for, "length": false leaves Content-Length out, "replace_with": NAME makes the path give that file from then on.
+for, "length": false leaves Content-Length out, "weak": true makes the ETag a weak one, "replace_with": NAME makes the path give
+that file from then on. HEAD tells the size of a file whose name does not begin with "untold-".
 """
 
 from __future__ import annotations
@@ -119,6 +120,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.replaced[path] = fault["replace_with"]
         return self.answer_file(file, fault)
 
+    def do_HEAD(self) -> None:
+        file = self.folder / urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).lstrip("/")
+        self.send_response(405 if file.name.startswith("untold-") else 200 if file.is_file() else 404)
+        if file.is_file():
+            self.send_header("Content-Length", str(file.stat().st_size))
+        self.end_headers()
+
     def answer_file(self, file: Path, fault: dict[str, Any]) -> None:
         do = fault["do"]
         if do == "status":
@@ -133,7 +141,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not file.is_file():
             return self.answer(404, {}, b"")
         content = file.read_bytes()
-        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()[:16]}"', "Content-Type": "application/octet-stream"}
+        etag = f'{"W/" if fault.get("weak") else ""}"{hashlib.sha256(content).hexdigest()[:16]}"'
+        headers = {"ETag": etag, "Content-Type": "application/octet-stream"}
         status = 200
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked and fault.get("ranges", True):

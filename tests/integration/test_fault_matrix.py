@@ -65,6 +65,9 @@ FAULTS = {
     "403": Fault(({"do": "status", "code": 403, "times": 10},), REFUSED),
     "404": Fault(({"do": "status", "code": 404, "times": 10},), MISSING),
     "Range ignored": Fault(({"do": "none", "ranges": False},)),
+    "Range ignored, the body cut short, of unknown length": Fault(
+        tuple({"do": "short", "after": n, "ranges": False, "length": False} for n in (9_000, 20_000))
+    ),
     "an HTML page with status 200": Fault(
         ({"do": "html"},), {"Hub": "ends: `HTML page`", "web": "ends: `HTML page`", "S3": SAME}
     ),
@@ -184,7 +187,7 @@ def test_the_documents_are_those_of_a_clean_read_or_the_run_ends_with_a_name(
         for fault in FAULTS[fault].faults
     ]
     server.proxy.inject(server.path + name, *faults)
-    size = (folder / name).stat().st_size
+    size = None if kind == "web" else (folder / name).stat().st_size  # a web server has no listing that tells it
     deadline = 0.5 if "deadline" in fault else 20.0
     if expected == SAME:
         assert read(server, name, size, deadline) == documents(COUNT)

@@ -90,6 +90,12 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
     "range ignored once": [{"do": "none"}, {"do": "none", "ranges": False}],
     "range ignored always": [{"do": "none", "ranges": False, "times": 40}],
     "range ignored always, no Content-Length": [{"do": "none", "ranges": False, "length": False, "times": 40}],
+    "range ignored and cut short, no Content-Length": [
+        {"do": "short", "after": 20_000, "ranges": False, "length": False},
+        {"do": "none"},
+        {"do": "short", "after": 70_000, "ranges": False, "length": False},
+    ],
+    "a weak ETag in between": [{"do": "none"}, {"do": "none", "weak": True}],
     "bytes that begin before those asked for": [{"do": "none"}, {"do": "none", "shift": -100}],
 }
 
@@ -140,6 +146,26 @@ def test_the_wait_is_the_one_the_server_asks_for(
         shard.read()
     waited = float(caplog.messages[0].split("trying again in ")[1].removesuffix(" s"))
     assert (0.0 if "retry_date_in" in asked else 1.0) <= waited <= 1.0  # a date has whole seconds
+
+
+def test_a_server_that_asks_for_no_wait_is_asked_ever_more_rarely(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    server.inject("plain.jsonl", {"do": "status", "code": 503, "headers": {"Retry-After": "0"}, "times": 3})
+    with caplog.at_level(logging.WARNING), opened(server, "plain.jsonl") as shard:
+        shard.read()
+    waits = [float(message.split("trying again in ")[1].removesuffix(" s")) for message in caplog.messages]
+    assert len(waits) == 3
+    assert waits[0] >= 0.2
+    assert waits[2] >= 1.0
+
+
+def test_a_server_that_ignores_ranges_and_tells_no_size_is_refused(server: Server, folder: Path) -> None:
+    (folder / "untold-plain.jsonl").write_bytes(text())
+    server.inject("untold-plain.jsonl", {"do": "none", "ranges": False, "length": False})
+    with (
+        opened(server, "untold-plain.jsonl") as shard,
+        pytest.raises(TransportError, match="does not say how large the file is"),
+    ):
+        shard.read()
 
 
 def test_a_server_that_keeps_failing_is_named_with_the_offset_and_the_last_cause(server: Server) -> None:
@@ -275,6 +301,16 @@ def test_a_redirect_is_followed_once_and_resolved_again_when_its_target_fails(se
     paths = [request["path"] for request in server.log()]
     one, two = "/plain.jsonl?signature=1", "/plain.jsonl?signature=2"
     assert paths == ["/resolve.jsonl", one, one, one, "/resolve.jsonl", two, two, two]
+
+
+def test_a_busy_target_of_a_redirect_is_given_the_time_it_asks_for(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    server.inject("resolve.jsonl", *[{"do": "redirect", "to": server.url("plain.jsonl")}] * 2)
+    server.inject("plain.jsonl", {"do": "none"}, {"do": "status", "code": 429, "headers": {"Retry-After": "1"}})
+    with caplog.at_level(logging.WARNING), opened(server, "resolve.jsonl") as shard:
+        assert content_of(shard) == text()
+    assert [message.split(": ", 2)[-1] for message in caplog.messages] == [
+        "HTTP 429 at compressed byte 65536; trying again in 1.0 s"
+    ]
 
 
 def test_headers_of_the_storage_options_are_sent(server: Server) -> None:
