@@ -151,7 +151,7 @@ class LineDocuments:
             # A stripe of a plain shard needs every k-th window: fetch that and its last line, not the windows of others.
             window = self.options.window_bytes
             transport = replace(transport, block_bytes=min(transport.block_bytes, window + window // 16))
-        return ShardBytes(self.shard.url, self.shard.compression, self.shard.size, restart, transport)
+        return ShardBytes(self.shard.url, self.shard.compression, self.shard.size, restart, transport, self.shard.identity)
 
     def read(self, stripe: Stripe, block: int, restart: Restart) -> Documents | None:
         window = self.windows.read(stripe, block, restart)
@@ -361,7 +361,7 @@ class ParquetDocuments:
     def _open(self) -> pq.ParquetFile:
         import pyarrow.parquet as pq
 
-        file = ShardFile(self.shard.url, self.shard.size, self.options.transport)
+        file = ShardFile(self.shard.url, self.shard.size, self.options.transport, self.shard.identity)
         with self._named("is no whole Parquet file"):
             return pq.ParquetFile(file, pre_buffer=False)
 

@@ -29,7 +29,7 @@ from typing import Any, Literal
 import fsspec
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.transport import Compression, answered, compression_of, nobody_answers
+from stream_pretrain.data.transport import Compression, answered, bare_etag, compression_of, nobody_answers
 from stream_pretrain.errors import SourceError, TransportError
 
 Format = Literal["jsonl", "text", "parquet", "examples"]
@@ -492,8 +492,8 @@ def _identity(info: Mapping[str, Any]) -> str | None:
     """The content hash or, failing that, the ETag of a listed object."""
     if md5 := info.get("md5Hash"):
         return f"md5:{md5}"
-    etag = info.get("ETag") or info.get("etag")
-    return f"etag:{etag}".replace('"', "") if etag else None
+    etag = bare_etag(info.get("ETag") or info.get("etag"))
+    return f"etag:{etag}" if etag else None
 
 
 def _list(filesystem: Any, path: str, entry: str) -> dict[str, dict[str, Any]]:

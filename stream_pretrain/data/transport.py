@@ -131,14 +131,16 @@ class ShardBytes:
         size: int | None,
         restart: Restart = Restart(),
         options: TransportOptions = TransportOptions(),
+        identity: str | None = None,
     ):
+        """identity: what the shard was pinned by, `etag:VALUE` where its store knows it by an ETag."""
         self.position = restart.uncompressed
         self.restart = restart
         self._begin = restart
         self._name = _without_secrets(url)
         self._compression = compression
         self._size = size
-        self._data = _Compressed(url, self._name, size, restart.compressed, options)
+        self._data = _Compressed(url, self._name, size, restart.compressed, options, identity)
         self._decoded = restart.uncompressed  # bytes that have left the decoder, counted from the shard's start
         self._chunks = self._plain() if compression == "none" else self._members()
         self._pending: tuple[Restart, bytes] | None = None
@@ -282,9 +284,9 @@ class ShardFile(io.RawIOBase):
     Every read is one range, fetched with the retries of ShardBytes, and raises as that does.
     """
 
-    def __init__(self, url: str, size: int | None, options: TransportOptions):
+    def __init__(self, url: str, size: int | None, options: TransportOptions, identity: str | None = None):
         self._name = _without_secrets(url)
-        self._data = _Compressed(url, self._name, size, 0, options)
+        self._data = _Compressed(url, self._name, size, 0, options, identity)
         self._at = 0
         if size is None:
             self._data.apart(0, 1)  # the first answer says how large the file is
@@ -626,12 +628,14 @@ class _Compressed:
     seconds_waiting: ClassVar[float] = 0.0
     """All of this process have waited so long for their stores."""
 
-    def __init__(self, url: str, name: str, size: int | None, start: int, options: TransportOptions):
+    def __init__(
+        self, url: str, name: str, size: int | None, start: int, options: TransportOptions, identity: str | None = None
+    ):
         self.position = start
         self.bytes_read = 0
         self._name = name
         self._deadline = options.retry_deadline
-        self._store = _store(url, name, size, options)
+        self._store = _store(url, name, size, options, identity)
         self._local = isinstance(self._store, _LocalFile)
         self._block_bytes = min(options.block_bytes, _LOCAL_BLOCK) if self._local else options.block_bytes
         self._buffer: bytes | bytearray = b""
@@ -811,7 +815,7 @@ class _Store(Protocol):
     def close(self) -> None: ...
 
 
-def _store(url: str, name: str, size: int | None, options: TransportOptions) -> _Store:
+def _store(url: str, name: str, size: int | None, options: TransportOptions, identity: str | None) -> _Store:
     storage_options = dict(options.storage_options)
     scheme = url.split("://")[0] if "://" in url else "file"
     if scheme == "file":
@@ -830,7 +834,8 @@ def _store(url: str, name: str, size: int | None, options: TransportOptions) -> 
         token = storage_options.get("token") or get_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         return _HttpFile(resolve, name, headers, size, options.read_timeout)
-    return _FsspecFile(url, name, storage_options)
+    kind, _, etag = (identity or "").partition(":")
+    return _FsspecFile(url, name, storage_options, etag if kind == "etag" else None)
 
 
 _HUB_FILE = re.compile(r"hf://(?!buckets/)(?:(datasets|spaces|models)/)?([^/@]+/[^/@]+)(?:@((?:refs/\w+/)?[^/]+))?/(.+)")
@@ -1007,7 +1012,7 @@ class _HttpFile:
 
     def _remember(self, response: requests.Response, total: int | None) -> None:
         # The same content may be called weak by one answer and strong by another: W/"x" and "x".
-        etag = _bare_etag(response.headers.get("ETag"))
+        etag = bare_etag(response.headers.get("ETag"))
         for what, was, now in (("size", self.total, total), ("ETag", self._etag, etag)):
             if was is not None and now is not None and was != now:
                 raise SourceError(f"{self._name}: changed while it was read ({what} was {was}, is {now}); pin a revision")
@@ -1015,7 +1020,8 @@ class _HttpFile:
         self._etag = etag or self._etag
 
 
-def _bare_etag(etag: str | None) -> str | None:
+def bare_etag(etag: str | None) -> str | None:
+    """An ETag without its quotes, and without the mark of a weak one."""
     return etag if etag is None else etag.removeprefix("W/").strip('"')
 
 
@@ -1035,17 +1041,18 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
 
 
 class _FsspecFile:
-    """Any other store, through fsspec's ranged `cat_file`."""
+    """Any other store, through fsspec, one range at a time."""
 
     seekable = True
 
-    def __init__(self, url: str, name: str, storage_options: dict[str, Any]):
+    def __init__(self, url: str, name: str, storage_options: dict[str, Any], etag: str | None):
         self.total: int | None = None
         self._name = name
-        self._etag: Any = None
+        self._etag = etag
         self._described = False
         self._url, self._storage_options = url, storage_options
         self._filesystem: Any = None
+        self._opened: Any = None
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
         if not self._described:
@@ -1053,18 +1060,32 @@ class _FsspecFile:
         assert self.total is not None
         stop = min(stop, self.total)
         if start < stop:
-            content = self._filesystem.cat_file(self._path, start=start, end=stop)
+            content = self._range(start, stop)
             if len(content) != stop - start:
                 raise _TransientError(f"asked for {stop - start} bytes, got {len(content)}")
             yield content
 
+    def _range(self, start: int, stop: int) -> bytes:
+        # An open file of S3 asks for each range of the object it was opened for, by its ETag; a path is whatever it is by then.
+        if self._opened is None and hasattr(self._filesystem, "call_s3"):
+            self._opened = self._filesystem.open(self._path, "rb", cache_type="none")
+        if self._opened is None:
+            content: bytes = self._filesystem.cat_file(self._path, start=start, end=stop)
+        else:
+            self._opened.seek(start)
+            content = self._opened.read(stop - start)
+        return content
+
     def reset(self) -> None:
         self._described = False
+        self.close()
         if self._filesystem is not None:
             self._filesystem.invalidate_cache()
 
     def close(self) -> None:
-        pass
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
 
     def _describe(self) -> None:
         if self._filesystem is None:
@@ -1073,14 +1094,13 @@ class _FsspecFile:
             except (ImportError, ValueError, TypeError) as error:
                 raise SourceError(f"{self._name}: fsspec cannot open it with --data.storage-options: {error}") from error
         info = self._filesystem.info(self._path)
-        total, etag = info["size"], info.get("ETag") or info.get("etag")
+        total, etag = info["size"], bare_etag(info.get("ETag") or info.get("etag"))
         if total is None:
             raise TransportError(f"{self._name}: the store does not say how large the file is")
-        if self.total is not None and (self.total, self._etag) != (total, etag):
-            raise SourceError(
-                f"{self._name}: changed while it was read (it has {total} bytes, had {self.total}); pin a revision"
-            )
-        self.total, self._etag, self._described = total, etag, True
+        for what, was, now in (("size", self.total, total), ("ETag", self._etag, etag)):
+            if was is not None and now is not None and was != now:
+                raise SourceError(f"{self._name}: changed while it was read ({what} was {was}, is {now}); start a new run")
+        self.total, self._etag, self._described = total, etag or self._etag, True
 
 
 def _without_secrets(url: str) -> str:

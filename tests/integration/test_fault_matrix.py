@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from stream_pretrain.data import transport
 from stream_pretrain.data.dealing import Stripe
 from stream_pretrain.data.documents import ReadOptions, open_reader
 from stream_pretrain.data.sources import FORMATS, Shard
-from stream_pretrain.data.transport import Restart, TransportOptions, compression_of
+from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions, compression_of
 from stream_pretrain.errors import SourceError
 from tests.corpora import documents, write_shard
 from tests.integration.faulty_proxy import proxied
@@ -170,6 +170,35 @@ def read(store: Store, name: str, size: int | None, deadline: float) -> list[str
     finally:
         reader.leave(stripe)
     return texts
+
+
+@pytest.mark.parametrize("identity", [None, "listed"])
+def test_an_object_that_is_replaced_while_it_is_read_or_before_is_refused_though_no_request_fails(
+    identity: str | None, folder: Path
+) -> None:
+    with s3_server(folder) as port:
+        import s3fs
+
+        bucket = s3fs.S3FileSystem(**s3_options(port), skip_instance_cache=True)
+        size = (folder / name_of("plain")).stat().st_size
+        listed = bucket.info(f"bucket/{name_of('plain')}")["ETag"].strip('"')
+        options = TransportOptions(s3_options(port), retry_deadline=5.0, block_bytes=16 * KIB)
+
+        def opened() -> ShardBytes:
+            pinned = None if identity is None else f"etag:{listed}"
+            return ShardBytes(f"s3://bucket/{name_of('plain')}", "none", size, Restart(), options, pinned)
+
+        with closing(opened()) as shard:
+            assert shard.read()
+            bucket.pipe_file(f"bucket/{name_of('plain')}", bytes(size))
+            with pytest.raises(SourceError, match="changed while it was read"):
+                list(iter(shard.read, b""))
+        with closing(opened()) as shard:
+            if identity is None:
+                assert shard.read()
+            else:
+                with pytest.raises(SourceError, match=f"ETag was {listed}, is"):
+                    shard.read()
 
 
 @pytest.mark.parametrize("style", STYLES)
