@@ -29,7 +29,7 @@ from typing import Any, Literal
 import fsspec
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.transport import Compression, answered, bare_etag, compression_of, nobody_answers
+from stream_pretrain.data.transport import Compression, answered, bare_etag, compression_of, in_words, nobody_answers
 from stream_pretrain.errors import SourceError, TransportError
 
 Format = Literal["jsonl", "text", "parquet", "examples"]
@@ -228,8 +228,9 @@ def _ask_for(entry: str, data: DataConfig, commits: Mapping[str, str]) -> _Found
             return _find(entry, data, commits)
         except Exception as error:
             if nobody_answers(error):  # not waited for: nothing has begun, and the name may be a slip of the pen
-                words = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                raise TransportError(f"{entry}: no server answers ({words}); check the network and the name") from error
+                raise TransportError(
+                    f"{entry}: no server answers ({in_words(error)}); check the network and the name"
+                ) from error
             raise
 
     return answered(ask, entry, data.retry_deadline)

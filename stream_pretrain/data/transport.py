@@ -28,7 +28,7 @@ import threading
 import time
 import urllib.parse
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
@@ -774,9 +774,14 @@ def _in_thread(fetch: Callable[[int, int], bytes | bytearray], start: int, stop:
     return future
 
 
+def in_words(error: BaseException) -> str:
+    """What a library raised, in one line, without the queries of URLs: a signed one opens the file to anybody."""
+    return re.sub(r"\?[^\s'\")>]+=[^\s'\")>]+", "?...", f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
 def _fault(error: Exception, name: str) -> _TransientError:
     """What a library raised, as a fault that may pass. Raises TransportError where trying again cannot help."""
-    words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    words = in_words(error)
     status = _status(error)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         raise TransportError(f"{name}: not found ({words}); {_CHECK_ID}") from error
@@ -891,6 +896,7 @@ class _HttpFile:
         self._url = url
         self._name = name
         self._size = size
+        self._own = tuple(headers)
         self._headers = {**headers, "Accept-Encoding": "identity"}
         self._timeout = (_CONNECT_TIMEOUT, read_timeout)
         self._session: requests.Session | None = None
@@ -942,7 +948,7 @@ class _HttpFile:
     def _request(self, start: int, stop: int) -> None:
         """Open the body that holds byte `start`; nothing is opened where the file ends before it."""
         if self._session is None:
-            self._session = requests.Session()
+            self._session = _Session(self._own)
             if "Authorization" in self._headers:
                 self._session.auth = _as_it_is  # or ~/.netrc would replace the token
         url, headers = self._target or (self._url, self._headers)
@@ -1023,6 +1029,20 @@ class _HttpFile:
 def bare_etag(etag: str | None) -> str | None:
     """An ETag without its quotes, and without the mark of a weak one."""
     return etag if etag is None else etag.removeprefix("W/").strip('"')
+
+
+class _Session(requests.Session):
+    """Takes the user's headers, which may be keys, to no other host; requests itself holds back two of them only."""
+
+    def __init__(self, own: Sequence[str]):
+        super().__init__()
+        self._own = own
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        super().rebuild_auth(prepared_request, response)
+        if self.should_strip_auth(str(response.request.url), str(prepared_request.url)):
+            for name in self._own:
+                prepared_request.headers.pop(name, None)
 
 
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -159,6 +159,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         fault = fault or {"do": "none"}
         if not self.path.startswith("/_control"):
             asked = {"path": self.path, "range": self.headers.get("Range"), "authorization": self.headers.get("Authorization")}
+            if "X-Api-Key" in self.headers:
+                asked["key"] = self.headers["X-Api-Key"]
             with self.lock:
                 self.requests.append({**asked, "status": status})
         self.send_response(status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import random
+import socket
 import struct
 import time
 from collections.abc import Iterator
@@ -317,6 +318,30 @@ def test_headers_of_the_storage_options_are_sent(server: Server) -> None:
     with opened(server, "plain.jsonl", storage_options={"headers": {"Authorization": "Bearer secret"}}) as shard:
         shard.read()
     assert server.log()[0]["authorization"] == "Bearer secret"
+
+
+def test_headers_of_the_storage_options_are_not_taken_to_another_host(server: Server) -> None:
+    elsewhere = server.url("plain.jsonl").replace("127.0.0.1", "localhost")
+    server.inject("resolve.jsonl", {"do": "redirect", "to": elsewhere})
+    with opened(server, "resolve.jsonl", storage_options={"headers": {"X-Api-Key": "secret"}}) as shard:
+        assert content_of(shard) == text()
+    assert [(request["path"], request.get("key")) for request in server.log()[:3]] == [
+        ("/resolve.jsonl", "secret"), ("/plain.jsonl", None), ("/plain.jsonl", None)
+    ]  # fmt: skip
+
+
+def test_the_signature_of_a_url_stays_out_of_what_is_said_of_a_lost_connection(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/plain.jsonl?signature=secret&expires=1"
+        options = TransportOptions(retry_deadline=0.5)
+        with (
+            caplog.at_level(logging.WARNING),
+            closing(ShardBytes(url, "none", None, Restart(), options)) as shard,
+            pytest.raises(TransportError, match=r"Max retries exceeded with url: /plain\.jsonl\?\.\.\. ") as caught,
+        ):
+            shard.read()
+    assert "secret" not in f"{caught.value} {caplog.text}"
 
 
 def test_a_password_in_the_url_stays_out_of_messages(server: Server) -> None:
