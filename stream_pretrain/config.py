@@ -354,7 +354,8 @@ def validate(config: Config) -> None:
             raise ConfigError(message)
 
     data, model, objective, train = config.data, config.model, config.objective, config.train
-    refuse_unless(data.dataset is not None or bool(data.sources), "--dataset is missing: give a Hub id, folder, glob or URL")
+    given = [source.dataset for source in data.sources] if data.dataset is None else [data.dataset]
+    refuse_unless(bool(given) and all(map(str.strip, given)), "--dataset is missing: give a Hub id, folder, glob or URL")
     refuse_unless(data.dataset is None or not data.sources, "give either --dataset or --data.sources, not both")
     _validate_mixture(data)
     refuse_unless(
@@ -370,6 +371,7 @@ def validate(config: Config) -> None:
     )
     for name, value in flatten(config).items():
         option = "--" + name.replace("_", "-")
+        refuse_unless(not isinstance(value, float) or math.isfinite(value), f"{option} must be finite, not {value}")
         if name in _POSITIVE and value not in (None, "auto"):
             refuse_unless(value > 0, f"{option} must be above 0, not {value}")
         if name in _NOT_NEGATIVE:
@@ -391,6 +393,10 @@ def validate(config: Config) -> None:
     refuse_unless(
         objective.final_mask_rate is None or train.max_steps is not None,
         "--objective.final-mask-rate is reached at the last step and needs --max-steps",
+    )
+    refuse_unless(
+        train.beta1 < 1 and train.beta2 < 1,
+        f"--train.beta1 {train.beta1} and --train.beta2 {train.beta2} must be below 1",
     )
     refuse_unless(
         train.final_learning_rate <= train.learning_rate,

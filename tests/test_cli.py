@@ -208,7 +208,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.Capt
         (["train", "corpus"], "unexpected argument corpus: options are --name=value"),
         (["trian"], "unknown command trian; did you mean train?; see stream-pretrain --help"),
         ([], "--dataset is missing: give a Hub id, folder, glob or URL"),
+        (["--dataset=", *NEEDED[1:]], "--dataset is missing: give a Hub id, folder, glob or URL"),
+        (["--dataset= ", *NEEDED[1:]], "--dataset is missing: give a Hub id, folder, glob or URL"),
         (["--dataset=x", "--model=y", "--max-steps=0"], "--train.max-steps must be above 0, not 0"),
+        ([*NEEDED, "--train.learning-rate=inf"], "--train.learning-rate must be finite, not inf"),
+        ([*NEEDED, "--train.beta1=1"], "--train.beta1 1.0 and --train.beta2 0.98 must be below 1"),
     ],
 )
 def test_a_usage_error_is_one_line_that_says_what_to_do(

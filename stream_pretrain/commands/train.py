@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -213,6 +214,7 @@ def prepare(
                 "put it back, or start a new run with another --output-dir"
             )
         masked = config.objective.name == "mlm"
+        _refuse_short_rows(config, encoder)
         plan = stream_plan(
             config,
             data.lane_plan(config, pinned),
@@ -255,6 +257,18 @@ def prepare(
         config, accelerator, ranks, out, progress, stop, loaded, bare, model, optimizer, pinned, plan, evaluation_set,
         cursors, totals, start.parent,
     )  # fmt: skip
+
+
+def _refuse_short_rows(config: Config, encoder: Encoder) -> None:
+    """Refuse rows in which, full as they may be, no token gets a label. Raises: ConfigError."""
+    length, framing = config.data.sequence_length, len(encoder.prefix) + len(encoder.suffix)
+    rates = (config.objective.mask_rate, config.objective.final_mask_rate or config.objective.mask_rate)
+    needed = framing + (2 if config.objective.name == "clm" else math.ceil(0.51 / min(rates)))
+    if length < needed:
+        raise ConfigError(
+            f"--sequence-length {length} is too short for a label in a row: {framing} positions are special tokens; "
+            f"give at least {needed}"
+        )
 
 
 def _loaded_by_all(config: Config, accelerator: Accelerator, ranks: Ranks) -> LoadedModel:
@@ -356,7 +370,7 @@ def train(setup: Setup, watchdog: Watchdog) -> Literal["preempted", "finished"]:
                 metrics = _evaluate(setup, setup.evaluation_set)
             if metrics:
                 tracker.log(0, metrics)
-        skipped = totals.skipped
+        skipped, last_logged, last_evaluated = totals.skipped, first_step, first_step
         steps = training_steps(
             config,
             setup.plan,
@@ -372,30 +386,34 @@ def train(setup: Setup, watchdog: Watchdog) -> Literal["preempted", "finished"]:
         )
         try:
             for result in steps:
+                at_end = isinstance(result, EndOfCorpus)
                 if totals.skipped != skipped:
-                    _name_skipped(setup, result.rows_seen)
+                    # Documents behind the last row were met on the way to a step that never came.
+                    _name_skipped(setup, result.rows_seen, totals.step + at_end)
                     skipped = totals.skipped
-                if isinstance(result, EndOfCorpus):
-                    continue
-                window.results.append(result)
-                if not result.updated:
-                    _name_bad_step(setup, result)
-                stopped = result.stop
-                ends = stopped or result.step == config.train.max_steps
+                if not isinstance(result, EndOfCorpus):
+                    window.results.append(result)
+                    if not result.updated:
+                        _name_bad_step(setup, result)
+                    stopped = result.stop
+                ends = at_end or stopped or totals.step == config.train.max_steps
                 metrics = {}
-                if ends or result.step % config.run.log_every == 0:
+                if last_logged < totals.step and (ends or totals.step % config.run.log_every == 0):
                     metrics |= window.read(totals, setup.cursors)
-                    progress.step(result.step, config.train.max_steps, metrics)
-                if setup.evaluation_set is not None and not stopped and (ends or result.step % config.eval.every == 0):
+                    progress.step(totals.step, config.train.max_steps, metrics)
+                    last_logged = totals.step
+                evaluates = last_evaluated < totals.step and (ends or totals.step % max(1, config.eval.every) == 0)
+                if setup.evaluation_set is not None and not stopped and evaluates:
                     with watchdog.stage("evaluating"):
                         metrics |= _evaluate(setup, setup.evaluation_set)
+                    last_evaluated = totals.step
                 if metrics:
-                    tracker.log(result.step, metrics)
+                    tracker.log(totals.step, metrics)
                 # While steps are bad none is saved: weights that are not finite would be in every checkpoint that is kept.
-                if ends or (result.updated and result.step % config.run.save_every == 0):
+                if totals.bad_steps == 0 and last_saved < totals.step and (ends or totals.step % config.run.save_every == 0):
                     with watchdog.stage("saving"):
                         _save(setup, writer)
-                    last_saved = result.step
+                    last_saved = totals.step
                 if stopped:
                     break
         except Interrupted:
@@ -403,7 +421,8 @@ def train(setup: Setup, watchdog: Watchdog) -> Literal["preempted", "finished"]:
         if totals.step == 0 and not stopped:
             raise ContentError(f"{config.data.dataset or 'the mixture'}: holds no document to train on")
         with watchdog.stage("saving"):
-            if last_saved != totals.step:
+            if last_saved < totals.step:
+                _refuse_weights_that_are_not_finite(setup)
                 _save(setup, writer)
             writer.wait()
         state: Literal["preempted", "finished"] = "preempted" if stopped else "finished"
@@ -440,11 +459,17 @@ def _pinned_corpus(config: Config, saved: Saved | None, world: int) -> PinnedCor
 
 def _evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress: Progress) -> list[str]:
     """The texts of the fixed evaluation set: collected once, kept in OUT."""
-    kept = out / "evaluation.jsonl"
+    kept, origin = out / "evaluation.jsonl", out / "evaluation.json"
+    asked = {name: getattr(config.eval, name) for name in ("dataset", "split", "documents")}
     if not kept.exists():
         with progress.phase("collecting the evaluation set") as found:
             texts = _collected(config, plan.lanes, found)
+        origin.write_text(json.dumps(asked), encoding="utf-8")
         evaluation.save_documents(kept, texts)
+    began = json.loads(origin.read_text(encoding="utf-8")) if origin.exists() else asked
+    if began != asked:
+        was = ", ".join(f"--eval.{name} was {began[name]}, is {asked[name]}" for name in asked if began[name] != asked[name])
+        progress.warning(f"the evaluation set is still the one the run began with ({was}): delete {kept} to have another")
     return evaluation.load_documents(kept)
 
 
@@ -456,7 +481,13 @@ def _collected(config: Config, plan: LanePlan, report: Callable[[str], None]) ->
             raise ConfigError("--eval.split names a split of --dataset, but the corpus is a mixture: give --eval.dataset")
         shards = resolve(config.data, split=config.eval.split, dataset=config.eval.dataset).shards
         return evaluation.collect(
-            shards, plan.sources[0].read, documents=wanted, heldout_fraction=None, max_read_bytes=most, report=report
+            shards,
+            plan.sources[0].read,
+            documents=wanted,
+            heldout_fraction=None,
+            max_read_bytes=most,
+            skip_bad_shards=config.data.on_bad_shard == "skip",
+            report=report,
         )
     parts = [
         (source, part) for source, part in zip(plan.sources, plan.weights[0].parts, strict=True) if source.heldout_fraction
@@ -473,6 +504,7 @@ def _collected(config: Config, plan: LanePlan, report: Callable[[str], None]) ->
                 documents=max(1, round(wanted * part / total)),
                 heldout_fraction=source.heldout_fraction,
                 max_read_bytes=most * part // total,
+                skip_bad_shards=source.skip_bad_shards,
                 report=report,
             )
     return texts
@@ -493,9 +525,18 @@ def _evaluate(setup: Setup, evaluation_set: EvaluationSet) -> dict[str, float]:
     return metrics
 
 
-def _name_skipped(setup: Setup, rows: StepRows) -> None:
+def _refuse_weights_that_are_not_finite(setup: Setup) -> None:
+    """Raise TrainingError in place of saving what no step could go on from: an update can overflow in its last step."""
+    if setup.totals.bad_steps and not all(bool(weights.isfinite().all()) for weights in setup.bare.parameters()):
+        raise TrainingError(
+            f"the weights are not finite after step {setup.totals.step}: lower --train.learning-rate; "
+            "the same command goes on from the last checkpoint"
+        )
+
+
+def _name_skipped(setup: Setup, rows: StepRows, step: int) -> None:
     """Record the documents that were skipped on the way to the rows of a step, on any rank."""
-    shards, step = setup.pinned.shards, setup.totals.step
+    shards = setup.pinned.shards
     records = [
         {"step": step, "epoch": skip.epoch, "shard": shards[skip.shard].name, "offset": skip.offset, "why": skip.reason}
         for skipped in setup.ranks.gather(rows.skipped)

@@ -175,7 +175,7 @@ class LineDocuments:
         fault = None
         if lines.startswith((b"\xff\xfe", b"\xfe\xff")):
             fault = "is UTF-16, not UTF-8: convert it"
-        elif self.shard.format == "jsonl" and documents.skips and not documents.texts:
+        elif self.shard.format == "jsonl" and documents.skips and not documents.texts and not documents.filtered:
             fault = diagnose(lines, documents.skips[0].reason, self.options.fields)
         if fault is None and _nothing_usable(documents):
             first = documents.skips[0]

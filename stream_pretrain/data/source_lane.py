@@ -318,11 +318,16 @@ class SourceLane:
         # A lane that was dealt nothing costs nothing and is dealt something in another epoch; bad documents stay bad.
         if self.plan.max_epochs is None and self.empty_epochs >= (2 if self.unreported else EMPTY_EPOCHS):
             of = f" of source {self.plan.name}" if self.plan.name else ""
-            reasons = "; ".join(sorted({skip.reason for skip in self.unreported})[:3])
+            nothing = f"lane {self.number} of {self.plan.lanes} met no document{of} in {self.empty_epochs} epochs"
+            if self.unreported:
+                reasons = "; ".join(sorted({skip.reason for skip in self.unreported})[:3])
+                raise SourceError(
+                    f"{nothing}, but {len(self.unreported)} that had to be skipped ({reasons}): "
+                    "check --data.text-field and what the shards hold"
+                )
             raise SourceError(
-                f"lane {self.number} of {self.plan.lanes} met no document{of} in {self.empty_epochs} epochs"
-                + (f", but {len(self.unreported)} skipped ones ({reasons})" if reasons else "")
-                + ": the corpus is too small for so many lanes; give fewer with --lanes, or a smaller --data.window-bytes"
+                f"{nothing}: the corpus is empty, all of it is held out or filtered, or it is too small for so many lanes; "
+                "give fewer with --lanes, or a smaller --data.window-bytes"
             )
         self.cursor = self.cursor._replace(epoch=self.cursor.epoch + 1, stripe=0, window=0, compressed=0, uncompressed=0)
         self._begin_epoch(self.cursor.epoch, 0)
@@ -515,6 +520,8 @@ class _Window:
             assert not self.has_more
             return None
         rank, entry, _ = documents[document]
+        if token == 0:  # with the pieces in front that the tokenizer makes nothing of: there the document begins
+            return rank, self.pieces[entry], 0
         while token >= self.counts[entry]:
             token -= self.counts[entry]
             entry += 1

@@ -214,7 +214,13 @@ def _entries(file: Path) -> list[str]:
     """The lines of @FILE without comments."""
     if not file.is_file():
         raise SourceError(f"@{file}: there is no such file")
-    lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in file.read_text("utf-8").splitlines()]
+    try:
+        content = file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"@{file}: is not UTF-8 text ({error.reason} at byte {error.start}): a list has one dataset a line"
+        ) from error
+    lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in content.splitlines()]
     if not any(lines):
         raise SourceError(f"@{file}: names no dataset")
     return [line for line in lines if line]

@@ -627,6 +627,8 @@ class _Compressed:
 
     seconds_waiting: ClassVar[float] = 0.0
     """All of this process have waited so long for their stores."""
+    heard: ClassVar[bool] = False
+    """Whether any store has answered this process: until then, a name that nobody answers to may be a slip of the pen."""
 
     def __init__(
         self, url: str, name: str, size: int | None, start: int, options: TransportOptions, identity: str | None = None
@@ -735,6 +737,7 @@ class _Compressed:
             try:
                 for piece in self._store.pieces(start + len(received), stop):
                     received += piece
+                    _Compressed.heard = True
                     self.bytes_read += len(piece)
                     tries, progress = 0, time.monotonic()
                     if self._cancelled.is_set():
@@ -745,6 +748,10 @@ class _Compressed:
             except StreamPretrainError:
                 raise
             except Exception as error:
+                if nobody_answers(error) and not _Compressed.heard:
+                    raise TransportError(
+                        f"{self._name}: no server answers ({in_words(error)}); check the network and the name"
+                    ) from error
                 fault = _fault(error, self._name)
             at = start + len(received)
             self._store.reset()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -67,6 +68,8 @@ def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> Pre
             f"the tokenizer of {name} ({type(tokenizer).__name__}) has no fast version (tokenizer.json):"
             " convert it, or name another with --model.tokenizer"
         )
+    if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_ids)):  # transformers makes one up where files are missing
+        raise ModelError(f"no tokenizer in {name}: there are special tokens only; name one with --model.tokenizer")
     return tokenizer
 
 
@@ -212,7 +215,7 @@ def _read_config(name: str, revision: str | None, local_files_only: bool) -> Pre
     _refuse_missing_folder(name)
     try:
         return AutoConfig.from_pretrained(name, revision=revision, local_files_only=local_files_only)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"no model configuration in {name}: {_first_line(error)}") from error
 
 
@@ -265,7 +268,7 @@ def _load_weights(
             output_loading_info=True,
             local_files_only=local_files_only,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         kind = _KINDS[objective]
         raise ModelError(f"{name} cannot be loaded as a {kind} language model: {_first_line(error)}") from error
     return model, info

@@ -22,7 +22,7 @@ from stream_pretrain.data.sources import Shard
 from stream_pretrain.data.stream import StreamPlan
 from stream_pretrain.data.tokenization import encode
 from stream_pretrain.data.transport import Restart
-from stream_pretrain.errors import SourceError
+from stream_pretrain.errors import ContentError, SourceError
 from stream_pretrain.training.ranks import Ranks
 
 
@@ -33,6 +33,7 @@ def collect(
     documents: int,
     heldout_fraction: float | None,
     max_read_bytes: int,
+    skip_bad_shards: bool,
     report: Callable[[str], None],
 ) -> list[str]:
     """The first documents of some shards, or, with a fraction, the first of those held out of training.
@@ -41,7 +42,7 @@ def collect(
     """
     texts: list[str] = []
     read = 0
-    for window in _windows(shards, options):
+    for window in _windows(shards, options, skip_bad_shards):
         read += sum(map(len, window))
         texts += window if heldout_fraction is None else [text for text in window if is_heldout(text, heldout_fraction)]
         report(f"{min(len(texts), documents)} of {documents} documents, {read / 1e6:.0f} MB read")
@@ -55,15 +56,20 @@ def collect(
     return texts[:documents]
 
 
-def _windows(shards: Sequence[Shard], options: ReadOptions) -> Iterator[list[str]]:
+def _windows(shards: Sequence[Shard], options: ReadOptions, skip_bad_shards: bool) -> Iterator[list[str]]:
     for number, shard in enumerate(shards):
         reader, stripe, block = open_reader(shard, options), Stripe(number), 0
         reader.follow(stripe, 0)
         restart = Restart()
-        while (found := reader.read(stripe, block, restart)) is not None:
-            yield found.texts
-            restart, block = found.restart, block + 1
-        reader.leave(stripe)
+        try:
+            while (found := reader.read(stripe, block, restart)) is not None:
+                yield found.texts
+                restart, block = found.restart, block + 1
+        except ContentError:
+            if not skip_bad_shards:
+                raise  # else training counts and names what lies behind the damage
+        finally:
+            reader.leave(stripe)
 
 
 def save_documents(path: Path, texts: Sequence[str]) -> None:
@@ -96,6 +102,8 @@ def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> E
     ids, lengths = encode(encoder.build(), texts)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     present = np.flatnonzero(lengths)
+    if not len(present):
+        raise SourceError("the tokenizer makes nothing of the documents of the evaluation set: name others with --eval.dataset")
     counts = lengths[present].tolist()
     framing = len(encoder.prefix) + len(encoder.suffix)
     most_rows = sum(-(-count // (length - framing)) for count in counts)
@@ -111,6 +119,10 @@ def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> E
         rates = np.full(len(rows.input_ids), plan.objective.mask_rate)
         generator = keyed_generator(plan.lanes.seed, EVAL_MASK)
         labelled = mask(rows, plan.vocabulary, plan.objective, rates, generator)
+    if not (labelled.labels >= 0).any():
+        raise SourceError(
+            "the documents of the evaluation set are too short for a single label: name others with --eval.dataset"
+        )
     batches = -(-len(rows.input_ids) // batch_size)
     one_source = np.zeros(len(rows.input_ids), dtype=np.int64)
     return EvaluationSet(

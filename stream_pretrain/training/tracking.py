@@ -70,7 +70,12 @@ class Tracker:
         """Record the metrics of a step: one line, handed to the operating system before this returns."""
         assert "step" not in metrics
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
-        self._record.write(json.dumps({"step": step, **values}, allow_nan=False).encode() + b"\n")
+        try:
+            self._record.write(json.dumps({"step": step, **values}, allow_nan=False).encode() + b"\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._record.name} cannot be written ({error.strerror}): make room, then start again"
+            ) from error
         if self._view is not None:
             self._view.log(step, metrics)
 

@@ -57,6 +57,16 @@ def rows_of(lane: Lane, count: int) -> list[list[int]]:
     return [pick[1].rows.input_ids[pick[2]].tolist() for pick in picks if pick is not None]
 
 
+def test_a_document_that_begins_with_nothing_to_tokenize_is_counted_all_the_same(tmp_path: Path) -> None:
+    texts = [f"{' ' * 70_000 * (i % 2)}{text}" for i, text in enumerate(documents(20))]
+    write_shard(tmp_path / "s", texts, "plain")
+    plan = plan_for(tmp_path, lanes=1, window_bytes=1 << 20, max_epochs=1, sequence_length=32)
+    alone = lane(plan, 0)
+    while alone.next_row() is not None:
+        pass
+    assert alone.cursors[0].documents == 20
+
+
 def texts_of(row: list[int]) -> list[int]:
     """Numbers of the documents that begin in a row."""
     tokens = TOKENIZER.convert_ids_to_tokens(row)

@@ -185,11 +185,15 @@ def test_what_must_not_change_is_refused_with_the_command_for_a_new_run(corpus: 
 
 def test_one_epoch_ends_by_itself_having_seen_every_document(corpus: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = command(corpus, model, out, "--max-epochs=1", "--data.heldout-fraction=0", "--eval-every=0")
+    rarely = ("--log-every=1000", "--eval-every=1000", f"--eval.dataset={corpus}")
+    done = command(corpus, model, out, "--max-epochs=1", "--data.heldout-fraction=0", *rarely)
     done.remove("--max-steps=80")
     finished = subprocess.run(done, env=ENVIRONMENT, capture_output=True, text=True, timeout=150, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert metrics(out)[-1]["train/documents"] == 600
+    before, last = metrics(out)
+    assert before["step"] == 0
+    assert last["train/documents"] == 600
+    assert last["eval/loss"] < before["eval/loss"]
     assert json.loads((out / "run.json").read_text())["state"] == "finished"
 
 
@@ -202,11 +206,37 @@ def test_a_damaged_shard_that_is_skipped_is_recorded_even_when_no_row_follows(mo
     options = ("--data.on-bad-shard=skip", "--lanes=2", "--max-epochs=1", "--data.heldout-fraction=0", "--eval-every=0")
     arguments = command(folder, model, tmp_path / "out", *options)
     arguments.remove("--max-steps=80")
-    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
-    records = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
-    assert [record["shard"] for record in records] == ["b.jsonl.zst"]
+    for _ in range(2):  # the second time there is nothing left to train, and nothing is named twice
+        done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+        records = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+        assert [record["shard"] for record in records] == ["b.jsonl.zst"]
     assert "the shard was cut short" in records[0]["why"]
+
+
+def test_a_damaged_shard_that_is_skipped_gives_the_evaluation_set_what_lies_before_the_damage(
+    model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    whole = write_shard(folder / "a", documents(300), "zst").read_bytes()
+    (folder / "a.jsonl.zst").write_bytes(whole[:-900])
+    write_shard(folder / "b", documents(300, seed=1), "zst")
+    skip = ("--data.on-bad-shard=skip", "--lanes=2", "--max-steps=2", "--eval.documents=500")
+    done = subprocess.run(
+        command(folder, model, tmp_path / "out", *skip),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    kept = (tmp_path / "out" / "evaluation.jsonl").read_text()
+    assert "doc 0010" in kept, "held out of the shard behind the damaged one"
+    other = run(folder, model, tmp_path / "out", *skip, "--eval.documents=7", "--max-steps=3")
+    assert "--eval.documents was 500, is 7" in other.stderr
+    assert (tmp_path / "out" / "evaluation.jsonl").read_text() == kept
 
 
 def test_raising_max_steps_says_what_the_learning_rate_becomes(corpus: Path, model: Path, tmp_path: Path) -> None:

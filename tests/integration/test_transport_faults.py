@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from stream_pretrain.data import transport
 from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions, compression_of, seconds_waiting
 from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.integration.http_server import Server, serve
@@ -330,11 +331,14 @@ def test_headers_of_the_storage_options_are_not_taken_to_another_host(server: Se
     ]  # fmt: skip
 
 
-def test_the_signature_of_a_url_stays_out_of_what_is_said_of_a_lost_connection(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_signature_of_a_url_stays_out_of_what_is_said_of_a_lost_connection(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}/plain.jsonl?signature=secret&expires=1"
         options = TransportOptions(retry_deadline=0.5)
+        monkeypatch.setattr(transport._Compressed, "heard", True)
         with (
             caplog.at_level(logging.WARNING),
             closing(ShardBytes(url, "none", None, Restart(), options)) as shard,
@@ -342,6 +346,15 @@ def test_the_signature_of_a_url_stays_out_of_what_is_said_of_a_lost_connection(c
         ):
             shard.read()
     assert "secret" not in f"{caught.value} {caplog.text}"
+
+
+def test_a_server_that_nobody_answers_at_ends_the_first_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport._Compressed, "heard", False)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/plain.jsonl"
+        with closing(ShardBytes(url, "none", None)) as shard, pytest.raises(TransportError, match="no server answers"):
+            shard.read()
 
 
 def test_a_password_in_the_url_stays_out_of_messages(server: Server) -> None:

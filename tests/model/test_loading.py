@@ -18,6 +18,7 @@ from stream_pretrain.model.isolation import isolation_fault
 from stream_pretrain.model.loading import LoadedModel, export_state, load_model, load_tokenizer
 from stream_pretrain.model.packed_attention import PACKED_ATTENTION
 from stream_pretrain.model.pretraining import PretrainingModel
+from tests.corpora import write_tiny_bert
 from tests.model.families import CAUSAL, MASKED, packed_rows, tiny_model
 
 SHARED_MODELS = Path(__file__).resolve().parents[3] / "shared" / "data" / "models"
@@ -98,6 +99,22 @@ def test_a_missing_folder_is_named(path: str) -> None:
 def test_a_folder_without_a_tokenizer_is_named_with_the_option(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"^no tokenizer in .*--model\.tokenizer$"):
         load_tokenizer(ModelConfig(path=str(tmp_path)))
+
+
+def test_a_tokenizer_that_transformers_makes_up_for_a_folder_without_one_is_refused(tmp_path: Path) -> None:
+    write_tiny_bert(tmp_path)
+    for file in tmp_path.glob("*token*"):
+        file.unlink()
+    with pytest.raises(ModelError, match=r"no tokenizer in .*name one with --model\.tokenizer"):
+        load_tokenizer(ModelConfig(path=str(tmp_path)))
+
+
+def test_weights_that_are_cut_short_are_refused_in_one_line(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    weights = Path(path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot be loaded as a masked language model"):
+        load(path)
 
 
 def test_a_tokenizer_without_a_fast_version_is_refused(tmp_path: Path) -> None:

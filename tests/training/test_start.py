@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from stream_pretrain.commands.train import prepare
+from stream_pretrain.errors import ConfigError
 from stream_pretrain.training.loop import accelerator_for
 from stream_pretrain.training.preemption import stop_on_signals
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.run_directory import RunDirectory
 from tests.corpora import documents, write_shard, write_tiny_bert
-from tests.training.runs import tiny_run
+from tests.training.runs import prepared, tiny_run
 
 
 @pytest.mark.parametrize(("visible", "told"), [(0, False), (1, False), (8, True)])
@@ -35,3 +37,18 @@ def test_one_line_says_how_to_use_all_gpus_where_some_are_idle(
     )
     assert (line in said.getvalue().splitlines()) is told
     assert ("GPUs are visible" in said.getvalue()) is told
+
+
+@pytest.mark.parametrize(("objective", "needed"), [("mlm", 4), ("clm", 3)])
+def test_rows_too_short_for_a_label_are_refused(objective: str, needed: int, tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(50), "plain")
+    config = tiny_run(tmp_path, write_tiny_bert(tmp_path / "model"), tmp_path / "out", max_steps=1)
+    for length in (2, needed - 1):
+        short = replace(
+            config, data=replace(config.data, sequence_length=length), objective=replace(config.objective, name=objective)
+        )
+        with (
+            pytest.raises(ConfigError, match=rf"--sequence-length {length} is too short .*; give at least {needed}$"),
+            prepared(short),
+        ):
+            pass
