@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from stream_pretrain.data import PinnedCorpus
 from stream_pretrain.data.costs import memory_bound, reading_cost
 from stream_pretrain.data.lanes import LanePlan
 from stream_pretrain.data.objectives import Vocabulary
+from stream_pretrain.data.source_lane import SourcePlan
 from stream_pretrain.data.sources import resolve
 from stream_pretrain.data.stream import (
     LaneCursors,
@@ -371,6 +372,11 @@ def train(setup: Setup, watchdog: Watchdog) -> Literal["preempted", "finished"]:
             if metrics:
                 tracker.log(0, metrics)
         skipped, last_logged, last_evaluated = totals.skipped, first_step, first_step
+        present = [
+            source
+            for number, source in enumerate(setup.plan.lanes.sources)
+            if not all(source.ended(lane[number]) for lane in setup.cursors)
+        ]
         steps = training_steps(
             config,
             setup.plan,
@@ -402,6 +408,7 @@ def train(setup: Setup, watchdog: Watchdog) -> Literal["preempted", "finished"]:
                     metrics |= window.read(totals, setup.cursors)
                     progress.step(totals.step, config.train.max_steps, metrics)
                     last_logged = totals.step
+                    present = _say_which_left(setup, present, metrics)
                 evaluates = last_evaluated < totals.step and (ends or totals.step % max(1, config.eval.every) == 0)
                 if setup.evaluation_set is not None and not stopped and evaluates:
                     with watchdog.stage("evaluating"):
@@ -523,6 +530,20 @@ def _evaluate(setup: Setup, evaluation_set: EvaluationSet) -> dict[str, float]:
     if metrics:
         setup.progress.notice(f"step {setup.totals.step:,}  held-out loss {metrics['eval/loss']:.4f}")
     return metrics
+
+
+def _say_which_left(setup: Setup, present: Sequence[SourcePlan], metrics: Mapping[str, float]) -> list[SourcePlan]:
+    """Say which sources of a mixture all lanes have read as often as they were asked to; returns those that are left."""
+    left = []
+    for source in present:
+        if source.max_epochs is not None and metrics.get(f"train/{source.name}/epoch_least", 0) >= source.max_epochs:
+            setup.progress.notice(
+                f"step {setup.totals.step:,}: source {source.name} leaves the mixture, its max_epochs {source.max_epochs} are "
+                "read; the others share its part"
+            )
+        else:
+            left.append(source)
+    return left
 
 
 def _refuse_weights_that_are_not_finite(setup: Setup) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from stream_pretrain.data.randomness import MIXTURE, keyed_generator
 
@@ -18,6 +19,8 @@ PARTS = 1_000_000
 """Weights are rounded to integers of about this sum: credits are exact."""
 _PHASES = 1024
 """Lanes begin within this many rows of a sequence common to all, so that they do not all ask for a rare source at once."""
+_SEEN = 4 * _PHASES
+"""Rows of that sequence that tell how far the credits go."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,25 @@ def choose(credits: Sequence[int], parts: Sequence[int]) -> tuple[int, tuple[int
 
 def first_credits(parts: Sequence[int], seed: int, lane: int, step: int) -> tuple[int, ...]:
     """The credits a lane begins with when weights come into force: its own place in the sequence they make."""
-    credits: tuple[int, ...] = (0,) * len(parts)
-    for _ in range(int(keyed_generator(seed, MIXTURE, lane, step).integers(_PHASES))):
+    places = _places(tuple(parts))
+    return places[int(keyed_generator(seed, MIXTURE, lane, step).integers(len(places)))]
+
+
+@cache
+def _places(parts: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The credits at the places of the sequence from which no source is ever more than a row ahead of its share, or behind.
+
+    What a source is ahead or behind since a place is what its credit has changed by; so these are the places whose credits are
+    at most a row (the sum of the parts) from the highest and from the lowest that come. The beginning, with none, is one.
+    """
+    total, credits = sum(parts), (0,) * len(parts)
+    sequence = [credits]
+    for _ in range(_SEEN):
         _, credits = choose(credits, parts)
-    return credits
+        sequence.append(credits)
+    bounds = [(max(of_source) - total, min(of_source) + total) for of_source in zip(*sequence, strict=True)]
+    return [
+        place
+        for place in sequence[:_PHASES]
+        if all(low <= credit <= high for credit, (low, high) in zip(place, bounds, strict=True))
+    ]

@@ -91,8 +91,23 @@ def test_any_prefix_of_a_lane_has_the_mixture(tmp_path: Path) -> None:
         chosen = sources_of_rows(plan, number, 150)
         for row in range(1, 151):
             counts = Counter(chosen[:row])
-            assert all(abs(counts[i] - row * share) < 2 for i, share in enumerate((0.6, 0.3, 0.1)))
-            # Less than one row from its share in the sequence; the lane's place in that adds less than one.
+            assert all(abs(10 * counts[i] - row * tenths) <= 10 for i, tenths in enumerate((6, 3, 1)))
+
+
+@pytest.mark.parametrize(
+    "weights", [[0.5, 0.2, 0.15, 0.1, 0.05], [9, 1], [1] * 20, [0.999, 0.001], [7, 5, 3, 2, 1], [0.61, 0.27, 0.12]], ids=str
+)
+def test_no_prefix_is_more_than_a_row_from_the_mixture_wherever_a_lane_begins(weights: list[float]) -> None:
+    parts = parts_of(weights)
+    total = sum(parts)
+    beginnings = {first_credits(parts, 7, lane_number, 0) for lane_number in range(16)}
+    assert len(beginnings) >= 5
+    for first in beginnings:
+        credits, furthest = first, 0
+        for _ in range(3000):
+            _, credits = choose(credits, parts)
+            furthest = max(furthest, *(abs(now - then) for now, then in zip(credits, first, strict=True)))
+        assert furthest <= total
 
 
 def test_lanes_do_not_ask_for_a_rare_source_in_the_same_step(tmp_path: Path) -> None:

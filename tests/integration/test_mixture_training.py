@@ -76,3 +76,21 @@ def test_a_source_that_changed_is_refused_by_name(command: list[str], tmp_path: 
     done = subprocess.run([*first, "--max-steps=4"], env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "old is not the corpus this run began with: shard.jsonl changed" in done.stderr
+
+
+def test_a_source_that_leaves_the_mixture_is_named_once(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    write_shard(tmp_path / "few/shard", documents(30, seed=2), "plain")
+    sources = [
+        {"name": "new", "dataset": str(Path(command[3].removeprefix("--config=")).parent / "new")},
+        {"name": "few", "dataset": str(tmp_path / "few"), "max_epochs": 1},
+    ]
+    mixed = [*command, f"--data.sources={json.dumps(sources)}", f"--output-dir={tmp_path / 'out'}", "--lanes=2"]
+    done = subprocess.run(mixed, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = "source few leaves the mixture, its max_epochs 1 are read; the others share its part"
+    assert done.stderr.count(said) == 1
+    assert metrics(tmp_path / "out")[-1]["train/few/documents"] < 30  # but for those that are held out
+    on = subprocess.run([*mixed, "--max-steps=65"], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert on.returncode == 0, on.stderr
+    assert said not in on.stderr
