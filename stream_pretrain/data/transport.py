@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import bisect
 import bz2
+import copy
 import email.utils
 import io
 import itertools
@@ -145,6 +146,7 @@ class ShardBytes:
         self._chunks = self._plain() if compression == "none" else self._members()
         self._pending: tuple[Restart, bytes] | None = None
         self._frames: list[Restart] | None = None  # of the seek table; empty: the shard has none
+        self._member = restart  # where the frame, member or stream begins that is being read
         self._error: StreamPretrainError | None = None
 
     @property
@@ -163,7 +165,10 @@ class ShardBytes:
         return chunk
 
     def skip_to(self, offset: int) -> None:
-        """Make the next read() start at this uncompressed offset; forward only, past the end means at the end."""
+        """Make the next read() start at this uncompressed offset; forward only, past the end means at the end.
+
+        Damage on the way is passed over where a seek table tells how, since not every pass comes by it.
+        """
         assert offset >= self.position, "bytes are only skipped forward"
         if self._compression == "zstd":
             self._jump(offset)
@@ -172,7 +177,16 @@ class ShardBytes:
             self._decoded = offset if known is None else max(self._decoded, min(offset, known))
             self._data.seek(self._decoded)
         pending, self._pending = self._pending, None
-        while self._decoded < offset and (following := self._next()):
+        while self._decoded < offset:
+            try:
+                following = self._next()
+            except ContentError:
+                if not self._pass_over_damage(offset):
+                    raise
+                pending = None
+                continue
+            if following is None:
+                break
             pending = following
         if (left := self._decoded - offset) > 0:
             assert pending is not None
@@ -208,7 +222,7 @@ class ShardBytes:
     def _members(self) -> Iterator[tuple[Restart, bytes]]:
         data, magic, decode = self._data, _MAGIC[self._compression], _decoder_of(self._compression)
         while head := bytes(data.peek(_HEAD)):
-            start = Restart(data.position, self._decoded)
+            start = self._member = Restart(data.position, self._decoded)
             if self._compression in ("gzip", "xz") and head[0] == 0 and start.compressed > 0:
                 padding = bytes(data.peek(_SLICE))  # tar and tape tools pad with zeros
                 data.advance(len(padding) - len(padding.lstrip(b"\0")))
@@ -259,13 +273,28 @@ class ShardBytes:
         """Go to the frame of the seek table that holds `offset`, where that saves reading."""
         if offset - self._decoded <= _CHUNK or not self._data.can_jump():
             return
+        frame = self._frame_of(offset)
+        if frame is not None and frame.uncompressed > self._decoded:
+            self._data.seek(frame.compressed)
+            self._decoded = frame.uncompressed
+            self._chunks = self._members()
+
+    def _pass_over_damage(self, offset: int) -> bool:
+        """Go to the frame that holds `offset`, where there is a seek table and it is not the damaged one."""
+        frame = self._frame_of(offset) if self._compression == "zstd" else None
+        if frame is None or frame.compressed <= self._member.compressed:
+            return False
+        self._data.begin_at(frame.compressed)
+        self._decoded = frame.uncompressed
+        self._chunks, self._error = self._members(), None
+        return True
+
+    def _frame_of(self, offset: int) -> Restart | None:
+        """Where the frame begins that the seek table has `offset` in; None without a table."""
         if self._frames is None:
             self._frames = _read_seek_table(self._data)
         at = bisect.bisect_right(self._frames, offset, key=lambda frame: frame.uncompressed) - 1
-        if at >= 0 and self._frames[at].uncompressed > self._decoded:
-            self._data.seek(self._frames[at].compressed)
-            self._decoded = self._frames[at].uncompressed
-            self._chunks = self._members()
+        return self._frames[at] if at >= 0 else None
 
 
 # --- members: frames, gzip members, streams -------------------------------------------------------------------------
@@ -681,6 +710,11 @@ class _Compressed:
         else:
             self._buffer, self._index, self.position = b"", 0, offset
 
+    def begin_at(self, offset: int) -> None:
+        """Go on at this byte, be it before or behind."""
+        self._cancel()
+        self._buffer, self._index, self.position = b"", 0, offset
+
     def can_jump(self) -> bool:
         """Whether going far forward can be cheaper than reading on."""
         self.peek(1)
@@ -720,11 +754,12 @@ class _Compressed:
         return bool(block)
 
     def _cancel(self) -> None:
+        """Let go of the block that is on its way, without waiting for it: its server may be the one that stalls."""
         if self._ahead is not None:
-            self._cancelled.set()
-            self._ahead[1].exception()
-            self._cancelled.clear()
+            cancelled, self._cancelled = self._cancelled, threading.Event()
+            self._store = self._store.again()
             self._ahead = None
+            cancelled.set()
 
     def _fetch(self, start: int, stop: int) -> bytes | bytearray:
         """Bytes [start, stop), fewer only at the end of the file. The one place where anything is retried.
@@ -733,14 +768,16 @@ class _Compressed:
         """
         received = bytearray()
         tries, progress = 0, time.monotonic()
+        store, cancelled = self._store, self._cancelled
         while True:
             try:
-                for piece in self._store.pieces(start + len(received), stop):
+                for piece in store.pieces(start + len(received), stop):
                     received += piece
                     _Compressed.heard = True
                     self.bytes_read += len(piece)
                     tries, progress = 0, time.monotonic()
-                    if self._cancelled.is_set():
+                    if cancelled.is_set():
+                        store.close()
                         break
                 return received
             except _TransientError as passing:
@@ -754,7 +791,7 @@ class _Compressed:
                     ) from error
                 fault = _fault(error, self._name)
             at = start + len(received)
-            self._store.reset()
+            store.reset()
             wait = fault.wait_after(tries)
             tries += 1
             if time.monotonic() + wait - progress > self._deadline:
@@ -763,7 +800,8 @@ class _Compressed:
                     f"check the network and the server, or raise --data.retry-deadline (now {self._deadline:g} s)"
                 ) from fault
             logger.warning("%s: %s at compressed byte %d; trying again in %.1f s", self._name, fault, at, wait)
-            if self._cancelled.wait(wait):
+            if cancelled.wait(wait):
+                store.close()
                 return received
 
 
@@ -777,7 +815,7 @@ def _in_thread(fetch: Callable[[int, int], bytes | bytearray], start: int, stop:
         except Exception as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=run, name="read ahead", daemon=True).start()
     return future
 
 
@@ -820,6 +858,9 @@ class _Store(Protocol):
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
         """Bytes [start, stop) as they arrive, fewer only at the end of the file. Raises what its library raises."""
+
+    def again(self) -> _Store:
+        """The same file with a connection of its own, and what is known of it."""
 
     def reset(self) -> None:
         """After a fault: connect afresh."""
@@ -882,6 +923,9 @@ class _LocalFile:
             start += len(piece)
             yield piece
 
+    def again(self) -> _Store:
+        return _LocalFile(self._path)
+
     def reset(self) -> None:
         self.close()
 
@@ -934,6 +978,11 @@ class _HttpFile:
             if useful:
                 start += len(useful)
                 yield useful
+
+    def again(self) -> _Store:
+        other = copy.copy(self)
+        other._session, other._response, other._rest = None, None, b""
+        return other
 
     def reset(self) -> None:
         self.reset_body()
@@ -1102,6 +1151,11 @@ class _FsspecFile:
             self._opened.seek(start)
             content = self._opened.read(stop - start)
         return content
+
+    def again(self) -> _Store:
+        other = copy.copy(self)
+        other._opened = None
+        return other
 
     def reset(self) -> None:
         self._described = False

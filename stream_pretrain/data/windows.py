@@ -74,19 +74,28 @@ class LineWindows:
     def _advance(self, stripe: Stripe, block: int, restart: Restart) -> Window | None:
         reading = self._pass_for(stripe, block, restart)
         try:
-            for passed in range(reading.block, block + 1):
-                if passed == block or (self.compressed and self._keeps(passed, stripe)):
+            for passed in range(reading.block, block):
+                if self.compressed and self._keeps(passed, stripe):
                     window = reading.read(passed)
                     if window is None:
-                        self.blocks = -(-reading.stream.position // self.window_bytes)
-                        return None
-                    if passed < block:
-                        self.kept[passed] = window
-            return window
+                        break
+                    self.kept[passed] = window
+        except ContentError:  # in the window of another lane, which meets it by itself; perhaps there is a way around it
+            self._give_up(reading)
+            reading = _Pass(self, self.open_bytes(restart), stripe, block)
+            self.passes.append(reading)
+        try:
+            window = reading.read(block)
         except ContentError:  # what lies behind the damage is no lane's any more; another lane finds it by itself
-            self.passes.remove(reading)
-            reading.close()
+            self._give_up(reading)
             raise
+        if window is None:
+            self.blocks = -(-reading.stream.position // self.window_bytes)
+        return window
+
+    def _give_up(self, reading: _Pass) -> None:
+        self.passes.remove(reading)
+        reading.close()
 
     def _pass_for(self, stripe: Stripe, block: int, restart: Restart) -> _Pass:
         usable = [p for p in self.passes if p.block <= block and (self.compressed or p.stripe == stripe)]

@@ -7,6 +7,8 @@ import bz2
 import gzip
 import itertools
 import lzma
+import random
+import struct
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -330,3 +332,61 @@ def test_a_file_in_any_compression_has_the_windows_of_its_content(
         resumed.follow(WHOLE, block)
         assert resumed.read(WHOLE, block, window.restart) == window
         resumed.leave(WHOLE)
+
+
+@pytest.mark.parametrize(("frame_bytes", "window_bytes"), [(1_000, 300), (400_000, 130_000)])
+@pytest.mark.parametrize("damaged", [3, 7])
+def test_a_damaged_frame_costs_each_lane_the_same_whoever_shares_its_pass(
+    tmp_path: Path, frame_bytes: int, window_bytes: int, damaged: int
+) -> None:
+    lines = [b"%07d %s\n" % (i, random.Random(i).randbytes(30).hex().encode()) for i in range(12 * frame_bytes // 69)]
+    content = b"".join(lines)
+    parts = [content[start : start + frame_bytes] for start in range(0, len(content), frame_bytes)]
+    frames = [zstandard.ZstdCompressor(write_checksum=True).compress(part) for part in parts]
+    sizes = b"".join(struct.pack("<II", len(frame), len(part)) for frame, part in zip(frames, parts, strict=True))
+    table = sizes + struct.pack("<IBI", len(frames), 0, 0x8F92EAB1)
+    broken = bytearray(frames[damaged])
+    broken[len(broken) // 2] ^= 1
+    frames[damaged] = bytes(broken)
+    path = tmp_path / "shard.jsonl.zst"
+    path.write_bytes(b"".join(frames) + struct.pack("<II", 0x184D2A5E, len(table)) + table)
+    lanes = 6
+
+    def read_by(groups: list[list[int]]) -> dict[int, tuple[list[bytes], bool]]:
+        """What each lane gets, and whether it met the damage, when the lanes of a group share a process."""
+        got: dict[int, tuple[list[bytes], bool]] = {}
+        for group in groups:
+            windows = LineWindows(
+                lambda restart: ShardBytes(str(path), "zstd", path.stat().st_size, restart, TransportOptions()),
+                compressed=True,
+                window_bytes=window_bytes,
+                max_line_bytes=NO_LIMIT,
+            )
+            places = {lane: (lane, Restart()) for lane in group}
+            for lane in group:
+                windows.follow(Stripe(0, lane, lanes), lane)
+                got[lane] = [], False
+            while places:
+                for lane, (block, restart) in list(places.items()):
+                    stripe = Stripe(0, lane, lanes)
+                    try:
+                        window = windows.read(stripe, block, restart)
+                    except ContentError:
+                        got[lane] = got[lane][0], True
+                        window = None
+                    if window is None:
+                        windows.leave(stripe)
+                        del places[lane]
+                    else:
+                        got[lane][0].append(window.lines)
+                        places[lane] = block + lanes, window.restart
+        return got
+
+    alone = read_by([[lane] for lane in range(lanes)])
+    assert read_by([list(range(lanes))]) == alone
+    assert read_by([[0, 3], [1, 4], [2, 5]]) == alone
+    assert read_by([[5, 0, 2], [4, 1, 3]]) == alone
+    met = [lane for lane, (_, met_damage) in alone.items() if met_damage]
+    assert 0 < len(met) < lanes, "only the lanes with a window in the frame"
+    for lane in set(range(lanes)) - set(met):
+        assert len(alone[lane][0]) == len(range(lane, -(-len(content) // window_bytes), lanes))

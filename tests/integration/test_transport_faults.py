@@ -7,6 +7,7 @@ import logging
 import random
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -62,8 +63,14 @@ def process(folder: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def server(process: Server) -> Server:
+    for thread in reading_ahead():  # a block that the test before has let go of is still asked for
+        thread.join()
     process.forget()
     return process
+
+
+def reading_ahead() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "read ahead"]
 
 
 def opened(server: Server, name: str, size: int | None = None, **options: Any) -> closing[ShardBytes]:
@@ -278,6 +285,15 @@ def test_closing_does_not_wait_for_a_retry_of_the_block_ahead(server: Server) ->
     server.inject("plain.jsonl", {"do": "none", "times": 2}, {"do": "status", "code": 429, "headers": {"Retry-After": "170"}})
     with opened(server, "plain.jsonl", retry_deadline=1000.0) as shard:
         assert shard.read() + shard.read() == text()[: 2 * BLOCK]
+
+
+def test_nobody_waits_for_a_block_ahead_that_stalls(server: Server) -> None:
+    server.inject("plain.jsonl", {"do": "none", "times": 2}, {"do": "stall", "after": 10})
+    with opened(server, "plain.jsonl", read_timeout=10.0) as shard:
+        assert shard.read() + shard.read() == text()[: 2 * BLOCK]
+        shard.skip_to(6 * BLOCK)
+        assert content_of(shard) == text()[6 * BLOCK :]
+        assert reading_ahead(), "it was left to itself, not waited for"
 
 
 def test_a_seek_table_is_used_over_http(server: Server, folder: Path) -> None:
