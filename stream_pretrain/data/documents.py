@@ -16,8 +16,9 @@ import orjson
 
 from stream_pretrain.config import template_fields
 from stream_pretrain.data.dealing import Stripe
+from stream_pretrain.data.shard_filesystem import PROTOCOL, shard_url
 from stream_pretrain.data.sources import Shard
-from stream_pretrain.data.transport import Restart, ShardBytes, ShardFile, TransportOptions, answered, may_pass
+from stream_pretrain.data.transport import Restart, ShardBytes, ShardFile, TransportOptions, causes, in_words
 from stream_pretrain.data.windows import LineWindows
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError
 
@@ -400,8 +401,7 @@ class ParquetDocuments:
         try:
             yield
         except (pa.ArrowException, OSError) as error:
-            words = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ContentError(f"{self.shard.name}: {what} ({words})") from error
+            raise ContentError(f"{self.shard.name}: {what} ({in_words(error)})") from error
 
 
 @dataclass(frozen=True)
@@ -438,46 +438,49 @@ class ExampleDocuments:
 
     def read(self, stripe: Stripe, block: int, restart: Restart) -> Documents | None:  # noqa: ARG002
         first = block * self.EXAMPLES
-        found = answered(lambda: self._window(stripe, first), self.shard.name, self.options.transport.retry_deadline)
+        found = self._window(stripe, first)
         if not found:
             return None
         documents = _documents_of(enumerate(found, first), self.text_of, Restart(), self.options)
-        if block == 0 and not documents.texts and documents.skips[0].reason.startswith(_NO_FIELD):
+        if block == 0 and documents.skips and not documents.texts and documents.skips[0].reason.startswith(_NO_FIELD):
             raise ContentError(f"{self.shard.name}: {_no_text(self.options.fields, map(str, found[0]))}")
         if block == 0 and _nothing_usable(documents):
             raise ContentError(f"{self.shard.name}: no document in its first window; example 0: {documents.skips[0].reason}")
         return documents
 
     def _window(self, stripe: Stripe, first: int) -> list[Mapping[str, Any]]:
-        """The examples of the window that begins with number `first`, from the beginning of the shard after a fault."""
+        """The examples of the window that begins with number `first`."""
         position, examples = self.reading[stripe]
         assert first >= position
         try:
             found = list(itertools.islice(examples, first - position, first - position + self.EXAMPLES))
-        except StreamPretrainError:
-            raise
-        except Exception as error:  # every builder and store has errors of its own; which are damage cannot be told
-            self.reading[stripe] = 0, self._examples()
-            words = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            if "://" in self.shard.url and (may_pass(error) or isinstance(error, FileNotFoundError)):
-                raise ConnectionError(words) from error
-            raise SourceError(f"{self.shard.name}: `datasets` ({self.shard.builder}) cannot read it: {words}") from error
+        except Exception as error:  # every builder has errors of its own, some in place of the one that was in its way
+            for cause in causes(error):
+                if isinstance(cause, StreamPretrainError):
+                    raise cause from None
+            words = f"`datasets` ({self.shard.builder}) cannot read it: {in_words(error)}"
+            raise (SourceError if _of_this_machine(error) else ContentError)(f"{self.shard.name}: {words}") from error
         self.reading[stripe] = first + len(found), examples
         return found
 
     def _examples(self) -> Iterator[Mapping[str, Any]]:
         import datasets
 
-        if "://" in self.shard.url:  # `datasets` finds no file where a server is busy or refuses access: ask it ourselves
-            with ShardFile(self.shard.url, None, self.options.transport):
-                pass
         options: dict[str, Any] = {"sep": "\t"} if ".tsv" in PurePosixPath(self.shard.name).suffixes else {}
-        storage_options = dict(self.options.transport.storage_options)
-        yield from datasets.load_dataset(
+        dataset = datasets.load_dataset(
             self.shard.builder,
-            data_files=[self.shard.url],
+            data_files=[shard_url(self.shard)],
             split="train",
             streaming=True,
-            storage_options=storage_options or None,
+            storage_options={PROTOCOL: {"shard": self.shard, "transport": self.options.transport}},
             **options,
         )
+        # Example by example, `datasets` would deal its files to the data workers of torch: the one file to the first worker.
+        for columns in dataset.iter(batch_size=self.EXAMPLES):
+            for values in zip(*columns.values(), strict=True):
+                yield dict(zip(columns, values, strict=True))
+
+
+def _of_this_machine(error: Exception) -> bool:
+    """Whether a package, memory or a file of `datasets` is missing here; else the shard cannot be parsed."""
+    return isinstance(error, (ImportError, MemoryError, NotImplementedError)) or getattr(error, "errno", None) is not None

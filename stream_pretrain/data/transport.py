@@ -610,20 +610,10 @@ def answered(ask: Callable[[], T], name: str, deadline: float) -> T:
 
 def nobody_answers(error: BaseException) -> bool:
     """Whether a connection was refused, or nobody knows the name of the server."""
-    return any(isinstance(cause, (ConnectionRefusedError, socket.gaierror)) for cause in _causes(error))
+    return any(isinstance(cause, (ConnectionRefusedError, socket.gaierror)) for cause in causes(error))
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether a network or a busy server is behind what a library raised, whatever it calls it."""
-    return any(
-        isinstance(cause, (ConnectionError, TimeoutError))
-        or type(cause).__module__.partition(".")[0] in ("aiohttp", "httpcore", "urllib3")
-        or _is_busy(_status(cause) or 0)
-        for cause in _causes(error)
-    )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error and what it came from."""
     while error is not None:
         yield error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -317,6 +318,54 @@ def test_what_datasets_cannot_read_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"^s.csv: `datasets` \(csv\) cannot read it: \w+: .*") as error:
         read(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_shard_that_datasets_cannot_parse_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv.gz"
+    path.write_bytes(gzip.compress(b"text\n" + b"".join(b"text %d\n" % i for i in range(2500)))[:-100])
+    with pytest.raises(ContentError, match=r"s.csv.gz: the gzip member .* cannot be decompressed .*: the shard was cut short"):
+        read(path)
+    path.write_bytes(gzip.compress(b'text\n"a"\nb,c\n'))
+    with pytest.raises(ContentError, match=r"^s.csv.gz: `datasets` \(csv\) cannot read it: ParserError"):
+        read(path)
+
+
+def test_a_package_that_datasets_misses_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "s.csv"
+    path.write_text("text\na\n")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(SourceError, match=r"^s.csv: `datasets` \(csv\) cannot read it: \w*Error: ") as error:
+        read(path)
+    assert not isinstance(error.value, ContentError)
+
+
+def test_datasets_is_not_given_a_shard_of_another_size_than_listed(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_text("text\na\nb\n")
+    reader = open_reader(replace(shard_of(path), size=20), OPTIONS)
+    reader.follow(WHOLE, 0)
+    with pytest.raises(ContentError, match=r"s.csv: has 9 bytes, but 20 are listed: it was cut short or replaced$"):
+        reader.read(WHOLE, 0, Restart())
+
+
+def test_an_error_in_place_of_one_of_transport_is_that_of_transport(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        try:
+            raise TransportError("s.csv: nothing came")
+        except ValueError:
+            raise KeyError("a guess of a builder") from None
+
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    path = tmp_path / "s.csv"
+    path.write_text("text\na\n")
+    with pytest.raises(TransportError, match=r"^s.csv: nothing came$"):
+        read(path)
+
+
+def test_the_name_of_a_shard_that_datasets_reads_may_hold_any_sign(tmp_path: Path) -> None:
+    path = tmp_path / "a::b [1] *?#%20.csv.gz"
+    path.write_bytes(gzip.compress(b"text\na\n"))
+    assert read(path) == ([(0, "a")], [])
 
 
 def test_an_arrow_file_is_read(tmp_path: Path) -> None:

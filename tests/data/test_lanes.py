@@ -154,6 +154,19 @@ def test_one_epoch_sees_every_document_exactly_once(tmp_path: Path, shards: list
     assert int(step.cursors[:, :, Cursor._fields.index("documents")].sum()) == sum(shards)
 
 
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_one_epoch_of_what_datasets_reads_is_the_same_for_any_number_of_workers(tmp_path: Path, workers: int) -> None:
+    for i in range(4):
+        (tmp_path / f"s{i}.csv").write_text("".join(f"{line}\n" for line in ["text", *documents(100, seed=i)]))
+    plan = plan_for(tmp_path, lanes=4, global_batch_size=8, max_epochs=1)
+    seen: Counter[int] = Counter()
+    with StepStream(plan, first_cursors(4), workers=workers) as stream:
+        while len((step := next(stream)).row_lane):
+            for row in step.rows.input_ids.tolist():
+                seen.update(texts_of(row))
+    assert seen == Counter(i * 1000 + n for i in range(4) for n in range(100))
+
+
 def test_every_token_of_a_document_is_in_exactly_one_row(tmp_path: Path) -> None:
     texts = documents(150, longest=400)
     write_shard(tmp_path / "s", texts, "plain")

@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import random
+import tarfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import zstandard
 
+from stream_pretrain.data import transport
 from stream_pretrain.data.dealing import Stripe
 from stream_pretrain.data.documents import ReadOptions, open_reader
 from stream_pretrain.data.sources import Shard
-from stream_pretrain.data.transport import Restart, TransportOptions
-from stream_pretrain.errors import TransportError
+from stream_pretrain.data.transport import Restart, TransportOptions, compression_of
+from stream_pretrain.errors import ContentError, SourceError, TransportError
+from tests.corpora import json_lines
 from tests.integration.http_server import Server, serve
+from tests.integration.test_fault_matrix import s3_options, s3_server
 
-TEXTS = [f"document {number} " + "word " * 200 for number in range(2500)]
+TEXTS = [f"document {number} {random.Random(number).randbytes(200).hex()}" for number in range(2500)]
+CSV = "".join(f"{line}\n" for line in ["text", *TEXTS]).encode()
 WHOLE = Stripe(0)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same texts in several formats, and other ones in files as long."""
     folder = tmp_path_factory.mktemp("served")
-    (folder / "s.csv").write_text("text\n" + "".join(f"{text}\n" for text in TEXTS))
+    (folder / "s.csv").write_bytes(CSV)
+    (folder / "s.csv.gz").write_bytes(gzip.compress(CSV))
+    (folder / "s.jsonl.zst").write_bytes(zstandard.compress(json_lines(TEXTS)))
+    with tarfile.open(folder / "s.tar", "w") as tar:
+        for number, text in enumerate(TEXTS):
+            member = tarfile.TarInfo(f"{number:06d}.txt")
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    (folder / "other.csv").write_bytes(CSV.replace(b"document", b"Document"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
     with serve(folder) as server:
         yield server
 
@@ -28,15 +53,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def no_faults(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.forget()
-    monkeypatch.setattr("datasets.config.STREAMING_READ_RETRY_INTERVAL", 0)
-    monkeypatch.setattr("datasets.config.STREAMING_READ_MAX_RETRIES", 2)
+    monkeypatch.setattr(transport, "_BACKOFF_BASE", 0.01)
 
 
-def documents(server: Server, deadline: float = 60.0) -> list[str]:
+def documents(
+    url: str,
+    *,
+    size: int | None = None,
+    builder: str = "csv",
+    text_field: str = "text",
+    deadline: float = 60.0,
+    storage_options: dict[str, Any] | None = None,
+) -> list[str]:
     options = ReadOptions(
-        "text", window_bytes=1 << 20, max_line_bytes=1 << 20, transport=TransportOptions(retry_deadline=deadline)
+        text_field,
+        window_bytes=1 << 20,
+        max_line_bytes=1 << 20,
+        transport=TransportOptions(storage_options or {}, retry_deadline=deadline, block_bytes=300_000),
     )
-    reader = open_reader(Shard(server.url("s.csv"), "s.csv", None, None, "examples", "none", "csv"), options)
+    shard = Shard(url, url.rpartition("/")[2], size, None, "examples", compression_of(url), builder)
+    reader = open_reader(shard, options)
     reader.follow(WHOLE, 0)
     texts: list[str] = []
     block = 0
@@ -47,19 +83,32 @@ def documents(server: Server, deadline: float = 60.0) -> list[str]:
     return texts
 
 
+@pytest.mark.parametrize("name", ["s.csv", "s.csv.gz"])
 @pytest.mark.parametrize(
     "fault",
     [
-        {"do": "reset", "after": 1_000_000, "times": 8},
-        {"do": "short", "after": 1_000_000, "times": 8},
+        {"do": "reset", "after": 100_000, "times": 8},
+        {"do": "short", "after": 100_000, "times": 8},
         {"do": "status", "code": 503, "times": 3},
         {"do": "status", "code": 429, "times": 3, "headers": {"Retry-After": "0"}},
     ],
     ids=["reset", "short", "503", "429"],
 )
-def test_the_documents_are_those_of_a_clean_read(server: Server, fault: dict[str, object]) -> None:
-    server.inject("s.csv", fault)
-    assert [text.strip() for text in documents(server)] == [text.strip() for text in TEXTS]
+def test_the_documents_are_those_of_a_clean_read(server: Server, name: str, fault: dict[str, object]) -> None:
+    server.inject(name, {"do": "none"}, fault)
+    assert documents(server.url(name)) == TEXTS
+
+
+def test_a_lost_connection_goes_on_at_the_missing_byte(server: Server) -> None:
+    server.inject("s.csv", {"do": "none", "times": 2}, {"do": "reset", "after": 100_000})
+    assert documents(server.url("s.csv"), size=len(CSV)) == TEXTS
+    assert [request["range"] for request in server.log()][:5] == [
+        "bytes=0-299999",
+        "bytes=300000-599999",
+        "bytes=600000-899999",
+        "bytes=700000-899999",
+        "bytes=900000-1036394",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -68,4 +117,24 @@ def test_the_documents_are_those_of_a_clean_read(server: Server, fault: dict[str
 def test_a_shard_that_cannot_be_had_ends_the_run(server: Server, code: int, message: str) -> None:
     server.inject("s.csv", {"do": "status", "code": code, "times": 1000})
     with pytest.raises(TransportError, match=message):
-        documents(server, deadline=2.0)
+        documents(server.url("s.csv"), deadline=2.0)
+
+
+def test_content_that_changes_while_it_is_read_is_not_mixed_with_the_old(server: Server) -> None:
+    server.inject("s.csv", {"do": "none"}, {"do": "reset", "after": 100_000, "replace_with": "other.csv"})
+    with pytest.raises(SourceError, match=r"s\.csv: changed while it was read \(ETag was"):
+        documents(server.url("s.csv"))
+
+
+def test_a_shard_of_another_size_than_listed_is_damage(server: Server) -> None:
+    with pytest.raises(ContentError, match=rf"s\.csv: has {len(CSV)} bytes, but {len(CSV) + 5} are listed"):
+        documents(server.url("s.csv"), size=len(CSV) + 5)
+
+
+def test_s3_is_read_with_every_compression_and_builder(folder: Path) -> None:
+    with s3_server(folder) as port:
+        options, bucket = s3_options(port), "s3://bucket/"
+        assert documents(f"{bucket}s.csv", storage_options=options) == TEXTS
+        assert documents(f"{bucket}s.csv.gz", storage_options=options) == TEXTS
+        assert documents(f"{bucket}s.jsonl.zst", builder="json", storage_options=options) == TEXTS
+        assert documents(f"{bucket}s.tar", builder="webdataset", text_field="txt", storage_options=options) == TEXTS

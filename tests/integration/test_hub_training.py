@@ -101,6 +101,32 @@ def test_a_run_goes_on_at_its_commit_when_the_branch_has_moved(hub: Hub, tmp_pat
     assert "3 shards" in fresh.stderr
 
 
+def write_tables(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for i in range(4):
+        (folder / f"train-{i}.csv").write_text("".join(f"{line}\n" for line in ["text", *documents(200, seed=i)]))
+
+
+def test_what_datasets_reads_is_listed_once_whatever_the_number_of_workers(hub: Hub, tmp_path: Path) -> None:
+    write_tables(hub.root / "datasets/org/tables/main")
+    before = len(hub.requests())
+    done = train(hub, tmp_path / "home", tmp_path / "out", "--dataset=org/tables", "--lanes=4", "--workers=2")
+    assert done.returncode == 0, done.stderr
+    asked = [r["path"] for r in hub.requests()[before:] if "/api/datasets/" in r["path"]]
+    reads = {r["path"].rpartition("/")[2] for r in hub.requests()[before:] if r["path"].endswith(".csv") and r["range"]}
+    assert reads == {"train-0.csv", "train-1.csv", "train-2.csv", "train-3.csv"}
+    assert len(asked) == len(set(asked)), "not once in each worker"
+
+
+def test_a_private_dataset_that_datasets_reads_opens_to_the_token_of_the_options(hub: Hub, tmp_path: Path) -> None:
+    write_tables(hub.root / "datasets/org/private/main")
+    (hub.root / "datasets/org/private/.token").write_text("hf_secret")
+    options = ("--dataset=org/private", "--lanes=2", '--data.storage-options={"token": "hf_secret"}', "--data.retry-deadline=5")
+    done = train(hub, tmp_path / "home", tmp_path / "out", *options)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
 def test_an_unknown_dataset_is_one_line(hub: Hub, tmp_path: Path) -> None:
     done = train(hub, tmp_path / "home", tmp_path / "out", "--dataset=org/nothing")
     assert done.returncode == 1
