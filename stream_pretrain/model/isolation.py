@@ -69,8 +69,9 @@ def isolation_fault(model: PretrainingModel, sequence_length: int, causal: bool,
 
 
 def _fault(model: PreTrainedModel, probe: _Probe, alone: Tensor, causal: bool) -> str | None:
-    trained = PretrainingModel(model)
+    trained = None
     try:
+        trained = PretrainingModel(model)
         with evaluating(model):
             difference = (_logits(trained, probe, probe.input_ids) - alone).abs().max()
             if not difference <= _ALONE_TOLERANCE * alone.abs().max():
@@ -80,7 +81,8 @@ def _fault(model: PreTrainedModel, probe: _Probe, alone: Tensor, causal: bool) -
         first_line = str(error).partition("\n")[0]
         return f"{type(error).__name__}: {first_line}"
     finally:
-        trained.head.detach()
+        if trained is not None:
+            trained.head.detach()
 
 
 def _influence(model: PretrainingModel, probe: _Probe, causal: bool) -> str | None:

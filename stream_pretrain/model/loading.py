@@ -200,6 +200,9 @@ def _prepare(settings: PreTrainedConfig, causal: bool) -> tuple[dict[str, Any], 
     if causal and getattr(settings, "is_decoder", None) is False and type(settings) in AutoModelForMaskedLM._model_mapping:
         settings.is_decoder = True
         notes.append(f"{settings.model_type} becomes causal: is_decoder is set and exported")
+    if not causal and getattr(settings, "is_decoder", False):
+        settings.is_decoder = False
+        notes.append(f"{settings.model_type} becomes bidirectional: is_decoder is taken back and exported so")
     return original, notes
 
 

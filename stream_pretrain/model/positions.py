@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,10 +50,15 @@ def first_position(model: PreTrainedModel) -> int:
     document = one_document(model, 6)
     with evaluating(model):
         unaided = model(input_ids, **document).logits
-        errors = [
-            (model(input_ids, position_ids=positions + first, **document).logits - unaided).abs().max() for first in candidates
-        ]
-    return candidates[int(torch.stack(errors).argmin())]
+        errors = []
+        for first in candidates:
+            try:
+                errors.append(
+                    float((model(input_ids, position_ids=positions + first, **document).logits - unaided).abs().max())
+                )
+            except (IndexError, RuntimeError):  # the padding token's number lies beyond the positions: it says nothing of them
+                errors.append(math.inf)
+    return candidates[errors.index(min(errors))]
 
 
 def refuse_beyond_positions(model: PreTrainedModel, name: str, sequence_length: int) -> None:

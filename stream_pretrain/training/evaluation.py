@@ -14,8 +14,8 @@ import torch
 from stream_pretrain.data.batches import Batch, micro_batches
 from stream_pretrain.data.dealing import Stripe
 from stream_pretrain.data.documents import ReadOptions, open_reader
-from stream_pretrain.data.objectives import mask, next_tokens
-from stream_pretrain.data.packing import Packing, assemble, place
+from stream_pretrain.data.objectives import Labelled, Vocabulary, mask, next_tokens
+from stream_pretrain.data.packing import Packing, Rows, assemble, gather, place
 from stream_pretrain.data.randomness import EVAL_MASK, keyed_generator
 from stream_pretrain.data.source_lane import is_heldout
 from stream_pretrain.data.sources import Shard
@@ -24,6 +24,9 @@ from stream_pretrain.data.tokenization import encode
 from stream_pretrain.data.transport import Restart
 from stream_pretrain.errors import ContentError, SourceError
 from stream_pretrain.training.ranks import Ranks
+
+MASKED_ROWS = 256
+"""Rows of the evaluation set that are masked in one go."""
 
 
 def collect(
@@ -113,12 +116,7 @@ def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> E
     kept = np.concatenate([[0], np.cumsum(lengths[present])])
     assert int(kept[-1]) == int(offsets[-1])
     rows = assemble(placements, ids, kept, length, encoder.prefix, encoder.suffix, encoder.pad)
-    if plan.vocabulary is None:
-        labelled = next_tokens(rows)
-    else:
-        rates = np.full(len(rows.input_ids), plan.objective.mask_rate)
-        generator = keyed_generator(plan.lanes.seed, EVAL_MASK)
-        labelled = mask(rows, plan.vocabulary, plan.objective, rates, generator)
+    labelled = next_tokens(rows) if plan.vocabulary is None else _masked(rows, plan, plan.vocabulary)
     if not (labelled.labels >= 0).any():
         raise SourceError(
             "the documents of the evaluation set are too short for a single label: name others with --eval.dataset"
@@ -129,6 +127,17 @@ def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> E
         tuple(micro_batches(rows, labelled, one_source, batch_size, batches, encoder.pad)),
         int((labelled.labels >= 0).sum()),
     )
+
+
+def _masked(rows: Rows, plan: StreamPlan, vocabulary: Vocabulary) -> Labelled:
+    """The rows with labels, a few at a time, since masking works on all the words that it is given at once."""
+    parts = []
+    for first in range(0, len(rows.input_ids), MASKED_ROWS):
+        picks = [(rows, index) for index in range(first, min(first + MASKED_ROWS, len(rows.input_ids)))]
+        part = gather(picks, plan.lanes.sequence_length)
+        rates = np.full(len(picks), plan.objective.mask_rate)
+        parts.append(mask(part, vocabulary, plan.objective, rates, keyed_generator(plan.lanes.seed, EVAL_MASK, first)))
+    return Labelled(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from stream_pretrain.errors import ModelError
 from stream_pretrain.model.isolation import isolation_fault
 from stream_pretrain.model.loading import LoadedModel, export_state, load_model, load_tokenizer
 from stream_pretrain.model.packed_attention import PACKED_ATTENTION
+from stream_pretrain.model.positions import first_position
 from stream_pretrain.model.pretraining import PretrainingModel
 from tests.corpora import write_tiny_bert
 from tests.model.families import CAUSAL, MASKED, packed_rows, tiny_model
@@ -196,6 +197,20 @@ def test_the_embedding_grows_to_a_multiple_of_64_when_allowed(tmp_path: Path) ->
     loaded.model.save_pretrained(tmp_path / "grown")
     again = load_model(replace(config, init_from=str(tmp_path / "grown")), MLM, tiny_tokenizer(130), 24, 0)
     assert torch.equal(again.model.get_input_embeddings().weight, loaded.model.get_input_embeddings().weight)
+
+
+def test_a_model_that_was_trained_for_next_tokens_sees_what_follows_again_when_it_is_trained_on_masks(tmp_path: Path) -> None:
+    loaded = load(saved(tmp_path, is_decoder=True))
+    assert "bert becomes bidirectional: is_decoder is taken back and exported so" in loaded.notes
+    assert isolation_fault(PretrainingModel(loaded.model), 24, True, None) is not None, "a token sees those that follow it"
+    _, settings = export_state(loaded, loaded.model)
+    assert settings.is_decoder is False
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_a_padding_token_beyond_the_positions_says_nothing_of_where_they_begin(family: str) -> None:
+    model = tiny_model(family, pad_token_id=99)
+    assert first_position(model) == 0
 
 
 def test_attention_dropout_is_off_while_training_and_kept_in_exports(tmp_path: Path) -> None:
