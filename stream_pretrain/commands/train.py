@@ -429,7 +429,6 @@ def train(setup: Setup, watchdog: Watchdog) -> Literal["preempted", "finished"]:
             raise ContentError(f"{config.data.dataset or 'the mixture'}: holds no document to train on")
         with watchdog.stage("saving"):
             if last_saved < totals.step:
-                _refuse_weights_that_are_not_finite(setup)
                 _save(setup, writer)
             writer.wait()
         state: Literal["preempted", "finished"] = "preempted" if stopped else "finished"
@@ -547,8 +546,8 @@ def _say_which_left(setup: Setup, present: Sequence[SourcePlan], metrics: Mappin
 
 
 def _refuse_weights_that_are_not_finite(setup: Setup) -> None:
-    """Raise TrainingError in place of saving what no step could go on from: an update can overflow in its last step."""
-    if setup.totals.bad_steps and not all(bool(weights.isfinite().all()) for weights in setup.bare.parameters()):
+    """Raise TrainingError in place of saving what no step could go on from: an update can overflow after a finite loss."""
+    if not all(bool(weights.isfinite().all()) for weights in setup.bare.parameters()):
         raise TrainingError(
             f"the weights are not finite after step {setup.totals.step}: lower --train.learning-rate; "
             "the same command goes on from the last checkpoint"
@@ -585,6 +584,7 @@ def _append(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 def _save(setup: Setup, writer: BackgroundWriter) -> None:
     """Begin to write a checkpoint of this moment. All lanes' cursors come together; the first rank writes."""
+    _refuse_weights_that_are_not_finite(setup)
     own = {lane: setup.cursors[lane] for lane in lanes_of(setup.pinned.lanes, setup.ranks.index, setup.ranks.world)}
     gathered = {lane: cursor for cursors in setup.ranks.gather(own) for lane, cursor in cursors.items()}
     if setup.ranks.is_first:

@@ -239,6 +239,17 @@ def test_a_damaged_shard_that_is_skipped_gives_the_evaluation_set_what_lies_befo
     assert (tmp_path / "out" / "evaluation.jsonl").read_text() == kept
 
 
+def test_weights_that_overflow_in_an_update_reach_no_checkpoint(corpus: Path, model: Path, tmp_path: Path) -> None:
+    too_fast = ("--train.learning-rate=1e39", "--max-steps=1", "--train.warmup-steps=0", "--eval-every=0")
+    done = subprocess.run(
+        command(corpus, model, tmp_path, *too_fast), env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 1
+    assert "the weights are not finite after step 1: lower --train.learning-rate" in done.stderr
+    assert not list((tmp_path / "checkpoints").glob("step-*"))
+    assert not (tmp_path / "model").exists()
+
+
 def test_raising_max_steps_says_what_the_learning_rate_becomes(corpus: Path, model: Path, tmp_path: Path) -> None:
     run(corpus, model, tmp_path / "out", "--max-steps=4")
     longer = run(corpus, model, tmp_path / "out", "--max-steps=8", "--train.warmup-steps=0")
