@@ -1036,7 +1036,7 @@ class _HttpFile:
                     f"{self._name}: asked for bytes {start}-{stop - 1}, the server answers with "
                     f"Content-Range {response.headers.get('Content-Range', 'missing')!r}; its Range support is broken"
                 )
-            known_total = known_total if known_total is not None else self._size
+            known_total = next((size for size in (known_total, self.total, self._size) if size is not None), None)
             if known_total is None:
                 raise TransportError(f"{self._name}: the server does not say how large the file is (Content-Range .../*)")
             self._at, self._end = first, end
@@ -1053,7 +1053,10 @@ class _HttpFile:
         if known is not None or response.raw.chunked:
             return known
         assert self._session is not None
-        asked = self._session.head(response.url, headers=response.request.headers, timeout=self._timeout)
+        headers = {name: value for name, value in response.request.headers.items() if name != "Range"}
+        asked = self._session.head(response.url, headers=headers, timeout=self._timeout)
+        if _is_busy(asked.status_code):
+            raise _TransientError(f"HTTP {asked.status_code}", wait=_asked_wait(asked.headers))
         length = asked.headers.get("Content-Length") if asked.status_code == 200 else None
         if length is None:
             raise TransportError(
