@@ -394,8 +394,10 @@ def train(setup: Setup, watchdog: Watchdog) -> Literal["preempted", "finished"]:
             for result in steps:
                 at_end = isinstance(result, EndOfCorpus)
                 if totals.skipped != skipped:
-                    # Documents behind the last row were met on the way to a step that never came.
-                    _name_skipped(setup, result.rows_seen, totals.step + at_end)
+                    # Behind the last row no step comes. Where the last one is saved, its checkpoint stands in front of these
+                    # documents, and a start from it names them again: they belong to the step behind, whose records it drops.
+                    behind = at_end and last_saved == totals.step
+                    _name_skipped(setup, result.rows_seen, totals.step + behind)
                     skipped = totals.skipped
                 if not isinstance(result, EndOfCorpus):
                     window.results.append(result)
@@ -533,15 +535,13 @@ def _evaluate(setup: Setup, evaluation_set: EvaluationSet) -> dict[str, float]:
 
 def _say_which_left(setup: Setup, present: Sequence[SourcePlan], metrics: Mapping[str, float]) -> list[SourcePlan]:
     """Say which sources of a mixture all lanes have read as often as they were asked to; returns those that are left."""
-    left = []
-    for source in present:
-        if source.max_epochs is not None and metrics.get(f"train/{source.name}/epoch_least", 0) >= source.max_epochs:
-            setup.progress.notice(
-                f"step {setup.totals.step:,}: source {source.name} leaves the mixture, its max_epochs {source.max_epochs} are "
-                "read; the others share its part"
-            )
-        else:
-            left.append(source)
+    ended = [s for s in present if s.max_epochs is not None and metrics.get(f"train/{s.name}/epoch_least", 0) >= s.max_epochs]
+    left = [source for source in present if source not in ended]
+    for source in ended if left else []:  # behind the last one the run ends
+        setup.progress.notice(
+            f"step {setup.totals.step:,}: source {source.name} leaves the mixture, its max_epochs {source.max_epochs} are "
+            "read; the others share its part"
+        )
     return left
 
 

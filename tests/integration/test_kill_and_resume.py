@@ -214,6 +214,25 @@ def test_a_damaged_shard_that_is_skipped_is_recorded_even_when_no_row_follows(mo
     assert "the shard was cut short" in records[0]["why"]
 
 
+@pytest.mark.parametrize("save_every", [1, 1000])
+def test_what_is_skipped_behind_the_last_step_is_named_once_however_often_the_run_is_started(
+    save_every: int, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/a.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in documents(4)) + 60 * " " + "\n" + 3 * "no JSON\n"
+    )
+    rows = ("--global-batch-size=1", "--lanes=1", "--workers=0", "--data.window-bytes=1090", "--data.max-bad-fraction=1")
+    options = (*rows, "--max-epochs=1", "--data.heldout-fraction=0", "--eval-every=0", f"--save-every={save_every}")
+    arguments = command(tmp_path / "corpus", model, tmp_path / "out", *options)
+    arguments.remove("--max-steps=80")
+    for _ in range(3):
+        done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+        records = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+        assert [record["why"] for record in records] == ["not JSON"] * 3
+
+
 def test_a_damaged_shard_that_is_skipped_gives_the_evaluation_set_what_lies_before_the_damage(
     model: Path, tmp_path: Path
 ) -> None:
