@@ -1135,9 +1135,6 @@ class _FsspecFile:
             yield content
 
     def _range(self, start: int, stop: int) -> bytes:
-        # An open file of S3 asks for each range of the object it was opened for, by its ETag; a path is whatever it is by then.
-        if self._opened is None and hasattr(self._filesystem, "call_s3"):
-            self._opened = self._filesystem.open(self._path, "rb", cache_type="none")
         if self._opened is None:
             content: bytes = self._filesystem.cat_file(self._path, start=start, end=stop)
         else:
@@ -1147,11 +1144,10 @@ class _FsspecFile:
 
     def again(self) -> _Store:
         other = copy.copy(self)
-        other._opened = None
+        other._opened, other._described = None, False
         return other
 
     def reset(self) -> None:
-        self._described = False
         self.close()
         if self._filesystem is not None:
             self._filesystem.invalidate_cache()
@@ -1159,7 +1155,7 @@ class _FsspecFile:
     def close(self) -> None:
         if self._opened is not None:
             self._opened.close()
-            self._opened = None
+        self._opened, self._described = None, False
 
     def _describe(self) -> None:
         if self._filesystem is None:
@@ -1167,7 +1163,10 @@ class _FsspecFile:
                 self._filesystem, self._path = fsspec.core.url_to_fs(self._url, **self._storage_options)
             except (ImportError, ValueError, TypeError) as error:
                 raise SourceError(f"{self._name}: fsspec cannot open it with --data.storage-options: {error}") from error
-        info = self._filesystem.info(self._path)
+        if hasattr(self._filesystem, "call_s3"):
+            # An open file of S3 asks for each range of the object it was opened for, by its ETag; a path is what it is by then.
+            self._opened = self._filesystem.open(self._path, "rb", cache_type="none")
+        info = self._filesystem.info(self._path) if self._opened is None else self._opened.details
         total, etag = info["size"], bare_etag(info.get("ETag") or info.get("etag"))
         if total is None:
             raise TransportError(f"{self._name}: the store does not say how large the file is")
