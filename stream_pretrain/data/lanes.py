@@ -8,7 +8,7 @@ from functools import cached_property
 
 from tokenizers import Tokenizer
 
-from stream_pretrain.data.mixture import Weights, choose, first_credits, weights_at
+from stream_pretrain.data.mixture import Weights, choose, phases_of, weights_at
 from stream_pretrain.data.packing import Packing
 from stream_pretrain.data.source_lane import Cursor, Group, Readers, Skipped, SourceLane, SourcePlan
 from stream_pretrain.data.sources import Shard
@@ -68,6 +68,7 @@ class Lane:
             for source, reader, cursor in zip(plan.sources, readers, cursors, strict=True)
         ]
         self.credits: Sequence[int] = [cursor.credit for cursor in cursors]
+        self.phases = phases_of(plan.seed, number, plan.lanes, len(plan.sources))
         self.left: list[Skipped] = []
 
     @property
@@ -92,9 +93,9 @@ class Lane:
             if not any(parts):
                 return None
             credits = self.credits
-            if row == 0 or self.plan.weights_of_row(row - 1) is not weights:
-                credits = first_credits(parts, self.plan.seed, self.number, weights.from_step)
-            chosen, credits = choose(credits, parts)
+            if row > 0 and self.plan.weights_of_row(row - 1) is not weights:  # the shares begin anew
+                credits = [0] * len(parts)
+            chosen, credits = choose(credits, parts, self.phases)
             found = self.sources[chosen].next_row()
             if found is None:  # the source has ended: it leaves, and the others share its part from here on
                 self.left += self.sources[chosen].report_skipped()

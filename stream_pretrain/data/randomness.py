@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 # The purpose stands in the key behind the seed: two uses of the same place never share a stream.
 DEAL = 1  # which shard goes to which lane
 ORDER = 2  # documents within a window
-MIXTURE = 3  # the phase of a lane in the mixture
+MIXTURE = 3  # the phases of the lanes in the mixture
 MASK = 4  # masks of training rows
 EVAL_MASK = 5  # masks of the evaluation set
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from stream_pretrain import data
 from stream_pretrain.config import Config, DataConfig, SourceConfig, TrainConfig, WeightChange
-from stream_pretrain.data.mixture import choose, first_credits, parts_of
+from stream_pretrain.data.mixture import PARTS, choose, parts_of, phases_of
 from stream_pretrain.data.objectives import Vocabulary
 from stream_pretrain.data.source_lane import Cursor
 from stream_pretrain.data.stream import StreamPlan, cursors_from, first_cursors, stream_plan, stream_state
@@ -52,69 +52,122 @@ def sources_of_rows(plan: StreamPlan, number: int, count: int) -> list[int]:
     return [row[0] for row in rows if row is not None]
 
 
+def chosen_by(weights: list[float], rows: int, number: int = 0, lanes: int = 64) -> list[int]:
+    """Sources of the first rows of a lane."""
+    parts = parts_of(weights)
+    credits, phases, chosen = (0,) * len(parts), phases_of(7, number, lanes, len(parts)), []
+    for _ in range(rows):
+        source, credits = choose(credits, parts, phases)
+        chosen.append(source)
+    return chosen
+
+
+def most_off(chosen: list[int], weights: list[float]) -> float:
+    """How many rows any source is behind or ahead of its share, at the most, over all prefixes; weights are rounded to 1e-9."""
+    given = np.cumsum(np.array(chosen)[:, None] == np.arange(len(weights)), axis=0)
+    shares = np.arange(1, len(chosen) + 1)[:, None] * (np.array(weights) / sum(weights))
+    return float((abs(given - shares) - 1e-9 * len(chosen)).max())
+
+
 def test_three_sources_take_turns_as_their_weights_say() -> None:
     credits, chosen = (0, 0, 0), []
     for _ in range(10):
-        source, credits = choose(credits, (5, 3, 2))
+        source, credits = choose(credits, (5, 3, 2), (PARTS, PARTS, PARTS))
         chosen.append(source)
     assert chosen == [0, 1, 0, 2, 0, 1, 0, 1, 0, 2]
     assert credits == (0, 0, 0)
 
 
+def test_a_lane_gives_a_source_when_it_is_as_far_behind_as_its_phase_says() -> None:
+    for phase, place in ((PARTS // 10, 0), (PARTS // 2, 4), (PARTS, 9)):
+        credits, chosen = (0, 0), []
+        for _ in range(30):
+            source, credits = choose(credits, (9, 1), (PARTS, phase))
+            chosen.append(source)
+        assert [row for row, source in enumerate(chosen) if source == 1] == [place, place + 10, place + 20]
+
+
 @settings(max_examples=60)
-@given(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=12), st.integers(0, 50))
-def test_no_source_is_ever_a_whole_row_behind_or_ahead_of_its_share(weights: list[float], lane_number: int) -> None:
+@given(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=12), st.integers(0, 63))
+def test_no_source_is_ever_a_whole_row_behind_or_ahead_of_its_share(weights: list[float], number: int) -> None:
     parts = parts_of(weights)
-    counts, total = Counter[int](), sum(parts)
-    credits = (0,) * len(parts)
+    total, counts = sum(parts), Counter[int]()
+    credits, phases = (0,) * len(parts), phases_of(7, number, 64, len(parts))
     for row in range(1, 400):
-        source, credits = choose(credits, parts)
+        source, credits = choose(credits, parts, phases)
         counts[source] += 1
-        assert all(abs(counts[i] * total - row * part) < total for i, part in enumerate(parts))
-    phase = first_credits(parts, 7, lane_number, 0)
-    assert all(abs(credit) < total for credit in phase)
-    assert sum(phase) == 0
+        assert credits == tuple(row * part - counts[i] * total for i, part in enumerate(parts))
+        assert all(abs(credit) < total for credit in credits)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [0.5, 0.2, 0.15, 0.1, 0.05],
+        [9, 1],
+        [3, 1],
+        [1] * 20,
+        [0.6, 0.399, 0.001],
+        [1 / n for n in range(1, 13)],
+        [1] + [0.0001] * 8,
+    ],
+)
+def test_any_prefix_of_any_lane_is_within_one_row_of_each_source(weights: list[float]) -> None:
+    for number in range(64):
+        assert most_off(chosen_by(weights, 200, number), weights) < 1
+    assert most_off(chosen_by(weights, 5000, 17), weights) < 1
 
 
 def test_a_source_without_weight_gives_no_row() -> None:
-    assert parts_of([0.5, 0, 1.5]) == (250_000, 0, 750_000)
-    credits: tuple[int, ...] = (0, 0, 0)
-    for _ in range(20):
-        source, credits = choose(credits, parts_of([0.5, 0, 1.5]))
-        assert source != 1
+    assert parts_of([0.5, 0, 1.5]) == (250_000_000, 0, 750_000_000)
+    assert Counter(chosen_by([0.5, 0, 1.5], 20)) == {0: 5, 2: 15}
 
 
 def test_any_prefix_of_a_lane_has_the_mixture(tmp_path: Path) -> None:
     write_sources(tmp_path, a=400, b=400, c=400)
     plan = plan_for(tmp_path, {"a": {"weight": 6}, "b": {"weight": 3}, "c": {"weight": 1}})
     for number in range(4):
-        chosen = sources_of_rows(plan, number, 150)
-        for row in range(1, 151):
-            counts = Counter(chosen[:row])
-            assert all(abs(10 * counts[i] - row * tenths) <= 10 for i, tenths in enumerate((6, 3, 1)))
+        assert most_off(sources_of_rows(plan, number, 150), [6, 3, 1]) < 1
 
 
-@pytest.mark.parametrize(
-    "weights", [[0.5, 0.2, 0.15, 0.1, 0.05], [9, 1], [1] * 20, [0.999, 0.001], [7, 5, 3, 2, 1], [0.61, 0.27, 0.12]], ids=str
-)
-def test_no_prefix_is_more_than_a_row_from_the_mixture_wherever_a_lane_begins(weights: list[float]) -> None:
-    parts = parts_of(weights)
-    total = sum(parts)
-    beginnings = {first_credits(parts, 7, lane_number, 0) for lane_number in range(16)}
-    assert len(beginnings) >= 5
-    for first in beginnings:
-        credits, furthest = first, 0
-        for _ in range(3000):
-            _, credits = choose(credits, parts)
-            furthest = max(furthest, *(abs(now - then) for now, then in zip(credits, first, strict=True)))
-        assert furthest <= total
+def test_rows_have_the_mixture_from_a_change_of_weights_and_from_where_a_source_leaves(tmp_path: Path) -> None:
+    write_sources(tmp_path, a=300, b=300, c=300, short=24)
+    sources = {"a": {"weight": 5}, "b": {"weight": 2}, "c": {"weight": 1}, "short": {"weight": 2, "max_epochs": 1}}
+    change = (WeightChange(100, {"a": 1, "b": 4, "c": 3}),)  # two rows of a lane a step
+    plan = plan_for(tmp_path, sources, weight_schedule=change)
+    before = []
+    for number in range(4):
+        reading = lane(plan, number)
+        chosen, ended = [], []
+        for _ in range(330):
+            row = reading.next_row()
+            assert row is not None
+            chosen.append(row[0])
+            ended.append(reading.sources[3].ended)
+        left = ended.index(True)
+        before += chosen[:left]
+        assert left < 150
+        assert most_off(chosen[:left], [5, 2, 1, 2]) < 1
+        assert most_off(chosen[left:200], [5, 2, 1]) < 1
+        assert most_off(chosen[200:], [1, 4, 3]) < 1
+    assert before.count(3) > 6
+
+
+@pytest.mark.parametrize(("weights", "rare"), [([9, 1], 1), ([1 / n for n in range(1, 13)], 11), ([1] * 20, 3)])
+def test_lanes_ask_for_a_rare_source_in_steps_of_their_own(weights: list[float], rare: int) -> None:
+    period = round(sum(weights) / weights[rare])
+    chosen = np.array([chosen_by(weights, 6 * period, number) for number in range(64)]) == rare
+    first = chosen.argmax(axis=1)
+    assert np.percentile(first, [25, 50, 75]) == pytest.approx([period / 4, period / 2, period * 3 / 4], abs=period / 8)
+    assert chosen.sum(axis=0).max() <= 64 / period + 8, "of 64 lanes, in any step, not only in the first"
 
 
 def test_lanes_do_not_ask_for_a_rare_source_in_the_same_step(tmp_path: Path) -> None:
     write_sources(tmp_path, a=300, b=300)
     plan = plan_for(tmp_path, {"a": {"weight": 9}, "b": {"weight": 1}}, lanes=8)
-    rare = [sources_of_rows(plan, number, 10).index(1) for number in range(8)]
-    assert len(set(rare)) >= 4
+    rare = [sources_of_rows(plan, number, 40) for number in range(8)]
+    for row in range(0, 40, 10):
+        assert len({chosen[row : row + 10].index(1) for chosen in rare}) >= 6
 
 
 def test_a_mixture_goes_on_from_every_position_as_if_it_had_never_stopped(tmp_path: Path) -> None:
