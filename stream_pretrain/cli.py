@@ -64,8 +64,11 @@ def _run(arguments: list[str]) -> int:
         return 0
     config = parse(options)
     validate(config)
-    module = importlib.import_module(f"{commands.__name__}.{command.replace('-', '_')}")
-    code: int = module.run(config, [PROGRAM, *arguments])
+    from stream_pretrain.training.preemption import stop_on_signals
+
+    with stop_on_signals() as stop:  # before torch is imported, which takes seconds
+        module = importlib.import_module(f"{commands.__name__}.{command.replace('-', '_')}")
+        code: int = module.run(config, [PROGRAM, *arguments], stop)
     return code
 
 

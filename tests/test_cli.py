@@ -25,6 +25,7 @@ from stream_pretrain.config import (
     validate,
 )
 from stream_pretrain.errors import ConfigError
+from stream_pretrain.training.preemption import StopRequest
 
 NEEDED = ["--dataset=corpus", "--model=model", "--max-steps=3"]
 
@@ -40,7 +41,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Sequence[str]
     """What the train command was started with."""
     calls: list[tuple[Config, Sequence[str]]] = []
 
-    def run(given: Config, command: Sequence[str]) -> int:
+    def run(given: Config, command: Sequence[str], stop: StopRequest) -> int:
         calls.append((given, command))
         return 0
 
@@ -49,7 +50,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Sequence[str]
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def run(given: Config, command: Sequence[str]) -> int:
+    def run(given: Config, command: Sequence[str], stop: StopRequest) -> int:
         raise error
 
     monkeypatch.setitem(sys.modules, "stream_pretrain.commands.train", SimpleNamespace(run=run))

@@ -9,7 +9,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -58,13 +58,8 @@ from stream_pretrain.training.evaluation import EvaluationSet
 from stream_pretrain.training.loop import EndOfCorpus, StepResult, Totals, accelerator_for, training_steps
 from stream_pretrain.training.metrics import MetricsWindow
 from stream_pretrain.training.optimizer import adamw, learning_rate
-from stream_pretrain.training.peers import STOPPED, VANISHED, Peers, between_ranks
-from stream_pretrain.training.preemption import (
-    Interrupted,
-    StopRequest,
-    ignore_in_worker,
-    stop_on_signals,
-)
+from stream_pretrain.training.peers import POLL_SECONDS, SILENT_POLLS, STOPPED, Peers, between_ranks
+from stream_pretrain.training.preemption import Interrupted, StopRequest, ignore_in_worker
 from stream_pretrain.training.progress import Progress, human_bytes
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.run_directory import RunDirectory, decide_start, trim_after
@@ -95,19 +90,25 @@ class Setup:
     parent: str | None
 
 
-def run(config: Config, command: Sequence[str]) -> int:
+def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
     """Train as the options say; returns the exit code, which is 0 also when the run was asked to stop and saved itself."""
     accelerator = accelerator_for(config)
     ranks = Ranks(accelerator.process_index, accelerator.num_processes)
     progress = Progress(sys.stderr if ranks.is_first else None)
     with ExitStack() as stack:
         stack.callback(progress.close)
-        stop = stack.enter_context(stop_on_signals())
         out = RunDirectory(run_directory(config), command, progress.warning)  # on ranks but the first it records nothing
 
+        setup: Setup | None = None
+        state: Literal["preempted", "finished"] | None = None
+
         def record_end(why: str) -> None:
+            if state is not None:
+                return  # all is saved and recorded: that a rank is killed while it leaves changes nothing
             if why == STOPPED:
                 out.record("preempted")
+            elif setup is None:
+                out.record_refusal(why)
             else:
                 out.record("failed", error=why)
 
@@ -116,22 +117,20 @@ def run(config: Config, command: Sequence[str]) -> int:
                 Progress(sys.stderr).notice(f"error: {why}")
             record_end(why)
 
-        peers = stack.enter_context(between_ranks(ranks, stop, give_up))
-        watchdog = stack.enter_context(
-            Watchdog(ranks, progress.warning if ranks.is_first else Progress(sys.stderr).warning),
-        )
+        warn = progress.warning if ranks.is_first else Progress(sys.stderr).warning
+        peers = stack.enter_context(between_ranks(ranks, stop, give_up, warn))
+        watchdog = stack.enter_context(Watchdog(ranks, warn))
 
         def own() -> None:
             nonlocal out
             out = stack.enter_context(RunDirectory.own(out.path, command, progress.warning))
 
-        state: Literal["preempted", "finished"]
         try:
             with watchdog.stage("starting"):
                 with stop.interruptible():
                     ranks.from_first(own)
                 setup = prepare(config, command, accelerator, ranks, progress, stop, out)
-            state = train(setup, watchdog)
+            state = train(setup, watchdog, stack)
         except SystemExit:  # the first rank ends, and says why
             raise
         except BaseException as error:
@@ -143,11 +142,14 @@ def run(config: Config, command: Sequence[str]) -> int:
                 raise (error if told is None else SystemExit(1)) from None  # the rank that was first to end says why
             state = "preempted"
         else:
-            out.record(state)
+            # A launcher that sees one rank leave may end those that have not, and the first one has the most to do.
+            with watchdog.stage("waiting for the other ranks"), suppress(RuntimeError):  # one was killed: all is saved
+                ranks.wait()
+            peers.part()
         if state == "preempted":
-            progress.notice(
-                f"stopped by {stop.signal or 'a signal to another rank'}; the same command goes on from the last checkpoint"
-            )
+            saved = any((out.path / "checkpoints").glob("step-*"))
+            goes_on = "goes on from the last checkpoint" if saved else "starts it again: no step was done"
+            progress.notice(f"stopped by {stop.signal or 'a signal to another rank'}; the same command {goes_on}")
         else:
             progress.notice(f"finished; the model is in {out.path / 'model'}")
     if ranks.world > 1:
@@ -165,14 +167,20 @@ def _explained(error: BaseException, ranks: Ranks, peers: Peers) -> BaseExceptio
             return ranks.named(TrainingError("out of memory: halve --micro-batch-size, the result does not change"))
     if isinstance(error, RuntimeError | Interrupted):
         # A collective that failed, or the launcher that ends those that are left.
-        gone = peers.vanished(patience=2.0 if isinstance(error, RuntimeError) else 0.0)
+        failed = isinstance(error, RuntimeError)
+        cut = failed and peers.are_apart and _NO_CONNECTION.search(str(error))
+        gone = peers.vanished(patience=(SILENT_POLLS + 2) * POLL_SECONDS if cut else 2.0 if failed else 0.0)
         if gone is not None:
-            return TrainingError(VANISHED.format(gone))
+            return TrainingError(gone)
     return error
 
 
 _NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory|_ALLOC_FAILED", re.IGNORECASE)
 """What is said by torch on a CPU, and by the libraries on a GPU that do not use its allocator."""
+
+
+_NO_CONNECTION = re.compile("gloo|nccl|connection", re.IGNORECASE)
+"""What is said by a collective when another rank is gone."""
 
 
 def _reason(error: BaseException, ranks: Ranks) -> str:
@@ -339,33 +347,38 @@ def _physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def train(setup: Setup, watchdog: Watchdog) -> Literal["preempted", "finished"]:
-    """Train to the end, or until asked to stop; returns the state of the run."""
+def train(setup: Setup, watchdog: Watchdog, stack: ExitStack) -> Literal["preempted", "finished"]:
+    """Train to the end, or until asked to stop; returns the state of the run.
+
+    What is to be put away goes on `stack`: that may take longer than the other ranks wait to be told of an error.
+    """
     config, ranks, out = setup.config, setup.ranks, setup.out
     totals, progress = setup.totals, setup.progress
     first_step = totals.step
-    stream = StepStream(
-        setup.plan,
-        setup.cursors,
-        rank=ranks.index,
-        world=ranks.world,
-        workers=config.data.workers,
-        in_worker=ignore_in_worker,
+    stream = stack.enter_context(
+        StepStream(
+            setup.plan,
+            setup.cursors,
+            rank=ranks.index,
+            world=ranks.world,
+            workers=config.data.workers,
+            in_worker=ignore_in_worker,
+        )
     )
-    window = MetricsWindow(setup.plan, setup.loaded.model, setup.accelerator.device, ranks)
-    last_saved = first_step
-    stopped = False
-    with (
-        watchdog.stage("computing"),
-        stream,
-        _tracker(setup) as tracker,
+    tracker = _tracker(setup)
+    stack.callback(tracker.finish, "failed")  # where nobody has said before how the run ended
+    writer = stack.enter_context(
         BackgroundWriter(
             out.path / "checkpoints",
             keep_last=config.run.keep_last,
             keep_every=config.run.keep_every,
             cursors=out.path / "cursors",
-        ) as writer,
-    ):
+        )
+    )
+    window = MetricsWindow(setup.plan, setup.loaded.model, setup.accelerator.device, ranks)
+    last_saved = first_step
+    stopped = False
+    with watchdog.stage("computing"):
         if first_step == 0 and setup.evaluation_set is not None:
             with watchdog.stage("evaluating"):
                 metrics = _evaluate(setup, setup.evaluation_set)
@@ -439,9 +452,6 @@ def train(setup: Setup, watchdog: Watchdog) -> Literal["preempted", "finished"]:
             write_model(to_host(weights), settings, setup.loaded.tokenizer, out.path / "model")
         out.record(state, step=totals.step)
         tracker.finish(state)
-        # A launcher that sees one rank leave may end those that have not, and the first one has the most to do.
-        with watchdog.stage("waiting for the other ranks"):
-            ranks.wait()
     return state
 
 
@@ -449,13 +459,17 @@ def _tracker(setup: Setup) -> Tracker:
     """Where metrics go: those of all ranks are reduced before, so the first one's is the only one that keeps them."""
     if not setup.ranks.is_first:
         return Tracker.silent()
-    return Tracker.open(
-        setup.config.run,
-        setup.out.path,
-        config=flatten(setup.config),
-        resumed_step=setup.totals.step or None,
-        report=setup.progress.notice,
-    )
+    try:
+        with setup.stop.interruptible():
+            return Tracker.open(
+                setup.config.run,
+                setup.out.path,
+                config=flatten(setup.config),
+                resumed_step=setup.totals.step or None,
+                report=setup.progress.notice,
+            )
+    except Interrupted:
+        return Tracker.silent()  # all ranks stop together, in front of the first step
 
 
 def _pinned_corpus(config: Config, saved: Saved | None, world: int) -> PinnedCorpus:

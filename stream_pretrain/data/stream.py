@@ -7,7 +7,10 @@ has trained on; what workers have read ahead is in no cursor, so nothing is drai
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -30,6 +33,8 @@ CURSOR_VERSION = 1
 LaneCursors = tuple[Cursor, ...]
 """Where a lane stands: a cursor for each source."""
 LEAST_STEPS_AHEAD = 4
+LEAVE_SECONDS = 0.5
+"""Workers that have not left by themselves after so long, such as those that wait for a server, are killed."""
 _RATES = 4096
 """Mask rates are rounded to this fraction, so that the rows of a group are masked together while a schedule moves on."""
 
@@ -244,13 +249,33 @@ class StepStream:
             worker_init_fn=_WorkerInit(in_worker),
             generator=torch.Generator(),  # leaves the global one, which dropout uses, untouched
         )
+        others = multiprocessing.active_children()
         self.items = iter(loader)
+        self._processes = [process for process in multiprocessing.active_children() if process not in others]
+        self._leaving, self._left = threading.Event(), threading.Event()
+        if self._processes:
+            # Started here: when there is no memory left, a thread cannot be started any more.
+            threading.Thread(target=self._kill_those_that_stay, name="workers", daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self.items  # ends the workers
+        if not self._processes:
+            del self.items
+            return
+        on_death = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for one that is killed
+        self._leaving.set()
+        del self.items
+        self._left.set()
+        signal.signal(signal.SIGCHLD, on_death)
+
+    def _kill_those_that_stay(self) -> None:
+        """torch ends the workers one after the other, and waits 5 s for each that is busy."""
+        self._leaving.wait()
+        if not self._left.wait(LEAVE_SECONDS):
+            for process in self._processes:
+                process.kill()  # it holds nothing that is not in a cursor
 
     def __iter__(self) -> Iterator[StepRows]:
         return self

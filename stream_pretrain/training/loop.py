@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from stream_pretrain.config import Config
 from stream_pretrain.data.batches import micro_batches, on_device
@@ -28,6 +29,8 @@ from stream_pretrain.training.preemption import Interrupted, StopRequest
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.watchdog import Watchdog
 
+PATIENCE_SECONDS = 1_800.0
+"""What a rank may take, besides the wait for a server, before torch ends those that wait for it."""
 JUDGED_DOCUMENTS = 1_000
 """Documents after which the share of bad ones is judged."""
 
@@ -101,6 +104,10 @@ def accelerator_for(config: Config) -> Accelerator:
         mixed_precision=mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_backend="no",
+        # A rank may wait for a server as long as it is told to, and the others for that rank.
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.data.retry_deadline + PATIENCE_SECONDS)),
+        ],
     )
     supported = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in supported:
@@ -192,9 +199,11 @@ def training_steps(
             if stop.requested and number < micro_batches_a_step:
                 abandoned = True  # the step may be longer than a launcher waits; in the last micro-batch the ranks meet
                 continue
-            with nullcontext() if number == micro_batches_a_step else accelerator.no_sync(model):
+            is_last = number == micro_batches_a_step
+            with nullcontext() if is_last else accelerator.no_sync(model):
                 loss, correct, of_source = model(**vars(batch))
-                accelerator.backward(loss * scale)
+                with watchdog.stage("adding up gradients with the other ranks") if is_last else nullcontext():
+                    accelerator.backward(loss * scale)
             losses += torch.cat([torch.stack([loss.detach().double(), correct.double()]), of_source.double()])
         if not checked_gradients:
             _refuse_parameters_without_gradient(parameters)

@@ -31,8 +31,12 @@ LEAVE_SECONDS = 20.0
 """A rank that has not left so long after another one ended never will: it waits in a collective for what does not come."""
 ALONE_SECONDS = 5.0
 """So long a rank has to find out by a collective that another one was killed; those on GPUs do not fail, they hang."""
+SILENT_POLLS = 15
+"""A rank on another machine that shows no life for so many polls is lost; of one on this machine the process is known."""
 VANISHED = "rank {} ended without a word: it was killed, perhaps for want of memory"
-_STOP, _END, _HEARD = "stop", "end", "heard"
+LOST = "rank {} on {} shows no life any more: it or its machine was lost, cut off or stopped"
+FROZEN = "rank {} shows no life, though its process is there: it is stopped, or its machine does not get on"
+_STOP, _END, _HEARD, _BEAT = "stop", "end", "heard", "beat {}"
 
 
 class Peers:
@@ -41,44 +45,90 @@ class Peers:
     processes: machine and process number of each rank.
     """
 
-    def __init__(self, store: TCPStore | None = None, processes: Sequence[tuple[str, int]] = (), rank: int = 0) -> None:
-        self._store, self._processes, self._rank = store, processes, rank
+    def __init__(
+        self,
+        store: TCPStore | None = None,
+        processes: Sequence[tuple[str, int]] = (),
+        rank: int = 0,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._store, self._processes, self._rank, self._report = store, processes, rank, report
         self._signal: int | None = None
         self._since = 0.0
         self._news = threading.Event()
+        self._left = threading.Event()
         self._heard = False
+        self._ending = threading.Lock()
         self._why: str | None = None  # kept, since the store ends with the first rank
+        self._lost: str | None = None
+        # Each rank listens to the next one: no rank has more to do however many there are.
+        self._next = (rank + 1) % max(1, len(processes))
+        self._last_beat = b""
+        self._silent_polls = 0
 
     def end(self, why: str) -> str | None:
-        """Tell the others why this rank ends, and wait until they have heard; returns what another rank told before."""
-        if self._store is None or self._why is not None:
-            return self._why
-        own = f"{self._rank} {why}"  # ranks that end together may have the same to say
-        with suppress(DistError):
-            told = self._store.compare_set(_END, "", own).decode()
-            self._acknowledge()
-            if told != own:
-                return told.partition(" ")[2]
-            deadline = time.monotonic() + HEARD_SECONDS
-            while self._store.add(_HEARD, 0) < len(self._processes) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            return None
-        # The first rank, which keeps the store, is no more: the next one of its machine speaks for all.
-        neighbours = [rank for rank, (machine, _) in enumerate(self._processes) if machine == _machine()]
-        return why if self._gone() == 0 and self._rank != neighbours[1] else None
+        """Tell the others why this rank ends, and wait until they have heard; returns what was told before, by any rank."""
+        with self._ending:  # the main thread, or the one that watches when that one hangs
+            if self._store is None or self._why is not None:
+                return self._why
+            own = f"{self._rank} {why}"  # ranks that end together may have the same to say
+            try:
+                told = self._store.compare_set(_END, "", own).decode()
+                self._why = told.partition(" ")[2]
+                self._acknowledge()
+                if told != own:
+                    return self._why
+                deadline = time.monotonic() + HEARD_SECONDS
+                there = len(self._processes) - (len(self._gone()) or int(self._lost is not None))
+                while self._store.add(_HEARD, 0) < there and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                return None
+            except DistError:  # the first rank, which keeps the store, is no more: on each machine one of the others says so
+                self._why = self._why or why
+                here = [rank for rank, (machine, _) in enumerate(self._processes) if machine == _machine() and rank != 0]
+                return None if self._rank in (0, here[0]) else why
 
-    def vanished(self, patience: float) -> int | None:
-        """A rank of this machine that has ended without telling why; seen `patience` seconds after its connections close."""
+    def part(self) -> None:
+        """From here on the ranks leave one by one, and none is missed."""
+        self._left.set()
+
+    def vanished(self, patience: float) -> str | None:
+        """Says which rank has ended without telling why; seen `patience` seconds after its connections close."""
         deadline = time.monotonic() + patience
-        while True:
-            rank = self._gone()
-            if rank is not None or self._told() is not None or time.monotonic() >= deadline:
-                return rank if self._told() is None else None
+        while self._told() is None:
+            if gone := self._gone():
+                return VANISHED.format(min(gone))
+            if self._lost is not None or time.monotonic() >= deadline:
+                return self._lost
             time.sleep(0.05)
+        return None
 
-    def _gone(self) -> int | None:
+    @property
+    def are_apart(self) -> bool:
+        """Whether they are on several machines."""
+        return len({machine for machine, _ in self._processes}) > 1
+
+    def _gone(self) -> list[int]:
+        """Ranks of this machine whose process has ended."""
         here = _machine()
-        return next((rank for rank, (machine, pid) in enumerate(self._processes) if machine == here and _is_gone(pid)), None)
+        return [rank for rank, (machine, pid) in enumerate(self._processes) if machine == here and _is_gone(pid)]
+
+    def _missing(self) -> str | None:
+        """Says which rank is no more, if one is. Raises: DistError when the store is not there, which the first rank keeps."""
+        assert self._store is not None
+        if gone := self._gone():
+            return VANISHED.format(min(gone))
+        self._store.add(_BEAT.format(self._rank), 1)
+        beat = self._store.get(_BEAT.format(self._next))
+        # Counted in own polls: a machine that was suspended, this one too, is not taken for lost when it wakes.
+        self._silent_polls = self._silent_polls + 1 if beat == self._last_beat else 0
+        self._last_beat = beat
+        machine, _ = self._processes[self._next]
+        if self._silent_polls >= SILENT_POLLS and machine != _machine():
+            return LOST.format(self._next, machine.split()[0])
+        if self._silent_polls == SILENT_POLLS:
+            self._report(FROZEN.format(self._next))
+        return None
 
     def _told(self) -> str | None:
         with suppress(DistError):
@@ -102,11 +152,12 @@ class Peers:
                 elif time.monotonic() - self._since > ECHO_SECONDS:
                     os._exit(128 + number)  # Python's own handler waits for the main thread, which may be in a collective
 
-    def _watch_store(self, left: threading.Event, give_up: Callable[[str, bool], None]) -> None:
+    def _watch_store(self, give_up: Callable[[str, bool], None]) -> None:
+        """Ends when this rank leaves; sees to it that it does when another one has ended."""
         assert self._store is not None
         shared = False
-        with suppress(DistError):
-            while not left.is_set() and self._told() is None and self._gone() is None:
+        try:
+            while not self._left.is_set() and self._told() is None and self._lost is None:
                 self._news.wait(POLL_SECONDS)
                 self._news.clear()
                 if self._signal is not None and not shared:
@@ -115,52 +166,57 @@ class Peers:
                 elif not shared and self._store.check([_STOP]):
                     shared = True
                     os.kill(os.getpid(), int(self._store.get(_STOP)))
-        killed = self._gone()
-        if self._told() is None and (killed is None or left.wait(ALONE_SECONDS)):
-            return
+                self._lost = self._missing()
+        except DistError:
+            machine, process = self._processes[0]
+            if machine != _machine() or _is_gone(process):
+                self._lost = VANISHED.format(0)
         why, first = self._told(), False
         if why is None:
-            own = VANISHED.format(killed)
-            why = self.end(own)
-            why, first = why or own, why is None
+            if self._lost is None or self._left.wait(ALONE_SECONDS):
+                return
+            told = self.end(self._lost)
+            why, first = told or self._lost, told is None
         self._acknowledge()
-        if first or not left.wait(LEAVE_SECONDS):
+        if first or not self._left.wait(LEAVE_SECONDS):
             give_up(why, first)
             os._exit(0 if why == STOPPED else 1)
 
 
 @contextmanager
-def between_ranks(ranks: Ranks, stop: StopRequest, give_up: Callable[[str, bool], None]) -> Iterator[Peers]:
+def between_ranks(
+    ranks: Ranks, stop: StopRequest, give_up: Callable[[str, bool], None], report: Callable[[str], None]
+) -> Iterator[Peers]:
     """Let a signal to one rank reach all of them, also those that wait for each other, and know why another one ended.
 
     To be entered in the main thread. `give_up` is told the reason before a rank that cannot leave by itself is ended,
-    and whether no other rank has said it yet.
+    and whether no other rank has said it yet; `report` is told of a rank that shows no life.
     """
     if ranks.world == 1:
         yield Peers()
         return
     host = os.environ["MASTER_ADDR"]
-    soon = timedelta(seconds=HEARD_SECONDS * 6)
+    soon = timedelta(seconds=SILENT_POLLS * POLL_SECONDS)
     created = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=soon) if ranks.is_first else None
     port = ranks.from_first(lambda: created.port if created is not None else 0)
     store = created or TCPStore(host, port, is_master=False, timeout=soon)
-    peers = Peers(store, ranks.gather((_machine(), os.getpid())), ranks.index)
+    store.add(_BEAT.format(ranks.index), 1)
+    peers = Peers(store, ranks.gather((_machine(), os.getpid())), ranks.index, report)
     received, written = os.pipe()
     os.set_blocking(written, False)
     previous = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
     if stop.signal is not None:  # it came before the descriptor was there
         os.write(written, bytes([signal.Signals[stop.signal]]))
-    left = threading.Event()
     threads = (
         threading.Thread(target=peers._watch_signals, args=(received,), name="signals", daemon=True),
-        threading.Thread(target=peers._watch_store, args=(left, give_up), name="peers", daemon=True),
+        threading.Thread(target=peers._watch_store, args=(give_up,), name="peers", daemon=True),
     )
     for thread in threads:
         thread.start()
     try:
         yield peers
     finally:
-        left.set()
+        peers.part()
         peers._acknowledge()
         signal.set_wakeup_fd(previous)
         os.close(written)

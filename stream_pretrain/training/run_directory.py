@@ -33,6 +33,8 @@ STATES = ("running", "preempted", "finished", "failed")
 BEAT_SECONDS = 15.0
 SILENT_SECONDS = 60.0
 """An owner on another machine that has not been heard of for so long is no more."""
+LEASE_SECONDS = 120.0
+"""So long a file server may keep the lock of a machine that it has lost."""
 
 
 class RunDirectory:
@@ -42,6 +44,7 @@ class RunDirectory:
         self.path = path
         self._command, self._report = list(command), report
         self._run: dict[str, Any] | None = None
+        self._before: dict[str, Any] = {}
 
     @classmethod
     @contextmanager
@@ -67,11 +70,12 @@ class RunDirectory:
     def begin(self, *, step: int, max_steps: int | None, parent: str | None) -> None:
         """Record in run.json that the run trains from `step` on. Raises: CheckpointError when OUT cannot be written."""
         now = _now()
+        self._before = self.recorded()
         self._run = {
             "state": "running",
             "step": step,
             "max_steps": max_steps,
-            "started": self.recorded().get("started", now),
+            "started": self._before.get("started", now),
             "updated": now,
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -92,10 +96,15 @@ class RunDirectory:
                 self._run["step"] = step
             if error is not None:
                 self._run["error"] = error
-            try:
-                self._write()
-            except OSError as failure:  # must not hide what the run itself has to say, perhaps that the disk is full
-                self._report(f"{self.path / 'run.json'} could not be written: {failure.strerror}")
+            self._write_or_report()
+
+    def record_refusal(self, error: str) -> None:
+        """Record that a start ended before it trained: a run that had ended well before stands as it stood."""
+        if self._run is not None and self._before.get("state") in ("finished", "preempted"):
+            self._run = self._before
+            self._write_or_report()
+        else:
+            self.record("failed", error=error)
 
     def recorded(self) -> dict[str, Any]:
         """What run.json says; empty where there is none. Raises: CheckpointError."""
@@ -109,6 +118,12 @@ class RunDirectory:
         if not isinstance(content, dict):
             raise CheckpointError(f"{path} is not a JSON object: delete it, the checkpoints are all a run needs")
         return content
+
+    def _write_or_report(self) -> None:
+        try:
+            self._write()
+        except OSError as failure:  # must not hide what the run itself has to say, perhaps that the disk is full
+            self._report(f"{self.path / 'run.json'} could not be written: {failure.strerror}")
 
     def _write(self) -> None:
         replace_file(self.path / "run.json", [json.dumps(self._run, indent=2).encode(), b"\n"])
@@ -244,7 +259,7 @@ def _lock(out: Path, report: Callable[[str], None]) -> int:
         raise CheckpointError(f"--output-dir {out} cannot be used ({error.strerror}): give another folder") from error
     try:
         owner = _owner(out)
-        enforced = _flock(descriptor, out, owner)
+        enforced = _flock(descriptor, out, owner, report)
         if owner is not None and not (enforced and owner["host"] == socket.gethostname()):
             _outlast(out, owner, report)
         _say_who_owns(descriptor)
@@ -254,22 +269,42 @@ def _lock(out: Path, report: Callable[[str], None]) -> int:
     return descriptor
 
 
-def _flock(descriptor: int, out: Path, owner: dict[str, Any] | None) -> bool:
+def _flock(descriptor: int, out: Path, owner: dict[str, Any] | None, report: Callable[[str], None]) -> bool:
     """Take the lock; False where the file system has none. Raises: CheckpointError when it is held."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        _refuse(out, owner)
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-            raise CheckpointError(f"{out / 'lock'} cannot be locked ({error.strerror}): give another --output-dir") from error
-        return False
-    return True
+    deadline: float | None = None
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # Held, but by one that does not beat: perhaps a machine that was lost, whose locks the server still keeps.
+            if owner is None or _silence(owner) < SILENT_SECONDS or (deadline is not None and time.monotonic() >= deadline):
+                _refuse(out, owner)
+            if deadline is None:
+                deadline = time.monotonic() + LEASE_SECONDS
+                report(
+                    f"{out} is locked by process {owner['pid']} on {owner['host']}, which was last heard of "
+                    f"{_silence(owner):.0f} s ago: waiting {LEASE_SECONDS:.0f} s for the lock"
+                )
+            time.sleep(1.0)
+            owner = _owner(out)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise CheckpointError(
+                    f"{out / 'lock'} cannot be locked ({error.strerror}): give another --output-dir"
+                ) from error
+            return False
+        else:
+            return True
+
+
+def _silence(owner: dict[str, Any]) -> float:
+    """Seconds since the owner was heard of; not below 0 where the clocks of the machines differ."""
+    return max(0.0, time.time() - float(owner["time"]))
 
 
 def _outlast(out: Path, owner: dict[str, Any], report: Callable[[str], None]) -> None:
     """Wait until the last owner is known to be gone. Raises: CheckpointError when it shows a sign of life."""
-    silence = max(0.0, time.time() - owner["time"])  # not below 0 where the clocks of the machines differ
+    silence = _silence(owner)
     if silence >= SILENT_SECONDS:
         return
     wait = SILENT_SECONDS - silence

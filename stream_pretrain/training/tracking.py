@@ -10,6 +10,7 @@ import json
 import math
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from io import FileIO
@@ -17,12 +18,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import psutil
+
 from stream_pretrain.config import RunConfig
 from stream_pretrain.errors import CheckpointError, ConfigError
+from stream_pretrain.training.preemption import Interrupted
 
 Mode = Literal["online", "offline", "disabled"]
 
 INIT_SECONDS = 30  # a start waits no longer for a server that does not answer
+LEAVE_SECONDS = 3  # the client's process has that long to leave when there is nothing to send any more
 FINISH_SECONDS = 15  # a launcher kills 30 s after SIGTERM, and the last checkpoint comes first
 
 
@@ -151,10 +156,13 @@ class WandbView:
         try:
             started = start(mode)
             sent_step = started.summary.get("train/step")
+        except Interrupted:
+            _end_client()
+            raise
         # Any exception: the client raises private types, and none of them is worth a training run.
         except Exception as error:
             with suppress(OSError):  # the client's process may be what failed
-                wandb.teardown()
+                _end_client()
             if mode == "offline":
                 report(f"W&B is off, it did not start: {_one_line(error)}; {out / 'metrics.jsonl'} has every metric")
                 return None
@@ -182,9 +190,7 @@ class WandbView:
             _replace(self._sent_path, f"{step}\n")
 
     def finish(self, state: Literal["finished", "preempted", "failed"]) -> None:
-        """End the run in this state, within FINISH_SECONDS; the client and its process are gone afterwards."""
-        import wandb
-
+        """End the run in this state, within FINISH_SECONDS and some; the client and its process are gone afterwards."""
         exit_code = 0 if state == "finished" else 1
         try:
             try:
@@ -192,7 +198,7 @@ class WandbView:
                     self._run.mark_preempting()
                 self._run.finish(exit_code=exit_code)
             finally:
-                wandb.teardown(exit_code)  # here and not at exit, where a failure would print a traceback
+                _end_client(exit_code)  # here and not at exit, where a failure would print a traceback
         # Any exception, as at the start: training is over and saved.
         except Exception as error:
             self._fail(error)
@@ -201,6 +207,26 @@ class WandbView:
         if self._working:
             self._working = False
             self._report(f"W&B stopped: {_one_line(error)}; {self._sent_path.parent / 'metrics.jsonl'} has every metric")
+
+
+def _end_client(exit_code: int = 0) -> None:
+    """End the client's process: in good order, or by force where it waits for a server that does not answer."""
+    import wandb
+
+    impatient = threading.Timer(LEAVE_SECONDS, _kill_client)
+    impatient.start()
+    try:
+        wandb.teardown(exit_code)
+    except SystemExit:
+        pass  # the client's way to say that its process ended with an error, perhaps for being killed here
+    finally:
+        impatient.cancel()
+
+
+def _kill_client() -> None:
+    for child in psutil.Process().children():
+        if child.name() == "wandb-core":
+            child.kill()
 
 
 def _choose_mode(run: RunConfig) -> tuple[Mode, str | None]:

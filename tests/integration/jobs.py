@@ -6,11 +6,12 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,33 @@ def job(
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", "--standalone", forwarded]
     with started([*torchrun, *program, *arguments], output, environment) as running:
         yield running
+
+
+@contextmanager
+def apart(world: int, arguments: Sequence[str], output: Path, program: str) -> Iterator[list[Job]]:
+    """Start ranks that take themselves to be on machines of their own, each from a launcher of its own: of nobody here."""
+    folder = output.with_suffix(".program")
+    folder.mkdir()
+    (folder / "program.py").write_text(f"import os\nfrom stream_pretrain.training import peers\n{ELSEWHERE}\n{program}")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    variables = {"WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                started(
+                    [sys.executable, str(folder / "program.py"), *arguments],
+                    output.with_suffix(f".{rank}"),
+                    variables | {"RANK": str(rank)},
+                )
+            )
+            for rank in range(world)
+        ]
+
+
+ELSEWHERE = "peers._machine = lambda: f\"machine{os.environ['RANK']} pid:[1]\""
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, pipeline
 
 from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.training.runs import run_here
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 TIMINGS = ("train/tokens_per_second", "train/data_wait")
@@ -36,14 +37,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_bert(tmp_path_factory.mktemp("model"))
 
 
-def command(corpus: Path, model: Path, out: Path, *options: str) -> list[str]:
+def options(corpus: Path, model: Path, out: Path, *more: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "stream_pretrain"),
         *(f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", f"--output-dir={out}"),
         *("--max-steps=80", "--sequence-length=32", "--global-batch-size=8", "--micro-batch-size=4", "--workers=1"),
         *("--save-every=5", "--log-every=1", "--eval-every=10", "--data.heldout-fraction=0.1", "--eval.documents=20"),
-        *("--run.wandb=disabled", "--train.warmup-steps=5", *options),
+        *("--run.wandb=disabled", "--train.warmup-steps=5", *more),
     ]
+
+
+def command(corpus: Path, model: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "stream_pretrain", *options(corpus, model, out, *more)]
+
+
+def endless(arguments: list[str]) -> list[str]:
+    """Without --max-steps: the epochs end the run."""
+    return [argument for argument in arguments if not argument.startswith("--max-steps")]
 
 
 def run(corpus: Path, model: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -145,10 +154,10 @@ def test_another_corpus_is_refused_by_the_names_of_its_shards(
     other = tmp_path / "other"
     other.mkdir()
     write_shard(other / "t0", documents(9), "plain")
-    done = subprocess.run(
-        command(other, model, uninterrupted), env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False
-    )
+    before = (uninterrupted / "run.json").read_text()
+    done = run_here(options(other, model, uninterrupted))
     assert done.returncode == 1
+    assert (uninterrupted / "run.json").read_text() == before
     assert done.stderr.splitlines()[-1] == (
         f"error: {other} is not the corpus this run began with: s0.jsonl is missing, s1.jsonl.zst is missing, "
         "s2.jsonl.zst is missing and 3 more; restore it or start a new run"
@@ -173,10 +182,7 @@ def test_metrics_have_the_promised_keys(uninterrupted: Path) -> None:
 
 
 def test_what_must_not_change_is_refused_with_the_command_for_a_new_run(corpus: Path, model: Path, uninterrupted: Path) -> None:
-    done = subprocess.run(
-        command(corpus, model, uninterrupted, "--seed=1", "--max-steps=50"),
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+    done = run_here(options(corpus, model, uninterrupted, "--seed=1", "--max-steps=50"))
     assert done.returncode == 1
     assert "--train.seed: was 0, is 1" in done.stderr
     assert "--init-from" in done.stderr
@@ -186,9 +192,7 @@ def test_what_must_not_change_is_refused_with_the_command_for_a_new_run(corpus: 
 def test_one_epoch_ends_by_itself_having_seen_every_document(corpus: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     rarely = ("--log-every=1000", "--eval-every=1000", f"--eval.dataset={corpus}")
-    done = command(corpus, model, out, "--max-epochs=1", "--data.heldout-fraction=0", *rarely)
-    done.remove("--max-steps=80")
-    finished = subprocess.run(done, env=ENVIRONMENT, capture_output=True, text=True, timeout=150, check=False)
+    finished = run_here(endless(options(corpus, model, out, "--max-epochs=1", "--data.heldout-fraction=0", *rarely)))
     assert finished.returncode == 0, finished.stderr
     before, last = metrics(out)
     assert before["step"] == 0
@@ -203,11 +207,9 @@ def test_a_damaged_shard_that_is_skipped_is_recorded_even_when_no_row_follows(mo
     good = write_shard(folder / "a", documents(60), "zst")
     (folder / "b.jsonl.zst").write_bytes(write_shard(folder / "b", documents(60, seed=1), "zst").read_bytes()[:-900])
     assert good.exists()
-    options = ("--data.on-bad-shard=skip", "--lanes=2", "--max-epochs=1", "--data.heldout-fraction=0", "--eval-every=0")
-    arguments = command(folder, model, tmp_path / "out", *options)
-    arguments.remove("--max-steps=80")
+    skip = ("--data.on-bad-shard=skip", "--lanes=2", "--max-epochs=1", "--data.heldout-fraction=0", "--eval-every=0")
     for _ in range(2):  # the second time there is nothing left to train, and nothing is named twice
-        done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False)
+        done = run_here(endless(options(folder, model, tmp_path / "out", *skip)))
         assert done.returncode == 0, done.stderr
         records = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
         assert [record["shard"] for record in records] == ["b.jsonl.zst"]
@@ -222,12 +224,10 @@ def test_what_is_skipped_behind_the_last_step_is_named_once_however_often_the_ru
     (tmp_path / "corpus/a.jsonl").write_text(
         "".join(json.dumps({"text": text}) + "\n" for text in documents(4)) + 60 * " " + "\n" + 3 * "no JSON\n"
     )
-    rows = ("--global-batch-size=1", "--lanes=1", "--workers=0", "--data.window-bytes=1090", "--data.max-bad-fraction=1")
-    options = (*rows, "--max-epochs=1", "--data.heldout-fraction=0", "--eval-every=0", f"--save-every={save_every}")
-    arguments = command(tmp_path / "corpus", model, tmp_path / "out", *options)
-    arguments.remove("--max-steps=80")
+    rows = ("--global-batch-size=1", "--lanes=1", "--data.window-bytes=1090", "--data.max-bad-fraction=1")
+    once = (*rows, "--max-epochs=1", "--data.heldout-fraction=0", "--eval-every=0", f"--save-every={save_every}")
     for _ in range(3):
-        done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False)
+        done = run_here(endless(options(tmp_path / "corpus", model, tmp_path / "out", *once)))
         assert done.returncode == 0, done.stderr
         records = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
         assert [record["why"] for record in records] == ["not JSON"] * 3
@@ -242,27 +242,19 @@ def test_a_damaged_shard_that_is_skipped_gives_the_evaluation_set_what_lies_befo
     (folder / "a.jsonl.zst").write_bytes(whole[:-900])
     write_shard(folder / "b", documents(300, seed=1), "zst")
     skip = ("--data.on-bad-shard=skip", "--lanes=2", "--max-steps=2", "--eval.documents=500")
-    done = subprocess.run(
-        command(folder, model, tmp_path / "out", *skip),
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    done = run_here(options(folder, model, tmp_path / "out", *skip))
     assert done.returncode == 0, done.stderr
     kept = (tmp_path / "out" / "evaluation.jsonl").read_text()
     assert "doc 0010" in kept, "held out of the shard behind the damaged one"
-    other = run(folder, model, tmp_path / "out", *skip, "--eval.documents=7", "--max-steps=3")
+    other = run_here(options(folder, model, tmp_path / "out", *skip, "--eval.documents=7", "--max-steps=3"))
+    assert other.returncode == 0, other.stderr
     assert "--eval.documents was 500, is 7" in other.stderr
     assert (tmp_path / "out" / "evaluation.jsonl").read_text() == kept
 
 
 def test_weights_that_overflow_in_an_update_reach_no_checkpoint(corpus: Path, model: Path, tmp_path: Path) -> None:
     too_fast = ("--train.learning-rate=1e39", "--max-steps=1", "--train.warmup-steps=0", "--eval-every=0")
-    done = subprocess.run(
-        command(corpus, model, tmp_path, *too_fast), env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False
-    )
+    done = run_here(options(corpus, model, tmp_path, *too_fast))
     assert done.returncode == 1
     assert "the weights are not finite after step 1: lower --train.learning-rate" in done.stderr
     assert not list((tmp_path / "checkpoints").glob("step-*"))
@@ -270,6 +262,9 @@ def test_weights_that_overflow_in_an_update_reach_no_checkpoint(corpus: Path, mo
 
 
 def test_raising_max_steps_says_what_the_learning_rate_becomes(corpus: Path, model: Path, tmp_path: Path) -> None:
-    run(corpus, model, tmp_path / "out", "--max-steps=4")
-    longer = run(corpus, model, tmp_path / "out", "--max-steps=8", "--train.warmup-steps=0")
+    for done in (
+        run_here(options(corpus, model, tmp_path / "out", "--max-steps=4")),
+        longer := run_here(options(corpus, model, tmp_path / "out", "--max-steps=8", "--train.warmup-steps=0")),
+    ):
+        assert done.returncode == 0, done.stderr
     assert "--max-steps was 4, is 8: the learning rate goes on with 5.00e-04, not " in longer.stderr

@@ -12,6 +12,7 @@ import pytest
 
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.test_kill_and_resume import ENVIRONMENT, assert_same_run, kill_when, metrics
+from tests.training.runs import run_here
 
 MIXTURE = """\
 data:
@@ -68,12 +69,12 @@ def test_a_mixture_that_is_killed_goes_on_bit_by_bit_and_tells_its_sources_apart
 
 
 def test_a_source_that_changed_is_refused_by_name(command: list[str], tmp_path: Path) -> None:
-    first = [*command, f"--output-dir={tmp_path}", "--max-steps=2"]
-    done = subprocess.run(first, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    first = [*command[3:], f"--output-dir={tmp_path}", "--max-steps=2"]
+    done = run_here(first)
     assert done.returncode == 0, done.stderr
     shard = Path(command[3].removeprefix("--config=")).parent / "old/shard.jsonl"
     shard.write_text(shard.read_text() + '{"title": "more", "body": "text"}\n')
-    done = subprocess.run([*first, "--max-steps=4"], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = run_here([*first, "--max-steps=4"])
     assert done.returncode == 1
     assert "old is not the corpus this run began with: shard.jsonl changed" in done.stderr
 
@@ -85,12 +86,12 @@ def test_a_source_that_leaves_the_mixture_is_named_once(command: list[str], tmp_
         {"name": "new", "dataset": str(Path(command[3].removeprefix("--config=")).parent / "new")},
         {"name": "few", "dataset": str(tmp_path / "few"), "max_epochs": 1},
     ]
-    mixed = [*command, f"--data.sources={json.dumps(sources)}", f"--output-dir={tmp_path / 'out'}", "--lanes=2"]
-    done = subprocess.run(mixed, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    mixed = [*command[3:], f"--data.sources={json.dumps(sources)}", f"--output-dir={tmp_path / 'out'}", "--lanes=2"]
+    done = run_here(mixed)
     assert done.returncode == 0, done.stderr
     said = "source few leaves the mixture, its max_epochs 1 are read; the others share its part"
     assert done.stderr.count(said) == 1
     assert metrics(tmp_path / "out")[-1]["train/few/documents"] < 30  # but for those that are held out
-    on = subprocess.run([*mixed, "--max-steps=65"], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    on = run_here([*mixed, "--max-steps=65"])
     assert on.returncode == 0, on.stderr
     assert said not in on.stderr

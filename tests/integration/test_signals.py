@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
+import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ import pytest
 from stream_pretrain.training.checkpoint import verify
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.http_server import Server, serve
-from tests.integration.jobs import Job, assert_goes_on, checkpoints, job, lines, recorded, tiny_options
+from tests.integration.jobs import Job, assert_goes_on, checkpoints, job, lines, recorded, started, tiny_options
 
 OUT_SECONDS = 25.0
 
@@ -144,20 +148,31 @@ def server(corpus: Path) -> Iterator[Server]:
         yield server
 
 
-@long
-@pytest.mark.parametrize("workers", ["1", "0"])
-@pytest.mark.parametrize(("whom", "name"), [("rank 1", "SIGTERM"), ("launcher", "SIGUSR1"), ("rank 0", "SIGINT")])
+def written_down(server: Server, path: Path) -> Path:
+    path.write_text("".join(server.url(f"s{i}.jsonl.zst") + "\n" for i in range(4)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("whom", "name", "workers", "lanes"),
+    [
+        pytest.param("rank 1", "SIGTERM", "1", "4", marks=long),
+        pytest.param("launcher", "SIGUSR1", "1", "4", marks=long),
+        pytest.param("rank 0", "SIGINT", "0", "4", marks=long),
+        pytest.param("launcher", "SIGTERM", "0", "4", marks=long),
+        ("rank 0", "SIGTERM", "4", "8"),  # torch alone would wait 5 s for each of those workers
+    ],
+)
 def test_a_signal_ends_a_read_that_stalls(
-    server: Server, model: Path, out: Path, tmp_path: Path, whom: str, name: str, workers: str
+    server: Server, model: Path, out: Path, tmp_path: Path, whom: str, name: str, workers: str, lanes: str
 ) -> None:
-    shards = tmp_path / "shards.txt"
-    shards.write_text("".join(server.url(f"s{i}.jsonl.zst") + "\n" for i in range(4)))
-    arguments = tiny_options(f"@{shards}", model, out, f"--workers={workers}")
-    probes = 2  # its size and its identity
-    stall = [{"do": "none", "times": probes}, {"do": "stall", "after": 10_000, "times": 50}]
-    server.inject("s1.jsonl.zst", *stall)
+    shards = written_down(server, tmp_path / "shards.txt")
+    more = (f"--workers={workers}", f"--lanes={lanes}", f"--global-batch-size={lanes}")
+    arguments = tiny_options(f"@{shards}", model, out, *more)
+    for i in range(4):
+        server.inject(f"s{i}.jsonl.zst", {"do": "stall", "after": 1_000, "times": 100})
     with job(2, arguments, out.with_suffix(".log")) as running:
-        running.until(lambda: sum(request["path"] == "/s1.jsonl.zst" for request in server.log()) > probes)
+        running.until(lambda: len({request["path"] for request in server.log()}) > 1)
         time.sleep(2)
         signalled(running, whom, name)
         step = assert_saved_and_preempted(running, out)
@@ -165,24 +180,70 @@ def test_a_signal_ends_a_read_that_stalls(
     assert_goes_on(arguments, out, step)
 
 
+@pytest.fixture
+def silent() -> Iterator[tuple[str, list[socket.socket]]]:
+    """A server that takes connections and never answers: where it is, and the connections it has."""
+    taken: list[socket.socket] = []
+
+    def take(listening: socket.socket) -> None:
+        with suppress(OSError):  # the end of the test
+            while True:
+                taken.append(listening.accept()[0])
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=take, args=(listening,), daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", taken
+        listening.shutdown(socket.SHUT_RDWR)
+    for connection in taken:
+        connection.close()
+
+
 @long
 @pytest.mark.parametrize(("whom", "name"), [("rank 1", "SIGTERM"), ("launcher", "SIGUSR1"), ("rank 0", "SIGINT")])
+@pytest.mark.parametrize("waits_for", ["the Hub", "W&B", "the evaluation set"])
 def test_a_signal_ends_a_start_that_stalls(
-    server: Server, model: Path, out: Path, tmp_path: Path, whom: str, name: str
-) -> None:
-    shards = tmp_path / "shards.txt"
-    shards.write_text("".join(server.url(f"s{i}.jsonl.zst") + "\n" for i in range(4)))
-    arguments = tiny_options(f"@{shards}", model, out)
-    server.inject("s1.jsonl.zst", {"do": "stall", "after": 10, "times": 50})  # the first rank asks for its identity
-    with job(2, arguments, out.with_suffix(".log")) as running:
-        running.until(lambda: any(request["path"] == "/s1.jsonl.zst" for request in server.log()))
-        time.sleep(2)
+    server: Server, silent: tuple[str, list[socket.socket]], corpus: Path, model: Path, out: Path, tmp_path: Path,
+    waits_for: str, whom: str, name: str,
+) -> None:  # fmt: skip
+    address, connections = silent
+    arguments = tiny_options(corpus, model, out)
+    environment: dict[str, str] = {}
+    if waits_for == "the Hub":
+        arguments[0] = "--dataset=org/corpus"
+        environment = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+    elif waits_for == "W&B":
+        arguments += ["--run.wandb=online"]
+        environment = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}
+    else:
+        shards = written_down(server, tmp_path / "shards.txt")
+        arguments[0] = f"--dataset=@{shards}"
+        arguments += ["--eval-every=5", "--data.heldout-fraction=0.5"]
+        server.inject("s0.jsonl.zst", {"do": "stall", "after": 1_000, "times": 100})
+    with job(2, arguments, out.with_suffix(".log"), environment) as running:
+        running.until(lambda: connections or server.log())
+        time.sleep(3)
         signalled(running, whom, name)
         running.wait(OUT_SECONDS)
         assert not running.errors()
         assert recorded(out)["state"] == "preempted", running.stderr
+        assert "the same command starts it again: no step was done" in running.stderr
     server.forget()
-    assert_goes_on(arguments, out, 0)
+    assert_goes_on(tiny_options(corpus, model, out), out, 0)
+
+
+@long
+def test_a_signal_before_torch_is_there_ends_the_start_without_an_error(corpus: Path, model: Path, out: Path) -> None:
+    command = [sys.executable, "-m", "stream_pretrain", *tiny_options(corpus, model, out)]
+    with started(command, out.with_suffix(".log")) as running:
+        # The signals that are caught, as a mask: the handlers are there before the import of torch.
+        running.until(lambda: int(caught(running.process.pid), 16) >> (signal.SIGUSR1 - 1) & 1)
+        running.process.send_signal(signal.SIGUSR1)
+        assert running.wait(OUT_SECONDS) == 0, running.stderr
+    assert running.stderr.splitlines()[-1] == "stopped by SIGUSR1; the same command starts it again: no step was done"
+
+
+def caught(process: int) -> str:
+    return Path(f"/proc/{process}/status").read_text().split("SigCgt:")[1].split()[0]
 
 
 @pytest.mark.parametrize("whom", ["rank 1", pytest.param("rank 0", marks=long), pytest.param("launcher", marks=long)])

@@ -16,7 +16,17 @@ from transformers import BertConfig, BertForMaskedLM
 from stream_pretrain.training.checkpoint import verify
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.hub_server import running as running_hub
-from tests.integration.jobs import START_SECONDS, Job, assert_goes_on, checkpoints, job, lines, recorded, tiny_options
+from tests.integration.jobs import (
+    START_SECONDS,
+    Job,
+    apart,
+    assert_goes_on,
+    checkpoints,
+    job,
+    lines,
+    recorded,
+    tiny_options,
+)
 
 long = pytest.mark.long
 OUT_SECONDS = 30.0
@@ -136,6 +146,39 @@ def test_where_collectives_hang_the_others_leave_too(
     assert recorded(out)["state"] == state
 
 
+@pytest.mark.parametrize(
+    ("killed", "said", "state"),
+    [
+        (1, "rank 1 on machine1 shows no life any more: it or its machine was lost, cut off or stopped", "failed"),
+        pytest.param(0, "rank 0 ended without a word: it was killed, perhaps for want of memory", "running", marks=long),
+    ],
+)
+def test_a_rank_that_is_lost_with_its_machine_is_missed_by_the_others(
+    corpus: Path, model: Path, out: Path, killed: int, said: str, state: str
+) -> None:
+    with apart(2, tiny_options(corpus, model, out, "--save-every=1"), out.with_suffix(".log"), HANGING) as ranks:
+        ranks[0].until(lambda: len(checkpoints(out)) > 2)
+        ranks[killed].process.kill()
+        assert ranks[1 - killed].wait(OUT_SECONDS) != 0
+    assert ranks[1 - killed].errors() == [f"error: {said}"]
+    assert recorded(out)["state"] == state
+
+
+@long
+def test_collectives_that_fail_as_a_machine_is_lost_are_told_apart_from_an_error_of_the_program(
+    corpus: Path, model: Path, out: Path
+) -> None:
+    plain = "import sys\nfrom stream_pretrain.cli import main\nsys.exit(main())"
+    with apart(2, tiny_options(corpus, model, out, "--save-every=1"), out.with_suffix(".log"), plain) as ranks:
+        ranks[0].until(lambda: len(checkpoints(out)) > 2)
+        ranks[1].process.kill()
+        assert ranks[0].wait(OUT_SECONDS) != 0
+    assert ranks[0].errors() == [
+        "error: rank 1 on machine1 shows no life any more: it or its machine was lost, cut off or stopped"
+    ]
+    assert "Traceback" not in ranks[0].stderr
+
+
 def test_a_rank_out_of_memory_ends_all_and_is_told_what_to_do(corpus: Path, tmp_path: Path, out: Path) -> None:
     model = write_tiny_bert(tmp_path / "model")
     BertConfig.from_pretrained(model, intermediate_size=262_144, num_hidden_layers=1).save_pretrained(model)
@@ -189,6 +232,18 @@ from stream_pretrain.training.watchdog import Watchdog
 Watchdog.__init__.__defaults__ = (3.0,)
 sys.exit(main())
 """
+
+
+@long
+def test_a_rank_that_is_stopped_is_named_and_nothing_ends(corpus: Path, model: Path, out: Path) -> None:
+    with job(2, tiny_options(corpus, model, out), out.with_suffix(".log")) as running:
+        running.until(lambda: len(lines(out / "metrics.jsonl")) > 1)
+        stopped = running.ranks()[1]
+        stopped.suspend()
+        running.until(lambda: "warning: rank 1 shows no life, though its process is there" in running.stderr)
+        stopped.resume()
+        step = lines(out / "metrics.jsonl")[-1]["step"]
+        running.until(lambda: lines(out / "metrics.jsonl")[-1]["step"] > step + 2)
 
 
 @long

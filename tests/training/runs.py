@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import io
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import ModernBertConfig
 
+from stream_pretrain import cli
 from stream_pretrain.commands.train import Setup, prepare
 from stream_pretrain.config import Config, DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
 from stream_pretrain.data.stream import StepStream
@@ -59,6 +62,13 @@ def steps_of(setup: Setup, optimizer: torch.optim.Optimizer | None = None) -> It
             Watchdog(setup.ranks, setup.progress.warning),
         )
         yield from (step for step in steps if isinstance(step, StepResult))
+
+
+def run_here(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """The whole command in this process, which has imported everything already: its exit code, and what it says."""
+    with redirect_stderr(io.StringIO()) as said:
+        code = cli.main([*arguments, "--workers=0"])
+    return subprocess.CompletedProcess(arguments, code, "", said.getvalue())
 
 
 def write_tiny_modernbert(folder: Path) -> Path:

@@ -124,6 +124,33 @@ def test_an_owner_on_another_machine_that_leaves_is_not_waited_for(tmp_path: Pat
         pass
 
 
+def test_the_lock_that_a_file_server_keeps_for_a_lost_machine_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner(tmp_path, "elsewhere", age=70)
+    lines: list[str] = []
+    with (tmp_path / "lock").open() as kept:
+        fcntl.flock(kept, fcntl.LOCK_EX)
+
+        def server_gives_it_up(line: str) -> None:
+            lines.append(line)
+            fcntl.flock(kept, fcntl.LOCK_UN)
+
+        with RunDirectory.own(tmp_path, [], server_gives_it_up):
+            pass
+        assert lines == [
+            f"{tmp_path} is locked by process 12 on elsewhere, which was last heard of 70 s ago: waiting 120 s for the lock"
+        ]
+        owner(tmp_path, "elsewhere", age=70)
+        fcntl.flock(kept, fcntl.LOCK_EX)
+        monkeypatch.setattr(run_directory, "LEASE_SECONDS", 1.0)
+        with (
+            pytest.raises(CheckpointError, match="in use by process 12 on elsewhere"),
+            RunDirectory.own(tmp_path, [], lines.append),
+        ):
+            pass
+
+
 def test_without_locks_in_the_file_system_the_beat_decides_on_one_machine_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +262,32 @@ def test_a_refused_start_leaves_run_json_as_it_was(tmp_path: Path) -> None:
             decide_start(config(resume="no"), out, unexpected, [])
         out.record("failed", error="refused")
     assert run_json(tmp_path) == {"state": "finished"}
+
+
+@pytest.mark.parametrize("state", ["finished", "preempted"])
+def test_a_start_that_is_refused_after_it_began_leaves_a_run_that_had_ended_well_as_it_stood(
+    tmp_path: Path, state: str
+) -> None:
+    save(tmp_path, 5)
+    (tmp_path / "run.json").write_text(json.dumps({"state": state, "step": 5, "host": "elsewhere"}))
+    with RunDirectory.own(tmp_path, [], unexpected) as out:
+        decide_start(config(), out, unexpected, COMMAND)
+        assert run_json(tmp_path)["state"] == "running"
+        out.record_refusal("ContentError: another corpus")
+    assert run_json(tmp_path) == {"state": state, "step": 5, "host": "elsewhere"}
+
+
+@pytest.mark.parametrize("before", [None, {"state": "running", "step": 5}, {"state": "failed", "error": "disk"}])
+def test_a_start_that_is_refused_after_it_began_has_failed_where_no_run_had_ended_well(
+    tmp_path: Path, before: dict[str, object] | None
+) -> None:
+    if before is not None:
+        (tmp_path / "run.json").write_text(json.dumps(before))
+    with RunDirectory.own(tmp_path, [], unexpected) as out:
+        decide_start(config(), out, unexpected, COMMAND)
+        out.record_refusal("ContentError: another corpus")
+    ended = run_json(tmp_path)
+    assert (ended["state"], ended["error"]) == ("failed", "ContentError: another corpus")
 
 
 def test_a_full_disk_does_not_hide_how_the_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
