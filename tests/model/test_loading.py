@@ -9,18 +9,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 from transformers.models.bert.modeling_bert import BertLayer
 
 from stream_pretrain.config import ModelConfig, ObjectiveConfig
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.isolation import isolation_fault
 from stream_pretrain.model.loading import LoadedModel, export_state, load_model, load_tokenizer
-from stream_pretrain.model.packed_attention import PACKED_ATTENTION
+from stream_pretrain.model.packed_attention import PACKED_ATTENTION, one_document
 from stream_pretrain.model.positions import first_position
 from stream_pretrain.model.pretraining import PretrainingModel
 from tests.corpora import write_tiny_bert
-from tests.model.families import CAUSAL, MASKED, packed_rows, tiny_model
+from tests.model.families import CAUSAL, MADE_CAUSAL, MASKED, causal_masks, packed_rows, tiny_model
 
 SHARED_MODELS = Path(__file__).resolve().parents[3] / "shared" / "data" / "models"
 MLM = ObjectiveConfig()
@@ -242,10 +242,43 @@ def test_an_encoder_trained_for_next_tokens_becomes_causal(tmp_path: Path, famil
     assert isolation_fault(PretrainingModel(loaded.model), 24, causal=True, mask_token_id=None) is None
 
 
-@pytest.mark.parametrize("family", ["albert", "distilbert", "modernbert", "eurobert", "nomic_bert"])
-def test_an_encoder_without_a_causal_form_is_refused_for_next_tokens(tmp_path: Path, family: str) -> None:
-    with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
-        load(saved(tmp_path, family), CLM)
+@pytest.mark.parametrize("family", MADE_CAUSAL)
+def test_an_encoder_without_a_causal_form_is_causal_while_it_trains_and_bidirectional_again_on_masks(
+    tmp_path: Path, family: str
+) -> None:
+    loaded = load(saved(tmp_path, family), CLM)
+    assert f"{family} becomes causal while it trains: its exports are when given a causal attention_mask" in loaded.notes
+    assert isolation_fault(PretrainingModel(loaded.model), 24, causal=True, mask_token_id=None) is None
+
+    state, settings = export_state(loaded, loaded.model)
+    settings.save_pretrained(tmp_path / "export")
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "export" / "model.safetensors")
+    exported = AutoModelForMaskedLM.from_pretrained(tmp_path / "export")
+    document = torch.arange(10, 30)[None]
+    with torch.no_grad():
+        expected = loaded.model.eval()(document, **one_document(loaded.model, 20)).logits
+        found = exported.eval()(document, attention_mask=causal_masks(exported, 20)).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+    again = load(str(tmp_path / "export"))
+    fault = isolation_fault(PretrainingModel(again.model), 24, causal=True, mask_token_id=None)
+    assert str(fault).startswith("tokens see the tokens that follow them")
+
+
+def test_an_encoder_whose_attention_cannot_be_made_causal_is_refused_for_next_tokens(tmp_path: Path) -> None:
+    reason = r"^MPNetForMaskedLM cannot be trained on next tokens \(tokens see the tokens that follow them, by .*\): choose an"
+    with pytest.raises(ModelError, match=reason):
+        load(saved(tmp_path, "mpnet"), CLM)
+
+
+@pytest.mark.parametrize(("objective", "kind"), [(MLM, "masked"), (CLM, "causal")])
+def test_a_model_of_neither_kind_is_refused(tmp_path: Path, objective: ObjectiveConfig, kind: str) -> None:
+    AutoConfig.for_model("t5").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"cannot be loaded as a {kind} language model"):
+        load(str(tmp_path), objective)
+    AutoConfig.for_model("vit").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"is of no language model \(vit\): choose another model$"):
+        load(str(tmp_path), objective)
 
 
 def test_gradient_checkpointing_is_switched_on(tmp_path: Path) -> None:
