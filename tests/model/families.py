@@ -45,6 +45,7 @@ CAUSAL = {
     "qwen3": _GROUPED,
     "mistral": {**_GROUPED, "sliding_window": 6},
     "gpt_neox": {**_SIZES, **_SPECIAL},
+    "gemma": _GROUPED,
     "gemma3_text": {**_GROUPED, "sliding_window": 6},
     "gpt2": {
         "vocab_size": VOCABULARY,

@@ -153,6 +153,16 @@ def test_a_new_head_is_announced(tmp_path: Path) -> None:
     assert "has no masked language-model head: a new one is trained (cls.predictions.bias" in note
 
 
+@pytest.mark.parametrize("family", MASKED)
+def test_an_encoder_saved_without_its_head_is_loaded_as_it_is_and_gets_a_new_head(tmp_path: Path, family: str) -> None:
+    encoder = tiny_model(family).base_model
+    encoder.save_pretrained(tmp_path)
+    loaded = load(str(tmp_path))
+    assert any("has no masked language-model head: a new one is trained" in note for note in loaded.notes)
+    for found, expected in zip(loaded.model.base_model.parameters(), encoder.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_a_new_head_depends_on_the_seed_alone_and_the_global_random_state_is_left(tmp_path: Path) -> None:
     path = without(saved(tmp_path), "cls.")
     state = torch.get_rng_state()
@@ -186,17 +196,24 @@ def test_a_model_from_scratch_has_the_special_tokens_of_its_tokenizer(tmp_path: 
     assert loaded.model.get_input_embeddings().num_embeddings == 192
 
 
-def test_the_embedding_grows_to_a_multiple_of_64_when_allowed(tmp_path: Path) -> None:
-    config = ModelConfig(path=saved(tmp_path), resize_embeddings=True)
-    loaded = load_model(config, MLM, tiny_tokenizer(130), 24, 0)
-    assert loaded.model.get_input_embeddings().weight.shape == (192, 32)
-    assert loaded.model.config.vocab_size == 192
+@pytest.mark.parametrize("family", [*MASKED, *CAUSAL])
+def test_embedding_and_head_grow_to_a_multiple_of_64_when_allowed(tmp_path: Path, family: str) -> None:
+    config = ModelConfig(path=saved(tmp_path, family), resize_embeddings=True)
+    objective, document = CLM if family in CAUSAL else MLM, torch.arange(10, 30)[None]
+    loaded = load_model(config, objective, tiny_tokenizer(130), 24, 0)
+    model, before = loaded.model.eval(), tiny_model(family)
+    assert model.get_input_embeddings().num_embeddings == 192
+    assert model.config.vocab_size == 192
     assert "the embedding grows from 100 to 192 tokens: the new rows are untrained" in loaded.notes
-    assert torch.equal(loaded.model.get_input_embeddings().weight[:100], tiny_model("bert").get_input_embeddings().weight)
+    with torch.no_grad():
+        logits = model(document, **one_document(model, 20)).logits
+        assert logits.shape == (1, 20, 192)
+        torch.testing.assert_close(logits[..., :100], before(document).logits, atol=1e-4, rtol=1e-4)
 
-    loaded.model.save_pretrained(tmp_path / "grown")
-    again = load_model(replace(config, init_from=str(tmp_path / "grown")), MLM, tiny_tokenizer(130), 24, 0)
-    assert torch.equal(again.model.get_input_embeddings().weight, loaded.model.get_input_embeddings().weight)
+    model.save_pretrained(tmp_path / "grown")
+    again = load_model(replace(config, init_from=str(tmp_path / "grown")), objective, tiny_tokenizer(130), 24, 0)
+    for found, expected in zip(again.model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_a_model_that_was_trained_for_next_tokens_sees_what_follows_again_when_it_is_trained_on_masks(tmp_path: Path) -> None:
@@ -294,12 +311,20 @@ def test_old_gamma_and_beta_names_are_loaded() -> None:
     assert torch.equal(model.bert.embeddings.LayerNorm.bias, stored["bert.embeddings.LayerNorm.beta"])
 
 
-def test_a_float16_model_becomes_float32(tmp_path: Path) -> None:
-    tiny_model("bert").half().save_pretrained(tmp_path)
-    for config in (ModelConfig(path=str(tmp_path)), ModelConfig(config=str(tmp_path), tokenizer="given")):
-        loaded = load_model(config, MLM, tiny_tokenizer(), 24, 0)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", [*MASKED, *CAUSAL])
+def test_a_model_stored_in_half_precision_becomes_float32(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
+    stored = tiny_model(family).to(dtype)
+    stored.save_pretrained(tmp_path)
+    objective = CLM if family in CAUSAL else MLM
+    pretrained = load_model(ModelConfig(path=str(tmp_path)), objective, tiny_tokenizer(), 24, 0)
+    scratch = load_model(ModelConfig(config=str(tmp_path), tokenizer="given"), objective, tiny_tokenizer(), 24, 0)
+    for loaded in (pretrained, scratch):
         assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
+        assert {buffer.dtype for buffer in loaded.model.buffers()} <= {torch.float32, torch.int64}
         assert export_state(loaded, loaded.model)[1].dtype == torch.float32
+    for found, expected in zip(pretrained.model.parameters(), stored.parameters(), strict=True):
+        assert torch.equal(found, expected.float())
 
 
 def test_a_real_encoder_stored_as_float16_gets_float32_weights_and_a_new_head() -> None:
