@@ -90,6 +90,45 @@ def test_rows_computed_one_document_at_a_time_equal_rows_under_a_mask(
     torch.testing.assert_close(outputs[0], outputs[1])
 
 
+@pytest.mark.parametrize("kernel_has_gqa", [False, True])
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_what_the_varlen_kernel_is_given_is_what_rows_under_a_mask_are(
+    key_heads: int, causal: bool, window: int | None, kernel_has_gqa: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the kernel of torch, which runs on GPUs only: plain attention of each document."""
+
+    def varlen_attn(
+        q: Tensor, k: Tensor, v: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int,
+        *, scale: float, window_size: tuple[int, int], enable_gqa: bool = False,
+    ) -> Tensor:  # fmt: skip
+        assert kernel_has_gqa or not enable_gqa
+        assert enable_gqa or q.shape == k.shape == v.shape
+        assert cu_seq_q is cu_seq_k
+        assert cu_seq_q.diff().max() <= max_q == max_k
+        k, v = (states.repeat_interleave(q.shape[1] // states.shape[1], dim=1) for states in (k, v))
+        position = torch.arange(len(q))
+        behind = position[:, None] - position
+        left, right = (size if size >= 0 else len(q) for size in window_size)
+        document = torch.searchsorted(cu_seq_q, position, right=True)
+        seen = (document[:, None] == document) & (behind <= left) & (behind >= -right)
+        scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+        return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
+
+    monkeypatch.setattr(packed_attention, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(packed_attention, "_VARLEN_HAS_GQA", kernel_has_gqa)
+    _, _, cu_seq_lens = packed_rows()
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 24, 8, generator=generator) for heads in (4, key_heads, key_heads))
+    found = packed_attention._varlen(query, key, value, cu_seq_lens, causal, None if window is None else window - 1, 0.3)
+    expected, _ = packed_attention.packed_attention(
+        nn.Identity(), query, key, value, None,
+        scaling=0.3, is_causal=causal, sliding_window=window, cu_seq_lens_q=cu_seq_lens,
+    )  # fmt: skip
+    torch.testing.assert_close(found, expected)
+
+
 def test_the_mask_lets_a_position_see_its_document_within_the_window() -> None:
     cu_seq_lens = torch.tensor([0, 3, 5, 6, 10, 10], dtype=torch.int32)
     mask = block_diagonal_mask(cu_seq_lens, batch=2, length=5)
