@@ -188,6 +188,13 @@ def test_rows_without_special_tokens_are_the_tokens_alone() -> None:
     assert rows.input_ids.tolist() == [[2, 3, 4, 5, 9]]
 
 
+def test_where_nothing_was_placed_there_are_no_rows() -> None:
+    rows = assemble([], np.arange(10, dtype=np.int32), np.array([0, 10]), 5, [CLS], [SEP], PAD)
+    assert rows.input_ids.shape == (0, 5)
+    assert rows.segment_start.tolist() == []
+    assert {array.dtype for array in vars(rows).values()} == {np.dtype(np.int32)}
+
+
 def test_gathered_rows_keep_their_segments() -> None:
     rows = rows_of([Placement(0, 0, 0, 1), Placement(0, 1, 0, 1), Placement(1, 2, 0, 2)], [1, 1, 2], capacity=6)
     gathered = gather([(rows, 1), (rows, 0), (rows, 1)], 6)
