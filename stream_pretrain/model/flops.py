@@ -41,12 +41,11 @@ def training_flops(config: PreTrainedConfig, lengths: NDArray[np.integer], label
     """
     assert config.architectures, "the configuration of a loaded model names its class"
     encoder, head = _matrix_weights(config.__class__, config.to_json_string(use_diff=False))
-    reuse = config.num_hidden_layers / getattr(config, "num_hidden_groups", config.num_hidden_layers)  # ALBERT shares layers
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     tokens = lengths.astype(np.float64)
     attended = sum(float((tokens * np.minimum(tokens, reach)).sum()) for reach in attention_reach(config))
     attention = 12 * config.num_attention_heads * width * attended
-    return float(6 * reuse * encoder * tokens.sum() + attention + 6 * head * labels)
+    return float(6 * encoder * tokens.sum() + attention + 6 * head * labels)
 
 
 def attention_reach(config: PreTrainedConfig) -> Sequence[float]:
@@ -70,8 +69,11 @@ def peak_bf16_flops(device_name: str) -> float | None:
 
 
 @cache  # asked at every line of metrics
-def _matrix_weights(kind: type[PreTrainedConfig], settings: str) -> tuple[int, int]:
-    """Weights of all matrix products in the encoder and in the head of the model with these settings (JSON)."""
+def _matrix_weights(kind: type[PreTrainedConfig], settings: str) -> tuple[float, int]:
+    """Weights of all matrix products in the encoder and in the head of the model with these settings (JSON).
+
+    Weights that a token meets several times count as often.
+    """
     config = kind.from_dict(json.loads(settings))
     with torch.device("meta"):
         model: PreTrainedModel = getattr(transformers, config.architectures[0])(config)
@@ -80,4 +82,8 @@ def _matrix_weights(kind: type[PreTrainedConfig], settings: str) -> tuple[int, i
         return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear | Conv1D))
 
     encoder = count(model.base_model)
-    return encoder, count(model) - encoder
+    head = count(model) - encoder
+    shared = [part for name, part in model.base_model.named_modules() if name.endswith("albert_layer_groups")]
+    if shared:  # not so the projection of ALBERT's embedding, which is used once
+        encoder += (config.num_hidden_layers / config.num_hidden_groups - 1) * sum(map(count, shared))
+    return encoder, head

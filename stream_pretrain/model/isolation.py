@@ -61,6 +61,24 @@ def choose_attention(model: PreTrainedModel, sequence_length: int, causal: bool,
     raise ModelError(f"{name} cannot keep the documents of a row apart ({fault}): choose another model")
 
 
+def make_causal(model: PreTrainedModel, sequence_length: int, mask_token_id: int | None) -> tuple[str, ...]:
+    """Let the tokens of an encoder see only what is in front of them; returns the notes. `choose_attention` comes first.
+
+    The modules of an encoder without a causal form tell the attention function that they are not causal: they are made to say
+    that they are. This is in no export: transformers has no option for it.
+    Raises: ModelError where tokens see the tokens that follow them all the same.
+    """
+    for module in model.modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = True
+    trained = PretrainingModel(model)
+    fault = isolation_fault(trained, sequence_length, True, mask_token_id)
+    trained.head.detach()
+    if fault is not None:
+        raise ModelError(f"{type(model).__name__} cannot be trained on next tokens ({fault}): choose another model")
+    return (f"{model.config.model_type} becomes causal while it trains: its exports are when given a causal attention_mask",)
+
+
 def isolation_fault(model: PretrainingModel, sequence_length: int, causal: bool, mask_token_id: int | None) -> str | None:
     """Why documents of one row are not isolated in this model as it stands, on its device; None if they are."""
     probe = _probe(model.model, sequence_length, mask_token_id)

@@ -23,7 +23,7 @@ from transformers import (
 
 from stream_pretrain.config import ModelConfig, ObjectiveConfig
 from stream_pretrain.errors import ModelError
-from stream_pretrain.model.isolation import choose_attention
+from stream_pretrain.model.isolation import choose_attention, make_causal
 from stream_pretrain.model.packed_attention import one_document
 from stream_pretrain.model.positions import evaluating, ordinary_token_ids, refuse_beyond_positions
 from stream_pretrain.model.pretraining import PretrainingModel
@@ -34,7 +34,7 @@ _ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "att
 # Vocabulary rows are padded to this when an embedding grows: matrix products are faster on round shapes.
 _VOCABULARY_MULTIPLE = 64
 
-_KINDS = {"mlm": "masked", "clm": "causal"}
+_AUTO_CLASSES = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def load_model(
         raise ModelError("the tokenizer has no mask token, which --objective.name mlm needs: choose another tokenizer, or clm")
 
     settings = _read_config(name, config.revision, local_files_only)
-    original_settings, notes = _prepare(settings, causal)
+    kind = _kind(settings, causal)
+    original_settings, notes = _prepare(settings, kind)
     if config.path is None:
         _take_special_tokens(settings, tokenizer)
     needed, known = max(tokenizer.get_vocab().values()) + 1, settings.vocab_size
@@ -112,19 +113,21 @@ def load_model(
         torch.default_generator.manual_seed(seed)
         if config.init_from is not None:
             settings.vocab_size = vocabulary
-            model = _from_checkpoint(config.init_from, settings, objective.name, local_files_only)
+            model = _from_checkpoint(config.init_from, settings, kind, local_files_only)
         elif config.path is not None:
-            model, new = _from_pretrained(config.path, config.revision, settings, objective.name, local_files_only)
+            model, new = _from_pretrained(config.path, config.revision, settings, kind, local_files_only)
             notes += new
             if vocabulary > known:
                 model.resize_token_embeddings(vocabulary)
         else:
             settings.vocab_size = vocabulary
-            model = _from_scratch(name, settings, objective.name)
+            model = _from_scratch(name, settings, kind)
 
     model.config.architectures = [type(model).__name__]
     refuse_beyond_positions(model, name, sequence_length)
-    notes += choose_attention(model, sequence_length, causal, tokenizer.mask_token_id)
+    notes += choose_attention(model, sequence_length, kind == "causal", tokenizer.mask_token_id)
+    if causal and kind == "masked":
+        notes += make_causal(model, sequence_length, tokenizer.mask_token_id)
     notes += _leave_out_unused(model, name)
     if config.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
@@ -187,7 +190,14 @@ def _parameters_in_logits(model: PreTrainedModel) -> set[int]:
     return found
 
 
-def _prepare(settings: PreTrainedConfig, causal: bool) -> tuple[dict[str, Any], list[str]]:
+def _kind(settings: PreTrainedConfig, causal: bool) -> str:
+    """The kind of model to load: for next tokens a masked one too, where an encoder has no causal form in transformers."""
+    family = type(settings)
+    only_masked = family in AutoModelForMaskedLM._model_mapping and family not in AutoModelForCausalLM._model_mapping
+    return "causal" if causal and not only_masked else "masked"
+
+
+def _prepare(settings: PreTrainedConfig, kind: str) -> tuple[dict[str, Any], list[str]]:
     """Change what training needs otherwise; returns the original values and the notes."""
     notes = []
     original = {option: getattr(settings, option) for option in _ATTENTION_DROPOUTS if getattr(settings, option, 0)}
@@ -197,6 +207,7 @@ def _prepare(settings: PreTrainedConfig, causal: bool) -> tuple[dict[str, Any], 
     if getattr(settings, "use_cache", False):
         original["use_cache"] = True
         settings.use_cache = False
+    causal = kind == "causal"
     if causal and getattr(settings, "is_decoder", None) is False and type(settings) in AutoModelForMaskedLM._model_mapping:
         settings.is_decoder = True
         notes.append(f"{settings.model_type} becomes causal: is_decoder is set and exported")
@@ -217,22 +228,25 @@ def _take_special_tokens(settings: PreTrainedConfig, tokenizer: PreTrainedTokeni
 def _read_config(name: str, revision: str | None, local_files_only: bool) -> PreTrainedConfig:
     _refuse_missing_folder(name)
     try:
-        return AutoConfig.from_pretrained(name, revision=revision, local_files_only=local_files_only)
+        settings = AutoConfig.from_pretrained(name, revision=revision, local_files_only=local_files_only)
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"no model configuration in {name}: {_first_line(error)}") from error
+    if not hasattr(settings, "vocab_size"):
+        raise ModelError(f"the configuration in {name} is of no language model ({settings.model_type}): choose another model")
+    return settings
 
 
-def _from_scratch(name: str, settings: PreTrainedConfig, objective: str) -> PreTrainedModel:
+def _from_scratch(name: str, settings: PreTrainedConfig, kind: str) -> PreTrainedModel:
     try:
-        return _auto_class(objective).from_config(settings, dtype=torch.float32)
+        return _AUTO_CLASSES[kind].from_config(settings, dtype=torch.float32)
     except (ValueError, AssertionError, RuntimeError) as error:
-        raise ModelError(f"no {_KINDS[objective]} language model can be made of {name}: {_first_line(error)}") from error
+        raise ModelError(f"no {kind} language model can be made of {name}: {_first_line(error)}") from error
 
 
 def _from_pretrained(
-    name: str, revision: str | None, settings: PreTrainedConfig, objective: str, local_files_only: bool
+    name: str, revision: str | None, settings: PreTrainedConfig, kind: str, local_files_only: bool
 ) -> tuple[PreTrainedModel, list[str]]:
-    model, info = _load_weights(name, revision, settings, objective, local_files_only)
+    model, info = _load_weights(name, revision, settings, kind, local_files_only)
     missing = {key: model.get_parameter(key) for key in info["missing_keys"]}
     if not missing:
         return model, []
@@ -242,14 +256,12 @@ def _from_pretrained(
         raise ModelError(
             f"{name} lacks weights of {type(model).__name__}, for example {min(missing)}: the folder is incomplete"
         )
-    return model, [
-        f"{name} has no {_KINDS[objective]} language-model head: a new one is trained ({', '.join(sorted(missing))})"
-    ]
+    return model, [f"{name} has no {kind} language-model head: a new one is trained ({', '.join(sorted(missing))})"]
 
 
-def _from_checkpoint(name: str, settings: PreTrainedConfig, objective: str, local_files_only: bool) -> PreTrainedModel:
+def _from_checkpoint(name: str, settings: PreTrainedConfig, kind: str, local_files_only: bool) -> PreTrainedModel:
     _refuse_missing_folder(name)
-    model, info = _load_weights(name, None, settings, objective, local_files_only)
+    model, info = _load_weights(name, None, settings, kind, local_files_only)
     different = sorted({*info["missing_keys"], *info["unexpected_keys"]})
     if different:
         raise ModelError(
@@ -260,10 +272,10 @@ def _from_checkpoint(name: str, settings: PreTrainedConfig, objective: str, loca
 
 
 def _load_weights(
-    name: str, revision: str | None, settings: PreTrainedConfig, objective: str, local_files_only: bool
+    name: str, revision: str | None, settings: PreTrainedConfig, kind: str, local_files_only: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     try:
-        model, info = _auto_class(objective).from_pretrained(
+        model, info = _AUTO_CLASSES[kind].from_pretrained(
             name,
             revision=revision,
             config=settings,
@@ -272,13 +284,8 @@ def _load_weights(
             local_files_only=local_files_only,
         )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        kind = _KINDS[objective]
         raise ModelError(f"{name} cannot be loaded as a {kind} language model: {_first_line(error)}") from error
     return model, info
-
-
-def _auto_class(objective: str) -> Any:
-    return AutoModelForCausalLM if objective == "clm" else AutoModelForMaskedLM
 
 
 def _refuse_missing_folder(name: str) -> None:

@@ -131,6 +131,11 @@ def _varlen(
 def _one_by_one(
     query: Tensor, key: Tensor, value: Tensor, cu_seq_lens: Tensor, causal: bool, window: int | None, scale: float | None
 ) -> Tensor:
+    """Attention of each document by itself.
+
+    On a GPU the host waits in every layer to learn where the documents begin. Only long rows come here: in float32 or float16,
+    or with heads that the varlen kernel does not take.
+    """
     batch, heads, length, size = query.shape
     grouped = key.shape[1] != heads
     outputs = []

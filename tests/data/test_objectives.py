@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,25 @@ def test_shares_of_mask_random_and_kept_are_as_configured() -> None:
         masked, kept = (replaced == MASK_ID).sum(), (replaced == 7).sum()
         counts = np.array([masked, replaced.size - masked - kept, kept])
         assert abs(chi_square(counts, replaced.size * np.array([0.7, 0.2, 0.1]))) < 3
+
+
+@pytest.mark.parametrize(("selection", "draws"), [("token", 60_000), ("whole_word", 60_000), ("span", 5_000)])
+def test_labels_become_80_10_10_mask_random_and_kept_under_every_selection(selection: Any, draws: int) -> None:
+    word, continued = 7, 8
+    rows, vocabulary = plain(np.tile(np.array([word, continued, continued], dtype=np.int32), (500, 400)))
+    opens = vocabulary.opens.copy()
+    opens[continued] = 0
+    drawable = vocabulary.drawable[vocabulary.drawable > continued]
+    vocabulary = replace(vocabulary, opens=opens, drawable=drawable)
+    labelled = mask(rows, vocabulary, ObjectiveConfig(selection=selection), np.full(500, 0.1), keyed_generator(5))
+    counts = np.zeros(3, dtype=np.int64)
+    for shown, positions in zip(labelled.input_ids, labelled_positions(labelled), strict=True):
+        if selection == "span":  # the tokens of a span share a draw: the first one of each run of labels
+            positions = [position for position in positions if position - 1 not in positions]
+        kinds = np.where(shown[positions] == MASK_ID, 0, np.where(shown[positions] > continued, 1, 2))
+        counts += np.bincount(kinds, minlength=3)
+    assert counts.sum() == pytest.approx(draws, rel=0.05)
+    assert abs(chi_square(counts, counts.sum() * np.array([0.8, 0.1, 0.1]))) < 3
 
 
 def test_shares_of_one_and_none_are_exact() -> None:

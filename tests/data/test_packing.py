@@ -182,10 +182,23 @@ def test_rows_are_assembled_with_the_special_tokens_of_every_segment() -> None:
     assert {array.dtype for array in vars(rows).values()} == {np.dtype(np.int32)}
 
 
+def test_the_segments_of_a_row_stand_in_the_order_they_were_placed_in() -> None:
+    rows = rows_of([Placement(0, 1, 0, 2), Placement(0, 0, 0, 1)], [1, 2], capacity=8)
+    assert rows.input_ids.tolist() == [[CLS, 200, 201, SEP, CLS, 100, SEP, PAD]]
+    assert rows.segment_document.tolist() == [1, 0]
+
+
 def test_rows_without_special_tokens_are_the_tokens_alone() -> None:
     ids = np.arange(10, dtype=np.int32)
     rows = assemble([Placement(0, 0, 2, 6)], ids, np.array([0, 10]), 5, [], [], 9)
     assert rows.input_ids.tolist() == [[2, 3, 4, 5, 9]]
+
+
+def test_where_nothing_was_placed_there_are_no_rows() -> None:
+    rows = assemble([], np.arange(10, dtype=np.int32), np.array([0, 10]), 5, [CLS], [SEP], PAD)
+    assert rows.input_ids.shape == (0, 5)
+    assert rows.segment_start.tolist() == []
+    assert {array.dtype for array in vars(rows).values()} == {np.dtype(np.int32)}
 
 
 def test_gathered_rows_keep_their_segments() -> None:

@@ -45,6 +45,7 @@ CAUSAL = {
     "qwen3": _GROUPED,
     "mistral": {**_GROUPED, "sliding_window": 6},
     "gpt_neox": {**_SIZES, **_SPECIAL},
+    "gemma": _GROUPED,
     "gemma3_text": {**_GROUPED, "sliding_window": 6},
     "gpt2": {
         "vocab_size": VOCABULARY,
@@ -66,6 +67,8 @@ CAUSAL = {
         "pad_token_id": 1,
     },
 }
+MADE_CAUSAL = ["albert", "distilbert", "modernbert", "eurobert", "nomic_bert"]
+"""Encoders without a causal form in transformers."""
 IGNORE_REGISTERED_ATTENTION = {
     "mpnet": _SIZES,
     "mobilebert": {
@@ -92,6 +95,14 @@ def tiny_model(family: str, attention: str | None = None, **settings: object) ->
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.25)
     return model
+
+
+def causal_masks(model: PreTrainedModel, length: int) -> Tensor | dict[str, Tensor]:
+    """The `attention_mask` under which an encoder sees of one document what is in front: ModernBERT has one for each kind."""
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    near = {"full_attention": distance >= 0, "sliding_attention": (distance >= 0) & (distance <= 4)}
+    masks = {kind: torch.zeros(1, 1, length, length).masked_fill(~mask, -torch.inf) for kind, mask in near.items()}
+    return masks if model.config.model_type == "modernbert" else masks["full_attention"]
 
 
 def packed_rows(segments: list[list[int]] = SEGMENTS, empty: int = 3) -> tuple[Tensor, Tensor, Tensor]:

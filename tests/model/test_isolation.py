@@ -1,5 +1,6 @@
 """The probe that every model passes before it trains."""
 
+import re
 from typing import Any
 
 import pytest
@@ -36,18 +37,31 @@ def test_mpnet_ignores_it_and_gets_a_block_diagonal_mask_that_is_exact() -> None
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # DeBERTa of transformers 5.17
 @pytest.mark.parametrize(
-    ("family", "reason"),
+    ("family", "words"),
     [
-        ("deberta", "with a block-diagonal mask: RuntimeError"),
-        ("deberta-v2", "with a block-diagonal mask: RuntimeError"),
-        ("mobilebert", "with a block-diagonal mask: a packed document differs from the document alone"),
+        (
+            "deberta",
+            "DebertaForMaskedLM cannot keep the documents of a row apart (the model does not take transformers' attention"
+            " interface; with a block-diagonal mask: RuntimeError: The size of tensor a (32) must match the size of tensor b"
+            " (24) at non-singleton dimension 3): choose another model",
+        ),
+        (
+            "deberta-v2",
+            "DebertaV2ForMaskedLM cannot keep the documents of a row apart (the model does not take transformers' attention"
+            " interface; with a block-diagonal mask: RuntimeError: The size of tensor a (32) must match the size of tensor b"
+            " (24) at non-singleton dimension 3): choose another model",
+        ),
+        (
+            "mobilebert",
+            "MobileBertForMaskedLM cannot keep the documents of a row apart (a packed document differs from the document alone"
+            " by #; with a block-diagonal mask: a packed document differs from the document alone by #): choose another model",
+        ),
     ],
 )
-def test_a_model_that_cannot_isolate_documents_is_refused_with_the_reason(family: str, reason: str) -> None:
-    with pytest.raises(ModelError, match=reason) as refused:
+def test_a_model_that_cannot_isolate_documents_is_refused_with_the_reason(family: str, words: str) -> None:
+    with pytest.raises(ModelError) as refused:
         choose_attention(tiny_model(family), sequence_length=24, causal=False, mask_token_id=None)
-    assert "cannot keep the documents of a row apart" in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert re.sub(r"\d\.\de[+-]\d\d", "#", str(refused.value)) == words
 
 
 def test_mobilebert_is_exact_without_its_embedding_of_neighbours() -> None:

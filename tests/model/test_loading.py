@@ -9,18 +9,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 from transformers.models.bert.modeling_bert import BertLayer
 
 from stream_pretrain.config import ModelConfig, ObjectiveConfig
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.isolation import isolation_fault
 from stream_pretrain.model.loading import LoadedModel, export_state, load_model, load_tokenizer
-from stream_pretrain.model.packed_attention import PACKED_ATTENTION
+from stream_pretrain.model.packed_attention import PACKED_ATTENTION, one_document
 from stream_pretrain.model.positions import first_position
 from stream_pretrain.model.pretraining import PretrainingModel
 from tests.corpora import write_tiny_bert
-from tests.model.families import CAUSAL, MASKED, packed_rows, tiny_model
+from tests.model.families import CAUSAL, MADE_CAUSAL, MASKED, causal_masks, packed_rows, tiny_model
 
 SHARED_MODELS = Path(__file__).resolve().parents[3] / "shared" / "data" / "models"
 MLM = ObjectiveConfig()
@@ -153,6 +153,16 @@ def test_a_new_head_is_announced(tmp_path: Path) -> None:
     assert "has no masked language-model head: a new one is trained (cls.predictions.bias" in note
 
 
+@pytest.mark.parametrize("family", MASKED)
+def test_an_encoder_saved_without_its_head_is_loaded_as_it_is_and_gets_a_new_head(tmp_path: Path, family: str) -> None:
+    encoder = tiny_model(family).base_model
+    encoder.save_pretrained(tmp_path)
+    loaded = load(str(tmp_path))
+    assert any("has no masked language-model head: a new one is trained" in note for note in loaded.notes)
+    for found, expected in zip(loaded.model.base_model.parameters(), encoder.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_a_new_head_depends_on_the_seed_alone_and_the_global_random_state_is_left(tmp_path: Path) -> None:
     path = without(saved(tmp_path), "cls.")
     state = torch.get_rng_state()
@@ -186,17 +196,24 @@ def test_a_model_from_scratch_has_the_special_tokens_of_its_tokenizer(tmp_path: 
     assert loaded.model.get_input_embeddings().num_embeddings == 192
 
 
-def test_the_embedding_grows_to_a_multiple_of_64_when_allowed(tmp_path: Path) -> None:
-    config = ModelConfig(path=saved(tmp_path), resize_embeddings=True)
-    loaded = load_model(config, MLM, tiny_tokenizer(130), 24, 0)
-    assert loaded.model.get_input_embeddings().weight.shape == (192, 32)
-    assert loaded.model.config.vocab_size == 192
+@pytest.mark.parametrize("family", [*MASKED, *CAUSAL])
+def test_embedding_and_head_grow_to_a_multiple_of_64_when_allowed(tmp_path: Path, family: str) -> None:
+    config = ModelConfig(path=saved(tmp_path, family), resize_embeddings=True)
+    objective, document = CLM if family in CAUSAL else MLM, torch.arange(10, 30)[None]
+    loaded = load_model(config, objective, tiny_tokenizer(130), 24, 0)
+    model, before = loaded.model.eval(), tiny_model(family)
+    assert model.get_input_embeddings().num_embeddings == 192
+    assert model.config.vocab_size == 192
     assert "the embedding grows from 100 to 192 tokens: the new rows are untrained" in loaded.notes
-    assert torch.equal(loaded.model.get_input_embeddings().weight[:100], tiny_model("bert").get_input_embeddings().weight)
+    with torch.no_grad():
+        logits = model(document, **one_document(model, 20)).logits
+        assert logits.shape == (1, 20, 192)
+        torch.testing.assert_close(logits[..., :100], before(document).logits, atol=1e-4, rtol=1e-4)
 
-    loaded.model.save_pretrained(tmp_path / "grown")
-    again = load_model(replace(config, init_from=str(tmp_path / "grown")), MLM, tiny_tokenizer(130), 24, 0)
-    assert torch.equal(again.model.get_input_embeddings().weight, loaded.model.get_input_embeddings().weight)
+    model.save_pretrained(tmp_path / "grown")
+    again = load_model(replace(config, init_from=str(tmp_path / "grown")), objective, tiny_tokenizer(130), 24, 0)
+    for found, expected in zip(again.model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_a_model_that_was_trained_for_next_tokens_sees_what_follows_again_when_it_is_trained_on_masks(tmp_path: Path) -> None:
@@ -242,10 +259,43 @@ def test_an_encoder_trained_for_next_tokens_becomes_causal(tmp_path: Path, famil
     assert isolation_fault(PretrainingModel(loaded.model), 24, causal=True, mask_token_id=None) is None
 
 
-@pytest.mark.parametrize("family", ["albert", "distilbert", "modernbert", "eurobert", "nomic_bert"])
-def test_an_encoder_without_a_causal_form_is_refused_for_next_tokens(tmp_path: Path, family: str) -> None:
-    with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
-        load(saved(tmp_path, family), CLM)
+@pytest.mark.parametrize("family", MADE_CAUSAL)
+def test_an_encoder_without_a_causal_form_is_causal_while_it_trains_and_bidirectional_again_on_masks(
+    tmp_path: Path, family: str
+) -> None:
+    loaded = load(saved(tmp_path, family), CLM)
+    assert f"{family} becomes causal while it trains: its exports are when given a causal attention_mask" in loaded.notes
+    assert isolation_fault(PretrainingModel(loaded.model), 24, causal=True, mask_token_id=None) is None
+
+    state, settings = export_state(loaded, loaded.model)
+    settings.save_pretrained(tmp_path / "export")
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "export" / "model.safetensors")
+    exported = AutoModelForMaskedLM.from_pretrained(tmp_path / "export")
+    document = torch.arange(10, 30)[None]
+    with torch.no_grad():
+        expected = loaded.model.eval()(document, **one_document(loaded.model, 20)).logits
+        found = exported.eval()(document, attention_mask=causal_masks(exported, 20)).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+    again = load(str(tmp_path / "export"))
+    fault = isolation_fault(PretrainingModel(again.model), 24, causal=True, mask_token_id=None)
+    assert str(fault).startswith("tokens see the tokens that follow them")
+
+
+def test_an_encoder_whose_attention_cannot_be_made_causal_is_refused_for_next_tokens(tmp_path: Path) -> None:
+    reason = r"^MPNetForMaskedLM cannot be trained on next tokens \(tokens see the tokens that follow them, by .*\): choose an"
+    with pytest.raises(ModelError, match=reason):
+        load(saved(tmp_path, "mpnet"), CLM)
+
+
+@pytest.mark.parametrize(("objective", "kind"), [(MLM, "masked"), (CLM, "causal")])
+def test_a_model_of_neither_kind_is_refused(tmp_path: Path, objective: ObjectiveConfig, kind: str) -> None:
+    AutoConfig.for_model("t5").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"cannot be loaded as a {kind} language model"):
+        load(str(tmp_path), objective)
+    AutoConfig.for_model("vit").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"is of no language model \(vit\): choose another model$"):
+        load(str(tmp_path), objective)
 
 
 def test_gradient_checkpointing_is_switched_on(tmp_path: Path) -> None:
@@ -261,12 +311,20 @@ def test_old_gamma_and_beta_names_are_loaded() -> None:
     assert torch.equal(model.bert.embeddings.LayerNorm.bias, stored["bert.embeddings.LayerNorm.beta"])
 
 
-def test_a_float16_model_becomes_float32(tmp_path: Path) -> None:
-    tiny_model("bert").half().save_pretrained(tmp_path)
-    for config in (ModelConfig(path=str(tmp_path)), ModelConfig(config=str(tmp_path), tokenizer="given")):
-        loaded = load_model(config, MLM, tiny_tokenizer(), 24, 0)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", [*MASKED, *CAUSAL])
+def test_a_model_stored_in_half_precision_becomes_float32(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
+    stored = tiny_model(family).to(dtype)
+    stored.save_pretrained(tmp_path)
+    objective = CLM if family in CAUSAL else MLM
+    pretrained = load_model(ModelConfig(path=str(tmp_path)), objective, tiny_tokenizer(), 24, 0)
+    scratch = load_model(ModelConfig(config=str(tmp_path), tokenizer="given"), objective, tiny_tokenizer(), 24, 0)
+    for loaded in (pretrained, scratch):
         assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
+        assert {buffer.dtype for buffer in loaded.model.buffers()} <= {torch.float32, torch.int64}
         assert export_state(loaded, loaded.model)[1].dtype == torch.float32
+    for found, expected in zip(pretrained.model.parameters(), stored.parameters(), strict=True):
+        assert torch.equal(found, expected.float())
 
 
 def test_a_real_encoder_stored_as_float16_gets_float32_weights_and_a_new_head() -> None:

@@ -35,6 +35,12 @@ def test_biases_and_norms_do_not_decay_and_matrices_do() -> None:
     assert all(group["betas"] == (0.8, 0.9) and group["eps"] == 1e-6 for group in optimizer.param_groups)
 
 
+@pytest.mark.parametrize(("device", "fused"), [("cpu", True), ("meta", False)])
+def test_the_update_is_fused_where_torch_can(device: str, fused: bool) -> None:
+    optimizer = adamw(torch.nn.Linear(2, 2, device=device), TrainConfig())
+    assert [group["fused"] for group in optimizer.param_groups] == [fused, fused]
+
+
 def test_a_frozen_parameter_is_left_alone() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     model[0].requires_grad_(False)

@@ -174,9 +174,9 @@ def test_every_packing_goes_with_every_selection_of_masks(
     assert segments == [1, 1] if packing == "none" else max(segments) > 1
 
 
-@pytest.mark.parametrize("write", [write_tiny_llama, write_tiny_gpt2, write_tiny_bert])
+@pytest.mark.parametrize("write", [write_tiny_llama, write_tiny_gpt2, write_tiny_bert, write_tiny_modernbert])
 @pytest.mark.parametrize("packing", ["none", "concat", "best_fit"])
-def test_next_tokens_are_predicted_by_decoders_and_by_a_bert_made_causal(
+def test_next_tokens_are_predicted_by_decoders_and_by_encoders_made_causal(
     write: Callable[[Path], Path], packing: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, out = write(tmp_path / "model"), tmp_path / "out"
