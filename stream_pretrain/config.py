@@ -187,7 +187,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU that has it, fp32 elsewhere."""
     max_bad_steps: int = 10
-    """The run ends after this many steps in a row with a non-finite loss or gradient."""
+    """So many steps in a row may have a non-finite loss or gradient; one more ends the run."""
 
 
 @dataclass(frozen=True)
@@ -485,7 +485,6 @@ _POSITIVE = frozenset(
         "train.learning_rate",
         "train.epsilon",
         "train.max_grad_norm",
-        "train.max_bad_steps",
         "eval.documents",
         "eval.max_read_bytes",
         "run.save_every",
@@ -502,6 +501,7 @@ _NOT_NEGATIVE = frozenset(
         "train.warmup_steps",
         "train.final_learning_rate",
         "train.weight_decay",
+        "train.max_bad_steps",
         "eval.every",
         "run.keep_every",
     }

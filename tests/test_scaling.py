@@ -69,9 +69,9 @@ def test_no_lane_is_dealt_much_more_than_the_others(figures: dict[str, Any]) -> 
     assert all(1 <= balance <= LEVEL for balance in figures["balance"].values())
 
 
-def test_the_idle_share_of_48_gpus_is_a_third(figures: dict[str, Any]) -> None:
-    # 64 lanes: two each for 16 GPUs, one each for the other 32, which wait for half of the step.
-    assert figures["idle"]["48"] == "64 lanes, 33.3% idle"
+def test_the_idle_share_of_48_gpus_is_a_ninth(figures: dict[str, Any]) -> None:
+    # 128 lanes: three each for 32 GPUs, two each for the other 16, which wait for a third of the step.
+    assert figures["idle"]["48"] == "128 lanes, 11.1% idle"
 
 
 def test_no_step_waits_for_a_refill(figures: dict[str, Any]) -> None:

@@ -335,6 +335,9 @@ def _advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
             f"readers may hold {human_bytes(held)} in each of {processes} processes, and this machine has "
             f"{human_bytes(memory)}: fewer --lanes or a smaller --data.window-bytes hold less"
         )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if processes > cores:
+        yield f"{processes} data workers on this machine, which has {cores} cores: fewer --workers may be faster"
     visible, used = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if visible > used:
         yield (
@@ -384,7 +387,7 @@ def train(setup: Setup, watchdog: Watchdog, stack: ExitStack) -> Literal["preemp
                 metrics = _evaluate(setup, setup.evaluation_set)
             if metrics:
                 tracker.log(0, metrics)
-        skipped, last_logged, last_evaluated = totals.skipped, first_step, first_step
+        skipped, done, last_logged, last_evaluated = totals.skipped, 0.0, first_step, first_step
         present = [
             source
             for number, source in enumerate(setup.plan.lanes.sources)
@@ -406,6 +409,8 @@ def train(setup: Setup, watchdog: Watchdog, stack: ExitStack) -> Literal["preemp
         try:
             for result in steps:
                 at_end = isinstance(result, EndOfCorpus)
+                if writer.check():
+                    out.record("running", step=last_saved)
                 if totals.skipped != skipped:
                     # Behind the last row no step comes. Where the last one is saved, its checkpoint stands in front of these
                     # documents, and a start from it names them again: they belong to the step behind, whose records it drops.
@@ -413,6 +418,7 @@ def train(setup: Setup, watchdog: Watchdog, stack: ExitStack) -> Literal["preemp
                     _name_skipped(setup, result.rows_seen, totals.step + behind)
                     skipped = totals.skipped
                 if not isinstance(result, EndOfCorpus):
+                    done = result.progress
                     window.results.append(result)
                     if not result.updated:
                         _name_bad_step(setup, result)
@@ -421,7 +427,7 @@ def train(setup: Setup, watchdog: Watchdog, stack: ExitStack) -> Literal["preemp
                 metrics = {}
                 if last_logged < totals.step and (ends or totals.step % config.run.log_every == 0):
                     metrics |= window.read(totals, setup.cursors)
-                    progress.step(totals.step, config.train.max_steps, metrics)
+                    progress.step(totals.step, config.train.max_steps, done, metrics)
                     last_logged = totals.step
                     present = _say_which_left(setup, present, metrics)
                 evaluates = last_evaluated < totals.step and (ends or totals.step % max(1, config.eval.every) == 0)
@@ -604,7 +610,6 @@ def _save(setup: Setup, writer: BackgroundWriter) -> None:
     if setup.ranks.is_first:
         writer.wait()
         writer.submit(_snapshot(setup, [gathered[lane] for lane in range(setup.pinned.lanes)]))
-        setup.out.record("running", step=setup.totals.step)
 
 
 def _snapshot(setup: Setup, cursors: Sequence[LaneCursors]) -> Snapshot:
@@ -627,7 +632,7 @@ def _snapshot(setup: Setup, cursors: Sequence[LaneCursors]) -> Snapshot:
         tokenizer=setup.loaded.tokenizer,
         optimizer=optimizer_tensors(setup.optimizer, setup.bare.model.named_parameters()),
         stream=stream_state(cursors),
-        corpus=setup.pinned.to_json(),
+        corpus=setup.pinned.encoded,
         trainer=trainer,
     )
 

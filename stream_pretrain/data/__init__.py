@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from stream_pretrain.config import Config, DataConfig, sources_of
@@ -76,8 +77,11 @@ class PinnedCorpus:
         """The shards of all sources, in the order that numbers them."""
         return tuple(shard for source in self.sources for shard in source.corpus.shards)
 
-    def to_json(self) -> dict[str, Any]:
-        return {"version": 1, "lanes": self.lanes, "sources": [source.to_json() for source in self.sources]}
+    @cached_property
+    def encoded(self) -> bytes:
+        """As JSON."""
+        sources = [source.to_json() for source in self.sources]
+        return json.dumps({"version": 1, "lanes": self.lanes, "sources": sources}).encode()
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> PinnedCorpus:

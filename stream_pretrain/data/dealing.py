@@ -136,18 +136,18 @@ class _LeastLoaded:
 def lane_count(requested: int | None, *, global_batch_size: int, world: int, workers: int, readable_units: int) -> int:
     """The number of lanes of a new run.
 
-    Asked for, or the largest divisor of the global batch that is at most max(64, world) and at most
-    max(8, world x workers, separately readable units): enough for every process, no more than the corpus carries.
-    Multiples of the world come first, so that no rank idles while another reads one lane more.
+    Asked for, or a divisor of the global batch that is at most max(8, world x workers, separately readable units): enough
+    for every process, no more than the corpus carries. Among those up to max(64, 4 x world), the ones come first by which
+    the fewest ranks idle while others read one lane more; of these the largest up to max(64, world), else the smallest.
     Raises ConfigError when there are fewer lanes than ranks, naming the nearest batch sizes that fit.
     """
     if requested is not None:
         if requested < world:
             raise ConfigError(f"--lanes {requested} does not give each of {world} ranks one: give more lanes, or fewer ranks")
         return requested
-    most = min(max(64, world), max(8, world * max(workers, 1), readable_units))
-    divisors = [d for d in range(1, most + 1) if global_batch_size % d == 0]
-    lanes = max(divisors, key=lambda d: (d % world == 0, d))
+    usual, carried = max(64, world), max(8, world * max(workers, 1), readable_units)
+    divisors = [d for d in range(1, min(max(64, 4 * world), carried) + 1) if global_batch_size % d == 0]
+    lanes = max(divisors, key=lambda d: (d >= world, d / (math.ceil(d / world) * world), d if d <= usual else 1 / d))
     if lanes < world:
         below, above = global_batch_size // world * world, math.ceil(global_batch_size / world) * world
         sizes = " or ".join(str(size) for size in dict.fromkeys((below, above)) if size)

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -240,17 +241,19 @@ class StepStream:
         self.workers = workers
         self.nothing = step_of([], plan)
         """A step without rows."""
-        loader = DataLoader(
-            RowStream(plan, cursors, rank, world),
-            batch_size=None,
-            collate_fn=_as_it_is,
-            num_workers=workers,
-            prefetch_factor=steps_ahead(plan.lanes.rows_per_lane) if workers else None,
-            worker_init_fn=_WorkerInit(in_worker),
-            generator=torch.Generator(),  # leaves the global one, which dropout uses, untouched
-        )
         others = multiprocessing.active_children()
-        self.items = iter(loader)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # said by the command, once for all ranks
+            loader = DataLoader(
+                RowStream(plan, cursors, rank, world),
+                batch_size=None,
+                collate_fn=_as_it_is,
+                num_workers=workers,
+                prefetch_factor=steps_ahead(plan.lanes.rows_per_lane) if workers else None,
+                worker_init_fn=_WorkerInit(in_worker),
+                generator=torch.Generator(),  # leaves the global one, which dropout uses, untouched
+            )
+            self.items = iter(loader)
         self._processes = [process for process in multiprocessing.active_children() if process not in others]
         self._leaving, self._left = threading.Event(), threading.Event()
         if self._processes:

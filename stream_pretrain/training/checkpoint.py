@@ -51,7 +51,8 @@ class Snapshot:
     optimizer: dict[str, Tensor]
     """As `optimizer_tensors` gives it."""
     stream: dict[str, Any]
-    corpus: dict[str, Any]
+    corpus: bytes
+    """What corpus.json holds: encoded once a run, since a corpus may have many shards."""
     trainer: dict[str, Any]
 
 
@@ -81,8 +82,9 @@ def write(snapshot: Snapshot, directory: Path) -> Path:
         _write_pretrained(folder, snapshot.model, snapshot.model_config, snapshot.tokenizer)
         _write_tensors(folder / "optimizer.safetensors", snapshot.optimizer)
         trainer = {"step": snapshot.step, **snapshot.trainer}
-        for name, value in (("stream", snapshot.stream), ("corpus", snapshot.corpus), ("trainer", trainer)):
+        for name, value in (("stream", snapshot.stream), ("trainer", trainer)):
             (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+        (folder / "corpus.json").write_bytes(snapshot.corpus)
         _flush(folder)
         files = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in _files(folder)}
         (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1), encoding="utf-8")
@@ -207,10 +209,12 @@ class BackgroundWriter:
         self.wait()
         self._pending = self._thread.submit(self._save, snapshot)
 
-    def check(self) -> None:
-        """Raise the error of a write that has failed, without waiting for one that still runs."""
-        if self._pending is not None and self._pending.done():
-            self.wait()
+    def check(self) -> bool:
+        """Whether a write has ended since this was last asked; does not wait. Raises: CheckpointError where it failed."""
+        if self._pending is None or not self._pending.done():
+            return False
+        self.wait()
+        return True
 
     def wait(self) -> None:
         """Wait until what was submitted is on the disk. Raises: CheckpointError."""

@@ -77,6 +77,8 @@ class StepResult:
     """Of `seconds`, for data."""
     data_seconds: list[float]
     """What the data workers spent on the rows, by `source_lane.CAUSES`."""
+    progress: float
+    """Share of the run that is done."""
     stop: bool
     """Whether any rank was asked to stop."""
     rows_seen: StepRows
@@ -270,10 +272,11 @@ def training_steps(
             seconds=time.perf_counter() - started,
             seconds_waiting=waited,
             data_seconds=data_seconds,
+            progress=_progress(config, totals.step, done / plan.lanes.lanes),
             stop=stops > 0,
             rows_seen=rows,
         )
-        if totals.bad_steps >= config.train.max_bad_steps:
+        if totals.bad_steps > config.train.max_bad_steps:
             raise TrainingError(
                 f"loss or gradient was not finite in {totals.bad_steps} steps in a row, the last was step {totals.step}: "
                 "lower --train.learning-rate, or look at the documents of these steps in OUT/bad_steps.jsonl"

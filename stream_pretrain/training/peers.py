@@ -91,6 +91,7 @@ class Peers:
     def part(self) -> None:
         """From here on the ranks leave one by one, and none is missed."""
         self._left.set()
+        self._news.set()
 
     def vanished(self, patience: float) -> str | None:
         """Says which rank has ended without telling why; seen `patience` seconds after its connections close."""
@@ -160,6 +161,8 @@ class Peers:
             while not self._left.is_set() and self._told() is None and self._lost is None:
                 self._news.wait(POLL_SECONDS)
                 self._news.clear()
+                if self._left.is_set():
+                    return  # the first rank, and the store with it, may be gone
                 if self._signal is not None and not shared:
                     self._store.set(_STOP, str(self._signal))
                     shared = True
@@ -216,11 +219,11 @@ def between_ranks(
     try:
         yield peers
     finally:
+        if not peers._left.is_set():
+            peers._acknowledge()
         peers.part()
-        peers._acknowledge()
         signal.set_wakeup_fd(previous)
         os.close(written)
-        peers._news.set()
         for thread in threads:
             thread.join()
         os.close(received)

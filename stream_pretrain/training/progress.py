@@ -22,7 +22,7 @@ class Progress:
         self._live = stream is not None and stream.isatty()
         self._status = ""  # the line that may still change
         self._drawn = 0  # characters of it on the terminal
-        self._first_step: tuple[int, float] | None = None  # the step and time that ETA counts from
+        self._first_share: tuple[float, float] | None = None  # the share of the run and the time that ETA counts from
         self._lock = threading.RLock()  # a checkpoint is announced by the thread that writes it
 
     @contextmanager
@@ -60,15 +60,18 @@ class Progress:
         """Show a line that stays, marked as a warning."""
         self.notice(f"warning: {text}")
 
-    def step(self, step: int, max_steps: int | None, metrics: Mapping[str, float | int]) -> None:
-        """Show where training stands: rewritten in place on a terminal, a line of its own elsewhere."""
-        if self._first_step is None:
-            self._first_step = (step, monotonic())
+    def step(self, step: int, max_steps: int | None, share: float, metrics: Mapping[str, float | int]) -> None:
+        """Show where training stands: rewritten in place on a terminal, a line of its own elsewhere.
+
+        share: of the run that is done; it says when the end comes, also where epochs are what ends it.
+        """
+        if self._first_share is None:
+            self._first_share = (share, monotonic())
         parts = [f"step {step:,}" if max_steps is None else f"step {step:,}/{max_steps:,}"]
         parts += [show(metrics[name]) for name, show in _SHOWN.items() if name in metrics]
-        first, since = self._first_step
-        if max_steps is not None and first < step < max_steps:
-            parts.append(f"ETA {human_duration((monotonic() - since) / (step - first) * (max_steps - step))}")
+        first, since = self._first_share
+        if first < share < 1:
+            parts.append(f"ETA {human_duration((monotonic() - since) / (share - first) * (1 - share))}")
         with self._lock:
             if self._live:
                 self._status = "  ".join(parts)

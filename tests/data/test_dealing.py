@@ -137,7 +137,10 @@ def count(requested: int | None = None, *, batch: int = 256, world: int = 1, wor
         (128, {"world": 128}),
         (60, {"batch": 120}),
         (1, {"batch": 67}),
-        (64, {"world": 48}),
+        (128, {"world": 48}),
+        (64, {"world": 48, "units": 100}),
+        (96, {"world": 33, "batch": 96}),
+        (64, {"world": 24}),
         (24, {"batch": 264, "world": 12}),
         (6, {"batch": 258, "world": 3}),
         (7, {"batch": 259, "world": 7, "units": 1}),
@@ -150,7 +153,7 @@ def test_lanes_divide_the_batch_and_the_ranks_divide_them_where_they_can(lanes: 
 
 def test_fewer_lanes_than_ranks_are_refused_with_what_would_fit() -> None:
     with pytest.raises(ConfigError) as error:
-        count(batch=130, world=100)
+        count(batch=130, world=100, units=100)
     assert str(error.value) == (
         "100 ranks need at least 100 lanes, but --global-batch-size 130 gives 65: "
         "use --global-batch-size 100 or 200, or fewer ranks"

@@ -320,7 +320,7 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all_and_its_documen
 @long
 def test_a_run_that_diverges_ends_and_leaves_only_checkpoints_from_before(model: Path, corpus: Path, out: Path) -> None:
     arguments = tiny_options(
-        corpus, model, out, "--train.learning-rate=1e30", "--save-every=1", "--run.keep-last=9", "--train.max-bad-steps=3"
+        corpus, model, out, "--train.learning-rate=1e30", "--save-every=1", "--run.keep-last=9", "--train.max-bad-steps=2"
     )
     with job(2, arguments, out.with_suffix(".log")) as running:
         running.until(lambda: "resolving the corpus…" in running.stderr)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def small_snapshot(step: int, numbers: int = 4) -> Snapshot:
         tokenizer=tokenizer(),
         optimizer={"exp_avg.weight": torch.full((numbers,), step / 2)},
         stream={"lanes": [[0, step]]},
-        corpus={"shards": ["a.jsonl"]},
+        corpus=b'{"shards": ["a.jsonl"]}',
         trainer={"tokens": 10 * step},
     )
 
@@ -111,7 +112,7 @@ def test_a_checkpoint_is_a_model_that_transformers_loads(tmp_path: Path) -> None
         untied = set(file.keys())
     weights = checkpoint.to_host({name: value for name, value in model.state_dict().items() if name in untied})
     assert len(weights) < len(model.state_dict())
-    snapshot = Snapshot(1, weights, model.config, tokenizer(), {}, {}, {}, {})
+    snapshot = Snapshot(1, weights, model.config, tokenizer(), {}, {}, b"{}", {})
     ids = torch.tensor([[3, 2, 4]])
     checkpoint.write_model(weights, model.config, tokenizer(), tmp_path / "model")
     for folder in (checkpoint.write(snapshot, tmp_path), tmp_path / "model"):
@@ -332,13 +333,23 @@ def test_a_submit_waits_for_the_write_before_it(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(checkpoint, "write", slow)
     with BackgroundWriter(tmp_path, keep_last=1, keep_every=0, cursors=tmp_path / "cursors") as writer:
         writer.submit(small_snapshot(1))
-        writer.check()  # does not wait
+        assert not writer.check(), "does not wait"
         events.append("training")
         go_on.set()
         writer.submit(small_snapshot(2))
         assert "end 1" in events
     assert [event for event in events if event != "training"] == ["begin 1", "end 1", "begin 2", "end 2"]
     assert events.index("training") < events.index("end 1")
+
+
+def test_a_write_that_has_ended_is_told_once(tmp_path: Path) -> None:
+    with BackgroundWriter(tmp_path, keep_last=1, keep_every=0, cursors=tmp_path / "cursors") as writer:
+        assert not writer.check()
+        writer.submit(small_snapshot(1))
+        while not writer.check():
+            time.sleep(0.01)
+        assert (tmp_path / "step-00000001").is_dir()
+        assert not writer.check()
 
 
 def failing_writer(tmp_path: Path) -> BackgroundWriter:
@@ -393,7 +404,7 @@ def test_an_optimizer_continues_to_the_same_bits_after_a_checkpoint(tmp_path: Pa
     assert (state["step.1.weight"].item(), state["step.1.weight"].dtype) == (3.0, torch.float32)
     snapshot = small_snapshot(3)
     weights = checkpoint.to_host(model.state_dict())
-    snapshot = Snapshot(3, weights, snapshot.model_config, snapshot.tokenizer, state, {}, {}, {})
+    snapshot = Snapshot(3, weights, snapshot.model_config, snapshot.tokenizer, state, {}, b"{}", {})
     train(model, optimizer, 2)  # must not reach what the snapshot holds
 
     saved = checkpoint.read(checkpoint.write(snapshot, tmp_path))

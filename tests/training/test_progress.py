@@ -81,12 +81,12 @@ def test_a_log_file_gets_one_plain_line_each(clock: Clock) -> None:
     with progress.phase("resolving corpus") as found:
         clock.seconds += 0.2
         found("12 shards, 34 MB")
-    progress.step(1000, 10000, METRICS)
+    progress.step(1000, 10000, 0.1, METRICS)
     clock.seconds += 64
     progress.notice("eval at step 1,050: loss 2.2000")
-    progress.step(1050, 10000, METRICS)
+    progress.step(1050, 10000, 0.105, METRICS)
     progress.warning("2 documents skipped")
-    progress.step(10000, 10000, {"train/loss": 2.0})
+    progress.step(10000, 10000, 1, {"train/loss": 2.0})
     progress.close()
     assert stream.getvalue() == (
         "resolving corpus… 12 shards, 34 MB (0.2 s)\n"
@@ -98,14 +98,24 @@ def test_a_log_file_gets_one_plain_line_each(clock: Clock) -> None:
     )
 
 
+def test_the_time_left_is_known_where_epochs_end_the_run(clock: Clock) -> None:
+    stream = io.StringIO()
+    progress = Progress(stream)
+    progress.step(1000, None, 0.2, {})
+    clock.seconds += 60
+    progress.step(2000, None, 0.3, {})
+    progress.step(9000, None, 1.0, {})
+    assert stream.getvalue() == "step 1,000\nstep 2,000  ETA 7m00s\nstep 9,000\n"
+
+
 def test_a_terminal_shows_the_last_step_below_everything_else(clock: Clock, terminal: Terminal) -> None:
     progress = Progress(terminal.stream)
     with progress.phase("resolving corpus") as found:
         found("12 shards")
-    progress.step(9, 20, {"train/loss": 2.5})
-    progress.step(10, 20, {"train/loss": 2.25})
+    progress.step(9, 20, 0.45, {"train/loss": 2.5})
+    progress.step(10, 20, 0.5, {"train/loss": 2.25})
     progress.notice("checkpoint: step 10")
-    progress.step(11, None, {})
+    progress.step(11, None, 0.0, {})
     progress.close()
     written = terminal.received()
     assert written == (
@@ -124,7 +134,7 @@ def test_a_terminal_shows_the_last_step_below_everything_else(clock: Clock, term
 
 def test_a_phase_shows_while_it_runs_and_gives_the_line_back_to_the_step(clock: Clock, terminal: Terminal) -> None:
     progress = Progress(terminal.stream)
-    progress.step(10, None, {"train/loss": 2.25})
+    progress.step(10, None, 0.0, {"train/loss": 2.25})
     with progress.phase("evaluating"):
         progress.warning("slow")
         assert visible(terminal.received()) == ["warning: slow", "evaluating…"]
@@ -135,10 +145,10 @@ def test_a_phase_shows_while_it_runs_and_gives_the_line_back_to_the_step(clock: 
 def test_a_line_as_wide_as_the_terminal_is_cut_before_it_wraps(terminal: Terminal) -> None:
     terminal.resize(columns=16)
     progress = Progress(terminal.stream)
-    progress.step(10, None, {"train/loss": 2.25})
+    progress.step(10, None, 0.0, {"train/loss": 2.25})
     assert terminal.received() == "\rstep 10  loss 2"
     terminal.resize(columns=10)
-    progress.step(11, None, {})
+    progress.step(11, None, 0.0, {})
     assert terminal.received() == "\rstep 11  "
 
 
@@ -155,14 +165,14 @@ def test_without_a_stream_nothing_is_shown(capsys: pytest.CaptureFixture[str]) -
         found("12 shards")
     progress.notice("text")
     progress.warning("text")
-    progress.step(1, 2, METRICS)
+    progress.step(1, 2, 0.5, METRICS)
     progress.close()
     assert capsys.readouterr() == ("", "")
 
 
 def test_closing_ends_the_line_once(terminal: Terminal) -> None:
     progress = Progress(terminal.stream)
-    progress.step(1, None, {})
+    progress.step(1, None, 0.0, {})
     progress.close()
     progress.close()
     assert terminal.received() == "\rstep 1\n"

@@ -42,7 +42,9 @@ def config(resume: str = "auto", **train: int) -> Config:
 def save(directory: Path, step: int, of: Config | None = None) -> Path:
     trainer = {"fixed": fixed_options(of or config())}
     weights = {"weight": torch.zeros(1)}
-    return checkpoint.write(Snapshot(step, weights, BertConfig(), tokenizer(), {}, {}, {}, trainer), directory / "checkpoints")
+    return checkpoint.write(
+        Snapshot(step, weights, BertConfig(), tokenizer(), {}, {}, b"{}", trainer), directory / "checkpoints"
+    )
 
 
 def start(
@@ -414,7 +416,7 @@ def recorded_options(out: Path, change: Callable[[dict[str, object]], None]) -> 
     fixed = fixed_options(config())
     change(fixed)
     trainer = {"fixed": fixed}
-    checkpoint.write(Snapshot(5, {"w": torch.zeros(1)}, BertConfig(), tokenizer(), {}, {}, {}, trainer), out / "checkpoints")
+    checkpoint.write(Snapshot(5, {"w": torch.zeros(1)}, BertConfig(), tokenizer(), {}, {}, b"{}", trainer), out / "checkpoints")
 
 
 def test_options_of_other_versions_are_compared_with_their_defaults(tmp_path: Path) -> None:
