@@ -97,10 +97,26 @@ def test_the_kubernetes_job_is_yaml_whose_script_is_bash() -> None:
 def test_a_launcher_passes_its_options_on(tmp_path: Path, name: str) -> None:
     stub(tmp_path / "bin", "torchrun", 'echo "$@"')
     environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PROCESSES": "2", "HEAD": "127.0.0.1"}
-    said = subprocess.check_output(["bash", str(LAUNCH / name), "--max-steps", "5"], env=environment, text=True)
-    assert "--nproc-per-node 2" in said
-    assert "SIGUSR1" in said
-    assert said.endswith("-m stream_pretrain --max-steps 5\n")
+    done = subprocess.run(
+        ["bash", str(LAUNCH / name), str(tmp_path), "--max-steps", "5"],
+        env=environment, stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    command, ended = done.stdout.splitlines()
+    assert "--nproc-per-node 2" in command
+    assert ("--standalone" in command) == (name == "single_node.sh")
+    assert ("--nnodes 2 " in command and "--rdzv-endpoint 127.0.0.1:29400" in command) == (name == "two_nodes.sh")
+    assert "SIGUSR1" in command
+    assert command.endswith(f"-m stream_pretrain --output-dir {tmp_path} --max-steps 5")
+    assert (ended, done.returncode) == (f"run {tmp_path}: refused", 3)
+
+
+@pytest.mark.parametrize(("state", "code"), [("finished", 0), ("preempted", 1), ("running", 1), ("failed", 3)])
+def test_the_launcher_of_one_machine_ends_as_the_run_did(tmp_path: Path, state: str, code: int) -> None:
+    run = tmp_path / "run.json"
+    stub(tmp_path / "bin", "torchrun", f'printf \'{{\n  "state": "{state}"\n}}\n\' > {run}; exit 1')
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", str(LAUNCH / "single_node.sh"), str(tmp_path)], env=environment, check=False)
+    assert done.returncode == code
 
 
 def test_the_options_of_torchrun_in_the_launch_files_exist() -> None:

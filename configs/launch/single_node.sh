@@ -1,8 +1,33 @@
 #!/usr/bin/env bash
-# All GPUs of one machine. Usage: single_node.sh OPTIONS..., for example single_node.sh --config my.yaml
+# All GPUs of one machine. Usage: single_node.sh OUT OPTIONS..., for example single_node.sh runs/a --config my.yaml
 # PROCESSES: how many ranks (default: one for each GPU). The same command goes on after a stop of any kind.
-set -euo pipefail
+# Ends with 0 when the run has finished, 1 when it was stopped or lost, 3 when it has failed or was refused.
+set -uo pipefail
 
-exec torchrun --standalone --nproc-per-node "${PROCESSES:-gpu}" \
+OUT=${1:?folder of the run}
+shift
+before=$(cat "$OUT/run.json" 2>/dev/null)
+# shellcheck disable=SC2086 # several options in one variable
+torchrun ${RENDEZVOUS:---standalone} --nproc-per-node "${PROCESSES:-gpu}" \
   --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
-  -m stream_pretrain "$@"
+  -m stream_pretrain --output-dir "$OUT" "$@" &
+ranks=$!
+told=no
+for signal in TERM INT USR1; do
+  trap "told=yes; kill -$signal $ranks" "$signal"
+done
+# `wait` returns at every trapped signal: wait again until the ranks have saved and left.
+while kill -0 "$ranks" 2>/dev/null; do
+  wait "$ranks"
+done
+
+# The launcher's exit code does not tell a stop from a failure; run.json does, unless the run was not even begun.
+after=$(cat "$OUT/run.json" 2>/dev/null)
+state=$(sed -n 's/^ *"state": "\([a-z]*\)".*/\1/p' <<< "$after")
+[ "$after" != "$before" ] || state=refused
+echo "run $OUT: $state"
+case $state,$told in
+  finished,*) exit 0 ;;
+  failed,* | refused,no) exit 3 ;;
+  *) exit 1 ;;
+esac
