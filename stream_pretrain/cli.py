@@ -159,9 +159,13 @@ def _read_file(path: Path) -> list[_Option]:
 def _flatten(mapping: dict[str, Any], prefix: str, origin: str) -> Iterator[_Option]:
     for key, value in mapping.items():
         name = f"{prefix}{key}".replace("_", "-")
+        if name in _GROUPS and value in ("", "~", "null"):
+            continue
         if isinstance(value, dict) and name in _GROUPS:
             yield from _flatten(value, f"{name}.", origin)
             continue
+        if isinstance(value, dict) and name not in {*_TYPES, *_DOTTED}:
+            raise ConfigError(f"{origin}unknown group {name}{_suggest(name, sorted(_GROUPS), '')}")
         option = _resolve(name, origin)
         if _record_type(option) is not None:
             value = json.dumps(value)

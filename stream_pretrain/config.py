@@ -407,6 +407,14 @@ def validate(config: Config) -> None:
         train.final_learning_rate == 0 or train.schedule != "constant",
         "--train.final-learning-rate needs a --train.schedule that decays (wsd, cosine, linear), not constant",
     )
+    refuse_unless(
+        config.eval.every > 0 or (config.eval.dataset is None and config.eval.split is None),
+        "--eval.dataset and --eval.split say what to evaluate on: give --eval-every as well",
+    )
+    refuse_unless(
+        re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", config.run.output_dir or "") is None,
+        f"--output-dir {config.run.output_dir} is a URL: give a folder; a bucket has to be mounted",
+    )
     for source in sources_of(data):
         _validate_source(source)
 

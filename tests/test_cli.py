@@ -148,7 +148,7 @@ def test_a_file_gives_nested_dotted_and_short_names_and_the_command_line_wins(tm
 
 def test_values_of_a_file_keep_their_spelling_and_empty_ones_are_none(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("run.resume: no\ndata:\n  name: 0012345\n  split: 1_000\n  revision:\n  data_dir: ~\n")
+    file.write_text("run.resume: no\ndata:\n  name: 0012345\n  split: 1_000\n  revision:\n  data_dir: ~\ntrain:\nmodel: ~\n")
     assert parsed(f"--config={file}") == {"run.resume": "no", "data.name": "0012345", "data.split": "1_000"}
 
 
@@ -164,7 +164,7 @@ def test_a_later_file_overrides_an_earlier_one(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("train:\n  sead: 3\n", "unknown option --train.sead; did you mean --train.seed?"),
-        ("tran:\n  seed: 3\n", "unknown option --tran; did you mean --train.seed?"),
+        ("tran:\n  seed: 3\n", "unknown group tran; did you mean train?"),
         ("mask_rate: 0.2\n", "unknown option --mask-rate; did you mean --objective.mask-rate?"),
         ("dataset: [a, b]\n", "dataset takes one value, not a list or mapping; quote it if that is its text"),
         ("train:\n  max_steps: many\n", "--train.max-steps: 'many' is not a whole number or none"),
@@ -213,6 +213,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.Capt
         (["--dataset= ", *NEEDED[1:]], "--dataset is missing: give a Hub id, folder, glob or URL"),
         (["--dataset=x", "--model=y", "--max-steps=0"], "--train.max-steps must be above 0, not 0"),
         ([*NEEDED, "--train.learning-rate=inf"], "--train.learning-rate must be finite, not inf"),
+        (
+            [*NEEDED, "--eval.dataset=other"],
+            "--eval.dataset and --eval.split say what to evaluate on: give --eval-every as well",
+        ),
+        (
+            [*NEEDED, "--output-dir=s3://bucket/out"],
+            "--output-dir s3://bucket/out is a URL: give a folder; a bucket has to be mounted",
+        ),
         ([*NEEDED, "--train.beta1=1"], "--train.beta1 1.0 and --train.beta2 0.98 must be below 1"),
     ],
 )

@@ -32,6 +32,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import fsspec
@@ -1028,7 +1029,7 @@ class _HttpFile:
             known_total = self._total_of_whole(response)
             self._at, self._end = 0, known_total
             if self.seekable:
-                logger.warning("%s: the server ignores Range: every restart reads the shard from its beginning", self._name)
+                _say_that_range_is_ignored(urllib.parse.urlsplit(response.url).netloc)
             self.seekable = False
         else:
             if first is None or end is None or not first <= start < end:
@@ -1096,6 +1097,11 @@ class _Session(requests.Session):
 
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
+
+
+@cache  # once for each server, however many shards it has
+def _say_that_range_is_ignored(server: str) -> None:
+    logger.warning("%s ignores Range: every restart reads a shard from its beginning", server)
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float | None:

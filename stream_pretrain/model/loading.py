@@ -91,7 +91,10 @@ def load_model(
     assert name is not None, "validated: a model or a configuration is given"
     causal = objective.name == "clm"
     if not causal and tokenizer.mask_token_id is None:
-        raise ModelError("the tokenizer has no mask token, which --objective.name mlm needs: choose another tokenizer, or clm")
+        raise ModelError(
+            f"the tokenizer of {tokenizer.name_or_path} has no mask token, which --objective.name mlm needs: "
+            "give a --model.tokenizer that has one, or --objective.name clm"
+        )
 
     settings = _read_config(name, config.revision, local_files_only)
     kind = _kind(settings, causal)

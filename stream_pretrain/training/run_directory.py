@@ -13,7 +13,6 @@ import errno
 import fcntl
 import json
 import os
-import re
 import shlex
 import socket
 import threading
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from stream_pretrain.config import ALIASES, Config, fixed_options, flatten, without_places
-from stream_pretrain.errors import CheckpointError, ConfigError
+from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training.checkpoint import latest, replace_file
 
 STATES = ("running", "preempted", "finished", "failed")
@@ -53,7 +52,7 @@ class RunDirectory:
 
         Waits up to a minute, and says so, when a process on another machine was heard of lately: where a shared file
         system does not enforce locks between machines, only its beat tells whether it lives.
-        Raises: CheckpointError when OUT is in use or cannot be written; ConfigError when it is no folder but a URL.
+        Raises: CheckpointError when OUT is in use or cannot be written.
         """
         descriptor = _lock(path, report)
         released = threading.Event()
@@ -248,8 +247,6 @@ def _unused(out: Path) -> Path:
 
 def _lock(out: Path, report: Callable[[str], None]) -> int:
     """Take OUT/lock; returns its open descriptor, whose end, however it comes, frees the lock."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(out)):
-        raise ConfigError(f"--output-dir {out} is a URL: give a folder; a bucket has to be mounted")
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK):

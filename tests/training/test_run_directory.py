@@ -17,7 +17,7 @@ import torch
 from transformers import BertConfig
 
 from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig, fixed_options
-from stream_pretrain.errors import CheckpointError, ConfigError
+from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training import checkpoint, run_directory
 from stream_pretrain.training.checkpoint import Snapshot
 from stream_pretrain.training.run_directory import RunDirectory, Start, decide_start, trim_after
@@ -212,13 +212,6 @@ def test_a_read_only_folder_is_one_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(CheckpointError, match=r"cannot be used \(it is not writable\)"):
         start(tmp_path)
-
-
-def test_a_url_is_not_taken_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="is a URL"):
-        start(Path("s3://bucket/out"))
-    assert not list(tmp_path.iterdir())
 
 
 # run.json
