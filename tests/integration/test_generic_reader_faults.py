@@ -122,7 +122,7 @@ def test_a_shard_that_cannot_be_had_ends_the_run(server: Server, code: int, mess
 
 def test_content_that_changes_while_it_is_read_is_not_mixed_with_the_old(server: Server) -> None:
     server.inject("s.csv", {"do": "none"}, {"do": "reset", "after": 100_000, "replace_with": "other.csv"})
-    with pytest.raises(SourceError, match=r"s\.csv: changed while it was read \(ETag was"):
+    with pytest.raises(SourceError, match=r"s\.csv: was replaced since the run began to read it \(etag was"):
         documents(server.url("s.csv"))
 
 
