@@ -68,10 +68,15 @@ def with_options(**options: object) -> Config:
     return Config(data=DataConfig(**options), train=TrainConfig(max_steps=1, global_batch_size=64))  # type: ignore[arg-type]
 
 
-def test_the_memory_of_a_worker_is_bounded_by_its_lanes() -> None:
-    plan = lane_plan(CONFIG, corpus_of(8, 100 * MIB, "zstd"))
+@pytest.mark.parametrize(("compression", "file_format"), [("zstd", "jsonl"), ("none", "parquet")])
+def test_the_memory_of_a_worker_is_bounded_by_its_lanes(compression: Compression, file_format: Format) -> None:
+    plan = lane_plan(CONFIG, corpus_of(8, 100 * MIB, compression, file_format))
     assert memory_bound(plan, 1) == 2 * 8 * MIB + 8 * MIB + 5 * MIB  # two blocks, the decompressor, windows
     assert memory_bound(plan, 64) == 64 * memory_bound(plan, 1)
+
+
+def test_a_plain_shard_has_no_decompressor_and_keeps_no_windows_for_others() -> None:
+    assert memory_bound(lane_plan(CONFIG, corpus_of(8, 100 * MIB, "none")), 1) == 2 * 8 * MIB + 3 * MIB
 
 
 WATCHED = """
