@@ -195,6 +195,11 @@ class ShardBytes:
             self._pending = (restart, chunk[-left:])
         self.position = min(offset, self._decoded)
 
+    def expect(self, offset: int) -> None:
+        """Say where skip_to() will go next, behind what was read: in a plain shard, it is fetched meanwhile."""
+        if self._compression == "none":
+            self._data.expect(offset)
+
     def close(self) -> None:
         """Let go of the file or connection."""
         self._data.close()
@@ -705,12 +710,20 @@ class _Compressed:
         """Go on at this byte; what lies between is not transferred unless it is already on its way."""
         assert offset >= self.position
         if self._ahead is not None and 0 <= offset - self._ahead[0] < self._block_bytes:
-            self.advance(self._ahead[0] - self.position)
+            self._buffer, self._index, self.position = b"", 0, self._ahead[0]
             self._refill()
         if offset - self.position <= len(self._buffer) - self._index:
             self.advance(offset - self.position)
         else:
             self._buffer, self._index, self.position = b"", 0, offset
+
+    def expect(self, offset: int) -> None:
+        """Say which byte will be gone to next, so that the block there is on its way while others are worked on."""
+        known = self._store.total
+        beyond = offset > self.position + len(self._buffer) - self._index
+        if not self._local and self._store.seekable and beyond and known is not None and offset < known:
+            self._cancel()
+            self._read_ahead(offset)
 
     def begin_at(self, offset: int) -> None:
         """Go on at this byte, be it before or behind."""
@@ -747,13 +760,16 @@ class _Compressed:
         # After a jump nobody knows how far reading goes on: only a second block in a row is followed by a read-ahead.
         end = start + len(block)
         if not self._local and block and self._previous_end == start and (self._store.total is None or end < self._store.total):
-            self._ahead = (end, _in_thread("read ahead", self._fetch, end, end + self._block_bytes))
+            self._read_ahead(end)
         self._previous_end = end
         rest = memoryview(self._buffer)[self._index :]
         self._buffer = b"".join((rest, block)) if rest else block
         self._index = 0
         _Compressed.seconds_waiting += time.perf_counter() - started
         return bool(block)
+
+    def _read_ahead(self, start: int) -> None:
+        self._ahead = (start, _in_thread("read ahead", self._fetch, start, start + self._block_bytes))
 
     def _cancel(self) -> None:
         """Let go of the block that is on its way, without waiting for it: its server may be the one that stalls."""

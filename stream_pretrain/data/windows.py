@@ -195,6 +195,14 @@ class _Pass:
 
     def read(self, block: int) -> Window | None:
         """The window of `block`, which must not lie before `self.block`; None when the shard ends before it."""
+        window = self._read(block)
+        if window is not None and not self.compressed:
+            following = _begin(block + self.stripe.count, self.window_bytes)
+            if following > self.start + len(self.buffer):
+                self.stream.expect(following)
+        return window
+
+    def _read(self, block: int) -> Window | None:
         assert block >= self.block
         self.block = block + 1
         begin, end = _begin(block, self.window_bytes), (block + 1) * self.window_bytes

@@ -78,6 +78,9 @@ class MemoryBytes:
         assert offset >= self.position
         self.position = min(offset, len(self.shard.content))
 
+    def expect(self, offset: int) -> None:
+        assert offset > self.position
+
     def close(self) -> None:
         self.shard.closed += 1
 
