@@ -858,6 +858,7 @@ def _fault(error: Exception, name: str) -> _TransientError:
 
 
 _CHECK_ID = "check the id, path and revision; what is private looks like this to a token without access (HF_TOKEN)"
+_ASK_FOR_ACCESS = "the dataset is gated: ask for access on its page on the Hub, and give the token of that account in HF_TOKEN"
 _CHECK_TOKEN = "check the token or keys: HF_TOKEN for the Hub, else the store's own or --data.storage-options"
 
 
@@ -1125,7 +1126,10 @@ class _HttpFile:
                 raise _TransientError(f"HTTP 416 for bytes {start}-{stop - 1} of {known_total}")
             return
         if response.status_code in (401, 403):
-            raise TransportError(f"{self._name}: access refused (HTTP {response.status_code}); {_CHECK_TOKEN}")
+            gated = response.headers.get("X-Error-Code") == "GatedRepo"
+            raise TransportError(
+                f"{self._name}: access refused (HTTP {response.status_code}); {_ASK_FOR_ACCESS if gated else _CHECK_TOKEN}"
+            )
         if response.status_code in (404, 410):
             raise TransportError(f"{self._name}: not found (HTTP {response.status_code}); {_CHECK_ID}")
         if response.status_code not in (200, 206):
