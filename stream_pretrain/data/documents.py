@@ -410,13 +410,32 @@ class ParquetWindows(Windows[_Rows]):
     def comes_by(self, passed: int, block: int, restart: Restart) -> bool:  # noqa: ARG002
         return block < len(self.slices) and self.slices[passed].group == self.slices[block].group
 
-    def open(self) -> pq.ParquetFile:
+    def open(self) -> tuple[ShardFile, pq.ParquetFile]:
         """The file once more, with a place of its own in its bytes."""
         import pyarrow.parquet as pq
 
-        block_bytes = max(MIB // 2, self.options.transport.block_bytes // len(self.options.fields))
+        file = self._bytes()
+        buffer_size = max(MIB // 2, self.options.transport.block_bytes // len(self.options.fields))
         # A buffer makes Arrow fetch a column piece by piece, where it would fetch all of a row group's without.
-        return pq.ParquetFile(self._bytes(), metadata=self.metadata, buffer_size=block_bytes, pre_buffer=False)
+        return file, pq.ParquetFile(file, metadata=self.metadata, buffer_size=buffer_size, pre_buffer=False)
+
+    def parts_from(self, block: int) -> list[tuple[int, int]]:
+        """The bytes that will be read for a block: those of its row group and of the next one that any lane needs."""
+        if len(self.options.fields) > 1:
+            return []  # Arrow goes to and fro between columns
+        group = self.slices[block].group
+        behind = (
+            self.slices[later].group
+            for later in range(block + 1, len(self.slices))
+            if self.slices[later].group > group and any(later % stripe.count == stripe.first for stripe in self.next_of)
+        )
+        return [self._part(number) for number in (group, *itertools.islice(behind, 1))]
+
+    def _part(self, group: int) -> tuple[int, int]:
+        """Where the text column of a row group lies in the file."""
+        column = self.metadata.row_group(group).column(self.columns[0])
+        start = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+        return start, start + column.total_compressed_size
 
     def _bytes(self) -> ShardFile:
         return ShardFile(self.shard.url, self.size, self.options.transport, self.shard.identity)
@@ -426,11 +445,11 @@ class ParquetWindows(Windows[_Rows]):
         names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
         if any(field not in names for field in self.options.fields):
             raise ContentError(f"{self.shard.name}: {_no_text(self.options.fields, names)}")
-        columns, row = [names.index(field) for field in self.options.fields], 0
-        slices = []
+        self.columns = [names.index(field) for field in self.options.fields]
+        slices, row = [], 0
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
-            size = sum(group.column(column).total_uncompressed_size for column in columns)
+            size = sum(group.column(column).total_uncompressed_size for column in self.columns)
             parts = max(1, min(group.num_rows, -(-size // self.options.window_bytes)))
             edges = [group.num_rows * part // parts for part in range(parts + 1)]
             batch = max(1, group.num_rows // (parts * self.BATCHES))
@@ -456,7 +475,7 @@ class _RowPass:
         self.windows = windows
         self.stripe = stripe
         self.block = block
-        self.file = windows.open()
+        self.source, self.file = windows.open()
         self.group: int | None = None
         self.batches: Iterator[pa.RecordBatch] = iter(())
         self.held: list[pa.RecordBatch] = []  # the last of the group that were read...
@@ -481,6 +500,7 @@ class _RowPass:
             return _Rows(window.row, pa.table({}))
         with self.windows.damage(f"row group {window.group} is damaged"):
             if window.group != self.group:
+                self.source.expected = self.windows.parts_from(block)
                 self._enter(window)
             self._drop_before(window.first)
             while self.stop < window.first + window.count:

@@ -320,8 +320,11 @@ class ShardFile(io.RawIOBase):
     """
 
     def __init__(self, url: str, size: int | None, options: TransportOptions, identity: str | None = None):
+        self.expected: Sequence[tuple[int, int]] = ()
+        """Parts that will be read from their beginnings on, in this order: a block of them is fetched ahead."""
         self._name = _without_secrets(url)
         self._data = _Compressed(url, self._name, size, 0, options, identity)
+        self._block_bytes = options.block_bytes
         self._at = 0
         if size is None:
             self._data.apart(0, 1)  # the first answer says how large the file is
@@ -345,11 +348,19 @@ class ShardFile(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         stop = self._size if size is None or size < 0 else min(self._size, self._at + size)
-        content = self._data.apart(self._at, stop) if self._at < stop else b""
+        content = self._data.part(self._at, stop, self._following(stop)) if self._at < stop else b""
         self._at += len(content)
         if self._data.known_total not in (None, self._size):
             raise ContentError(_other_size(self._name, self._data.known_total, self._size))
         return content
+
+    def _following(self, stop: int) -> tuple[int, int] | None:
+        """What of the expected parts is read next behind a read that ends here."""
+        for begin, end in self.expected:
+            if end > stop:
+                start = max(begin, stop)
+                return start, min(end, start + self._block_bytes)
+        return None
 
     def close(self) -> None:
         self._data.close()
@@ -723,7 +734,7 @@ class _Compressed:
         beyond = offset > self.position + len(self._buffer) - self._index
         if not self._local and self._store.seekable and beyond and known is not None and offset < known:
             self._cancel()
-            self._read_ahead(offset)
+            self._read_ahead(offset, offset + self._block_bytes)
 
     def begin_at(self, offset: int) -> None:
         """Go on at this byte, be it before or behind."""
@@ -744,6 +755,25 @@ class _Compressed:
         _Compressed.seconds_waiting += time.perf_counter() - started
         return content
 
+    def part(self, start: int, stop: int, following: tuple[int, int] | None) -> bytes:
+        """Bytes [start, stop); those from `following[0]` to `following[1]` are on their way then, for the next call."""
+        started = time.perf_counter()
+        content: bytes | bytearray = b""
+        if self._ahead is not None and self._ahead[0] == start:
+            ahead, self._ahead = self._ahead, None
+            content = ahead[1].result()
+        if len(content) < stop - start:
+            self._cancel()
+            content += self._fetch(start + len(content), stop)
+        if len(content) > stop - start:  # less was asked for than was expected
+            rest: Future[bytes | bytearray] = Future()
+            rest.set_result(content[stop - start :])
+            self._ahead = (stop, rest)
+        elif following is not None and not self._local:
+            self._read_ahead(*following)
+        _Compressed.seconds_waiting += time.perf_counter() - started
+        return bytes(content[: stop - start])
+
     def close(self) -> None:
         self._cancel()
         self._store.close()
@@ -760,7 +790,7 @@ class _Compressed:
         # After a jump nobody knows how far reading goes on: only a second block in a row is followed by a read-ahead.
         end = start + len(block)
         if not self._local and block and self._previous_end == start and (self._store.total is None or end < self._store.total):
-            self._read_ahead(end)
+            self._read_ahead(end, end + self._block_bytes)
         self._previous_end = end
         rest = memoryview(self._buffer)[self._index :]
         self._buffer = b"".join((rest, block)) if rest else block
@@ -768,8 +798,8 @@ class _Compressed:
         _Compressed.seconds_waiting += time.perf_counter() - started
         return bool(block)
 
-    def _read_ahead(self, start: int) -> None:
-        self._ahead = (start, _in_thread("read ahead", self._fetch, start, start + self._block_bytes))
+    def _read_ahead(self, start: int, stop: int) -> None:
+        self._ahead = (start, _in_thread("read ahead", self._fetch, start, stop))
 
     def _cancel(self) -> None:
         """Let go of the block that is on its way, without waiting for it: its server may be the one that stalls."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +20,7 @@ from stream_pretrain.data import transport
 from stream_pretrain.data.dealing import Stripe
 from stream_pretrain.data.documents import DocumentReader, Documents, ReadOptions, open_reader
 from stream_pretrain.data.sources import Shard
-from stream_pretrain.data.transport import MIB, Restart, TransportOptions
+from stream_pretrain.data.transport import MIB, Restart, ShardFile, TransportOptions
 from stream_pretrain.errors import ContentError
 
 WHOLE = Stripe(0)
@@ -167,6 +168,45 @@ def test_lanes_that_keep_step_share_what_is_fetched_of_a_row_group(large: Path, 
     for stripe in stripes:
         reader.leave(stripe)
     assert sum(fetched) < 25 * MIB
+
+
+def served(path: Path, reads: list[tuple[int, int]], expected: list[tuple[int, int]], block_bytes: int) -> list[bytes]:
+    """What reads of parts give, of a file on a store that is not local."""
+    fsspec.filesystem("memory").pipe_file("/s.parquet", path.read_bytes())
+    with closing(ShardFile("memory://s.parquet", None, TransportOptions(block_bytes=block_bytes))) as file:
+        file.expected = expected
+        found = []
+        for start, stop in reads:
+            file.seek(start)
+            found.append(file.read(stop - start))
+        return found
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_whatever_is_expected_the_bytes_are_those_that_are_asked_for(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    content = bytes(range(256)) * 2
+    path = tmp_path_factory.getbasetemp() / "s.bytes"
+    path.write_bytes(content)
+    parts = st.tuples(st.integers(0, 600), st.integers(0, 200)).map(lambda part: (part[0], part[0] + part[1]))
+    expected = sorted(data.draw(st.lists(parts, max_size=3)))
+    reads = data.draw(st.lists(parts, max_size=4))
+    # As a reader does that goes on where it was, or where it was expected to.
+    reads += [(stop, stop + 50) for _, stop in reads[-1:]] + expected
+    block_bytes = data.draw(st.integers(1, 100))
+    assert served(path, reads, expected, block_bytes) == [content[start:stop] for start, stop in reads]
+
+
+def test_the_part_that_is_read_next_is_on_its_way_and_fetched_once(large: Path, fetched: list[int]) -> None:
+    size = large.stat().st_size
+    expected = [(100, 2 * MIB), (3 * MIB, 5 * MIB)]
+    content = large.read_bytes()
+    reads = [(100, MIB), (MIB, MIB + 300), (MIB + 300, 2 * MIB), (3 * MIB, 4 * MIB), (4 * MIB, 5 * MIB)]
+    assert served(large, reads, expected, MIB) == [content[start:stop] for start, stop in reads]
+    assert fetched == [1, MIB - 100, MIB, MIB, MIB]
+    assert size > 24 * MIB
 
 
 def test_the_rows_before_the_damage_of_a_row_group_are_read_by_every_lane_and_after_every_start(large: Path) -> None:
