@@ -177,6 +177,8 @@ def described(corpus: Corpus, data: DataConfig) -> Corpus:
     Raises: TransportError for what cannot be had.
     """
     unknown = [shard.url for shard in corpus.shards if shard.size is None and _on_web(shard.url)]
+    if not unknown:
+        return corpus
     if len(unknown) > MOST_ASKED_FOR:
         logger.warning(
             "%s: %d files on web servers are too many to be asked for one by one: one that is replaced while the run is "

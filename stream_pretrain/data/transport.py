@@ -617,9 +617,7 @@ def answered(ask: Callable[[], T], name: str, deadline: float) -> T:
             fault = passing
         except Exception as error:
             if _nobody_answers(error):
-                raise TransportError(
-                    f"{name}: no server answers ({in_words(error)}); check the network and the name"
-                ) from error
+                raise _unanswered(name, error) from error
             fault = _fault(error, name)
         wait = fault.wait_after(tries)
         tries += 1
