@@ -32,7 +32,7 @@ from stream_pretrain.data.documents import ReadOptions
 from stream_pretrain.data.lanes import LanePlan
 from stream_pretrain.data.mixture import Weights, parts_of
 from stream_pretrain.data.source_lane import EXPANSION, SourcePlan
-from stream_pretrain.data.sources import Corpus, Shard, find_again, resolve
+from stream_pretrain.data.sources import Corpus, Shard, described, find_again, resolve
 from stream_pretrain.data.transport import BLOCK_BYTES, TransportOptions
 from stream_pretrain.errors import ConfigError
 
@@ -90,7 +90,7 @@ class PinnedCorpus:
 
 def pin(config: Config, world: int) -> PinnedCorpus:
     """Find the shards of a new run, and fix its lanes and windows."""
-    corpora = [resolve(source) for source in sources_of(config.data)]
+    corpora = [described(resolve(source), source) for source in sources_of(config.data)]
     full = max(FULL_WINDOW_BYTES, WINDOW_ROWS * config.data.sequence_length * BYTES_PER_TOKEN)
     lanes = lane_count(
         None if config.data.lanes == "auto" else config.data.lanes,

@@ -9,12 +9,12 @@ from stream_pretrain.data.lanes import LanePlan
 from stream_pretrain.data.source_lane import SourcePlan
 from stream_pretrain.data.sources import Shard
 from stream_pretrain.data.transport import MIB
-from stream_pretrain.data.windows import LineWindows
+from stream_pretrain.data.windows import Windows
 
 MOST_AMPLIFICATION = 4.0
 """Above this, remote shards are only read when --lanes was given: somebody pays for the transfer."""
 DECOMPRESSOR_BYTES = 8 * MIB
-"""The window that zstd asks for up to level 19; frames written with --long ask for more."""
+"""The window that zstd asks for up to level 19 (frames written with --long ask for more), or pages of a Parquet column."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def memory_bound(plan: LanePlan, lanes: int) -> int:
 
 
 def _bytes_of_reader(source: SourcePlan, block_bytes: int) -> int:
-    compressed = any(shard.compression != "none" for shard in source.shards)
+    shared = any(shard.compression != "none" or shard.format == "parquet" for shard in source.shards)
     # A block and the one read ahead; a window as bytes and, at two bytes a character, as documents; those kept for others.
-    windows = 1 + 2 + (LineWindows.KEPT if compressed else 0)
-    return 2 * block_bytes + (DECOMPRESSOR_BYTES if compressed else 0) + windows * source.read.window_bytes
+    windows = 1 + 2 + (Windows.KEPT if shared else 0)
+    return 2 * block_bytes + (DECOMPRESSOR_BYTES if shared else 0) + windows * source.read.window_bytes

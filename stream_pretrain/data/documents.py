@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -18,8 +19,8 @@ from stream_pretrain.config import template_fields
 from stream_pretrain.data.dealing import Stripe
 from stream_pretrain.data.shard_filesystem import PROTOCOL, shard_url
 from stream_pretrain.data.sources import Shard
-from stream_pretrain.data.transport import Restart, ShardBytes, ShardFile, TransportOptions, causes, in_words
-from stream_pretrain.data.windows import LineWindows
+from stream_pretrain.data.transport import MIB, Restart, ShardBytes, ShardFile, TransportOptions, causes, in_words
+from stream_pretrain.data.windows import LineWindows, Windows
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError
 
 if TYPE_CHECKING:
@@ -317,91 +318,59 @@ def _paths(value: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 class ParquetDocuments:
-    """Rows of a Parquet shard. A window is a slice of a row group; only the text column is read.
+    """Rows of a Parquet shard. A window is a slice of a row group, which can be entered at its beginning alone.
 
-    Row groups are read whole (that is what their owner made seekable); one larger than `window_bytes` is several
-    windows, read together and kept until another is asked for.
+    Only the columns that make the text are read, in batches smaller than a window.
     """
 
     def __init__(self, shard: Shard, options: ReadOptions) -> None:
         self.shard = shard
         self.options = options
-        self.followers: set[Stripe] = set()
-        self.file: pq.ParquetFile | None = None
-        self.windows: list[_Slice] = []
+        self.windows: ParquetWindows | None = None
+        self.followed: dict[Stripe, int] = {}
         self.text_of = text_getter(options)
-        self.held: tuple[int, pa.Table] | None = None  # a row group's number and its columns that make the text
 
-    def follow(self, stripe: Stripe, block: int) -> None:  # noqa: ARG002 (any window can be read on its own)
-        self.followers.add(stripe)
+    def follow(self, stripe: Stripe, block: int) -> None:
+        self.followed[stripe] = block
+        if self.windows is not None:
+            self.windows.follow(stripe, block)
 
     def leave(self, stripe: Stripe) -> bool:
-        self.followers.remove(stripe)
-        if self.followers:
-            return False
-        if self.file is not None:
-            self.file.close(force=True)
-        self.file = self.held = None
-        return True
+        del self.followed[stripe]
+        if self.windows is not None:
+            self.windows.leave(stripe)
+        return not self.followed
 
-    def read(self, stripe: Stripe, block: int, restart: Restart) -> Documents | None:  # noqa: ARG002
-        if self.file is None:
-            self.file = self._open()
-            self.windows = self._slices(self.file.metadata)
-        if block >= len(self.windows):
+    def read(self, stripe: Stripe, block: int, restart: Restart) -> Documents | None:
+        if self.windows is None:
+            self.windows = ParquetWindows(self.shard, self.options)
+            for follower, first in self.followed.items():
+                self.windows.follow(follower, first)
+        window = self.windows.read(stripe, block, restart)
+        if window is None:
             return None
-        window = self.windows[block]
-        if self.held is None or self.held[0] != window.group:
-            self.held = window.group, self._columns(self.file, window.group)
-        rows = zip(*self.held[1].slice(window.first, window.count).columns, strict=True)
-        documents = _documents_of(enumerate(rows, window.row), self._text_of, Restart(), self.options)
+        names = window.table.column_names
+        rows = enumerate(zip(*window.table.columns, strict=True), window.row)
+        documents = _documents_of(rows, lambda row: self._text_of(names, row), Restart(), self.options)
         if block == 0 and _nothing_usable(documents):
             raise ContentError(f"{self.shard.name}: no document in its first window; row 0: {documents.skips[0].reason}")
         return documents
 
-    def _open(self) -> pq.ParquetFile:
-        import pyarrow.parquet as pq
-
-        file = ShardFile(self.shard.url, self.shard.size, self.options.transport, self.shard.identity)
-        with self._named("is no whole Parquet file"):
-            return pq.ParquetFile(file, pre_buffer=False)
-
-    def _slices(self, metadata: pq.FileMetaData) -> list[_Slice]:
-        names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-        if any(field not in names for field in self.options.fields):
-            raise ContentError(f"{self.shard.name}: {_no_text(self.options.fields, names)}")
-        columns, row = [names.index(field) for field in self.options.fields], 0
-        slices = []
-        for number in range(metadata.num_row_groups):
-            group = metadata.row_group(number)
-            size = sum(group.column(column).total_uncompressed_size for column in columns)
-            parts = max(1, min(group.num_rows, -(-size // self.options.window_bytes)))
-            edges = [group.num_rows * part // parts for part in range(parts + 1)]
-            slices += [_Slice(number, first, stop - first, row + first) for first, stop in itertools.pairwise(edges)]
-            row += group.num_rows
-        return slices
-
-    def _columns(self, file: pq.ParquetFile, group: int) -> pa.Table:
-        with self._named(f"row group {group} is damaged"):
-            return file.read_row_group(group, columns=self.options.fields)
-
-    def _text_of(self, row: tuple[pa.Scalar, ...]) -> str:
-        assert self.held is not None
+    def _text_of(self, names: Sequence[str], row: tuple[pa.Scalar, ...]) -> str:
         try:
-            value = {name: cell.as_py() for name, cell in zip(self.held[1].column_names, row, strict=True)}
+            value = {name: cell.as_py() for name, cell in zip(names, row, strict=True)}
         except UnicodeDecodeError:
             raise _BadDocumentError(_NOT_UTF8) from None
         return self.text_of(value)
 
-    @contextmanager
-    def _named(self, what: str) -> Iterator[None]:
-        """Say which shard is damaged, and where, when Arrow cannot read it."""
-        import pyarrow as pa
 
-        try:
-            yield
-        except (pa.ArrowException, OSError) as error:
-            raise ContentError(f"{self.shard.name}: {what} ({in_words(error)})") from error
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a window, with the columns that make the text."""
+
+    row: int
+    """Number of the first in the shard."""
+    table: pa.Table
 
 
 @dataclass(frozen=True)
@@ -413,6 +382,146 @@ class _Slice:
     count: int
     row: int
     """Number of its first row in the shard."""
+    batch: int
+    """Rows of the group that are read at once."""
+
+
+class ParquetWindows(Windows[_Rows]):
+    """The windows of a Parquet shard, for every lane of this process that reads a stripe of it."""
+
+    BATCHES = 4
+    """Batches that a window is read in, so that not much more than a window is held."""
+
+    def __init__(self, shard: Shard, options: ReadOptions) -> None:
+        import pyarrow.parquet as pq
+
+        super().__init__(shared=True)
+        self.shard = shard
+        self.options = options
+        self.size = shard.size
+        with closing(self._bytes()) as file, self.damage("is no whole Parquet file"):
+            self.metadata = pq.read_metadata(file)
+            self.size = file.seek(0, os.SEEK_END)
+        self.slices = self._cut()
+
+    def open_pass(self, stripe: Stripe, block: int, restart: Restart) -> _RowPass:  # noqa: ARG002
+        return _RowPass(self, stripe, block)
+
+    def comes_by(self, passed: int, block: int, restart: Restart) -> bool:  # noqa: ARG002
+        return block < len(self.slices) and self.slices[passed].group == self.slices[block].group
+
+    def open(self) -> tuple[ShardFile, pq.ParquetFile]:
+        """The file once more, with a place of its own in its bytes."""
+        import pyarrow.parquet as pq
+
+        file = self._bytes()
+        buffer_size = max(MIB // 2, self.options.transport.block_bytes // len(self.options.fields))
+        # A buffer makes Arrow fetch a column piece by piece, where it would fetch all of a row group's without.
+        return file, pq.ParquetFile(file, metadata=self.metadata, buffer_size=buffer_size, pre_buffer=False)
+
+    def parts_from(self, block: int) -> list[tuple[int, int]]:
+        """The bytes that will be read for a block: those of its row group and of the next one that any lane needs."""
+        if len(self.options.fields) > 1:
+            return []  # Arrow goes to and fro between columns
+        group = self.slices[block].group
+        behind = (
+            self.slices[later].group
+            for later in range(block + 1, len(self.slices))
+            if self.slices[later].group > group and any(later % stripe.count == stripe.first for stripe in self.next_of)
+        )
+        return [self._part(number) for number in (group, *itertools.islice(behind, 1))]
+
+    def _part(self, group: int) -> tuple[int, int]:
+        """Where the text column of a row group lies in the file."""
+        column = self.metadata.row_group(group).column(self.columns[0])
+        start = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+        return start, start + column.total_compressed_size
+
+    def _bytes(self) -> ShardFile:
+        return ShardFile(self.shard.url, self.size, self.options.transport, self.shard.identity)
+
+    def _cut(self) -> list[_Slice]:
+        metadata = self.metadata
+        names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+        if any(field not in names for field in self.options.fields):
+            raise ContentError(f"{self.shard.name}: {_no_text(self.options.fields, names)}")
+        self.columns = [names.index(field) for field in self.options.fields]
+        slices, row = [], 0
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            size = sum(group.column(column).total_uncompressed_size for column in self.columns)
+            parts = max(1, min(group.num_rows, -(-size // self.options.window_bytes)))
+            edges = [group.num_rows * part // parts for part in range(parts + 1)]
+            batch = max(1, group.num_rows // (parts * self.BATCHES))
+            slices += [_Slice(number, first, stop - first, row + first, batch) for first, stop in itertools.pairwise(edges)]
+            row += group.num_rows
+        return slices
+
+    @contextmanager
+    def damage(self, what: str) -> Iterator[None]:
+        """Say which shard is damaged, and where, when Arrow cannot read it."""
+        import pyarrow as pa
+
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            raise ContentError(f"{self.shard.name}: {what} ({in_words(error)})") from error
+
+
+class _RowPass:
+    """Goes through row groups, each from its beginning."""
+
+    def __init__(self, windows: ParquetWindows, stripe: Stripe, block: int) -> None:
+        self.windows = windows
+        self.stripe = stripe
+        self.block = block
+        self.source, self.file = windows.open()
+        self.group: int | None = None
+        self.batches: Iterator[pa.RecordBatch] = iter(())
+        self.held: list[pa.RecordBatch] = []  # the last of the group that were read...
+        self.stop = 0  # ...up to this row of it
+
+    @property
+    def blocks(self) -> int:
+        return len(self.windows.slices)
+
+    def close(self) -> None:
+        self.file.close(force=True)
+
+    def read(self, block: int) -> _Rows | None:
+        import pyarrow as pa
+
+        assert block >= self.block
+        self.block = block + 1
+        if block >= len(self.windows.slices):
+            return None
+        window = self.windows.slices[block]
+        if window.count == 0:  # of a row group without rows
+            return _Rows(window.row, pa.table({}))
+        with self.windows.damage(f"row group {window.group} is damaged"):
+            if window.group != self.group:
+                self.source.expected = self.windows.parts_from(block)
+                self._enter(window)
+            self._drop_before(window.first)
+            while self.stop < window.first + window.count:
+                batch = next(self.batches, None)
+                if batch is None:
+                    raise ContentError(f"{self.windows.shard.name}: row group {window.group} ends at its row {self.stop}")
+                self.held.append(batch)
+                self.stop += batch.num_rows
+                self._drop_before(window.first)
+            table = pa.Table.from_batches(self.held)
+        return _Rows(window.row, table.slice(table.num_rows - (self.stop - window.first), window.count))
+
+    def _enter(self, window: _Slice) -> None:
+        self.held, self.stop, self.group = [], 0, window.group
+        fields = self.windows.options.fields
+        self.batches = self.file.iter_batches(window.batch, row_groups=[window.group], columns=fields, use_threads=False)
+
+    def _drop_before(self, row: int) -> None:
+        """Forget batches that end before a row."""
+        while self.held and self.stop - sum(batch.num_rows for batch in self.held[1:]) <= row:
+            del self.held[0]
 
 
 class ExampleDocuments:

@@ -29,8 +29,15 @@ from typing import Any, Literal
 import fsspec
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.transport import Compression, answered, bare_etag, compression_of, in_words, nobody_answers
-from stream_pretrain.errors import SourceError, TransportError
+from stream_pretrain.data.transport import (
+    Compression,
+    TransportOptions,
+    answered,
+    compression_of,
+    identity_of,
+    told_by_servers,
+)
+from stream_pretrain.errors import SourceError
 
 Format = Literal["jsonl", "text", "parquet", "examples"]
 
@@ -160,13 +167,46 @@ def commits_of(corpus: Corpus) -> dict[str, str]:
     return {dataset_id: commits.pop() for dataset_id, commits in found.items() if len(commits) == 1}
 
 
+MOST_ASKED_FOR = 2000
+"""Files on web servers that are asked for one by one at a start: seconds, and few enough for servers that count requests."""
+
+
+def described(corpus: Corpus, data: DataConfig) -> Corpus:
+    """A corpus with the sizes and identities of its files on web servers, which no listing tells.
+
+    Raises: TransportError for what cannot be had.
+    """
+    unknown = [shard.url for shard in corpus.shards if shard.size is None and _on_web(shard.url)]
+    if not unknown:
+        return corpus
+    if len(unknown) > MOST_ASKED_FOR:
+        logger.warning(
+            "%s: %d files on web servers are too many to be asked for one by one: one that is replaced while the run is "
+            "stopped is not noticed",
+            corpus.dataset,
+            len(unknown),
+        )
+        return corpus
+    options = TransportOptions(_storage_options(data), data.retry_deadline)
+    told = dict(zip(unknown, told_by_servers(unknown, options), strict=True))
+    shards = (
+        dataclasses.replace(shard, size=told[shard.url][0], identity=told[shard.url][1]) if shard.url in told else shard
+        for shard in corpus.shards
+    )
+    return dataclasses.replace(corpus, shards=tuple(shards))
+
+
+def _on_web(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
 def find_again(pinned: Corpus, data: DataConfig) -> Corpus:
     """A pinned corpus where it lies now. What its Hub datasets have become since does not matter.
 
     A shard that has moved takes its new URL and identity; its size stays as it was pinned, since dealing depends on it.
     Raises: SourceError where the corpus is not the one that was pinned.
     """
-    found = resolve(data, commits=commits_of(pinned))
+    found = described(resolve(data, commits=commits_of(pinned)), data)
     check_unchanged(pinned, found)
     shards = (
         was if was.url == now.url else dataclasses.replace(was, url=now.url, identity=now.identity or was.identity)
@@ -201,9 +241,14 @@ def _changed(before: Shard, now: Shard) -> bool:
     kind = before.identity.partition(":")[0]
     if kind != now.identity.partition(":")[0]:
         return False  # moved to another kind of store: only the sizes can be compared
-    if kind == "etag" and before.url != now.url:
+    if kind == "etag" and _unsigned(before.url) != _unsigned(now.url):
         return False  # an ETag depends on how the object was uploaded: a copy may have another one
     return before.identity != now.identity
+
+
+def _unsigned(url: str) -> str:
+    """A URL on the web without its query, which may be a signature that is new at each start."""
+    return url.partition("?")[0] if _on_web(url) else url
 
 
 def _sorted(files: Mapping[str, Shard]) -> tuple[Shard, ...]:
@@ -228,18 +273,7 @@ def _entries(file: Path) -> list[str]:
 
 def _ask_for(entry: str, data: DataConfig, commits: Mapping[str, str]) -> _Found:
     """What `entry` stands for; asked again where a store is busy or a connection breaks."""
-
-    def ask() -> _Found:
-        try:
-            return _find(entry, data, commits)
-        except Exception as error:
-            if nobody_answers(error):  # not waited for: nothing has begun, and the name may be a slip of the pen
-                raise TransportError(
-                    f"{entry}: no server answers ({in_words(error)}); check the network and the name"
-                ) from error
-            raise
-
-    return answered(ask, entry, data.retry_deadline)
+    return answered(lambda: _find(entry, data, commits), entry, data.retry_deadline)
 
 
 def _find(entry: str, data: DataConfig, commits: Mapping[str, str]) -> _Found:
@@ -472,8 +506,7 @@ def _storage_options(data: DataConfig) -> dict[str, Any]:
 def _find_url(entry: str, data: DataConfig) -> _Found:
     """A file, a folder or a pattern at a URL."""
     _refuse_parts(entry, data, "name", "revision", "data_files", "data_dir")
-    web = entry.startswith(("http://", "https://"))
-    if web and "*" not in entry:  # a web server has no listings, and one request per URL would be too many
+    if _on_web(entry) and "*" not in entry:  # a web server has no listings
         name = posixpath.basename(urllib.parse.unquote(urllib.parse.urlsplit(entry).path))
         _require(filter(_has_known_ending, [name]), entry, "the ending says no format")
         return _Found(entry.partition("?")[0].rpartition("/")[0], {name: _shard(entry, name, None, None, data)})
@@ -496,11 +529,8 @@ def _find_url(entry: str, data: DataConfig) -> _Found:
 
 
 def _identity(info: Mapping[str, Any]) -> str | None:
-    """The content hash or, failing that, the ETag of a listed object."""
-    if md5 := info.get("md5Hash"):
-        return f"md5:{md5}"
-    etag = bare_etag(info.get("ETag") or info.get("etag"))
-    return f"etag:{etag}" if etag else None
+    """`KIND:VALUE` of a listed object."""
+    return next((f"{kind}:{value}" for kind, value in identity_of(info).items()), None)
 
 
 def _list(filesystem: Any, path: str, entry: str) -> dict[str, dict[str, Any]]:

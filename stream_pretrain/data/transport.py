@@ -30,9 +30,9 @@ import time
 import urllib.parse
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import fsspec
@@ -135,7 +135,7 @@ class ShardBytes:
         options: TransportOptions = TransportOptions(),
         identity: str | None = None,
     ):
-        """identity: what the shard was pinned by, `etag:VALUE` where its store knows it by an ETag."""
+        """identity: what the shard was pinned by, `KIND:VALUE`; compared where its store tells a value of that kind."""
         self.position = restart.uncompressed
         self.restart = restart
         self._begin = restart
@@ -194,6 +194,11 @@ class ShardBytes:
             restart, chunk = pending
             self._pending = (restart, chunk[-left:])
         self.position = min(offset, self._decoded)
+
+    def expect(self, offset: int) -> None:
+        """Say where skip_to() will go next, behind what was read: in a plain shard, it is fetched meanwhile."""
+        if self._compression == "none":
+            self._data.expect(offset)
 
     def close(self) -> None:
         """Let go of the file or connection."""
@@ -315,8 +320,11 @@ class ShardFile(io.RawIOBase):
     """
 
     def __init__(self, url: str, size: int | None, options: TransportOptions, identity: str | None = None):
+        self.expected: Sequence[tuple[int, int]] = ()
+        """Parts that will be read from their beginnings on, in this order: a block of them is fetched ahead."""
         self._name = _without_secrets(url)
         self._data = _Compressed(url, self._name, size, 0, options, identity)
+        self._block_bytes = options.block_bytes
         self._at = 0
         if size is None:
             self._data.apart(0, 1)  # the first answer says how large the file is
@@ -340,11 +348,19 @@ class ShardFile(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         stop = self._size if size is None or size < 0 else min(self._size, self._at + size)
-        content = self._data.apart(self._at, stop) if self._at < stop else b""
+        content = self._data.part(self._at, stop, self._following(stop)) if self._at < stop else b""
         self._at += len(content)
         if self._data.known_total not in (None, self._size):
             raise ContentError(_other_size(self._name, self._data.known_total, self._size))
         return content
+
+    def _following(self, stop: int) -> tuple[int, int] | None:
+        """What of the expected parts is read next behind a read that ends here."""
+        for begin, end in self.expected:
+            if end > stop:
+                start = max(begin, stop)
+                return start, min(end, start + self._block_bytes)
+        return None
 
     def close(self) -> None:
         self._data.close()
@@ -588,7 +604,8 @@ class _TransientError(Exception):
 def answered(ask: Callable[[], T], name: str, deadline: float) -> T:
     """What `ask` returns; asked again for up to `deadline` seconds while a network or server fails as may pass.
 
-    Raises: TransportError at the deadline, or at once where asking again cannot help.
+    Raises: TransportError at the deadline, or at once where asking again cannot help, or where nobody answers: that is not
+    waited for, since nothing has begun and the name may be a slip of the pen.
     """
     tries, began = 0, time.monotonic()
     while True:
@@ -596,7 +613,11 @@ def answered(ask: Callable[[], T], name: str, deadline: float) -> T:
             return ask()
         except StreamPretrainError:
             raise
+        except _TransientError as passing:
+            fault = passing
         except Exception as error:
+            if _nobody_answers(error):
+                raise _unanswered(name, error) from error
             fault = _fault(error, name)
         wait = fault.wait_after(tries)
         tries += 1
@@ -609,7 +630,11 @@ def answered(ask: Callable[[], T], name: str, deadline: float) -> T:
         time.sleep(wait)
 
 
-def nobody_answers(error: BaseException) -> bool:
+def _unanswered(name: str, error: BaseException) -> TransportError:
+    return TransportError(f"{name}: no server answers ({in_words(error)}); check the network and the name")
+
+
+def _nobody_answers(error: BaseException) -> bool:
     """Whether a connection was refused, or nobody knows the name of the server."""
     return any(isinstance(cause, (ConnectionRefusedError, socket.gaierror)) for cause in causes(error))
 
@@ -694,12 +719,20 @@ class _Compressed:
         """Go on at this byte; what lies between is not transferred unless it is already on its way."""
         assert offset >= self.position
         if self._ahead is not None and 0 <= offset - self._ahead[0] < self._block_bytes:
-            self.advance(self._ahead[0] - self.position)
+            self._buffer, self._index, self.position = b"", 0, self._ahead[0]
             self._refill()
         if offset - self.position <= len(self._buffer) - self._index:
             self.advance(offset - self.position)
         else:
             self._buffer, self._index, self.position = b"", 0, offset
+
+    def expect(self, offset: int) -> None:
+        """Say which byte will be gone to next, so that the block there is on its way while others are worked on."""
+        known = self._store.total
+        beyond = offset > self.position + len(self._buffer) - self._index
+        if not self._local and self._store.seekable and beyond and known is not None and offset < known:
+            self._cancel()
+            self._read_ahead(offset, offset + self._block_bytes)
 
     def begin_at(self, offset: int) -> None:
         """Go on at this byte, be it before or behind."""
@@ -720,6 +753,25 @@ class _Compressed:
         _Compressed.seconds_waiting += time.perf_counter() - started
         return content
 
+    def part(self, start: int, stop: int, following: tuple[int, int] | None) -> bytes:
+        """Bytes [start, stop); those from `following[0]` to `following[1]` are on their way then, for the next call."""
+        started = time.perf_counter()
+        content: bytes | bytearray = b""
+        if self._ahead is not None and self._ahead[0] == start:
+            ahead, self._ahead = self._ahead, None
+            content = ahead[1].result()
+        if len(content) < stop - start:
+            self._cancel()
+            content += self._fetch(start + len(content), stop)
+        if len(content) > stop - start:  # less was asked for than was expected
+            rest: Future[bytes | bytearray] = Future()
+            rest.set_result(content[stop - start :])
+            self._ahead = (stop, rest)
+        elif following is not None and not self._local:
+            self._read_ahead(*following)
+        _Compressed.seconds_waiting += time.perf_counter() - started
+        return bytes(content[: stop - start])
+
     def close(self) -> None:
         self._cancel()
         self._store.close()
@@ -736,13 +788,16 @@ class _Compressed:
         # After a jump nobody knows how far reading goes on: only a second block in a row is followed by a read-ahead.
         end = start + len(block)
         if not self._local and block and self._previous_end == start and (self._store.total is None or end < self._store.total):
-            self._ahead = (end, _in_thread(self._fetch, end, end + self._block_bytes))
+            self._read_ahead(end, end + self._block_bytes)
         self._previous_end = end
         rest = memoryview(self._buffer)[self._index :]
         self._buffer = b"".join((rest, block)) if rest else block
         self._index = 0
         _Compressed.seconds_waiting += time.perf_counter() - started
         return bool(block)
+
+    def _read_ahead(self, start: int, stop: int) -> None:
+        self._ahead = (start, _in_thread("read ahead", self._fetch, start, stop))
 
     def _cancel(self) -> None:
         """Let go of the block that is on its way, without waiting for it: its server may be the one that stalls."""
@@ -776,10 +831,8 @@ class _Compressed:
             except StreamPretrainError:
                 raise
             except Exception as error:
-                if nobody_answers(error) and not _Compressed.heard:
-                    raise TransportError(
-                        f"{self._name}: no server answers ({in_words(error)}); check the network and the name"
-                    ) from error
+                if _nobody_answers(error) and not _Compressed.heard:
+                    raise _unanswered(self._name, error) from error
                 fault = _fault(error, self._name)
             at = start + len(received)
             store.reset()
@@ -796,17 +849,17 @@ class _Compressed:
                 return received
 
 
-def _in_thread(fetch: Callable[[int, int], bytes | bytearray], start: int, stop: int) -> Future[bytes | bytearray]:
+def _in_thread(name: str, call: Callable[..., T], *arguments: Any) -> Future[T]:
     """Run in a thread that keeps no process alive."""
-    future: Future[bytes | bytearray] = Future()
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
-            future.set_result(fetch(start, stop))
+            future.set_result(call(*arguments))
         except Exception as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, name="read ahead", daemon=True).start()
+    threading.Thread(target=run, name=name, daemon=True).start()
     return future
 
 
@@ -833,6 +886,7 @@ def _fault(error: Exception, name: str) -> _TransientError:
 
 
 _CHECK_ID = "check the id, path and revision; what is private looks like this to a token without access (HF_TOKEN)"
+_ASK_FOR_ACCESS = "the dataset is gated: ask for access on its page on the Hub, and give the token of that account in HF_TOKEN"
 _CHECK_TOKEN = "check the token or keys: HF_TOKEN for the Hub, else the store's own or --data.storage-options"
 
 
@@ -865,7 +919,7 @@ def _store(url: str, name: str, size: int | None, options: TransportOptions, ide
     if scheme == "file":
         return _LocalFile(url.removeprefix("file://"))
     if scheme in ("http", "https"):
-        return _HttpFile(url, name, _http_headers(storage_options), size, options.read_timeout)
+        return _HttpFile(url, name, _http_headers(storage_options), size, options.read_timeout, _first_told(url, identity))
     if scheme == "hf" and (found := _HUB_FILE.fullmatch(url)):
         kind, repository, revision, path = found.groups()
         resolve = hf_hub_url(
@@ -877,9 +931,85 @@ def _store(url: str, name: str, size: int | None, options: TransportOptions, ide
         )
         token = storage_options.get("token") or get_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return _HttpFile(resolve, name, headers, size, options.read_timeout)
-    kind, _, etag = (identity or "").partition(":")
-    return _FsspecFile(url, name, storage_options, etag if kind == "etag" else None)
+        # At a commit, a file stays the same; how the Hub stores it, which its ETag comes of, may change in the months of a run.
+        return _HttpFile(resolve, name, headers, size, options.read_timeout, {})
+    return _FsspecFile(url, name, storage_options, _first_told(url, identity))
+
+
+_FIRST_TOLD: dict[str, dict[str, str]] = {}
+"""By URL, what its store told this process of a file: each time it is opened, in whatever epoch, it must be that file."""
+
+
+def _first_told(url: str, identity: str | None) -> dict[str, str]:
+    """What is known of a file: what it was pinned by, and what this process was told of it before."""
+    kind, _, value = (identity or "").partition(":")
+    known = _FIRST_TOLD.setdefault(url, {})
+    if kind:
+        known[kind] = value
+    return known
+
+
+def _compare(name: str, known: dict[str, str], told: Mapping[str, str]) -> None:
+    """Keep in `known` what a store tells of a file. Raises SourceError where it told something else before."""
+    for kind, value in told.items():
+        if (was := known.setdefault(kind, value)) != value:
+            raise SourceError(
+                f"{name}: was replaced since the run began to read it ({kind} was {was}, is {value}); "
+                "restore it or start a new run"
+            )
+
+
+def identity_of(info: Mapping[str, Any]) -> dict[str, str]:
+    """The surest of what fsspec tells of an object that changes with its content, by its kind; no time of change is that."""
+    told = {
+        "md5": info.get("md5Hash"),
+        "crc32c": info.get("crc32c"),
+        "sha": info.get("sha"),
+        "etag": bare_etag(info.get("ETag") or info.get("etag")),
+    }
+    return dict([(kind, str(value)) for kind, value in told.items() if value][:1])
+
+
+_ASKED_AT_ONCE = 16
+
+
+def told_by_servers(urls: Sequence[str], options: TransportOptions) -> list[tuple[int | None, str | None]]:
+    """Size of each file on a web server, and `KIND:VALUE` that it is known again by. All are asked for their first byte.
+
+    Raises: TransportError for the first that cannot be had.
+    """
+    headers = _http_headers(dict(options.storage_options))
+    found: list[tuple[int | None, str | None]] = [(None, None)] * len(urls)
+    given_up = threading.Event()
+
+    def ask_for_some(first: int) -> None:
+        with _session(headers) as session:
+            for number in range(first, len(urls), _ASKED_AT_ONCE):
+                if given_up.is_set():
+                    return
+                url, name = urls[number], _without_secrets(urls[number])
+                ask = partial(_told, url, name, headers, options.read_timeout, session)
+                told = answered(ask, name, options.retry_deadline)
+                kind = next((kind for kind in ("etag", "size") if kind in told), None)
+                found[number] = int(told["size"]) if "size" in told else None, f"{kind}:{told[kind]}" if kind else None
+
+    asking = [_in_thread("ask servers", ask_for_some, first) for first in range(min(_ASKED_AT_ONCE, len(urls)))]
+    try:
+        for done in as_completed(asking):
+            done.result()
+    finally:
+        given_up.set()
+    return found
+
+
+def _told(url: str, name: str, headers: Mapping[str, str], read_timeout: float, session: requests.Session) -> dict[str, str]:
+    """What a server tells of a file, by kind. Not by HEAD: a URL that is signed for GET refuses it."""
+    file = _HttpFile(url, name, headers, None, read_timeout, {}, session)
+    try:
+        next(file.pieces(0, 1), None)
+    finally:
+        file.reset_body()
+    return file.known
 
 
 _HUB_FILE = re.compile(r"hf://(?!buckets/)(?:(datasets|spaces|models)/)?([^/@]+/[^/@]+)(?:@((?:refs/\w+/)?[^/]+))?/(.+)")
@@ -932,18 +1062,28 @@ class _HttpFile:
     A server that ignores Range sends everything: that body is kept open and read forward from call to call.
     """
 
-    def __init__(self, url: str, name: str, headers: dict[str, str], size: int | None, read_timeout: float):
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        headers: Mapping[str, str],
+        size: int | None,
+        read_timeout: float,
+        known: dict[str, str],
+        session: requests.Session | None = None,
+    ):
+        """known: what was told of the file before, by kind; `session` is used, and not closed, in place of an own one."""
         self.total: int | None = None
         self.seekable = True
+        self.known = known
         self._url = url
         self._name = name
         self._size = size
-        self._own = tuple(headers)
+        self._own = headers
         self._headers = {**headers, "Accept-Encoding": "identity"}
         self._timeout = (_CONNECT_TIMEOUT, read_timeout)
-        self._session: requests.Session | None = None
+        self._session = session
         self._target: tuple[str, Mapping[str, str | bytes]] | None = None  # where the last redirect led
-        self._etag: str | None = None
         self._response: requests.Response | None = None  # its body is being read
         self._at = 0  # offset in the file of the body's next byte
         self._end: int | None = None  # where the body must end
@@ -995,9 +1135,7 @@ class _HttpFile:
     def _request(self, start: int, stop: int) -> None:
         """Open the body that holds byte `start`; nothing is opened where the file ends before it."""
         if self._session is None:
-            self._session = _Session(self._own)
-            if "Authorization" in self._headers:
-                self._session.auth = _as_it_is  # or ~/.netrc would replace the token
+            self._session = _session(self._own)
         url, headers = self._target or (self._url, self._headers)
         ranged = {**headers, "Range": f"bytes={start}-{stop - 1}"}
         response = self._session.get(url, headers=ranged, stream=True, timeout=self._timeout)
@@ -1016,7 +1154,10 @@ class _HttpFile:
                 raise _TransientError(f"HTTP 416 for bytes {start}-{stop - 1} of {known_total}")
             return
         if response.status_code in (401, 403):
-            raise TransportError(f"{self._name}: access refused (HTTP {response.status_code}); {_CHECK_TOKEN}")
+            gated = response.headers.get("X-Error-Code") == "GatedRepo"
+            raise TransportError(
+                f"{self._name}: access refused (HTTP {response.status_code}); {_ASK_FOR_ACCESS if gated else _CHECK_TOKEN}"
+            )
         if response.status_code in (404, 410):
             raise TransportError(f"{self._name}: not found (HTTP {response.status_code}); {_CHECK_ID}")
         if response.status_code not in (200, 206):
@@ -1067,17 +1208,14 @@ class _HttpFile:
         return int(length)
 
     def _remember(self, response: requests.Response, total: int | None) -> None:
-        # The same content may be called weak by one answer and strong by another: W/"x" and "x".
-        etag = bare_etag(response.headers.get("ETag"))
-        for what, was, now in (("size", self.total, total), ("ETag", self._etag, etag)):
-            if was is not None and now is not None and was != now:
-                raise SourceError(f"{self._name}: changed while it was read ({what} was {was}, is {now}); pin a revision")
+        # Not the time of the last change: a file that is written anew with the same content is the same.
+        told = {"size": None if total is None else str(total), "etag": bare_etag(response.headers.get("ETag"))}
+        _compare(self._name, self.known, {kind: value for kind, value in told.items() if value})
         self.total = total if total is not None else self.total
-        self._etag = etag or self._etag
 
 
 def bare_etag(etag: str | None) -> str | None:
-    """An ETag without its quotes, and without the mark of a weak one."""
+    """An ETag without its quotes, and without the mark of a weak one, which one answer may have and another not."""
     return etag if etag is None else etag.removeprefix("W/").strip('"')
 
 
@@ -1093,6 +1231,14 @@ class _Session(requests.Session):
         if self.should_strip_auth(str(response.request.url), str(prepared_request.url)):
             for name in self._own:
                 prepared_request.headers.pop(name, None)
+
+
+def _session(own: Mapping[str, str]) -> requests.Session:
+    """For requests with the user's headers."""
+    session = _Session(tuple(own))
+    if "Authorization" in own:
+        session.auth = _as_it_is  # or ~/.netrc would replace the token
+    return session
 
 
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -1120,10 +1266,11 @@ class _FsspecFile:
 
     seekable = True
 
-    def __init__(self, url: str, name: str, storage_options: dict[str, Any], etag: str | None):
+    def __init__(self, url: str, name: str, storage_options: dict[str, Any], known: dict[str, str]):
+        """known: what was told of the object before, by kind."""
         self.total: int | None = None
         self._name = name
-        self._etag = etag
+        self._known = known
         self._described = False
         self._url, self._storage_options = url, storage_options
         self._filesystem: Any = None
@@ -1172,14 +1319,14 @@ class _FsspecFile:
         if hasattr(self._filesystem, "call_s3"):
             # An open file of S3 asks for each range of the object it was opened for, by its ETag; a path is what it is by then.
             self._opened = self._filesystem.open(self._path, "rb", cache_type="none")
-        info = self._filesystem.info(self._path) if self._opened is None else self._opened.details
-        total, etag = info["size"], bare_etag(info.get("ETag") or info.get("etag"))
-        if total is None:
+            info = self._opened.details
+        else:
+            self._filesystem.invalidate_cache(self._path)  # a listing from the start of the run tells nothing of today
+            info = self._filesystem.info(self._path)
+        if info["size"] is None:
             raise TransportError(f"{self._name}: the store does not say how large the file is")
-        for what, was, now in (("size", self.total, total), ("ETag", self._etag, etag)):
-            if was is not None and now is not None and was != now:
-                raise SourceError(f"{self._name}: changed while it was read ({what} was {was}, is {now}); start a new run")
-        self.total, self._etag, self._described = total, etag or self._etag, True
+        _compare(self._name, self._known, {"size": str(info["size"]), **identity_of(info)})
+        self.total, self._described = info["size"], True
 
 
 def _without_secrets(url: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from stream_pretrain.data.dealing import Stripe
 from stream_pretrain.data.transport import Restart, ShardBytes
@@ -29,27 +30,52 @@ class Window:
     """Uncompressed offset of a last line that was longer than allowed and is not in `lines`."""
 
 
-class LineWindows:
+W = TypeVar("W")
+W_co = TypeVar("W_co", covariant=True)
+
+
+class Pass(Protocol[W_co]):
+    """Windows of a shard, read forward."""
+
+    stripe: Stripe
+    """Whose lane opened it."""
+    block: int
+    """The next block that can be read."""
+
+    @property
+    def blocks(self) -> int:
+        """How many the shard has; to be asked where its end was met."""
+
+    def read(self, block: int) -> W_co | None:
+        """The window of a block that does not lie before `self.block`; None when the shard ends before it."""
+
+    def close(self) -> None: ...
+
+
+class Windows(Generic[W]):
     """The windows of one shard, for every lane of this process that reads a stripe of it.
 
-    A compressed shard is decompressed once for all of them: a window that the pass meets on its way to another lane's
-    is kept for its lane, at most `KEPT` for each. A lane too far behind or ahead for that gets a pass of its own, from
-    its own restart point. A plain shard is free to seek in, so each stripe has its own pass.
+    A shard that cannot be entered at every window is read once for all of them: a window that the pass meets on its way
+    to another lane's is kept for its lane, at most `KEPT` for each. A lane too far behind or ahead for that gets a pass
+    of its own, from its own restart point. Where every window can be entered, each stripe has its own pass.
     """
 
     KEPT = 2
 
-    def __init__(
-        self, open_bytes: Callable[[Restart], ShardBytes], *, compressed: bool, window_bytes: int, max_line_bytes: int
-    ) -> None:
-        self.open_bytes = open_bytes
-        self.compressed = compressed
-        self.window_bytes = window_bytes
-        self.max_line_bytes = max_line_bytes
+    def __init__(self, *, shared: bool) -> None:
+        self.shared = shared
         self.next_of: dict[Stripe, int] = {}
-        self.kept: dict[int, Window] = {}
-        self.passes: list[_Pass] = []
+        self.kept: dict[int, W] = {}
+        self.passes: list[Pass[W]] = []
         self.blocks: int | None = None  # of the shard, once a pass has met its end
+
+    def open_pass(self, stripe: Stripe, block: int, restart: Restart) -> Pass[W]:
+        """A pass whose next block is this one, from the restart point of a block that is not before it."""
+        raise NotImplementedError
+
+    def comes_by(self, passed: int, block: int, restart: Restart) -> bool:
+        """Whether a new pass has to read a block on its way to another one."""
+        raise NotImplementedError
 
     def follow(self, stripe: Stripe, block: int) -> None:
         """Say that a lane will read this stripe from this block on."""
@@ -63,7 +89,7 @@ class LineWindows:
             self.passes.pop(0).close()
         return not self.next_of
 
-    def read(self, stripe: Stripe, block: int, restart: Restart) -> Window | None:
+    def read(self, stripe: Stripe, block: int, restart: Restart) -> W | None:
         """The window of a block of the stripe, or None when the shard ends before it."""
         window = self.kept.pop(block, None)
         if window is None and (self.blocks is None or block < self.blocks):
@@ -71,18 +97,18 @@ class LineWindows:
         self.next_of[stripe] = block + stripe.count
         return window
 
-    def _advance(self, stripe: Stripe, block: int, restart: Restart) -> Window | None:
+    def _advance(self, stripe: Stripe, block: int, restart: Restart) -> W | None:
         reading = self._pass_for(stripe, block, restart)
         try:
             for passed in range(reading.block, block):
-                if self.compressed and self._keeps(passed, stripe):
+                if self.shared and self._keeps(passed, stripe):
                     window = reading.read(passed)
                     if window is None:
                         break
                     self.kept[passed] = window
         except ContentError:  # in the window of another lane, which meets it by itself; perhaps there is a way around it
             self._give_up(reading)
-            reading = _Pass(self, self.open_bytes(restart), stripe, block)
+            reading = self.open_pass(stripe, block, restart)
             self.passes.append(reading)
         try:
             window = reading.read(block)
@@ -90,15 +116,15 @@ class LineWindows:
             self._give_up(reading)
             raise
         if window is None:
-            self.blocks = -(-reading.stream.position // self.window_bytes)
+            self.blocks = reading.blocks
         return window
 
-    def _give_up(self, reading: _Pass) -> None:
+    def _give_up(self, reading: Pass[W]) -> None:
         self.passes.remove(reading)
         reading.close()
 
-    def _pass_for(self, stripe: Stripe, block: int, restart: Restart) -> _Pass:
-        usable = [p for p in self.passes if p.block <= block and (self.compressed or p.stripe == stripe)]
+    def _pass_for(self, stripe: Stripe, block: int, restart: Restart) -> Pass[W]:
+        usable = [p for p in self.passes if p.block <= block and (self.shared or p.stripe == stripe)]
         if usable:
             reading = max(usable, key=lambda p: p.block)
             self.passes.remove(reading)
@@ -106,10 +132,10 @@ class LineWindows:
             if len(self.passes) >= max(1, len(self.next_of)):
                 self.passes.pop(0).close()
             earliest = block
-            if self.compressed:  # the lanes begin at different blocks: the pass begins at the first that any of them needs
+            if self.shared:  # the lanes begin at different blocks: the pass begins at the first that any of them needs
                 awaited = (b for b in self.next_of.values() if b not in self.kept and b < block)
-                earliest = min((b for b in awaited if _begin(b, self.window_bytes) >= restart.uncompressed), default=block)
-            reading = _Pass(self, self.open_bytes(restart), stripe, earliest)
+                earliest = min((b for b in awaited if self.comes_by(b, block, restart)), default=block)
+            reading = self.open_pass(stripe, earliest, restart)
         self.passes.append(reading)  # the least recently used one comes first
         return reading
 
@@ -120,6 +146,24 @@ class LineWindows:
                 kept = [b for b in self.kept if b % stripe.count == stripe.first]
                 return block not in kept and len(kept) < self.KEPT
         return False
+
+
+class LineWindows(Windows[Window]):
+    """The windows of a shard of lines. A compressed one is decompressed once for all; a plain one is free to seek in."""
+
+    def __init__(
+        self, open_bytes: Callable[[Restart], ShardBytes], *, compressed: bool, window_bytes: int, max_line_bytes: int
+    ) -> None:
+        super().__init__(shared=compressed)
+        self.open_bytes = open_bytes
+        self.window_bytes = window_bytes
+        self.max_line_bytes = max_line_bytes
+
+    def open_pass(self, stripe: Stripe, block: int, restart: Restart) -> _Pass:
+        return _Pass(self, self.open_bytes(restart), stripe, block)
+
+    def comes_by(self, passed: int, block: int, restart: Restart) -> bool:  # noqa: ARG002
+        return _begin(passed, self.window_bytes) >= restart.uncompressed
 
 
 def _begin(block: int, window_bytes: int) -> int:
@@ -136,17 +180,29 @@ class _Pass:
         self.block = block  # the next block that can be read
         self.window_bytes = windows.window_bytes
         self.max_line_bytes = windows.max_line_bytes
-        self.compressed = windows.compressed
+        self.compressed = windows.shared
         self.buffer = bytearray()
         self.start = stream.position  # uncompressed offset of buffer[0]
         self.ended = False
         self.chunks: deque[tuple[int, Restart]] = deque()
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.stream.position // self.window_bytes)
 
     def close(self) -> None:
         self.stream.close()
 
     def read(self, block: int) -> Window | None:
         """The window of `block`, which must not lie before `self.block`; None when the shard ends before it."""
+        window = self._read(block)
+        if window is not None and not self.compressed:
+            following = _begin(block + self.stripe.count, self.window_bytes)
+            if following > self.start + len(self.buffer):
+                self.stream.expect(following)
+        return window
+
+    def _read(self, block: int) -> Window | None:
         assert block >= self.block
         self.block = block + 1
         begin, end = _begin(block, self.window_bytes), (block + 1) * self.window_bytes

@@ -554,7 +554,7 @@ def test_a_store_whose_object_changes_between_retries_is_refused() -> None:
         opened.skip_to(10)
         opened.read()
         flaky(zstd_frame(content[1:]), OSError("gone"))
-        with pytest.raises(SourceError, match="changed while it was read"):
+        with pytest.raises(SourceError, match="was replaced since the run began"):
             chunks_of(opened)
 
 

@@ -78,6 +78,9 @@ class MemoryBytes:
         assert offset >= self.position
         self.position = min(offset, len(self.shard.content))
 
+    def expect(self, offset: int) -> None:
+        assert offset > self.position
+
     def close(self) -> None:
         self.shard.closed += 1
 
@@ -291,12 +294,18 @@ def test_what_lies_before_damage_is_read_and_what_lies_behind_it_is_not() -> Non
             assert memory.closed == memory.opened
 
 
+def lz4_frame(piece: bytes) -> bytes:
+    frame: bytes = pytest.importorskip("lz4.frame").compress(piece)
+    return frame
+
+
 COMPRESS: dict[Compression, Callable[[bytes], bytes]] = {
     "none": lambda piece: piece,
     "zstd": zstandard.ZstdCompressor(write_checksum=True).compress,
     "gzip": lambda piece: gzip.compress(piece, 1),
     "bz2": bz2.compress,
     "xz": lzma.compress,
+    "lz4": lz4_frame,
 }
 
 

@@ -18,8 +18,9 @@ Each fault is spent on one request of its path, in order; a fault with "times": 
     none            answers as if there were no fault
 
 and with any of them: "ranges": false answers 200 with everything, "shift": N answers with bytes N further on than asked
-for, "length": false leaves Content-Length out, "weak": true makes the ETag a weak one, "replace_with": NAME makes the path give
-that file from then on. HEAD tells the size of a file whose name does not begin with "untold-".
+for, "length": false leaves Content-Length out, with "chunked": true the body tells its end itself, "weak": true makes the ETag
+a weak one, "replace_with": NAME makes the path give that file from then on. HEAD tells the size of a file whose name does not
+begin with "untold-". A file whose name begins with "untagged-" has a Last-Modified in place of an ETag.
 """
 
 from __future__ import annotations
@@ -142,7 +143,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(404, {}, b"")
         content = file.read_bytes()
         etag = f'{"W/" if fault.get("weak") else ""}"{hashlib.sha256(content).hexdigest()[:16]}"'
-        headers = {"ETag": etag, "Content-Type": "application/octet-stream"}
+        tag = {"ETag": etag}
+        if self.path.startswith("/untagged-"):
+            tag = {"Last-Modified": email.utils.formatdate(file.stat().st_mtime, usegmt=True)}
+        headers = {**tag, "Content-Type": "application/octet-stream"}
         status = 200
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked and fault.get("ranges", True):
@@ -170,6 +174,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(content)))
         else:
             self.send_header("Connection", "close")
+        if fault.get("chunked"):
+            self.send_header("Transfer-Encoding", "chunked")
+            content = b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content)
         self.end_headers()
         do = fault["do"]
         if do in ("reset", "short", "stall"):

@@ -5,6 +5,7 @@
     DIR/datasets/org/name/main/...      a revision: every folder of a repository is a commit, and a branch of that name
     DIR/datasets/org/name/refs.json     {"main": "second", "v1": "main"}: branches and tags that point at other folders
     DIR/datasets/org/name/.token        the repository is private; the file holds the token that opens it
+    DIR/datasets/org/name/.gated        it is gated: all see what there is, and nobody is let in to read it
     DIR/models/org/name/...             the same for models
     DIR/datasets/name -> org/name       a symbolic link: an old short name of a repository
     DIR/files/...                       plain files under /files/, as any web server has them
@@ -228,6 +229,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer_resolve(self, kind: str, id: str, revision: str, path: str) -> None:
         repository = self.repository(kind or "models", id)
+        if (repository.folder / ".gated").exists():
+            raise RefusedError(403 if self.headers["Authorization"] else 401, "GatedRepo")
         sha, root = repository.commit(revision)
         file = root / path
         if not file.is_file():

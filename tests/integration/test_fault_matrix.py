@@ -21,19 +21,20 @@ import pytest
 
 from stream_pretrain.data import transport
 from stream_pretrain.data.dealing import Stripe
-from stream_pretrain.data.documents import ReadOptions, open_reader
-from stream_pretrain.data.sources import FORMATS, Shard
+from stream_pretrain.data.documents import DocumentReader, ReadOptions, open_reader
+from stream_pretrain.data.sources import FORMATS, Compression, Format, Shard
 from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions, compression_of
 from stream_pretrain.errors import SourceError
 from tests.corpora import documents, write_shard
 from tests.integration.faulty_proxy import proxied
 from tests.integration.http_server import Server, serve
-from tests.integration.hub_server import running
+from tests.integration.hub_server import Repository, running
 
 STYLES = ["plain", "zst", "zst-multi", "gz", "parquet"]
 STORES = ["Hub", "web", "S3"]
 SAME = "the same documents"
 COUNT = 1200
+WHOLE = Stripe(0)
 KIB = 1024
 
 
@@ -48,7 +49,7 @@ class Fault:
         return self.outcome if isinstance(self.outcome, str) else self.outcome[store]
 
 
-REFUSED, MISSING, CHANGED = "ends: `access refused`", "ends: `not found`", "ends: `changed while it was read`"
+REFUSED, MISSING, CHANGED = "ends: `access refused`", "ends: `not found`", "ends: `was replaced since the run began`"
 FAULTS = {
     "connection reset in the middle of a body": Fault(tuple({"do": "reset", "after": n} for n in (9_000, 7, 3_333))),
     "body cut short": Fault(({"do": "short", "after": 9_000},)),
@@ -154,26 +155,34 @@ def store(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[str, S
                 yield "S3", Store(proxy, "s3://bucket/", "bucket/", s3_options(proxy.port))
 
 
+def format_of(name: str) -> tuple[Format, Compression]:
+    return next(value for ending, value in FORMATS.items() if ending in name), compression_of(name)
+
+
 def read(store: Store, name: str, size: int | None, deadline: float) -> list[str]:
     """The documents of a shard, window by window, in blocks so small that there are many requests."""
-    file_format = next(value for ending, value in FORMATS.items() if ending in name)
-    shard = Shard(store.url + name, name, size, None, file_format, compression_of(name))
+    shard = Shard(store.url + name, name, size, None, *format_of(name))
     options = TransportOptions(store.storage_options, retry_deadline=deadline, block_bytes=16 * KIB, read_timeout=0.5)
     reader = open_reader(shard, ReadOptions("text", 64 * KIB, 1 << 20, options))
-    stripe, texts, restart, block = Stripe(0), [], Restart(), 0
-    reader.follow(stripe, 0)
+    reader.follow(WHOLE, 0)
+    return read_on(reader, Restart(), 0)
+
+
+def read_on(reader: DocumentReader, restart: Restart, block: int) -> list[str]:
+    """The documents from a window on, which is followed."""
+    texts = []
     try:
-        while (found := reader.read(stripe, block, restart)) is not None:
+        while (found := reader.read(WHOLE, block, restart)) is not None:
             assert not found.skips
             texts += found.texts
             restart, block = found.restart, block + 1
     finally:
-        reader.leave(stripe)
+        reader.leave(WHOLE)
     return texts
 
 
 @pytest.mark.parametrize("identity", [None, "listed"])
-def test_an_object_that_is_replaced_while_it_is_read_or_before_is_refused_though_no_request_fails(
+def test_an_object_that_is_replaced_while_it_is_read_or_between_is_refused_though_no_request_fails(
     identity: str | None, folder: Path
 ) -> None:
     with s3_server(folder) as port:
@@ -191,14 +200,10 @@ def test_an_object_that_is_replaced_while_it_is_read_or_before_is_refused_though
         with closing(opened()) as shard:
             assert shard.read()
             bucket.pipe_file(f"bucket/{name_of('plain')}", bytes(size))
-            with pytest.raises(SourceError, match="changed while it was read"):
+            with pytest.raises(SourceError, match="was replaced since the run began"):
                 list(iter(shard.read, b""))
-        with closing(opened()) as shard:
-            if identity is None:
-                assert shard.read()
-            else:
-                with pytest.raises(SourceError, match=f"ETag was {listed}, is"):
-                    shard.read()
+        with closing(opened()) as shard, pytest.raises(SourceError, match=f"etag was {listed}, is"):
+            shard.read()
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -225,6 +230,28 @@ def test_the_documents_are_those_of_a_clean_read_or_the_run_ends_with_a_name(
         assert said is not None
         with pytest.raises(SourceError, match=re.escape(said[1])):
             read(server, name, size, deadline)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_branch_that_moves_while_a_shard_is_read_changes_no_document(style: str, tmp_path: Path) -> None:
+    repository = tmp_path / "datasets/org/name"
+    for commit, seed in (("main", 0), ("later", 1)):
+        (repository / commit).mkdir(parents=True)
+        write_shard(repository / commit / style, documents(COUNT, seed=seed), style)
+    name = name_of(style)
+    with running(tmp_path) as hub:
+        first = f"hf://datasets/org/name@{Repository(repository, 'datasets', 'org/name').sha('main')}/"
+        options = TransportOptions({"endpoint": hub.endpoint}, block_bytes=16 * KIB)
+        shard = Shard(first + name, name, (repository / "main" / name).stat().st_size, None, *format_of(name))
+        reader = open_reader(shard, ReadOptions("text", 64 * KIB, 1 << 20, options))
+        reader.follow(WHOLE, 0)
+        begun = reader.read(WHOLE, 0, Restart())
+        assert begun is not None
+        (repository / "refs.json").write_text('{"main": "later"}')
+        assert begun.texts + read_on(reader, begun.restart, 1) == documents(COUNT)
+        again = open_reader(shard, ReadOptions("text", 64 * KIB, 1 << 20, options))
+        again.follow(WHOLE, 0)
+        assert read_on(again, Restart(), 0) == documents(COUNT)
 
 
 def test_the_table_of_the_readme_says_what_these_tests_have_seen() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 import random
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import zstandard
 
@@ -20,8 +22,10 @@ from stream_pretrain.data.sources import Shard
 from stream_pretrain.data.transport import Restart, TransportOptions, compression_of
 from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.corpora import json_lines
+from tests.integration.faulty_proxy import proxied
 from tests.integration.http_server import Server, serve
-from tests.integration.test_fault_matrix import s3_options, s3_server
+from tests.integration.hub_server import running
+from tests.integration.test_fault_matrix import Store, s3_options, s3_server
 
 TEXTS = [f"document {number} {random.Random(number).randbytes(200).hex()}" for number in range(2500)]
 CSV = "".join(f"{line}\n" for line in ["text", *TEXTS]).encode()
@@ -40,6 +44,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             member = tarfile.TarInfo(f"{number:06d}.txt")
             member.size = len(text)
             tar.addfile(member, io.BytesIO(text.encode()))
+    table = pa.table({"text": TEXTS})
+    with pa.OSFile(str(folder / "s.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
     (folder / "other.csv").write_bytes(CSV.replace(b"document", b"Document"))
     return folder
 
@@ -122,13 +129,47 @@ def test_a_shard_that_cannot_be_had_ends_the_run(server: Server, code: int, mess
 
 def test_content_that_changes_while_it_is_read_is_not_mixed_with_the_old(server: Server) -> None:
     server.inject("s.csv", {"do": "none"}, {"do": "reset", "after": 100_000, "replace_with": "other.csv"})
-    with pytest.raises(SourceError, match=r"s\.csv: changed while it was read \(ETag was"):
+    with pytest.raises(SourceError, match=r"s\.csv: was replaced since the run began to read it \(etag was"):
         documents(server.url("s.csv"))
 
 
 def test_a_shard_of_another_size_than_listed_is_damage(server: Server) -> None:
     with pytest.raises(ContentError, match=rf"s\.csv: has {len(CSV)} bytes, but {len(CSV) + 5} are listed"):
         documents(server.url("s.csv"), size=len(CSV) + 5)
+
+
+@pytest.fixture(scope="module", params=["Hub", "S3"])
+def behind_a_proxy(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """The same files on another store, behind a proxy that can fail."""
+    if request.param == "S3":
+        with s3_server(folder) as port, proxied(port) as proxy:
+            yield Store(proxy, "s3://bucket/", "bucket/", s3_options(proxy.port))
+    else:
+        root = tmp_path_factory.mktemp("hub")
+        shutil.copytree(folder, root / "datasets/org/name/main")
+        with running(root) as hub, proxied(hub.port) as proxy:
+            endpoint = {"endpoint": proxy.url("").rstrip("/")}
+            yield Store(proxy, "hf://datasets/org/name@main/", "lfs/datasets/org/name/main/", endpoint)
+
+
+@pytest.mark.parametrize(("name", "builder"), [("s.csv.gz", "csv"), ("s.arrow", "arrow")])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        ({"do": "reset", "after": 100_000}, {"do": "short", "after": 50_000}),
+        ({"do": "status", "code": 503, "times": 3}, {"do": "status", "code": 429, "headers": {"Retry-After": "0"}}),
+    ],
+    ids=["reset and short", "503 and 429"],
+)
+def test_the_hub_and_s3_may_fail_as_a_web_server_may(
+    behind_a_proxy: Store, name: str, builder: str, faults: tuple[dict[str, Any], ...]
+) -> None:
+    behind_a_proxy.proxy.forget()
+    behind_a_proxy.proxy.inject(behind_a_proxy.path + name, {"do": "none"}, *faults)
+    found = documents(behind_a_proxy.url + name, builder=builder, storage_options=behind_a_proxy.storage_options)
+    assert found == TEXTS
+    asked = [request["status"] for request in behind_a_proxy.proxy.log() if request["path"].endswith(f"/{name}")]
+    assert len(asked) > len(faults)
 
 
 def test_s3_is_read_with_every_compression_and_builder(folder: Path) -> None:

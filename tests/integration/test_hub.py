@@ -43,6 +43,18 @@ for options in json.loads(sys.argv[1]):
 """
 
 
+READ = """
+import sys
+from stream_pretrain.data.transport import ShardBytes
+from stream_pretrain.errors import StreamPretrainError
+
+try:
+    ShardBytes(sys.argv[1], "none", None).read()
+except StreamPretrainError as error:
+    print(f"{type(error).__name__}: {error}")
+"""
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
     (tmp_path / "hub").mkdir()
@@ -88,6 +100,30 @@ def one_corpus(hub: Hub, **options: Any) -> Corpus:
     (answer,) = resolve(hub, options)
     assert isinstance(answer, Corpus), answer
     return answer
+
+
+@pytest.mark.parametrize(
+    ("token", "status", "advice"),
+    [
+        ({}, 401, "You must be authenticated to access it."),
+        (
+            {"HF_TOKEN": "hf_other"},
+            403,
+            "Visit the dataset page at https://huggingface.co/datasets/org/corpus to ask for access.",
+        ),
+    ],
+)
+def test_a_gated_dataset_says_that_access_has_to_be_asked_for(
+    hub: Hub, token: dict[str, str], status: int, advice: str
+) -> None:
+    write(hub, "datasets/org/corpus/main", "a.jsonl")
+    (hub.root / "datasets/org/corpus/.gated").touch()
+    [message] = resolve(hub, {"dataset": "org/corpus"}, **token)
+    assert message == f"SourceError: org/corpus: Dataset 'org/corpus' is a gated dataset on the Hub. {advice}"
+    assert run(hub, READ, f"hf://datasets/org/corpus@{FIRST}/a.jsonl", **token) == (
+        f"TransportError: hf://datasets/org/corpus@{FIRST}/a.jsonl: access refused (HTTP {status}); the dataset is gated: "
+        "ask for access on its page on the Hub, and give the token of that account in HF_TOKEN\n"
+    )
 
 
 def test_a_dataset_is_pinned_with_sizes_and_content_hashes(hub: Hub) -> None:

@@ -63,6 +63,20 @@ def test_a_hub_dataset_trains_at_once_and_no_shard_lands_on_the_disk(hub: Hub, t
     assert sorted(reads) == sorted(set(reads)), "no part of a shard is asked for twice, neither to start nor to train"
 
 
+def test_the_first_step_of_a_large_dataset_costs_a_few_mebibytes(hub: Hub, tmp_path: Path) -> None:
+    folder = hub.root / "datasets/org/large/main"
+    folder.mkdir(parents=True)
+    for number in range(4):
+        texts = [f"{text} {random.Random(text).randbytes(30_000).hex()}" for text in documents(500, seed=number)]
+        write_shard(folder / f"train-{number}", texts, "zst")
+    assert size_of(folder) > 60_000_000
+    before = len(hub.requests())
+    done = train(hub, tmp_path / "home", tmp_path / "out", "--dataset=org/large", "--lanes=1", max_steps=1)
+    assert done.returncode == 0, done.stderr
+    fetched = [request["bytes"] for request in hub.requests()[before:] if "/org/large/" in request["path"]]
+    assert sum(fetched) < 9_000_000, "one block of one shard, and the listings"
+
+
 def test_a_run_goes_on_through_faults_of_the_hub(hub: Hub, tmp_path: Path) -> None:
     whole = train(hub, tmp_path / "home", tmp_path / "whole", max_steps=6)
     assert whole.returncode == 0, whole.stderr

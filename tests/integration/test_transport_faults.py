@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ import pytest
 import zstandard
 
 from stream_pretrain.data import transport
+from stream_pretrain.data.dealing import Stripe
+from stream_pretrain.data.documents import ReadOptions, open_reader
+from stream_pretrain.data.sources import Shard
 from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions, compression_of, seconds_waiting
 from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.integration.http_server import Server, serve
@@ -52,6 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in SHARDS:
         (path / name).write_bytes(written(name, text()))
         (path / f"other-{name}").write_bytes(written(name, text().upper()))
+    lines = [b'{"text": "line %d"}' % number for number in range(4000)]
+    (path / "lines.jsonl").write_bytes(b"".join(line.ljust(99) + b"\n" for line in lines))
     return path
 
 
@@ -215,7 +220,10 @@ def test_an_html_page_that_hides_its_type_is_found_by_its_first_bytes(server: Se
 @pytest.mark.parametrize("name", SHARDS)
 def test_an_html_page_in_the_middle_that_hides_its_type_is_found_by_its_size(name: str, server: Server) -> None:
     server.inject(name, {"do": "none"}, {"do": "html_untyped"})
-    with opened(server, name) as shard, pytest.raises(SourceError, match=r"changed while it was read \(size was \d+, is 56\)"):
+    with (
+        opened(server, name) as shard,
+        pytest.raises(SourceError, match=r"was replaced since .* \(size was \d+, is 56\)"),
+    ):
         content_of(shard)
 
 
@@ -230,7 +238,7 @@ def test_bytes_from_behind_those_asked_for_are_refused(name: str, server: Server
 def test_a_shard_that_changes_while_it_is_read_is_refused(name: str, folder: Path) -> None:
     with serve(folder) as server:
         server.inject(name, {"do": "reset", "after": 10_000, "replace_with": f"other-{name}"})
-        with opened(server, name) as shard, pytest.raises(SourceError, match="changed while it was read"):
+        with opened(server, name) as shard, pytest.raises(SourceError, match="was replaced since the run began"):
             content_of(shard)
 
 
@@ -271,6 +279,52 @@ def test_reading_on_fetches_one_block_ahead(server: Server) -> None:
             time.sleep(0.01)
         assert [request["range"] for request in server.log()] == ["bytes=0-65535", "bytes=65536-131071", "bytes=131072-196607"]
         assert shard.read() == text()[2 * BLOCK : 3 * BLOCK]
+
+
+def patient(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_where_the_next_place_is_known_its_block_is_fetched_while_the_last_is_worked_on(server: Server) -> None:
+    with opened(server, "plain.jsonl") as shard:
+        assert shard.read() == text()[:BLOCK]
+        shard.expect(3 * BLOCK + 5)
+        patient(lambda: len(server.log()) == 2)
+        shard.skip_to(3 * BLOCK + 5)
+        assert shard.read() == text()[3 * BLOCK + 5 : 4 * BLOCK + 5]
+        shard.expect(10**9)  # behind the end
+    assert [request["range"] for request in server.log()] == ["bytes=0-65535", "bytes=196613-262148"]
+
+
+@pytest.mark.parametrize("offset", [BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 7, 4 * BLOCK - 1])
+def test_an_expectation_that_is_not_kept_changes_no_byte(offset: int, server: Server) -> None:
+    server.inject("plain.jsonl", {"do": "none"}, {"do": "reset", "after": 9})
+    with opened(server, "plain.jsonl") as shard:
+        shard.read()
+        shard.expect(3 * BLOCK + 5)
+        shard.skip_to(offset)
+        assert content_of(shard) == text()[offset:]
+
+
+def test_a_stripe_of_a_plain_shard_asks_for_its_next_window_before_it_is_wanted(server: Server) -> None:
+    shard = Shard(server.url("lines.jsonl"), "lines.jsonl", None, None, "jsonl", "none")
+    reader = open_reader(shard, ReadOptions("text", 20_000, 1 << 20, TransportOptions()))
+    stripe = Stripe(0, 1, 3)
+    reader.follow(stripe, 1)
+    windows = []
+    for block in (1, 4, 7):
+        window = reader.read(stripe, block, Restart())
+        assert window is not None
+        windows.append(window.texts[0])
+        patient(lambda: len(server.log()) == len(windows) + 1)
+    reader.leave(stripe)
+    assert windows == ["line 200", "line 800", "line 1400"]
+    assert [request["range"] for request in server.log()] == [
+        "bytes=19999-41248", "bytes=79999-101248", "bytes=139999-161248", "bytes=199999-221248"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("offset", [2 * BLOCK + 9, 3 * BLOCK, 4 * BLOCK + 9])

@@ -1,0 +1,232 @@
+"""What is read of a Parquet shard is what was written, whoever reads which stripe and wherever a reading begins again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream_pretrain.data import transport
+from stream_pretrain.data.dealing import Stripe
+from stream_pretrain.data.documents import DocumentReader, Documents, ReadOptions, open_reader
+from stream_pretrain.data.sources import Shard
+from stream_pretrain.data.transport import MIB, Restart, ShardFile, TransportOptions
+from stream_pretrain.errors import ContentError
+
+WHOLE = Stripe(0)
+
+
+def opened(path: Path, window_bytes: int, block_bytes: int = 8 * MIB) -> DocumentReader:
+    shard = Shard(str(path), path.name, path.stat().st_size, None, "parquet", "none")
+    return open_reader(shard, ReadOptions("text", window_bytes, MIB, TransportOptions(block_bytes=block_bytes)))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Row groups of texts, and how they are written."""
+
+    groups: Sequence[Sequence[str | None]]
+    how: dict[str, Any]
+
+    def write(self, path: Path) -> None:
+        schema = pa.schema([("id", pa.int64()), ("text", pa.string())])
+        with pq.ParquetWriter(path, schema, **self.how) as writer:
+            for group in self.groups:
+                writer.write_table(pa.table({"id": range(len(group)), "text": list(group)}, schema), row_group_size=1 << 20)
+
+    def rows(self) -> list[tuple[int, str | None]]:
+        return list(enumerate(text for group in self.groups for text in group))
+
+
+TEXTS = st.one_of(st.none(), st.just(" "), st.text("aäé😀 ", max_size=9), st.integers(0, 300).map(lambda n: "x" * n))
+HOW = st.fixed_dictionaries(
+    {
+        "compression": st.sampled_from(["none", "snappy", "gzip", "zstd", "lz4", "brotli"]),
+        "use_dictionary": st.booleans(),
+        "data_page_size": st.sampled_from([1, 64, 1 << 20]),
+        "data_page_version": st.sampled_from(["1.0", "2.0"]),
+        "write_batch_size": st.sampled_from([1, 7, 1024]),
+    }
+)
+TABLES = st.builds(Table, st.lists(st.lists(TEXTS, max_size=30), max_size=5), HOW)
+
+
+@settings(deadline=None)
+@given(table=TABLES, window_bytes=st.sampled_from([1, 50, 400, 1 << 20]), stripes=st.integers(1, 4), data=st.data())
+def test_lanes_that_begin_again_anywhere_read_each_row_once(
+    table: Table, window_bytes: int, stripes: int, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "s.parquet"
+    table.write(path)
+    reader = opened(path, window_bytes)
+    blocks = {Stripe(0, first, stripes): first for first in range(stripes)}
+    for stripe, block in blocks.items():
+        reader.follow(stripe, block)
+    texts: list[tuple[int, str]] = []
+    skipped: list[int] = []
+    while blocks:
+        if data.draw(st.integers(0, 9), "0: begin again") == 0:
+            for stripe in blocks:
+                reader.leave(stripe)
+            reader = opened(path, window_bytes)
+            for stripe, block in blocks.items():
+                reader.follow(stripe, block)
+        stripe = data.draw(st.sampled_from(sorted(blocks, key=lambda s: s.first)), "lane")
+        found = reader.read(stripe, blocks[stripe], Restart())
+        if found is None:
+            del blocks[stripe]
+            assert reader.leave(stripe) == (not blocks)
+            continue
+        texts += zip(found.offsets, found.texts, strict=True)
+        skipped += [skip.offset for skip in found.skips]
+        blocks[stripe] += stripes
+    assert sorted(texts) == [(row, text) for row, text in table.rows() if text and not text.isspace()]
+    assert sorted(skipped) == [row for row, text in table.rows() if not text or text.isspace()]
+
+
+@settings(deadline=None)
+@given(table=TABLES, window_bytes=st.sampled_from([1, 50, 400]), data=st.data())
+def test_a_window_is_the_same_whichever_was_read_before(
+    table: Table, window_bytes: int, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "s.parquet"
+    table.write(path)
+    windows = windows_of(opened(path, window_bytes))
+    for block in data.draw(st.lists(st.integers(0, max(0, len(windows) - 1)), max_size=5), "blocks"):
+        alone = opened(path, window_bytes)
+        alone.follow(WHOLE, block)
+        assert alone.read(WHOLE, block, Restart()) == (windows[block] if windows else None)
+        alone.leave(WHOLE)
+
+
+def windows_of(reader: DocumentReader) -> list[Documents]:
+    reader.follow(WHOLE, 0)
+    windows: list[Documents] = []
+    while (found := reader.read(WHOLE, len(windows), Restart())) is not None:
+        windows.append(found)
+    reader.leave(WHOLE)
+    return windows
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """One row group with 24 MiB of text that does not get smaller, and as much again in a column that nobody asks for."""
+    texts = [random.Random(number).randbytes(2 * 1024).hex() for number in range(6144)]
+    pages_of_1_mib = {"compression": "none", "use_dictionary": False, "write_batch_size": 64}
+    pq.write_table(pa.table({"text": texts, "other": texts[::-1]}), tmp_path / "s.parquet", **pages_of_1_mib)
+    return tmp_path / "s.parquet"
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of each request for a part of a shard."""
+    sizes: list[int] = []
+    fetch = transport._Compressed._fetch
+
+    def counted(self: transport._Compressed, start: int, stop: int) -> bytes | bytearray:
+        content = fetch(self, start, stop)
+        sizes.append(len(content))
+        return content
+
+    monkeypatch.setattr(transport._Compressed, "_fetch", counted)
+    return sizes
+
+
+def test_of_a_row_group_little_more_than_a_window_is_fetched_and_held(large: Path, fetched: list[int]) -> None:
+    reader, before = opened(large, window_bytes=MIB, block_bytes=MIB), pa.total_allocated_bytes()
+    stripe, held, block = WHOLE, 0, 0
+    reader.follow(stripe, 0)
+    while reader.read(stripe, block, Restart()) is not None:
+        held, block = max(held, pa.total_allocated_bytes() - before), block + 1
+        if block == 1:
+            assert sum(fetched) < 4 * MIB
+    reader.leave(stripe)
+    assert block == 25
+    assert held < 8 * MIB
+    assert 24 * MIB < sum(fetched) < 25 * MIB
+    assert max(fetched) <= 2 * MIB
+
+
+def test_lanes_that_keep_step_share_what_is_fetched_of_a_row_group(large: Path, fetched: list[int]) -> None:
+    reader = opened(large, window_bytes=MIB, block_bytes=MIB)
+    stripes = [Stripe(0, first, 4) for first in (2, 0, 3, 1)]
+    for stripe in stripes:
+        reader.follow(stripe, stripe.first)
+    for turn in range(6):
+        for stripe in stripes:
+            assert reader.read(stripe, stripe.first + 4 * turn, Restart()) is not None
+    for stripe in stripes:
+        reader.leave(stripe)
+    assert sum(fetched) < 25 * MIB
+
+
+def served(path: Path, reads: list[tuple[int, int]], expected: list[tuple[int, int]], block_bytes: int) -> list[bytes]:
+    """What reads of parts give, of a file on a store that is not local."""
+    fsspec.filesystem("memory").pipe_file("/s.parquet", path.read_bytes())
+    with closing(ShardFile("memory://s.parquet", None, TransportOptions(block_bytes=block_bytes))) as file:
+        file.expected = expected
+        found = []
+        for start, stop in reads:
+            file.seek(start)
+            found.append(file.read(stop - start))
+        return found
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_whatever_is_expected_the_bytes_are_those_that_are_asked_for(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    content = bytes(range(256)) * 2
+    path = tmp_path_factory.getbasetemp() / "s.bytes"
+    path.write_bytes(content)
+    parts = st.tuples(st.integers(0, 600), st.integers(0, 200)).map(lambda part: (part[0], part[0] + part[1]))
+    expected = sorted(data.draw(st.lists(parts, max_size=3)))
+    reads = data.draw(st.lists(parts, max_size=4))
+    # As a reader does that goes on where it was, or where it was expected to.
+    reads += [(stop, stop + 50) for _, stop in reads[-1:]] + expected
+    block_bytes = data.draw(st.integers(1, 100))
+    assert served(path, reads, expected, block_bytes) == [content[start:stop] for start, stop in reads]
+
+
+def test_the_part_that_is_read_next_is_on_its_way_and_fetched_once(large: Path, fetched: list[int]) -> None:
+    size = large.stat().st_size
+    expected = [(100, 2 * MIB), (3 * MIB, 5 * MIB)]
+    content = large.read_bytes()
+    reads = [(100, MIB), (MIB, MIB + 300), (MIB + 300, 2 * MIB), (3 * MIB, 4 * MIB), (4 * MIB, 5 * MIB)]
+    assert served(large, reads, expected, MIB) == [content[start:stop] for start, stop in reads]
+    assert fetched == [1, MIB - 100, MIB, MIB, MIB]
+    assert size > 24 * MIB
+
+
+def test_the_rows_before_the_damage_of_a_row_group_are_read_by_every_lane_and_after_every_start(large: Path) -> None:
+    content = bytearray(large.read_bytes())
+    column = pq.read_metadata(large).row_group(0).column(0)
+    middle = column.data_page_offset + column.total_compressed_size // 2
+    content[middle : middle + 4096] = b"\xff" * 4096
+    large.write_bytes(content)
+
+    def met(stripe: Stripe, first: int) -> int:
+        reader, block = opened(large, window_bytes=MIB), first
+        reader.follow(stripe, first)
+        with suppress(ContentError):
+            while reader.read(stripe, block, Restart()) is not None:
+                block += stripe.count
+        with pytest.raises(ContentError, match=r"^s.parquet: row group 0 is damaged \("):
+            reader.read(stripe, block, Restart())
+        reader.leave(stripe)
+        return block
+
+    assert met(WHOLE, 0) == 12
+    assert [met(WHOLE, block) for block in (5, 12)] == [12, 12]
+    assert [met(Stripe(0, first, 4), first) for first in range(4)] == [12, 13, 14, 15]

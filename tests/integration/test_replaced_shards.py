@@ -1,0 +1,280 @@
+"""A shard that is replaced where no listing tells: between two starts, between two epochs, on web servers and other stores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, ClassVar
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from stream_pretrain.config import DataConfig
+from stream_pretrain.data import sources, transport
+from stream_pretrain.data.dealing import Stripe
+from stream_pretrain.data.documents import ReadOptions, open_reader
+from stream_pretrain.data.sources import Corpus, Shard, described, find_again, resolve
+from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions
+from stream_pretrain.errors import SourceError, TransportError
+from tests.corpora import documents, json_lines, write_shard, write_tiny_bert
+from tests.integration.http_server import Server, serve
+
+OLD, NEW, LONGER = json_lines(["old text"]), json_lines(["new text"]), json_lines(["longer text"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    for name in ("a.jsonl", "b.jsonl", "untagged-c.jsonl"):
+        (folder / name).write_bytes(OLD)
+    return folder
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Server]:
+    with serve(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def listed(server: Server, tmp_path: Path) -> DataConfig:
+    """What the options say: a file with the three URLs."""
+    (tmp_path / "list.txt").write_text("".join(f"{server.url(name)}\n" for name in ("a.jsonl", "b.jsonl", "untagged-c.jsonl")))
+    return DataConfig(dataset=f"@{tmp_path}/list.txt", retry_deadline=20.0)
+
+
+def pinned(data: DataConfig) -> Corpus:
+    return described(resolve(data), data)
+
+
+def in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "_FIRST_TOLD", {})
+
+
+def texts(shard: Shard) -> list[str]:
+    reader = open_reader(shard, ReadOptions("text", 1 << 20, 1 << 20, TransportOptions()))
+    reader.follow(Stripe(0), 0)
+    try:
+        found = reader.read(Stripe(0), 0, Restart())
+    finally:
+        reader.leave(Stripe(0))
+    assert found is not None
+    return found.texts
+
+
+# Web servers
+
+
+def test_a_web_file_is_pinned_by_its_size_and_etag_or_its_size_alone(server: Server, listed: DataConfig) -> None:
+    etag = hashlib.sha256(OLD).hexdigest()[:16]
+    assert [(shard.name, shard.size, shard.identity) for shard in pinned(listed).shards] == [
+        ("a.jsonl", 30, f"etag:{etag}"),
+        ("b.jsonl", 30, f"etag:{etag}"),
+        ("untagged-c.jsonl", 30, "size:30"),
+    ]
+    asked = sorted((request["path"], request["range"]) for request in server.log())
+    assert asked == [("/a.jsonl", "bytes=0-0"), ("/b.jsonl", "bytes=0-0"), ("/untagged-c.jsonl", "bytes=0-0")]
+
+
+@pytest.mark.parametrize(("name", "content"), [("b.jsonl", NEW), ("b.jsonl", LONGER), ("untagged-c.jsonl", LONGER)])
+def test_a_web_file_replaced_between_two_starts_is_named(folder: Path, listed: DataConfig, name: str, content: bytes) -> None:
+    corpus = pinned(listed)
+    assert find_again(corpus, listed) == corpus
+    (folder / name).write_bytes(content)
+    with pytest.raises(SourceError, match=rf"is not the corpus this run began with: {name} changed; restore it or start a new"):
+        find_again(corpus, listed)
+
+
+@pytest.mark.parametrize(("name", "content"), [("b.jsonl", NEW), ("untagged-c.jsonl", LONGER)])
+def test_a_web_file_replaced_before_its_first_reading_is_refused_by_the_process_that_reads_it(
+    folder: Path, listed: DataConfig, name: str, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [shard] = [shard for shard in pinned(listed).shards if shard.name == name]
+    (folder / name).write_bytes(content)
+    in_a_new_process(monkeypatch)
+    with pytest.raises(SourceError, match=rf"/{name}: was replaced since the run began .*; restore it or start a new run"):
+        texts(shard)
+
+
+def test_a_web_file_that_nobody_pinned_is_refused_where_a_later_epoch_finds_another(folder: Path, server: Server) -> None:
+    shard = Shard(server.url("a.jsonl"), "a.jsonl", None, None, "jsonl", "none")
+    assert texts(shard) == texts(shard) == ["old text"]
+    (folder / "a.jsonl").write_bytes(NEW)
+    with pytest.raises(SourceError, match=r"a\.jsonl: was replaced since the run began to read it \(etag was"):
+        texts(shard)
+
+
+def test_a_web_file_written_anew_with_the_same_content_is_the_same(folder: Path, listed: DataConfig) -> None:
+    corpus = pinned(listed)
+    for file in folder.iterdir():
+        os.utime(file, (1, 1))
+    assert find_again(corpus, listed) == corpus
+    assert [texts(shard) for shard in corpus.shards] == [["old text"]] * 3
+
+
+def test_where_neither_size_nor_etag_is_told_nothing_is_known_again_by(folder: Path, server: Server) -> None:
+    server.inject("untagged-c.jsonl", *[{"do": "none", "ranges": False, "length": False, "chunked": True}] * 4)
+    data = DataConfig(dataset=server.url("untagged-c.jsonl"))
+    corpus = pinned(data)
+    assert [(shard.size, shard.identity) for shard in corpus.shards] == [(None, None)]
+    os.utime(folder / "untagged-c.jsonl", (1e9, 1e9))
+    assert find_again(corpus, data) == corpus
+
+
+def test_a_signature_may_be_new_at_each_start_the_content_may_not(folder: Path, server: Server) -> None:
+    first, second = (DataConfig(dataset=server.url(f"a.jsonl?signature={n}")) for n in (1, 2))
+    corpus = pinned(first)
+    assert find_again(corpus, second).shards[0].url == server.url("a.jsonl?signature=2")
+    (folder / "a.jsonl").write_bytes(NEW)
+    with pytest.raises(SourceError, match=r"a\.jsonl changed; restore it"):
+        find_again(corpus, second)
+
+
+def test_a_server_that_is_busy_at_the_start_is_asked_again(
+    server: Server, listed: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "_BACKOFF_BASE", 0.01)
+    server.inject("b.jsonl", {"do": "status", "code": 503, "times": 3}, {"do": "reset", "after": 0})
+    assert [shard.size for shard in pinned(listed).shards] == [30, 30, 30]
+
+
+def test_a_web_file_that_is_missing_is_named_at_the_start_and_nobody_waits_for_the_others(
+    folder: Path, server: Server, listed: DataConfig
+) -> None:
+    (folder / "b.jsonl").unlink()
+    server.inject("a.jsonl", {"do": "status", "code": 429, "headers": {"Retry-After": "15"}})
+    with pytest.raises(TransportError, match=r"b\.jsonl: not found \(HTTP 404\)"):
+        pinned(listed)
+    assert len([request for request in server.log() if request["path"] == "/a.jsonl"]) == 1
+
+
+def test_more_web_files_than_can_be_asked_for_are_read_all_the_same_which_is_said(
+    server: Server, listed: DataConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sources, "MOST_ASKED_FOR", 2)
+    with caplog.at_level(logging.WARNING):
+        corpus = pinned(listed)
+    assert [(shard.size, shard.identity) for shard in corpus.shards] == [(None, None)] * 3
+    assert server.log() == []
+    [said] = caplog.messages
+    assert "3 files on web servers are too many to be asked for one by one" in said
+    assert find_again(corpus, listed) == corpus
+
+
+def train(data: str, model: Path, out: Path, steps: int) -> subprocess.CompletedProcess[str]:
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "stream_pretrain",
+            f"--dataset={data}",
+            f"--model.config={model}",
+            f"--model.tokenizer={model}",
+        ),
+        *(f"--output-dir={out}", f"--max-steps={steps}", "--sequence-length=32", "--global-batch-size=4", "--workers=1"),
+        *("--lanes=2", "--save-every=2", "--run.wandb=disabled"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
+
+
+def test_a_run_does_not_go_on_with_a_web_file_that_was_replaced(folder: Path, server: Server, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_shard(folder / name, documents(100), "plain")
+    model, out = write_tiny_bert(tmp_path / "model"), tmp_path / "out"
+    (tmp_path / "list.txt").write_text(f"{server.url('a.jsonl')}\n{server.url('b.jsonl')}\n")
+    assert train(f"@{tmp_path}/list.txt", model, out, 2).returncode == 0
+    assert train(f"@{tmp_path}/list.txt", model, out, 4).returncode == 0
+    content = (folder / "b.jsonl").read_bytes()
+    (folder / "b.jsonl").write_bytes(content.replace(b"doc", b"cod"))
+    refused = train(f"@{tmp_path}/list.txt", model, out, 6)
+    assert refused.returncode == 1
+    assert "b.jsonl changed; restore it or start a new run" in refused.stderr.splitlines()[-1]
+    assert json.loads((out / "run.json").read_text())["step"] == 4
+
+
+# Other stores that fsspec knows
+
+
+class Listing(MemoryFileSystem):  # type: ignore[misc]
+    """A store that remembers its listings, as most do, and tells of its objects what `told` says."""
+
+    protocol = "listing"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    told: ClassVar[dict[str, Any]] = {}
+    remembered: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        stripped: str = super()._strip_protocol(path.replace("listing://", "memory://"))
+        return stripped
+
+    def ls(self, path: str, detail: bool = True, **_: Any) -> Any:
+        found = [{**info, **self.told} for info in super().ls(path, detail=True)]
+        self.remembered.update({info["name"]: info for info in found})
+        return found if detail else [info["name"] for info in found]
+
+    def info(self, path: str, **_: Any) -> Any:
+        path = self._strip_protocol(path)
+        if path not in self.remembered:
+            self.remembered[path] = {**super().info(path), **self.told}
+        return self.remembered[path]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.remembered.clear()
+
+
+@pytest.fixture
+def store() -> Iterator[type[Listing]]:
+    fsspec.register_implementation("listing", Listing, clobber=True)
+    Listing.store.clear()
+    Listing().pipe_file("/bucket/a.jsonl", OLD)
+    yield Listing
+    Listing.told, Listing.remembered = {}, {}
+
+
+KINDS = [{"md5Hash": "{}", "etag": "of the metadata"}, {"crc32c": "{}"}, {"sha": "{}"}, {"etag": "{}"}]
+
+
+@pytest.mark.parametrize("told", KINDS, ids=["md5", "crc32c", "sha", "etag"])
+def test_an_object_replaced_by_one_as_long_is_refused_by_whatever_its_store_tells_of_the_content(
+    told: dict[str, str], store: type[Listing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.told = {kind: value.format("first") for kind, value in told.items()}
+    corpus = resolve(DataConfig(dataset="listing://bucket/a.jsonl"))
+    assert texts(corpus.shards[0]) == texts(corpus.shards[0]) == ["old text"]
+    store.told = {kind: value.format("second") for kind, value in told.items()}
+    in_a_new_process(monkeypatch)
+    with pytest.raises(SourceError, match=r"a\.jsonl: was replaced since the run began .* was first, is second\)"):
+        texts(corpus.shards[0])
+
+
+def test_an_object_of_which_nothing_but_size_and_time_is_told_is_known_by_its_size_alone(store: type[Listing]) -> None:
+    store.told = {"mtime": 1}
+    [shard] = resolve(DataConfig(dataset="listing://bucket/a.jsonl")).shards
+    assert shard.identity is None
+    assert texts(shard) == ["old text"]
+    store.told = {"mtime": 2}
+    assert texts(shard) == ["old text"]
+    store().pipe_file("/bucket/a.jsonl", LONGER)
+    with pytest.raises(SourceError, match=r"\(size was 30, is 33\)"):
+        texts(shard)
+
+
+def test_an_object_that_nobody_pinned_is_refused_where_a_later_epoch_finds_another(store: type[Listing]) -> None:
+    store.told = {"etag": "first"}
+    with closing(ShardBytes("listing://bucket/a.jsonl", "none", None)) as shard:
+        assert shard.read() == OLD
+    store.told = {"etag": "second"}
+    with closing(ShardBytes("listing://bucket/a.jsonl", "none", None)) as shard, pytest.raises(SourceError, match="replaced"):
+        shard.read()
