@@ -63,9 +63,11 @@ def main(folder: Path) -> None:
         vocab_size=VOCABULARY,
         hidden_size=128,
         num_hidden_layers=2,
-        num_attention_heads=2,
+        num_attention_heads=4,
         intermediate_size=512,
         max_position_embeddings=128,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     config.save_pretrained(folder / "model")
     print(f"{len(texts)} documents, {sum(map(len, texts)) / 1e6:.1f} MB of text, in {SHARDS} shards under {folder / 'corpus'}")

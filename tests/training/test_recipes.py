@@ -109,7 +109,7 @@ FIRST_RATES = {
     "bert_domain_adaptation": 1e-4 / 1000,
     "bert_replay": 1e-4 / 1000,
     "roberta_whole_word": 1e-4 / 1000,
-    "demo": 3e-3 / 20,
+    "demo": 1e-3 / 40,
     "modernbert_from_scratch": 8e-4 / 3000,
     "small_causal": 2e-3 / 1000,
 }
