@@ -100,11 +100,10 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
         out = RunDirectory(run_directory(config), command, progress.warning)  # on ranks but the first it records nothing
 
         setup: Setup | None = None
-        state: Literal["preempted", "finished"] | None = None
 
         def record_end(why: str) -> None:
-            if state is not None:
-                return  # all is saved and recorded: that a rank is killed while it leaves changes nothing
+            if out.has_ended:
+                return  # all is saved: that a rank is killed while it leaves changes nothing
             if why == STOPPED:
                 out.record("preempted")
             elif setup is None:
@@ -125,6 +124,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             nonlocal out
             out = stack.enter_context(RunDirectory.own(out.path, command, progress.warning))
 
+        state: Literal["preempted", "finished"]
         try:
             with watchdog.stage("starting"):
                 with stop.interruptible():
@@ -138,6 +138,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             why = _reason(error, ranks)
             told = peers.end(why)
             record_end(told or why)
+            peers.part()  # what is to be put away now, such as a checkpoint that is being written, may take its time
             if (told or why) != STOPPED:
                 raise (error if told is None else SystemExit(1)) from None  # the rank that was first to end says why
             state = "preempted"

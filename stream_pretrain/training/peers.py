@@ -69,7 +69,10 @@ class Peers:
     def end(self, why: str) -> str | None:
         """Tell the others why this rank ends, and wait until they have heard; returns what was told before, by any rank."""
         with self._ending:  # the main thread, or the one that watches when that one hangs
-            if self._store is None or self._why is not None:
+            if self._store is None:
+                return None
+            if self._why is not None:
+                self._acknowledge()
                 return self._why
             own = f"{self._rank} {why}"  # ranks that end together may have the same to say
             try:
@@ -89,7 +92,7 @@ class Peers:
                 return None if self._rank in (0, here[0]) else why
 
     def part(self) -> None:
-        """From here on the ranks leave one by one, and none is missed."""
+        """From here on this rank leaves by itself, however long that takes, and misses no other one."""
         self._left.set()
         self._news.set()
 
