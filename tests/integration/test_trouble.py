@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -162,6 +163,18 @@ def test_a_rank_that_is_lost_with_its_machine_is_missed_by_the_others(
         assert ranks[1 - killed].wait(OUT_SECONDS) != 0
     assert ranks[1 - killed].errors() == [f"error: {said}"]
     assert recorded(out)["state"] == state
+
+
+def test_a_first_rank_whose_machine_falls_silent_is_missed_though_its_store_does_not_answer(
+    corpus: Path, model: Path, out: Path
+) -> None:
+    with apart(2, tiny_options(corpus, model, out, "--save-every=1"), out.with_suffix(".log"), PLAIN) as ranks:
+        ranks[0].until(lambda: len(checkpoints(out)) > 2)
+        ranks[0].process.send_signal(signal.SIGSTOP)  # its connections stay open, as those of a machine without power do
+        assert ranks[1].wait(OUT_SECONDS) != 0
+    assert ranks[1].errors() == [
+        "error: rank 0 on machine0 shows no life any more: it or its machine was lost, cut off or stopped"
+    ]
 
 
 PLAIN = "import sys\nfrom stream_pretrain.cli import main\nsys.exit(main())"
