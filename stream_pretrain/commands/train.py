@@ -337,7 +337,7 @@ def _advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
             f"{human_bytes(memory)}: fewer --lanes or a smaller --data.window-bytes hold less"
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if processes > cores:
+    if workers and processes > cores:
         yield f"{processes} data workers on this machine, which has {cores} cores: fewer --workers may be faster"
     visible, used = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if visible > used:
