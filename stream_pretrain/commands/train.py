@@ -100,6 +100,12 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
         out = RunDirectory(run_directory(config), command, progress.warning)  # on ranks but the first it records nothing
 
         setup: Setup | None = None
+        writer = BackgroundWriter(
+            out.path / "checkpoints",
+            keep_last=config.run.keep_last,
+            keep_every=config.run.keep_every,
+            cursors=out.path / "cursors",
+        )
 
         def record_end(why: str) -> None:
             if out.has_ended:
@@ -115,6 +121,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             if first:
                 Progress(sys.stderr).notice(f"error: {why}")
             record_end(why)
+            writer.settle()
 
         warn = progress.warning if ranks.is_first else Progress(sys.stderr).warning
         peers = stack.enter_context(between_ranks(ranks, stop, give_up, warn))
@@ -130,7 +137,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
                 with stop.interruptible():
                     ranks.from_first(own)
                 setup = prepare(config, command, accelerator, ranks, progress, stop, out)
-            state = train(setup, watchdog, stack)
+            state = train(setup, writer, watchdog, stack)
         except SystemExit:  # the first rank ends, and says why
             raise
         except BaseException as error:
@@ -351,7 +358,7 @@ def _physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def train(setup: Setup, watchdog: Watchdog, stack: ExitStack) -> Literal["preempted", "finished"]:
+def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: ExitStack) -> Literal["preempted", "finished"]:
     """Train to the end, or until asked to stop; returns the state of the run.
 
     What is to be put away goes on `stack`: that may take longer than the other ranks wait to be told of an error.
@@ -371,14 +378,7 @@ def train(setup: Setup, watchdog: Watchdog, stack: ExitStack) -> Literal["preemp
     )
     tracker = _tracker(setup)
     stack.callback(tracker.finish, "failed")  # where nobody has said before how the run ended
-    writer = stack.enter_context(
-        BackgroundWriter(
-            out.path / "checkpoints",
-            keep_last=config.run.keep_last,
-            keep_every=config.run.keep_every,
-            cursors=out.path / "cursors",
-        )
-    )
+    stack.enter_context(writer)
     window = MetricsWindow(setup.plan, setup.loaded.model, setup.accelerator.device, ranks)
     last_saved = first_step
     stopped = False

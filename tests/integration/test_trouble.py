@@ -261,8 +261,16 @@ def fail(*arguments, batches=loop.micro_batches, calls=[]):
         raise ZeroDivisionError("as it happens")
     return batches(*arguments)
 
+def hang(*arguments, batches=loop.micro_batches, calls=[]):
+    calls.append(arguments)
+    if os.environ["RANK"] == "0" and len(calls) == 6:
+        time.sleep(600)
+    return batches(*arguments)
+
 if "FAILING" in os.environ:
     checkpoint.write, loop.micro_batches = slowly, fail
+elif "HANGING" in os.environ:
+    checkpoint.write, loop.micro_batches = slowly, hang
 elif os.environ["RANK"] == "0":
     tracking.Tracker.finish = late
 sys.exit(main())
@@ -280,6 +288,21 @@ def test_a_checkpoint_that_is_being_written_when_a_rank_fails_is_written_to_its_
         running.until(lambda: "resolving the corpus…" in running.stderr)
         assert running.wait(OUT_SECONDS) != 0
     assert recorded(out)["error"] == f"rank {failing}: ZeroDivisionError: as it happens"
+    assert checkpoints(out) == [4], running.stderr
+
+
+@long
+def test_a_checkpoint_that_is_being_written_where_the_first_rank_hangs_is_written_to_its_end(
+    corpus: Path, model: Path, out: Path, tmp_path: Path
+) -> None:
+    program = tmp_path / "slow.py"
+    program.write_text(SLOW_TO_LEAVE)
+    arguments = tiny_options(corpus, model, out, "--save-every=4")
+    with job(2, arguments, out.with_suffix(".log"), {"HANGING": "yes"}, program=[str(program)]) as running:
+        running.until(lambda: len(lines(out / "metrics.jsonl")) > 4)
+        running.ranks()[1].kill()
+        assert running.wait(OUT_SECONDS) != 0
+    assert recorded(out)["state"] == "failed"
     assert checkpoints(out) == [4], running.stderr
 
 
