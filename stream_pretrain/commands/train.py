@@ -100,11 +100,16 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
         out = RunDirectory(run_directory(config), command, progress.warning)  # on ranks but the first it records nothing
 
         setup: Setup | None = None
-        state: Literal["preempted", "finished"] | None = None
+        writer = BackgroundWriter(
+            out.path / "checkpoints",
+            keep_last=config.run.keep_last,
+            keep_every=config.run.keep_every,
+            cursors=out.path / "cursors",
+        )
 
         def record_end(why: str) -> None:
-            if state is not None:
-                return  # all is saved and recorded: that a rank is killed while it leaves changes nothing
+            if out.has_ended:
+                return  # all is saved: that a rank is killed while it leaves changes nothing
             if why == STOPPED:
                 out.record("preempted")
             elif setup is None:
@@ -116,6 +121,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             if first:
                 Progress(sys.stderr).notice(f"error: {why}")
             record_end(why)
+            writer.settle()
 
         warn = progress.warning if ranks.is_first else Progress(sys.stderr).warning
         peers = stack.enter_context(between_ranks(ranks, stop, give_up, warn))
@@ -125,12 +131,13 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             nonlocal out
             out = stack.enter_context(RunDirectory.own(out.path, command, progress.warning))
 
+        state: Literal["preempted", "finished"]
         try:
             with watchdog.stage("starting"):
                 with stop.interruptible():
                     ranks.from_first(own)
                 setup = prepare(config, command, accelerator, ranks, progress, stop, out)
-            state = train(setup, watchdog, stack)
+            state = train(setup, writer, watchdog, stack)
         except SystemExit:  # the first rank ends, and says why
             raise
         except BaseException as error:
@@ -138,6 +145,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             why = _reason(error, ranks)
             told = peers.end(why)
             record_end(told or why)
+            peers.part()  # what is to be put away now, such as a checkpoint that is being written, may take its time
             if (told or why) != STOPPED:
                 raise (error if told is None else SystemExit(1)) from None  # the rank that was first to end says why
             state = "preempted"
@@ -336,7 +344,7 @@ def _advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
             f"{human_bytes(memory)}: fewer --lanes or a smaller --data.window-bytes hold less"
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if processes > cores:
+    if workers and processes > cores:
         yield f"{processes} data workers on this machine, which has {cores} cores: fewer --workers may be faster"
     visible, used = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if visible > used:
@@ -350,7 +358,7 @@ def _physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def train(setup: Setup, watchdog: Watchdog, stack: ExitStack) -> Literal["preempted", "finished"]:
+def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: ExitStack) -> Literal["preempted", "finished"]:
     """Train to the end, or until asked to stop; returns the state of the run.
 
     What is to be put away goes on `stack`: that may take longer than the other ranks wait to be told of an error.
@@ -370,14 +378,7 @@ def train(setup: Setup, watchdog: Watchdog, stack: ExitStack) -> Literal["preemp
     )
     tracker = _tracker(setup)
     stack.callback(tracker.finish, "failed")  # where nobody has said before how the run ended
-    writer = stack.enter_context(
-        BackgroundWriter(
-            out.path / "checkpoints",
-            keep_last=config.run.keep_last,
-            keep_every=config.run.keep_every,
-            cursors=out.path / "cursors",
-        )
-    )
+    stack.enter_context(writer)
     window = MetricsWindow(setup.plan, setup.loaded.model, setup.accelerator.device, ranks)
     last_saved = first_step
     stopped = False

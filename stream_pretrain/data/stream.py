@@ -269,6 +269,8 @@ class StepStream:
             return
         on_death = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for one that is killed
         self._leaving.set()
+        # By name, since the traceback of an error, such as that of a worker that died, keeps the iterator from being deleted.
+        self.items._shutdown_workers()  # type: ignore[attr-defined]
         del self.items
         self._left.set()
         signal.signal(signal.SIGCHLD, on_death)

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -221,6 +222,11 @@ class BackgroundWriter:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    def settle(self) -> None:
+        """Wait as `wait` does, in another thread and raising nothing, where the one that trains hangs."""
+        if (pending := self._pending) is not None:
+            futures.wait([pending])
 
     def close(self) -> None:
         """Wait, then end the thread. Raises: CheckpointError."""

@@ -13,11 +13,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
-from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistError, DistNetworkError, TCPStore  # type: ignore[attr-defined]
 
 from stream_pretrain.training.preemption import ECHO_SECONDS, SIGNALS, StopRequest
 from stream_pretrain.training.ranks import Ranks
@@ -37,6 +40,7 @@ VANISHED = "rank {} ended without a word: it was killed, perhaps for want of mem
 LOST = "rank {} on {} shows no life any more: it or its machine was lost, cut off or stopped"
 FROZEN = "rank {} shows no life, though its process is there: it is stopped, or its machine does not get on"
 _STOP, _END, _HEARD, _BEAT = "stop", "end", "heard", "beat {}"
+T = TypeVar("T")
 
 
 class Peers:
@@ -53,6 +57,8 @@ class Peers:
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._store, self._processes, self._rank, self._report = store, processes, rank, report
+        self._questions: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], Future[Any]] | None] = SimpleQueue()
+        self._unheard = False  # whether the store has been silent for too long
         self._signal: int | None = None
         self._since = 0.0
         self._news = threading.Event()
@@ -69,27 +75,30 @@ class Peers:
     def end(self, why: str) -> str | None:
         """Tell the others why this rank ends, and wait until they have heard; returns what was told before, by any rank."""
         with self._ending:  # the main thread, or the one that watches when that one hangs
-            if self._store is None or self._why is not None:
+            if self._store is None:
+                return None
+            if self._why is not None:
+                self._acknowledge()
                 return self._why
             own = f"{self._rank} {why}"  # ranks that end together may have the same to say
             try:
-                told = self._store.compare_set(_END, "", own).decode()
+                told = self._ask(self._store.compare_set, _END, "", own).decode()
                 self._why = told.partition(" ")[2]
                 self._acknowledge()
                 if told != own:
                     return self._why
                 deadline = time.monotonic() + HEARD_SECONDS
                 there = len(self._processes) - (len(self._gone()) or int(self._lost is not None))
-                while self._store.add(_HEARD, 0) < there and time.monotonic() < deadline:
+                while self._ask(self._store.add, _HEARD, 0) < there and time.monotonic() < deadline:
                     time.sleep(0.05)
                 return None
             except DistError:  # the first rank, which keeps the store, is no more: on each machine one of the others says so
                 self._why = self._why or why
                 here = [rank for rank, (machine, _) in enumerate(self._processes) if machine == _machine() and rank != 0]
-                return None if self._rank in (0, here[0]) else why
+                return None if self._rank in (0, *here[:1]) else why
 
     def part(self) -> None:
-        """From here on the ranks leave one by one, and none is missed."""
+        """From here on this rank leaves by itself, however long that takes, and misses no other one."""
         self._left.set()
         self._news.set()
 
@@ -119,8 +128,8 @@ class Peers:
         assert self._store is not None
         if gone := self._gone():
             return VANISHED.format(min(gone))
-        self._store.add(_BEAT.format(self._rank), 1)
-        beat = self._store.get(_BEAT.format(self._next))
+        self._ask(self._store.add, _BEAT.format(self._rank), 1)
+        beat = self._ask(self._store.get, _BEAT.format(self._next))
         # Counted in own polls: a machine that was suspended, this one too, is not taken for lost when it wakes.
         self._silent_polls = self._silent_polls + 1 if beat == self._last_beat else 0
         self._last_beat = beat
@@ -133,15 +142,44 @@ class Peers:
 
     def _told(self) -> str | None:
         with suppress(DistError):
-            if self._why is None and self._store is not None and self._store.check([_END]):
-                self._why = self._store.get(_END).decode().partition(" ")[2]
+            if self._why is None and self._store is not None and self._ask(self._store.check, [_END]):
+                self._why = self._ask(self._store.get, _END).decode().partition(" ")[2]
         return self._why
 
     def _acknowledge(self) -> None:
         if self._store is not None and not self._heard:
             self._heard = True
             with suppress(DistError):
-                self._store.add(_HEARD, 1)
+                self._ask(self._store.add, _HEARD, 1)
+
+    def _ask(self, operation: Callable[..., T], *arguments: Any) -> T:
+        """What the store answers, which another thread waits for: torch does so without end, also when a machine was lost.
+
+        Raises: DistError when the store is not there.
+        """
+        answer: Future[T] = Future()
+        self._questions.put((operation, arguments, answer))
+        for _ in range(SILENT_POLLS):
+            if self._unheard:
+                break
+            with suppress(TimeoutError):
+                return answer.result(POLL_SECONDS)
+        machine, _ = self._processes[0]
+        if machine == _machine():  # its process is there, or the connection would be closed
+            if self._next == 0:
+                self._report(FROZEN.format(0))
+            return answer.result()
+        self._unheard = True
+        raise DistNetworkError(f"the store on {machine} is silent")
+
+    def _answer(self) -> None:
+        """Ends at a question that is none."""
+        while (question := self._questions.get()) is not None:
+            operation, arguments, answer = question
+            try:
+                answer.set_result(operation(*arguments))
+            except Exception as error:  # raised where it was asked
+                answer.set_exception(error)
 
     def _watch_signals(self, received: int) -> None:
         """Ends with the writing side of the pipe. Asks nothing of the store, which may be where this rank is stuck."""
@@ -164,16 +202,16 @@ class Peers:
                 if self._left.is_set():
                     return  # the first rank, and the store with it, may be gone
                 if self._signal is not None and not shared:
-                    self._store.set(_STOP, str(self._signal))
+                    self._ask(self._store.set, _STOP, str(self._signal))
                     shared = True
-                elif not shared and self._store.check([_STOP]):
+                elif not shared and self._ask(self._store.check, [_STOP]):
                     shared = True
-                    os.kill(os.getpid(), int(self._store.get(_STOP)))
+                    os.kill(os.getpid(), int(self._ask(self._store.get, _STOP)))
                 self._lost = self._missing()
         except DistError:
             machine, process = self._processes[0]
             if machine != _machine() or _is_gone(process):
-                self._lost = VANISHED.format(0)
+                self._lost = LOST.format(0, machine.split()[0]) if self._unheard else VANISHED.format(0)
         why, first = self._told(), False
         if why is None:
             if self._lost is None or self._left.wait(ALONE_SECONDS):
@@ -203,6 +241,7 @@ def between_ranks(
     created = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=soon) if ranks.is_first else None
     port = ranks.from_first(lambda: created.port if created is not None else 0)
     store = created or TCPStore(host, port, is_master=False, timeout=soon)
+    store.set_timeout(timedelta(days=1))  # every key that is waited for is there: an answer may only be late
     store.add(_BEAT.format(ranks.index), 1)
     peers = Peers(store, ranks.gather((_machine(), os.getpid())), ranks.index, report)
     received, written = os.pipe()
@@ -210,6 +249,7 @@ def between_ranks(
     previous = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
     if stop.signal is not None:  # it came before the descriptor was there
         os.write(written, bytes([signal.Signals[stop.signal]]))
+    threading.Thread(target=peers._answer, name="store", daemon=True).start()
     threads = (
         threading.Thread(target=peers._watch_signals, args=(received,), name="signals", daemon=True),
         threading.Thread(target=peers._watch_store, args=(give_up,), name="peers", daemon=True),
@@ -227,6 +267,7 @@ def between_ranks(
         for thread in threads:
             thread.join()
         os.close(received)
+        peers._questions.put(None)  # not waited for: an answer may never come
 
 
 def _machine() -> str:

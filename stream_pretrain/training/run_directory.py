@@ -105,6 +105,11 @@ class RunDirectory:
         else:
             self.record("failed", error=error)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is recorded that all is saved: what happens to the processes of the run then changes nothing."""
+        return self._run is not None and self._run["state"] in ("preempted", "finished")
+
     def recorded(self) -> dict[str, Any]:
         """What run.json says; empty where there is none. Raises: CheckpointError."""
         path = self.path / "run.json"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from stream_pretrain import data
@@ -25,7 +27,7 @@ from stream_pretrain.data.stream import (
     stream_state,
 )
 from stream_pretrain.data.tokenization import Encoder
-from stream_pretrain.errors import SourceError
+from stream_pretrain.errors import SourceError, TrainingError
 from tests.corpora import documents, word_tokenizer, write_shard
 
 STYLES = ["plain", "zst", "zst-multi", "gz", "parquet"]
@@ -287,3 +289,17 @@ def test_a_step_says_what_its_readers_spent_their_time_on(tmp_path: Path) -> Non
     assert reading > 0
     assert tokenizing > 0
     assert len(CAUSES) == 3
+
+
+def test_workers_that_stall_are_gone_when_another_one_has_died(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(300), "zst")
+    plan = plan_for(tmp_path)
+    with StepStream(plan, first_cursors(4), workers=2) as stream:
+        next(stream)
+        first, second = map(psutil.Process, sorted(worker.pid for worker in multiprocessing.active_children()))
+        second.suspend()
+        first.kill()
+        with pytest.raises(TrainingError, match="a data worker died") as died:
+            list(stream)
+    assert not multiprocessing.active_children()
+    assert died.traceback, "it keeps what torch would end the workers with"

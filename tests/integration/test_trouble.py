@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -164,12 +165,26 @@ def test_a_rank_that_is_lost_with_its_machine_is_missed_by_the_others(
     assert recorded(out)["state"] == state
 
 
+def test_a_first_rank_whose_machine_falls_silent_is_missed_though_its_store_does_not_answer(
+    corpus: Path, model: Path, out: Path
+) -> None:
+    with apart(2, tiny_options(corpus, model, out, "--save-every=1"), out.with_suffix(".log"), PLAIN) as ranks:
+        ranks[0].until(lambda: len(checkpoints(out)) > 2)
+        ranks[0].process.send_signal(signal.SIGSTOP)  # its connections stay open, as those of a machine without power do
+        assert ranks[1].wait(OUT_SECONDS) != 0
+    assert ranks[1].errors() == [
+        "error: rank 0 on machine0 shows no life any more: it or its machine was lost, cut off or stopped"
+    ]
+
+
+PLAIN = "import sys\nfrom stream_pretrain.cli import main\nsys.exit(main())"
+
+
 @long
 def test_collectives_that_fail_as_a_machine_is_lost_are_told_apart_from_an_error_of_the_program(
     corpus: Path, model: Path, out: Path
 ) -> None:
-    plain = "import sys\nfrom stream_pretrain.cli import main\nsys.exit(main())"
-    with apart(2, tiny_options(corpus, model, out, "--save-every=1"), out.with_suffix(".log"), plain) as ranks:
+    with apart(2, tiny_options(corpus, model, out, "--save-every=1"), out.with_suffix(".log"), PLAIN) as ranks:
         ranks[0].until(lambda: len(checkpoints(out)) > 2)
         ranks[1].process.kill()
         assert ranks[0].wait(OUT_SECONDS) != 0
@@ -222,6 +237,87 @@ def test_an_exception_on_one_rank_ends_all_and_is_the_only_one_shown(
     assert running.stderr.count("Traceback (most recent call last)") == 2, "that of rank 1 and that of torchrun"
     assert recorded(out)["state"] == "failed"
     assert recorded(out)["error"] == "rank 1: ZeroDivisionError: as it happens"
+
+
+# Where the first rank has more to put away than the others have patience for.
+SLOW_TO_LEAVE = """
+import os, sys, time
+from stream_pretrain.cli import main
+from stream_pretrain.training import checkpoint, loop, peers, tracking
+
+peers.LEAVE_SECONDS = peers.ALONE_SECONDS = 1.0
+
+def slowly(*arguments, write=checkpoint.write):
+    time.sleep(6)
+    return write(*arguments)
+
+def late(*arguments, finish=tracking.Tracker.finish):
+    finish(*arguments)
+    time.sleep(6)
+
+def fail(*arguments, batches=loop.micro_batches, calls=[]):
+    calls.append(arguments)
+    if os.environ["RANK"] == os.environ["FAILING"] and len(calls) == 6:
+        raise ZeroDivisionError("as it happens")
+    return batches(*arguments)
+
+def hang(*arguments, batches=loop.micro_batches, calls=[]):
+    calls.append(arguments)
+    if os.environ["RANK"] == "0" and len(calls) == 6:
+        time.sleep(600)
+    return batches(*arguments)
+
+if "FAILING" in os.environ:
+    checkpoint.write, loop.micro_batches = slowly, fail
+elif "HANGING" in os.environ:
+    checkpoint.write, loop.micro_batches = slowly, hang
+elif os.environ["RANK"] == "0":
+    tracking.Tracker.finish = late
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("failing", [0, pytest.param(1, marks=long)])
+def test_a_checkpoint_that_is_being_written_when_a_rank_fails_is_written_to_its_end(
+    corpus: Path, model: Path, out: Path, tmp_path: Path, failing: int
+) -> None:
+    program = tmp_path / "slow.py"
+    program.write_text(SLOW_TO_LEAVE)
+    arguments = tiny_options(corpus, model, out, "--save-every=4")
+    with job(2, arguments, out.with_suffix(".log"), {"FAILING": str(failing)}, program=[str(program)]) as running:
+        running.until(lambda: "resolving the corpus…" in running.stderr)
+        assert running.wait(OUT_SECONDS) != 0
+    assert recorded(out)["error"] == f"rank {failing}: ZeroDivisionError: as it happens"
+    assert checkpoints(out) == [4], running.stderr
+
+
+@long
+def test_a_checkpoint_that_is_being_written_where_the_first_rank_hangs_is_written_to_its_end(
+    corpus: Path, model: Path, out: Path, tmp_path: Path
+) -> None:
+    program = tmp_path / "slow.py"
+    program.write_text(SLOW_TO_LEAVE)
+    arguments = tiny_options(corpus, model, out, "--save-every=4")
+    with job(2, arguments, out.with_suffix(".log"), {"HANGING": "yes"}, program=[str(program)]) as running:
+        running.until(lambda: len(lines(out / "metrics.jsonl")) > 4)
+        running.ranks()[1].kill()
+        assert running.wait(OUT_SECONDS) != 0
+    assert recorded(out)["state"] == "failed"
+    assert checkpoints(out) == [4], running.stderr
+
+
+@long
+def test_a_rank_that_is_killed_behind_the_end_does_not_make_a_failure_of_it(
+    corpus: Path, model: Path, out: Path, tmp_path: Path
+) -> None:
+    program = tmp_path / "slow.py"
+    program.write_text(SLOW_TO_LEAVE)
+    arguments = tiny_options(corpus, model, out, "--max-steps=2")
+    with job(2, arguments, out.with_suffix(".log"), program=[str(program)]) as running:
+        running.until(lambda: (out / "run.json").exists() and recorded(out)["state"] == "finished")
+        running.ranks()[1].kill()
+        running.wait(OUT_SECONDS)
+    assert recorded(out)["state"] == "finished", running.stderr
 
 
 # The watchdog of a run, with less patience.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,24 @@ def test_one_line_says_how_to_use_all_gpus_where_some_are_idle(
     )
     assert (line in said.getvalue().splitlines()) is told
     assert ("GPUs are visible" in said.getvalue()) is told
+
+
+@pytest.mark.parametrize(("ranks", "workers", "told"), [(4, 0, False), (3, 1, False), (2, 2, True)])
+def test_more_data_workers_than_cores_are_named(
+    ranks: int, workers: int, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path / "s", documents(50), "plain")
+    config = tiny_run(tmp_path, write_tiny_bert(tmp_path / "model"), tmp_path / "out", max_steps=1)
+    config = replace(config, data=replace(config.data, workers=workers))
+    said = io.StringIO()
+    with stop_on_signals() as stop, RunDirectory.own(tmp_path / "out", [], lambda _: None) as out:
+        accelerator = accelerator_for(config)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        prepare(config, [], accelerator, Ranks(0, 1), Progress(said), stop, out)
+    line = "warning: 4 data workers on this machine, which has 3 cores: fewer --workers may be faster"
+    assert (line in said.getvalue().splitlines()) is told
+    assert ("data workers on this machine" in said.getvalue()) is told
 
 
 @pytest.mark.parametrize(("objective", "needed"), [("mlm", 4), ("clm", 3)])
