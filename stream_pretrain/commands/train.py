@@ -9,7 +9,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +58,7 @@ from stream_pretrain.training.evaluation import EvaluationSet
 from stream_pretrain.training.loop import EndOfCorpus, StepResult, Totals, accelerator_for, training_steps
 from stream_pretrain.training.metrics import MetricsWindow
 from stream_pretrain.training.optimizer import adamw, learning_rate
-from stream_pretrain.training.peers import POLL_SECONDS, SILENT_POLLS, STOPPED, Peers, between_ranks
+from stream_pretrain.training.peers import NO_LIFE, POLL_SECONDS, SILENT_POLLS, STOPPED, Peers, between_ranks
 from stream_pretrain.training.preemption import Interrupted, StopRequest, ignore_in_worker
 from stream_pretrain.training.progress import Progress, human_bytes
 from stream_pretrain.training.ranks import Ranks
@@ -92,7 +92,8 @@ class Setup:
 
 def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
     """Train as the options say; returns the exit code, which is 0 also when the run was asked to stop and saved itself."""
-    accelerator = accelerator_for(config)
+    with stop.deadly() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else nullcontext():  # the ranks wait for each other
+        accelerator = accelerator_for(config)
     ranks = Ranks(accelerator.process_index, accelerator.num_processes)
     progress = Progress(sys.stderr if ranks.is_first else None)
     with ExitStack() as stack:
@@ -112,6 +113,8 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
                 return  # all is saved: that a rank is killed while it leaves changes nothing
             if why == STOPPED:
                 out.record("preempted")
+            elif NO_LIFE in why:
+                out.record("running", error=why)  # as after the loss of the first rank: nothing is wrong with the run
             elif setup is None:
                 out.record_refusal(why)
             else:

@@ -37,7 +37,8 @@ ALONE_SECONDS = 5.0
 SILENT_POLLS = 15
 """A rank on another machine that shows no life for so many polls is lost; of one on this machine the process is known."""
 VANISHED = "rank {} ended without a word: it was killed, perhaps for want of memory"
-LOST = "rank {} on {} shows no life any more: it or its machine was lost, cut off or stopped"
+NO_LIFE = "shows no life any more"
+LOST = f"rank {{}} on {{}} {NO_LIFE}: it or its machine was lost, cut off or stopped"
 FROZEN = "rank {} shows no life, though its process is there: it is stopped, or its machine does not get on"
 _STOP, _END, _HEARD, _BEAT = "stop", "end", "heard", "beat {}"
 T = TypeVar("T")

@@ -57,6 +57,18 @@ class StopRequest:
         finally:
             self._interruptible = False
 
+    @contextmanager
+    def deadly(self) -> Iterator[None]:
+        """Around a wait in which no handler of Python runs, with nothing begun yet: a signal ends the process."""
+        if self._signal is not None:
+            raise SystemExit(128 + self._signal)
+        handlers = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self._signal is None:
             self._signal, self._since = signal.Signals(number), time.monotonic()

@@ -95,6 +95,29 @@ def test_a_second_signal_exits_at_once(tmp_path: Path) -> None:
         assert line(process) == ""
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_ends_a_wait_in_which_no_handler_runs(tmp_path: Path, name: str) -> None:
+    waiting = """
+import ctypes
+from stream_pretrain.training.preemption import stop_on_signals
+with stop_on_signals() as stop, stop.deadly():
+    print("ready", flush=True)
+    while True:
+        ctypes.CDLL(None).pause()
+"""
+    with running(waiting, tmp_path) as process:
+        assert line(process) == "ready"
+        process.send_signal(signal.Signals[name])
+        assert process.wait() == -signal.Signals[name]
+
+
+def test_a_wait_in_which_no_handler_runs_does_not_begin_after_a_signal() -> None:
+    with stop_on_signals() as stop:
+        signal.raise_signal(signal.SIGUSR1)
+        with pytest.raises(SystemExit, match="138"), stop.deadly():
+            pytest.fail("begun")
+
+
 def test_the_echo_of_a_launcher_is_the_same_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preemption, "ECHO_SECONDS", 600)
     with stop_on_signals() as stop:
