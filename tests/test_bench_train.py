@@ -31,5 +31,6 @@ def test_the_training_benchmark_ends_with_the_promised_figures(tmp_path: Path) -
     assert figures["tokens_per_second"] > 0
     assert figures["mfu"] is None
     assert 0 <= figures["data_wait_fraction"] <= 1
+    assert "\nno GPU: mfu and what matters on GPUs alone (without compile" in done.stdout
     for contender in ("padded", "grouped", "without packing", "without labelled head", "without fused AdamW"):
         assert f"\n{contender} " in done.stdout
