@@ -379,8 +379,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
             in_worker=ignore_in_worker,
         )
     )
-    tracker = _tracker(setup)
-    stack.callback(tracker.finish, "failed")  # where nobody has said before how the run ended
+    tracker = stack.enter_context(_tracker(setup))
     stack.enter_context(writer)
     window = MetricsWindow(setup.plan, setup.loaded.model, setup.accelerator.device, ranks)
     last_saved = first_step

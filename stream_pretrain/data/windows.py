@@ -7,6 +7,7 @@ the end of the last line.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Pass(Protocol[W_co]):
     def close(self) -> None: ...
 
 
-class Windows(Generic[W]):
+class Windows(ABC, Generic[W]):
     """The windows of one shard, for every lane of this process that reads a stripe of it.
 
     A shard that cannot be entered at every window is read once for all of them: a window that the pass meets on its way
@@ -69,13 +70,13 @@ class Windows(Generic[W]):
         self.passes: list[Pass[W]] = []
         self.blocks: int | None = None  # of the shard, once a pass has met its end
 
+    @abstractmethod
     def open_pass(self, stripe: Stripe, block: int, restart: Restart) -> Pass[W]:
         """A pass whose next block is this one, from the restart point of a block that is not before it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def comes_by(self, passed: int, block: int, restart: Restart) -> bool:
         """Whether a new pass has to read a block on its way to another one."""
-        raise NotImplementedError
 
     def follow(self, stripe: Stripe, block: int) -> None:
         """Say that a lane will read this stripe from this block on."""

@@ -279,14 +279,19 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("failing", [0, pytest.param(1, marks=long)])
-def test_a_checkpoint_that_is_being_written_when_a_rank_fails_is_written_to_its_end(
-    corpus: Path, model: Path, out: Path, tmp_path: Path, failing: int
-) -> None:
+@pytest.fixture
+def slow(tmp_path: Path) -> list[str]:
     program = tmp_path / "slow.py"
     program.write_text(SLOW_TO_LEAVE)
+    return [str(program)]
+
+
+@pytest.mark.parametrize("failing", [0, pytest.param(1, marks=long)])
+def test_a_checkpoint_that_is_being_written_when_a_rank_fails_is_written_to_its_end(
+    corpus: Path, model: Path, out: Path, slow: list[str], failing: int
+) -> None:
     arguments = tiny_options(corpus, model, out, "--save-every=4")
-    with job(2, arguments, out.with_suffix(".log"), {"FAILING": str(failing)}, program=[str(program)]) as running:
+    with job(2, arguments, out.with_suffix(".log"), {"FAILING": str(failing)}, program=slow) as running:
         running.until(lambda: "resolving the corpus…" in running.stderr)
         assert running.wait(OUT_SECONDS) != 0
     assert recorded(out)["error"] == f"rank {failing}: ZeroDivisionError: as it happens"
@@ -295,12 +300,10 @@ def test_a_checkpoint_that_is_being_written_when_a_rank_fails_is_written_to_its_
 
 @long
 def test_a_checkpoint_that_is_being_written_where_the_first_rank_hangs_is_written_to_its_end(
-    corpus: Path, model: Path, out: Path, tmp_path: Path
+    corpus: Path, model: Path, out: Path, slow: list[str]
 ) -> None:
-    program = tmp_path / "slow.py"
-    program.write_text(SLOW_TO_LEAVE)
     arguments = tiny_options(corpus, model, out, "--save-every=4")
-    with job(2, arguments, out.with_suffix(".log"), {"HANGING": "yes"}, program=[str(program)]) as running:
+    with job(2, arguments, out.with_suffix(".log"), {"HANGING": "yes"}, program=slow) as running:
         running.until(lambda: len(lines(out / "metrics.jsonl")) > 4)
         running.ranks()[1].kill()
         assert running.wait(OUT_SECONDS) != 0
@@ -310,12 +313,10 @@ def test_a_checkpoint_that_is_being_written_where_the_first_rank_hangs_is_writte
 
 @long
 def test_a_rank_that_is_killed_behind_the_end_does_not_make_a_failure_of_it(
-    corpus: Path, model: Path, out: Path, tmp_path: Path
+    corpus: Path, model: Path, out: Path, slow: list[str]
 ) -> None:
-    program = tmp_path / "slow.py"
-    program.write_text(SLOW_TO_LEAVE)
     arguments = tiny_options(corpus, model, out, "--max-steps=2")
-    with job(2, arguments, out.with_suffix(".log"), program=[str(program)]) as running:
+    with job(2, arguments, out.with_suffix(".log"), program=slow) as running:
         running.until(lambda: (out / "run.json").exists() and recorded(out)["state"] == "finished")
         running.ranks()[1].kill()
         running.wait(OUT_SECONDS)

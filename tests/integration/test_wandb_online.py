@@ -92,7 +92,7 @@ def run(code: str, directory: Path, url: str) -> list[str]:
 
 
 def test_steps_arrive_on_an_axis_of_their_own(server: Server, tmp_path: Path) -> None:
-    printed = run("with open_tracker() as tracker: log(tracker, 10, 20)", tmp_path, server.url)
+    printed = run("tracker = open_tracker(); log(tracker, 10, 20); tracker.finish('finished')", tmp_path, server.url)
     seen = server.run_of(tmp_path)
     assert printed == [f"W&B: {server.url}/somebody/stream_pretrain/runs/{seen['id']}"]
     assert [(line["train/step"], line["train/loss"]) for line in seen["history"]] == [(10, 5.0), (20, 10.0)]
@@ -107,7 +107,7 @@ def test_a_preempted_run_goes_on_as_the_same_run_and_sends_no_step_twice(server:
     run("tracker = open_tracker(); log(tracker, 1, 2, 3, 4); tracker.finish('preempted')", tmp_path, server.url)
     seen = server.run_of(tmp_path)
     assert (seen["exitcode"], seen["preempting"]) == (1, True)
-    run("with open_tracker(resumed_step=2) as tracker: log(tracker, 3, 4, 5)", tmp_path, server.url)
+    run("tracker = open_tracker(2); log(tracker, 3, 4, 5); tracker.finish('finished')", tmp_path, server.url)
     assert server.steps_of(tmp_path) == [1, 2, 3, 4, 5]
     assert list(server.state()["runs"]) == [seen["id"]]
     assert server.run_of(tmp_path)["exitcode"] == 0
