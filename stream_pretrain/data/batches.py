@@ -86,14 +86,14 @@ def _batch(rows: Rows, labelled: Labelled, row_source: NDArray[np.int64], which:
     label_positions += np.arange(size)[:, None] * length
 
     starts = _segment_starts(rows, which, size, length)
-    cu_seq_lens = np.append(starts, size * length)
-    position_ids = np.arange(size * length) - np.repeat(starts, np.diff(cu_seq_lens))
     static = 1 << (len(starts) - 1).bit_length()  # a power of two: few shapes, so that nothing is compiled anew
-    cu_seq_lens = np.pad(cu_seq_lens, (0, static + 1 - len(cu_seq_lens)), constant_values=size * length)
+    cu_seq_lens = np.full(static + 1, size * length, dtype=np.int32)
+    cu_seq_lens[: len(starts)] = starts
+    position_ids = np.arange(size * length) - np.repeat(starts, np.diff(cu_seq_lens[: len(starts) + 1]))
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids.reshape(size, length)),
-        cu_seq_lens=torch.from_numpy(cu_seq_lens.astype(np.int32)),
+        cu_seq_lens=torch.from_numpy(cu_seq_lens),
         label_positions=torch.from_numpy(label_positions.ravel()),
         labels=torch.from_numpy(labels.ravel()),
         label_sources=torch.from_numpy(np.repeat(sources, slots)),

@@ -225,24 +225,25 @@ def json_parser(options: ReadOptions) -> Callable[[bytes], str]:
 def text_getter(options: ReadOptions) -> Callable[[object], str]:
     """A function from an object to its text: a field, or a template filled with several."""
     if options.text_template is None:
-        return lambda value: checked_text(_field(value, options.text_field))
+        names = options.text_field.split(".")
+        return lambda value: checked_text(_field(value, names))
     template = options.text_template.replace("\\n", "\n")  # a shell hands on a backslash and an n
     parts = [(literal, name) for literal, name, _, _ in string.Formatter().parse(template)]
 
     def fill(value: object) -> str:
-        filled = (literal + ("" if name is None else _written(_field(value, name), name)) for literal, name in parts)
+        filled = (literal + ("" if name is None else _written(_field(value, name.split(".")), name)) for literal, name in parts)
         return checked_text("".join(filled))
 
     return fill
 
 
-def _field(value: object, dotted: str) -> object:
-    """A field of an object; dots reach into nested ones."""
-    for depth, name in enumerate(dotted.split(".")):
-        if not isinstance(value, Mapping):
+def _field(value: object, names: Sequence[str]) -> object:
+    """A field of an object, or of one nested in it."""
+    for depth, name in enumerate(names):
+        if not isinstance(value, dict):
             raise _BadDocumentError(_NULL if value is None and depth else "not an object")
         if name not in value:
-            raise _BadDocumentError(f"{_NO_FIELD} {dotted}")
+            raise _BadDocumentError(f"{_NO_FIELD} {'.'.join(names)}")
         value = value[name]
     return value
 

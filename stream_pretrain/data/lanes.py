@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from tokenizers import Tokenizer
-
 from stream_pretrain.data.mixture import Weights, choose, phases_of, weights_at
 from stream_pretrain.data.packing import Packing
 from stream_pretrain.data.source_lane import Cursor, Group, Readers, Skipped, SourceLane, SourcePlan
 from stream_pretrain.data.sources import Shard
-from stream_pretrain.data.tokenization import Encoder
+from stream_pretrain.data.tokenization import BatchTokenizer, Encoder
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Lane:
         plan: LanePlan,
         number: int,
         encoder: Encoder,
-        tokenizer: Tokenizer,
+        tokenizer: BatchTokenizer,
         readers: Sequence[Readers],
         cursors: Sequence[Cursor],
     ) -> None:
@@ -69,6 +67,8 @@ class Lane:
         ]
         self.credits: Sequence[int] = [cursor.credit for cursor in cursors]
         self.phases = phases_of(plan.seed, number, plan.lanes, len(plan.sources))
+        self.rows = sum(cursor.rows for cursor in cursors)
+        """Rows the lane has given out since the run began."""
         self.left: list[Skipped] = []
 
     @property
@@ -76,16 +76,14 @@ class Lane:
         """Where the lane stands in each source."""
         return [source.cursor._replace(credit=credit) for source, credit in zip(self.sources, self.credits, strict=True)]
 
-    @property
-    def rows(self) -> int:
-        """Rows the lane has given out since the run began."""
-        return sum(source.cursor.rows for source in self.sources)
-
     def next_row(self) -> tuple[int, Group, int, list[Skipped]] | None:
         """The next row as (source, group, index in it), with what was skipped on the way to it; None at the end of all."""
         if len(self.sources) == 1:  # nothing to choose
             alone = self.sources[0].next_row()
-            return None if alone is None else (0, *alone)
+            if alone is None:
+                return None
+            self.rows += 1
+            return 0, *alone
         while True:
             row = self.rows
             weights = self.plan.weights_of_row(row)
@@ -102,6 +100,7 @@ class Lane:
                 self.credits = [0] * len(parts)
                 continue
             self.credits = credits
+            self.rows += 1
             group, index, skipped = found
             skipped, self.left = self.left + skipped, []
             return chosen, group, index, skipped

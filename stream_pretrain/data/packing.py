@@ -42,9 +42,9 @@ class Rows:
     segment_token: NDArray[np.int32]
     """[S] first token of the document in the segment; 0 begins it."""
 
-    def segments_of(self, row: int) -> slice:
-        """Indices of the segments of a row."""
-        return slice(self._first_segments[row], self._first_segments[row + 1])
+    def segments_of(self, which: range) -> slice:
+        """Indices of the segments of neighbouring rows."""
+        return slice(self._first_segments[which.start], self._first_segments[which.stop])
 
     @cached_property
     def _first_segments(self) -> list[int]:
@@ -193,17 +193,23 @@ def assemble(
     return Rows(np.concatenate(parts).reshape(-1, capacity), *columns)
 
 
-def gather(picks: Sequence[tuple[Rows, int]], capacity: int) -> Rows:
-    """Single rows of `capacity` positions, each given as (rows, index), as one."""
-    cuts = [(rows, rows.segments_of(index)) for rows, index in picks]
+def gather(runs: Sequence[tuple[Rows, range]], capacity: int) -> Rows:
+    """Neighbouring rows of `capacity` positions, each run given as (rows, indices), as one."""
+    cuts = [(rows, rows.segments_of(which)) for rows, which in runs]
+    before = itertools.accumulate((len(which) for _, which in runs), initial=0)
     empty = np.empty(0, dtype=np.int32)
 
     def joined(name: str) -> NDArray[np.int32]:
         return np.concatenate([empty, *(getattr(rows, name)[cut] for rows, cut in cuts)])
 
+    moved = [first - which.start for first, (_, which) in zip(before, runs, strict=False)]
     return Rows(
-        input_ids=np.concatenate([empty.reshape(0, capacity), *(rows.input_ids[i : i + 1] for rows, i in picks)]),
-        segment_row=np.repeat(np.arange(len(picks), dtype=np.int32), [cut.stop - cut.start for _, cut in cuts]),
+        input_ids=np.concatenate(
+            [empty.reshape(0, capacity), *(rows.input_ids[which.start : which.stop] for rows, which in runs)]
+        ),
+        segment_row=np.concatenate(
+            [empty, *(rows.segment_row[cut] + by for (rows, cut), by in zip(cuts, moved, strict=True))], dtype=np.int32
+        ),
         segment_start=joined("segment_start"),
         segment_length=joined("segment_length"),
         segment_document=joined("segment_document"),

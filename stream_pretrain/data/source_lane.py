@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from stream_pretrain.data.dealing import Stripe, deal
 from stream_pretrain.data.documents import DocumentReader, Documents, ReadOptions, open_reader
@@ -28,7 +27,7 @@ from stream_pretrain.data.objectives import Labelled
 from stream_pretrain.data.packing import SMALLEST_FRAGMENT, Packing, Rows, assemble, place
 from stream_pretrain.data.randomness import DEAL, MASK, ORDER, keyed_generator
 from stream_pretrain.data.sources import Shard
-from stream_pretrain.data.tokenization import PIECE_CHARACTERS, Encoder, encode, piece_edges
+from stream_pretrain.data.tokenization import PIECE_CHARACTERS, BatchTokenizer, Encoder, piece_edges
 from stream_pretrain.data.transport import Restart, seconds_waiting
 from stream_pretrain.errors import ContentError, SourceError
 
@@ -195,7 +194,7 @@ class SourceLane:
     """The rows of one source in one lane, from a cursor on."""
 
     def __init__(
-        self, plan: SourcePlan, number: int, encoder: Encoder, tokenizer: Tokenizer, readers: Readers, cursor: Cursor
+        self, plan: SourcePlan, number: int, encoder: Encoder, tokenizer: BatchTokenizer, readers: Readers, cursor: Cursor
     ) -> None:
         self.plan = plan
         self.number = number
@@ -351,41 +350,44 @@ class SourceLane:
                 break
             characters = int((needed - window.positions(framing)) * self.characters_per_token)
             self._tokenize(window, characters)
-        lengths = window.lengths()
-        placements, (document, token) = place(lengths, cursor.token, rows, length, framing, self.plan.packing)
+        held = window.held()
+        lengths = [document.tokens for document in held]
+        placements, left = place(lengths, cursor.token, rows, length, framing, self.plan.packing)
+        after = window.position_of(held, *left)
         stripe = self.stripes[cursor.stripe]
-        after = window.position_of(document, token)
-        self.unreported += [
-            Skipped(cursor.epoch, self._shard(stripe), offset, "no tokens")
-            for offset in window.documents_without_tokens(cursor.rank, after)
-            if cursor.taken == 0
-        ]
+        shard = self._shard(stripe)
+        if cursor.taken == 0:
+            self.unreported += [
+                Skipped(cursor.epoch, shard, offset, "no tokens")
+                for offset in window.documents_without_tokens(held, cursor.rank, after)
+            ]
         if not placements:
             self.cursor = self._after_window(cursor)
             return
         packed = assemble(
-            placements, window.ids, window.token_offsets(), length, self.encoder.prefix, self.encoder.suffix, self.encoder.pad
+            placements, window.ids, np.cumsum([0, *lengths]), length, self.encoder.prefix, self.encoder.suffix, self.encoder.pad
         )
         block = stripe.first + cursor.window * stripe.count
-        begins = (packed.segment_token == 0) & ((packed.segment_document > 0) | (cursor.piece == 0))
+        begins = packed.segment_token == 0
+        if cursor.piece > 0:  # the first document has begun in a group before
+            begins &= packed.segment_document > 0
+        origins = np.empty((len(begins), 3), dtype=np.int64)
+        origins[:] = cursor.epoch, shard, 0
+        origins[:, 2] = window.offsets_of(held)[packed.segment_document]
         self.group = Group(
             rows=packed,
             key=(*self._key(MASK, stripe, block), cursor.rank, cursor.piece, cursor.token),
             documents=np.bincount(packed.segment_row[begins], minlength=len(packed.input_ids)),
-            origins=_origins(cursor.epoch, self._shard(stripe), window.document_offsets()[packed.segment_document]),
+            origins=origins,
             after=after,
         )
         self.seconds[2] += time.perf_counter() - began
 
     def _tokenize(self, window: _Window, characters: int) -> None:
         texts = window.next_texts(characters)
-        ids, lengths = encode(self.tokenizer, texts)
+        ids, lengths = self.tokenizer.encode(texts)
         window.append(ids, lengths, self.encoder.document_end)
         self.characters_per_token = sum(map(len, texts)) / max(1, len(ids))
-
-
-def _origins(epoch: int, shard: int, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.stack([np.full_like(offsets, epoch), np.full_like(offsets, shard), offsets], axis=1)
 
 
 def _kept(documents: Documents, heldout_fraction: float) -> Documents:
@@ -408,11 +410,20 @@ def is_heldout(text: str, fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2.0**64
 
 
+class _Held(NamedTuple):
+    """A document of a window that some of the held tokens are of."""
+
+    rank: int
+    entry: int
+    """Its first piece among those held."""
+    tokens: int
+
+
 class _Window:
     """The shuffled documents of a window, tokenized as far as its groups needed."""
 
     def __init__(self, documents: Documents, key: Sequence[int]) -> None:
-        self.order = keyed_generator(*key).permutation(len(documents.texts))
+        self.order: list[int] = keyed_generator(*key).permutation(len(documents.texts)).tolist()
         self.documents = documents
         self.ids = np.empty(0, dtype=np.int32)
         # One entry a tokenized piece, from the piece the group begins with: its document's rank, its index there, tokens.
@@ -454,20 +465,21 @@ class _Window:
         texts = []
         while characters > 0 and self.has_more:
             text = self.documents.texts[self.order[self.next_rank]]
-            edges = self._edges(text)
-            piece = text[edges[self.next_piece] : edges[self.next_piece + 1]]
-            texts.append(piece)
-            characters -= len(piece)
             self.ranks.append(self.next_rank)
             self.pieces.append(self.next_piece)
-            self.next_piece += 1
-            if self.next_piece == len(edges) - 1:
-                self.next_rank, self.next_piece = self.next_rank + 1, 0
+            if len(text) <= PIECE_CHARACTERS:
+                self.next_rank += 1
+            else:
+                edges = self._edges(text)
+                text = text[edges[self.next_piece] : edges[self.next_piece + 1]]
+                self.next_piece += 1
+                if self.next_piece == len(edges) - 1:
+                    self.next_rank, self.next_piece = self.next_rank + 1, 0
+            texts.append(text)
+            characters -= len(text)
         return texts
 
     def _edges(self, text: str) -> list[int]:
-        if len(text) <= PIECE_CHARACTERS:
-            return [0, len(text)]
         if self.edges is None or self.edges[0] != self.next_rank:
             self.edges = self.next_rank, piece_edges(text)
         return self.edges[1]
@@ -491,35 +503,26 @@ class _Window:
         """Rank of the piece behind an entry."""
         return self.ranks[index + 1] if index + 1 < len(self.ranks) else self.next_rank
 
-    def _documents(self) -> list[tuple[int, int, int]]:
-        """Rank, first entry and tokens of each held document that has any."""
-        documents: list[tuple[int, int, int]] = []
+    def held(self) -> list[_Held]:
+        """The documents that have tokens among `ids`, in their order."""
+        found: list[_Held] = []
         for entry, (rank, count) in enumerate(zip(self.ranks, self.counts, strict=True)):
-            if documents and documents[-1][0] == rank:
-                documents[-1] = (rank, documents[-1][1], documents[-1][2] + count)
+            if found and found[-1].rank == rank:
+                found[-1] = found[-1]._replace(tokens=found[-1].tokens + count)
             else:
-                documents.append((rank, entry, count))
-        return [document for document in documents if document[2]]
+                found.append(_Held(rank, entry, count))
+        return [document for document in found if document.tokens]
 
-    def lengths(self) -> list[int]:
-        """Tokens of each held document that has any."""
-        return [count for _, _, count in self._documents()]
+    def offsets_of(self, held: Sequence[_Held]) -> NDArray[np.int64]:
+        """int64 [documents] where each stands in its shard."""
+        return np.array([self.documents.offsets[self.order[document.rank]] for document in held], dtype=np.int64)
 
-    def token_offsets(self) -> NDArray[np.int64]:
-        """int64 [documents + 1] into `ids`."""
-        return np.concatenate([[0], np.cumsum(self.lengths(), dtype=np.int64)])
-
-    def document_offsets(self) -> NDArray[np.int64]:
-        """int64 [documents] offset of each held document in its shard."""
-        return np.array([self.documents.offsets[self.order[rank]] for rank, _, _ in self._documents()], dtype=np.int64)
-
-    def position_of(self, document: int, token: int) -> tuple[int, int, int] | None:
+    def position_of(self, held: Sequence[_Held], document: int, token: int) -> tuple[int, int, int] | None:
         """Rank, piece and token in the piece, of a token of a held document; None behind the last of the window."""
-        documents = self._documents()
-        if document == len(documents):
+        if document == len(held):
             assert not self.has_more
             return None
-        rank, entry, _ = documents[document]
+        rank, entry, _ = held[document]
         if token == 0:  # with the pieces in front that the tokenizer makes nothing of: there the document begins
             return rank, self.pieces[entry], 0
         while token >= self.counts[entry]:
@@ -527,8 +530,8 @@ class _Window:
             entry += 1
         return rank, self.pieces[entry], token
 
-    def documents_without_tokens(self, rank: int, after: tuple[int, int, int] | None) -> list[int]:
+    def documents_without_tokens(self, held: Sequence[_Held], rank: int, after: tuple[int, int, int] | None) -> list[int]:
         """Offsets of the documents from a rank up to `after` that the tokenizer makes nothing of."""
-        with_tokens = self._with_tokens()
+        with_tokens = {document.rank for document in held}
         stop = len(self.order) if after is None else after[0]
         return [self.documents.offsets[self.order[r]] for r in range(rank, stop) if r not in with_tokens]

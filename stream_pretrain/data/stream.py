@@ -121,24 +121,34 @@ def lanes_of(lanes: int, rank: int, world: int) -> list[int]:
     return list(range(rank, lanes, world))
 
 
+@dataclass
+class _Run:
+    """Neighbouring rows of a group."""
+
+    group: Group
+    labelled: Labelled
+    which: range
+
+
 def step_of(lanes: Sequence[Lane], plan: StreamPlan) -> StepRows:
     """The next rows of some lanes, `plan.lanes.rows_per_lane` of each."""
-    picks: list[tuple[Group, int]] = []
+    runs: list[_Run] = []
     row_source: list[int] = []
-    labelled: list[tuple[Labelled, int]] = []
     row_lane: list[int] = []
     skipped: list[Skipped] = []
     for lane in lanes:
+        step = lane.rows // plan.lanes.rows_per_lane
         for _ in range(plan.lanes.rows_per_lane):
-            step = lane.rows // plan.lanes.rows_per_lane
             row = lane.next_row()
             if row is None:
                 skipped += lane.report_skipped()
                 break
             source, group, index, passed_over = row
+            if runs and runs[-1].group is group:
+                runs[-1].which = range(runs[-1].which.start, index + 1)
+            else:
+                runs.append(_Run(group, _labels_of(group, plan, step), range(index, index + 1)))
             row_source.append(source)
-            picks.append((group, index))
-            labelled.append((_labels_of(group, plan, step), index))
             row_lane.append(lane.number)
             skipped += passed_over
     return StepRows(
@@ -148,11 +158,11 @@ def step_of(lanes: Sequence[Lane], plan: StreamPlan) -> StepRows:
         ),
         row_lane=np.array(row_lane, dtype=np.int64),
         row_source=np.array(row_source, dtype=np.int64),
-        rows=gather([(group.rows, index) for group, index in picks], plan.lanes.sequence_length),
-        labelled=_gather_labels(labelled, plan),
+        rows=gather([(run.group.rows, run.which) for run in runs], plan.lanes.sequence_length),
+        labelled=_gather_labels(runs, plan),
         skipped=tuple(skipped),
         origins=np.concatenate(
-            [np.empty((0, 3), dtype=np.int64), *(group.origins[group.rows.segments_of(index)] for group, index in picks)]
+            [np.empty((0, 3), dtype=np.int64), *(run.group.origins[run.group.rows.segments_of(run.which)] for run in runs)]
         ),
         seconds=np.zeros(len(CAUSES)) + sum(source.take_seconds() for lane in lanes for source in lane.sources),
     )
@@ -172,10 +182,10 @@ def _labels_of(group: Group, plan: StreamPlan, step: int) -> Labelled:
     return group.labelled[rate]
 
 
-def _gather_labels(picks: Sequence[tuple[Labelled, int]], plan: StreamPlan) -> Labelled:
+def _gather_labels(runs: Sequence[_Run], plan: StreamPlan) -> Labelled:
     def stacked(name: str, width: int) -> NDArray[np.int32]:
         empty = np.empty((0, width), dtype=np.int32)
-        return np.concatenate([empty, *(getattr(labelled, name)[index : index + 1] for labelled, index in picks)])
+        return np.concatenate([empty, *(getattr(run.labelled, name)[run.which.start : run.which.stop] for run in runs)])
 
     return Labelled(
         input_ids=stacked("input_ids", plan.lanes.sequence_length),

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.normalizers import Normalizer
 
 from stream_pretrain.errors import ModelError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 PIECE_CHARACTERS = 65_536
 _UP_TO_LAST_SPACE = re.compile(r".*\s", re.DOTALL)
+_NOT_ASCII = re.compile(r"([^\x00-\x7f]+)")
 
 
 def piece_edges(text: str) -> list[int]:
@@ -86,14 +89,13 @@ class Encoder:
         framing = [self.prefix, self.suffix, self.document_end, self.pad]
         return hashlib.sha256(f"{framing} {self.serialized}".encode()).hexdigest()
 
-    def build(self) -> Tokenizer:
-        """The tokenizer itself: no truncation, no padding, and special-token strings in a document are plain text."""
-        return _build(self.serialized)
+    def build(self) -> BatchTokenizer:
+        """The tokenizer itself."""
+        return BatchTokenizer(self.serialized)
 
 
 def _build(serialized: str) -> Tokenizer:
-    from tokenizers import Tokenizer
-
+    """A tokenizer that neither truncates nor pads, and to which special-token strings in a document are plain text."""
     tokenizer = Tokenizer.from_str(serialized)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -101,8 +103,43 @@ def _build(serialized: str) -> Tokenizer:
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Ids of all texts one after the other, int32 [tokens], and the number of tokens of each, int64 [texts]."""
-    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
-    return np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum())), lengths
+class BatchTokenizer:
+    """A tokenizer from texts to flat ids."""
+
+    def __init__(self, serialized: str) -> None:
+        """serialized: as `tokenizers` writes it, JSON."""
+        self.tokenizer = _build(serialized)
+        self.normalize: Callable[[str], str] | None = None
+        plan = json.loads(serialized)
+        of_bert = plan["normalizer"] is not None and plan["normalizer"]["type"] == "BertNormalizer"
+        # Added tokens that are not special are looked for before the text is normalized.
+        if of_bert and all(token["special"] for token in plan["added_tokens"]):
+            self.normalize = _bert_normalize(self.tokenizer.normalizer)
+            self.tokenizer = _build(json.dumps(plan | {"normalizer": None}))
+
+    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Ids of all texts one after the other, int32 [tokens], and the number of tokens of each, int64 [texts]."""
+        if self.normalize is not None:
+            texts = list(map(self.normalize, texts))
+        ids = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        return np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum())), lengths
+
+
+def _bert_normalize(normalizer: Normalizer) -> Callable[[str], str]:
+    """What BERT's normalizer makes of a text, sooner.
+
+    It takes a third of the time of a tokenizer, since `tokenizers` keeps where each character came from. An ASCII
+    character it changes, or leaves out, whatever stands beside it: a table does the same. The others are left to it.
+    """
+    ascii_table = {code: normalizer.normalize_str(chr(code)) or None for code in range(128)}
+
+    def normalize(text: str) -> str:
+        if text.isascii():
+            return text.translate(ascii_table)
+        runs = _NOT_ASCII.split(text)  # ASCII and others by turns
+        runs[::2] = [run.translate(ascii_table) for run in runs[::2]]
+        runs[1::2] = map(normalizer.normalize_str, runs[1::2])
+        return "".join(runs)
+
+    return normalize

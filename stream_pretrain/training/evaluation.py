@@ -20,7 +20,6 @@ from stream_pretrain.data.randomness import EVAL_MASK, keyed_generator
 from stream_pretrain.data.source_lane import is_heldout
 from stream_pretrain.data.sources import Shard
 from stream_pretrain.data.stream import StreamPlan
-from stream_pretrain.data.tokenization import encode
 from stream_pretrain.data.transport import Restart
 from stream_pretrain.errors import ContentError, SourceError
 from stream_pretrain.training.ranks import Ranks
@@ -102,7 +101,7 @@ class EvaluationSet:
 def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> EvaluationSet:
     """Pack and mask the evaluation set: a pure function of the texts, the seed and the objective."""
     encoder, length = plan.encoder, plan.lanes.sequence_length
-    ids, lengths = encode(encoder.build(), texts)
+    ids, lengths = encoder.build().encode(texts)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     present = np.flatnonzero(lengths)
     if not len(present):
@@ -133,9 +132,8 @@ def _masked(rows: Rows, plan: StreamPlan, vocabulary: Vocabulary) -> Labelled:
     """The rows with labels, a few at a time, since masking works on all the words that it is given at once."""
     parts = []
     for first in range(0, len(rows.input_ids), MASKED_ROWS):
-        picks = [(rows, index) for index in range(first, min(first + MASKED_ROWS, len(rows.input_ids)))]
-        part = gather(picks, plan.lanes.sequence_length)
-        rates = np.full(len(picks), plan.objective.mask_rate)
+        part = gather([(rows, range(first, min(first + MASKED_ROWS, len(rows.input_ids))))], plan.lanes.sequence_length)
+        rates = np.full(len(part.input_ids), plan.objective.mask_rate)
         parts.append(mask(part, vocabulary, plan.objective, rates, keyed_generator(plan.lanes.seed, EVAL_MASK, first)))
     return Labelled(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
 

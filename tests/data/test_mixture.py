@@ -229,7 +229,7 @@ def test_a_source_leaves_after_its_epochs_and_the_others_share_its_part(tmp_path
         for _ in range(120):
             row = each.next_row()
             assert row is not None
-            segments = row[1].rows.segments_of(row[2])
+            segments = row[1].rows.segments_of(range(row[2], row[2] + 1))
             first = row[1].rows.segment_token[segments] == 0
             seen.update((s, o) for _, s, o in row[1].origins[segments][first].tolist() if s == shard)
     assert set(seen.values()) == {2}
@@ -247,7 +247,7 @@ def test_a_source_too_small_for_every_lane_is_read_whole_by_each_in_its_own_orde
             row = reading.next_row()
             assert row is not None
             if row[0] == 1:
-                segments = row[1].rows.segments_of(row[2])
+                segments = row[1].rows.segments_of(range(row[2], row[2] + 1))
                 order += row[1].origins[segments][row[1].rows.segment_token[segments] == 0, 2].tolist()
         assert len(set(order[:12])) == 12
         orders.append(tuple(order[:12]))
@@ -281,7 +281,7 @@ def test_an_epoch_of_all_sources_sees_every_document_once_and_ends(tmp_path: Pat
     for number in range(4):
         reading, before = lane(plan, number), -1.0
         while (row := reading.next_row()) is not None:
-            segments = row[1].rows.segments_of(row[2])
+            segments = row[1].rows.segments_of(range(row[2], row[2] + 1))
             first = row[1].rows.segment_token[segments] == 0
             seen.update((shard, offset) for _, shard, offset in row[1].origins[segments][first].tolist())
             progress = plan.lanes.progress(number, reading.cursors)

@@ -203,7 +203,7 @@ def test_where_nothing_was_placed_there_are_no_rows() -> None:
 
 def test_gathered_rows_keep_their_segments() -> None:
     rows = rows_of([Placement(0, 0, 0, 1), Placement(0, 1, 0, 1), Placement(1, 2, 0, 2)], [1, 1, 2], capacity=6)
-    gathered = gather([(rows, 1), (rows, 0), (rows, 1)], 6)
+    gathered = gather([(rows, range(1, 2)), (rows, range(2))], 6)
     assert gathered.input_ids.tolist() == [
         [CLS, 300, 301, SEP, PAD, PAD],
         [CLS, 100, SEP, CLS, 200, SEP],
@@ -212,7 +212,7 @@ def test_gathered_rows_keep_their_segments() -> None:
     assert gathered.segment_row.tolist() == [0, 1, 1, 2]
     assert gathered.segment_start.tolist() == [0, 0, 3, 0]
     assert gathered.segment_document.tolist() == [2, 0, 1, 2]
-    assert gathered.segments_of(1) == slice(1, 3)
+    assert gathered.segments_of(range(1, 3)) == slice(1, 4)
     nothing = gather([], 6)
     assert nothing.input_ids.shape == (0, 6)
     assert nothing.segment_row.tolist() == []

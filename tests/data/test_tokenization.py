@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from stream_pretrain.data.tokenization import PIECE_CHARACTERS, Encoder, encode, piece_edges
+from stream_pretrain.data.tokenization import PIECE_CHARACTERS, Encoder, piece_edges
 from stream_pretrain.errors import ModelError
 from tests.corpora import WORDS, documents, word_tokenizer
 
@@ -76,7 +76,7 @@ def test_padding_and_truncation_that_were_saved_with_a_tokenizer_are_no_framing(
     tokenizer.backend_tokenizer.enable_truncation(max_length=8)
     encoder = Encoder.of(tokenizer, causal=False)
     assert (encoder.prefix, encoder.suffix) == ((2,), (3,))
-    ids, lengths = encode(encoder.build(), [" ".join(WORDS), WORDS[0]])
+    ids, lengths = encoder.build().encode([" ".join(WORDS), WORDS[0]])
     assert lengths.tolist() == [len(WORDS), 1]
     assert len(ids) == len(WORDS) + 1
 
@@ -93,14 +93,53 @@ def test_ids_are_those_of_the_plain_tokenizer(name: str) -> None:
     tokenizer = TOKENIZERS[name]()
     texts = [*documents(50), "ba a", "", "ünïcödé \U0001f600", "b" * 1000, " \n"]
     expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    ids, lengths = encode(Encoder.of(tokenizer, causal=False).build(), texts)
+    ids, lengths = Encoder.of(tokenizer, causal=False).build().encode(texts)
     assert ids.tolist() == [i for one in expected for i in one]
     assert lengths.tolist() == [len(one) for one in expected]
     assert (ids.dtype, lengths.dtype) == (np.int32, np.int64)
 
 
+PIECES_OF_TEXT = st.one_of(
+    st.text(max_size=5),
+    st.text(st.characters(codec="ascii"), max_size=20),
+    st.sampled_from(
+        [*"eIΣσİßŒ中한각", "A\u0301", "\u0327\u0301", "ﬁ", "\u302e", "\u200b", "\x85", "\xa0", "\u2028", "[MASK]", "[mask]"]
+    ),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    text=st.lists(PIECES_OF_TEXT, max_size=12).map("".join),
+    options=st.fixed_dictionaries(
+        {
+            "clean_text": st.booleans(),
+            "handle_chinese_chars": st.booleans(),
+            "strip_accents": st.sampled_from([None, True, False]),
+            "lowercase": st.booleans(),
+        }
+    ),
+)
+def test_what_berts_normalizer_does_is_the_same_done_sooner(text: str, options: dict[str, bool | None]) -> None:
+    plain = byte_level("[MASK]")
+    plain.normalizer = normalizers.BertNormalizer(**options)
+    plain.encode_special_tokens = True
+    tokenizer = Encoder.of(loaded(plain, mask_token="[MASK]", eos_token="[MASK]"), causal=False).build()
+    assert tokenizer.tokenizer.normalizer is None
+    assert tokenizer.encode([text])[0].tolist() == plain.encode(text, add_special_tokens=False).ids
+
+
+def test_added_tokens_are_found_before_the_text_is_normalized() -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.add_tokens([AddedToken("IL-6", normalized=False)])
+    ids, _ = Encoder.of(tokenizer, causal=False).build().encode(["IL-6 il-6"])
+    assert ids.tolist()[0] == tokenizer.convert_tokens_to_ids("IL-6")
+    assert ids.tolist().count(ids[0]) == 1
+
+
 def test_nothing_is_encoded_to_nothing() -> None:
-    ids, lengths = encode(Encoder.of(word_tokenizer(), causal=False).build(), [])
+    ids, lengths = Encoder.of(word_tokenizer(), causal=False).build().encode([])
     assert (ids.tolist(), lengths.tolist(), ids.dtype) == ([], [], np.int32)
 
 
@@ -108,7 +147,7 @@ def test_nothing_is_encoded_to_nothing() -> None:
 def test_special_token_strings_in_a_document_are_text(name: str, text: str) -> None:
     tokenizer = TOKENIZERS[name]()
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    ids, _ = encode(Encoder.of(tokenizer, causal=False).build(), [text])
+    ids, _ = Encoder.of(tokenizer, causal=False).build().encode([text])
     assert special & set(tokenizer(text, add_special_tokens=False)["input_ids"])
     assert len(ids) > 1
     assert not special & set(ids.tolist())
@@ -156,4 +195,4 @@ def test_words_cut_at_white_space_have_the_same_tokens() -> None:
     assert len(edges) > 3
     tokenizer = Encoder.of(word_tokenizer(), causal=False).build()
     pieces = [text[first:stop] for first, stop in itertools.pairwise(edges)]
-    assert encode(tokenizer, pieces)[0].tolist() == encode(tokenizer, [text])[0].tolist()
+    assert tokenizer.encode(pieces)[0].tolist() == tokenizer.encode([text])[0].tolist()
