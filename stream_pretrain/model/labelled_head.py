@@ -43,7 +43,7 @@ class LabelledHead:
             assert self._positions is None, "the head did not take the output of the encoder"
         finally:
             self._positions = None
-        return logits[0]
+        return logits.squeeze(0)  # the gradient of logits[0] would be a copy
 
     def detach(self) -> None:
         """Leave the model as it was."""

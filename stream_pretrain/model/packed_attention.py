@@ -21,9 +21,11 @@ from stream_pretrain.errors import ModelError
 # transformers looks for "flash", "sdpa" and "flex_attention" inside this name and would treat it as one of them.
 PACKED_ATTENTION = "packed_documents"
 
-# Measured on CPU, forward and backward of a 2-layer BERT: up to here the mask is the faster way (24 rows of 128 tokens with 3.4
-# documents each: 210 ms with the mask, 291 ms one by one, 201 ms without isolation), at 2,048 tokens it is 1.7 times slower.
-LONGEST_MASKED_ROW = 512
+# Up to here one mask is faster than a call for each document. Measured on one CPU core, forward and backward of attention with
+# 4 heads of 64: 19 ms against 24 at 24 rows of 128 tokens with 99 documents, 21 against 15 at 8 rows of 256 with 28, 87 against
+# 46 at 8 rows of 512 with 35. A GPU would have to wait, in every layer, for the host to learn where the documents begin.
+LONGEST_MASKED_ROW = 128
+LONGEST_MASKED_ROW_ON_GPU = 512
 
 # What some models ask of attention, and neither kernel can do.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "cache")
@@ -93,7 +95,7 @@ def packed_attention(
     if query.is_cuda and dtype == torch.bfloat16 and size % 8 == 0 and size <= _VARLEN_LARGEST_HEAD:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         return _varlen(query, key, value, cu_seq_lens_q, causal, window, scaling), None
-    if length > LONGEST_MASKED_ROW:
+    if length > (LONGEST_MASKED_ROW if query.device.type == "cpu" else LONGEST_MASKED_ROW_ON_GPU):
         return _one_by_one(query, key, value, cu_seq_lens_q, causal, window, scaling), None
     mask = block_diagonal_mask(cu_seq_lens_q, batch, length, window, causal)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped)
@@ -133,25 +135,27 @@ def _one_by_one(
 ) -> Tensor:
     """Attention of each document by itself.
 
-    On a GPU the host waits in every layer to learn where the documents begin. Only long rows come here: in float32 or float16,
-    or with heads that the varlen kernel does not take.
+    On a GPU only long rows come here, in float32 or float16, or with heads that the varlen kernel does not take.
     """
     batch, heads, length, size = query.shape
     grouped = key.shape[1] != heads
+    boundaries = cu_seq_lens.tolist()
+    lengths = [end - start for start, end in pairwise(boundaries)]
+    # Split and not sliced: the gradient of a slice is as large as all rows.
+    flat = (states.transpose(1, 2).reshape(1, batch * length, -1, size) for states in (query, key, value))
+    documents = zip(*(states.split_with_sizes(lengths, dim=1) for states in flat), strict=True)
     outputs = []
-    for start, end in pairwise(cu_seq_lens.tolist()):
-        if start == end:
+    for start, tokens, (q, k, v) in zip(boundaries, lengths, documents, strict=False):
+        if tokens == 0:
             continue
-        row, first = divmod(start, length)
-        last = first + end - start
-        assert last <= length, "a document crosses the end of its row"
-        q, k, v = (states[row : row + 1, :, first:last] for states in (query, key, value))
-        mask = None if window is None else _near(end - start, window, causal, query.device)
+        assert start % length + tokens <= length, "a document crosses the end of its row"
+        q, k, v = (states.transpose(1, 2) for states in (q, k, v))
+        mask = None if window is None else _near(tokens, window, causal, query.device)
         output = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scale, enable_gqa=grouped
         )
-        outputs.append(output[0].transpose(0, 1))
-    return torch.cat(outputs).view(batch, length, heads, size)
+        outputs.append(output.transpose(1, 2))
+    return torch.cat(outputs, dim=1).view(batch, length, heads, size)
 
 
 # Without a mask function of this name, transformers makes no mask. With one, it would look at the position ids of causal models
