@@ -23,9 +23,10 @@ PACKED_ATTENTION = "packed_documents"
 
 # Up to here one mask is faster than a call for each document. Measured on one CPU core, forward and backward of attention with
 # 4 heads of 64: 19 ms against 24 at 24 rows of 128 tokens with 99 documents, 21 against 15 at 8 rows of 256 with 28, 87 against
-# 46 at 8 rows of 512 with 35. A GPU would have to wait, in every layer, for the host to learn where the documents begin.
+# 46 at 8 rows of 512 with 35. To call for each the host must know where the documents begin: a GPU would have to wait for that
+# in every layer, and a compiled graph to break.
 LONGEST_MASKED_ROW = 128
-LONGEST_MASKED_ROW_ON_GPU = 512
+LONGEST_MASKED_ROW_WITHOUT_HOST = 512
 
 # What some models ask of attention, and neither kernel can do.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "cache")
@@ -95,7 +96,8 @@ def packed_attention(
     if query.is_cuda and dtype == torch.bfloat16 and size % 8 == 0 and size <= _VARLEN_LARGEST_HEAD:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         return _varlen(query, key, value, cu_seq_lens_q, causal, window, scaling), None
-    if length > (LONGEST_MASKED_ROW if query.device.type == "cpu" else LONGEST_MASKED_ROW_ON_GPU):
+    at_hand = query.device.type == "cpu" and not torch.compiler.is_compiling()
+    if length > (LONGEST_MASKED_ROW if at_hand else LONGEST_MASKED_ROW_WITHOUT_HOST):
         return _one_by_one(query, key, value, cu_seq_lens_q, causal, window, scaling), None
     mask = block_diagonal_mask(cu_seq_lens_q, batch, length, window, causal)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped)

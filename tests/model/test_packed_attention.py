@@ -176,6 +176,14 @@ def test_rows_of_middling_length_make_no_gpu_wait_for_the_host() -> None:
     assert output.shape == (2, 512, 1, 8)
 
 
+def test_rows_of_middling_length_break_no_compiled_graph() -> None:
+    states = torch.zeros(2, 1, 512, 8)
+    cu_seq_lens = torch.tensor([0, 512, 1024], dtype=torch.int32)
+    compiled = torch.compile(packed_attention.packed_attention, backend="eager", fullgraph=True)
+    output, _ = compiled(nn.Identity(), states, states, states, None, cu_seq_lens_q=cu_seq_lens)
+    assert output.shape == (2, 512, 1, 8)
+
+
 def test_a_document_that_crosses_a_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_attention, "LONGEST_MASKED_ROW", 0)
     states = torch.zeros(2, 1, 4, 8)
