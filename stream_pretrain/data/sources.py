@@ -167,25 +167,28 @@ def commits_of(corpus: Corpus) -> dict[str, str]:
     return {dataset_id: commits.pop() for dataset_id, commits in found.items() if len(commits) == 1}
 
 
-MOST_ASKED_FOR = 2000
-"""Files on web servers that are asked for one by one at a start: seconds, and few enough for servers that count requests."""
+MOST_ASKED_AGAIN = 2000
+"""Files on web servers that are asked for one by one at every start, which takes seconds; more are at the first alone."""
 
 
-def described(corpus: Corpus, data: DataConfig) -> Corpus:
+def described(corpus: Corpus, data: DataConfig, pinned: Corpus | None = None) -> Corpus:
     """A corpus with the sizes and identities of its files on web servers, which no listing tells.
 
+    pinned: what the run began with. Of many files, those that it knows are not asked for again: each is compared with it
+    when it is opened.
     Raises: TransportError for what cannot be had.
     """
     unknown = [shard.url for shard in corpus.shards if shard.size is None and _on_web(shard.url)]
-    if not unknown:
-        return corpus
-    if len(unknown) > MOST_ASKED_FOR:
+    if len(unknown) > MOST_ASKED_AGAIN:
+        known = set() if pinned is None else {shard.url for shard in pinned.shards if shard.identity is not None}
+        unknown = [url for url in unknown if url not in known]
+    if len(unknown) > MOST_ASKED_AGAIN:
         logger.warning(
-            "%s: %d files on web servers are too many to be asked for one by one: one that is replaced while the run is "
-            "stopped is not noticed",
+            "%s: asking servers for the size and ETag of %d files, one by one: some hundreds a second",
             corpus.dataset,
             len(unknown),
         )
+    if not unknown:
         return corpus
     options = TransportOptions(_storage_options(data), data.retry_deadline)
     told = dict(zip(unknown, told_by_servers(unknown, options), strict=True))
@@ -206,7 +209,7 @@ def find_again(pinned: Corpus, data: DataConfig) -> Corpus:
     A shard that has moved takes its new URL and identity; its size stays as it was pinned, since dealing depends on it.
     Raises: SourceError where the corpus is not the one that was pinned.
     """
-    found = described(resolve(data, commits=commits_of(pinned)), data)
+    found = described(resolve(data, commits=commits_of(pinned)), data, pinned)
     check_unchanged(pinned, found)
     shards = (
         was if was.url == now.url else dataclasses.replace(was, url=now.url, identity=now.identity or was.identity)

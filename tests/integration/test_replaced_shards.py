@@ -157,17 +157,38 @@ def test_a_web_file_that_is_missing_is_named_at_the_start_and_nobody_waits_for_t
     assert len([request for request in server.log() if request["path"] == "/a.jsonl"]) == 1
 
 
-def test_more_web_files_than_can_be_asked_for_are_read_all_the_same_which_is_said(
-    server: Server, listed: DataConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_many_web_files_are_pinned_at_the_first_start_and_compared_when_they_are_opened(
+    folder: Path,
+    server: Server,
+    listed: DataConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(sources, "MOST_ASKED_FOR", 2)
+    monkeypatch.setattr(sources, "MOST_ASKED_AGAIN", 2)
     with caplog.at_level(logging.WARNING):
         corpus = pinned(listed)
-    assert [(shard.size, shard.identity) for shard in corpus.shards] == [(None, None)] * 3
-    assert server.log() == []
     [said] = caplog.messages
-    assert "3 files on web servers are too many to be asked for one by one" in said
-    assert find_again(corpus, listed) == corpus
+    assert "asking servers for the size and ETag of 3 files" in said
+    asked = len(server.log())
+
+    in_a_new_process(monkeypatch)
+    (folder / "b.jsonl").write_bytes(NEW)
+    again = find_again(corpus, listed)
+    assert again == corpus
+    assert len(server.log()) == asked
+    with pytest.raises(SourceError, match=r"/b\.jsonl: was replaced since the run began .*; restore it or start a new run"):
+        texts(again.shards[1])
+
+
+def test_of_many_web_files_only_one_with_a_new_url_is_asked_for_at_a_resume(
+    server: Server, listed: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MOST_ASKED_AGAIN", 2)
+    corpus = pinned(listed)
+    asked = len(server.log())
+    (tmp_path / "list.txt").write_text((tmp_path / "list.txt").read_text().replace("b.jsonl", "b.jsonl?signature=new"))
+    assert find_again(corpus, listed).shards[1].url == server.url("b.jsonl?signature=new")
+    assert [request["path"].partition("?")[0] for request in server.log()[asked:]] == ["/b.jsonl"]
 
 
 def train(data: str, model: Path, out: Path, steps: int) -> subprocess.CompletedProcess[str]:
