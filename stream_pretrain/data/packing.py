@@ -76,19 +76,20 @@ def place(
     order. none: a row takes one document or one part of it. Only the last document is left unfinished.
     """
     assert capacity > framing
+    smallest = min(SMALLEST_FRAGMENT, max(1, (capacity - framing) // 2))
     placements: list[Placement] = []
     free = [(capacity, row) for row in range(rows)]
     document, token = 0, first_token
     if packing == "best_fit":
         positions = sum(lengths) - first_token + framing * len(lengths)
         free = free[: max(1, min(rows, positions // capacity))]
-        document, placements, free = _place_best(lengths, first_token, free, capacity, framing)
+        document, placements, free = _place_best(lengths, first_token, free, capacity, framing, smallest)
         token = 0 if document else first_token
 
     for left, row in free:
         while document < len(lengths):
             rest = lengths[document] - token
-            take = _most_of(rest, left - framing, capacity - framing)
+            take = _most_of(rest, left - framing, smallest)
             if not take:
                 break
             placements.append(Placement(row, document, token, token + take))
@@ -99,30 +100,24 @@ def place(
     return placements, (document, token)
 
 
-def _smallest_fragment(widest: int) -> int:
-    """Tokens of a fragment at the least; `widest` are those a row has room for."""
-    return min(SMALLEST_FRAGMENT, max(1, widest // 2))
-
-
-def _most_of(rest: int, room: int, widest: int) -> int:
+def _most_of(rest: int, room: int, smallest: int) -> int:
     """How many of the `rest` tokens of a document to place in a room: all, or a fragment that leaves one, or none."""
     if rest <= room:
         return rest
-    smallest = _smallest_fragment(widest)
     take = min(room, rest - smallest)
     return take if take >= smallest else 0
 
 
 def _place_best(
-    lengths: Sequence[int], first_token: int, free: list[tuple[int, int]], capacity: int, framing: int
+    lengths: Sequence[int], first_token: int, free: list[tuple[int, int]], capacity: int, framing: int, smallest: int
 ) -> tuple[int, list[Placement], list[tuple[int, int]]]:
     """Place as many of the first documents as go into the rows whole or split; their number, and what is left of the rows.
 
-    free: (positions left, row) of each row; returned with the most left first.
+    free: (positions left, row) of each row; returned with the most left first. smallest: tokens of a fragment at the least.
     """
     widest = capacity - framing
     whole = _documents_that_fit(lengths, first_token, FILLED_WITH_WHOLE * len(free) * capacity, widest, framing)
-    smallest_gap = _smallest_fragment(widest) + framing
+    smallest_gap = smallest + framing
     starts = [first_token] + [0] * (len(lengths) - 1)
     while True:
         left = sorted(free)
@@ -131,12 +126,12 @@ def _place_best(
             token, stop = starts[document], lengths[document]
             while (fitting := bisect_left(left, (stop - token + framing,))) == len(left):  # no row takes the rest
                 room, row = left.pop()
-                take = _most_of(stop - token, room - framing, widest)
+                take = _most_of(stop - token, room - framing, smallest)
                 if not take:
                     break
                 gap = room - framing - take
                 if 0 < gap < smallest_gap:
-                    take = max(take - (smallest_gap - gap), _smallest_fragment(widest))  # then a fragment can fill it
+                    take = max(take - (smallest_gap - gap), smallest)  # then a fragment can fill it
                 placements.append(Placement(row, document, token, token + take))
                 insort(left, (room - take - framing, row))
                 token += take
