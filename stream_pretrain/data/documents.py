@@ -418,7 +418,9 @@ class ParquetWindows(Windows[_Rows]):
         file = self._bytes()
         buffer_size = max(MIB // 2, self.options.transport.block_bytes // len(self.options.fields))
         # A buffer makes Arrow fetch a column piece by piece, where it would fetch all of a row group's without.
-        return file, pq.ParquetFile(file, metadata=self.metadata, buffer_size=buffer_size, pre_buffer=False)
+        return file, pq.ParquetFile(
+            file, metadata=self.metadata, buffer_size=buffer_size, pre_buffer=False, page_checksum_verification=True
+        )
 
     def parts_from(self, block: int) -> list[tuple[int, int]]:
         """The bytes that will be read for a block: those of its row group and of the next one that any lane needs."""
