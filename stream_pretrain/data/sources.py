@@ -180,7 +180,7 @@ def described(corpus: Corpus, data: DataConfig, pinned: Corpus | None = None) ->
     """
     unknown = [shard.url for shard in corpus.shards if shard.size is None and _on_web(shard.url)]
     if len(unknown) > MOST_ASKED_AGAIN:
-        known = set() if pinned is None else {shard.url for shard in pinned.shards if shard.identity is not None}
+        known = set() if pinned is None else {shard.url for shard in pinned.shards}
         unknown = [url for url in unknown if url not in known]
     if len(unknown) > MOST_ASKED_AGAIN:
         logger.warning(

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 PIECE_CHARACTERS = 65_536
 _UP_TO_LAST_SPACE = re.compile(r".*\s", re.DOTALL)
-_NOT_ASCII = re.compile(r"([^\x00-\x7f]+)")
+# Characters that a normalizer may change by what stands beside them, with short plain text between them: a call for each word
+# of a text in another script would take longer than the table saves. Control characters are left out before accents are moved.
+_NOT_PLAIN = re.compile(r"([^\t\n\r -~]+(?:[\t\n\r -~]{1,8}[^\t\n\r -~]+)*)")
 
 
 def piece_edges(text: str) -> list[int]:
@@ -112,8 +114,11 @@ class BatchTokenizer:
         self.normalize: Callable[[str], str] | None = None
         plan = json.loads(serialized)
         of_bert = plan["normalizer"] is not None and plan["normalizer"]["type"] == "BertNormalizer"
-        # Added tokens that are not special are looked for before the text is normalized.
-        if of_bert and all(token["special"] for token in plan["added_tokens"]):
+        # Added tokens may be looked for before the text is normalized, and other pre-tokenizers may ask where a piece was.
+        usual = plan["pre_tokenizer"] == {"type": "BertPreTokenizer"} and all(
+            token["special"] for token in plan["added_tokens"]
+        )
+        if of_bert and usual:
             self.normalize = _bert_normalize(self.tokenizer.normalizer)
             self.tokenizer = _build(json.dumps(plan | {"normalizer": None}))
 
@@ -130,14 +135,14 @@ def _bert_normalize(normalizer: Normalizer) -> Callable[[str], str]:
     """What BERT's normalizer makes of a text, sooner.
 
     It takes a third of the time of a tokenizer, since `tokenizers` keeps where each character came from. An ASCII
-    character it changes, or leaves out, whatever stands beside it: a table does the same. The others are left to it.
+    character that is no control character it changes whatever stands beside it: a table does the same. Others are left to it.
     """
     ascii_table = {code: normalizer.normalize_str(chr(code)) or None for code in range(128)}
 
     def normalize(text: str) -> str:
         if text.isascii():
             return text.translate(ascii_table)
-        runs = _NOT_ASCII.split(text)  # ASCII and others by turns
+        runs = _NOT_PLAIN.split(text)  # plain ASCII and others by turns
         runs[::2] = [run.translate(ascii_table) for run in runs[::2]]
         runs[1::2] = map(normalizer.normalize_str, runs[1::2])
         return "".join(runs)

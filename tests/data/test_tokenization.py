@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -120,8 +120,11 @@ PIECES_OF_TEXT = st.one_of(
         }
     ),
 )
+@example(text="\u302e\x06\U0001d171", options={"strip_accents": True})
 def test_what_berts_normalizer_does_is_the_same_done_sooner(text: str, options: dict[str, bool | None]) -> None:
-    plain = byte_level("[MASK]")
+    ids = {token: i for i, token in enumerate(["[MASK]", *(f"<0x{byte:02X}>" for byte in range(256))])}
+    plain = Tokenizer(models.BPE(ids, [], byte_fallback=True))
+    plain.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     plain.normalizer = normalizers.BertNormalizer(**options)
     plain.encode_special_tokens = True
     tokenizer = Encoder.of(loaded(plain, mask_token="[MASK]", eos_token="[MASK]"), causal=False).build()

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from stream_pretrain.model.loading import recompute_activations
-from stream_pretrain.model.packed_attention import LONGEST_MASKED_ROW, PACKED_ATTENTION
+from stream_pretrain.model.packed_attention import LONGEST_MASKED_ROW_WITHOUT_HOST, PACKED_ATTENTION
 from stream_pretrain.model.positions import first_position
 from stream_pretrain.model.pretraining import PretrainingModel
 from tests.model.families import (
@@ -154,5 +154,5 @@ def test_every_family_is_compiled_into_one_graph(family: str) -> None:
 # Dynamo itself looks at the gradient of a tensor that has none when it resumes after a graph break.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_a_compiled_model_computes_long_rows_one_document_at_a_time() -> None:
-    graphs = compiled_gives_the_same("bert", LONGEST_MASKED_ROW + 8, layers=1)
+    graphs = compiled_gives_the_same("bert", LONGEST_MASKED_ROW_WITHOUT_HOST + 8, layers=1)
     assert graphs == [graphs[0]] * 3
