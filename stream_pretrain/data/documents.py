@@ -228,10 +228,10 @@ def text_getter(options: ReadOptions) -> Callable[[object], str]:
         names = options.text_field.split(".")
         return lambda value: checked_text(_field(value, names))
     template = options.text_template.replace("\\n", "\n")  # a shell hands on a backslash and an n
-    parts = [(literal, name) for literal, name, _, _ in string.Formatter().parse(template)]
+    parts = [(literal, [] if name is None else name.split(".")) for literal, name, _, _ in string.Formatter().parse(template)]
 
     def fill(value: object) -> str:
-        filled = (literal + ("" if name is None else _written(_field(value, name.split(".")), name)) for literal, name in parts)
+        filled = (literal + (_written(_field(value, names), ".".join(names)) if names else "") for literal, names in parts)
         return checked_text("".join(filled))
 
     return fill

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from tokenizers.normalizers import Normalizer
+from tokenizers.normalizers import BertNormalizer, Normalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from stream_pretrain.errors import ModelError
 
@@ -112,15 +112,12 @@ class BatchTokenizer:
         """serialized: as `tokenizers` writes it, JSON."""
         self.tokenizer = _build(serialized)
         self.normalize: Callable[[str], str] | None = None
-        plan = json.loads(serialized)
-        of_bert = plan["normalizer"] is not None and plan["normalizer"]["type"] == "BertNormalizer"
+        normalizer = self.tokenizer.normalizer
+        of_bert = isinstance(normalizer, BertNormalizer) and isinstance(self.tokenizer.pre_tokenizer, BertPreTokenizer)
         # Added tokens may be looked for before the text is normalized, and other pre-tokenizers may ask where a piece was.
-        usual = plan["pre_tokenizer"] == {"type": "BertPreTokenizer"} and all(
-            token["special"] for token in plan["added_tokens"]
-        )
-        if of_bert and usual:
-            self.normalize = _bert_normalize(self.tokenizer.normalizer)
-            self.tokenizer = _build(json.dumps(plan | {"normalizer": None}))
+        if of_bert and all(token.special for token in self.tokenizer.get_added_tokens_decoder().values()):
+            self.normalize = _bert_normalize(normalizer)
+            self.tokenizer.normalizer = None
 
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Ids of all texts one after the other, int32 [tokens], and the number of tokens of each, int64 [texts]."""

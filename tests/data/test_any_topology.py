@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stream_pretrain.data.batches import Batch, micro_batches
-from stream_pretrain.data.stream import StepRows, StepStream, StreamPlan, first_cursors, merged
-from tests.corpora import documents, write_shard
+from stream_pretrain.data.source_lane import Cursor
+from stream_pretrain.data.stream import LaneCursors, StepRows, StepStream, StreamPlan, first_cursors, merged
+from tests.corpora import WORDS, documents, write_shard
 from tests.data.test_lanes import plan_for
 
 STEPS = 12
@@ -51,6 +53,22 @@ def plain(step: StepRows) -> list[list[int]]:
 def test_the_rows_of_every_step_are_the_same(plan: StreamPlan, alone: list[StepRows], world: int, workers: int) -> None:
     assert [len(step.row_lane) for step in alone] == [24] * STEPS
     assert list(map(plain, steps_over(plan, world, workers))) == list(map(plain, alone))
+
+
+def test_the_mask_rate_follows_the_step_also_after_a_resume(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", [" ".join(WORDS * 400)], "plain")
+    plan = plan_for(tmp_path, lanes=1, global_batch_size=2, max_steps=5, packing="concat", mask_rate=0.5, final_mask_rate=0.1)
+
+    def labels_from(cursors: Sequence[LaneCursors], steps: int) -> tuple[list[list[int]], list[LaneCursors]]:
+        """Labels of each row of each step, and the cursors behind the last step."""
+        with StepStream(plan, cursors) as stream:
+            read = [next(stream) for _ in range(steps)]
+        behind = [tuple(Cursor(*cursor) for cursor in lane) for lane in read[-1].cursors.tolist()]
+        return [(step.labelled.labels >= 0).sum(axis=1).tolist() for step in read], behind
+
+    assert labels_from(first_cursors(1), 5)[0] == [[31, 31], [25, 25], [19, 19], [12, 12], [6, 6]]
+    _, behind_two_steps = labels_from(first_cursors(1), 2)
+    assert labels_from(behind_two_steps, 3)[0] == [[19, 19], [12, 12], [6, 6]]
 
 
 def rows_in(batches: Sequence[Batch]) -> list[Row]:

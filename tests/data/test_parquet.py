@@ -211,6 +211,18 @@ def test_the_part_that_is_read_next_is_on_its_way_and_fetched_once(large: Path, 
     assert size > 24 * MIB
 
 
+def test_a_damaged_page_is_noticed_by_its_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    texts = [f"the text of document {i}" for i in range(200)]
+    Table([texts], {"compression": "none", "use_dictionary": False, "write_page_checksum": True}).write(path)
+    path.write_bytes(path.read_bytes().replace(b"document 150", b"document 15X"))
+    reader = opened(path, MIB)
+    reader.follow(WHOLE, 0)
+    with pytest.raises(ContentError, match=r"^s.parquet: row group 0 is damaged \(.*CRC checksum"):
+        reader.read(WHOLE, 0, Restart())
+    reader.leave(WHOLE)
+
+
 def test_the_rows_before_the_damage_of_a_row_group_are_read_by_every_lane_and_after_every_start(large: Path) -> None:
     content = bytearray(large.read_bytes())
     column = pq.read_metadata(large).row_group(0).column(0)
