@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stream_pretrain.errors import ConfigError
+from stream_pretrain.urls import without_secrets
 
 Auto = Literal["auto"]
 
@@ -336,14 +337,25 @@ _PLACES = ("dataset", "storage_options")
 
 
 def run_directory(config: Config) -> Path:
-    """OUT: as given, else runs/<dataset>-<model>-<hash of the options that must not change>."""
+    """OUT: as given, else runs/<dataset>-<model>-<hash of the options that must not change>.
+
+    Signatures and keys are left out of it: the same command with new ones goes on with its run.
+    """
     if config.run.output_dir is not None:
         return Path(config.run.output_dir)
-    digest = hashlib.sha256(json.dumps(fixed_options(config), sort_keys=True).encode()).hexdigest()[:8]
+    fixed = fixed_options(config)
+    if config.data.dataset is not None:
+        fixed["data.dataset"] = without_secrets(config.data.dataset)
+    for record in fixed["data.sources"]:
+        record.update(dataset=without_secrets(record["dataset"]), storage_options=None)
+    digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
     model = config.model.path or config.model.config or "model"
-    corpus = config.data.dataset or "+".join(source.name for source in config.data.sources)
-    words = [re.sub(r"[^A-Za-z0-9._+]+", "-", Path(part).name).strip("-") for part in (corpus, model)]
+    corpus = fixed["data.dataset"] or "+".join(source.name for source in config.data.sources)
+    words = [re.sub(r"[^A-Za-z0-9._+]+", "-", Path(part).name).strip("-")[:_LONGEST_WORD] for part in (corpus, model)]
     return Path("runs") / "-".join([*(word for word in words if word), digest])
+
+
+_LONGEST_WORD = 60
 
 
 def validate(config: Config) -> None:

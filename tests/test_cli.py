@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,6 +24,7 @@ from stream_pretrain.config import (
     TrainConfig,
     WeightChange,
     flatten,
+    run_directory,
     validate,
 )
 from stream_pretrain.errors import ConfigError
@@ -302,6 +305,40 @@ data:
     - from_step: 1e3
       weights: {replay: 0.5}
 """
+
+
+def output_folder(*arguments: str) -> str:
+    return run_directory(cli.parse([*arguments, "--max-steps=3"])).as_posix()
+
+
+def test_the_output_folder_is_named_by_what_must_not_change() -> None:
+    folder = output_folder("--dataset=org/corpus", "--model=org/bert")
+    assert re.fullmatch(r"runs/corpus-bert-[0-9a-f]{8}", folder)
+    assert output_folder("--dataset=org/corpus", "--model=org/bert", "--workers=3") == folder
+    assert output_folder("--dataset=org/corpus", "--model=org/bert", "--seed=3") != folder
+
+
+def test_the_output_folder_has_no_signature_and_stays_where_a_new_one_is_given() -> None:
+    first, second = (
+        output_folder(f"--dataset=https://me:secret@host/a.jsonl?X-Sig={letter * 500}", "--model=bert") for letter in "ab"
+    )
+    assert re.fullmatch(r"runs/a.jsonl-bert-[0-9a-f]{8}", first)
+    assert first == second
+
+
+def test_the_output_folder_of_a_mixture_goes_by_its_sources_not_their_keys() -> None:
+    def sources(key: str, count: int = 20) -> str:
+        options = json.dumps({"token": key})
+        records = [
+            {"name": f"source-{n}", "dataset": f"https://host/{n}.jsonl?{key}", "storage_options": options}
+            for n in range(count)
+        ]
+        return f"--data.sources={json.dumps(records)}"
+
+    folder = output_folder(sources("one"), "--model=bert")
+    assert re.fullmatch(r"runs/[a-z0-9+-]{60}-bert-[0-9a-f]{8}", folder)
+    assert output_folder(sources("two"), "--model=bert") == folder
+    assert output_folder(sources("one", 19), "--model=bert") != folder
 
 
 def test_a_file_lists_the_sources_of_a_mixture(tmp_path: Path) -> None:

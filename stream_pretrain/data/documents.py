@@ -7,6 +7,7 @@ import json
 import math
 import os
 import string
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -237,15 +238,17 @@ def text_getter(options: ReadOptions) -> Callable[[object], str]:
     return fill
 
 
-def _field(value: object, names: Sequence[str]) -> object:
-    """A field of an object, or of one nested in it."""
-    for depth, name in enumerate(names):
-        if not isinstance(value, dict):
-            raise _BadDocumentError(_NULL if value is None and depth else "not an object")
-        if name not in value:
-            raise _BadDocumentError(f"{_NO_FIELD} {'.'.join(names)}")
-        value = value[name]
-    return value
+def _field(value: object, names: Sequence[str], start: int = 0) -> object:
+    """A field of an object, or of one nested in it; `names[start:]` leads there."""
+    if start == len(names):
+        return value
+    if not isinstance(value, dict):
+        raise _BadDocumentError(_NULL if value is None and start else "not an object")
+    for stop in range(start + 1, len(names) + 1):
+        name = ".".join(names[start:stop])  # names may have dots of their own
+        if name in value:
+            return _field(value[name], names, stop)
+    raise _BadDocumentError(f"{_NO_FIELD} {'.'.join(names)}")
 
 
 def _written(value: object, name: str) -> str:
@@ -445,9 +448,11 @@ class ParquetWindows(Windows[_Rows]):
 
     def _cut(self) -> list[_Slice]:
         metadata = self.metadata
-        names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-        if any(field not in names for field in self.options.fields):
-            raise ContentError(f"{self.shard.name}: {_no_text(self.options.fields, names)}")
+        columns = [metadata.schema.column(number) for number in range(metadata.num_columns)]
+        names = [column.path for column in columns]
+        single = [column.path for column in columns if column.max_repetition_level == 0]  # others hold lists
+        if any(field not in single for field in self.options.fields):
+            raise ContentError(f"{self.shard.name}: {_no_text(self.options.fields, single)}")
         self.columns = [names.index(field) for field in self.options.fields]
         slices, row = [], 0
         for number in range(metadata.num_row_groups):
@@ -555,7 +560,7 @@ class ExampleDocuments:
             return None
         documents = _documents_of(enumerate(found, first), self.text_of, Restart(), self.options)
         if block == 0 and documents.skips and not documents.texts and documents.skips[0].reason.startswith(_NO_FIELD):
-            raise ContentError(f"{self.shard.name}: {_no_text(self.options.fields, map(str, found[0]))}")
+            raise ContentError(f"{self.shard.name}: {_no_text(self.options.fields, _paths(found[0]))}")
         if block == 0 and _nothing_usable(documents):
             raise ContentError(f"{self.shard.name}: no document in its first window; example 0: {documents.skips[0].reason}")
         return documents
@@ -578,7 +583,12 @@ class ExampleDocuments:
     def _examples(self) -> Iterator[Mapping[str, Any]]:
         import datasets
 
-        options: dict[str, Any] = {"sep": "\t"} if ".tsv" in PurePosixPath(self.shard.name).suffixes else {}
+        options: dict[str, Any] = {}
+        if self.shard.builder == "csv":
+            # Text like "007" or "NA" stays as it is.
+            options.update(converters=dict.fromkeys(self.options.fields, str), keep_default_na=False)
+        if ".tsv" in PurePosixPath(self.shard.name).suffixes:
+            options["sep"] = "\t"
         dataset = datasets.load_dataset(
             self.shard.builder,
             data_files=[shard_url(self.shard)],
@@ -591,6 +601,15 @@ class ExampleDocuments:
         for columns in dataset.iter(batch_size=self.EXAMPLES):
             for values in zip(*columns.values(), strict=True):
                 yield dict(zip(columns, values, strict=True))
+        if self.shard.builder == "webdataset" and self.shard.compression == "none":
+            self._check_end_of_archive()
+
+    def _check_end_of_archive(self) -> None:
+        """A tar archive that was cut between two files lacks nothing else that tells: it ends with blocks of zeros."""
+        with closing(ShardFile(self.shard.url, self.shard.size, self.options.transport, self.shard.identity)) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - tarfile.BLOCKSIZE))
+            if file.read().strip(b"\0"):
+                raise ContentError(f"{self.shard.name}: its end of archive is missing: the shard was cut short")
 
 
 def _of_this_machine(error: Exception) -> bool:

@@ -38,6 +38,7 @@ from stream_pretrain.data.transport import (
     told_by_servers,
 )
 from stream_pretrain.errors import SourceError
+from stream_pretrain.urls import on_web, unsigned, without_secrets
 
 Format = Literal["jsonl", "text", "parquet", "examples"]
 
@@ -53,7 +54,7 @@ FORMATS: dict[str, Format] = {
 }
 """Endings our own reader knows, each also with the ending of a compression."""
 
-BUILDERS = {".csv": "csv", ".tsv": "csv", ".arrow": "arrow", ".tar": "webdataset", ".xml": "xml"}
+BUILDERS = {".csv": "csv", ".tsv": "csv", ".arrow": "arrow", ".tar": "webdataset"}
 """Further endings: the builder of `datasets` that reads them."""
 
 _BUILDER_OF_FORMAT = {"jsonl": "json", "text": "text", "parquet": "parquet"}
@@ -151,7 +152,8 @@ def _merged(parts: Iterable[_Found]) -> dict[str, Shard]:
         for name, shard in part.files.items():
             location = f"{part.root}/{name}"
             if by_location.setdefault(location, shard).url != shard.url:
-                raise SourceError(f"{shard.url} and {by_location[location].url} are shards of one name, {location}")
+                urls = " and ".join(without_secrets(url) for url in (by_location[location].url, shard.url))
+                raise SourceError(f"{urls} are shards of one name, {without_secrets(location)}")
     folders = [location.split("/")[:-1] for location in by_location]
     levels = list(zip(*folders, strict=False))
     common = next((level for level, names in enumerate(levels) if len(set(names)) > 1), len(levels))
@@ -178,14 +180,14 @@ def described(corpus: Corpus, data: DataConfig, pinned: Corpus | None = None) ->
     when it is opened.
     Raises: TransportError for what cannot be had.
     """
-    unknown = [shard.url for shard in corpus.shards if shard.size is None and _on_web(shard.url)]
+    unknown = [shard.url for shard in corpus.shards if shard.size is None and on_web(shard.url)]
     if len(unknown) > MOST_ASKED_AGAIN:
         known = set() if pinned is None else {shard.url for shard in pinned.shards}
         unknown = [url for url in unknown if url not in known]
     if len(unknown) > MOST_ASKED_AGAIN:
         logger.warning(
             "%s: asking servers for the size and ETag of %d files, one by one: some hundreds a second",
-            corpus.dataset,
+            without_secrets(corpus.dataset),
             len(unknown),
         )
     if not unknown:
@@ -197,10 +199,6 @@ def described(corpus: Corpus, data: DataConfig, pinned: Corpus | None = None) ->
         for shard in corpus.shards
     )
     return dataclasses.replace(corpus, shards=tuple(shards))
-
-
-def _on_web(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
 
 
 def find_again(pinned: Corpus, data: DataConfig) -> Corpus:
@@ -232,7 +230,8 @@ def check_unchanged(pinned: Corpus, found: Corpus) -> None:
     ]
     if differences:
         shown = ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")
-        raise SourceError(f"{found.dataset} is not the corpus this run began with: {shown}; restore it or start a new run")
+        dataset = without_secrets(found.dataset)
+        raise SourceError(f"{dataset} is not the corpus this run began with: {shown}; restore it or start a new run")
 
 
 def _changed(before: Shard, now: Shard) -> bool:
@@ -244,14 +243,9 @@ def _changed(before: Shard, now: Shard) -> bool:
     kind = before.identity.partition(":")[0]
     if kind != now.identity.partition(":")[0]:
         return False  # moved to another kind of store: only the sizes can be compared
-    if kind == "etag" and _unsigned(before.url) != _unsigned(now.url):
+    if kind == "etag" and unsigned(before.url) != unsigned(now.url):
         return False  # an ETag depends on how the object was uploaded: a copy may have another one
     return before.identity != now.identity
-
-
-def _unsigned(url: str) -> str:
-    """A URL on the web without its query, which may be a signature that is new at each start."""
-    return url.partition("?")[0] if _on_web(url) else url
 
 
 def _sorted(files: Mapping[str, Shard]) -> tuple[Shard, ...]:
@@ -276,7 +270,9 @@ def _entries(file: Path) -> list[str]:
 
 def _ask_for(entry: str, data: DataConfig, commits: Mapping[str, str]) -> _Found:
     """What `entry` stands for; asked again where a store is busy or a connection breaks."""
-    return answered(lambda: _find(entry, data, commits), entry, data.retry_deadline)
+    scheme, separator, rest = entry.partition("://")
+    url = scheme.lower() + separator + rest if separator else entry
+    return answered(lambda: _find(url, data, commits), without_secrets(url), data.retry_deadline)
 
 
 def _find(entry: str, data: DataConfig, commits: Mapping[str, str]) -> _Found:
@@ -490,7 +486,10 @@ def _splits(entry: str, location: str, data: DataConfig, **chosen: str | None) -
 
     try:
         builder = datasets.load_dataset_builder(location, data.name, **chosen)
-    except (FileNotFoundError, ValueError) as error:
+    except datasets.exceptions.DatasetNotFoundError as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        raise SourceError(f"{entry}: {said}; the token of an account that may read it goes into HF_TOKEN") from error
+    except (FileNotFoundError, ValueError, RuntimeError) as error:  # the last for a dataset with a script of its own
         raise SourceError(f"{entry}: {' '.join(str(error).split())}") from error
     splits: Mapping[str, list[str]] = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
     if data.split not in splits:
@@ -506,16 +505,17 @@ def _storage_options(data: DataConfig) -> dict[str, Any]:
     return dict(json.loads(data.storage_options or "{}"))
 
 
-def _find_url(entry: str, data: DataConfig) -> _Found:
+def _find_url(url: str, data: DataConfig) -> _Found:
     """A file, a folder or a pattern at a URL."""
+    entry = without_secrets(url)
     _refuse_parts(entry, data, "name", "revision", "data_files", "data_dir")
-    if _on_web(entry) and "*" not in entry:  # a web server has no listings
-        name = posixpath.basename(urllib.parse.unquote(urllib.parse.urlsplit(entry).path))
+    if on_web(url) and "*" not in unsigned(url):  # a web server has no listings
+        name = posixpath.basename(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
         _require(filter(_has_known_ending, [name]), entry, "the ending says no format")
-        return _Found(entry.partition("?")[0].rpartition("/")[0], {name: _shard(entry, name, None, None, data)})
+        return _Found(entry.rpartition("/")[0], {name: _shard(url, name, None, None, data)})
     try:
-        filesystem, path = fsspec.url_to_fs(entry, **_storage_options(data))
-    except (ImportError, ValueError) as error:
+        filesystem, path = fsspec.url_to_fs(url, **_storage_options(data))
+    except (ImportError, ValueError, TypeError) as error:
         raise SourceError(f"{entry}: cannot be opened: {error}") from error
     files = _list(filesystem, path.rstrip("/"), entry)
     single = list(files) == [path]
@@ -543,6 +543,8 @@ def _list(filesystem: Any, path: str, entry: str) -> dict[str, dict[str, Any]]:
         files = {name: info for name, info in found.items() if info["type"] == "file"} or _list_literally(filesystem, path)
     except ValueError as error:  # what a store says of a name it cannot have
         raise SourceError(f"{entry}: cannot be listed: {' '.join(str(error).split())}") from error
+    except TypeError as error:  # some file systems take any option, and meet one that is unknown when they connect
+        raise SourceError(f"{entry}: cannot be listed with --data.storage-options: {error}") from error
     if not files:
         raise SourceError(f"{entry}: no file matches")
     return files

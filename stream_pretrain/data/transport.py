@@ -41,6 +41,7 @@ import zstandard
 from huggingface_hub import get_token, hf_hub_url
 
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError, TransportError
+from stream_pretrain.urls import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class ShardBytes:
         self.position = restart.uncompressed
         self.restart = restart
         self._begin = restart
-        self._name = _without_secrets(url)
+        self._name = without_secrets(url)
         self._compression = compression
         self._size = size
         self._data = _Compressed(url, self._name, size, restart.compressed, options, identity)
@@ -322,7 +323,7 @@ class ShardFile(io.RawIOBase):
     def __init__(self, url: str, size: int | None, options: TransportOptions, identity: str | None = None):
         self.expected: Sequence[tuple[int, int]] = ()
         """Parts that will be read from their beginnings on, in this order: a block of them is fetched ahead."""
-        self._name = _without_secrets(url)
+        self._name = without_secrets(url)
         self._data = _Compressed(url, self._name, size, 0, options, identity)
         self._block_bytes = options.block_bytes
         self._at = 0
@@ -987,7 +988,7 @@ def told_by_servers(urls: Sequence[str], options: TransportOptions) -> list[tupl
             for number in range(first, len(urls), _ASKED_AT_ONCE):
                 if given_up.is_set():
                     return
-                url, name = urls[number], _without_secrets(urls[number])
+                url, name = urls[number], without_secrets(urls[number])
                 ask = partial(_told, url, name, headers, options.read_timeout, session)
                 told = answered(ask, name, options.retry_deadline)
                 kind = next((kind for kind in ("etag", "size") if kind in told), None)
@@ -1016,10 +1017,12 @@ _HUB_FILE = re.compile(r"hf://(?!buckets/)(?:(datasets|spaces|models)/)?([^/@]+/
 
 
 def _http_headers(storage_options: dict[str, Any]) -> dict[str, str]:
-    headers = dict(storage_options.pop("headers", {}))
+    headers = storage_options.pop("headers", {})
     if storage_options:
         raise SourceError(f"--data.storage-options: http(s) knows only headers, not {', '.join(sorted(storage_options))}")
-    return headers
+    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+        raise SourceError('--data.storage-options: headers are an object of strings, like {"Authorization": "Bearer ..."}')
+    return dict(headers)
 
 
 class _LocalFile:
@@ -1327,11 +1330,3 @@ class _FsspecFile:
             raise TransportError(f"{self._name}: the store does not say how large the file is")
         _compare(self._name, self._known, {"size": str(info["size"]), **identity_of(info)})
         self.total, self._described = info["size"], True
-
-
-def _without_secrets(url: str) -> str:
-    """The URL for messages: no password, no signed query."""
-    if not url.startswith(("http://", "https://")):
-        return url
-    parts = urllib.parse.urlsplit(url)
-    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

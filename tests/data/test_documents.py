@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +130,21 @@ def test_dots_reach_into_nested_objects(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        (b'{"doc.text": "a"}', "doc.text"),
+        (b'{"a.b": {"c.d": "a"}}', "a.b.c.d"),
+        (b'{"a": {"b.c": "a"}}', "a.b.c"),
+    ],
+)
+def test_names_may_have_dots_of_their_own(tmp_path: Path, line: bytes, field: str) -> None:
+    path = lines(tmp_path, line)
+    with pytest.raises(ContentError, match=rf"fields seen: {field}\. Name one"):
+        read(path)
+    assert read(path, text_field=field) == ([(0, "a")], [])
+
+
 def test_a_line_of_a_text_file_is_a_document(tmp_path: Path) -> None:
     path = lines(tmp_path, b"one", b"", b"  two\r", b"\xff", '"três"'.encode(), name="s.txt")
     assert read(path) == ([(0, "one"), (5, "  two"), (14, '"três"')], [Skip(12, "not UTF-8")])
@@ -246,6 +263,18 @@ def test_a_parquet_shard_without_the_field_names_those_it_has(tmp_path: Path) ->
         read(path)
 
 
+def test_a_parquet_column_may_have_a_dot_in_its_name(tmp_path: Path) -> None:
+    path = parquet(tmp_path, pa.table({"doc.text": ["a", "b"]}), 10)
+    assert read(path, text_field="doc.text") == ([(0, "a"), (1, "b")], [])
+
+
+def test_a_parquet_column_of_lists_is_neither_read_nor_offered(tmp_path: Path) -> None:
+    path = parquet(tmp_path, pa.table({"text": [["a", "b"]], "body": ["c"]}), 10)
+    for field in ("text", "text.list.element"):
+        with pytest.raises(ContentError, match=rf"^s.parquet: has no text in field '{field}'; fields seen: body\. Name one"):
+            read(path, text_field=field)
+
+
 def test_a_parquet_column_of_something_else_is_refused(tmp_path: Path) -> None:
     path = parquet(tmp_path, pa.table({"text": list(range(10))}), 10)
     with pytest.raises(ContentError, match=r"^s.parquet: no document in its first window; row 0: text is not a string$"):
@@ -294,9 +323,29 @@ def test_examples_are_read_in_windows_of_a_thousand(tmp_path: Path) -> None:
     assert [len(window.texts) for window in windows_of(path)] == [1000, 1000, 500]
     texts, skips = read(path)
     assert texts == [(i, f"text, {i}") for i in range(2500)]
-    assert skips == [Skip(2500, "text is null")]
+    assert skips == [Skip(2500, "text is blank")]
     assert [window.offsets[0] for window in windows_of(path, Stripe(0, 1, 2))] == [1000]
     assert [window.offsets[0] for window in windows_of(path, Stripe(0, 0, 2))] == [0, 2000]
+
+
+def test_text_of_a_csv_file_stays_as_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_text("text,id\nNA,1\n007,2\nnull,3\ntrue,4\n1e3,5\n")
+    assert windows_of(path)[0].texts == ["NA", "007", "null", "true", "1e3"]
+    assert windows_of(path, text_template="{id}: {text}")[0].texts == ["1: NA", "2: 007", "3: null", "4: true", "5: 1e3"]
+
+
+def test_a_tar_file_cut_between_two_of_its_files_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as tar:
+        for number in range(20):
+            member = tarfile.TarInfo(f"{number:02d}.txt")
+            member.size = 4
+            tar.addfile(member, io.BytesIO(b"text"))
+    assert len(windows_of(path, text_field="txt")[0].texts) == 20
+    path.write_bytes(path.read_bytes()[: 2 * tarfile.BLOCKSIZE * 12])  # a header and a block of content each
+    with pytest.raises(ContentError, match=r"^s.tar: its end of archive is missing: the shard was cut short$"):
+        windows_of(path, text_field="txt")
 
 
 def test_a_tsv_file_is_cut_at_tabs(tmp_path: Path) -> None:

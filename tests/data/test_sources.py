@@ -16,6 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.sources import Corpus, Shard, check_unchanged, resolve
 from stream_pretrain.errors import SourceError, TransportError
+from stream_pretrain.urls import without_secrets
 
 NASTY = Path(__file__).resolve().parents[3] / "shared" / "data" / "nasty"
 
@@ -283,8 +284,39 @@ def test_web_urls_are_taken_as_they_are_without_a_request(tmp_path: Path) -> Non
 
 def test_two_urls_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("https://nowhere.invalid/a.jsonl?part=1\nhttps://nowhere.invalid/a.jsonl?part=2\n")
-    with pytest.raises(SourceError, match="are shards of one name"):
+    with pytest.raises(SourceError) as raised:
         resolve(DataConfig(dataset=f"@{tmp_path}/list.txt"))
+    url = "https://nowhere.invalid/a.jsonl"
+    assert str(raised.value) == f"{url} and {url} are shards of one name, {url}"
+
+
+def test_a_scheme_in_capitals_and_a_star_in_a_query_are_as_good_as_any() -> None:
+    [shard] = resolve(DataConfig(dataset="HTTPS://nowhere.invalid/a.jsonl?expires=*")).shards
+    assert (shard.url, shard.name) == ("https://nowhere.invalid/a.jsonl?expires=*", "a.jsonl")
+
+
+def test_no_password_and_no_signature_gets_into_names_and_messages(tmp_path: Path) -> None:
+    with pytest.raises(SourceError) as raised:
+        resolve(DataConfig(dataset="https://me:secret@nowhere.invalid/a.docx?signature=secret"))
+    assert str(raised.value).startswith("https://nowhere.invalid/a.docx: the ending says no format")
+    (tmp_path / "list.txt").write_text("https://me:secret@one.invalid/a.jsonl?x=secret\nhttps://two.invalid/a.jsonl\n")
+    corpus = resolve(DataConfig(dataset=f"@{tmp_path}/list.txt"))
+    assert [shard.name for shard in corpus.shards] == ["one.invalid/a.jsonl", "two.invalid/a.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://me@host/a?b#c", "https://host/a"),
+        ("https://me:p@ss@host/a", "https://host/a"),
+        ("sftp://me:secret@host/a", "sftp://host/a"),
+        ("abfs://container@account.net/a", "abfs://container@account.net/a"),
+        ("hf://datasets/org/name@main/a@b", "hf://datasets/org/name@main/a@b"),
+        ("/folder/a?b", "/folder/a?b"),
+    ],
+)
+def test_what_is_shown_of_a_url(url: str, shown: str) -> None:
+    assert without_secrets(url) == shown
 
 
 # Object stores
@@ -374,6 +406,11 @@ def test_storage_options_reach_the_store(listings: list[str], monkeypatch: pytes
     monkeypatch.setattr(fsspec, "url_to_fs", watched)
     resolve(DataConfig(dataset="memory://corpus", storage_options='{"anon": true}'))
     assert seen == [{"anon": True}]
+
+
+def test_an_option_that_a_store_does_not_know_is_an_error_of_the_user() -> None:
+    with pytest.raises(SourceError, match=r"^s3://bucket/: cannot be listed with --data.storage-options: .*'nonsense'"):
+        resolve(DataConfig(dataset="s3://bucket/", storage_options='{"nonsense": 1}'))
 
 
 # Pinning

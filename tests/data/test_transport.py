@@ -516,6 +516,13 @@ def test_any_store_of_fsspec_is_read_in_blocks_and_retried() -> None:
         assert b"".join(chunk for _, chunk in chunks_of(opened)) == content
 
 
+@pytest.mark.parametrize("headers", ["Bearer x", ["a"], {"Authorization": 5}])
+def test_headers_that_are_no_object_of_strings_are_refused(headers: object) -> None:
+    options = TransportOptions(storage_options={"headers": headers})
+    with pytest.raises(SourceError, match=r"^--data.storage-options: headers are an object of strings, like"):
+        ShardBytes("https://nowhere.invalid/a.jsonl", "none", 10, options=options).read()
+
+
 def test_storage_options_are_handed_on_as_a_copy() -> None:
     options = TransportOptions(storage_options={"skip_instance_cache": True, "custom": 1})
     with closing(ShardBytes(flaky(zstd_frame(b"text\n")), "zstd", None, Restart(), options)) as opened:

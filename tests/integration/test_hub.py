@@ -105,11 +105,11 @@ def one_corpus(hub: Hub, **options: Any) -> Corpus:
 @pytest.mark.parametrize(
     ("token", "status", "advice"),
     [
-        ({}, 401, "You must be authenticated to access it."),
+        ({}, 401, "You must be authenticated to access it"),
         (
             {"HF_TOKEN": "hf_other"},
             403,
-            "Visit the dataset page at https://huggingface.co/datasets/org/corpus to ask for access.",
+            "Visit the dataset page at https://huggingface.co/datasets/org/corpus to ask for access",
         ),
     ],
 )
@@ -119,11 +119,18 @@ def test_a_gated_dataset_says_that_access_has_to_be_asked_for(
     write(hub, "datasets/org/corpus/main", "a.jsonl")
     (hub.root / "datasets/org/corpus/.gated").touch()
     [message] = resolve(hub, {"dataset": "org/corpus"}, **token)
-    assert message == f"SourceError: org/corpus: Dataset 'org/corpus' is a gated dataset on the Hub. {advice}"
+    said = f"SourceError: org/corpus: Dataset 'org/corpus' is a gated dataset on the Hub. {advice}"
+    assert message == f"{said}; the token of an account that may read it goes into HF_TOKEN"
     assert run(hub, READ, f"hf://datasets/org/corpus@{FIRST}/a.jsonl", **token) == (
         f"TransportError: hf://datasets/org/corpus@{FIRST}/a.jsonl: access refused (HTTP {status}); the dataset is gated: "
         "ask for access on its page on the Hub, and give the token of that account in HF_TOKEN\n"
     )
+
+
+def test_a_dataset_with_a_script_of_its_own_is_refused(hub: Hub) -> None:
+    write(hub, "datasets/org/corpus/main", "a.jsonl", "corpus.py")
+    [message] = resolve(hub, {"dataset": "org/corpus"})
+    assert message == "SourceError: org/corpus: Dataset scripts are no longer supported, but found corpus.py"
 
 
 def test_a_dataset_is_pinned_with_sizes_and_content_hashes(hub: Hub) -> None:
