@@ -8,6 +8,7 @@ import random
 import string
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,11 @@ def train(hub: Hub, home: Path, out: Path, *options: str, max_steps: int = 3) ->
         *("--global-batch-size=8", "--workers=1", "--log-every=1", "--run.wandb=disabled", *options),
     ]
     environment = os.environ | hub.environment(home) | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        environment["TMPDIR"] = scratch
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
+        assert size_of(Path(scratch)) < 500_000, "nothing of the corpus is left in the temporary folder"
+    return done
 
 
 def size_of(folder: Path) -> int:
