@@ -240,6 +240,28 @@ def test_a_document_that_has_no_tokens_is_counted(tmp_path: Path) -> None:
     assert [(skip.offset, skip.reason) for skip in skipped] == [(28, "no tokens")]
 
 
+def test_a_document_that_has_no_tokens_is_named_once_wherever_a_run_goes_on(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", ["\u200b" if i % 4 == 3 else text for i, text in enumerate(documents(80))], "plain")
+    plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1)
+    reading, named = lane(plan, 0), Counter[int]()
+    while (row := reading.next_row()) is not None:
+        named.update(skip.offset for skip in row[3])
+        reading = lane(plan, 0, tuple(reading.cursors))  # in the middle of a group, too
+    assert reading.cursors[0].skipped == len(named) == 20
+    assert set(named.values()) == {1}
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "concat", "none"])
+def test_a_document_that_goes_on_in_a_new_group_with_a_new_piece_is_counted_once(tmp_path: Path, packing: str) -> None:
+    first, second = ("doc 000001 " + " ".join(["bara"] * 55), " ".join(["cost"] * 100))  # 62 tokens fill the first group, a row
+    write_shard(tmp_path / "s", [first + " " * 70_000 + second], "plain")
+    reading = lane(plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1, packing=packing), 0)
+    assert len(rows_of(reading, 1)) == 1
+    assert reading.cursors[0][5:8] == (0, 1, 0), "rank, piece and token"
+    assert len(rows_of(reading, 9)) == 2
+    assert reading.cursors[0].documents == 1
+
+
 def test_a_lane_without_documents_says_so_instead_of_waiting_for_ever(tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_bytes(b"\n\n")
     with pytest.raises(SourceError, match=r"lane 0 of 8 met no document in 64 epochs"):
