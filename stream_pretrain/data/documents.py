@@ -59,6 +59,9 @@ class DocumentReader(Protocol):
 
     def read(self, stripe: Stripe, block: int, restart: Restart) -> Documents | None: ...
 
+    def offset_of(self, block: int) -> int:
+        """Where a window begins, as documents count it: an uncompressed byte of a line format, else a row number."""
+
 
 @dataclass(frozen=True)
 class ReadOptions:
@@ -168,6 +171,9 @@ class LineDocuments:
         if block == 0:
             self._check_first_window(lines, documents)
         return documents
+
+    def offset_of(self, block: int) -> int:
+        return block * self.options.window_bytes
 
     def _text_of_short(self, line: bytes) -> str:
         if len(line) > self.options.max_line_bytes:
@@ -359,6 +365,9 @@ class ParquetDocuments:
         if block == 0 and _nothing_usable(documents):
             raise ContentError(f"{self.shard.name}: no document in its first window; row 0: {documents.skips[0].reason}")
         return documents
+
+    def offset_of(self, block: int) -> int:
+        return 0 if self.windows is None else self.windows.slices[block].row  # without its metadata it cannot be entered at all
 
     def _text_of(self, names: Sequence[str], row: tuple[pa.Scalar, ...]) -> str:
         try:
@@ -554,7 +563,7 @@ class ExampleDocuments:
         return not self.reading
 
     def read(self, stripe: Stripe, block: int, restart: Restart) -> Documents | None:  # noqa: ARG002
-        first = block * self.EXAMPLES
+        first = self.offset_of(block)
         found = self._window(stripe, first)
         if not found:
             return None
@@ -564,6 +573,9 @@ class ExampleDocuments:
         if block == 0 and _nothing_usable(documents):
             raise ContentError(f"{self.shard.name}: no document in its first window; example 0: {documents.skips[0].reason}")
         return documents
+
+    def offset_of(self, block: int) -> int:
+        return block * self.EXAMPLES
 
     def _window(self, stripe: Stripe, first: int) -> list[Mapping[str, Any]]:
         """The examples of the window that begins with number `first`."""

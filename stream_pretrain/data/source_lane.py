@@ -286,7 +286,8 @@ class SourceLane:
         except ContentError as error:
             if not self.plan.skip_bad_shards:
                 raise
-            self.unreported.append(Skipped(cursor.epoch, self._shard(stripe), block, f"rest of the stripe skipped: {error}"))
+            reason = f"rest of the stripe skipped: {error}"
+            self.unreported.append(Skipped(cursor.epoch, self._shard(stripe), self.reader.offset_of(block), reason))
             found = None
         waited = seconds_waiting() - waited
         self.seconds += waited, time.perf_counter() - began - waited, 0.0

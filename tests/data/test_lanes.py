@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import multiprocessing
 from collections import Counter
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from stream_pretrain import data
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
@@ -28,7 +32,7 @@ from stream_pretrain.data.stream import (
 )
 from stream_pretrain.data.tokenization import Encoder
 from stream_pretrain.errors import SourceError, TrainingError
-from tests.corpora import documents, word_tokenizer, write_shard
+from tests.corpora import documents, json_lines, word_tokenizer, write_shard
 
 STYLES = ["plain", "zst", "zst-multi", "gz", "parquet"]
 TOKENIZER = word_tokenizer()
@@ -229,6 +233,51 @@ def test_bad_lines_are_counted_once_and_ride_with_their_rows(tmp_path: Path) -> 
     assert {(skip.offset, skip.reason) for skip in skipped} == {(first, "not JSON"), (second, "text is null")}
     assert reading.cursors[0].skipped == len(skipped) == 2
     assert reading.cursors[0].documents == 98
+
+
+def skipped_in(folder: Path, **options: object) -> list[tuple[int, str]]:
+    """Offset and reason of all that two lanes skip in an epoch, in the order of the offsets."""
+    plan = plan_for(folder, lanes=2, max_epochs=1, on_bad_shard="skip", **options)
+    skipped = []
+    for reading in (lane(plan, number) for number in range(2)):
+        while (row := reading.next_row()) is not None:
+            skipped += row[3]
+        skipped += reading.report_skipped()
+    return sorted((skip.offset, skip.reason[:27]) for skip in skipped)
+
+
+def test_the_rest_of_a_stripe_of_lines_is_skipped_from_the_first_byte_of_its_window(tmp_path: Path) -> None:
+    lines = json_lines(documents(300))
+    frames = [zstandard.ZstdCompressor(write_checksum=True).compress(lines[i : i + 5_003]) for i in range(0, len(lines), 5_003)]
+    frames[5] = frames[5][:-1] + bytes([frames[5][-1] ^ 1])  # the content from byte 25,015 on
+    (tmp_path / "s.jsonl.zst").write_bytes(b"".join(frames))
+    assert skipped_in(tmp_path) == [(24_000, "rest of the stripe skipped:"), (36_000, "rest of the stripe skipped:")]
+
+
+def test_the_rest_of_a_stripe_of_a_table_is_skipped_from_the_first_row_of_its_window(tmp_path: Path) -> None:
+    table = pa.table({"text": [f"{text:<100.100}" for text in documents(300)]})
+    pq.write_table(table, tmp_path / "s.parquet", row_group_size=100, compression="none", use_dictionary=False)
+    content = bytearray((tmp_path / "s.parquet").read_bytes())
+    column = pq.read_metadata(tmp_path / "s.parquet").row_group(1).column(0)
+    start = column.data_page_offset
+    content[start : start + 64] = b"\xff" * 64
+    (tmp_path / "s.parquet").write_bytes(content)
+    # Three windows a row group: of the second one, a lane meets the first, the other the second.
+    skipped = skipped_in(tmp_path, window_bytes=4_000)
+    assert skipped == [(100, "rest of the stripe skipped:"), (133, "rest of the stripe skipped:")]
+
+
+def test_a_table_that_cannot_be_entered_is_skipped_from_its_first_row(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a", documents(100), "plain")
+    write_shard(tmp_path / "s", documents(300), "parquet")
+    (tmp_path / "s.parquet").write_bytes((tmp_path / "s.parquet").read_bytes()[:-9])
+    assert skipped_in(tmp_path) == [(0, "rest of the stripe skipped:")] * 2
+
+
+def test_the_rest_of_a_stripe_of_examples_is_skipped_from_the_first_example_of_its_window(tmp_path: Path) -> None:
+    lines = "".join(f"{line}\n" for line in ["text", *documents(15_000, longest=3)])
+    (tmp_path / "s.csv.gz").write_bytes(gzip.compress(lines.encode())[:-3_000])  # 10,000 are parsed at once
+    assert skipped_in(tmp_path) == [(10_000, "rest of the stripe skipped:"), (11_000, "rest of the stripe skipped:")]
 
 
 def test_a_document_that_has_no_tokens_is_counted(tmp_path: Path) -> None:
