@@ -293,7 +293,8 @@ class SourceLane:
         self.seconds += waited, time.perf_counter() - began - waited, 0.0
         if found is None:
             self.readers.leave(self.number, cursor.epoch, stripe)
-            self.cursor = cursor._replace(stripe=cursor.stripe + 1, window=0, compressed=0, uncompressed=0)
+            # Where a run goes on, damage may be met in a window that was read in part before.
+            self.cursor = self._after_window(cursor)._replace(stripe=cursor.stripe + 1, window=0, compressed=0, uncompressed=0)
             self._follow(self.cursor.stripe)
             return
         self.cursor = cursor._replace(compressed=found.restart.compressed, uncompressed=found.restart.uncompressed)

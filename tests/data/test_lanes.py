@@ -374,3 +374,21 @@ def test_workers_that_stall_are_gone_when_another_one_has_died(tmp_path: Path) -
             list(stream)
     assert not multiprocessing.active_children()
     assert died.traceback, "it keeps what torch would end the workers with"
+
+
+def test_a_window_that_is_damaged_where_a_run_goes_on_costs_no_document_of_the_next_shard(tmp_path: Path) -> None:
+    for i in range(2):
+        write_shard(tmp_path / f"s{i}", documents(40, seed=i), "zst")
+    plan = plan_for(tmp_path, lanes=1, max_epochs=1, on_bad_shard="skip", window_bytes=1 << 20)
+    reading = lane(plan, 0)
+    rows_of(reading, 20)
+    stands = reading.cursors[0]
+    assert stands.rank > 0
+    assert stands.taken > 0
+    first, other = plan.lanes.sources[0].stripes(0, 0)
+    path = tmp_path / f"s{first.shard}.jsonl.zst"
+    path.write_bytes(path.read_bytes()[:-50] + bytes(50))
+    reading, seen = lane(plan, 0, (stands,)), Counter[int]()
+    while (row := reading.next_row()) is not None:
+        seen.update(texts_of(row[1].rows.input_ids[row[2]].tolist()))
+    assert sorted(seen) == list(range(other.shard * 1000, other.shard * 1000 + 40))
