@@ -23,6 +23,7 @@ from stream_pretrain.config import Config, fixed_options, flatten, run_directory
 from stream_pretrain.data import PinnedCorpus
 from stream_pretrain.data.costs import memory_bound, reading_cost
 from stream_pretrain.data.lanes import LanePlan
+from stream_pretrain.data.mixture import largest_shares
 from stream_pretrain.data.objectives import Vocabulary
 from stream_pretrain.data.source_lane import SourcePlan
 from stream_pretrain.data.sources import resolve
@@ -39,7 +40,15 @@ from stream_pretrain.data.stream import (
     worker_died,
 )
 from stream_pretrain.data.tokenization import Encoder
-from stream_pretrain.errors import CheckpointError, ConfigError, ContentError, ModelError, StreamPretrainError, TrainingError
+from stream_pretrain.errors import (
+    CheckpointError,
+    ConfigError,
+    ContentError,
+    ModelError,
+    SourceError,
+    StreamPretrainError,
+    TrainingError,
+)
 from stream_pretrain.model.isolation import isolation_fault
 from stream_pretrain.model.loading import LoadedModel, export_state, load_model, load_tokenizer
 from stream_pretrain.model.pretraining import PretrainingModel
@@ -494,7 +503,8 @@ def _evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress:
     asked = {name: getattr(config.eval, name) for name in ("dataset", "split", "documents")}
     if not kept.exists():
         with progress.phase("collecting the evaluation set") as found:
-            texts = _collected(config, plan.lanes, found)
+            texts = _collected(config, plan.lanes, found, progress.warning)
+            found(f"{len(texts)} documents")
         origin.write_text(json.dumps(asked), encoding="utf-8")
         evaluation.save_documents(kept, texts)
     began = json.loads(origin.read_text(encoding="utf-8")) if origin.exists() else asked
@@ -504,41 +514,57 @@ def _evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress:
     return evaluation.load_documents(kept)
 
 
-def _collected(config: Config, plan: LanePlan, report: Callable[[str], None]) -> list[str]:
-    """Documents of the split or dataset that was named, else of those held out of each source, by its weight."""
-    wanted, most = config.eval.documents, config.eval.max_read_bytes
-    if config.eval.split is not None or config.eval.dataset is not None:
-        if config.data.sources and config.eval.dataset is None:
-            raise ConfigError("--eval.split names a split of --dataset, but the corpus is a mixture: give --eval.dataset")
-        shards = resolve(config.data, split=config.eval.split, dataset=config.eval.dataset).shards
-        return evaluation.collect(
-            shards,
-            plan.sources[0].read,
-            documents=wanted,
-            heldout_fraction=None,
-            max_read_bytes=most,
-            skip_bad_shards=config.data.on_bad_shard == "skip",
+def _collected(config: Config, plan: LanePlan, report: Callable[[str], None], warn: Callable[[str], None]) -> list[str]:
+    """Documents of the split or dataset that was named, else of those held out of each source. Raises SourceError for none."""
+    named, split = config.eval.dataset, config.eval.split
+    if named is None and split is None:
+        return _held_out(config, plan, report, warn)
+    if config.data.sources and named is None:
+        raise ConfigError("--eval.split names a split of --dataset, but the corpus is a mixture: give --eval.dataset")
+    texts = evaluation.collect(
+        resolve(config.data, split=split, dataset=named).shards,
+        data.read_options(config.data, plan.sources[0].read.window_bytes, share=1),
+        documents=config.eval.documents,
+        heldout_fraction=None,
+        max_read_bytes=config.eval.max_read_bytes,
+        skip_bad_shards=config.data.on_bad_shard == "skip",
+        report=report,
+    )
+    if not texts:
+        raise SourceError(
+            f"no document for the evaluation set in {named or f'split {split}'}: name another, or raise --eval.max-read-bytes"
+        )
+    return texts
+
+
+def _held_out(config: Config, plan: LanePlan, report: Callable[[str], None], warn: Callable[[str], None]) -> list[str]:
+    """Documents held out of each source, by the largest share of the rows that it ever has."""
+    shares = zip(plan.sources, largest_shares(plan.weights), strict=True)
+    holding = [(source, share) for source, share in shares if source.heldout_fraction and share]
+    if not holding:
+        raise ConfigError("--eval-every needs documents: give --data.heldout-fraction, --eval.split or --eval.dataset")
+    total = sum(share for _, share in holding)
+    found = {
+        source.name: evaluation.collect(
+            source.shards,
+            source.read,
+            documents=max(1, round(config.eval.documents * share / total)),
+            heldout_fraction=source.heldout_fraction,
+            max_read_bytes=int(config.eval.max_read_bytes * share / total),
+            skip_bad_shards=source.skip_bad_shards,
             report=report,
         )
-    parts = [
-        (source, part) for source, part in zip(plan.sources, plan.weights[0].parts, strict=True) if source.heldout_fraction
-    ]
-    total = sum(part for _, part in parts)
-    if not total:
-        raise ConfigError("--eval-every needs documents: give --data.heldout-fraction, --eval.split or --eval.dataset")
-    texts: list[str] = []
-    for source, part in parts:
-        if part:
-            texts += evaluation.collect(
-                source.shards,
-                source.read,
-                documents=max(1, round(wanted * part / total)),
-                heldout_fraction=source.heldout_fraction,
-                max_read_bytes=most * part // total,
-                skip_bad_shards=source.skip_bad_shards,
-                report=report,
-            )
-    return texts
+        for source, share in holding
+    }
+    if not any(found.values()):
+        raise SourceError(
+            "no document for the evaluation set: raise --data.heldout-fraction or --eval.max-read-bytes, "
+            "or name an --eval.dataset"
+        )
+    for name, texts in found.items():
+        if not texts:
+            warn(f"source {name} gives the evaluation set no document: raise its heldout_fraction or --eval.max-read-bytes")
+    return [text for texts in found.values() for text in texts]
 
 
 def _evaluate(setup: Setup, evaluation_set: EvaluationSet) -> dict[str, float]:

@@ -30,7 +30,7 @@ from stream_pretrain.data.costs import MOST_AMPLIFICATION, reading_cost
 from stream_pretrain.data.dealing import lane_count
 from stream_pretrain.data.documents import ReadOptions
 from stream_pretrain.data.lanes import LanePlan
-from stream_pretrain.data.mixture import Weights, parts_of
+from stream_pretrain.data.mixture import Weights, largest_shares, parts_of
 from stream_pretrain.data.source_lane import EXPANSION, SourcePlan
 from stream_pretrain.data.sources import Corpus, Shard, described, find_again, resolve
 from stream_pretrain.data.transport import BLOCK_BYTES, TransportOptions
@@ -99,7 +99,7 @@ def pin(config: Config, world: int) -> PinnedCorpus:
         workers=config.data.workers,
         readable_units=sum(_readable_units(shard, full) for corpus in corpora for shard in corpus.shards),
     )
-    shares = _largest_shares(config.data)
+    shares = largest_shares(weights(config.data))
     names = [source.name for source in config.data.sources] or [""]
     pinned = PinnedCorpus(
         tuple(
@@ -148,12 +148,6 @@ def weights(data: DataConfig) -> tuple[Weights, ...]:
     return tuple(schedule)
 
 
-def _largest_shares(data: DataConfig) -> list[float]:
-    """The largest share of the rows that each source ever has."""
-    schedule = weights(data)
-    return [max(step.parts[i] / sum(step.parts) for step in schedule) for i in range(len(schedule[0].parts))]
-
-
 def found_again(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpus:
     """The corpus of a run that goes on, with its shards where they lie now.
 
@@ -161,7 +155,7 @@ def found_again(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpu
     """
     given = [("--lanes", config.data.lanes, pinned.lanes)]
     if config.data.window_bytes != "auto":
-        for source, share in zip(pinned.sources, _largest_shares(config.data), strict=True):
+        for source, share in zip(pinned.sources, largest_shares(weights(config.data)), strict=True):
             wanted = _window_bytes(config, source.corpus, pinned.lanes, config.data.window_bytes, share)
             given.append(("--data.window-bytes", wanted, source.window_bytes))
     for option, value, fixed in given:
@@ -183,7 +177,8 @@ def lane_plan(config: Config, pinned: PinnedCorpus) -> LanePlan:
     plans: list[SourcePlan] = []
     first_shard = 0
     limits = [source.max_epochs for source in config.data.sources] or [None]
-    shares = _largest_shares(config.data)
+    schedule = weights(config.data)
+    shares = largest_shares(schedule)
     for source, options, max_epochs, share in zip(pinned.sources, sources_of(config.data), limits, shares, strict=True):
         plan = SourcePlan(
             name=source.name,
@@ -204,7 +199,7 @@ def lane_plan(config: Config, pinned: PinnedCorpus) -> LanePlan:
         first_shard += len(plan.shards)
     return LanePlan(
         sources=tuple(plans),
-        weights=weights(config.data),
+        weights=schedule,
         rows_per_lane=config.train.global_batch_size // pinned.lanes,
         lanes=pinned.lanes,
         seed=config.train.seed,

@@ -49,6 +49,11 @@ def weights_at(schedule: Sequence[Weights], step: int) -> Weights:
     return next(weights for weights in reversed(schedule) if weights.from_step <= step)
 
 
+def largest_shares(schedule: Sequence[Weights]) -> list[float]:
+    """The largest share of the rows that each source ever has."""
+    return [max(shares) for shares in zip(*([part / sum(w.parts) for part in w.parts] for w in schedule), strict=True)]
+
+
 def phases_of(seed: int, lane: int, lanes: int, sources: int) -> tuple[int, ...]:
     """How far behind its share each source is, in a lane, when it should give a row: 1 to PARTS, which is a whole row.
 

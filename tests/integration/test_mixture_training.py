@@ -68,6 +68,66 @@ def test_a_mixture_that_is_killed_goes_on_bit_by_bit_and_tells_its_sources_apart
     assert len(held_out) == 20
 
 
+def held_out(command: list[str], out: Path, sources: list[dict[str, object]], *more: str) -> tuple[list[str], str]:
+    """The evaluation set of a mixture, and what the run that collects it says."""
+    done = run_here([*command[3:], f"--data.sources={json.dumps(sources)}", f"--output-dir={out}", "--max-steps=1", *more])
+    if done.returncode:
+        return [], done.stderr
+    return [json.loads(line)["text"] for line in (out / "evaluation.jsonl").read_text().splitlines()], done.stderr
+
+
+def test_a_source_without_a_held_out_document_is_named_and_the_others_are_evaluated(command: list[str], tmp_path: Path) -> None:
+    folder = Path(command[3].removeprefix("--config=")).parent
+    write_shard(tmp_path / "few", ["doc 002000 bara", "doc 002001 bara"], "plain")
+    few = {"name": "few", "dataset": str(tmp_path / "few.jsonl")}
+    texts, said = held_out(command, tmp_path / "out", [{"name": "new", "dataset": str(folder / "new")}, few])
+    assert len(texts) == 10, said
+    assert "collecting the evaluation set… 10 documents" in said
+    warned = "source few gives the evaluation set no document: raise its heldout_fraction or --eval.max-read-bytes"
+    assert f"warning: {warned}\n" in said
+    assert said.count("gives the evaluation set no document") == 1
+    texts, said = held_out(command, tmp_path / "none", [few, few | {"name": "same"}])
+    assert said.splitlines()[-1] == (
+        "error: no document for the evaluation set: raise --data.heldout-fraction or --eval.max-read-bytes, "
+        "or name an --eval.dataset"
+    )
+
+
+def test_a_source_that_has_a_weight_only_later_is_evaluated_by_its_largest_share(command: list[str], tmp_path: Path) -> None:
+    folder = Path(command[3].removeprefix("--config=")).parent
+    write_shard(tmp_path / "later", documents(300, seed=2), "plain")
+    sources = [
+        {"name": "new", "dataset": str(folder / "new"), "weight": 1},
+        {"name": "later", "dataset": str(tmp_path / "later.jsonl"), "weight": 0},
+        {"name": "never", "dataset": str(tmp_path / "later.jsonl"), "weight": 0},
+    ]
+    schedule = f"--data.weight-schedule={json.dumps([{'from_step': 40, 'weights': {'new': 3, 'later': 1}}])}"
+    texts, said = held_out(command, tmp_path / "both", sources, schedule)
+    of_later = [text for text in texts if text.startswith("doc 002")]
+    assert (len(texts), len(of_later)) == (20, 4), said  # largest shares of 1 and 1/4
+    for source in sources:
+        source["heldout_fraction"] = 0.1 if source["name"] == "later" else 0
+    texts, said = held_out(command, tmp_path / "alone", sources, schedule)
+    assert len(texts) == 20, said
+    assert all(text.startswith("doc 002") for text in texts)
+
+
+def test_an_evaluation_dataset_is_read_by_the_options_of_all_sources(command: list[str], tmp_path: Path) -> None:
+    folder = Path(command[3].removeprefix("--config=")).parent
+    write_shard(tmp_path / "held", documents(9, seed=2), "plain")
+    sources = [
+        {"name": "replay", "dataset": str(folder / "old"), "text_template": "{title} {body}"},
+        {"name": "new", "dataset": str(folder / "new")},
+    ]
+    texts, said = held_out(command, tmp_path / "out", sources, f"--eval.dataset={tmp_path / 'held.jsonl'}")
+    assert texts == documents(9, seed=2), said
+    (tmp_path / "blank.jsonl").write_text("\n")
+    _, said = held_out(command, tmp_path / "none", sources, f"--eval.dataset={tmp_path / 'blank.jsonl'}")
+    assert said.splitlines()[-1] == (
+        f"error: no document for the evaluation set in {tmp_path}/blank.jsonl: name another, or raise --eval.max-read-bytes"
+    )
+
+
 def test_a_source_that_changed_is_refused_by_name(command: list[str], tmp_path: Path) -> None:
     first = [*command[3:], f"--output-dir={tmp_path}", "--max-steps=2"]
     done = run_here(first)
