@@ -36,6 +36,18 @@ class LanePlan:
         """The weights that a lane's row of this number is chosen by."""
         return weights_at(self.weights, row // self.rows_per_lane)
 
+    def parts_of_row(self, row: int, ended: Sequence[bool]) -> Sequence[int]:
+        """The weights that a lane's row of this number is chosen by, of the sources that have not ended.
+
+        Where none of them has one, the next weights that give one come early; without such a change, nothing.
+        """
+        now = self.weights_of_row(row)
+        for weights in self.weights[self.weights.index(now) :]:
+            parts = [0 if over else part for part, over in zip(weights.parts, ended, strict=True)]
+            if any(parts):
+                return parts
+        return ()
+
     def progress(self, lane: int, cursors: Sequence[Cursor]) -> float:
         """Share of a lane's epochs that lies before its cursors; 0 where the epochs do not end the run."""
         if any(source.max_epochs is None for source in self.sources):
@@ -86,12 +98,11 @@ class Lane:
             return 0, *alone
         while True:
             row = self.rows
-            weights = self.plan.weights_of_row(row)
-            parts = [0 if source.ended else part for part, source in zip(weights.parts, self.sources, strict=True)]
-            if not any(parts):
+            parts = self.plan.parts_of_row(row, [source.ended for source in self.sources])
+            if not parts:
                 return None
             credits = self.credits
-            if row > 0 and self.plan.weights_of_row(row - 1) is not weights:  # the shares begin anew
+            if row > 0 and self.plan.weights_of_row(row - 1) is not self.plan.weights_of_row(row):  # the shares begin anew
                 credits = [0] * len(parts)
             chosen, credits = choose(credits, parts, self.phases)
             found = self.sources[chosen].next_row()

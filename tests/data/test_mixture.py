@@ -273,6 +273,31 @@ def test_the_requests_of_a_mixture_are_together_about_as_large_as_that_of_one_so
     assert [source.read.transport.block_bytes for source in uneven.lanes.sources] == [6 * 2**20, 2 * 2**20]
 
 
+def test_a_lane_without_a_source_that_has_a_weight_goes_on_by_the_next_weights_that_give_one(tmp_path: Path) -> None:
+    write_sources(tmp_path, a=30, b=300, c=300)
+    sources = {"a": {"weight": 1, "max_epochs": 1}, "b": {"weight": 0}, "c": {"weight": 0}}
+    changes = (WeightChange(100, {"c": 0}), WeightChange(200, {"a": 1, "b": 3, "c": 1}))
+    plan = plan_for(tmp_path, sources, weight_schedule=changes, window_bytes=2_000)
+    for number in range(4):
+        reading = lane(plan, number)
+        rows, states = [], []
+        for _ in range(500):  # two rows of a lane a step
+            states.append(reading.cursors)
+            row = reading.next_row()
+            assert row is not None, "the lanes stay together"
+            rows.append((row[0], row[1].rows.input_ids[row[2]].tolist()))
+        chosen = [source for source, _ in rows]
+        left = chosen.index(1) if chosen.index(1) < chosen.index(2) else chosen.index(2)
+        assert set(chosen[:left]) == {0}
+        assert left < 150
+        for phase in (chosen[left:200], chosen[200:400], chosen[400:]):
+            assert most_off(phase, [0, 3, 1]) < 1
+        for k in range(left - 1, 480, 31):
+            resumed = lane(plan, number, tuple(states[k]))
+            again = [resumed.next_row() for _ in range(20)]
+            assert [(row[0], row[1].rows.input_ids[row[2]].tolist()) for row in again if row] == rows[k : k + 20]
+
+
 def test_an_epoch_of_all_sources_sees_every_document_once_and_ends(tmp_path: Path) -> None:
     write_sources(tmp_path, a=90, b=31, c=7)
     plan = plan_for(tmp_path, {"a": {"weight": 1}, "b": {"weight": 5}, "c": {"weight": 1}}, max_epochs=1, max_steps=None)
