@@ -454,6 +454,8 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
                     with watchdog.stage("saving"):
                         _save(setup, writer)
                     last_saved = totals.step
+                if at_end:
+                    _say_what_is_not_read(setup)
                 if stopped:
                     break
         except Interrupted:
@@ -586,12 +588,26 @@ def _say_which_left(setup: Setup, present: Sequence[SourcePlan], metrics: Mappin
     """Say which sources of a mixture all lanes have read as often as they were asked to; returns those that are left."""
     ended = [s for s in present if s.max_epochs is not None and metrics.get(f"train/{s.name}/epoch_least", 0) >= s.max_epochs]
     left = [source for source in present if source not in ended]
-    for source in ended if left else []:  # behind the last one the run ends
+    lanes = setup.plan.lanes
+    goes_on = lanes.parts_of_row(setup.totals.step * lanes.rows_per_lane, [source not in left for source in lanes.sources])
+    for source in ended if goes_on else []:  # else the run ends
         setup.progress.notice(
             f"step {setup.totals.step:,}: source {source.name} leaves the mixture, its max_epochs {source.max_epochs} are "
             "read; the others share its part"
         )
     return left
+
+
+def _say_what_is_not_read(setup: Setup) -> None:
+    """Say which sources of a mixture are left where the run ends, since none of them has a weight any more."""
+    own = [setup.cursors[lane] for lane in lanes_of(setup.pinned.lanes, setup.ranks.index, setup.ranks.world)]
+    sources = enumerate(setup.plan.lanes.sources)
+    left = [source.name for number, source in sources if not all(source.ended(lane[number]) for lane in own)]
+    if left:
+        setup.progress.notice(
+            f"step {setup.totals.step:,}: the run ends for want of documents: all sources with a weight are read; "
+            f"left without one: {', '.join(left)}"
+        )
 
 
 def _refuse_weights_that_are_not_finite(setup: Setup) -> None:

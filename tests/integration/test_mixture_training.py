@@ -152,6 +152,27 @@ def test_a_source_that_leaves_the_mixture_is_named_once(command: list[str], tmp_
     said = "source few leaves the mixture, its max_epochs 1 are read; the others share its part"
     assert done.stderr.count(said) == 1
     assert metrics(tmp_path / "out")[-1]["train/few/documents"] < 30  # but for those that are held out
+    assert "want of documents" not in done.stderr
     on = run_here([*mixed, "--max-steps=65"])
     assert on.returncode == 0, on.stderr
     assert said not in on.stderr
+
+
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_a_run_that_ends_since_no_source_with_a_weight_is_left_names_those_without(
+    command: list[str], tmp_path: Path, log_every: int
+) -> None:
+    folder = Path(command[3].removeprefix("--config=")).parent
+    write_shard(tmp_path / "few", documents(30, seed=2), "plain")
+    sources = [
+        {"name": "few", "dataset": str(tmp_path / "few.jsonl"), "max_epochs": 1},
+        *({"name": name, "dataset": str(folder / "new"), "weight": 0} for name in ("new", "more")),
+    ]
+    mixed = [f"--data.sources={json.dumps(sources)}", f"--output-dir={tmp_path / 'out'}", "--lanes=2"]
+    done = run_here([*command[3:], *mixed, f"--log-every={log_every}"])
+    assert done.returncode == 0, done.stderr
+    ended = metrics(tmp_path / "out")[-1]["step"]
+    assert 10 < ended < 60
+    assert "share its part" not in done.stderr
+    said = f"step {ended}: the run ends for want of documents: all sources with a weight are read; left without one: new, more"
+    assert done.stderr.splitlines()[-2:] == [said, f"finished; the model is in {tmp_path / 'out/model'}"]
