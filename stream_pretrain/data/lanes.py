@@ -52,11 +52,20 @@ class LanePlan:
         """Share of a lane's epochs that lies before its cursors; 0 where the epochs do not end the run."""
         if any(source.max_epochs is None for source in self.sources):
             return 0.0
-        bytes_of = [sum(shard.size or 1 for shard in source.shards) * (source.max_epochs or 1) for source in self.sources]
-        read = sum(
-            size * source.progress(lane, cursor) for size, source, cursor in zip(bytes_of, self.sources, cursors, strict=True)
-        )
-        return read / max(1, sum(bytes_of))
+        now = self.weights_of_row(sum(cursor.rows for cursor in cursors)).from_step
+        has_weight = map(any, zip(*(weights.parts for weights in self.weights if weights.from_step >= now), strict=True))
+        read = [
+            size * source.progress(lane, cursor)
+            for size, source, cursor in zip(self._bytes_of, self.sources, cursors, strict=True)
+        ]
+        # What is left of a source that has no weight from here on is not read.
+        to_read = [size if weight else before for size, before, weight in zip(self._bytes_of, read, has_weight, strict=True)]
+        return sum(read) / sum(to_read)
+
+    @cached_property
+    def _bytes_of(self) -> list[int]:
+        """Bytes of each source, in all its epochs."""
+        return [sum(shard.size or 1 for shard in source.shards) * (source.max_epochs or 1) for source in self.sources]
 
 
 class Lane:

@@ -317,6 +317,22 @@ def test_an_epoch_of_all_sources_sees_every_document_once_and_ends(tmp_path: Pat
     assert len(seen) == 128
 
 
+def test_the_epochs_of_a_source_whose_weight_has_gone_are_not_waited_for(tmp_path: Path) -> None:
+    write_sources(tmp_path, a=600, b=900, never=90)
+    sources = {"a": {"weight": 1}, "b": {"weight": 1}, "never": {"weight": 0}}
+    change = (WeightChange(60, {"b": 0}),)  # two rows of a lane a step
+    plan = plan_for(tmp_path, sources, max_epochs=1, max_steps=None, weight_schedule=change, window_bytes=4_000)
+    for number in range(4):
+        reading, before = lane(plan, number), -1.0
+        while reading.next_row() is not None:
+            progress = plan.lanes.progress(number, reading.cursors)
+            assert before <= progress <= 1
+            assert reading.rows >= 120 or progress < 0.5
+            before = progress
+        assert 0 < plan.lanes.sources[1].progress(number, reading.cursors[1]) < 1
+        assert plan.lanes.progress(number, reading.cursors) == 1
+
+
 def test_sources_are_dealt_and_shuffled_each_in_its_own_way(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
