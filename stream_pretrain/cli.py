@@ -20,6 +20,7 @@ import pkgutil
 import sys
 import traceback
 import typing
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType
@@ -141,10 +142,24 @@ def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield name, value
 
 
+class _Loader(yaml.BaseLoader):
+    """Values are text: YAML's own types would turn 0012345 into 5349 and no into false. No key is there twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise ConfigError(f"{node.start_mark.name}: line {key.start_mark.line + 1}: {name} is given twice")
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def _read_file(path: Path) -> list[_Option]:
-    """The options of a YAML file, as text: YAML's own types would turn 0012345 into 5349 and no into false."""
+    """The options of a YAML file."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        with path.open(encoding="utf-8") as file:
+            content = yaml.load(file, Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -153,7 +168,11 @@ def _read_file(path: Path) -> list[_Option]:
         return []
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path}: a mapping of options to values is needed")
-    return list(_flatten(content, "", f"{path}: "))
+    options = list(_flatten(content, "", f"{path}: "))
+    for name, count in Counter(option.name for option in options).items():
+        if count > 1:
+            raise ConfigError(f"{path}: {name} is given twice, under different names")
+    return options
 
 
 def _flatten(mapping: dict[str, Any], prefix: str, origin: str) -> Iterator[_Option]:

@@ -170,6 +170,9 @@ def test_a_later_file_overrides_an_earlier_one(tmp_path: Path) -> None:
         ("tran:\n  seed: 3\n", "unknown group tran; did you mean train?"),
         ("mask_rate: 0.2\n", "unknown option --mask-rate; did you mean --objective.mask-rate?"),
         ("dataset: [a, b]\n", "dataset takes one value, not a list or mapping; quote it if that is its text"),
+        ("seed: 1\nlanes: 2\nseed: 3\n", "line 3: seed is given twice"),
+        ("train:\n  seed: 1\n  seed: 1\n", "line 3: seed is given twice"),
+        ("seed: 1\ntrain:\n  seed: 3\n", "train.seed is given twice, under different names"),
         ("train:\n  max_steps: many\n", "--train.max-steps: 'many' is not a whole number or none"),
     ],
 )
