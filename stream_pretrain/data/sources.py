@@ -20,13 +20,14 @@ import os
 import posixpath
 import re
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 import fsspec
+from fsspec.utils import glob_translate
 
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.transport import (
@@ -282,11 +283,11 @@ def _find(entry: str, data: DataConfig, commits: Mapping[str, str]) -> _Found:
         return _find_on_hub(entry, hub["id"], revision, hub["path"], data, commits)
     if "://" in entry and not entry.startswith("file://"):
         return _find_url(entry, data)
-    path = Path(entry.removeprefix("file://")).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(entry.removeprefix("file://")))
+    if os.path.isfile(path):  # Path itself raises for a name that is too long, and above for a user who is not there
         _refuse_parts(entry, data, "name", "revision", "data_files", "data_dir")
         return _local(entry, path.parent, [path.name], data, chosen=True)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _find_folder(entry, path, data)
     if glob.has_magic(entry):
         _refuse_parts(entry, data, "name", "revision", "data_files", "data_dir")
@@ -369,9 +370,30 @@ def _local_shard(path: Path, name: str, data: DataConfig) -> Shard:
 
 
 def _find_local_glob(entry: str, root: Path, pattern: str, data: DataConfig) -> _Found:
-    matches = [Path(match).as_posix() for match in glob.glob(pattern, root_dir=root, recursive=True)]
-    files = _require((match for match in matches if (root / match).is_file()), entry, "no file matches")
-    return _local(entry, root, files, data)
+    if "**" in pattern.split("/"):
+        found: Iterable[str] = filter(re.compile(glob_translate(pattern)).match, _files_below(root))
+    else:
+        matches = [Path(match).as_posix() for match in glob.glob(pattern, root_dir=root)]
+        found = (match for match in matches if (root / match).is_file())
+    return _local(entry, root, _require(found, entry, "no file matches"), data)
+
+
+def _files_below(root: Path) -> Iterator[str]:
+    """The files below a folder but for hidden ones, by their paths in it; a folder that links lead to again counts once.
+
+    Raises: SourceError for a folder that cannot be read: its shards would be missing.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise SourceError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+    seen: set[str] = set()
+    for place, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        real = os.path.realpath(place)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "lost+found" and real not in seen)
+        if real not in seen:
+            yield from ((Path(place) / name).relative_to(root).as_posix() for name in files)
+        seen.add(real)
 
 
 def _split_pattern(pattern: str) -> tuple[str, str]:
@@ -389,12 +411,7 @@ def _find_folder(entry: str, folder: Path, data: DataConfig) -> _Found:
     if data.data_files is not None:
         _refuse_parts(entry, data, "name", "revision")
         return _find_local_glob(f"{entry}/{data.data_files}", root, data.data_files, data)
-    names = [
-        (Path(place) / file).relative_to(root).as_posix()
-        for place, _, files in os.walk(root, followlinks=True)
-        for file in files
-    ]
-    shards = _require(filter(_is_shard, names), entry)
+    shards = _require(filter(_is_shard, _files_below(root)), entry)
     if data.name is None and not _has_configs(root) and not any(map(_names_split, shards)):
         _refuse_parts(entry, data, "revision")
         return _local(entry, root, shards, data)

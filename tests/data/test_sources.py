@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +107,33 @@ def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
     assert names(tmp_path / "corpus") == ["b.jsonl", "linked/a.jsonl"]
 
 
+@pytest.mark.parametrize("pattern", ["", "/**/*.jsonl"])
+def test_links_that_lead_around_in_a_circle_double_no_shard(tmp_path: Path, pattern: str) -> None:
+    write(tmp_path, "a.jsonl", "sub/b.jsonl")
+    (tmp_path / "itself").symlink_to(".")
+    (tmp_path / "sub/up").symlink_to(tmp_path)
+    assert names(f"{tmp_path}{pattern}") == ["a.jsonl", "sub/b.jsonl"]
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.jsonl"])
+def test_a_folder_that_cannot_be_read_is_named_and_not_left_out(
+    tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "a.jsonl", "secret/b.jsonl", "lost+found/c.jsonl", ".trash/d.jsonl")
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if Path(path).name in ("secret", "lost+found", ".trash"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # root, who may run this, can read all folders
+    with pytest.raises(SourceError, match=r"/secret: cannot be read: Permission denied"):
+        names(f"{tmp_path}{pattern}")
+    (tmp_path / "secret").rename(tmp_path / ".secret")
+    assert names(f"{tmp_path}{pattern}") == ["a.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -169,6 +198,12 @@ def test_a_file_of_unknown_format_is_refused(tmp_path: Path) -> None:
 def test_a_path_that_is_not_there_is_refused_without_asking_the_hub() -> None:
     with pytest.raises(SourceError, match=r"^\./no/such/folder: there is no such file or folder$"):
         resolve(DataConfig(dataset="./no/such/folder"))
+
+
+@pytest.mark.parametrize("entry", ["a/" + "b" * 300 + ".jsonl", "~nobody-of-this-name/b.jsonl"])
+def test_a_path_that_can_be_none_is_refused_at_once(entry: str) -> None:
+    with pytest.raises(SourceError, match=r"there is no such file or folder|neither a file or folder here"):
+        resolve(DataConfig(dataset=entry))
 
 
 def test_data_files_and_data_dir_choose_inside_a_folder(tmp_path: Path) -> None:
