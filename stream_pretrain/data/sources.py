@@ -20,7 +20,7 @@ import os
 import posixpath
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -418,9 +418,19 @@ def _find_folder(entry: str, folder: Path, data: DataConfig) -> _Found:
     base = root.resolve()  # as `datasets` names the files in it
     splits, _ = _splits(entry, str(base), data)
     by_split = {split: [Path(url).relative_to(base).as_posix() for url in urls] for split, urls in splits.items()}
-    if left_out := sorted(set(shards).difference(*by_split.values())):
-        logger.warning("%s: %d files are in no split and are not read, for example %s", entry, len(left_out), left_out[0])
+    _say_what_is_left_out(entry, shards, by_split)
     return _local(entry, base, by_split[data.split], data)
+
+
+def _say_what_is_left_out(entry: str, shards: Iterable[str], splits: Mapping[str, Sequence[str]]) -> None:
+    """Of files in several formats, `datasets` takes those of one."""
+    if left_out := sorted(set(shards).difference(*splits.values())):
+        logger.warning(
+            "%s: %d files are in no split and are not read, for example %s; --data.data-files names files in place of a split",
+            entry,
+            len(left_out),
+            left_out[0],
+        )
 
 
 def _names_split(name: str) -> bool:
@@ -466,6 +476,11 @@ def _find_on_hub(
             for info in filesystem.ls(folder, detail=True)
         }
         files = {name: listed[name] for name in wanted}
+        if data.name is None:  # else the files of other configurations
+            by_split = {split: [url.removeprefix(f"hf://{root}/") for url in urls] for split, urls in splits.items()}
+            below = f"{root}/{data.data_dir}/" if data.data_dir else f"{root}/"
+            known = (info["name"] for infos in filesystem.dircache.values() for info in infos if info["name"].startswith(below))
+            _say_what_is_left_out(entry, filter(_is_shard, (name.removeprefix(f"{root}/") for name in known)), by_split)
     shards = {}
     for name, info in files.items():
         inner = name.removeprefix(f"{root}/")

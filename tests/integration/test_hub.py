@@ -331,6 +331,25 @@ def test_splits_come_from_names_and_folders(hub: Hub) -> None:
     ]
 
 
+def test_files_in_no_split_are_said_without_another_request(hub: Hub) -> None:
+    """Of files in two formats, `datasets` takes those of the more frequent."""
+    write(hub, "datasets/org/corpus/main", "README.md", "a/1.jsonl", "a/2.jsonl", "b/3.parquet", "b/4.jsonl", "de/5.csv")
+    code = f"import logging, sys\nlogging.basicConfig(stream=sys.stdout, format='%(message)s')\n{RESOLVE}"
+
+    def said(**options: str) -> list[str]:
+        *lines, answer = run(hub, code, json.dumps([{"dataset": "org/corpus", **options}])).splitlines()
+        assert json.loads(answer)["shards"]
+        return [line for line in lines if "in no split" in line]
+
+    assert said() == [
+        "org/corpus: 2 files are in no split and are not read, for example b/3.parquet; "
+        "--data.data-files names files in place of a split"
+    ]
+    listings = [request["path"] for request in hub.requests() if "/tree/" in request["path"]]
+    assert len(listings) == len(set(listings))
+    assert said(data_dir="a") == []
+
+
 def test_the_card_of_a_dataset_names_its_configurations(hub: Hub) -> None:
     root = write(hub, "datasets/org/corpus/main", "en/1.jsonl", "en/2.jsonl", "en/held.jsonl", "de/1.jsonl")
     (root / "README.md").write_text("""---
