@@ -348,8 +348,15 @@ def test_a_tar_file_cut_between_two_of_its_files_is_damage(tmp_path: Path) -> No
         windows_of(path, text_field="txt")
 
 
-def test_a_tsv_file_is_cut_at_tabs(tmp_path: Path) -> None:
-    path = tmp_path / "s.tsv.gz"
+@pytest.mark.parametrize("name", ["s.csv", "s.arrow", "s.tar"])
+def test_a_file_of_no_bytes_is_a_shard_without_documents_in_every_format(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    assert read(tmp_path / name) == ([], [])
+
+
+@pytest.mark.parametrize("name", ["s.tsv.gz", "s.TSV.gz"])
+def test_a_tsv_file_is_cut_at_tabs(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
     path.write_bytes(gzip.compress(b"id\ttext\n1\tone, two\n2\tthree\n"))
     assert read(path) == ([(0, "one, two"), (1, "three")], [])
 
