@@ -1169,6 +1169,13 @@ class _HttpFile:
             raise TransportError(
                 f"{self._name}: the server answers with an HTML page in place of the shard; check the URL, a login or a proxy"
             )
+        encoding = response.headers.get("Content-Encoding", "").lower().removeprefix("x-")
+        # Of a compressed file many servers say so what it is; all else is an encoding of the server's own.
+        if encoding in ("gzip", "deflate", "br", "zstd") and encoding != compression_of(self._name):
+            raise TransportError(
+                f"{self._name}: the server sends it encoded (Content-Encoding: {encoding}) though asked for it as it is; "
+                "turn that off there, or name the file after its compression"
+            )
         if response.status_code == 200:
             known_total = self._total_of_whole(response)
             self._at, self._end = 0, known_total

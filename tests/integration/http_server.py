@@ -19,8 +19,9 @@ Each fault is spent on one request of its path, in order; a fault with "times": 
 
 and with any of them: "ranges": false answers 200 with everything, "shift": N answers with bytes N further on than asked
 for, "length": false leaves Content-Length out, with "chunked": true the body tells its end itself, "weak": true makes the ETag
-a weak one, "replace_with": NAME makes the path give that file from then on. HEAD tells the size of a file whose name does not
-begin with "untold-". A file whose name begins with "untagged-" has a Last-Modified in place of an ETag.
+a weak one, "encoding": NAME is told as the Content-Encoding, "replace_with": NAME makes the path give that file from then on.
+HEAD tells the size of a file whose name does not begin with "untold-". A file whose name begins with "untagged-" has a
+Last-Modified in place of an ETag.
 """
 
 from __future__ import annotations
@@ -147,6 +148,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/untagged-"):
             tag = {"Last-Modified": email.utils.formatdate(file.stat().st_mtime, usegmt=True)}
         headers = {**tag, "Content-Type": "application/octet-stream"}
+        if "encoding" in fault:
+            headers["Content-Encoding"] = fault["encoding"]
         status = 200
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked and fault.get("ranges", True):

@@ -211,6 +211,19 @@ def test_an_html_page_with_status_200_is_not_taken_for_the_shard(name: str, serv
         content_of(shard)
 
 
+def test_what_a_server_compresses_by_itself_is_not_taken_for_the_shard(server: Server) -> None:
+    compressed = [{"do": "none", "ranges": False, "encoding": "gzip"}]
+    server.inject("plain.jsonl", *compressed)
+    with (
+        opened(server, "plain.jsonl") as shard,
+        pytest.raises(TransportError, match=r"sends it encoded .*gzip.* turn that off"),
+    ):
+        shard.read()
+    server.inject("members.jsonl.gz", *compressed)  # so servers tell what the file itself is
+    with opened(server, "members.jsonl.gz") as shard:
+        assert content_of(shard) == text()
+
+
 def test_an_html_page_that_hides_its_type_is_found_by_its_first_bytes(server: Server) -> None:
     server.inject("single.jsonl.zst", {"do": "html_untyped"})
     with opened(server, "single.jsonl.zst") as shard, pytest.raises(ContentError, match="looks like an HTML page"):
