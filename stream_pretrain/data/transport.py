@@ -39,6 +39,7 @@ import fsspec
 import requests
 import zstandard
 from huggingface_hub import get_token, hf_hub_url
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError, TransportError
 from stream_pretrain.urls import without_secrets
@@ -873,6 +874,10 @@ def _fault(error: Exception, name: str) -> _TransientError:
     """What a library raised, as a fault that may pass. Raises TransportError where trying again cannot help."""
     words = in_words(error)
     status = _status(error)
+    if isinstance(error, OfflineModeIsEnabled):
+        raise TransportError(
+            f"{name}: HF_HUB_OFFLINE is set, so the Hub is not asked: unset it, or give a file or folder that is here"
+        ) from error
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         raise TransportError(f"{name}: not found ({words}); {_CHECK_ID}") from error
     if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__:

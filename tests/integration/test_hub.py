@@ -275,6 +275,14 @@ def test_a_hub_that_stays_busy_until_the_deadline_or_is_not_there_is_a_transport
     assert re.match(r"TransportError: org/corpus: no server answers \(ConnectError: .*; check the network and the name", absent)
 
 
+def test_a_machine_that_is_to_stay_offline_does_not_wait_for_the_hub(hub: Hub) -> None:
+    (answer,) = resolve(hub, {"dataset": "no-such-folder"}, HF_HUB_OFFLINE="1")
+    assert answer == (
+        "TransportError: no-such-folder: HF_HUB_OFFLINE is set, so the Hub is not asked: "
+        "unset it, or give a file or folder that is here"
+    )
+
+
 CARD = """---
 configs:
 - config_name: en
