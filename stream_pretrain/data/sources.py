@@ -258,7 +258,7 @@ def _entries(file: Path) -> list[str]:
     if not file.is_file():
         raise SourceError(f"@{file}: there is no such file")
     try:
-        content = file.read_text("utf-8")
+        content = file.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SourceError(
             f"@{file}: is not UTF-8 text ({error.reason} at byte {error.start}): a list has one dataset a line"

@@ -291,7 +291,7 @@ def test_an_evaluation_dataset_is_resolved_without_the_options_of_the_corpus(tmp
 def test_a_list_names_one_dataset_a_line(tmp_path: Path) -> None:
     write(tmp_path, "one/a.jsonl", "one/b.jsonl", "two/a.jsonl", "three/x.jsonl", "three/y.jsonl")
     (tmp_path / "list.txt").write_text(
-        f"# my corpora\n{tmp_path}/one/*.jsonl\n\n{tmp_path}/two # a folder\n{tmp_path}/three/y.jsonl\n{tmp_path}/one/a.jsonl\n"
+        f"\ufeff{tmp_path}/one/*.jsonl\n\n# more\n{tmp_path}/two # a folder\n{tmp_path}/three/y.jsonl\n{tmp_path}/one/a.jsonl\n"
     )
     corpus = resolve(DataConfig(dataset=f"@{tmp_path}/list.txt"))
     assert [shard.name for shard in corpus.shards] == ["one/a.jsonl", "one/b.jsonl", "three/y.jsonl", "two/a.jsonl"]
