@@ -200,9 +200,9 @@ def test_a_path_that_is_not_there_is_refused_without_asking_the_hub() -> None:
         resolve(DataConfig(dataset="./no/such/folder"))
 
 
-@pytest.mark.parametrize("entry", ["a/" + "b" * 300 + ".jsonl", "~nobody-of-this-name/b.jsonl"])
+@pytest.mark.parametrize("entry", ["././" + "b" * 300 + ".jsonl", "~nobody-of-this-name/b.jsonl"])
 def test_a_path_that_can_be_none_is_refused_at_once(entry: str) -> None:
-    with pytest.raises(SourceError, match=r"there is no such file or folder|neither a file or folder here"):
+    with pytest.raises(SourceError, match="there is no such file or folder"):
         resolve(DataConfig(dataset=entry))
 
 
