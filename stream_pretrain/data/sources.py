@@ -541,8 +541,12 @@ def _find_url(url: str, data: DataConfig) -> _Found:
     """A file, a folder or a pattern at a URL."""
     entry = without_secrets(url)
     _refuse_parts(entry, data, "name", "revision", "data_files", "data_dir")
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise SourceError(f"{entry}: is not a URL: {error}") from error
     if on_web(url) and "*" not in unsigned(url):  # a web server has no listings
-        name = posixpath.basename(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
+        name = posixpath.basename(urllib.parse.unquote(parts.path))
         _require(filter(_has_known_ending, [name]), entry, "the ending says no format")
         return _Found(entry.rpartition("/")[0], {name: _shard(url, name, None, None, data)})
     try:

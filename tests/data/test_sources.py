@@ -331,6 +331,11 @@ def test_a_scheme_in_capitals_and_a_star_in_a_query_are_as_good_as_any() -> None
     assert (shard.url, shard.name) == ("https://nowhere.invalid/a.jsonl?expires=*", "a.jsonl")
 
 
+def test_a_url_that_is_none_is_refused() -> None:
+    with pytest.raises(SourceError, match=r"^http://\[::1/a\.jsonl: is not a URL: Invalid IPv6 URL$"):
+        resolve(DataConfig(dataset="http://[::1/a.jsonl"))
+
+
 def test_no_password_and_no_signature_gets_into_names_and_messages(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as raised:
         resolve(DataConfig(dataset="https://me:secret@nowhere.invalid/a.docx?signature=secret"))
