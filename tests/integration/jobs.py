@@ -17,14 +17,8 @@ from typing import Any
 
 import psutil
 
-ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")},
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-}
-MARK = "STREAM_PRETRAIN_TEST_JOB"
-"""The variable by which the processes of a job are known."""
+from tests.forks import ENVIRONMENT, MARK, Fork, trainers
+
 START_SECONDS = 120.0
 """What torch alone may take to import on a busy machine; not part of any deadline that is tested."""
 
@@ -32,7 +26,7 @@ START_SECONDS = 120.0
 class Job:
     """A started launcher; what it and its ranks write to stderr is in a file."""
 
-    def __init__(self, process: subprocess.Popen[bytes], output: Path, mark: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes] | Fork, output: Path, mark: str) -> None:
         self.process, self.output, self.mark = process, output, mark
 
     @property
@@ -49,8 +43,13 @@ class Job:
 
     def ranks(self) -> list[psutil.Process]:
         """The processes of the ranks, in their order."""
-        children = psutil.Process(self.process.pid).children()
-        found = {int(child.environ()["RANK"]): child for child in children if "RANK" in child.environ()}
+        found = {}
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                forked = process.name().startswith(self.mark)
+                rank = process.name().removeprefix(self.mark) if forked else process.environ().get("RANK", "")
+                if rank.strip() and os.getsid(process.pid) == process.pid:  # its data workers are in the session of a rank
+                    found[int(rank)] = process
         return [found[rank] for rank in sorted(found)]
 
     def wait(self, seconds: float) -> int:
@@ -70,7 +69,8 @@ class Job:
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):  # ended meanwhile, or not ours
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                ours = process.name().startswith(self.mark) or process.environ().get(MARK) == self.mark
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
@@ -85,11 +85,13 @@ def job(
     output: Path,
     environment: Mapping[str, str] | None = None,
     program: Sequence[str] = ("-m", "stream_pretrain"),
+    *,
+    forked: bool = True,
 ) -> Iterator[Job]:
     """Start `world` ranks of the command line; whatever is left of them at the end of the block is killed."""
     forwarded = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", "--standalone", forwarded]
-    with started([*torchrun, *program, *arguments], output, environment) as running:
+    with started([*torchrun, *program, *arguments], output, environment, forked=forked) as running:
         yield running
 
 
@@ -111,6 +113,7 @@ def apart(world: int, arguments: Sequence[str], output: Path, program: str) -> I
                     [sys.executable, str(folder / "program.py"), *arguments],
                     output.with_suffix(f".{rank}"),
                     variables | {"RANK": str(rank)},
+                    forked=True,
                 )
             )
             for rank in range(world)
@@ -121,17 +124,25 @@ ELSEWHERE = "peers._machine = lambda: f\"machine{os.environ['RANK']} pid:[1]\""
 
 
 @contextmanager
-def started(command: Sequence[str], output: Path, environment: Mapping[str, str] | None = None) -> Iterator[Job]:
-    mark = secrets.token_hex(8)
+def started(
+    command: Sequence[str], output: Path, environment: Mapping[str, str] | None = None, *, forked: bool = False
+) -> Iterator[Job]:
+    """Start a command; forked: which is Python's, and need not begin with a new interpreter."""
+    mark = secrets.token_hex(4)
+    variables = {**ENVIRONMENT, **(environment or {}), MARK: mark}
     with output.open("wb") as stderr:
-        process = subprocess.Popen(
-            command,
-            env={**ENVIRONMENT, **(environment or {}), MARK: mark},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            start_new_session=True,
-        )
+        process: subprocess.Popen[bytes] | Fork
+        if forked:
+            process = trainers().start(command[1:], variables, stderr)
+        else:
+            process = subprocess.Popen(
+                command,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,
+            )
         running = Job(process, output, mark)
         try:
             yield running

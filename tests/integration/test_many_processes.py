@@ -45,9 +45,9 @@ def launch(world: int, arguments: list[str]) -> list[str]:
     return [*(torchrun if world > 1 else [sys.executable]), "-m", "stream_pretrain", *arguments]
 
 
-def train(world: int, arguments: list[str], out: Path) -> Job:
+def train(world: int, arguments: list[str], out: Path, *, forked: bool = True) -> Job:
     """The job after it has ended by itself, without an error."""
-    with started(launch(world, arguments), out.with_suffix(".log")) as running:
+    with started(launch(world, arguments), out.with_suffix(".log"), forked=forked) as running:
         assert running.wait(170) == 0, running.stderr
     return running
 
@@ -71,12 +71,12 @@ def test_a_run_over_1_2_4_3_and_1_processes_killed_at_each_change_is_the_run_on_
     reached = 0
     for world, workers in ((1, 0), (2, 1), (4, 2), (3, 0)):
         arguments = options(corpus, model, out, "--max-steps=100000", "--save-every=1", f"--workers={workers}")
-        with started(launch(world, arguments), out.with_suffix(f".{world}")) as running:
+        with started(launch(world, arguments), out.with_suffix(f".{world}"), forked=True) as running:
             running.until(lambda reached=reached: checkpoints(out)[-1:] > [reached + 1])
             # The end of the block is the kill.
         reached = checkpoints(out)[-1]
     for folder in (out, alone):
-        train(1, options(corpus, model, folder, f"--max-steps={reached + 2}"), folder)
+        train(1, options(corpus, model, folder, f"--max-steps={reached + 2}"), folder, forked=folder == out)
     assert same_rows(metrics(out)) == same_rows(metrics(alone))
     assert [line["step"] for line in metrics(out)] == list(range(1, reached + 3))
     assert losses(out) == pytest.approx(losses(alone), rel=1e-4)
@@ -117,7 +117,7 @@ def test_one_epoch_ends_on_every_rank_having_seen_all_documents(
 
 def test_more_ranks_than_lanes_are_refused_by_one_line(corpus: Path, model: Path, tmp_path: Path) -> None:
     arguments = options(corpus, model, tmp_path / "out", "--max-steps=5", "--lanes=2")
-    with started(launch(3, arguments), tmp_path / "log") as running:
+    with started(launch(3, arguments), tmp_path / "log", forked=True) as running:
         assert running.wait(START_SECONDS) != 0
     [line] = running.errors()
     assert "--lanes 2 does not give each of 3 ranks one" in line
@@ -126,9 +126,9 @@ def test_more_ranks_than_lanes_are_refused_by_one_line(corpus: Path, model: Path
 def test_a_second_run_on_the_same_folder_is_refused(corpus: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = options(corpus, model, out, "--max-steps=100000")
-    with started(launch(1, arguments), tmp_path / "first") as first:
+    with started(launch(1, arguments), tmp_path / "first", forked=True) as first:
         first.until((out / "metrics.jsonl").exists)
-        with started(launch(2, arguments), tmp_path / "second") as second:
+        with started(launch(2, arguments), tmp_path / "second", forked=True) as second:
             assert second.wait(START_SECONDS) != 0
         [line] = second.errors()
         assert f"is in use by process {first.process.pid}" in line

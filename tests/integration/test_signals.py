@@ -83,7 +83,7 @@ def test_a_signal_during_a_step_saves_and_the_next_run_goes_on(
     corpus: Path, model: Path, out: Path, whom: str, name: str
 ) -> None:
     arguments = tiny_options(corpus, model, out)
-    with job(2, arguments, out.with_suffix(".log")) as running:
+    with job(2, arguments, out.with_suffix(".log"), forked=False) as running:
         running.until(lambda: len(lines(out / "metrics.jsonl")) > 2)
         signalled(running, whom, name)
         step = assert_saved_and_preempted(running, out)
@@ -219,7 +219,7 @@ def test_a_signal_ends_a_start_that_stalls(
         arguments[0] = f"--dataset=@{shards}"
         arguments += ["--eval-every=5", "--data.heldout-fraction=0.5"]
         server.inject("s0.jsonl.zst", {"do": "stall", "after": 1_000, "times": 100})
-    with job(2, arguments, out.with_suffix(".log"), environment) as running:
+    with job(2, arguments, out.with_suffix(".log"), environment, forked=False) as running:
         running.until(lambda: connections or server.log())
         time.sleep(3)
         signalled(running, whom, name)

@@ -446,7 +446,7 @@ def test_the_ranks_of_a_machine_ask_the_hub_once(tmp_path: Path, corpus: Path, o
             *("--dataset=org/corpus", "--model=org/bert", f"--output-dir={out}", "--sequence-length=32", "--lanes=4"),
             *("--global-batch-size=4", "--micro-batch-size=2", "--max-steps=2", "--run.wandb=disabled"),
         ]
-        with job(2, arguments, out.with_suffix(".log"), environment) as running:
+        with job(2, arguments, out.with_suffix(".log"), environment, forked=False) as running:
             assert running.wait(START_SECONDS) == 0, running.stderr
         asked = [(request["method"], request["path"]) for request in hub.requests()]
     listings = [path for _, path in asked if "/tree/" in path and "/datasets/" in path]
