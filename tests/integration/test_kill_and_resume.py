@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -18,9 +17,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, pipeline
 
 from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.forks import ENVIRONMENT, trainers
+from tests.integration.jobs import Job, started
 from tests.training.runs import run_here
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 TIMINGS = ("train/tokens_per_second", "train/data_wait")
 
 
@@ -55,10 +55,8 @@ def endless(arguments: list[str]) -> list[str]:
     return [argument for argument in arguments if not argument.startswith("--max-steps")]
 
 
-def run(corpus: Path, model: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command(corpus, model, out, *options), env=ENVIRONMENT, capture_output=True, text=True, timeout=150, check=False
-    )
+def run(corpus: Path, model: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    done = trainers().run(["-m", "stream_pretrain", *options(corpus, model, out, *more)], ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -72,14 +70,14 @@ def last_checkpoint(out: Path) -> Path:
     return max((out / "checkpoints").glob("step-*"))
 
 
-def kill_when(process: subprocess.Popen[str], number: signal.Signals, reached: Path, delay: float) -> None:
-    deadline = time.monotonic() + 120
-    while not reached.exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "the run does not get on"
-        time.sleep(0.01)
-    time.sleep(delay)
-    process.send_signal(number)
+def kill_when(command: list[str], number: signal.Signals, out: Path, reached: str, delay: float) -> Job:
+    """Start a run and send it a signal a while after it has reached something; returns the job after its end."""
+    with started(command, out.with_suffix(".log"), forked=True) as running:
+        running.until((out / reached).exists)
+        time.sleep(delay)
+        running.process.send_signal(number)
+        running.wait(60)
+    return running
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +103,12 @@ def test_a_run_killed_twice_ends_with_the_same_losses_weights_and_documents_bit_
 ) -> None:
     out = tmp_path / "out"
     for step in (10, 20):
-        process = subprocess.Popen(command(corpus, model, out), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-        kill_when(process, signal.SIGKILL, out / "checkpoints" / f"step-{step:08d}", random.uniform(0, 0.3))
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        reached = f"checkpoints/step-{step:08d}"
+        killed = kill_when(command(corpus, model, out), signal.SIGKILL, out, reached, random.uniform(0, 0.3))
+        assert killed.process.returncode == -signal.SIGKILL
         assert json.loads((out / "run.json").read_text())["state"] == "running"
-    done = run(corpus, model, out)
+    done = subprocess.run(command(corpus, model, out), env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert "going on after step" in done.stderr
     assert_same_run(out, uninterrupted)
     assert json.loads((out / "run.json").read_text())["state"] == "finished"
@@ -120,13 +118,10 @@ def test_workers_may_change_at_a_resume_and_sigterm_saves_first(
     corpus: Path, model: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        command(corpus, model, out, "--workers=2", "--save-every=1000"), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-    )
-    kill_when(process, signal.SIGTERM, out / "metrics.jsonl", random.uniform(0, 0.1))
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0, stderr
-    assert "stopped by SIGTERM" in stderr
+    two_workers = command(corpus, model, out, "--workers=2", "--save-every=1000")
+    stopped = kill_when(two_workers, signal.SIGTERM, out, "metrics.jsonl", random.uniform(0, 0.1))
+    assert stopped.process.returncode == 0, stopped.stderr
+    assert "stopped by SIGTERM" in stopped.stderr
     assert json.loads((out / "run.json").read_text())["state"] == "preempted"
     run(corpus, model, out, "--workers=0")
     assert_same_run(out, uninterrupted)
@@ -137,9 +132,7 @@ def test_a_corpus_that_was_moved_is_read_where_it_lies_now(
 ) -> None:
     out, here, there = tmp_path / "out", tmp_path / "here", tmp_path / "there"
     shutil.copytree(corpus, here)
-    process = subprocess.Popen(command(here, model, out), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    kill_when(process, signal.SIGKILL, out / "checkpoints" / "step-00000010", 0)
-    process.communicate()
+    kill_when(command(here, model, out), signal.SIGKILL, out, "checkpoints/step-00000010", 0)
     here.rename(there)
     run(there, model, out)
     assert_same_run(out, uninterrupted)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.corpora import documents, write_shard, write_tiny_bert
-from tests.integration.test_kill_and_resume import ENVIRONMENT, assert_same_run, kill_when, metrics
+from tests.forks import ENVIRONMENT, trainers
+from tests.integration.test_kill_and_resume import assert_same_run, kill_when, metrics
 from tests.training.runs import run_here
 
 MIXTURE = """\
@@ -42,14 +42,11 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def test_a_mixture_that_is_killed_goes_on_bit_by_bit_and_tells_its_sources_apart(command: list[str], tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
-    done = subprocess.run([*command, f"--output-dir={whole}"], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = trainers().run([*command[1:], f"--output-dir={whole}"], ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert "2 sources, 2 shards" in done.stderr
-    process = subprocess.Popen([*command, f"--output-dir={out}"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    kill_when(process, signal.SIGKILL, out / "checkpoints/step-00000010", 0.05)
-    process.communicate()
-    again = [*command, f"--output-dir={out}", "--workers=2"]
-    done = subprocess.run(again, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    kill_when([*command, f"--output-dir={out}"], signal.SIGKILL, out, "checkpoints/step-00000010", 0.05)
+    done = trainers().run([*command[1:], f"--output-dir={out}", "--workers=2"], ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert "going on after step" in done.stderr
     assert_same_run(out, whole)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.forks import ENVIRONMENT, trainers
 from tests.integration.http_server import serve
 from tests.integration.jobs import lines, recorded
 
@@ -21,13 +20,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(dataset: Path | str, model: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        *(sys.executable, "-m", "stream_pretrain", f"--dataset={dataset}", f"--model.config={model}"),
+    program = [
+        *("-m", "stream_pretrain", f"--dataset={dataset}", f"--model.config={model}"),
         *(f"--model.tokenizer={model}", f"--output-dir={out}", "--sequence-length=32", "--global-batch-size=8"),
         *("--workers=1", "--log-every=1", "--train.warmup-steps=1", "--run.wandb=disabled", *options),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
+    return trainers().run(program, ENVIRONMENT)
 
 
 def test_a_damaged_shard_that_datasets_reads_is_skipped_where_asked_for_and_ends_the_run_elsewhere(

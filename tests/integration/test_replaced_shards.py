@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +24,7 @@ from stream_pretrain.data.sources import Corpus, Shard, described, find_again, r
 from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions
 from stream_pretrain.errors import SourceError, TransportError
 from tests.corpora import documents, json_lines, write_shard, write_tiny_bert
+from tests.forks import ENVIRONMENT, trainers
 from tests.integration.http_server import Server, serve
 
 OLD, NEW, LONGER = json_lines(["old text"]), json_lines(["new text"]), json_lines(["longer text"])
@@ -154,7 +154,8 @@ def test_a_web_file_that_is_missing_is_named_at_the_start_and_nobody_waits_for_t
     server.inject("a.jsonl", {"do": "status", "code": 429, "headers": {"Retry-After": "15"}})
     with pytest.raises(TransportError, match=r"b\.jsonl: not found \(HTTP 404\)"):
         pinned(listed)
-    assert len([request for request in server.log() if request["path"] == "/a.jsonl"]) == 1
+    asked = [request for request in server.log() if request["path"] == "/a.jsonl"]
+    assert len(asked) <= 1, "none where the answer for the other file came first; not asked again in any case"
 
 
 def test_many_web_files_are_pinned_at_the_first_start_and_compared_when_they_are_opened(
@@ -192,20 +193,12 @@ def test_of_many_web_files_only_one_with_a_new_url_is_asked_for_at_a_resume(
 
 
 def train(data: str, model: Path, out: Path, steps: int) -> subprocess.CompletedProcess[str]:
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "stream_pretrain",
-            f"--dataset={data}",
-            f"--model.config={model}",
-            f"--model.tokenizer={model}",
-        ),
+    program = [
+        *("-m", "stream_pretrain", f"--dataset={data}", f"--model.config={model}", f"--model.tokenizer={model}"),
         *(f"--output-dir={out}", f"--max-steps={steps}", "--sequence-length=32", "--global-batch-size=4", "--workers=1"),
         *("--lanes=2", "--save-every=2", "--run.wandb=disabled"),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
+    return trainers().run(program, ENVIRONMENT)
 
 
 def test_a_run_does_not_go_on_with_a_web_file_that_was_replaced(folder: Path, server: Server, tmp_path: Path) -> None:
