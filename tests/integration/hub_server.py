@@ -24,6 +24,7 @@ import http.server
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -38,6 +39,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from tests.forks import Forks
 
 LFS_BYTES = 64 * 1024
 BLOCK = 64 * 1024
@@ -137,6 +140,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             with self.server.lock:
                 self.server.faults.extend(json.loads(self.body))
             return self.answer(204)
+        if self.command == "DELETE" and path == "/faults":
+            with self.server.lock:
+                self.server.faults.clear()
+            return self.answer(204)
         if self.fails():
             return None
         try:
@@ -154,7 +161,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except RefusedError as refused:
             return self.answer(refused.status, b'{"error": "%s"}' % refused.code.encode(), {"X-Error-Code": refused.code})
 
-    do_GET = do_HEAD = do_POST = handle_request  # noqa: N815 the names http.server calls
+    do_GET = do_HEAD = do_POST = do_DELETE = handle_request  # noqa: N815 the names http.server calls
 
     def fails(self) -> bool:
         """Whether the next injected fault meets this request (and has been answered)."""
@@ -332,10 +339,40 @@ class Hub:
         fault = [{"match": match, "answer": answer, "times": times, **more}]
         urllib.request.urlopen(f"{self.endpoint}/faults", json.dumps(fault).encode()).close()
 
+    def forget(self) -> None:
+        """Drop all repositories, faults and the log."""
+        urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/faults", method="DELETE")).close()
+        for entry in self.root.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
     def environment(self, home: Path, **more: str) -> dict[str, str]:
         """Environment of a process that knows this Hub and no other."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
         return kept | {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **more}
+
+
+@dataclass(frozen=True)
+class AskedHub(Hub):
+    """With a server of processes that know this Hub and no other."""
+
+    home: Path
+    """Where they keep what is kept of a Hub."""
+    forks: Forks
+
+    def clear_home(self) -> None:
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+@contextmanager
+def asked(root: Path, *modules: str, page_size: int = 1000) -> Iterator[AskedHub]:
+    """Serves `root`, and forks that have imported these modules: what libraries read when they are imported is of this Hub."""
+    with running(root, page_size) as hub:
+        home = hub.root.parent / f"{hub.root.name}-home"
+        forks = Forks(hub.environment(home, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES=""), *modules)
+        try:
+            yield AskedHub(hub.root, hub.port, home, forks)
+        finally:
+            forks.close()
 
 
 @contextmanager

@@ -21,9 +21,8 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from stream_pretrain.data.sources import Corpus, Shard, check_unchanged
 from stream_pretrain.errors import SourceError
-from tests.integration.hub_server import Hub, running
-
-CHECKOUT = Path(__file__).resolve().parents[2]
+from tests.forks import CHECKOUT
+from tests.integration.hub_server import AskedHub, asked
 
 # What the stand-in takes for the commits of org/corpus: sha1 of "datasets/org/corpus/main" and ".../second".
 FIRST = "d22a000f3d56f5e56c0c722d1bab35c1f8790c8a"
@@ -55,14 +54,21 @@ except StreamPretrainError as error:
 """
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    (tmp_path / "hub").mkdir()
-    with running(tmp_path / "hub", page_size=3) as hub:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AskedHub]:
+    root = tmp_path_factory.mktemp("hub")
+    with asked(root, "stream_pretrain.data.sources", "datasets", "huggingface_hub", "transformers", page_size=3) as hub:
         yield hub
 
 
-def write(hub: Hub, repository: str, *names: str) -> Path:
+@pytest.fixture
+def hub(server: AskedHub) -> AskedHub:
+    server.forget()
+    server.clear_home()
+    return server
+
+
+def write(hub: AskedHub, repository: str, *names: str) -> Path:
     """A revision (datasets/org/name/main) with files that hold one document each: their name."""
     root = hub.root / repository
     for name in names:
@@ -71,21 +77,14 @@ def write(hub: Hub, repository: str, *names: str) -> Path:
     return root
 
 
-def run(hub: Hub, code: str, *arguments: str, **environment: str) -> str:
+def run(hub: AskedHub, code: str, *arguments: str, **environment: str) -> str:
     """What `code` prints in a process that knows this Hub only."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=hub.environment(hub.root.parent / "home", OMP_NUM_THREADS="1", **environment),
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = hub.forks.run(["-c", code, *arguments], hub.environment(hub.home, **environment), CHECKOUT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def resolve(hub: Hub, *asked: dict[str, Any], **environment: str) -> list[Corpus | str]:
+def resolve(hub: AskedHub, *asked: dict[str, Any], **environment: str) -> list[Corpus | str]:
     """The corpus, or the message of the error, for each set of options."""
     answers = [json.loads(line) for line in run(hub, RESOLVE, json.dumps(asked), **environment).splitlines()]
     return [answer if isinstance(answer, str) else Corpus.from_json(answer) for answer in answers]
@@ -96,7 +95,7 @@ def names(answer: Corpus | str) -> list[str]:
     return [shard.name for shard in answer.shards]
 
 
-def one_corpus(hub: Hub, **options: Any) -> Corpus:
+def one_corpus(hub: AskedHub, **options: Any) -> Corpus:
     (answer,) = resolve(hub, options)
     assert isinstance(answer, Corpus), answer
     return answer
@@ -114,7 +113,7 @@ def one_corpus(hub: Hub, **options: Any) -> Corpus:
     ],
 )
 def test_a_gated_dataset_says_that_access_has_to_be_asked_for(
-    hub: Hub, token: dict[str, str], status: int, advice: str
+    hub: AskedHub, token: dict[str, str], status: int, advice: str
 ) -> None:
     write(hub, "datasets/org/corpus/main", "a.jsonl")
     (hub.root / "datasets/org/corpus/.gated").touch()
@@ -127,13 +126,13 @@ def test_a_gated_dataset_says_that_access_has_to_be_asked_for(
     )
 
 
-def test_a_dataset_with_a_script_of_its_own_is_refused(hub: Hub) -> None:
+def test_a_dataset_with_a_script_of_its_own_is_refused(hub: AskedHub) -> None:
     write(hub, "datasets/org/corpus/main", "a.jsonl", "corpus.py")
     [message] = resolve(hub, {"dataset": "org/corpus"})
     assert message == "SourceError: org/corpus: Dataset scripts are no longer supported, but found corpus.py"
 
 
-def test_a_dataset_is_pinned_with_sizes_and_content_hashes(hub: Hub) -> None:
+def test_a_dataset_is_pinned_with_sizes_and_content_hashes(hub: AskedHub) -> None:
     root = write(hub, "datasets/org/corpus/main", "a.jsonl", "name with spaces & ümlaut [1].jsonl", "notes.docx")
     large = b'{"text": "large"}\n' * 10_000  # as large as files in LFS
     (root / "b.jsonl.zst").write_bytes(large)
@@ -164,7 +163,7 @@ def git_identity(content: bytes) -> str:
     return "git:" + hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def test_every_page_of_the_listing_is_asked_for_once(hub: Hub) -> None:
+def test_every_page_of_the_listing_is_asked_for_once(hub: AskedHub) -> None:
     files = [f"data/train-{number}.jsonl" for number in range(7)]
     write(hub, "datasets/org/corpus/main", *files)
     assert names(one_corpus(hub, dataset="org/corpus")) == files
@@ -179,7 +178,7 @@ def test_every_page_of_the_listing_is_asked_for_once(hub: Hub) -> None:
     assert not [request for request in hub.requests() if "train-" in request["path"]], "a file was asked for alone"
 
 
-def test_shards_are_opened_by_range_and_leave_nothing_on_the_disk(hub: Hub) -> None:
+def test_shards_are_opened_by_range_and_leave_nothing_on_the_disk(hub: AskedHub) -> None:
     root = write(hub, "datasets/org/corpus/main", "with ü [1].jsonl")
     (root / "large.jsonl").write_bytes(b"".join(b'{"text": "%07d"}\n' % number for number in range(10_000)))
     read = """
@@ -196,11 +195,11 @@ for shard in resolve(DataConfig(dataset="org/corpus")).shards:
     (read_of_large,) = [request for request in hub.requests() if "/lfs/" in request["path"]]
     assert (read_of_large["status"], read_of_large["range"].partition("-")[0]) == (206, "bytes=100000")
     assert read_of_large["bytes"] < 10_000
-    stored = [file for file in (hub.root.parent / "home").rglob("*") if file.is_file() and file.stat().st_size > 1000]
+    stored = [file for file in hub.home.rglob("*") if file.is_file() and file.stat().st_size > 1000]
     assert stored == []
 
 
-def test_a_branch_a_tag_and_a_commit_are_pinned_to_the_commit(hub: Hub) -> None:
+def test_a_branch_a_tag_and_a_commit_are_pinned_to_the_commit(hub: AskedHub) -> None:
     write(hub, "datasets/org/corpus/main", "old.jsonl")
     write(hub, "datasets/org/corpus/second", "new.jsonl")
     refs = hub.root / "datasets/org/corpus/refs.json"
@@ -224,7 +223,7 @@ def test_a_branch_a_tag_and_a_commit_are_pinned_to_the_commit(hub: Hub) -> None:
     assert answers[5] == "SourceError: org/corpus: has no revision 'v2' on the Hub"
 
 
-def test_a_branch_that_moves_leaves_the_pinned_corpus_readable_and_is_noticed(hub: Hub) -> None:
+def test_a_branch_that_moves_leaves_the_pinned_corpus_readable_and_is_noticed(hub: AskedHub) -> None:
     write(hub, "datasets/org/corpus/main", "a.jsonl", "b.jsonl")
     pinned = one_corpus(hub, dataset="org/corpus")
     write(hub, "datasets/org/corpus/second", "a.jsonl", "b.jsonl", "c.jsonl")
@@ -237,7 +236,7 @@ def test_a_branch_that_moves_leaves_the_pinned_corpus_readable_and_is_noticed(hu
         check_unchanged(pinned, moved)
 
 
-def test_a_private_dataset_needs_its_token(hub: Hub) -> None:
+def test_a_private_dataset_needs_its_token(hub: AskedHub) -> None:
     write(hub, "datasets/org/private/main", "a.jsonl")
     (hub.root / "datasets/org/private/.token").write_text("hf_secret")
     unreadable = (
@@ -251,7 +250,7 @@ def test_a_private_dataset_needs_its_token(hub: Hub) -> None:
     assert names(resolve(hub, by_option)[0]) == ["a.jsonl"]
 
 
-def test_what_is_not_on_the_hub_is_named(hub: Hub) -> None:
+def test_what_is_not_on_the_hub_is_named(hub: AskedHub) -> None:
     missing, bad_name, empty = resolve(
         hub, {"dataset": "org/missing"}, {"dataset": "org/-bad-"}, {"dataset": "hf://datasets/org/missing/*.jsonl"}
     )
@@ -263,21 +262,30 @@ def test_what_is_not_on_the_hub_is_named(hub: Hub) -> None:
     assert empty.startswith("SourceError: hf://datasets/org/missing/*.jsonl: neither")
 
 
-def test_a_hub_that_stays_busy_until_the_deadline_or_is_not_there_is_a_transport_error(hub: Hub) -> None:
+def test_a_hub_that_stays_busy_until_the_deadline_or_is_not_there_is_a_transport_error(hub: AskedHub) -> None:
     write(hub, "datasets/org/corpus/main", "a.jsonl")
     hub.fail("GET /api/datasets/org/corpus", 503, times=1000)
     (busy,) = resolve(hub, {"dataset": "org/corpus", "retry_deadline": 2.0})
     assert isinstance(busy, str)
     assert re.match(r"TransportError: org/corpus: no good answer for \d s \(HfHubHTTPError: .*503", busy)
     assert "--data.retry-deadline (now 2 s)" in busy
-    (absent,) = resolve(hub, {"dataset": "org/corpus"}, HF_ENDPOINT="http://127.0.0.1:9")
-    assert isinstance(absent, str)
+    nowhere = subprocess.run(  # where the Hub is, libraries read when they are imported
+        [sys.executable, "-c", RESOLVE, '[{"dataset": "org/corpus"}]'],
+        env=hub.environment(hub.home, HF_ENDPOINT="http://127.0.0.1:9"),
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    absent = json.loads(nowhere.stdout)
     assert re.match(r"TransportError: org/corpus: no server answers \(ConnectError: .*; check the network and the name", absent)
 
 
-def test_a_machine_that_is_to_stay_offline_does_not_wait_for_the_hub(hub: Hub) -> None:
-    (answer,) = resolve(hub, {"dataset": "no-such-folder"}, HF_HUB_OFFLINE="1")
-    assert answer == (
+def test_a_machine_that_is_to_stay_offline_does_not_wait_for_the_hub(hub: AskedHub) -> None:
+    command = [sys.executable, "-c", RESOLVE, '[{"dataset": "no-such-folder"}]']
+    offline = hub.environment(hub.home, HF_HUB_OFFLINE="1")  # read when it is imported
+    done = subprocess.run(command, env=offline, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == (
         "TransportError: no-such-folder: HF_HUB_OFFLINE is set, so the Hub is not asked: "
         "unset it, or give a file or folder that is here"
     )
@@ -294,7 +302,7 @@ configs:
 @pytest.mark.parametrize(
     "fault", [{"answer": 503}, {"answer": 429, "retry_after": 1}, {"answer": "reset"}], ids=lambda fault: str(fault["answer"])
 )
-def test_whichever_request_fails_while_a_dataset_is_found_the_same_shards_are(hub: Hub, fault: dict[str, Any]) -> None:
+def test_whichever_request_fails_while_a_dataset_is_found_the_same_shards_are(hub: AskedHub, fault: dict[str, Any]) -> None:
     def publish(name: str) -> None:
         (write(hub, f"datasets/org/{name}/main", "en/1.jsonl", "en/2.jsonl", "de/1.jsonl", "a", "b") / "README.md").write_text(
             CARD
@@ -316,7 +324,7 @@ def test_whichever_request_fails_while_a_dataset_is_found_the_same_shards_are(hu
     assert len(failed) == len(requests)
 
 
-def test_splits_come_from_names_and_folders(hub: Hub) -> None:
+def test_splits_come_from_names_and_folders(hub: AskedHub) -> None:
     write(hub, "datasets/org/names/main", "corpus-train-1.jsonl", "corpus-train-2.jsonl", "corpus-test.jsonl")
     write(hub, "datasets/org/folders/main", "train/a.txt.gz", "validation/b.txt.gz")
     write(hub, "datasets/org/sharded/main", "data/shard-00000-of-00002.jsonl", "data/shard-00001-of-00002.jsonl")
@@ -339,7 +347,7 @@ def test_splits_come_from_names_and_folders(hub: Hub) -> None:
     ]
 
 
-def test_files_in_no_split_are_said_without_another_request(hub: Hub) -> None:
+def test_files_in_no_split_are_said_without_another_request(hub: AskedHub) -> None:
     """Of files in two formats, `datasets` takes those of the more frequent."""
     write(hub, "datasets/org/corpus/main", "README.md", "a/1.jsonl", "a/2.jsonl", "b/3.parquet", "b/4.jsonl", "de/5.csv")
     code = f"import logging, sys\nlogging.basicConfig(stream=sys.stdout, format='%(message)s')\n{RESOLVE}"
@@ -358,7 +366,7 @@ def test_files_in_no_split_are_said_without_another_request(hub: Hub) -> None:
     assert said(data_dir="a") == []
 
 
-def test_the_card_of_a_dataset_names_its_configurations(hub: Hub) -> None:
+def test_the_card_of_a_dataset_names_its_configurations(hub: AskedHub) -> None:
     root = write(hub, "datasets/org/corpus/main", "en/1.jsonl", "en/2.jsonl", "en/held.jsonl", "de/1.jsonl")
     (root / "README.md").write_text("""---
 configs:
@@ -389,7 +397,7 @@ configs:
     assert str(answers[5]).startswith("SourceError: org/corpus: no shard there")
 
 
-def test_data_files_data_dir_and_hub_urls_choose_inside_a_dataset(hub: Hub) -> None:
+def test_data_files_data_dir_and_hub_urls_choose_inside_a_dataset(hub: AskedHub) -> None:
     write(hub, "datasets/org/corpus/main", "en/train.jsonl", "en/deep/a.parquet", "de/test.jsonl", "README.md")
     answers = resolve(
         hub,
@@ -413,7 +421,7 @@ def test_data_files_data_dir_and_hub_urls_choose_inside_a_dataset(hub: Hub) -> N
     assert answers[6] == "SourceError: org/corpus/fr-*.jsonl: no file matches"
 
 
-def test_formats_that_only_datasets_reads_carry_their_builder(hub: Hub) -> None:
+def test_formats_that_only_datasets_reads_carry_their_builder(hub: AskedHub) -> None:
     write(hub, "datasets/org/tables/main", "a.csv", "b.csv.gz")
     write(hub, "datasets/org/genes/main", "a.fasta")
     tables, genes = resolve(hub, {"dataset": "org/tables"}, {"dataset": "org/genes"})
@@ -426,7 +434,7 @@ def test_formats_that_only_datasets_reads_carry_their_builder(hub: Hub) -> None:
     ]
 
 
-def test_a_list_may_name_several_datasets_and_an_old_short_name(hub: Hub, tmp_path: Path) -> None:
+def test_a_list_may_name_several_datasets_and_an_old_short_name(hub: AskedHub, tmp_path: Path) -> None:
     write(hub, "datasets/org/one/main", "a.jsonl")
     write(hub, "datasets/org/two/main", "a.jsonl")
     (hub.root / "datasets/two").symlink_to(hub.root / "datasets/org/two")
@@ -437,7 +445,7 @@ def test_a_list_may_name_several_datasets_and_an_old_short_name(hub: Hub, tmp_pa
     assert [shard.url.partition("@")[0] for shard in corpus.shards] == ["hf://datasets/org/one", "hf://datasets/org/two"]
 
 
-def test_transformers_loads_a_tokenizer_and_a_config(hub: Hub) -> None:
+def test_transformers_loads_a_tokenizer_and_a_config(hub: AskedHub) -> None:
     root = hub.root / "models/org/model/main"
     root.mkdir(parents=True)
     tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "hello": 1, "world": 2}, unk_token="[UNK]"))
@@ -457,7 +465,7 @@ print(AutoConfig.from_pretrained("org/model").hidden_size)
 # The stand-in itself
 
 
-def test_injected_faults_are_answered_once_each(hub: Hub) -> None:
+def test_injected_faults_are_answered_once_each(hub: AskedHub) -> None:
     (hub.root / "files").mkdir()
     (hub.root / "files/a.txt").write_text("0123456789")
     url = f"{hub.endpoint}/files/a.txt"

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import string
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.corpora import documents, write_shard, write_tiny_bert
-from tests.integration.hub_server import Hub, running
+from tests.integration.hub_server import AskedHub, asked
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Hub:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AskedHub]:
     root = tmp_path_factory.mktemp("hub")
-    with running(root) as hub:
+    with asked(root, "stream_pretrain.commands.train", "datasets") as hub:
         folder = root / "datasets" / "org" / "corpus" / "main"
         folder.mkdir(parents=True)
         rng = random.Random(0)
@@ -31,33 +31,41 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Hub:
         yield hub
 
 
-def train(hub: Hub, home: Path, out: Path, *options: str, max_steps: int = 3) -> subprocess.CompletedProcess[str]:
-    command = [
-        *(sys.executable, "-m", "stream_pretrain", "--dataset=org/corpus", "--model.config=org/tiny"),
+@pytest.fixture
+def hub(server: AskedHub) -> AskedHub:
+    server.clear_home()
+    return server
+
+
+def program(out: Path, *options: str, max_steps: int = 3) -> list[str]:
+    return [
+        *("-m", "stream_pretrain", "--dataset=org/corpus", "--model.config=org/tiny"),
         *("--model.tokenizer=org/tiny", f"--output-dir={out}", f"--max-steps={max_steps}", "--sequence-length=32"),
         *("--global-batch-size=8", "--workers=1", "--log-every=1", "--run.wandb=disabled", *options),
     ]
-    environment = os.environ | hub.environment(home) | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with tempfile.TemporaryDirectory() as scratch:
-        environment["TMPDIR"] = scratch
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
-        assert size_of(Path(scratch)) < 500_000, "nothing of the corpus is left in the temporary folder"
-    return done
+
+
+def train(hub: AskedHub, out: Path, *options: str, max_steps: int = 3) -> subprocess.CompletedProcess[str]:
+    return hub.forks.run(program(out, *options, max_steps=max_steps), hub.environment(hub.home))
 
 
 def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_hub_dataset_trains_at_once_and_no_shard_lands_on_the_disk(hub: Hub, tmp_path: Path) -> None:
+def test_a_hub_dataset_trains_at_once_and_no_shard_lands_on_the_disk(hub: AskedHub, tmp_path: Path) -> None:
     shards = sum(path.stat().st_size for path in (hub.root / "datasets").rglob("*.zst"))
     assert shards > 10_000_000
     before = len(hub.requests())
-    done = train(hub, tmp_path / "home", tmp_path / "out", "--lanes=2", max_steps=20)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, *program(tmp_path / "out", "--lanes=2", max_steps=20)]
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = hub.environment(hub.home, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", TMPDIR=scratch)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
+        assert done.returncode == 0, done.stderr
+        assert size_of(Path(scratch)) < 500_000, "nothing of the corpus is left in the temporary folder"
     steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 21))
-    assert size_of(tmp_path / "home") < 500_000, "the tokenizer and the card, not the corpus"
+    assert size_of(hub.home) < 500_000, "the tokenizer and the card, not the corpus"
     corpus = json.loads((tmp_path / "out/checkpoints/step-00000020/corpus.json").read_text())
     (source,) = corpus["sources"]
     assert len(source["revision"]) == 40
@@ -68,7 +76,7 @@ def test_a_hub_dataset_trains_at_once_and_no_shard_lands_on_the_disk(hub: Hub, t
     assert sorted(reads) == sorted(set(reads)), "no part of a shard is asked for twice, neither to start nor to train"
 
 
-def test_the_first_step_of_a_large_dataset_costs_a_few_mebibytes(hub: Hub, tmp_path: Path) -> None:
+def test_the_first_step_of_a_large_dataset_costs_a_few_mebibytes(hub: AskedHub, tmp_path: Path) -> None:
     folder = hub.root / "datasets/org/large/main"
     folder.mkdir(parents=True)
     for number in range(4):
@@ -76,19 +84,19 @@ def test_the_first_step_of_a_large_dataset_costs_a_few_mebibytes(hub: Hub, tmp_p
         write_shard(folder / f"train-{number}", texts, "zst")
     assert size_of(folder) > 60_000_000
     before = len(hub.requests())
-    done = train(hub, tmp_path / "home", tmp_path / "out", "--dataset=org/large", "--lanes=1", max_steps=1)
+    done = train(hub, tmp_path / "out", "--dataset=org/large", "--lanes=1", max_steps=1)
     assert done.returncode == 0, done.stderr
     fetched = [request["bytes"] for request in hub.requests()[before:] if "/org/large/" in request["path"]]
     assert sum(fetched) < 9_000_000, "one block of one shard, and the listings"
 
 
-def test_a_run_goes_on_through_faults_of_the_hub(hub: Hub, tmp_path: Path) -> None:
-    whole = train(hub, tmp_path / "home", tmp_path / "whole", max_steps=6)
+def test_a_run_goes_on_through_faults_of_the_hub(hub: AskedHub, tmp_path: Path) -> None:
+    whole = train(hub, tmp_path / "whole", max_steps=6)
     assert whole.returncode == 0, whole.stderr
     hub.fail(r"GET .*zst", "reset", times=2)
     hub.fail(r"GET .*zst", 503, times=2)
     hub.fail(r"GET .*zst", "short", times=1)
-    faulty = train(hub, tmp_path / "home", tmp_path / "faulty", max_steps=6)
+    faulty = train(hub, tmp_path / "faulty", max_steps=6)
     assert faulty.returncode == 0, faulty.stderr
     losses = [
         [json.loads(line)["train/loss"] for line in (tmp_path / out / "metrics.jsonl").read_text().splitlines()]
@@ -98,25 +106,25 @@ def test_a_run_goes_on_through_faults_of_the_hub(hub: Hub, tmp_path: Path) -> No
     assert len(losses[0]) == 6
 
 
-def test_a_run_goes_on_at_its_commit_when_the_branch_has_moved(hub: Hub, tmp_path: Path) -> None:
+def test_a_run_goes_on_at_its_commit_when_the_branch_has_moved(hub: AskedHub, tmp_path: Path) -> None:
     folder = hub.root / "datasets" / "org" / "moving"
     for commit, count in (("main", 2), ("later", 3)):
         (folder / commit).mkdir(parents=True)
         for i in range(count):
             write_shard(folder / commit / f"train-{i}", documents(200, seed=i), "zst")
     options = ("--dataset=org/moving", "--lanes=2", "--save-every=3")
-    whole = train(hub, tmp_path / "home", tmp_path / "whole", *options, max_steps=6)
+    whole = train(hub, tmp_path / "whole", *options, max_steps=6)
     assert whole.returncode == 0, whole.stderr
-    begun = train(hub, tmp_path / "home", tmp_path / "out", *options)
+    begun = train(hub, tmp_path / "out", *options)
     assert begun.returncode == 0, begun.stderr
     (folder / "refs.json").write_text('{"main": "later"}')
-    on = train(hub, tmp_path / "home", tmp_path / "out", *options, max_steps=6)
+    on = train(hub, tmp_path / "out", *options, max_steps=6)
     assert on.returncode == 0, on.stderr
     state, as_if_never_stopped = (
         json.loads((tmp_path / out / "checkpoints/step-00000006/stream.json").read_text()) for out in ("out", "whole")
     )
     assert state == as_if_never_stopped
-    fresh = train(hub, tmp_path / "home", tmp_path / "fresh", *options)
+    fresh = train(hub, tmp_path / "fresh", *options)
     assert "3 shards" in fresh.stderr
 
 
@@ -126,10 +134,10 @@ def write_tables(folder: Path) -> None:
         (folder / f"train-{i}.csv").write_text("".join(f"{line}\n" for line in ["text", *documents(200, seed=i)]))
 
 
-def test_what_datasets_reads_is_listed_once_whatever_the_number_of_workers(hub: Hub, tmp_path: Path) -> None:
+def test_what_datasets_reads_is_listed_once_whatever_the_number_of_workers(hub: AskedHub, tmp_path: Path) -> None:
     write_tables(hub.root / "datasets/org/tables/main")
     before = len(hub.requests())
-    done = train(hub, tmp_path / "home", tmp_path / "out", "--dataset=org/tables", "--lanes=4", "--workers=2")
+    done = train(hub, tmp_path / "out", "--dataset=org/tables", "--lanes=4", "--workers=2")
     assert done.returncode == 0, done.stderr
     asked = [r["path"] for r in hub.requests()[before:] if "/api/datasets/" in r["path"]]
     reads = {r["path"].rpartition("/")[2] for r in hub.requests()[before:] if r["path"].endswith(".csv") and r["range"]}
@@ -139,17 +147,17 @@ def test_what_datasets_reads_is_listed_once_whatever_the_number_of_workers(hub: 
     assert len(listings) == len(set(listings)), "not once in each worker"
 
 
-def test_a_private_dataset_that_datasets_reads_opens_to_the_token_of_the_options(hub: Hub, tmp_path: Path) -> None:
+def test_a_private_dataset_that_datasets_reads_opens_to_the_token_of_the_options(hub: AskedHub, tmp_path: Path) -> None:
     write_tables(hub.root / "datasets/org/private/main")
     (hub.root / "datasets/org/private/.token").write_text("hf_secret")
     options = ("--dataset=org/private", "--lanes=2", '--data.storage-options={"token": "hf_secret"}', "--data.retry-deadline=5")
-    done = train(hub, tmp_path / "home", tmp_path / "out", *options)
+    done = train(hub, tmp_path / "out", *options)
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_an_unknown_dataset_is_one_line(hub: Hub, tmp_path: Path) -> None:
-    done = train(hub, tmp_path / "home", tmp_path / "out", "--dataset=org/nothing")
+def test_an_unknown_dataset_is_one_line(hub: AskedHub, tmp_path: Path) -> None:
+    done = train(hub, tmp_path / "out", "--dataset=org/nothing")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "org/nothing" in done.stderr.splitlines()[-1]
