@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.forks import ENVIRONMENT, trainers
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 PROMISED = {
@@ -28,14 +27,7 @@ PROMISED = {
 
 def figures_of(script: str, tmp_path: Path, *options: str) -> dict[str, Any]:
     """The last line of a benchmark that runs where nothing is at hand."""
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / script, "--quick", *options],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path)},
-    )
+    done = trainers().run([str(SCRIPTS / script), "--quick", *options], {**ENVIRONMENT, "HF_HOME": str(tmp_path)}, tmp_path)
     assert done.returncode == 0, done.stderr
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures

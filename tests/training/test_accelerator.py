@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 
 import pytest
+
+from tests.forks import ENVIRONMENT, trainers
 
 PROGRAM = """
 import sys
@@ -24,11 +23,7 @@ except ConfigError as error:
 
 def accelerator(environment: Mapping[str, str], precision: str = "auto") -> str:
     """What the program says in a process of its own: Accelerate keeps its state for the life of a process."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, precision], env={**clean, "CUDA_VISIBLE_DEVICES": "", **environment},
-        capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+    done = trainers().run(["-c", PROGRAM, precision], {**ENVIRONMENT, **environment})
     assert done.returncode == 0, done.stderr
     [line] = done.stdout.splitlines()
     return line

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -27,6 +25,7 @@ from transformers import (
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training import checkpoint
 from stream_pretrain.training.checkpoint import BackgroundWriter, Snapshot
+from tests.forks import ENVIRONMENT, trainers
 
 
 def run_beside(program: str, directory: Path) -> list[str]:
@@ -37,9 +36,9 @@ from pathlib import Path
 from tests.training.test_checkpoint import small_snapshot
 from stream_pretrain.training import checkpoint
 """
-    repository = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-c", header + program, str(directory)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=repository).stdout.splitlines()
+    done = trainers().run(["-c", header + program, str(directory)], ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 def tokenizer() -> PreTrainedTokenizerBase:
@@ -290,7 +289,9 @@ for limit in (100, 10_000, 399_999):  # met in the first file, early in the weig
     try:
         checkpoint.write(small_snapshot(2, 100_000), Path(sys.argv[1]))
     except CheckpointError as error:
-        print(error, [path.name for path in Path(sys.argv[1]).iterdir()])
+        said = f"{error} {[path.name for path in Path(sys.argv[1]).iterdir()]}"
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)  # what is printed lands in a file as well
+        print(said, flush=True)
 """
     lines = run_beside(full, tmp_path)
     assert len(lines) == 3
