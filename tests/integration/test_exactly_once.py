@@ -27,6 +27,17 @@ FAULTS = [
 ]
 
 
+# A run that asks again soon: the faults are many.
+IMPATIENT = """
+import sys
+from stream_pretrain.cli import main
+from stream_pretrain.data import transport
+
+transport._BACKOFF_BASE = 0.05
+sys.exit(main())
+"""
+
+
 @pytest.fixture
 def corpus(tmp_path: Path) -> list[Path]:
     folder = tmp_path / "served"
@@ -46,6 +57,8 @@ def test_every_document_is_read_once_whatever_request_fails_and_wherever_the_rea
     (tmp_path / "urls.txt").write_text("".join(f"{server.url(path.name)}\n" for path in corpus))
     model = write_tiny_bert(tmp_path / "model", dropout=0.0)
     out, clean = tmp_path / "out", tmp_path / "clean"
+    program = [str(tmp_path / "impatient.py")]
+    Path(program[0]).write_text(IMPATIENT)
     command = [f"@{tmp_path}/urls.txt", model]
     train(1, options(*command, clean, "--max-epochs=1"), clean)
 
@@ -56,7 +69,7 @@ def test_every_document_is_read_once_whatever_request_fails_and_wherever_the_rea
     for world, workers in ((1, 2), (2, 1)):
         requests, step = len(server.log()) + draw.randrange(8, 25), reached + draw.randrange(5, 30)
         with started(
-            launch(world, options(*command, out, "--max-epochs=1", "--save-every=1", f"--workers={workers}")),
+            launch(world, options(*command, out, "--max-epochs=1", "--save-every=1", f"--workers={workers}"), program),
             out.with_suffix(f".{world}"),
             forked=True,
         ) as running:
@@ -64,7 +77,7 @@ def test_every_document_is_read_once_whatever_request_fails_and_wherever_the_rea
             running.until(lambda requests=requests: len(server.log()) >= requests)
             # The end of the block is the kill.
         reached = checkpoints(out)[-1]
-    last = train(1, options(*command, out, "--max-epochs=1", "--workers=3"), out, forked=False)
+    last = train(1, options(*command, out, "--max-epochs=1", "--workers=3"), out, program, forked=False)
 
     assert "trying again in" in last.stderr + out.with_suffix(".1").read_text() + out.with_suffix(".2").read_text()
     assert same_rows(metrics(out)) == same_rows(metrics(clean))

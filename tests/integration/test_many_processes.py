@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -40,14 +41,16 @@ def options(corpus: Path, model: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
-def launch(world: int, arguments: list[str]) -> list[str]:
+def launch(world: int, arguments: list[str], program: Sequence[str] = ("-m", "stream_pretrain")) -> list[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", "--standalone"]
-    return [*(torchrun if world > 1 else [sys.executable]), "-m", "stream_pretrain", *arguments]
+    return [*(torchrun if world > 1 else [sys.executable]), *program, *arguments]
 
 
-def train(world: int, arguments: list[str], out: Path, *, forked: bool = True) -> Job:
+def train(
+    world: int, arguments: list[str], out: Path, program: Sequence[str] = ("-m", "stream_pretrain"), *, forked: bool = True
+) -> Job:
     """The job after it has ended by itself, without an error."""
-    with started(launch(world, arguments), out.with_suffix(".log"), forked=forked) as running:
+    with started(launch(world, arguments, program), out.with_suffix(".log"), forked=forked) as running:
         assert running.wait(170) == 0, running.stderr
     return running
 

@@ -116,7 +116,8 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", SHARDS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_bytes_are_those_of_a_clean_read(name: str, fault: str, server: Server) -> None:
+def test_the_bytes_are_those_of_a_clean_read(name: str, fault: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "_BACKOFF_BASE", 0.01)
     server.inject(name, *FAULTS[fault])
     with opened(server, name, read_timeout=0.5) as shard:
         assert content_of(shard) == text()
