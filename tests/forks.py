@@ -32,9 +32,6 @@ from typing import IO, Any
 CHECKOUT = Path(__file__).resolve().parents[1]
 ADDRESS = "STREAM_PRETRAIN_TEST_FORKS"
 """The variable by which a fork finds its server: the ranks of a torchrun are forks of it as well."""
-MARK = "STREAM_PRETRAIN_TEST_JOB"
-"""The variable by which the processes of a job are known. A fork has the variables of its server to those who look from the
-outside, so its name begins with the mark."""
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")},
     "OMP_NUM_THREADS": "1",
@@ -61,7 +58,9 @@ class Fork:
 
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
-            if not select.select([self._connection], [], [], timeout)[0]:
+            ready = select.poll()  # takes descriptors of any number
+            ready.register(self._connection, select.POLLIN)
+            if not ready.poll(None if timeout is None else 1000 * timeout):
                 raise subprocess.TimeoutExpired("a fork", timeout or 0)
             self.returncode = int(self._connection.recv(32))
             self._connection.close()
@@ -169,8 +168,8 @@ def serve(address: str) -> dict[str, Any] | None:
     if fork == 0:
         asked: dict[str, Any] = json.loads(message)
         os.setsid()
-        if MARK in asked["environment"]:
-            Path("/proc/self/comm").write_text(f"{asked['environment'][MARK]} {asked['environment'].get('RANK', '')}")
+        if "RANK" in asked["environment"]:  # seen from the outside, a fork has the variables of its server
+            Path("/proc/self/comm").write_text(f"rank {asked['environment']['RANK']}")
         for target, file in enumerate(files):
             os.dup2(file, target)
             os.close(file)

@@ -17,7 +17,10 @@ from typing import Any
 
 import psutil
 
-from tests.forks import ENVIRONMENT, MARK, Fork, trainers
+from tests.forks import ENVIRONMENT, Fork, trainers
+
+MARK = "STREAM_PRETRAIN_TEST_JOB"
+"""The variable by which the processes of a job are known; those that are forks have its stderr."""
 
 START_SECONDS = 120.0
 """What torch alone may take to import on a busy machine; not part of any deadline that is tested."""
@@ -46,9 +49,9 @@ class Job:
         found = {}
         for process in self.processes():
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                forked = process.name().startswith(self.mark)
-                rank = process.name().removeprefix(self.mark) if forked else process.environ().get("RANK", "")
-                if rank.strip() and os.getsid(process.pid) == process.pid:  # its data workers are in the session of a rank
+                named, _, rank = process.name().partition(" ")
+                rank = rank if named == "rank" else process.environ().get("RANK", "")
+                if rank and os.getsid(process.pid) == process.pid:  # a data worker is in the session of its rank
                     found[int(rank)] = process
         return [found[rank] for rank in sorted(found)]
 
@@ -69,13 +72,19 @@ class Job:
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):  # ended meanwhile, or not ours
-                ours = process.name().startswith(self.mark) or process.environ().get(MARK) == self.mark
-                if ours and process.status() != psutil.STATUS_ZOMBIE:
+                marked = process.environ().get(MARK) == self.mark or _stderr_of(process) == self.output
+                if marked and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
     def errors(self) -> list[str]:
         return [line for line in self.stderr.splitlines() if line.startswith("error: ")]
+
+
+def _stderr_of(process: psutil.Process) -> Path | None:
+    with suppress(OSError):
+        return Path(f"/proc/{process.pid}/fd/2").readlink()
+    return None
 
 
 @contextmanager
@@ -128,7 +137,7 @@ def started(
     command: Sequence[str], output: Path, environment: Mapping[str, str] | None = None, *, forked: bool = False
 ) -> Iterator[Job]:
     """Start a command; forked: which is Python's, and need not begin with a new interpreter."""
-    mark = secrets.token_hex(4)
+    mark = secrets.token_hex(8)
     variables = {**ENVIRONMENT, **(environment or {}), MARK: mark}
     with output.open("wb") as stderr:
         process: subprocess.Popen[bytes] | Fork
