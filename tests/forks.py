@@ -213,7 +213,7 @@ def let_torchrun_fork() -> None:
         assert (python, unbuffered) == (sys.executable, "-u")
         return _start(os.environ[ADDRESS], program, environment, sys.stderr, sys.stdout, None)
 
-    SubprocessHandler._popen = start_rank
+    SubprocessHandler._popen = start_rank  # type: ignore[assignment, method-assign]
 
 
 def main() -> None:
