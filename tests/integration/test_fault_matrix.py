@@ -33,7 +33,7 @@ from tests.integration.hub_server import Repository, running
 STYLES = ["plain", "zst", "zst-multi", "gz", "parquet"]
 STORES = ["Hub", "web", "S3"]
 SAME = "the same documents"
-COUNT = 600
+COUNT = 1200
 WHOLE = Stripe(0)
 KIB = 1024
 
@@ -230,6 +230,8 @@ def test_the_documents_are_those_of_a_clean_read_or_the_run_ends_with_a_name(
         assert said is not None
         with pytest.raises(SourceError, match=re.escape(said[1])):
             read(server, name, size, deadline)
+    asked = [request["path"].partition("?")[0] for request in server.proxy.log()]
+    assert f"/{server.path}{name}" in asked, "the fault was met"
 
 
 @pytest.mark.parametrize("style", STYLES)
