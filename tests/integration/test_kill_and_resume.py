@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import AutoModelForMaskedLM, pipeline
 
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.forks import ENVIRONMENT, trainers
-from tests.integration.jobs import Job, started
+from tests.integration.jobs import Job, lines, started
 from tests.training.runs import run_here
 
 TIMINGS = ("train/tokens_per_second", "train/data_wait")
@@ -70,10 +71,10 @@ def last_checkpoint(out: Path) -> Path:
     return max((out / "checkpoints").glob("step-*"))
 
 
-def kill_when(command: list[str], number: signal.Signals, out: Path, reached: str, delay: float) -> Job:
+def kill_when(command: list[str], number: signal.Signals, out: Path, reached: Callable[[], object], delay: float) -> Job:
     """Start a run and send it a signal a while after it has reached something; returns the job after its end."""
     with started(command, out.with_suffix(".log"), forked=True) as running:
-        running.until((out / reached).exists)
+        running.until(reached)
         time.sleep(delay)
         running.process.send_signal(number)
         running.wait(60)
@@ -103,8 +104,8 @@ def test_a_run_killed_twice_ends_with_the_same_losses_weights_and_documents_bit_
 ) -> None:
     out = tmp_path / "out"
     for step in (10, 20):
-        reached = f"checkpoints/step-{step:08d}"
-        killed = kill_when(command(corpus, model, out), signal.SIGKILL, out, reached, random.uniform(0, 0.3))
+        reached = out / "checkpoints" / f"step-{step:08d}"
+        killed = kill_when(command(corpus, model, out), signal.SIGKILL, out, reached.exists, random.uniform(0, 0.3))
         assert killed.process.returncode == -signal.SIGKILL
         assert json.loads((out / "run.json").read_text())["state"] == "running"
     done = subprocess.run(command(corpus, model, out), env=ENVIRONMENT, capture_output=True, text=True, check=False)
@@ -119,7 +120,7 @@ def test_workers_may_change_at_a_resume_and_sigterm_saves_first(
 ) -> None:
     out = tmp_path / "out"
     two_workers = command(corpus, model, out, "--workers=2", "--save-every=1000")
-    stopped = kill_when(two_workers, signal.SIGTERM, out, "metrics.jsonl", random.uniform(0, 0.1))
+    stopped = kill_when(two_workers, signal.SIGTERM, out, lambda: len(lines(out / "metrics.jsonl")) > 4, random.uniform(0, 0.1))
     assert stopped.process.returncode == 0, stopped.stderr
     assert "stopped by SIGTERM" in stopped.stderr
     assert json.loads((out / "run.json").read_text())["state"] == "preempted"
@@ -132,7 +133,7 @@ def test_a_corpus_that_was_moved_is_read_where_it_lies_now(
 ) -> None:
     out, here, there = tmp_path / "out", tmp_path / "here", tmp_path / "there"
     shutil.copytree(corpus, here)
-    kill_when(command(here, model, out), signal.SIGKILL, out, "checkpoints/step-00000010", 0)
+    kill_when(command(here, model, out), signal.SIGKILL, out, (out / "checkpoints/step-00000010").exists, 0)
     here.rename(there)
     run(there, model, out)
     assert_same_run(out, uninterrupted)
