@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import re
+import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
@@ -101,6 +102,7 @@ class Setup:
 
 def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
     """Train as the options say; returns the exit code, which is 0 also when the run was asked to stop and saved itself."""
+    _allow_many_open_files()
     with stop.deadly() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else nullcontext():  # the ranks wait for each other
         accelerator = accelerator_for(config)
     ranks = Ranks(accelerator.process_index, accelerator.num_processes)
@@ -364,6 +366,17 @@ def _advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
             f"{visible} GPUs are visible, {used} used; for all of them: "
             f"torchrun --nproc-per-node {visible} -m stream_pretrain and the same options"
         )
+
+
+def _allow_many_open_files() -> None:
+    """Every lane has a file or a connection for every source, and the usual limit is 1,024; data workers inherit this one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+MOST_OPEN_FILES = 65_536
 
 
 def _physical_memory() -> int:

@@ -16,6 +16,7 @@ import bisect
 import bz2
 import copy
 import email.utils
+import errno
 import io
 import itertools
 import logging
@@ -877,6 +878,11 @@ def _fault(error: Exception, name: str) -> _TransientError:
     if isinstance(error, OfflineModeIsEnabled):
         raise TransportError(
             f"{name}: HF_HUB_OFFLINE is set, so the Hub is not asked: unset it, or give a file or folder that is here"
+        ) from error
+    if any(getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE) for cause in causes(error)):
+        raise TransportError(
+            f"{name}: this process may not open more files ({words}): "
+            "raise `ulimit -n`, or give fewer --lanes or more --workers"
         ) from error
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         raise TransportError(f"{name}: not found ({words}); {_CHECK_ID}") from error

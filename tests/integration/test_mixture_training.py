@@ -125,6 +125,32 @@ def test_an_evaluation_dataset_is_read_by_the_options_of_all_sources(command: li
     )
 
 
+FEW_OPEN_FILES = """
+import resource, sys
+from stream_pretrain.cli import main
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_many_sources_and_lanes_have_more_open_files_than_a_process_usually_may(command: list[str], tmp_path: Path) -> None:
+    sources = [{"name": f"s{number}", "dataset": f"{tmp_path}/s{number}", "weight": 1} for number in range(8)]
+    for number in range(8):
+        (tmp_path / f"s{number}").mkdir()
+        for shard in range(32):
+            write_shard(tmp_path / f"s{number}/{shard:02d}", documents(20, seed=shard), "zst")
+    lanes = (
+        f"--data.sources={json.dumps(sources)}",
+        "--lanes=32",
+        "--global-batch-size=256",
+        "--max-steps=2",
+        "--eval-every=0",
+    )
+    done = trainers().run(["-c", FEW_OPEN_FILES, *command[4:], *lanes, f"--output-dir={tmp_path}/out"], ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_source_that_changed_is_refused_by_name(command: list[str], tmp_path: Path) -> None:
     first = [*command[3:], f"--output-dir={tmp_path}", "--max-steps=2"]
     done = run_here(first)
