@@ -1069,6 +1069,8 @@ class _LocalFile:
             os.close(self._descriptor)
             self._descriptor = None
 
+    __del__ = close  # the readers of lanes that are given up, as at the end of a run, are dropped as they are
+
 
 class _HttpFile:
     """One ranged GET per call. A redirect's target is used again until it fails: signed URLs expire, a Hub counts requests.

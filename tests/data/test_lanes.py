@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import multiprocessing
@@ -61,6 +62,20 @@ def lane(plan: StreamPlan, number: int, cursors: LaneCursors | None = None) -> L
 def rows_of(lane: Lane, count: int) -> list[list[int]]:
     picks = [lane.next_row() for _ in range(count)]
     return [pick[1].rows.input_ids[pick[2]].tolist() for pick in picks if pick is not None]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_lanes_that_are_dropped_leave_no_file_open(tmp_path: Path, style: str) -> None:
+    write_shard(tmp_path / "s", documents(200), style)
+    plan = plan_for(tmp_path, lanes=2)
+    gc.collect()
+    before = psutil.Process().num_fds()
+    dropped = [lane(plan, number) for number in range(2)]
+    assert all(rows_of(one, 3) for one in dropped)
+    assert psutil.Process().num_fds() > before
+    del dropped
+    gc.collect()
+    assert psutil.Process().num_fds() == before
 
 
 def test_a_document_that_begins_with_nothing_to_tokenize_is_counted_all_the_same(tmp_path: Path) -> None:
