@@ -626,7 +626,8 @@ def answered(ask: Callable[[], T], name: str, deadline: float) -> T:
         tries += 1
         if time.monotonic() + wait - began > deadline:
             raise TransportError(
-                f"{name}: no good answer for {time.monotonic() - began:.0f} s ({fault}); "
+                f"{name}: no good answer for {time.monotonic() - began:.0f} s ({fault}), "
+                f"and the next try would be in {wait:.0f} s; "
                 f"check the network and the server, or raise --data.retry-deadline (now {deadline:g} s)"
             ) from fault
         logger.warning("%s: %s; asking again in %.1f s", name, fault, wait)
@@ -843,7 +844,8 @@ class _Compressed:
             tries += 1
             if time.monotonic() + wait - progress > self._deadline:
                 raise TransportError(
-                    f"{self._name}: nothing from compressed byte {at} on for {time.monotonic() - progress:.0f} s ({fault}); "
+                    f"{self._name}: nothing from compressed byte {at} on for {time.monotonic() - progress:.0f} s ({fault}), "
+                    f"and the next try would be in {wait:.0f} s; "
                     f"check the network and the server, or raise --data.retry-deadline (now {self._deadline:g} s)"
                 ) from fault
             logger.warning("%s: %s at compressed byte %d; trying again in %.1f s", self._name, fault, at, wait)

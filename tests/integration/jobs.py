@@ -45,14 +45,15 @@ class Job:
             time.sleep(0.05)
 
     def ranks(self) -> list[psutil.Process]:
-        """The processes of the ranks, in their order."""
+        """The processes of the ranks, in their order: children of the launcher, or forks, which are named as ranks."""
         found = {}
         for process in self.processes():
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
                 named, _, rank = process.name().partition(" ")
-                rank = rank if named == "rank" else process.environ().get("RANK", "")
-                if rank and os.getsid(process.pid) == process.pid:  # a data worker is in the session of its rank
+                if named == "rank" and os.getsid(process.pid) == process.pid:  # a data worker is in the session of its rank
                     found[int(rank)] = process
+                elif process.ppid() == self.process.pid and "RANK" in process.environ():
+                    found[int(process.environ()["RANK"])] = process
         return [found[rank] for rank in sorted(found)]
 
     def wait(self, seconds: float) -> int:
