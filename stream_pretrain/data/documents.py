@@ -250,8 +250,8 @@ def _field(value: object, names: Sequence[str], start: int = 0) -> object:
         return value
     if not isinstance(value, dict):
         raise _BadDocumentError(_NULL if value is None and start else "not an object")
-    for stop in range(start + 1, len(names) + 1):
-        name = ".".join(names[start:stop])  # names may have dots of their own
+    for stop in range(len(names), start, -1):
+        name = ".".join(names[start:stop])  # names may have dots of their own: the longest counts
         if name in value:
             return _field(value[name], names, stop)
     raise _BadDocumentError(f"{_NO_FIELD} {'.'.join(names)}")
