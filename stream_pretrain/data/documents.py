@@ -599,8 +599,9 @@ class ExampleDocuments:
             return  # as in formats of our own; parsers want a header
         options: dict[str, Any] = {}
         if self.shard.builder == "csv":
-            # Text like "007" or "NA" stays as it is.
-            options.update(converters=dict.fromkeys(self.options.fields, str), keep_default_na=False)
+            # Text like "007" or "NA" stays as it is. In larger chunks of a wide file, pandas gives a column several types.
+            converters = dict.fromkeys(self.options.fields, str)
+            options.update(converters=converters, keep_default_na=False, chunksize=self.EXAMPLES)
         if ".tsv" in PurePosixPath(self.shard.name.lower()).suffixes:
             options["sep"] = "\t"
         dataset = datasets.load_dataset(

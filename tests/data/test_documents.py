@@ -145,6 +145,12 @@ def test_names_may_have_dots_of_their_own(tmp_path: Path, line: bytes, field: st
     assert read(path, text_field=field) == ([(0, "a")], [])
 
 
+@pytest.mark.parametrize("other", ['"other"', "null", '{"c": "other"}', '{"text": "other"}'])
+def test_a_name_with_a_dot_counts_before_a_field_of_its_first_part(tmp_path: Path, other: str) -> None:
+    path = lines(tmp_path, f'{{"a": {other}, "a.text": "a"}}'.encode())
+    assert read(path, text_field="a.text") == ([(0, "a")], [])
+
+
 def test_a_line_of_a_text_file_is_a_document(tmp_path: Path) -> None:
     path = lines(tmp_path, b"one", b"", b"  two\r", b"\xff", '"três"'.encode(), name="s.txt")
     assert read(path) == ([(0, "one"), (5, "  two"), (14, '"três"')], [Skip(12, "not UTF-8")])
@@ -333,6 +339,14 @@ def test_text_of_a_csv_file_stays_as_it_is_written(tmp_path: Path) -> None:
     path.write_text("text,id\nNA,1\n007,2\nnull,3\ntrue,4\n1e3,5\n")
     assert windows_of(path)[0].texts == ["NA", "007", "null", "true", "1e3"]
     assert windows_of(path, text_template="{id}: {text}")[0].texts == ["1: NA", "2: 007", "3: null", "4: true", "5: 1e3"]
+
+
+def test_a_column_of_a_wide_csv_file_may_be_blank_or_change_its_kind(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    header = ",".join(["text", *(f"column {number}" for number in range(300))])
+    rows = (f"text {row}{f',{row}' * 300 if row < 2_500 else ',,x' * 150}\n" for row in range(3_000))
+    path.write_text(f"{header}\n{''.join(rows)}")
+    assert [len(window.texts) for window in windows_of(path)] == [1000] * 3
 
 
 def test_a_tar_file_cut_between_two_of_its_files_is_damage(tmp_path: Path) -> None:
