@@ -370,16 +370,21 @@ def _local_shard(path: Path, name: str, data: DataConfig) -> Shard:
 
 
 def _find_local_glob(entry: str, root: Path, pattern: str, data: DataConfig) -> _Found:
-    if "**" in pattern.split("/"):
-        found: Iterable[str] = filter(re.compile(glob_translate(pattern)).match, _files_below(root))
+    parts = Path(pattern).parts
+    if "**" in parts:
+        first = parts.index("**")
+        # As for a shell, two stars are one where they are only a part of a name.
+        below = "/".join(part if part == "**" else re.sub(r"\*+", "*", part) for part in parts[first:])
+        matches = re.compile(glob_translate(below)).match
+        folders = sorted(glob.glob(f"{Path(*parts[:first])}/", root_dir=root))
+        found = [Path(folder, name) for folder in folders for name in _files_below(root / folder) if matches(name)]
     else:
-        matches = [Path(match).as_posix() for match in glob.glob(pattern, root_dir=root)]
-        found = (match for match in matches if (root / match).is_file())
-    return _local(entry, root, _require(found, entry, "no file matches"), data)
+        found = [path for path in map(Path, glob.glob(pattern, root_dir=root)) if not (root / path).is_dir()]
+    return _local(entry, root, _require((path.as_posix() for path in found), entry, "no file matches"), data)
 
 
 def _files_below(root: Path) -> Iterator[str]:
-    """The files below a folder but for hidden ones, by their paths in it; a folder that links lead to again counts once.
+    """The files below a folder but for hidden ones, by their paths in it. Links are followed where they lead to no circle.
 
     Raises: SourceError for a folder that cannot be read: its shards would be missing.
     """
@@ -387,13 +392,17 @@ def _files_below(root: Path) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise SourceError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
-    seen: set[str] = set()
+    root = Path(os.path.abspath(root))
     for place, folders, files in os.walk(root, followlinks=True, onerror=refuse):
-        real = os.path.realpath(place)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "lost+found" and real not in seen)
-        if real not in seen:
-            yield from ((Path(place) / name).relative_to(root).as_posix() for name in files)
-        seen.add(real)
+        here = Path(place)
+        kept = (name for name in folders if not name.startswith(".") and name != "lost+found")  # root's own on each disk
+        folders[:] = sorted(name for name in kept if not _leads_back(here / name))
+        yield from ((here / name).relative_to(root).as_posix() for name in files)
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a link leads to a folder that it lies in."""
+    return folder.is_symlink() and any(map(folder.samefile, folder.parents))
 
 
 def _split_pattern(pattern: str) -> tuple[str, str]:

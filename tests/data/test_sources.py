@@ -115,11 +115,32 @@ def test_links_that_lead_around_in_a_circle_double_no_shard(tmp_path: Path, patt
     assert names(f"{tmp_path}{pattern}") == ["a.jsonl", "sub/b.jsonl"]
 
 
+def test_a_pattern_takes_the_names_of_a_folder_and_of_links_to_it(tmp_path: Path) -> None:
+    write(tmp_path, "in/v2/a.jsonl")
+    (tmp_path / "in/current").symlink_to("v2")
+    assert names(f"{tmp_path}/**/v2/*") == ["in/v2/a.jsonl"]
+    assert names(f"{tmp_path}/**/current/*") == ["in/current/a.jsonl"]
+
+
+@pytest.mark.parametrize("pattern", ["./**/*.jsonl", "sub//**/*.jsonl", "**/b**.jsonl", "s*/**"])
+def test_a_pattern_is_read_as_a_shell_reads_it(tmp_path: Path, pattern: str) -> None:
+    write(tmp_path, "sub/b.jsonl")
+    assert names(tmp_path, data_files=pattern) == ["sub/b.jsonl"]
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.jsonl", "/**/*.jsonl"])
+def test_a_link_that_leads_nowhere_is_named_and_not_left_out(tmp_path: Path, pattern: str) -> None:
+    write(tmp_path, "a.jsonl")
+    (tmp_path / "b.jsonl").symlink_to("gone")
+    with pytest.raises(SourceError, match=r"/b\.jsonl: cannot be read: No such file or directory"):
+        names(f"{tmp_path}{pattern}")
+
+
 @pytest.mark.parametrize("pattern", ["", "/**/*.jsonl"])
 def test_a_folder_that_cannot_be_read_is_named_and_not_left_out(
     tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, "a.jsonl", "secret/b.jsonl", "lost+found/c.jsonl", ".trash/d.jsonl")
+    write(tmp_path, "a.jsonl", "secret/b.jsonl", "open/c.jsonl", "lost+found/d.jsonl", ".trash/e.jsonl")
     scandir = os.scandir
 
     def refusing(path: str) -> Any:
@@ -130,8 +151,9 @@ def test_a_folder_that_cannot_be_read_is_named_and_not_left_out(
     monkeypatch.setattr(os, "scandir", refusing)  # root, who may run this, can read all folders
     with pytest.raises(SourceError, match=r"/secret: cannot be read: Permission denied"):
         names(f"{tmp_path}{pattern}")
+    assert names(f"{tmp_path}/o*/**/*.jsonl") == ["open/c.jsonl"], "a pattern that leads elsewhere needs no other folder"
     (tmp_path / "secret").rename(tmp_path / ".secret")
-    assert names(f"{tmp_path}{pattern}") == ["a.jsonl"]
+    assert names(f"{tmp_path}{pattern}") == ["a.jsonl", "open/c.jsonl"]
 
 
 @pytest.mark.parametrize(
