@@ -327,6 +327,17 @@ def fixed_options(config: Config) -> dict[str, Any]:
     }
 
 
+def shown_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options by dotted name, without signatures and keys."""
+    shown = {name: value for name, value in options.items() if name != "data.storage_options"}
+    for name in ("data.dataset", "eval.dataset"):
+        if shown.get(name) is not None:
+            shown[name] = without_secrets(shown[name])
+    records = shown["data.sources"]
+    shown["data.sources"] = [{**r, "dataset": without_secrets(r["dataset"]), "storage_options": None} for r in records]
+    return shown
+
+
 def without_places(fixed: dict[str, Any]) -> dict[str, Any]:
     """Fixed options but for where the corpus lies: one that was moved is known again by its shards."""
     records = [{k: v for k, v in record.items() if k not in _PLACES} for record in fixed.get("data.sources", [])]
@@ -343,11 +354,7 @@ def run_directory(config: Config) -> Path:
     """
     if config.run.output_dir is not None:
         return Path(config.run.output_dir)
-    fixed = fixed_options(config)
-    if config.data.dataset is not None:
-        fixed["data.dataset"] = without_secrets(config.data.dataset)
-    for record in fixed["data.sources"]:
-        record.update(dataset=without_secrets(record["dataset"]), storage_options=None)
+    fixed = shown_options(fixed_options(config))
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
     model = config.model.path or config.model.config or "model"
     corpus = fixed["data.dataset"] or "+".join(source.name for source in config.data.sources)

@@ -7,7 +7,7 @@ import re
 
 def on_web(url: str) -> bool:
     """Whether a web server holds the file: it has no listings, and the query may be a signature."""
-    return url.startswith(("http://", "https://"))
+    return url.lower().startswith(("http://", "https://"))
 
 
 def unsigned(url: str) -> str:

@@ -25,6 +25,7 @@ from stream_pretrain.config import (
     WeightChange,
     flatten,
     run_directory,
+    shown_options,
     validate,
 )
 from stream_pretrain.errors import ConfigError
@@ -327,6 +328,16 @@ def test_the_output_folder_has_no_signature_and_stays_where_a_new_one_is_given()
     )
     assert re.fullmatch(r"runs/a.jsonl-bert-[0-9a-f]{8}", first)
     assert first == second
+
+
+def test_what_is_shown_of_the_options_has_no_signature_and_no_key() -> None:
+    url, options = "https://me:secret@host/a.jsonl?signature=secret", '{"token": "secret"}'
+    sources = [{"name": "one", "dataset": url, "storage_options": options, "weight": 2}]
+    single = [f"--dataset={url}", f"--eval.dataset={url}", "--eval-every=1", f"--data.storage-options={options}"]
+    for given in (single, [f"--data.sources={json.dumps(sources)}"]):
+        shown = shown_options(flatten(cli.parse([*given, "--model=bert", "--max-steps=3"])))
+        assert "secret" not in json.dumps(shown)
+        assert "https://host/a.jsonl" in json.dumps(shown)
 
 
 def test_the_output_folder_of_a_mixture_goes_by_its_sources_not_their_keys() -> None:

@@ -20,7 +20,7 @@ import transformers
 from accelerate import Accelerator
 
 from stream_pretrain import data
-from stream_pretrain.config import Config, fixed_options, flatten, run_directory
+from stream_pretrain.config import Config, fixed_options, flatten, run_directory, shown_options
 from stream_pretrain.data import PinnedCorpus
 from stream_pretrain.data.costs import memory_bound, reading_cost
 from stream_pretrain.data.lanes import LanePlan
@@ -75,6 +75,7 @@ from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.run_directory import RunDirectory, decide_start, trim_after
 from stream_pretrain.training.tracking import Tracker
 from stream_pretrain.training.watchdog import Watchdog
+from stream_pretrain.urls import without_secrets
 
 
 @dataclass(frozen=True)
@@ -474,7 +475,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
         except Interrupted:
             stopped = True
         if totals.step == 0 and not stopped:
-            raise ContentError(f"{config.data.dataset or 'the mixture'}: holds no document to train on")
+            raise ContentError(f"{without_secrets(config.data.dataset or 'the mixture')}: holds no document to train on")
         with watchdog.stage("saving"):
             if last_saved < totals.step:
                 _save(setup, writer)
@@ -497,7 +498,7 @@ def _tracker(setup: Setup) -> Tracker:
             return Tracker.open(
                 setup.config.run,
                 setup.out.path,
-                config=flatten(setup.config),
+                config=shown_options(flatten(setup.config)),
                 resumed_step=setup.totals.step or None,
                 report=setup.progress.notice,
             )
@@ -515,7 +516,8 @@ def _pinned_corpus(config: Config, saved: Saved | None, world: int) -> PinnedCor
 def _evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress: Progress) -> list[str]:
     """The texts of the fixed evaluation set: collected once, kept in OUT."""
     kept, origin = out / "evaluation.jsonl", out / "evaluation.json"
-    asked = {name: getattr(config.eval, name) for name in ("dataset", "split", "documents")}
+    dataset = None if config.eval.dataset is None else without_secrets(config.eval.dataset)
+    asked = {"dataset": dataset, "split": config.eval.split, "documents": config.eval.documents}
     if not kept.exists():
         with progress.phase("collecting the evaluation set") as found:
             texts = _collected(config, plan.lanes, found, progress.warning)
@@ -547,7 +549,8 @@ def _collected(config: Config, plan: LanePlan, report: Callable[[str], None], wa
     )
     if not texts:
         raise SourceError(
-            f"no document for the evaluation set in {named or f'split {split}'}: name another, or raise --eval.max-read-bytes"
+            f"no document for the evaluation set in {f'split {split}' if named is None else without_secrets(named)}: "
+            "name another, or raise --eval.max-read-bytes"
         )
     return texts
 
@@ -676,7 +679,7 @@ def _snapshot(setup: Setup, cursors: Sequence[LaneCursors]) -> Snapshot:
     trainer: dict[str, Any] = {
         "step": setup.totals.step,
         "totals": asdict(setup.totals),
-        "fixed": fixed_options(setup.config),
+        "fixed": shown_options(fixed_options(setup.config)),
         "max_steps": setup.config.train.max_steps,
         "tokenizer": setup.plan.encoder.fingerprint,
         "parent": setup.parent,

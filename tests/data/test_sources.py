@@ -372,6 +372,7 @@ def test_no_password_and_no_signature_gets_into_names_and_messages(tmp_path: Pat
     [
         ("https://me@host/a?b#c", "https://host/a"),
         ("https://me:p@ss@host/a", "https://host/a"),
+        ("HTTPS://host/a?b", "HTTPS://host/a"),
         ("sftp://me:secret@host/a", "sftp://host/a"),
         ("abfs://container@account.net/a", "abfs://container@account.net/a"),
         ("hf://datasets/org/name@main/a@b", "hf://datasets/org/name@main/a@b"),

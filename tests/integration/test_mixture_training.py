@@ -11,6 +11,7 @@ import pytest
 
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.forks import ENVIRONMENT, trainers
+from tests.integration.http_server import serve
 from tests.integration.test_kill_and_resume import assert_same_run, kill_when, metrics
 from tests.training.runs import run_here
 
@@ -116,12 +117,16 @@ def test_an_evaluation_dataset_is_read_by_the_options_of_all_sources(command: li
         {"name": "replay", "dataset": str(folder / "old"), "text_template": "{title} {body}"},
         {"name": "new", "dataset": str(folder / "new")},
     ]
-    texts, said = held_out(command, tmp_path / "out", sources, f"--eval.dataset={tmp_path / 'held.jsonl'}")
-    assert texts == documents(9, seed=2), said
     (tmp_path / "blank.jsonl").write_text("\n")
-    _, said = held_out(command, tmp_path / "none", sources, f"--eval.dataset={tmp_path / 'blank.jsonl'}")
+    with serve(tmp_path) as server:
+        for key in ("one", "two"):
+            texts, said = held_out(command, tmp_path / "out", sources, f"--eval.dataset={server.url('held.jsonl')}?{key}")
+            assert texts == documents(9, seed=2), said
+            assert "the evaluation set is still" not in said, "a new signature is the same dataset"
+        _, said = held_out(command, tmp_path / "none", sources, f"--eval.dataset={server.url('blank.jsonl')}?one")
     assert said.splitlines()[-1] == (
-        f"error: no document for the evaluation set in {tmp_path}/blank.jsonl: name another, or raise --eval.max-read-bytes"
+        f"error: no document for the evaluation set in {server.url('blank.jsonl')}: "
+        "name another, or raise --eval.max-read-bytes"
     )
 
 
