@@ -362,7 +362,7 @@ def run_directory(config: Config) -> Path:
     return Path("runs") / "-".join([*(word for word in words if word), digest])
 
 
-_LONGEST_WORD = 60
+_LONGEST_WORD = 100  # a name on the Hub has at most 96 characters, that of a folder 255
 
 
 def validate(config: Config) -> None:

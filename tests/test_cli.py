@@ -322,6 +322,11 @@ def test_the_output_folder_is_named_by_what_must_not_change() -> None:
     assert output_folder("--dataset=org/corpus", "--model=org/bert", "--seed=3") != folder
 
 
+def test_the_output_folder_has_the_whole_name_of_a_dataset_on_the_hub() -> None:
+    name = "corpus-" + "x" * 84  # with the owner the 96 characters that it may have
+    assert output_folder(f"--dataset=orgs/{name}", "--model=bert").startswith(f"runs/{name}-bert-")
+
+
 def test_the_output_folder_has_no_signature_and_stays_where_a_new_one_is_given() -> None:
     first, second = (
         output_folder(f"--dataset=https://me:secret@host/a.jsonl?X-Sig={letter * 500}", "--model=bert") for letter in "ab"
@@ -350,7 +355,7 @@ def test_the_output_folder_of_a_mixture_goes_by_its_sources_not_their_keys() -> 
         return f"--data.sources={json.dumps(records)}"
 
     folder = output_folder(sources("one"), "--model=bert")
-    assert re.fullmatch(r"runs/[a-z0-9+-]{60}-bert-[0-9a-f]{8}", folder)
+    assert re.fullmatch(r"runs/[a-z0-9+-]{100}-bert-[0-9a-f]{8}", folder)
     assert output_folder(sources("two"), "--model=bert") == folder
     assert output_folder(sources("one", 19), "--model=bert") != folder
 
