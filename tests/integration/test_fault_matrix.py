@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,15 +188,11 @@ def test_an_object_that_is_replaced_while_it_is_read_or_between_is_refused_thoug
 
         bucket = s3fs.S3FileSystem(**s3_options(port), skip_instance_cache=True)
         options = TransportOptions(s3_options(port), retry_deadline=5.0, block_bytes=16 * KIB)
-        for name, pin in ((name_of("plain"), False), (name_of("plain", other=True), True)):
+        for name, pinned in ((name_of("plain"), False), (name_of("plain", other=True), True)):
             size = (folder / name).stat().st_size
             listed = bucket.info(f"bucket/{name}")["ETag"].strip('"')
-
-            def opened(
-                name: str = name, size: int = size, pinned: str | None = f"etag:{listed}" if pin else None
-            ) -> ShardBytes:
-                return ShardBytes(f"s3://bucket/{name}", "none", size, Restart(), options, pinned)
-
+            identity = f"etag:{listed}" if pinned else None
+            opened = partial(ShardBytes, f"s3://bucket/{name}", "none", size, Restart(), options, identity)
             with closing(opened()) as shard:
                 assert shard.read()
                 bucket.pipe_file(f"bucket/{name}", bytes(size))
