@@ -427,7 +427,8 @@ def _find_folder(entry: str, folder: Path, data: DataConfig) -> _Found:
     base = root.resolve()  # as `datasets` names the files in it
     splits, _ = _splits(entry, str(base), data)
     by_split = {split: [Path(url).relative_to(base).as_posix() for url in urls] for split, urls in splits.items()}
-    _say_what_is_left_out(entry, shards, by_split)
+    if data.name is None:  # else the files of other configurations
+        _say_what_is_left_out(entry, shards, by_split)
     return _local(entry, base, by_split[data.split], data)
 
 

@@ -287,12 +287,13 @@ def test_a_folder_without_splits_has_only_train(tmp_path: Path) -> None:
         resolve(DataConfig(dataset=str(tmp_path)), split="test")
 
 
-def test_the_card_of_a_folder_names_its_configurations(tmp_path: Path) -> None:
+def test_the_card_of_a_folder_names_its_configurations(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, "one.jsonl", "two.jsonl")
     (tmp_path / "README.md").write_text(
         "---\nconfigs:\n- config_name: en\n  data_files: one.jsonl\n- config_name: de\n  data_files: two.jsonl\n---\n"
     )
     assert names(tmp_path, name="de") == ["two.jsonl"]
+    assert not caplog.records, "the files of other configurations are not left out by mistake"
     with pytest.raises(SourceError, match=r"Config name is missing.*\['en', 'de'\]"):
         resolve(DataConfig(dataset=str(tmp_path)))
     with pytest.raises(SourceError, match=r"'fr' not found. Available: \['en', 'de'\]"):
