@@ -139,6 +139,8 @@ class LineDocuments:
     """JSON lines (one object a line) or plain text (one document a line). Only LF ends a line; blank ones are none."""
 
     def __init__(self, shard: Shard, options: ReadOptions) -> None:
+        if shard.format == "text" and options.text_template is not None:
+            raise SourceError(f"{shard.name}: a line of text has no fields for --data.text-template: leave the option out")
         self.shard = shard
         self.options = options
         self.windows = LineWindows(

@@ -208,6 +208,11 @@ def test_a_text_file_in_utf_16_is_refused(tmp_path: Path) -> None:
         read(path)
 
 
+def test_a_template_is_refused_for_a_text_file(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"^s\.txt: a line of text has no fields for --data.text-template: leave"):
+        read(lines(tmp_path, b"a", name="s.txt"), text_template="{text}")
+
+
 def test_a_text_file_is_never_taken_for_bad_json(tmp_path: Path) -> None:
     path = lines(tmp_path, b"[\xff", name="s.txt")
     assert read(path) == ([], [Skip(0, "not UTF-8")])
