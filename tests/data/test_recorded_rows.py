@@ -1,4 +1,4 @@
-"""The rows, masks and labels of these corpora never change: a run that goes on with a newer version sees what it would have seen."""
+"""The rows, masks and labels of these corpora never change: a run that goes on with a newer version sees the same ones."""
 
 from __future__ import annotations
 
