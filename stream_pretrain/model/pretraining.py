@@ -52,10 +52,12 @@ class PretrainingModel(nn.Module):
     def logits(self, input_ids: Tensor, position_ids: Tensor, cu_seq_lens: Tensor, label_positions: Tensor) -> Tensor:
         """Logits [M, vocabulary] of the labelled positions; arguments as in `forward`."""
         if self.by_mask:
-            # Additive, as the models whose attention cannot be replaced expect it.
+            # Additive, as the models whose attention cannot be replaced expect it, and of their type: attention of float64
+            # queries reads a float32 mask as if it were float64 on processors without AVX-512 (torch 2.13).
             mask = block_diagonal_mask(cu_seq_lens, *input_ids.shape)
-            lowest = torch.finfo(torch.float32).min
-            isolation = {"attention_mask": torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, lowest)}
+            dtype = self.model.dtype
+            additive = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+            isolation = {"attention_mask": additive}
         else:
             isolation = {"cu_seq_lens_q": cu_seq_lens}
         return self.head.logits(

@@ -101,7 +101,8 @@ def causal_masks(model: PreTrainedModel, length: int) -> Tensor | dict[str, Tens
     """The `attention_mask` under which an encoder sees of one document what is in front: ModernBERT has one for each kind."""
     distance = torch.arange(length)[:, None] - torch.arange(length)
     near = {"full_attention": distance >= 0, "sliding_attention": (distance >= 0) & (distance <= 4)}
-    masks = {kind: torch.zeros(1, 1, length, length).masked_fill(~mask, -torch.inf) for kind, mask in near.items()}
+    nothing = torch.zeros(1, 1, length, length, dtype=model.dtype)  # another type than the queries' may be misread
+    masks = {kind: nothing.masked_fill(~mask, -torch.inf) for kind, mask in near.items()}
     return masks if model.config.model_type == "modernbert" else masks["full_attention"]
 
 

@@ -1,9 +1,11 @@
 """A packed document computes what the document alone computes, forward and backward, in every family."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -49,6 +51,27 @@ def test_a_packed_document_of_an_encoder_made_causal_equals_the_document_alone_u
         return reference(document, attention_mask=causal_masks(reference, document.shape[1])).logits
 
     assert_packed_equals_alone(model.double(), reference, alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_packed_document_under_a_mask_equals_the_document_alone_on_every_processor_and_in_every_type(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without AVX-512, torch 2.13 misreads a mask of another type than float64 queries, and says nothing."""
+    attend, masks = F.scaled_dot_product_attention, []
+
+    def watched(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **more: Any) -> Tensor:
+        masks.append(attn_mask)
+        assert attn_mask is None or attn_mask.dtype in (torch.bool, query.dtype)
+        return attend(query, key, value, attn_mask=attn_mask, **more)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    model, reference = tiny_model("bert", "sdpa").to(dtype), tiny_model("bert", "sdpa").double()
+    if dtype == torch.float64:
+        assert_packed_equals_alone(model, reference, lambda document: reference(document).logits)
+    else:
+        PretrainingModel(model).logits(*packed_rows(), torch.arange(48)).sum().backward()
+    assert any(mask is not None for mask in masks)
 
 
 def assert_packed_equals_alone(model: PreTrainedModel, reference: PreTrainedModel, alone: Callable[[Tensor], Tensor]) -> None:
