@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from functools import cache
 
@@ -15,20 +16,25 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-# Dense bf16, FLOP/s, by the name torch gives the device. Source: the vendors' data sheets.
+# Dense bf16, FLOP/s, by what is left of the name torch gives the device. Source: the vendors' data sheets.
 _PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
-    "H100 PCIe": 756e12,
+    "H200 NVL": 835e12,
     "H100": 989e12,
+    "H100 PCIE": 756e12,
+    "H100 NVL": 835e12,
     "A100": 312e12,
+    "A100 PCIE": 312e12,
     "A40": 149.7e12,
     "A10": 125e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
+_SAYS_NOTHING_OF_SPEED = re.compile(r"NVIDIA|TESLA|GEFORCE|SXM\d*|\d+GB|HBM\d\w*")
 
 
 def training_flops(config: PreTrainedConfig, lengths: NDArray[np.integer], labels: int) -> float:
@@ -61,11 +67,9 @@ def attention_reach(config: PreTrainedConfig) -> Sequence[float]:
 
 
 def peak_bf16_flops(device_name: str) -> float | None:
-    """Dense bf16 FLOP/s of a GPU by its name (`torch.cuda.get_device_name`); None if it is not known."""
-    for name, peak in _PEAKS.items():
-        if name in device_name:
-            return peak
-    return None
+    """Dense bf16 FLOP/s of a GPU by its name (`torch.cuda.get_device_name`); None if it is not known, word for word."""
+    words = (word for word in re.split(r"[\s-]+", device_name.upper()) if not _SAYS_NOTHING_OF_SPEED.fullmatch(word))
+    return _PEAKS.get(" ".join(words))
 
 
 @cache  # asked at every line of metrics

@@ -78,14 +78,15 @@ class MetricsWindow:
         return metrics
 
     def _hardware(self, results: Sequence[StepResult], seconds: float) -> dict[str, float | int]:
-        """Model FLOP utilisation, where the peak of the device is known, and memory."""
+        """Model FLOP utilisation, where the peaks of all devices are known, and memory. Called by all ranks."""
         if self.device.type != "cuda":
             return {}
         metrics: dict[str, float | int] = {"train/memory_gib": torch.cuda.max_memory_allocated(self.device) / 2**30}
-        peak = peak_bf16_flops(torch.cuda.get_device_name(self.device))
-        if peak is not None:
-            own = useful_flops(self.model.config, results)
-            metrics["train/mfu"] = sum(self.ranks.gather(own)) / seconds / peak / self.ranks.world
+        # Gathered on every rank, whatever its own GPU is: the ranks may have different ones.
+        own = useful_flops(self.model.config, results), peak_bf16_flops(torch.cuda.get_device_name(self.device))
+        flops, peaks = zip(*self.ranks.gather(own), strict=True)
+        if None not in peaks:
+            metrics["train/mfu"] = sum(flops) / seconds / sum(peaks)
         return metrics
 
 

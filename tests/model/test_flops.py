@@ -76,10 +76,31 @@ def counted(model: PreTrainedModel, length: int) -> int:
     return counter.get_total_flops()
 
 
-def test_the_peak_of_a_gpu_is_known_by_its_name() -> None:
-    assert peak_bf16_flops("NVIDIA H200") == 989e12
-    assert peak_bf16_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert peak_bf16_flops("NVIDIA H100 PCIe") == 756e12
-    assert peak_bf16_flops("NVIDIA A100-SXM4-80GB") == 312e12
-    assert peak_bf16_flops("NVIDIA L40S") == 362e12
-    assert peak_bf16_flops("some other accelerator") is None
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100 80GB PCIe", 312e12),
+        ("NVIDIA A100-PCIE-40GB", 312e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA GB200", None),
+        ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", None),
+        ("NVIDIA A10G", None),
+        ("NVIDIA A100X", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("some other accelerator", None),
+    ],
+)
+def test_the_peak_of_a_gpu_is_known_by_its_whole_name(name: str, peak: float | None) -> None:
+    assert peak_bf16_flops(name) == peak

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from stream_pretrain.model import packed_attention
-from stream_pretrain.training.metrics import useful_flops
+from stream_pretrain.training import metrics
+from stream_pretrain.training.metrics import MetricsWindow, useful_flops
+from stream_pretrain.training.ranks import Ranks
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, steps_of, tiny_run
 
@@ -34,3 +42,44 @@ def test_the_work_of_a_step_is_what_mfu_takes_it_for(objective: str, tmp_path: P
     assert filled > 0.9
     # Padding is computed as well, and is no use to anyone: MFU leaves it out.
     assert expected / filled == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+@dataclass(frozen=True)
+class Threads(Ranks):
+    """Ranks that are threads; one that gathers alone breaks the barrier, where a collective would hang."""
+
+    barrier: threading.Barrier = field(kw_only=True)
+    values: dict[int, Any] = field(kw_only=True)
+
+    def gather(self, value: Any) -> list[Any]:
+        self.values[self.index] = value
+        self.barrier.wait(timeout=10)
+        return [self.values[index] for index in range(self.world)]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"], (2e14 + 1e14) / 2.0 / (989e12 + 312e12)),
+        (["NVIDIA H100 80GB HBM3", "a GPU of another make"], None),
+        (["a GPU of another make", "NVIDIA H100 80GB HBM3"], None),
+    ],
+)
+def test_ranks_with_different_gpus_gather_together(
+    names: Sequence[str], expected: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 2**30)
+    monkeypatch.setattr(metrics, "useful_flops", lambda _, results: results)
+    barrier, values = threading.Barrier(2), dict[int, Any]()
+    model: Any = SimpleNamespace(config=None)
+
+    def hardware(rank: int) -> dict[str, float | int]:
+        ranks = Threads(rank, 2, barrier=barrier, values=values)
+        window = MetricsWindow(None, model, torch.device("cuda", rank), ranks)  # type: ignore[arg-type]
+        return window._hardware([2e14, 1e14][rank], seconds=2.0)  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(2) as pool:
+        measured = list(pool.map(hardware, range(2)))
+    assert [metric.get("train/mfu") for metric in measured] == [expected, expected]
+    assert measured[0]["train/memory_gib"] == 1.0
