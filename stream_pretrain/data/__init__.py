@@ -5,6 +5,7 @@
     transport  bytes of a shard from a restart point
     windows    bytes cut into windows of whole lines
     documents  lines, row groups or examples           -> texts
+    csv_rows   where the rows of a CSV file end
     shard_filesystem  the same bytes for what `datasets` parses
     source_lane  windows shuffled, tokenized, packed   -> rows of one source, and the cursor behind each
     mixture    which source gives the next row

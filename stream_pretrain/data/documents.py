@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import orjson
 
 from stream_pretrain.config import template_fields
+from stream_pretrain.data.csv_rows import HEAD_BYTES, CsvRows, csv_rows
 from stream_pretrain.data.dealing import Stripe
 from stream_pretrain.data.shard_filesystem import PROTOCOL, shard_url
 from stream_pretrain.data.sources import Shard
@@ -600,12 +601,12 @@ class ExampleDocuments:
         if self.shard.size == 0:
             return  # as in formats of our own; parsers want a header
         options: dict[str, Any] = {}
+        rows = CsvRows({}, ends_in_crlf=False)
         if self.shard.builder == "csv":
+            separator = "\t" if ".tsv" in PurePosixPath(self.shard.name.lower()).suffixes else ","
             # Text like "007" or "NA" stays as it is. In larger chunks of a wide file, pandas gives a column several types.
-            converters = dict.fromkeys(self.options.fields, str)
-            options.update(converters=converters, keep_default_na=False, chunksize=self.EXAMPLES)
-        if ".tsv" in PurePosixPath(self.shard.name.lower()).suffixes:
-            options["sep"] = "\t"
+            rows = csv_rows(self._head(), separator, self.options.fields)
+            options = {**rows.options, "sep": separator, "keep_default_na": False, "chunksize": self.EXAMPLES}
         dataset = datasets.load_dataset(
             self.shard.builder,
             data_files=[shard_url(self.shard)],
@@ -616,10 +617,20 @@ class ExampleDocuments:
         )
         # Example by example, `datasets` would deal its files to the data workers of torch: the one file to the first worker.
         for columns in dataset.iter(batch_size=self.EXAMPLES):
-            for values in zip(*columns.values(), strict=True):
-                yield dict(zip(columns, values, strict=True))
+            yield from rows.of(columns)
         if self.shard.builder == "webdataset" and self.shard.compression == "none":
             self._check_end_of_archive()
+
+    def _head(self) -> bytes:
+        """The first bytes of the content."""
+        shard, transport = self.shard, replace(self.options.transport, block_bytes=HEAD_BYTES)
+        with closing(
+            ShardBytes(shard.url, shard.compression, shard.size, options=transport, identity=shard.identity)
+        ) as content:
+            head = b""
+            while len(head) < HEAD_BYTES and (chunk := content.read()):
+                head += chunk
+        return head[:HEAD_BYTES]
 
     def _check_end_of_archive(self) -> None:
         """A tar archive that was cut between two files lacks nothing else that tells: it ends with blocks of zeros."""

@@ -1,0 +1,86 @@
+"""The rows of CSV files end as the header does: a CR by itself is text."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from stream_pretrain.config import DataConfig
+from stream_pretrain.data.csv_rows import csv_rows
+from stream_pretrain.data.documents import open_reader
+from stream_pretrain.data.sources import resolve
+from stream_pretrain.data.transport import Restart
+from tests.data.test_documents import OPTIONS, WHOLE, read, windows_of
+
+REPORTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "reports"
+
+
+def texts(path: Path, content: bytes, **options: object) -> list[str]:
+    path.write_bytes(content)
+    found, skips = read(path, **options)
+    assert not skips
+    return [text for _, text in found]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
+@pytest.mark.parametrize("columns", ["title,text", "text,title", "text", "title,text,n"])
+def test_a_cr_inside_a_cell_is_text(tmp_path: Path, end: bytes, columns: str) -> None:
+    cells = {"title": b"t", "text": b"a\rb c", "n": b"7"}
+    names = columns.split(",")
+    row = b",".join(cells[name] for name in names)
+    quoted = b",".join(b'"x' + end + b'y\rz"' if name == "text" else cells[name] for name in names)
+    content = end.join([columns.encode(), row, quoted, b"", row])  # the last without an end
+    assert texts(tmp_path / "s.csv", content) == ["a\rb c", "x" + end.decode() + "y\rz", "a\rb c"]
+    assert texts(tmp_path / "s.tsv.gz", gzip.compress(content.replace(b",", b"\t"))) == [
+        "a\rb c",
+        "x" + end.decode() + "y\rz",
+        "a\rb c",
+    ]
+
+
+def test_rows_of_a_file_whose_header_ends_in_cr_alone_end_there(tmp_path: Path) -> None:
+    assert texts(tmp_path / "s.csv", b'n,text\r1,a\r2,"b\nc"\r') == ["a", "b\nc"]
+
+
+def test_a_crlf_behind_a_header_that_ends_in_lf_ends_a_row(tmp_path: Path) -> None:
+    assert texts(tmp_path / "s.csv", b"n,text\n1,a\rb\r\n2,c\n") == ["a\rb", "c"]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
+def test_blank_lines_are_no_rows_wherever_they_stand(tmp_path: Path, end: bytes) -> None:
+    content = end.join([b"", b"", b"n,text", b"", b"1,a\rb", b"", b"2,c", b""])
+    assert texts(tmp_path / "s.csv", content) == ["a\rb", "c"]
+
+
+def test_a_header_may_have_a_byte_order_mark_and_line_ends_in_its_names(tmp_path: Path) -> None:
+    content = b'\xef\xbb\xbf"a ""title""\r\n",text\n1,a\rb\n'
+    assert texts(tmp_path / "s.csv", content) == ["a\rb"]
+    assert csv_rows(b'"a\rb",text\r\n', ",", ["text"]).ends_in_crlf
+
+
+def test_numbers_beside_the_text_and_fields_of_a_template_stay_as_they_are(tmp_path: Path) -> None:
+    content = b"title,n\r\na\rb,007\r\nc,\r\n"
+    assert texts(tmp_path / "s.csv", content, text_template="{title} {n}") == ["a\rb 007", "c "]
+
+
+def test_a_remote_and_compressed_csv_file_is_read_the_same_way(tmp_path: Path) -> None:
+    fsspec.filesystem("memory").pipe("/rows/a.csv.bz2", bz2.compress(b"n,text\r\n" + b"1,a\rb\r\n" * 1500))
+    [shard] = resolve(DataConfig(dataset="memory://rows/a.csv.bz2")).shards
+    reader = open_reader(shard, OPTIONS)
+    reader.follow(WHOLE, 0)
+    windows = [reader.read(WHOLE, block, Restart()) for block in range(2)]
+    assert [window.texts for window in windows if window] == [["a\rb"] * 1000, ["a\rb"] * 500]
+
+
+def test_the_reported_file_has_a_hundred_whole_documents() -> None:
+    path = REPORTS / "csv" / "bare_cr" / "data.csv"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    [window] = windows_of(path)
+    assert (len(window.texts), window.skips) == (100, [])
+    assert all(text.startswith(f"document {i} ") for i, text in enumerate(window.texts))
+    assert any("\r" in text for text in window.texts)
