@@ -64,6 +64,7 @@ from stream_pretrain.training.checkpoint import (
     to_host,
     write_model,
 )
+from stream_pretrain.training.disk import replace_file
 from stream_pretrain.training.evaluation import EvaluationSet
 from stream_pretrain.training.loop import EndOfCorpus, StepResult, Totals, accelerator_for, training_steps
 from stream_pretrain.training.metrics import MetricsWindow
@@ -72,7 +73,8 @@ from stream_pretrain.training.peers import NO_LIFE, POLL_SECONDS, SILENT_POLLS, 
 from stream_pretrain.training.preemption import Interrupted, StopRequest, ignore_in_worker
 from stream_pretrain.training.progress import Progress, human_bytes
 from stream_pretrain.training.ranks import Ranks
-from stream_pretrain.training.run_directory import RunDirectory, decide_start, trim_after
+from stream_pretrain.training.records import RECORDS, append, trim_after
+from stream_pretrain.training.run_directory import RunDirectory, decide_start
 from stream_pretrain.training.tracking import Tracker
 from stream_pretrain.training.watchdog import Watchdog
 from stream_pretrain.urls import without_secrets
@@ -113,12 +115,11 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
         out = RunDirectory(run_directory(config), command, progress.warning)  # on ranks but the first it records nothing
 
         setup: Setup | None = None
-        writer = BackgroundWriter(
-            out.path / "checkpoints",
-            keep_last=config.run.keep_last,
-            keep_every=config.run.keep_every,
-            cursors=out.path / "cursors",
-        )
+
+        def record_saved(step: int) -> None:
+            out.record_saved(step)  # by the owner, which `out` is later on
+
+        writer = BackgroundWriter(out.path, record_saved, keep_last=config.run.keep_last, keep_every=config.run.keep_every)
 
         def record_end(why: str) -> None:
             if out.has_ended:
@@ -283,7 +284,7 @@ def prepare(
             new = learning_rate(config.train, totals.step, totals.step / now)
             progress.notice(f"--max-steps was {was:,}, is {now:,}: the learning rate goes on with {new:.2e}, not {old:.2e}")
     if ranks.is_first:
-        for name in ("metrics.jsonl", "quarantine.jsonl", "bad_steps.jsonl"):
+        for name in RECORDS:
             trim_after(out.path / name, totals.step if saved is not None else None)
     return Setup(
         config, accelerator, ranks, out, progress, stop, loaded, bare, model, optimizer, pinned, plan, evaluation_set,
@@ -435,8 +436,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
         try:
             for result in steps:
                 at_end = isinstance(result, EndOfCorpus)
-                if writer.check():
-                    out.record("running", step=last_saved)
+                writer.check()
                 if totals.skipped != skipped:
                     # Behind the last row no step comes. Where the last one is saved, its checkpoint stands in front of these
                     # documents, and a start from it names them again: they belong to the step behind, whose records it drops.
@@ -522,7 +522,7 @@ def _evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress:
         with progress.phase("collecting the evaluation set") as found:
             texts = _collected(config, plan.lanes, found, progress.warning)
             found(f"{len(texts)} documents")
-        origin.write_text(json.dumps(asked), encoding="utf-8")
+        replace_file(origin, [json.dumps(asked).encode()])
         evaluation.save_documents(kept, texts)
     began = json.loads(origin.read_text(encoding="utf-8")) if origin.exists() else asked
     if began != asked:
@@ -644,7 +644,7 @@ def _name_skipped(setup: Setup, rows: StepRows, step: int) -> None:
         for skip in skipped
     ]
     if setup.ranks.is_first:
-        _append(setup.out.path / "quarantine.jsonl", records)
+        append(setup.out.path / "quarantine.jsonl", records)
 
 
 def _name_bad_step(setup: Setup, result: StepResult) -> None:
@@ -655,12 +655,7 @@ def _name_bad_step(setup: Setup, result: StepResult) -> None:
     seen = sorted({(epoch, shards[shard].name, offset) for origins in gathered for epoch, shard, offset in origins})
     if setup.ranks.is_first:
         documents = [{"epoch": epoch, "shard": shard, "offset": offset} for epoch, shard, offset in seen]
-        _append(setup.out.path / "bad_steps.jsonl", [{"step": result.step, "documents": documents}])
-
-
-def _append(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        append(setup.out.path / "bad_steps.jsonl", [{"step": result.step, "documents": documents}])
 
 
 def _save(setup: Setup, writer: BackgroundWriter) -> None:

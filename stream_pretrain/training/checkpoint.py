@@ -34,6 +34,8 @@ from torch.optim import Optimizer
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from stream_pretrain.errors import CheckpointError
+from stream_pretrain.training.disk import replace_file, sync
+from stream_pretrain.training.records import sync_records
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -200,8 +202,9 @@ class BackgroundWriter:
     taken, else two of them are in memory at once.
     """
 
-    def __init__(self, directory: Path, *, keep_last: int, keep_every: int, cursors: Path) -> None:
-        self._directory, self._keep_last, self._keep_every, self._cursors = directory, keep_last, keep_every, cursors
+    def __init__(self, out: Path, saved: Callable[[int], None], *, keep_last: int, keep_every: int) -> None:
+        """saved: is told, in the thread, the step of each checkpoint that is whole."""
+        self._out, self._saved, self._keep_last, self._keep_every = out, saved, keep_last, keep_every
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -210,12 +213,10 @@ class BackgroundWriter:
         self.wait()
         self._pending = self._thread.submit(self._save, snapshot)
 
-    def check(self) -> bool:
-        """Whether a write has ended since this was last asked; does not wait. Raises: CheckpointError where it failed."""
-        if self._pending is None or not self._pending.done():
-            return False
-        self.wait()
-        return True
+    def check(self) -> None:
+        """Raises: CheckpointError where the write that ended last has failed; does not wait for one that goes on."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
 
     def wait(self) -> None:
         """Wait until what was submitted is on the disk. Raises: CheckpointError."""
@@ -236,8 +237,11 @@ class BackgroundWriter:
             self._thread.shutdown()
 
     def _save(self, snapshot: Snapshot) -> None:
-        write(snapshot, self._directory)
-        prune(self._directory, keep_last=self._keep_last, keep_every=self._keep_every, cursors=self._cursors)
+        directory = self._out / "checkpoints"
+        sync_records(self._out)  # a checkpoint counts on the lines of the steps before it
+        write(snapshot, directory)
+        self._saved(snapshot.step)
+        prune(directory, keep_last=self._keep_last, keep_every=self._keep_every, cursors=self._out / "cursors")
 
     def __enter__(self) -> Self:
         return self
@@ -303,17 +307,6 @@ def load_optimizer_tensors(
     bare.load_state_dict({**bare.state_dict(), "state": state})
 
 
-def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file so that a reader, or a machine that loses power, sees either the old content or the new."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    with temporary.open("wb") as file:
-        file.writelines(chunks)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)
-
-
 def _bare(optimizer: Optimizer) -> Optimizer:
     return getattr(optimizer, "optimizer", optimizer)  # Accelerate keeps the torch optimizer there
 
@@ -341,7 +334,7 @@ def _put_in_place(final: Path, fill: Callable[[Path], None]) -> None:
         if final.exists():
             final.rename(old)
         temporary.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
     except (OSError, SafetensorError) as error:
         _delete(temporary)
         raise CheckpointError(
@@ -385,12 +378,4 @@ def _files(folder: Path) -> list[Path]:
 def _flush(folder: Path) -> None:
     """Bring every file of a folder, then the folders themselves, to the disk."""
     for path in (*_files(folder), *(path for path in folder.rglob("*") if path.is_dir()), folder):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from stream_pretrain.data.sources import Shard
 from stream_pretrain.data.stream import StreamPlan
 from stream_pretrain.data.transport import Restart
 from stream_pretrain.errors import ContentError, SourceError
+from stream_pretrain.training.disk import replace_file
 from stream_pretrain.training.ranks import Ranks
 
 MASKED_ROWS = 256
@@ -71,12 +71,7 @@ def _windows(shards: Sequence[Shard], options: ReadOptions, skip_bad_shards: boo
 
 def save_documents(path: Path, texts: Sequence[str]) -> None:
     """Keep the evaluation set in OUT, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    replace_file(path, (json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n" for text in texts))
 
 
 def load_documents(path: Path) -> list[str]:

@@ -26,7 +26,8 @@ from typing import Any, NoReturn, Self
 
 from stream_pretrain.config import ALIASES, Config, fixed_options, flatten, without_places
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.training.checkpoint import latest, replace_file
+from stream_pretrain.training.checkpoint import latest
+from stream_pretrain.training.disk import replace_file
 
 STATES = ("running", "preempted", "finished", "failed")
 BEAT_SECONDS = 15.0
@@ -44,6 +45,7 @@ class RunDirectory:
         self._command, self._report = list(command), report
         self._run: dict[str, Any] | None = None
         self._before: dict[str, Any] = {}
+        self._writing = threading.RLock()  # the thread that writes checkpoints records them
 
     @classmethod
     @contextmanager
@@ -90,11 +92,19 @@ class RunDirectory:
         """Record in run.json how the run stands, and facts such as `world`; a start that was refused changes nothing."""
         assert state in STATES
         if self._run is not None:
-            self._run |= {"state": state, "updated": _now(), **facts}
-            if step is not None:
-                self._run["step"] = step
-            if error is not None:
-                self._run["error"] = error
+            with self._writing:
+                self._run |= {"state": state, "updated": _now(), **facts}
+                if step is not None:
+                    self._run["step"] = step
+                if error is not None:
+                    self._run["error"] = error
+                self._write_or_report()
+
+    def record_saved(self, step: int) -> None:
+        """Record in run.json that there is a checkpoint of this step."""
+        assert self._run is not None
+        with self._writing:
+            self._run |= {"step": step, "updated": _now()}
             self._write_or_report()
 
     def record_refusal(self, error: str) -> None:
@@ -178,24 +188,6 @@ def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None
         step = trainer["step"]
     out.begin(step=step, max_steps=config.train.max_steps, parent=parent)
     return Start(checkpoint, parent)
-
-
-def trim_after(path: Path, step: int | None) -> None:
-    """Keep of a file of JSON lines those with a "step" up to `step` (None: none), so that a resumed run logs each once.
-
-    A last line that a kill has torn goes too. A file that is not there stays so.
-    """
-    if path.exists():
-        with path.open("rb") as lines:
-            replace_file(path, (line.rstrip(b"\n") + b"\n" for line in lines if step is not None and _is_up_to(step, line)))
-
-
-def _is_up_to(step: int, line: bytes) -> bool:
-    try:
-        record = json.loads(line)
-    except ValueError:  # torn
-        return False
-    return isinstance(record, dict) and "step" in record and record["step"] <= step
 
 
 def _read_trainer(checkpoint: Path) -> dict[str, Any]:

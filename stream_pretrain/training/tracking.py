@@ -13,7 +13,6 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -21,7 +20,9 @@ import psutil
 
 from stream_pretrain.config import RunConfig
 from stream_pretrain.errors import CheckpointError, ConfigError
+from stream_pretrain.training.disk import replace_file
 from stream_pretrain.training.preemption import Interrupted
+from stream_pretrain.training.records import append
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -33,14 +34,14 @@ FINISH_SECONDS = 15  # a launcher kills 30 s after SIGTERM, and the last checkpo
 class Tracker:
     """Writes every metric to OUT/metrics.jsonl, and to one Weights & Biases run per OUT. Created once, by rank 0."""
 
-    def __init__(self, record: FileIO, view: WandbView | None) -> None:
+    def __init__(self, record: Path | None, view: WandbView | None) -> None:
         self._record = record
         self._view = view
 
     @classmethod
     def silent(cls) -> Self:
         """A tracker that keeps nothing, for the ranks behind the first."""
-        return cls(FileIO(os.devnull, "a"), None)
+        return cls(None, None)
 
     @classmethod
     def open(
@@ -62,30 +63,24 @@ class Tracker:
         """
         path = out / "metrics.jsonl"
         mode, reason = _choose_mode(run)
-        _cut_torn_line(path)
         view = None if mode == "disabled" else WandbView.open(run, out, mode, reason, config, report)
         if view is not None and resumed_step is not None:
             for step, metrics in _read_record(path):
                 if step <= resumed_step:
                     view.log(step, metrics)
-        return cls(FileIO(path, "a"), view)
+        return cls(path, view)
 
     def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Record the metrics of a step: one line, handed to the operating system before this returns."""
         assert "step" not in metrics
-        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
-        try:
-            self._record.write(json.dumps({"step": step, **values}, allow_nan=False).encode() + b"\n")
-        except OSError as error:
-            raise CheckpointError(
-                f"{self._record.name} cannot be written ({error.strerror}): make room, then start again"
-            ) from error
+        if self._record is not None:
+            values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
+            append(self._record, [{"step": step, **values}])
         if self._view is not None:
             self._view.log(step, metrics)
 
     def finish(self, state: Literal["finished", "preempted", "failed"]) -> None:
-        """Close the record and end the Weights & Biases run in this state; a second call does nothing."""
-        self._record.close()
+        """End the Weights & Biases run in this state; a second call does nothing."""
         if self._view is not None:
             self._view.finish(state)
             self._view = None
@@ -186,7 +181,7 @@ class WandbView:
         except (wandb.Error, OSError) as error:
             self._fail(error)
         else:
-            _replace(self._sent_path, f"{step}\n")
+            replace_file(self._sent_path, [b"%d\n" % step])
 
     def finish(self, state: Literal["finished", "preempted", "failed"]) -> None:
         """End the run in this state, within FINISH_SECONDS and some; the client and its process are gone afterwards."""
@@ -262,15 +257,6 @@ def _key_problem() -> str | None:
     return None if found else "no API key: run `wandb login` or set WANDB_API_KEY"
 
 
-def _cut_torn_line(path: Path) -> None:
-    """Remove a last line that a kill cut short."""
-    if path.exists():
-        content = path.read_bytes()
-        complete = content.rfind(b"\n") + 1
-        if complete < len(content):
-            os.truncate(path, complete)
-
-
 def _read_record(path: Path) -> Iterator[tuple[int, dict[str, float | int]]]:
     """Steps and metrics of the record, in order, with NaN where a value was not finite."""
     with path.open(encoding="utf-8") as lines:
@@ -285,14 +271,8 @@ def _read_record(path: Path) -> Iterator[tuple[int, dict[str, float | int]]]:
 
 def _run_id(path: Path) -> str:
     if not path.exists():
-        _replace(path, secrets.token_hex(8) + "\n")
+        replace_file(path, [secrets.token_hex(8).encode() + b"\n"])
     return path.read_text().strip()
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(f".tmp-{path.name}")
-    draft.write_text(text)
-    draft.replace(path)
 
 
 def _one_line(error: Exception) -> str:

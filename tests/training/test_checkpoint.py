@@ -3,7 +3,6 @@
 import json
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -315,9 +314,11 @@ def test_a_full_disk_while_the_tokenizer_is_written_is_the_same_error(tmp_path: 
 
 
 def test_the_background_writer_writes_and_prunes(tmp_path: Path) -> None:
-    with BackgroundWriter(tmp_path / "checkpoints", keep_last=1, keep_every=0, cursors=tmp_path / "cursors") as writer:
+    saved: list[int] = []
+    with BackgroundWriter(tmp_path, saved.append, keep_last=1, keep_every=0) as writer:
         for step in (1, 2, 3):
             writer.submit(small_snapshot(step))
+    assert saved == [1, 2, 3]
     assert folders(tmp_path / "checkpoints") == ["step-00000003"]
     assert folders(tmp_path / "cursors") == ["step-00000001.json", "step-00000002.json"]
 
@@ -332,9 +333,9 @@ def test_a_submit_waits_for_the_write_before_it(tmp_path: Path, monkeypatch: pyt
         return directory
 
     monkeypatch.setattr(checkpoint, "write", slow)
-    with BackgroundWriter(tmp_path, keep_last=1, keep_every=0, cursors=tmp_path / "cursors") as writer:
+    with BackgroundWriter(tmp_path, lambda _: None, keep_last=1, keep_every=0) as writer:
         writer.submit(small_snapshot(1))
-        assert not writer.check(), "does not wait"
+        writer.check()  # does not wait
         events.append("training")
         go_on.set()
         writer.submit(small_snapshot(2))
@@ -343,19 +344,26 @@ def test_a_submit_waits_for_the_write_before_it(tmp_path: Path, monkeypatch: pyt
     assert events.index("training") < events.index("end 1")
 
 
-def test_a_write_that_has_ended_is_told_once(tmp_path: Path) -> None:
-    with BackgroundWriter(tmp_path, keep_last=1, keep_every=0, cursors=tmp_path / "cursors") as writer:
-        assert not writer.check()
+def test_a_checkpoint_is_told_once_it_is_whole_and_after_the_records_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def synced(out: Path) -> None:
+        events.append(f"records of {out.name}, beside {list(out.iterdir())}")
+
+    def saved(step: int) -> None:
+        events.append(f"{step}: {folders(tmp_path / 'checkpoints')}")
+
+    monkeypatch.setattr(checkpoint, "sync_records", synced)
+    with BackgroundWriter(tmp_path, saved, keep_last=1, keep_every=0) as writer:
         writer.submit(small_snapshot(1))
-        while not writer.check():
-            time.sleep(0.01)
-        assert (tmp_path / "step-00000001").is_dir()
-        assert not writer.check()
+    assert events == [f"records of {tmp_path.name}, beside []", "1: ['step-00000001']"]
 
 
 def failing_writer(tmp_path: Path) -> BackgroundWriter:
-    (tmp_path / "file").touch()
-    return BackgroundWriter(tmp_path / "file", keep_last=1, keep_every=0, cursors=tmp_path / "cursors")
+    (tmp_path / "checkpoints").touch()
+    return BackgroundWriter(tmp_path, pytest.fail, keep_last=1, keep_every=0)
 
 
 def test_a_failed_write_is_raised_in_the_training_thread_once(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, T
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training import checkpoint, run_directory
 from stream_pretrain.training.checkpoint import Snapshot
-from stream_pretrain.training.run_directory import RunDirectory, Start, decide_start, trim_after
+from stream_pretrain.training.run_directory import RunDirectory, Start, decide_start
 from tests.training.test_checkpoint import flip_a_bit, tokenizer
 
 COMMAND = ["stream-pretrain", "--dataset", "org/texts", "--output-dir", "OUT", "--seed=1"]
@@ -426,24 +426,3 @@ def test_options_of_other_versions_are_compared_with_their_defaults(tmp_path: Pa
     recorded_options(tmp_path / "newer", lambda fixed: fixed.update({"data.reorder": True}))
     with pytest.raises(CheckpointError, match=r"--data\.reorder: was True, is None"):
         start(tmp_path / "newer")
-
-
-# Logs
-
-
-def test_a_log_keeps_each_surviving_step_once(tmp_path: Path) -> None:
-    log = tmp_path / "metrics.jsonl"
-    log.write_bytes(b'{"step": 1, "loss":  2.0}\n{"step": 2}\n{"other": 1}\n{"step": 3}\n{"step": 4, "lo')
-    trim_after(log, 2)
-    assert log.read_bytes() == b'{"step": 1, "loss":  2.0}\n{"step": 2}\n'
-    log.write_bytes(b'{"step": 1}\n{"step": 2}')
-    trim_after(log, 2)
-    assert log.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
-    trim_after(log, None)
-    assert log.read_bytes() == b""
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
-
-
-def test_a_log_that_is_not_there_stays_so(tmp_path: Path) -> None:
-    trim_after(tmp_path / "metrics.jsonl", 2)
-    assert not list(tmp_path.iterdir())

@@ -77,13 +77,6 @@ def test_a_reopened_record_goes_on_after_its_last_line(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 0.5}\n{"step": 2, "train/loss": 0.5}\n'
 
 
-def test_a_line_that_a_kill_cut_short_is_removed(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 0.5}\n{"step": 2, "train/lo')
-    with open_local(tmp_path, resumed_step=1) as tracker:
-        tracker.log(2, {"train/loss": 0.25})
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 0.5}\n{"step": 2, "train/loss": 0.25}\n'
-
-
 def test_a_second_finish_does_nothing(tmp_path: Path) -> None:
     with open_local(tmp_path) as tracker:
         tracker.finish("preempted")
