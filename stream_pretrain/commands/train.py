@@ -414,7 +414,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
                 metrics = _evaluate(setup, setup.evaluation_set)
             if metrics:
                 tracker.log(0, metrics)
-        skipped, done, last_logged, last_evaluated = totals.skipped, 0.0, first_step, first_step
+        named, done, last_logged, last_evaluated = _unused(totals), 0.0, first_step, first_step
         present = [
             source
             for number, source in enumerate(setup.plan.lanes.sources)
@@ -437,12 +437,12 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
             for result in steps:
                 at_end = isinstance(result, EndOfCorpus)
                 writer.check()
-                if totals.skipped != skipped:
+                if _unused(totals) != named:
                     # Behind the last row no step comes. Where the last one is saved, its checkpoint stands in front of these
                     # documents, and a start from it names them again: they belong to the step behind, whose records it drops.
                     behind = at_end and last_saved == totals.step
                     _name_skipped(setup, result.rows_seen, totals.step + behind)
-                    skipped = totals.skipped
+                    named = _unused(totals)
                 if not isinstance(result, EndOfCorpus):
                     done = result.progress
                     window.results.append(result)
@@ -635,11 +635,23 @@ def _refuse_weights_that_are_not_finite(setup: Setup) -> None:
         )
 
 
+def _unused(totals: Totals) -> tuple[int, ...]:
+    """How much was read that no row is made of, and is named."""
+    return totals.skipped, totals.empty, totals.stripes
+
+
 def _name_skipped(setup: Setup, rows: StepRows, step: int) -> None:
     """Record the documents that were skipped on the way to the rows of a step, on any rank."""
     shards = setup.pinned.shards
     records = [
-        {"step": step, "epoch": skip.epoch, "shard": shards[skip.shard].name, "offset": skip.offset, "why": skip.reason}
+        {
+            "step": step,
+            "epoch": skip.epoch,
+            "shard": shards[skip.shard].name,
+            "offset": skip.offset,
+            "documents": skip.documents,
+            "why": skip.reason,
+        }
         for skipped in setup.ranks.gather(rows.skipped)
         for skip in skipped
     ]

@@ -50,6 +50,11 @@ class Documents:
     filtered: int = 0
     """Documents left out by their length or as copies of another of the window."""
 
+    @property
+    def read(self) -> int:
+        """Documents of the window, whatever became of them."""
+        return len(self.texts) + len(self.skips) + self.filtered
+
 
 class DocumentReader(Protocol):
     """Windows of documents of one shard, for the lanes of this process."""
@@ -62,6 +67,9 @@ class DocumentReader(Protocol):
 
     def offset_of(self, block: int) -> int:
         """Where a window begins, as documents count it: an uncompressed byte of a line format, else a row number."""
+
+    def documents_from(self, stripe: Stripe, block: int) -> int | None:
+        """How many documents a stripe holds from a window on; None where the shard does not tell."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +185,9 @@ class LineDocuments:
 
     def offset_of(self, block: int) -> int:
         return block * self.options.window_bytes
+
+    def documents_from(self, stripe: Stripe, block: int) -> int | None:  # noqa: ARG002
+        return None
 
     def _text_of_short(self, line: bytes) -> str:
         if len(line) > self.options.max_line_bytes:
@@ -371,6 +382,11 @@ class ParquetDocuments:
 
     def offset_of(self, block: int) -> int:
         return 0 if self.windows is None else self.windows.slices[block].row  # without its metadata it cannot be entered at all
+
+    def documents_from(self, stripe: Stripe, block: int) -> int | None:
+        if self.windows is None:
+            return None
+        return sum(window.count for window in self.windows.slices[block :: stripe.count])
 
     def _text_of(self, names: Sequence[str], row: tuple[pa.Scalar, ...]) -> str:
         try:
@@ -579,6 +595,9 @@ class ExampleDocuments:
 
     def offset_of(self, block: int) -> int:
         return block * self.EXAMPLES
+
+    def documents_from(self, stripe: Stripe, block: int) -> int | None:  # noqa: ARG002
+        return None
 
     def _window(self, stripe: Stripe, first: int) -> list[Mapping[str, Any]]:
         """The examples of the window that begins with number `first`."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -132,22 +133,31 @@ class Cursor(NamedTuple):
     """Rows the lane has given out of the source since the run began."""
     documents: int = 0
     """Documents that began in them."""
+    read: int = 0
+    """Documents of the windows they come from, whatever became of them: what the next three are shares of."""
     skipped: int = 0
     """Documents that had to be skipped."""
+    empty: int = 0
+    """Documents without text."""
     filtered: int = 0
     """Documents left out by their length or as copies."""
+    stripes: int = 0
+    """Stripes whose rest had to be skipped, however much that was."""
     credit: int = 0
     """How far the source is behind its share of the lane's rows (mixture.py)."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A document that was skipped, named so that it is counted once however often its window is read."""
+    """What no row is made of, named so that it is counted once however often its window is read."""
 
     epoch: int
     shard: int
     offset: int
+    """Of the first of the documents."""
     reason: str
+    documents: int | None = 1
+    """How many; None for the rest of a stripe, where its shard does not tell."""
 
 
 @dataclass
@@ -206,7 +216,8 @@ class SourceLane:
         self.window: _Window | None = None
         self.group: Group | None = None
         self.unreported: list[Skipped] = []
-        self.uncounted = 0
+        self.uncounted: Counter[str] = Counter()
+        """What was met since the last row, by the field of the cursor that counts it."""
         self.seconds = np.zeros(len(CAUSES))
         self.empty_epochs = 0
         self.rows_before_epoch = cursor.rows
@@ -230,13 +241,8 @@ class SourceLane:
                 self._open_group(self.window)
         group, index, cursor = self.group, self.cursor.taken, self.cursor
         skipped, self.unreported = self.unreported, []
-        filtered, self.uncounted = self.uncounted, 0
-        cursor = cursor._replace(
-            taken=index + 1,
-            rows=cursor.rows + 1,
-            documents=cursor.documents + int(group.documents[index]),
-            skipped=cursor.skipped + len(skipped),
-            filtered=cursor.filtered + filtered,
+        cursor = self._counted(cursor)._replace(
+            taken=index + 1, rows=cursor.rows + 1, documents=cursor.documents + int(group.documents[index])
         )
         if cursor.taken == len(group.rows.input_ids):
             self.group = None
@@ -251,10 +257,15 @@ class SourceLane:
     def report_skipped(self) -> list[Skipped]:
         """What was skipped behind the last row of the last epoch; told once, like what rides with a row."""
         skipped, self.unreported = self.unreported, []
-        filtered, self.uncounted = self.uncounted, 0
-        cursor = self.cursor
-        self.cursor = cursor._replace(skipped=cursor.skipped + len(skipped), filtered=cursor.filtered + filtered)
+        self.cursor = self._counted(self.cursor)
         return skipped
+
+    def _counted(self, cursor: Cursor) -> Cursor:
+        """A cursor behind what was met since the last row."""
+        if self.uncounted:
+            cursor = cursor._replace(**{name: getattr(cursor, name) + count for name, count in self.uncounted.items()})
+            self.uncounted.clear()
+        return cursor
 
     def take_seconds(self) -> NDArray[np.float64]:
         """[causes] seconds spent since this was asked last."""
@@ -286,8 +297,7 @@ class SourceLane:
         except ContentError as error:
             if not self.plan.skip_bad_shards:
                 raise
-            reason = f"rest of the stripe skipped: {error}"
-            self.unreported.append(Skipped(cursor.epoch, self._shard(stripe), self.reader.offset_of(block), reason))
+            self._skip_rest_of(stripe, block, error)
             found = None
         waited = seconds_waiting() - waited
         self.seconds += waited, time.perf_counter() - began - waited, 0.0
@@ -298,11 +308,25 @@ class SourceLane:
             self._follow(self.cursor.stripe)
             return
         self.cursor = cursor._replace(compressed=found.restart.compressed, uncompressed=found.restart.uncompressed)
-        if cursor.rank == cursor.piece == cursor.token == cursor.taken == 0:
+        if self._at_start_of_window:
             shard = self._shard(stripe)
             self.unreported += [Skipped(cursor.epoch, shard, skip.offset, skip.reason) for skip in found.skips]
-            self.uncounted += found.filtered
+            self.uncounted.update(read=found.read, skipped=len(found.skips), filtered=found.filtered)
         self.window = _Window(_kept(found, self.plan.heldout_fraction), self._key(ORDER, stripe, block))
+
+    @property
+    def _at_start_of_window(self) -> bool:
+        """Whether no row of the cursor's window was given out; else what it holds is in the cursor's counts already."""
+        cursor = self.cursor
+        return cursor.rank == cursor.piece == cursor.token == cursor.taken == 0
+
+    def _skip_rest_of(self, stripe: Stripe, block: int, error: ContentError) -> None:
+        """Name and count what a stripe holds from a window on that cannot be read."""
+        assert self.reader is not None
+        shard, offset = self._shard(stripe), self.reader.offset_of(block)
+        documents = self.reader.documents_from(stripe, block if self._at_start_of_window else block + stripe.count)
+        self.unreported.append(Skipped(self.cursor.epoch, shard, offset, f"rest of the stripe skipped: {error}", documents))
+        self.uncounted.update(stripes=1, read=documents or 0, skipped=documents or 0)
 
     def _shard(self, stripe: Stripe) -> int:
         """Number of the stripe's shard among those of all sources."""
@@ -358,11 +382,9 @@ class SourceLane:
         after = window.position_of(held, *left)
         stripe = self.stripes[cursor.stripe]
         shard = self._shard(stripe)
-        if cursor.taken == 0:
-            self.unreported += [
-                Skipped(cursor.epoch, shard, offset, "no tokens")
-                for offset in window.documents_without_tokens(held, cursor.rank, after)
-            ]
+        if cursor.taken == 0 and (without := window.documents_without_tokens(held, cursor.rank, after)):
+            self.unreported += [Skipped(cursor.epoch, shard, offset, "no tokens") for offset in without]
+            self.uncounted["skipped"] += len(without)
         if not placements:
             self.cursor = self._after_window(cursor)
             return

@@ -30,7 +30,8 @@ from stream_pretrain.data.source_lane import CAUSES, GROUP_ROWS, Cursor, Group, 
 from stream_pretrain.data.tokenization import Encoder
 from stream_pretrain.errors import CheckpointError, StreamPretrainError, TrainingError
 
-CURSOR_VERSION = 1
+CURSOR_VERSION = 2
+"""Of what `stream.json` holds; raised when the fields of a cursor change, or the rows that follow from one."""
 LaneCursors = tuple[Cursor, ...]
 """Where a lane stands: a cursor for each source."""
 LEAST_STEPS_AHEAD = 4

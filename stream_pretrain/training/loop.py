@@ -42,8 +42,13 @@ class Totals:
     step: int = 0
     tokens: int = 0
     documents: int = 0
+    read: int = 0
+    """Documents of the windows that were opened; the next three are parts of them."""
     skipped: int = 0
+    empty: int = 0
     filtered: int = 0
+    stripes: int = 0
+    """Stripes whose rest had to be skipped."""
     bad_steps: int = 0
     """Steps in a row without an update."""
     segments: int = 0
@@ -214,7 +219,7 @@ def training_steps(
 
         lengths = rows.rows.segment_length.astype(np.int64)
         counts = [rows.tokens, len(rows.row_lane), len(lengths)]
-        counts += rows.cursors[:, :, [_SKIPPED, _FILTERED]].sum(axis=(0, 1)).tolist()
+        counts += rows.cursors[:, :, _OF_WINDOWS].sum(axis=(0, 1)).tolist()
         counts += [int(stop.requested), int(abandoned), *rows.seconds.tolist()]
         counts += rows.cursors[:, :, _DOCUMENTS].sum(axis=0).tolist()
         row_labels = (rows.labelled.labels >= 0).sum(axis=1)
@@ -227,14 +232,15 @@ def training_steps(
             on_host = torch.cat([sums, labels_and_progress, grad_norm.double().reshape(1)]).tolist()
         loss_sum, correct_sum, *rest = on_host
         source_loss, rest = rest[:sources], rest[sources:]
-        tokens, row_count, segments, skipped, filtered, stops, abandons, *rest = rest
+        tokens, row_count, segments, *rest = rest
+        of_windows, (stops, abandons, *rest) = rest[: len(OF_WINDOWS)], rest[len(OF_WINDOWS) :]
         data_seconds, rest = rest[: len(CAUSES)], rest[len(CAUSES) :]
         documents, source_labels, source_tokens = (list(map(int, rest[i * sources :][:sources])) for i in range(3))
         labels, done, norm = rest[3 * sources :]
         if abandons:
             raise Interrupted
         if row_count == 0:
-            totals.skipped, totals.filtered = int(skipped), int(filtered)
+            _count(totals, of_windows)
             _keep(cursors, rows)
             yield EndOfCorpus(rows)
             _refuse_too_many_skipped(config, totals)
@@ -252,7 +258,8 @@ def training_steps(
         totals.step += 1
         totals.tokens += int(tokens)
         totals.segments += int(segments)
-        totals.documents, totals.skipped, totals.filtered = sum(documents), int(skipped), int(filtered)
+        totals.documents = sum(documents)
+        _count(totals, of_windows)
         totals.source_documents = documents
         totals.source_tokens = [a + b for a, b in zip(totals.source_tokens or [0] * sources, source_tokens, strict=True)]
         totals.bad_steps = 0 if updated else totals.bad_steps + 1
@@ -284,7 +291,15 @@ def training_steps(
         _refuse_too_many_skipped(config, totals)
 
 
-_DOCUMENTS, _SKIPPED, _FILTERED = map(Cursor._fields.index, ("documents", "skipped", "filtered"))
+OF_WINDOWS = ("read", "skipped", "empty", "filtered", "stripes")
+"""What cursors and `Totals` count a window at a time, as it is opened."""
+_OF_WINDOWS = list(map(Cursor._fields.index, OF_WINDOWS))
+_DOCUMENTS = Cursor._fields.index("documents")
+
+
+def _count(totals: Totals, of_windows: Sequence[float]) -> None:
+    for name, count in zip(OF_WINDOWS, of_windows, strict=True):
+        setattr(totals, name, int(count))
 
 
 def _keep(cursors: list[LaneCursors], rows: StepRows) -> None:
@@ -299,10 +314,9 @@ def _progress(config: Config, step: int, read: float) -> float:
 
 
 def _refuse_too_many_skipped(config: Config, totals: Totals) -> None:
-    seen = totals.documents + totals.skipped
-    if seen >= JUDGED_DOCUMENTS and totals.skipped > config.data.max_bad_fraction * seen:
+    if totals.read >= JUDGED_DOCUMENTS and totals.skipped > config.data.max_bad_fraction * totals.read:
         raise ContentError(
-            f"{totals.skipped} of the first {seen} documents had to be skipped, more than --data.max-bad-fraction "
+            f"{totals.skipped} of the first {totals.read} documents had to be skipped, more than --data.max-bad-fraction "
             f"{config.data.max_bad_fraction}: OUT/quarantine.jsonl names them"
         )
 

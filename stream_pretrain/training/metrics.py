@@ -52,6 +52,7 @@ class MetricsWindow:
             "train/documents": totals.documents,
             "train/skipped_documents": totals.skipped,
             "train/filtered_documents": totals.filtered,
+            "train/skipped_stripes": totals.stripes,
             "train/skipped_steps": len(results) - len(updated),
             "train/epoch_least": min(map(min, source_epochs)),
             "train/epoch_most": max(map(max, source_epochs)),

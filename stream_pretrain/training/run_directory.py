@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from stream_pretrain.config import ALIASES, Config, fixed_options, flatten, without_places
+from stream_pretrain.data.stream import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training.checkpoint import latest
 from stream_pretrain.training.disk import replace_file
@@ -183,19 +184,34 @@ def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None
             raise CheckpointError(f"{checkpoint} is not a checkpoint: give a folder such as OUT/checkpoints/step-00001000")
     step = 0
     if checkpoint is not None:
-        trainer = _read_trainer(checkpoint)
-        _refuse_drift(config, trainer["fixed"], checkpoint, path if not used else _unused(path), command)
+        trainer = _read_json(checkpoint / "trainer.json")
+        new_out = path if not used else _unused(path)
+        _refuse_version(trainer, checkpoint, _command_of_a_new_run(command, checkpoint, new_out, resume))
+        _refuse_drift(config, trainer["fixed"], checkpoint, new_out, command)
         step = trainer["step"]
     out.begin(step=step, max_steps=config.train.max_steps, parent=parent)
     return Start(checkpoint, parent)
 
 
-def _read_trainer(checkpoint: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        trainer: dict[str, Any] = json.loads((checkpoint / "trainer.json").read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint / 'trainer.json'} cannot be read ({error}): use another checkpoint") from error
-    return trainer
+        raise CheckpointError(f"{path} cannot be read ({error}): use another checkpoint") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object: use another checkpoint")
+    return content
+
+
+def _refuse_version(trainer: dict[str, Any], checkpoint: Path, new_command: str) -> None:
+    """Refuse cursors that this program would misread. Raises: CheckpointError."""
+    version = _read_json(checkpoint / "stream.json").get("version")
+    if version != CURSOR_VERSION:
+        writer = trainer.get("versions", {}).get("stream_pretrain", "of the version that wrote it")
+        raise CheckpointError(
+            f"{checkpoint} has cursors of version {version}, this program reads version {CURSOR_VERSION}: go on with the "
+            f"stream_pretrain {writer}, or start a new run from its weights: {new_command}"
+        )
 
 
 def _refuse_drift(config: Config, was: dict[str, Any], checkpoint: Path, new_out: Path, command: Sequence[str]) -> None:

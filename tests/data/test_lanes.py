@@ -20,7 +20,7 @@ from stream_pretrain import data
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
 from stream_pretrain.data.lanes import Lane
 from stream_pretrain.data.objectives import Vocabulary
-from stream_pretrain.data.source_lane import CAUSES, Cursor, Readers
+from stream_pretrain.data.source_lane import CAUSES, Cursor, Readers, Skipped
 from stream_pretrain.data.stream import (
     LaneCursors,
     StepStream,
@@ -250,15 +250,30 @@ def test_bad_lines_are_counted_once_and_ride_with_their_rows(tmp_path: Path) -> 
     assert reading.cursors[0].documents == 98
 
 
-def skipped_in(folder: Path, **options: object) -> list[tuple[int, str]]:
-    """Offset and reason of all that two lanes skip in an epoch, in the order of the offsets."""
-    plan = plan_for(folder, lanes=2, max_epochs=1, on_bad_shard="skip", **options)
-    skipped = []
-    for reading in (lane(plan, number) for number in range(2)):
+def read_through(folder: Path, **options: object) -> tuple[list[Skipped], list[Cursor]]:
+    """What the lanes skip in an epoch, two where not said otherwise, and where they stand then."""
+    plan = plan_for(folder, **{"lanes": 2, "max_epochs": 1, "on_bad_shard": "skip"} | options)
+    skipped, cursors = [], []
+    for reading in (lane(plan, number) for number in range(plan.lanes.lanes)):
         while (row := reading.next_row()) is not None:
             skipped += row[3]
         skipped += reading.report_skipped()
+        cursors += reading.cursors
+    return skipped, cursors
+
+
+def skipped_in(folder: Path, **options: object) -> list[tuple[int, str]]:
+    """Offset and reason of all that two lanes skip in an epoch, in the order of the offsets."""
+    skipped, _ = read_through(folder, **options)
     return sorted((skip.offset, skip.reason[:27]) for skip in skipped)
+
+
+def test_the_rest_of_a_stripe_that_nobody_can_count_is_counted_apart(tmp_path: Path) -> None:
+    lines = b"".join(line + b"\n" for line in [b"text", *(text.encode() for text in documents(2_500, longest=3))])
+    (tmp_path / "s.csv.gz").write_bytes(gzip.compress(lines)[:-3_000])
+    named, cursors = read_through(tmp_path, lanes=1, global_batch_size=1)
+    assert [skip.documents for skip in named] == [None]
+    assert [(cursor.read, cursor.documents, cursor.skipped, cursor.stripes) for cursor in cursors] == [(0, 0, 0, 1)]
 
 
 def test_the_rest_of_a_stripe_of_lines_is_skipped_from_the_first_byte_of_its_window(tmp_path: Path) -> None:
@@ -280,6 +295,11 @@ def test_the_rest_of_a_stripe_of_a_table_is_skipped_from_the_first_row_of_its_wi
     # Three windows a row group: of the second one, a lane meets the first, the other the second.
     skipped = skipped_in(tmp_path, window_bytes=4_000)
     assert skipped == [(100, "rest of the stripe skipped:"), (133, "rest of the stripe skipped:")]
+    # Rows 100-132, 166-199 and 233-265 are of one stripe, 133-165, 200-232 and 266-299 of the other: metadata says so.
+    named, cursors = read_through(tmp_path, window_bytes=4_000)
+    assert [skip.documents for skip in named] == [100, 100]
+    counts = [(cursor.read, cursor.documents, cursor.skipped, cursor.stripes) for cursor in cursors]
+    assert sorted(counts) == [(133, 33, 100, 1), (167, 67, 100, 1)]
 
 
 def test_a_table_that_cannot_be_entered_is_skipped_from_its_first_row(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from transformers import BertConfig
 
 from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig, fixed_options
+from stream_pretrain.data.stream import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training import checkpoint, run_directory
 from stream_pretrain.training.checkpoint import Snapshot
@@ -39,11 +40,11 @@ def config(resume: str = "auto", **train: int) -> Config:
     )
 
 
-def save(directory: Path, step: int, of: Config | None = None) -> Path:
+def save(directory: Path, step: int, of: Config | None = None, *, version: int = CURSOR_VERSION) -> Path:
     trainer = {"fixed": fixed_options(of or config())}
-    weights = {"weight": torch.zeros(1)}
+    weights, stream = {"weight": torch.zeros(1)}, {"version": version}
     return checkpoint.write(
-        Snapshot(step, weights, BertConfig(), tokenizer(), {}, {}, b"{}", trainer), directory / "checkpoints"
+        Snapshot(step, weights, BertConfig(), tokenizer(), {}, stream, b"{}", trainer), directory / "checkpoints"
     )
 
 
@@ -409,7 +410,9 @@ def recorded_options(out: Path, change: Callable[[dict[str, object]], None]) -> 
     fixed = fixed_options(config())
     change(fixed)
     trainer = {"fixed": fixed}
-    checkpoint.write(Snapshot(5, {"w": torch.zeros(1)}, BertConfig(), tokenizer(), {}, {}, b"{}", trainer), out / "checkpoints")
+    stream = {"version": CURSOR_VERSION}
+    snapshot = Snapshot(5, {"w": torch.zeros(1)}, BertConfig(), tokenizer(), {}, stream, b"{}", trainer)
+    checkpoint.write(snapshot, out / "checkpoints")
 
 
 def test_options_of_other_versions_are_compared_with_their_defaults(tmp_path: Path) -> None:
@@ -426,3 +429,20 @@ def test_options_of_other_versions_are_compared_with_their_defaults(tmp_path: Pa
     recorded_options(tmp_path / "newer", lambda fixed: fixed.update({"data.reorder": True}))
     with pytest.raises(CheckpointError, match=r"--data\.reorder: was True, is None"):
         start(tmp_path / "newer")
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_checkpoint_with_cursors_of_another_version_is_refused_before_anything_else_is_done_with_it(
+    tmp_path: Path, version: int
+) -> None:
+    newest = save(tmp_path / "out", 10, config(seed=1), version=version)  # the options differ as well
+    with pytest.raises(CheckpointError) as error:
+        start(tmp_path / "out")
+    assert str(error.value) == (
+        f"{newest} has cursors of version {version}, this program reads version 2: go on with the stream_pretrain of the "
+        "version that wrote it, or start a new run from its weights: stream-pretrain --dataset org/texts --seed=1 "
+        f"--init-from {newest} --output-dir {tmp_path / 'out-2'}"
+    )
+    assert not (tmp_path / "out" / "run.json").exists()
+    with pytest.raises(CheckpointError, match=f"cursors of version {version}, this program reads version 2: .*/new$"):
+        start(tmp_path / "new", config(resume=str(newest)))
