@@ -66,7 +66,14 @@ from stream_pretrain.training.checkpoint import (
 )
 from stream_pretrain.training.disk import replace_file
 from stream_pretrain.training.evaluation import EvaluationSet
-from stream_pretrain.training.loop import EndOfCorpus, StepResult, Totals, accelerator_for, training_steps
+from stream_pretrain.training.loop import (
+    EndOfCorpus,
+    StepResult,
+    Totals,
+    accelerate_for_one_run,
+    accelerator_for,
+    training_steps,
+)
 from stream_pretrain.training.metrics import MetricsWindow
 from stream_pretrain.training.optimizer import adamw, learning_rate
 from stream_pretrain.training.peers import NO_LIFE, POLL_SECONDS, SILENT_POLLS, STOPPED, Peers, between_ranks
@@ -103,6 +110,7 @@ class Setup:
     parent: str | None
 
 
+@accelerate_for_one_run()
 def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
     """Train as the options say; returns the exit code, which is 0 also when the run was asked to stop and saved itself."""
     _allow_many_open_files()

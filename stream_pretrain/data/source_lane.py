@@ -15,7 +15,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -28,8 +28,9 @@ from stream_pretrain.data.objectives import Labelled
 from stream_pretrain.data.packing import SMALLEST_FRAGMENT, Packing, Rows, assemble, place
 from stream_pretrain.data.randomness import DEAL, MASK, ORDER, keyed_generator
 from stream_pretrain.data.sources import Shard
+from stream_pretrain.data.store_memory import StoreMemory
 from stream_pretrain.data.tokenization import PIECE_CHARACTERS, BatchTokenizer, Encoder, piece_edges
-from stream_pretrain.data.transport import Restart, seconds_waiting
+from stream_pretrain.data.transport import Restart
 from stream_pretrain.errors import ContentError, SourceError
 
 EXPANSION = {"none": 1.0, "zstd": 3.5, "gzip": 3.0, "bz2": 4.0, "xz": 4.0, "lz4": 2.0}
@@ -180,14 +181,17 @@ class Group:
 class Readers:
     """The open shards of a source in one process: lanes which read stripes of the same shard share its decompression."""
 
-    def __init__(self, plan: SourcePlan) -> None:
+    def __init__(self, plan: SourcePlan, memory: StoreMemory | None = None) -> None:
+        """memory: what the stream has learnt of its stores, where it has other sources as well."""
         self.plan = plan
+        self.memory = memory = memory or StoreMemory()
+        self._options = replace(plan.read, transport=replace(plan.read.transport, memory=memory))
         self.open: dict[tuple[int, int, int], DocumentReader] = {}
 
     def follow(self, lane: int, epoch: int, stripe: Stripe, block: int) -> DocumentReader:
         key = self._key(lane, epoch, stripe)
         if key not in self.open:
-            self.open[key] = open_reader(self.plan.shards[stripe.shard], self.plan.read)
+            self.open[key] = open_reader(self.plan.shards[stripe.shard], self._options)
         self.open[key].follow(stripe, block)
         return self.open[key]
 
@@ -291,7 +295,7 @@ class SourceLane:
             return
         stripe = self.stripes[cursor.stripe]
         block = stripe.first + cursor.window * stripe.count
-        began, waited = time.perf_counter(), seconds_waiting()
+        began, waited = time.perf_counter(), self.readers.memory.seconds_waiting
         try:
             found = self.reader.read(stripe, block, Restart(cursor.compressed, cursor.uncompressed))
         except ContentError as error:
@@ -299,7 +303,7 @@ class SourceLane:
                 raise
             self._skip_rest_of(stripe, block, error)
             found = None
-        waited = seconds_waiting() - waited
+        waited = self.readers.memory.seconds_waiting - waited
         self.seconds += waited, time.perf_counter() - began - waited, 0.0
         if found is None:
             self.readers.leave(self.number, cursor.epoch, stripe)

@@ -137,6 +137,8 @@ def resolve(
     if split is not None:
         data = dataclasses.replace(data, split=split, data_files=None)
     assert data.dataset is not None, "validated before"
+    for kind in fsspec.registry.values():
+        kind.clear_instance_cache()  # what was listed for another run of this process tells nothing of today
 
     if not data.dataset.startswith("@"):
         found = _ask_for(data.dataset, data, commits)

@@ -27,6 +27,7 @@ from stream_pretrain.data.objectives import Labelled, Vocabulary, label_slots, m
 from stream_pretrain.data.packing import Rows, gather
 from stream_pretrain.data.randomness import keyed_generator
 from stream_pretrain.data.source_lane import CAUSES, GROUP_ROWS, Cursor, Group, Readers, Skipped
+from stream_pretrain.data.store_memory import StoreMemory
 from stream_pretrain.data.tokenization import Encoder
 from stream_pretrain.errors import CheckpointError, StreamPretrainError, TrainingError
 
@@ -107,7 +108,8 @@ class RowStream(IterableDataset[StepRows | StreamPretrainError]):
         numbers = lanes_of(self.plan.lanes.lanes, self.rank, self.world)[index::workers]
         try:
             tokenizer = self.plan.encoder.build()
-            readers = [Readers(source) for source in self.plan.lanes.sources]
+            memory = StoreMemory()
+            readers = [Readers(source, memory) for source in self.plan.lanes.sources]
             lanes = [
                 Lane(self.plan.lanes, number, self.plan.encoder, tokenizer, readers, self.cursors[number]) for number in numbers
             ]

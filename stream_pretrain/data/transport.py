@@ -33,8 +33,8 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, field
-from functools import cache, partial
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from functools import partial
+from typing import Any, Literal, Protocol, TypeVar
 
 import fsspec
 import requests
@@ -42,6 +42,7 @@ import zstandard
 from huggingface_hub import get_token, hf_hub_url
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from stream_pretrain.data.store_memory import StoreMemory, compare
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError, TransportError
 from stream_pretrain.urls import without_secrets
 
@@ -111,6 +112,8 @@ class TransportOptions:
     retry_deadline: float = 1800.0
     block_bytes: int = BLOCK_BYTES
     read_timeout: float = 60.0
+    memory: StoreMemory = field(default_factory=StoreMemory, compare=False, repr=False)
+    """What was learnt of the stores; `Readers` give each stream its own."""
 
 
 def compression_of(name: str) -> Compression:
@@ -666,18 +669,17 @@ def _status(error: BaseException) -> int | None:
     return behind.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(behind, dict) else None
 
 
-def seconds_waiting() -> float:
-    """How long this process has waited for stores, all shards together."""
-    return _Compressed.seconds_waiting
+@dataclass(frozen=True)
+class _ReadAhead:
+    """A block on its way, with the store it comes from; nobody else uses that meanwhile."""
+
+    start: int
+    cancelled: threading.Event
+    block: Future[bytes | bytearray]
 
 
 class _Compressed:
     """The bytes of the file as it lies in the store, behind a buffer."""
-
-    seconds_waiting: ClassVar[float] = 0.0
-    """All of this process have waited so long for their stores."""
-    heard: ClassVar[bool] = False
-    """Whether any store has answered this process: until then, a name that nobody answers to may be a slip of the pen."""
 
     def __init__(
         self, url: str, name: str, size: int | None, start: int, options: TransportOptions, identity: str | None = None
@@ -686,14 +688,14 @@ class _Compressed:
         self.bytes_read = 0
         self._name = name
         self._deadline = options.retry_deadline
+        self._memory = options.memory
         self._store = _store(url, name, size, options, identity)
         self._local = isinstance(self._store, _LocalFile)
         self._block_bytes = min(options.block_bytes, _LOCAL_BLOCK) if self._local else options.block_bytes
         self._buffer: bytes | bytearray = b""
         self._index = 0  # where `position` is in the buffer
         self._previous_end: int | None = None
-        self._ahead: tuple[int, Future[bytes | bytearray]] | None = None
-        self._cancelled = threading.Event()
+        self._ahead: _ReadAhead | None = None
 
     @property
     def known_total(self) -> int | None:
@@ -722,8 +724,8 @@ class _Compressed:
     def seek(self, offset: int) -> None:
         """Go on at this byte; what lies between is not transferred unless it is already on its way."""
         assert offset >= self.position
-        if self._ahead is not None and 0 <= offset - self._ahead[0] < self._block_bytes:
-            self._buffer, self._index, self.position = b"", 0, self._ahead[0]
+        if self._ahead is not None and 0 <= offset - self._ahead.start < self._block_bytes:
+            self._buffer, self._index, self.position = b"", 0, self._ahead.start
             self._refill()
         if offset - self.position <= len(self._buffer) - self._index:
             self.advance(offset - self.position)
@@ -752,28 +754,28 @@ class _Compressed:
         """Bytes [start, stop), leaving position and buffer as they are."""
         started = time.perf_counter()
         if self._ahead is not None:
-            self._ahead[1].exception()  # one request at a time; its outcome is looked at when its bytes are needed
-        content = bytes(self._fetch(start, stop))
-        _Compressed.seconds_waiting += time.perf_counter() - started
+            self._ahead.block.exception()  # one request at a time; its outcome is looked at when its bytes are needed
+        content = bytes(self._fetched(start, stop))
+        self._memory.seconds_waiting += time.perf_counter() - started
         return content
 
     def part(self, start: int, stop: int, following: tuple[int, int] | None) -> bytes:
         """Bytes [start, stop); those from `following[0]` to `following[1]` are on their way then, for the next call."""
         started = time.perf_counter()
         content: bytes | bytearray = b""
-        if self._ahead is not None and self._ahead[0] == start:
+        if self._ahead is not None and self._ahead.start == start:
             ahead, self._ahead = self._ahead, None
-            content = ahead[1].result()
+            content = self._counted(ahead.block.result())
         if len(content) < stop - start:
             self._cancel()
-            content += self._fetch(start + len(content), stop)
+            content += self._fetched(start + len(content), stop)
         if len(content) > stop - start:  # less was asked for than was expected
             rest: Future[bytes | bytearray] = Future()
             rest.set_result(content[stop - start :])
-            self._ahead = (stop, rest)
+            self._ahead = _ReadAhead(stop, threading.Event(), rest)
         elif following is not None and not self._local:
             self._read_ahead(*following)
-        _Compressed.seconds_waiting += time.perf_counter() - started
+        self._memory.seconds_waiting += time.perf_counter() - started
         return bytes(content[: stop - start])
 
     def close(self) -> None:
@@ -783,12 +785,12 @@ class _Compressed:
     def _refill(self) -> bool:
         started = time.perf_counter()
         start = self.position + len(self._buffer) - self._index
-        if self._ahead is not None and self._ahead[0] == start:
+        if self._ahead is not None and self._ahead.start == start:
             ahead, self._ahead = self._ahead, None
-            block = ahead[1].result()
+            block = self._counted(ahead.block.result())
         else:
             self._cancel()
-            block = self._fetch(start, start + self._block_bytes)
+            block = self._fetched(start, start + self._block_bytes)
         # After a jump nobody knows how far reading goes on: only a second block in a row is followed by a read-ahead.
         end = start + len(block)
         if not self._local and block and self._previous_end == start and (self._store.total is None or end < self._store.total):
@@ -797,37 +799,43 @@ class _Compressed:
         rest = memoryview(self._buffer)[self._index :]
         self._buffer = b"".join((rest, block)) if rest else block
         self._index = 0
-        _Compressed.seconds_waiting += time.perf_counter() - started
+        self._memory.seconds_waiting += time.perf_counter() - started
         return bool(block)
 
+    def _fetched(self, start: int, stop: int) -> bytes | bytearray:
+        return self._counted(self._fetch(self._store, threading.Event(), start, stop))
+
+    def _counted(self, block: bytes | bytearray) -> bytes | bytearray:
+        self.bytes_read += len(block)
+        return block
+
     def _read_ahead(self, start: int, stop: int) -> None:
-        self._ahead = (start, _in_thread("read ahead", self._fetch, start, stop))
+        cancelled = threading.Event()
+        # By its arguments: when the thread gets to run, this block may have been let go of, with its store.
+        self._ahead = _ReadAhead(start, cancelled, _in_thread("read ahead", self._fetch, self._store, cancelled, start, stop))
 
     def _cancel(self) -> None:
         """Let go of the block that is on its way, without waiting for it: its server may be the one that stalls."""
-        if self._ahead is not None:
-            cancelled, self._cancelled = self._cancelled, threading.Event()
-            self._store = self._store.again()
-            self._ahead = None
-            cancelled.set()
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and not ahead.block.done():
+            store, self._store = self._store, self._store.again()
+            ahead.cancelled.set()
+            ahead.block.add_done_callback(lambda _: store.close())
 
-    def _fetch(self, start: int, stop: int) -> bytes | bytearray:
-        """Bytes [start, stop), fewer only at the end of the file. The one place where anything is retried.
+    def _fetch(self, store: _Store, cancelled: threading.Event, start: int, stop: int) -> bytes | bytearray:
+        """Bytes [start, stop), fewer only at the end of the file, or once cancelled. The one place where anything is retried.
 
         Raises: TransportError after `retry_deadline` seconds without a new byte, or at once where trying again cannot help.
         """
         received = bytearray()
         tries, progress = 0, time.monotonic()
-        store, cancelled = self._store, self._cancelled
-        while True:
+        while not cancelled.is_set():
             try:
                 for piece in store.pieces(start + len(received), stop):
                     received += piece
-                    _Compressed.heard = True
-                    self.bytes_read += len(piece)
+                    self._memory.answered = True
                     tries, progress = 0, time.monotonic()
                     if cancelled.is_set():
-                        store.close()
                         break
                 return received
             except _TransientError as passing:
@@ -835,7 +843,7 @@ class _Compressed:
             except StreamPretrainError:
                 raise
             except Exception as error:
-                if _nobody_answers(error) and not _Compressed.heard:
+                if _nobody_answers(error) and not self._memory.answered:
                     raise _unanswered(self._name, error) from error
                 fault = _fault(error, self._name)
             at = start + len(received)
@@ -849,9 +857,8 @@ class _Compressed:
                     f"check the network and the server, or raise --data.retry-deadline (now {self._deadline:g} s)"
                 ) from fault
             logger.warning("%s: %s at compressed byte %d; trying again in %.1f s", self._name, fault, at, wait)
-            if cancelled.wait(wait):
-                store.close()
-                return received
+            cancelled.wait(wait)
+        return received
 
 
 def _in_thread(name: str, call: Callable[..., T], *arguments: Any) -> Future[T]:
@@ -929,11 +936,12 @@ class _Store(Protocol):
 
 def _store(url: str, name: str, size: int | None, options: TransportOptions, identity: str | None) -> _Store:
     storage_options = dict(options.storage_options)
+    known = options.memory.of(url, identity)
     scheme = url.split("://")[0] if "://" in url else "file"
     if scheme == "file":
         return _LocalFile(url.removeprefix("file://"))
     if scheme in ("http", "https"):
-        return _HttpFile(url, name, _http_headers(storage_options), size, options.read_timeout, _first_told(url, identity))
+        return _HttpFile(url, name, _http_headers(storage_options), size, options.read_timeout, options.memory, known)
     if scheme == "hf" and (found := _HUB_FILE.fullmatch(url)):
         kind, repository, revision, path = found.groups()
         resolve = hf_hub_url(
@@ -946,31 +954,8 @@ def _store(url: str, name: str, size: int | None, options: TransportOptions, ide
         token = storage_options.get("token") or get_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # At a commit, a file stays the same; how the Hub stores it, which its ETag comes of, may change in the months of a run.
-        return _HttpFile(resolve, name, headers, size, options.read_timeout, {})
-    return _FsspecFile(url, name, storage_options, _first_told(url, identity))
-
-
-_FIRST_TOLD: dict[str, dict[str, str]] = {}
-"""By URL, what its store told this process of a file: each time it is opened, in whatever epoch, it must be that file."""
-
-
-def _first_told(url: str, identity: str | None) -> dict[str, str]:
-    """What is known of a file: what it was pinned by, and what this process was told of it before."""
-    kind, _, value = (identity or "").partition(":")
-    known = _FIRST_TOLD.setdefault(url, {})
-    if kind:
-        known[kind] = value
-    return known
-
-
-def _compare(name: str, known: dict[str, str], told: Mapping[str, str]) -> None:
-    """Keep in `known` what a store tells of a file. Raises SourceError where it told something else before."""
-    for kind, value in told.items():
-        if (was := known.setdefault(kind, value)) != value:
-            raise SourceError(
-                f"{name}: was replaced since the run began to read it ({kind} was {was}, is {value}); "
-                "restore it or start a new run"
-            )
+        return _HttpFile(resolve, name, headers, size, options.read_timeout, options.memory, {})
+    return _FsspecFile(url, name, storage_options, known)
 
 
 def identity_of(info: Mapping[str, Any]) -> dict[str, str]:
@@ -1002,7 +987,7 @@ def told_by_servers(urls: Sequence[str], options: TransportOptions) -> list[tupl
                 if given_up.is_set():
                     return
                 url, name = urls[number], without_secrets(urls[number])
-                ask = partial(_told, url, name, headers, options.read_timeout, session)
+                ask = partial(_told, url, name, headers, options, session)
                 told = answered(ask, name, options.retry_deadline)
                 kind = next((kind for kind in ("etag", "size") if kind in told), None)
                 found[number] = int(told["size"]) if "size" in told else None, f"{kind}:{told[kind]}" if kind else None
@@ -1016,9 +1001,11 @@ def told_by_servers(urls: Sequence[str], options: TransportOptions) -> list[tupl
     return found
 
 
-def _told(url: str, name: str, headers: Mapping[str, str], read_timeout: float, session: requests.Session) -> dict[str, str]:
+def _told(
+    url: str, name: str, headers: Mapping[str, str], options: TransportOptions, session: requests.Session
+) -> dict[str, str]:
     """What a server tells of a file, by kind. Not by HEAD: a URL that is signed for GET refuses it."""
-    file = _HttpFile(url, name, headers, None, read_timeout, {}, session)
+    file = _HttpFile(url, name, headers, None, options.read_timeout, options.memory, {}, session)
     try:
         next(file.pieces(0, 1), None)
     finally:
@@ -1087,6 +1074,7 @@ class _HttpFile:
         headers: Mapping[str, str],
         size: int | None,
         read_timeout: float,
+        memory: StoreMemory,
         known: dict[str, str],
         session: requests.Session | None = None,
     ):
@@ -1094,6 +1082,7 @@ class _HttpFile:
         self.total: int | None = None
         self.seekable = True
         self.known = known
+        self._memory = memory
         self._url = url
         self._name = name
         self._size = size
@@ -1195,7 +1184,7 @@ class _HttpFile:
             known_total = self._total_of_whole(response)
             self._at, self._end = 0, known_total
             if self.seekable:
-                _say_that_range_is_ignored(urllib.parse.urlsplit(response.url).netloc)
+                self._memory.say_that_range_is_ignored(urllib.parse.urlsplit(response.url).netloc)
             self.seekable = False
         else:
             if first is None or end is None or not first <= start < end:
@@ -1235,7 +1224,7 @@ class _HttpFile:
     def _remember(self, response: requests.Response, total: int | None) -> None:
         # Not the time of the last change: a file that is written anew with the same content is the same.
         told = {"size": None if total is None else str(total), "etag": bare_etag(response.headers.get("ETag"))}
-        _compare(self._name, self.known, {kind: value for kind, value in told.items() if value})
+        compare(self._name, self.known, {kind: value for kind, value in told.items() if value})
         self.total = total if total is not None else self.total
 
 
@@ -1268,11 +1257,6 @@ def _session(own: Mapping[str, str]) -> requests.Session:
 
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
-
-
-@cache  # once for each server, however many shards it has
-def _say_that_range_is_ignored(server: str) -> None:
-    logger.warning("%s ignores Range: every restart reads a shard from its beginning", server)
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float | None:
@@ -1350,5 +1334,5 @@ class _FsspecFile:
             info = self._filesystem.info(self._path)
         if info["size"] is None:
             raise TransportError(f"{self._name}: the store does not say how large the file is")
-        _compare(self._name, self._known, {"size": str(info["size"]), **identity_of(info)})
+        compare(self._name, self._known, {"size": str(info["size"]), **identity_of(info)})
         self.total, self._described = info["size"], True

@@ -10,13 +10,14 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from stream_pretrain.config import Config
@@ -95,6 +96,16 @@ class EndOfCorpus:
     """Every lane of every rank has read its epochs; no step, but documents may have been skipped on the way to the end."""
 
     rows_seen: StepRows
+
+
+@contextmanager
+def accelerate_for_one_run() -> Iterator[None]:
+    """Let Accelerate forget the run at its end: it refuses another one in the process that asks for anything else."""
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
 
 
 def accelerator_for(config: Config) -> Accelerator:

@@ -21,6 +21,7 @@ from stream_pretrain.data import sources, transport
 from stream_pretrain.data.dealing import Stripe
 from stream_pretrain.data.documents import ReadOptions, open_reader
 from stream_pretrain.data.sources import Corpus, Shard, described, find_again, resolve
+from stream_pretrain.data.store_memory import StoreMemory
 from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions
 from stream_pretrain.errors import SourceError, TransportError
 from tests.corpora import documents, json_lines, write_shard, write_tiny_bert
@@ -56,12 +57,10 @@ def pinned(data: DataConfig) -> Corpus:
     return described(resolve(data), data)
 
 
-def in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "_FIRST_TOLD", {})
-
-
-def texts(shard: Shard) -> list[str]:
-    reader = open_reader(shard, ReadOptions("text", 1 << 20, 1 << 20, TransportOptions()))
+def texts(shard: Shard, memory: StoreMemory | None = None) -> list[str]:
+    """What a stream reads of a shard; memory: what it has learnt before."""
+    options = ReadOptions("text", 1 << 20, 1 << 20, TransportOptions(memory=memory or StoreMemory()))
+    reader = open_reader(shard, options)
     reader.follow(Stripe(0), 0)
     try:
         found = reader.read(Stripe(0), 0, Restart())
@@ -96,21 +95,22 @@ def test_a_web_file_replaced_between_two_starts_is_named(folder: Path, listed: D
 
 @pytest.mark.parametrize(("name", "content"), [("b.jsonl", NEW), ("untagged-c.jsonl", LONGER)])
 def test_a_web_file_replaced_before_its_first_reading_is_refused_by_the_process_that_reads_it(
-    folder: Path, listed: DataConfig, name: str, content: bytes, monkeypatch: pytest.MonkeyPatch
+    folder: Path, listed: DataConfig, name: str, content: bytes
 ) -> None:
     [shard] = [shard for shard in pinned(listed).shards if shard.name == name]
     (folder / name).write_bytes(content)
-    in_a_new_process(monkeypatch)
     with pytest.raises(SourceError, match=rf"/{name}: was replaced since the run began .*; restore it or start a new run"):
         texts(shard)
 
 
 def test_a_web_file_that_nobody_pinned_is_refused_where_a_later_epoch_finds_another(folder: Path, server: Server) -> None:
     shard = Shard(server.url("a.jsonl"), "a.jsonl", None, None, "jsonl", "none")
-    assert texts(shard) == texts(shard) == ["old text"]
+    memory = StoreMemory()
+    assert texts(shard, memory) == texts(shard, memory) == ["old text"]
     (folder / "a.jsonl").write_bytes(NEW)
     with pytest.raises(SourceError, match=r"a\.jsonl: was replaced since the run began to read it \(etag was"):
-        texts(shard)
+        texts(shard, memory)
+    assert texts(shard) == ["new text"], "another stream of the process begins with what is there now"
 
 
 def test_a_web_file_written_anew_with_the_same_content_is_the_same(folder: Path, listed: DataConfig) -> None:
@@ -172,7 +172,6 @@ def test_many_web_files_are_pinned_at_the_first_start_and_compared_when_they_are
     assert "asking servers for the size and ETag of 3 files" in said
     asked = len(server.log())
 
-    in_a_new_process(monkeypatch)
     (folder / "b.jsonl").write_bytes(NEW)
     again = find_again(corpus, listed)
     assert again == corpus
@@ -262,13 +261,12 @@ KINDS = [{"md5Hash": "{}", "etag": "of the metadata"}, {"crc32c": "{}"}, {"sha":
 
 @pytest.mark.parametrize("told", KINDS, ids=["md5", "crc32c", "sha", "etag"])
 def test_an_object_replaced_by_one_as_long_is_refused_by_whatever_its_store_tells_of_the_content(
-    told: dict[str, str], store: type[Listing], monkeypatch: pytest.MonkeyPatch
+    told: dict[str, str], store: type[Listing]
 ) -> None:
     store.told = {kind: value.format("first") for kind, value in told.items()}
     corpus = resolve(DataConfig(dataset="listing://bucket/a.jsonl"))
     assert texts(corpus.shards[0]) == texts(corpus.shards[0]) == ["old text"]
     store.told = {kind: value.format("second") for kind, value in told.items()}
-    in_a_new_process(monkeypatch)
     with pytest.raises(SourceError, match=r"a\.jsonl: was replaced since the run began .* was first, is second\)"):
         texts(corpus.shards[0])
 
@@ -277,18 +275,43 @@ def test_an_object_of_which_nothing_but_size_and_time_is_told_is_known_by_its_si
     store.told = {"mtime": 1}
     [shard] = resolve(DataConfig(dataset="listing://bucket/a.jsonl")).shards
     assert shard.identity is None
-    assert texts(shard) == ["old text"]
+    memory = StoreMemory()
+    assert texts(shard, memory) == ["old text"]
     store.told = {"mtime": 2}
-    assert texts(shard) == ["old text"]
+    assert texts(shard, memory) == ["old text"]
     store().pipe_file("/bucket/a.jsonl", LONGER)
     with pytest.raises(SourceError, match=r"\(size was 30, is 33\)"):
-        texts(shard)
+        texts(shard, memory)
 
 
 def test_an_object_that_nobody_pinned_is_refused_where_a_later_epoch_finds_another(store: type[Listing]) -> None:
     store.told = {"etag": "first"}
-    with closing(ShardBytes("listing://bucket/a.jsonl", "none", None)) as shard:
+    options = TransportOptions()
+    with closing(ShardBytes("listing://bucket/a.jsonl", "none", None, options=options)) as shard:
         assert shard.read() == OLD
     store.told = {"etag": "second"}
-    with closing(ShardBytes("listing://bucket/a.jsonl", "none", None)) as shard, pytest.raises(SourceError, match="replaced"):
+    with (
+        closing(ShardBytes("listing://bucket/a.jsonl", "none", None, options=options)) as shard,
+        pytest.raises(SourceError, match="replaced"),
+    ):
         shard.read()
+
+
+class Remembering(Listing):
+    """It goes by its first listing of a folder, as stores do whose listings cost time."""
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        path = self._strip_protocol(path)
+        if path not in self.dircache:
+            self.dircache[path] = super().ls(path, detail=True, **options)
+        return self.dircache[path] if detail else [info["name"] for info in self.dircache[path]]
+
+
+def test_an_object_replaced_between_two_runs_of_a_process_is_listed_anew(store: type[Listing]) -> None:
+    fsspec.register_implementation("listing", Remembering, clobber=True)
+    store.told = {"etag": "first"}
+    assert resolve(DataConfig(dataset="listing://bucket/a.jsonl")).shards[0].identity == "etag:first"
+    store.told = {"etag": "second"}
+    [shard] = resolve(DataConfig(dataset="listing://bucket/a.jsonl")).shards
+    assert shard.identity == "etag:second"
+    assert texts(shard) == ["old text"]

@@ -21,7 +21,8 @@ from stream_pretrain.data import transport
 from stream_pretrain.data.dealing import Stripe
 from stream_pretrain.data.documents import ReadOptions, open_reader
 from stream_pretrain.data.sources import Shard
-from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions, compression_of, seconds_waiting
+from stream_pretrain.data.store_memory import StoreMemory
+from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions, compression_of
 from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.integration.http_server import Server, serve
 
@@ -367,6 +368,39 @@ def test_nobody_waits_for_a_block_ahead_that_stalls(server: Server) -> None:
         assert reading_ahead(), "it was left to itself, not waited for"
 
 
+def test_a_block_that_was_let_go_of_before_its_thread_ran_leaves_the_new_connection_alone(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late: list[threading.Thread] = []
+
+    def hold(thread: threading.Thread) -> None:
+        late.append(thread)
+
+    with opened(server, "plain.jsonl") as shard:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", hold)
+            assert shard.read() + shard.read() == text()[: 2 * BLOCK]  # the third block is asked for, and its thread waits
+            shard.skip_to(3 * BLOCK + 5)
+            assert shard.read() == text()[3 * BLOCK + 5 : 4 * BLOCK + 5]
+        [thread] = late
+        thread.start()
+        thread.join()
+        assert content_of(shard) == text()[4 * BLOCK + 5 :]
+    assert "bytes=131072-196607" not in [request["range"] for request in server.log()]
+
+
+def test_a_block_that_is_let_go_of_closes_its_connection_when_its_thread_is_done(server: Server) -> None:
+    server.inject("plain.jsonl", {"do": "none", "times": 2}, {"do": "stall", "after": 10})
+    with opened(server, "plain.jsonl", read_timeout=0.5) as shard:
+        assert shard.read() + shard.read() == text()[: 2 * BLOCK]
+        behind = shard._data._store
+    for thread in reading_ahead():
+        thread.join()
+    assert isinstance(behind, transport._HttpFile)
+    assert behind is not shard._data._store
+    assert behind._response is None
+
+
 def test_a_seek_table_is_used_over_http(server: Server, folder: Path) -> None:
     parts = [random.Random(part).randbytes(300_000) for part in range(12)]
     frames = [zstandard.ZstdCompressor().compress(part) for part in parts]
@@ -419,13 +453,13 @@ def test_headers_of_the_storage_options_are_not_taken_to_another_host(server: Se
 
 
 def test_the_signature_of_a_url_stays_out_of_what_is_said_of_a_lost_connection(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}/plain.jsonl?signature=secret&expires=1"
         options = TransportOptions(retry_deadline=0.5)
-        monkeypatch.setattr(transport._Compressed, "heard", True)
+        options.memory.answered = True
         with (
             caplog.at_level(logging.WARNING),
             closing(ShardBytes(url, "none", None, Restart(), options)) as shard,
@@ -435,8 +469,7 @@ def test_the_signature_of_a_url_stays_out_of_what_is_said_of_a_lost_connection(
     assert "secret" not in f"{caught.value} {caplog.text}"
 
 
-def test_a_server_that_nobody_answers_at_ends_the_first_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport._Compressed, "heard", False)
+def test_a_server_that_nobody_answers_at_ends_the_first_read_at_once() -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}/plain.jsonl"
@@ -470,8 +503,8 @@ def test_a_file_of_the_hub_is_asked_for_with_its_revision_and_token(server: Serv
 
 
 def test_the_time_spent_waiting_for_a_store_is_counted(server: Server) -> None:
-    before = seconds_waiting()
+    memory = StoreMemory()
     server.inject("plain.jsonl", {"do": "status", "code": 429, "headers": {"Retry-After": "1"}})
-    with opened(server, "plain.jsonl") as shard:
+    with opened(server, "plain.jsonl", memory=memory) as shard:
         shard.read()
-    assert 1.0 <= seconds_waiting() - before < 20
+    assert 1.0 <= memory.seconds_waiting < 20

@@ -1,0 +1,50 @@
+"""What a stream knows of its stores: another stream, or another run of the same process, has a memory of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Self
+
+from stream_pretrain.errors import SourceError
+
+logger = logging.getLogger(__name__)
+
+
+class StoreMemory:
+    """What the stores of one stream have told it; all of its readers have the same one."""
+
+    def __init__(self) -> None:
+        self.answered = False
+        """Whether any store has answered: until then, a name that nobody answers to may be a slip of the pen."""
+        self.seconds_waiting = 0.0
+        """How long the stream has waited for its stores."""
+        self._told: dict[str, dict[str, str]] = {}
+        self._without_ranges: set[str] = set()
+
+    def of(self, url: str, identity: str | None) -> dict[str, str]:
+        """What is known of a file, by kind: what it was pinned by, and what was told of it before, in whatever epoch."""
+        kind, _, value = (identity or "").partition(":")
+        known = self._told.setdefault(url, {})
+        if kind:
+            known[kind] = value
+        return known
+
+    def say_that_range_is_ignored(self, server: str) -> None:
+        """Once for each server, however many shards it has."""
+        if server not in self._without_ranges:
+            self._without_ranges.add(server)
+            logger.warning("%s ignores Range: every restart reads a shard from its beginning", server)
+
+    def __deepcopy__(self, _: object) -> Self:
+        return self  # `datasets` copies the options that it opens shards with
+
+
+def compare(name: str, known: dict[str, str], told: Mapping[str, str]) -> None:
+    """Keep in `known` what a store tells of a file. Raises SourceError where it told something else before."""
+    for kind, value in told.items():
+        if (was := known.setdefault(kind, value)) != value:
+            raise SourceError(
+                f"{name}: was replaced since the run began to read it ({kind} was {was}, is {value}); "
+                "restore it or start a new run"
+            )
