@@ -275,6 +275,8 @@ def _value(value: Any, kind: Any, where: str) -> Any:
     kinds = _kinds(kind)
     if NoneType in kinds and (value is None or (isinstance(value, str) and value.lower() in ("", "~", "null", "none"))):
         return None
+    if any(typing.get_origin(member) is Literal and value in typing.get_args(member) for member in kinds):
+        return value
     with contextlib.suppress(ValueError):
         if str in kinds and isinstance(value, str):
             return value

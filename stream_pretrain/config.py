@@ -19,6 +19,7 @@ from stream_pretrain.errors import ConfigError
 from stream_pretrain.urls import without_secrets
 
 Auto = Literal["auto"]
+TextDocuments = Literal["line", "blank-line", "file"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class SourceConfig:
     storage_options: str | None = None
     text_field: str | None = None
     text_template: str | None = None
+    text_documents: TextDocuments | None = None
     min_characters: int | None = None
     max_characters: int | None = None
     heldout_fraction: float | None = None
@@ -61,8 +63,8 @@ class DataConfig:
     """Corpus to stream: a Hub id (org/name), a local folder, a file, a glob, a URL, or @FILE with one of these a line."""
     sources: tuple[SourceConfig, ...] = ()
     """Mixture, instead of --dataset: a list of records with name, dataset, weight and, if need be, max_epochs, config, split,
-    revision, data_files, data_dir, storage_options, text_field, text_template, min_characters, max_characters,
-    heldout_fraction. Weights are shares of the tokens."""
+    revision, data_files, data_dir, storage_options, text_field, text_template, text_documents, min_characters,
+    max_characters, heldout_fraction. Weights are shares of the tokens."""
     weight_schedule: tuple[WeightChange, ...] = ()
     """Other weights from a step on: a list of records with from_step and weights (name: weight)."""
     name: str | None = None
@@ -83,6 +85,8 @@ class DataConfig:
     """Field that holds the text; dots reach into nested objects (doc.body.text)."""
     text_template: str | None = None
     """Text made of several fields instead of one, for example "{title}\\n\\n{body}"; dots reach into nested objects."""
+    text_documents: TextDocuments = "line"
+    """What a document of a text file (.txt, .text) is: a line; the lines between blank lines; the whole file."""
     min_characters: int = 0
     """Shorter documents are left out, and counted."""
     max_characters: int | None = None
@@ -102,7 +106,7 @@ class DataConfig:
     heldout_fraction: float = 0.0
     """Share of the documents, chosen by a hash of their text, that never trains and serves evaluation."""
     max_line_bytes: int = 64 * 1024 * 1024
-    """A longer line is skipped and counted."""
+    """A longer line, or other document of a text file, is skipped and counted."""
     max_bad_fraction: float = 0.01
     """The run ends when more than this share of the documents had to be skipped (judged after 1,000 documents)."""
     on_bad_shard: Literal["error", "skip"] = "error"

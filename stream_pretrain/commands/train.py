@@ -353,6 +353,10 @@ def _advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
     for source in plan.lanes.sources:
         if source.whole:
             yield f"source {source.name} is too small to be dealt to {lanes} lanes: each reads all of it, in its own order"
+    asked = [source for source in plan.lanes.sources if source.read.text_documents != "line"]
+    if asked and not any("text" in (shard.format, shard.builder) for source in asked for shard in source.shards):
+        unit = asked[0].read.text_documents
+        yield f"--data.text-documents {unit} changes nothing: it is for .txt and .text files, and there are none"
     cost = reading_cost(plan.lanes, ranks.world, workers)
     if cost.amplification > 1.05:
         yield (

@@ -6,6 +6,7 @@
     store_memory  what a stream has learnt of its stores
     windows    bytes cut into windows of whole lines
     documents  lines, row groups or examples           -> texts
+    text_units paragraphs and files in place of lines
     csv_rows   where the rows of a CSV file end
     shard_filesystem  the same bytes for what `datasets` parses
     source_lane  windows shuffled, tokenized, packed   -> rows of one source, and the cursor behind each
@@ -27,7 +28,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from stream_pretrain.config import Config, DataConfig, sources_of
+from stream_pretrain.config import Config, DataConfig, TextDocuments, sources_of
 from stream_pretrain.data.costs import MOST_AMPLIFICATION, reading_cost
 from stream_pretrain.data.dealing import lane_count
 from stream_pretrain.data.documents import ReadOptions
@@ -92,14 +93,19 @@ class PinnedCorpus:
 
 def pin(config: Config, world: int) -> PinnedCorpus:
     """Find the shards of a new run, and fix its lanes and windows."""
-    corpora = [described(resolve(source), source) for source in sources_of(config.data)]
+    options = sources_of(config.data)
+    corpora = [described(resolve(source), source) for source in options]
     full = max(FULL_WINDOW_BYTES, WINDOW_ROWS * config.data.sequence_length * BYTES_PER_TOKEN)
     lanes = lane_count(
         None if config.data.lanes == "auto" else config.data.lanes,
         global_batch_size=config.train.global_batch_size,
         world=world,
         workers=config.data.workers,
-        readable_units=sum(_readable_units(shard, full) for corpus in corpora for shard in corpus.shards),
+        readable_units=sum(
+            _readable_units(shard, full, source.text_documents)
+            for source, corpus in zip(options, corpora, strict=True)
+            for shard in corpus.shards
+        ),
     )
     shares = largest_shares(weights(config.data))
     names = [source.name for source in config.data.sources] or [""]
@@ -215,6 +221,7 @@ def read_options(data: DataConfig, window_bytes: int, share: float) -> ReadOptio
     return ReadOptions(
         text_field=data.text_field,
         text_template=data.text_template,
+        text_documents=data.text_documents,
         min_characters=data.min_characters,
         max_characters=data.max_characters,
         drop_duplicates=data.drop_duplicates,
@@ -232,8 +239,10 @@ def _uncompressed_bytes(shard: Shard) -> int:
     return int((shard.size or 0) * EXPANSION[shard.compression])
 
 
-def _readable_units(shard: Shard, window_bytes: int) -> int:
+def _readable_units(shard: Shard, window_bytes: int, text_documents: TextDocuments) -> int:
     """Parts of a shard that can be read without reading the others."""
     if shard.compression != "none" or shard.format == "examples" or shard.size is None:
+        return 1
+    if shard.format == "text" and text_documents == "file":
         return 1
     return max(1, shard.size // window_bytes)

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import orjson
 
-from stream_pretrain.config import template_fields
+from stream_pretrain.config import TextDocuments, template_fields
 from stream_pretrain.data.csv_rows import HEAD_BYTES, CsvRows, csv_rows
 from stream_pretrain.data.dealing import Stripe
 from stream_pretrain.data.shard_filesystem import PROTOCOL, shard_url
 from stream_pretrain.data.sources import Shard
+from stream_pretrain.data.text_units import FileWindows, ParagraphWindows, paragraphs, whole
 from stream_pretrain.data.transport import MIB, Restart, ShardBytes, ShardFile, TransportOptions, causes, in_words
 from stream_pretrain.data.windows import LineWindows, Windows
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError
@@ -85,6 +86,7 @@ class ReadOptions:
     min_characters: int = 0
     max_characters: int | None = None
     drop_duplicates: bool = False
+    text_documents: TextDocuments = "line"
 
     @property
     def fields(self) -> list[str]:
@@ -144,15 +146,26 @@ def _nothing_usable(documents: Documents) -> bool:
     return not documents.texts and not documents.filtered and len(documents.skips) >= _ENOUGH_TO_JUDGE
 
 
+@dataclass(frozen=True)
+class _Unit:
+    """What a document of a shard of lines is."""
+
+    windows: type[LineWindows]
+    split: Callable[[bytes, int, int], Iterator[tuple[int, bytes]]]
+    """The documents of a window, with their offsets in the shard, from its bytes, its offset and the most bytes of one."""
+    too_long: str
+
+
 class LineDocuments:
-    """JSON lines (one object a line) or plain text (one document a line). Only LF ends a line; blank ones are none."""
+    """JSON lines (one object a line) or plain text (a line, a paragraph or the whole a document). Only LF ends a line."""
 
     def __init__(self, shard: Shard, options: ReadOptions) -> None:
         if shard.format == "text" and options.text_template is not None:
             raise SourceError(f"{shard.name}: a line of text has no fields for --data.text-template: leave the option out")
         self.shard = shard
         self.options = options
-        self.windows = LineWindows(
+        self.unit = _UNITS[options.text_documents if shard.format == "text" else "line"]
+        self.windows = self.unit.windows(
             self._open,
             compressed=shard.compression != "none",
             window_bytes=options.window_bytes,
@@ -160,7 +173,7 @@ class LineDocuments:
         )
         self.follow = self.windows.follow
         self.leave = self.windows.leave
-        self.text_of: Callable[[bytes], str] = text_of_line if shard.format == "text" else json_parser(options)
+        self.text_of: Callable[[bytes], str] = plain_text if shard.format == "text" else json_parser(options)
 
     def _open(self, restart: Restart) -> ShardBytes:
         transport = self.options.transport
@@ -176,9 +189,10 @@ class LineDocuments:
             return None
         lines = window.lines.removeprefix(b"\xef\xbb\xbf") if block == 0 else window.lines
         offset = window.offset + len(window.lines) - len(lines)
-        documents = _documents_of(_with_offsets(lines, offset), self._text_of_short, window.restart, self.options)
+        found = self.unit.split(lines, offset, self.options.max_line_bytes)
+        documents = _documents_of(found, self._text_of_short, window.restart, self.options)
         if window.overlong is not None:
-            documents.skips.append(Skip(window.overlong, _TOO_LONG))
+            documents.skips.append(Skip(window.overlong, self.unit.too_long))
         if block == 0:
             self._check_first_window(lines, documents)
         return documents
@@ -191,7 +205,7 @@ class LineDocuments:
 
     def _text_of_short(self, line: bytes) -> str:
         if len(line) > self.options.max_line_bytes:
-            raise _BadDocumentError(_TOO_LONG)
+            raise _BadDocumentError(self.unit.too_long)
         return self.text_of(line)
 
     def _check_first_window(self, lines: bytes, documents: Documents) -> None:
@@ -213,7 +227,7 @@ class LineDocuments:
 _TOO_LONG, _NOT_UTF8, _NO_FIELD, _NULL, _BLANK = "line too long", "not UTF-8", "no field", "text is null", "text is blank"
 
 
-def _with_offsets(lines: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+def _with_offsets(lines: bytes, offset: int, longest: int) -> Iterator[tuple[int, bytes]]:  # noqa: ARG001 (as `paragraphs`)
     """The lines that are not blank, with their offsets in the shard."""
     for line in lines.split(b"\n"):
         if line and not line.isspace():
@@ -221,10 +235,17 @@ def _with_offsets(lines: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
         offset += len(line) + 1
 
 
-def text_of_line(line: bytes) -> str:
-    """The document of a line of plain text."""
+_UNITS: dict[TextDocuments, _Unit] = {
+    "line": _Unit(LineWindows, _with_offsets, _TOO_LONG),
+    "blank-line": _Unit(ParagraphWindows, paragraphs, "paragraph too long"),
+    "file": _Unit(FileWindows, whole, "file too long"),
+}
+
+
+def plain_text(document: bytes) -> str:
+    """The text of a document whose lines end in LF or CRLF; LF is between them."""
     try:
-        return line.removesuffix(b"\r").decode()
+        return document.removesuffix(b"\r").replace(b"\r\n", b"\n").decode()
     except UnicodeDecodeError:
         raise _BadDocumentError(_NOT_UTF8) from None
 
@@ -621,6 +642,8 @@ class ExampleDocuments:
             return  # as in formats of our own; parsers want a header
         options: dict[str, Any] = {}
         rows = CsvRows({}, ends_in_crlf=False)
+        if self.shard.builder == "text":
+            options["sample_by"] = {"line": "line", "blank-line": "paragraph", "file": "document"}[self.options.text_documents]
         if self.shard.builder == "csv":
             separator = "\t" if ".tsv" in PurePosixPath(self.shard.name.lower()).suffixes else ","
             # Text like "007" or "NA" stays as it is. In larger chunks of a wide file, pandas gives a column several types.

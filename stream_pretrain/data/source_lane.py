@@ -66,6 +66,8 @@ class SourcePlan:
         """Windows of a shard as far as its size tells."""
         if shard.size is None or shard.format == "examples":
             return self.lanes
+        if shard.format == "text" and self.read.text_documents == "file":
+            return 1
         return max(1, round(shard.size * EXPANSION[shard.compression] / self.read.window_bytes))
 
     def stripes(self, epoch: int, lane: int) -> list[Stripe]:

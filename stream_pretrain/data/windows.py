@@ -160,8 +160,8 @@ class LineWindows(Windows[Window]):
         self.window_bytes = window_bytes
         self.max_line_bytes = max_line_bytes
 
-    def open_pass(self, stripe: Stripe, block: int, restart: Restart) -> _Pass:
-        return _Pass(self, self.open_bytes(restart), stripe, block)
+    def open_pass(self, stripe: Stripe, block: int, restart: Restart) -> LinePass:
+        return LinePass(self, self.open_bytes(restart), stripe, block)
 
     def comes_by(self, passed: int, block: int, restart: Restart) -> bool:  # noqa: ARG002
         return _begin(passed, self.window_bytes) >= restart.uncompressed
@@ -172,7 +172,7 @@ def _begin(block: int, window_bytes: int) -> int:
     return max(block * window_bytes - 1, 0)
 
 
-class _Pass:
+class LinePass:
     """One forward reading of a shard."""
 
     def __init__(self, windows: LineWindows, stream: ShardBytes, stripe: Stripe, block: int) -> None:
@@ -216,8 +216,13 @@ class _Pass:
         line = begin + newline + 1 if block else 0
         if (block and newline < 0) or not self._has(line):
             return Window(end, b"", restart)
+        return self._window_of(block, line, end, restart)
+
+    def _window_of(self, block: int, line: int, end: int, restart: Restart) -> Window:  # noqa: ARG002 (for other units)
+        """The window whose block ends at `end`, and whose first line starts at `line`."""
         stop, overlong = self._end_of_last_line(line, end)
-        return Window(line, bytes(memoryview(self.buffer)[line - begin : stop - begin]), restart, overlong)
+        lines = bytes(memoryview(self.buffer)[line - self.start : stop - self.start])
+        return Window(line, lines, restart, overlong)
 
     def _end_of_last_line(self, line: int, end: int) -> tuple[int, int | None]:
         """Where the lines that start in [line, end) stop; a last one longer than allowed is left out, its offset named."""

@@ -1,0 +1,181 @@
+"""Every paragraph of a text file is one document, in one window, whoever reads it and wherever reading begins."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stream_pretrain.config import Config, DataConfig, TrainConfig
+from stream_pretrain.data import lane_plan, pin
+from stream_pretrain.data.dealing import Stripe
+from stream_pretrain.data.documents import Skip, open_reader
+from stream_pretrain.data.sources import resolve
+from stream_pretrain.data.transport import Restart
+from tests.data.test_documents import OPTIONS, read, shard_of, windows_of
+
+TOO_LONG = "paragraph too long"
+
+
+def naive(content: bytes, longest: int) -> tuple[list[tuple[int, str]], list[Skip]]:
+    """Paragraphs by their definition: neighbouring lines that are not blank."""
+    texts: list[tuple[int, str]] = []
+    skips: list[Skip] = []
+    lines: list[bytes] = []
+    start = offset = 0
+    for line in [*content.split(b"\n"), b""]:
+        if line.strip(b" \t\r\x0b\x0c") or len(line) > longest:
+            start = start if lines else offset
+            lines.append(line)
+        elif lines:
+            paragraph = b"\n".join(lines)
+            if len(paragraph) > longest:
+                skips.append(Skip(start, TOO_LONG))
+            else:
+                texts.append((start, "\n".join(line.removesuffix(b"\r").decode() for line in lines)))
+            lines = []
+        offset += len(line) + 1
+    return texts, skips
+
+
+LINES = st.lists(
+    st.one_of(
+        st.sampled_from([b"", b" ", b"\t \r", b"\r", b"a", b" b ", b"c\r", b"d e\r"]),
+        st.integers(1, 90).map(lambda count: b" " * count),
+        st.integers(1, 90).map(lambda count: b"x" * count),
+    ),
+    max_size=40,
+)
+FRAMES: dict[str, Callable[[list[bytes]], bytes]] = {
+    "s.txt": b"".join,
+    "s.txt.gz": lambda pieces: b"".join(map(gzip.compress, pieces)),
+    "s.text.zst": lambda pieces: b"".join(map(zstandard.ZstdCompressor().compress, pieces)),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=LINES, window_bytes=st.integers(1, 120), longest=st.sampled_from([10, 60, 1000]), data=st.data())
+def test_paragraphs_are_those_of_a_naive_splitter_for_any_window_and_stripe_and_from_any_restart(
+    tmp_path: Path, name: str, lines: list[bytes], window_bytes: int, longest: int, data: st.DataObject
+) -> None:
+    content = b"\n".join(lines)
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(content)), max_size=4)) | {0, len(content)})
+    path = tmp_path / name
+    path.write_bytes(FRAMES[name]([content[a:b] for a, b in itertools.pairwise(cuts)]))
+    options = {"text_documents": "blank-line", "window_bytes": window_bytes, "max_line_bytes": longest}
+    expected = naive(content, longest)
+    texts, skips = read(path, **options)
+    assert (texts, skips) == expected
+    windows = windows_of(path, **options)
+    stripes = data.draw(st.integers(2, 4))
+    assert [windows_of(path, Stripe(0, first, stripes), **options) for first in range(stripes)] == [
+        windows[first::stripes] for first in range(stripes)
+    ]
+    for block, window in enumerate(windows):
+        reader = open_reader(shard_of(path), replace(OPTIONS, **options))  # type: ignore[arg-type]
+        reader.follow(Stripe(0), block)
+        assert reader.read(Stripe(0), block, window.restart) == window
+        reader.leave(Stripe(0))
+
+
+@pytest.mark.parametrize("tail", [b"", b"\n", b"\n\n", b"\n" + b" " * 10 + b"\nlast", b"\n" + b" " * 11 + b"\nlast"])
+@pytest.mark.parametrize("length", [10, 11])
+def test_a_paragraph_may_be_as_long_as_allowed_and_no_longer(tmp_path: Path, length: int, tail: bytes) -> None:
+    content = b"a\n\n" + b"x" * 6 + b"\n" + b"y" * (length - 7) + tail
+    path = tmp_path / "s.txt"
+    path.write_bytes(content)
+    for window_bytes in range(1, 40):
+        found = read(path, text_documents="blank-line", window_bytes=window_bytes, max_line_bytes=10)
+        assert found == naive(content, 10)
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_a_paragraph_keeps_its_inner_lines_and_not_the_blank_ones_around_it(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(FRAMES[name]([b"\xef\xbb\xbf\r\n  one\r\ntwo  \r\n \t\r\n\r\n\nthree\n   \nfour"]))
+    for window_bytes in (1, 7, 1000):
+        assert read(path, text_documents="blank-line", window_bytes=window_bytes) == (
+            [(5, "  one\ntwo  "), (26, "three"), (36, "four")],
+            [],
+        )
+
+
+def test_neither_a_huge_paragraph_nor_a_huge_blank_line_stays_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "s.txt.gz"
+    huge = b"\n".join([b"x" * 99] * 100_000)
+    path.write_bytes(gzip.compress(b"first\n\n" + huge + b"\n\n" + b" " * 5_000_000 + b"\nmiddle\n\n" + huge, 1))
+    reader = open_reader(
+        shard_of(path), replace(OPTIONS, text_documents="blank-line", window_bytes=50_000, max_line_bytes=90_000)
+    )
+    reader.follow(Stripe(0), 0)
+    texts: list[str] = []
+    skips: list[Skip] = []
+    largest = 0
+    for block in itertools.count():
+        window = reader.read(Stripe(0), block, Restart())
+        largest = max(largest, len(reader.windows.passes[0].buffer))  # type: ignore[attr-defined]
+        if window is None:
+            break
+        texts += window.texts
+        skips += window.skips
+    second = 7 + len(huge) + 2
+    assert texts == ["first"]
+    assert skips == [Skip(7, TOO_LONG), Skip(second, TOO_LONG), Skip(second + 5_000_009, TOO_LONG)]
+    assert largest < 3_000_000
+
+
+def test_a_file_is_one_document(tmp_path: Path) -> None:
+    for name in FRAMES:
+        path = tmp_path / name
+        path.write_bytes(FRAMES[name]([b"\xef\xbb\xbfone\r\n\r\n", b"two\n"]))
+        assert read(path, text_documents="file", window_bytes=3) == ([(3, "one\n\ntwo\n")], [])
+
+
+@pytest.mark.parametrize("unit", ["blank-line", "file"])
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xef\xbb\xbf", b" \r\n\t\n"])
+def test_a_file_of_nothing_has_no_document(tmp_path: Path, unit: str, content: bytes) -> None:
+    for name in FRAMES:
+        path = tmp_path / name
+        path.write_bytes(FRAMES[name]([content]))
+        assert read(path, text_documents=unit) == ([], [])
+
+
+def test_a_file_that_is_too_long_or_not_utf_8_is_skipped_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "s.txt.gz"
+    path.write_bytes(gzip.compress(b"x" * 1001))
+    assert read(path, text_documents="file", max_line_bytes=1000) == ([], [Skip(0, "file too long")])
+    assert read(path, text_documents="file", max_line_bytes=1001) == ([(0, "x" * 1001)], [])
+    path.write_bytes(gzip.compress(b"caf\xe9"))
+    assert read(path, text_documents="file") == ([], [Skip(0, "not UTF-8")])
+
+
+def test_a_file_that_is_one_document_is_dealt_as_a_whole(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text("word \n\n" * 100_000)
+    stripes: dict[str, set[int]] = {}
+    for unit in ("line", "blank-line", "file"):
+        config = Config(DataConfig(dataset=str(tmp_path), text_documents=unit, lanes=8), train=TrainConfig(max_steps=1))  # type: ignore[arg-type]
+        [source] = lane_plan(config, pin(config, 1)).sources
+        stripes[unit] = {stripe.count for lane in range(8) for stripe in source.stripes(0, lane)}
+        assert {source.windows_of(shard) for shard in source.shards} == {1 if unit == "file" else 4}
+    assert max(stripes["blank-line"]) > 1
+    assert stripes["file"] == {1}
+
+
+@pytest.mark.parametrize(("unit", "texts"), [("blank-line", ["a\nb", "c"]), ("file", ["a\nb\n\nc"])])
+def test_the_reader_datasets_has_the_same_units(tmp_path: Path, unit: str, texts: list[str]) -> None:
+    (tmp_path / "s.txt").write_bytes(b"a\nb\n\nc")
+    [shard] = resolve(DataConfig(dataset=str(tmp_path), reader="datasets")).shards
+    reader = open_reader(shard, replace(OPTIONS, text_documents=unit))  # type: ignore[arg-type]
+    reader.follow(Stripe(0), 0)
+    window = reader.read(Stripe(0), 0, Restart())
+    assert window is not None
+    assert window.texts == texts
