@@ -343,8 +343,12 @@ def shown_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_places(fixed: dict[str, Any]) -> dict[str, Any]:
-    """Fixed options but for where the corpus lies: one that was moved is known again by its shards."""
-    records = [{k: v for k, v in record.items() if k not in _PLACES} for record in fixed.get("data.sources", [])]
+    """Fixed options but for where the corpus lies: one that was moved is known again by its shards.
+
+    What a source does not say is left out too: a run that began before there was such a key said nothing either.
+    """
+    records = fixed.get("data.sources", [])
+    records = [{k: v for k, v in record.items() if k not in _PLACES and v is not None} for record in records]
     return {**{name: value for name, value in fixed.items() if name != "data.dataset"}, "data.sources": records}
 
 

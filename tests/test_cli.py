@@ -27,6 +27,7 @@ from stream_pretrain.config import (
     run_directory,
     shown_options,
     validate,
+    without_places,
 )
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.training.preemption import StopRequest
@@ -374,6 +375,16 @@ def test_a_file_lists_the_sources_of_a_mixture(tmp_path: Path) -> None:
 def test_the_sources_of_a_mixture_are_one_json_argument() -> None:
     config = parse(["--data.sources", '[{"name": "a", "dataset": "x", "max_epochs": 2}]'])
     assert config.data.sources == (SourceConfig("a", "x", max_epochs=2),)
+    config = parse(["--data.sources", '[{"name": "a", "dataset": "x", "text_documents": "file"}]'])
+    assert config.data.sources == (SourceConfig("a", "x", text_documents="file"),)
+
+
+def test_a_key_that_a_mixture_does_not_use_is_none_that_has_changed() -> None:
+    was = {"data.sources": [{"name": "a", "dataset": "x", "weight": 1.0}]}
+    now = {"data.sources": [{"name": "a", "dataset": "y", "weight": 1.0, "text_documents": None}]}
+    assert without_places(was) == without_places(now)
+    now["data.sources"][0]["text_documents"] = "file"
+    assert without_places(was) != without_places(now)
 
 
 @pytest.mark.parametrize(
@@ -387,6 +398,10 @@ def test_the_sources_of_a_mixture_are_one_json_argument() -> None:
         (
             '[{"name": "a", "dataset": "x", "max_epochs": 1.5}]',
             "--data.sources: record 1: max_epochs: 1.5 is not a whole number or none",
+        ),
+        (
+            '[{"name": "a", "dataset": "x", "text_documents": "page"}]',
+            "--data.sources: record 1: text_documents: 'page' is not one of line, blank-line, file or none",
         ),
         ('[{"name": "a", "dataset": "x", "text_field": 3}]', "--data.sources: record 1: text_field: 3 is not text or none"),
     ],
