@@ -31,6 +31,8 @@ import yaml
 from stream_pretrain import commands
 from stream_pretrain.config import ALIASES, Config, validate
 from stream_pretrain.errors import ConfigError, StreamPretrainError
+from stream_pretrain.terminal import unfailing_stderr
+from stream_pretrain.training.launcher import tell_launcher
 
 PROGRAM = "stream-pretrain"
 
@@ -38,16 +40,21 @@ PROGRAM = "stream-pretrain"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, what the command returns, 1 run error, 2 usage, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _run(arguments)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except StreamPretrainError as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+    with unfailing_stderr():
+        try:
+            return _run(arguments)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except StreamPretrainError as error:
+            if "--debug" in arguments:
+                traceback.print_exc()
+            print(f"error: {error}", file=sys.stderr)
+            tell_launcher(f"{type(error).__name__}: {error}")
+            return 2 if isinstance(error, ConfigError) else 1
+        except Exception as error:
+            tell_launcher(f"{type(error).__name__}: {error}")
+            raise
 
 
 def _run(arguments: list[str]) -> int:
@@ -161,9 +168,9 @@ def _read_file(path: Path) -> list[_Option]:
         with path.open(encoding="utf-8") as file:
             content = yaml.load(file, Loader=_Loader)
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from None
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return []
     if not isinstance(content, dict):
@@ -239,7 +246,7 @@ def _records(option: _Option, kind: Any) -> list[Any]:
     try:
         value = json.loads(option.value)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{where} is not JSON: {error}") from None
+        raise ConfigError(f"{where} is not JSON: {error}") from error
     if not isinstance(value, list) or not all(isinstance(record, dict) for record in value):
         raise ConfigError(f"{where}: a list of records is needed, such as [{{{_example(kind)}}}]")
     return [_record(record, kind, f"{where}: record {number}") for number, record in enumerate(value, start=1)]

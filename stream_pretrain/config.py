@@ -451,14 +451,14 @@ def _validate_source(data: DataConfig) -> None:
         try:
             parsed = json.loads(data.storage_options)
         except json.JSONDecodeError as error:
-            raise ConfigError(f"--data.storage-options is not JSON: {error}") from None
+            raise ConfigError(f"--data.storage-options is not JSON: {error}") from error
         if not isinstance(parsed, dict):
             raise ConfigError("--data.storage-options must be a JSON object")
     if data.text_template is not None:
         try:
             fields = template_fields(data.text_template)
         except ValueError as error:
-            raise ConfigError(f"--data.text-template {data.text_template!r}: {error}") from None
+            raise ConfigError(f"--data.text-template {data.text_template!r}: {error}") from error
         if not fields:
             raise ConfigError(f"--data.text-template {data.text_template!r} names no field, as {{title}} would")
     if data.max_characters is not None and not data.min_characters <= data.max_characters:

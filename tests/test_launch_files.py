@@ -105,9 +105,21 @@ def test_a_launcher_passes_its_options_on(tmp_path: Path, name: str) -> None:
     assert "--nproc-per-node 2" in command
     assert ("--standalone" in command) == (name == "single_node.sh")
     assert ("--nnodes 2 " in command and "--rdzv-endpoint 127.0.0.1:29400" in command) == (name == "two_nodes.sh")
-    assert "SIGUSR1" in command
+    assert "--signals-to-handle SIGTERM,SIGINT,SIGQUIT,SIGUSR1,SIGHUP " in command
     assert command.endswith(f"-m stream_pretrain --output-dir {tmp_path} --max-steps 5")
     assert (ended, done.returncode) == (f"run {tmp_path}: refused", 3)
+
+
+def test_under_nohup_the_end_of_the_terminal_stays_ignored(tmp_path: Path) -> None:
+    stub(tmp_path / "bin", "torchrun", 'echo "$@"; trap -p HUP')
+    done = subprocess.run(
+        ["nohup", "bash", str(LAUNCH / "single_node.sh"), str(tmp_path)],
+        env={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, check=False,
+    )  # fmt: skip
+    command, ignored, _ = done.stdout.splitlines()
+    assert "--signals-to-handle SIGTERM,SIGINT,SIGQUIT,SIGUSR1 -m" in command
+    assert ignored == "trap -- '' SIGHUP"
 
 
 @pytest.mark.parametrize(("state", "code"), [("finished", 0), ("preempted", 1), ("running", 1), ("failed", 3)])

@@ -7,13 +7,15 @@ set -uo pipefail
 OUT=${1:?folder of the run}
 shift
 before=$(cat "$OUT/run.json" 2>/dev/null)
+handled=SIGTERM,SIGINT,SIGQUIT,SIGUSR1
+[ -n "$(trap -p HUP)" ] || handled+=,SIGHUP # under nohup it is ignored: torchrun would heed it all the same
 # shellcheck disable=SC2086 # several options in one variable
 torchrun ${RENDEZVOUS:---standalone} --nproc-per-node "${PROCESSES:-gpu}" \
-  --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
+  --signals-to-handle "$handled" \
   -m stream_pretrain --output-dir "$OUT" "$@" &
 ranks=$!
 told=no
-for signal in TERM INT USR1; do
+for signal in TERM INT USR1 HUP; do
   trap "told=yes; kill -$signal $ranks" "$signal"
 done
 # `wait` returns at every trapped signal: wait again until the ranks have saved and left.

@@ -66,6 +66,7 @@ from stream_pretrain.training.checkpoint import (
 )
 from stream_pretrain.training.disk import replace_file
 from stream_pretrain.training.evaluation import EvaluationSet
+from stream_pretrain.training.launcher import tell_launcher
 from stream_pretrain.training.loop import (
     EndOfCorpus,
     StepResult,
@@ -144,6 +145,8 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
         def give_up(why: str, first: bool) -> None:
             if first:
                 Progress(sys.stderr).notice(f"error: {why}")
+            if why != STOPPED:
+                tell_launcher(why)
             record_end(why)
             writer.settle()
 
@@ -165,13 +168,18 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
         except SystemExit:  # the first rank ends, and says why
             raise
         except BaseException as error:
-            error = _explained(error, ranks, peers)
-            why = _reason(error, ranks)
+            explained = _explained(error, ranks, peers)
+            why = _reason(explained, ranks)
             told = peers.end(why)
             record_end(told or why)
             peers.part()  # what is to be put away now, such as a checkpoint that is being written, may take its time
+            if told is not None and told != STOPPED:
+                tell_launcher(told)
+                raise SystemExit(1) from error  # the rank that was first to end says why
             if (told or why) != STOPPED:
-                raise (error if told is None else SystemExit(1)) from None  # the rank that was first to end says why
+                if explained is error:
+                    raise
+                raise explained from error
             state = "preempted"
         else:
             # A launcher that sees one rank leave may end those that have not, and the first one has the most to do.

@@ -629,7 +629,7 @@ class ExampleDocuments:
         except Exception as error:  # every builder has errors of its own, some in place of the one that was in its way
             for cause in causes(error):
                 if isinstance(cause, StreamPretrainError):
-                    raise cause from None
+                    raise cause from cause.__cause__
             words = f"`datasets` ({self.shard.builder}) cannot read it: {in_words(error)}"
             raise (SourceError if _of_this_machine(error) else ContentError)(f"{self.shard.name}: {words}") from error
         self.reading[stripe] = first + len(found), examples

@@ -197,6 +197,8 @@ def training_steps(
             with watchdog.stage("waiting for data"), stop.interruptible():
                 rows = next(stream)
         except StreamPretrainError as error:
+            if ranks.world == 1:
+                raise  # with its cause
             raise ranks.named(error) from error
         except Interrupted:
             if ranks.world == 1:

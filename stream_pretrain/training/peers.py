@@ -207,7 +207,9 @@ class Peers:
                     shared = True
                 elif not shared and self._ask(self._store.check, [_STOP]):
                     shared = True
-                    os.kill(os.getpid(), int(self._ask(self._store.get, _STOP)))
+                    number = int(self._ask(self._store.get, _STOP))
+                    ignored = signal.getsignal(number) == signal.SIG_IGN  # here, not on the rank that got it
+                    os.kill(os.getpid(), signal.SIGTERM if ignored else number)
                 self._lost = self._missing()
         except DistError:
             machine, process = self._processes[0]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 ECHO_SECONDS = 2.0
 """A launcher forwards the signal that its process group got as well: within this time it is the same request."""
 
@@ -62,7 +62,8 @@ class StopRequest:
         """Around a wait in which no handler of Python runs, with nothing begun yet: a signal ends the process."""
         if self._signal is not None:
             raise SystemExit(128 + self._signal)
-        handlers = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+        own = [number for number in SIGNALS if signal.getsignal(number) == self._receive]
+        handlers = {number: signal.signal(number, signal.SIG_DFL) for number in own}
         try:
             yield
         finally:
@@ -80,12 +81,15 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """SIGTERM, SIGUSR1 and SIGINT set the flag; another one more than 2 s later ends the process with 128 + its number.
+    """SIGTERM, SIGUSR1, SIGINT and SIGHUP set the flag; another one more than 2 s later ends the process with 128 + its number.
 
-    To be entered in the main thread. The previous handlers are back afterwards.
+    SIGHUP stays ignored where it is, as `nohup` has it. To be entered in the main thread. The previous handlers are back
+    afterwards.
     """
     request = StopRequest()
-    previous = {number: signal.signal(number, request._receive) for number in SIGNALS}
+    outlives_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [number for number in SIGNALS if not (number == signal.SIGHUP and outlives_terminal)]
+    previous = {number: signal.signal(number, request._receive) for number in numbers}
     try:
         yield request
     finally:
@@ -101,6 +105,7 @@ def ignore_in_worker() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if sys.platform != "linux":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import TextIO
 
@@ -95,7 +95,7 @@ class Progress:
         if not self._live or not (self._status or self._drawn):
             return
         assert self._stream is not None
-        columns = os.get_terminal_size(self._stream.fileno()).columns or 80  # some terminals say 0
+        columns = _columns(self._stream)
         shown = self._status[: columns - 1]  # a full line would wrap, and could not be rewritten
         self._write(f"\r{shown.ljust(min(self._drawn, columns - 1))}")
         self._drawn = len(shown)
@@ -104,6 +104,12 @@ class Progress:
         if self._stream is not None:
             self._stream.write(text)
             self._stream.flush()
+
+
+def _columns(terminal: TextIO) -> int:
+    with suppress(OSError):  # it was closed
+        return os.get_terminal_size(terminal.fileno()).columns or 80  # some terminals say 0
+    return 80
 
 
 def human_count(number: float) -> str:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from stream_pretrain.errors import ConfigError, StreamPretrainError
+from stream_pretrain.training.launcher import tell_launcher
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class Ranks:
         """
         if self.world == 1:
             return action()
-        answer: list[Any] = [None, None]
+        answer: list[Any] = [None, None, None]
         failure: BaseException | None = None
         if self.is_first:
             try:
@@ -41,11 +42,14 @@ class Ranks:
             except BaseException as error:
                 # What is no Exception is a request to stop.
                 answer[1] = 2 if isinstance(error, ConfigError) else 1 if isinstance(error, Exception) else 0
+                answer[2] = f"{type(error).__name__}: {error}"
                 failure = error
         dist.broadcast_object_list(answer)
         if failure is not None:
             raise failure
         if answer[1] is not None:
+            if answer[1] != 0:
+                tell_launcher(answer[2])
             raise SystemExit(answer[1])
         value: T = answer[0]
         return value

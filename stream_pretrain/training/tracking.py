@@ -264,8 +264,8 @@ def _read_record(path: Path) -> Iterator[tuple[int, dict[str, float | int]]]:
             try:
                 metrics = json.loads(line)
                 step = metrics.pop("step")
-            except (json.JSONDecodeError, AttributeError, KeyError):
-                raise CheckpointError(f"{path}, line {number}: not a line of metrics; remove it and start again") from None
+            except (json.JSONDecodeError, AttributeError, KeyError) as error:
+                raise CheckpointError(f"{path}, line {number}: not a line of metrics; remove it and start again") from error
             yield step, {name: math.nan if value is None else value for name, value in metrics.items()}
 
 

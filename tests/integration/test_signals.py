@@ -74,6 +74,8 @@ long = pytest.mark.long
         pytest.param("rank 1", "SIGUSR1", marks=long),
         pytest.param("launcher", "SIGTERM", marks=long),
         pytest.param("launcher", "SIGINT", marks=long),
+        pytest.param("launcher", "SIGHUP", marks=long),
+        pytest.param("rank 0", "SIGHUP", marks=long),
         pytest.param("rank 0", "SIGTERM", marks=long),
         pytest.param("rank 0", "SIGINT", marks=long),
         pytest.param("rank 1", "SIGTERM", marks=long),
@@ -89,6 +91,27 @@ def test_a_signal_during_a_step_saves_and_the_next_run_goes_on(
         step = assert_saved_and_preempted(running, out)
     assert step > 2
     assert_goes_on(arguments, out, step)
+
+
+# The terminal of one rank.
+NOHUP = """
+import os, signal, sys
+from stream_pretrain.cli import main
+if os.environ["RANK"] == "1":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+sys.exit(main())
+"""
+
+
+@long
+def test_a_signal_that_another_rank_ignores_stops_that_one_too(corpus: Path, model: Path, out: Path, tmp_path: Path) -> None:
+    program = tmp_path / "nohup.py"
+    program.write_text(NOHUP)
+    with job(2, tiny_options(corpus, model, out), out.with_suffix(".log"), program=[str(program)]) as running:
+        running.until(lambda: len(lines(out / "metrics.jsonl")) > 2)
+        signalled(running, "rank 0", "SIGHUP")
+        assert assert_saved_and_preempted(running, out) > 2
+    assert "stopped by SIGHUP" in running.stderr
 
 
 @long

@@ -89,6 +89,8 @@ def test_a_killed_data_worker_ends_all_ranks_and_is_named(corpus: Path, model: P
         running.until(lambda: len(checkpoints(out)) > 2)
         data_worker(running.ranks()[rank]).kill()
         assert_failed(running, out, f"rank {rank}: a data worker died")
+    _, summed_up = running.stderr.split("Root Cause (first observed failure):")
+    assert f"traceback : TrainingError: rank {rank}: a data worker died" in summed_up
 
 
 def test_a_killed_rank_ends_all_and_is_named_and_the_next_run_goes_on(corpus: Path, model: Path, out: Path) -> None:

@@ -73,7 +73,7 @@ def sigterm_is_pending(process: int) -> bool:
     return bool(int(status.split("ShdPnd:")[1].split()[0], 16) & 1 << (signal.SIGTERM - 1))
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"])
 def test_a_signal_is_read_at_the_step_boundary(tmp_path: Path, name: str) -> None:
     with running(STEPS.format(at_the_end=""), tmp_path) as process:
         assert line(process) == "ready"
@@ -95,7 +95,7 @@ def test_a_second_signal_exits_at_once(tmp_path: Path) -> None:
         assert line(process) == ""
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"])
 def test_a_signal_ends_a_wait_in_which_no_handler_runs(tmp_path: Path, name: str) -> None:
     waiting = """
 import ctypes
@@ -124,6 +124,19 @@ def test_the_echo_of_a_launcher_is_the_same_request(monkeypatch: pytest.MonkeyPa
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
         assert stop.signal == "SIGINT"
+
+
+def test_the_end_of_a_terminal_is_no_request_where_nohup_has_it_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            with stop.deadly():
+                signal.raise_signal(signal.SIGHUP)
+            assert not stop.requested
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_without_a_signal_nothing_is_requested_and_the_handlers_come_back() -> None:

@@ -18,7 +18,8 @@ from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.run_directory import RunDirectory
 from tests.corpora import documents, write_shard, write_tiny_bert
-from tests.training.runs import prepared, tiny_run
+from tests.integration.jobs import tiny_options
+from tests.training.runs import prepared, run_here, tiny_run
 
 
 @pytest.mark.parametrize(("visible", "told"), [(0, False), (1, False), (8, True)])
@@ -71,3 +72,16 @@ def test_rows_too_short_for_a_label_are_refused(objective: str, needed: int, tmp
             prepared(short),
         ):
             pass
+
+
+def test_debug_shows_what_caused_an_error(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "s", documents(200), "gz")
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 2 :] = b"\xff" * (len(damaged) - len(damaged) // 2)
+    shard.write_bytes(damaged)
+    model = write_tiny_bert(tmp_path / "model")
+    done = run_here([*tiny_options(shard, model, tmp_path / "out", "--max-steps=1000"), "--debug"])
+    assert done.returncode == 1
+    assert "\nzlib.error: Error -3 while decompressing data" in done.stderr
+    assert "The above exception was the direct cause of the following exception:" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")

@@ -1,0 +1,23 @@
+"""What torchrun is told of the end of a rank, for the summary that it prints below everything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from stream_pretrain.training.disk import replace_file
+
+
+def tell_launcher(why: str) -> None:
+    """Leave one line where torchrun looks for the reason of a rank that ends; elsewhere this does nothing.
+
+    The format is that of `torch.distributed.elastic.multiprocessing.errors.ErrorHandler`.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        said = {"message": why, "extraInfo": {"py_callstack": why, "timestamp": str(int(time.time()))}}
+        with suppress(OSError):  # it is on stderr as well
+            replace_file(Path(path), [json.dumps({"message": said}).encode()])

@@ -1,0 +1,101 @@
+"""A terminal that goes away stops nothing."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from stream_pretrain.terminal import unfailing_stderr
+from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.forks import ENVIRONMENT, trainers
+from tests.integration.jobs import lines, recorded, tiny_options
+
+CLOSED = """
+import os, sys
+os.close(2)
+sys.stderr = None  # as an interpreter has it that begins without the descriptor
+from stream_pretrain.cli import main
+code = main(sys.argv[1:])
+sys.stderr = sys.stdout  # for the fork, which is no interpreter at its end
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_shard(folder / "s", documents(200), "plain")
+    model = write_tiny_bert(tmp_path_factory.mktemp("model"))
+    options = tiny_options(folder, model, tmp_path_factory.mktemp("out"), "--max-steps=6", "--save-every=2")
+    return [option for option in options if not option.startswith("--output-dir")]
+
+
+@pytest.mark.parametrize("terminal", ["a pipe that is not read any more", "a full disk", "a closed window", "none"])
+def test_a_run_goes_on_to_its_end(arguments: list[str], tmp_path: Path, terminal: str) -> None:
+    program = ["-c", CLOSED] if terminal == "none" else ["-m", "stream_pretrain"]
+    program += [*arguments, f"--output-dir={tmp_path}"]
+    if terminal in ("a full disk", "none"):
+        with open("/dev/full" if terminal == "a full disk" else os.devnull, "w") as stderr:
+            fork = trainers().start(program, ENVIRONMENT, stderr)
+    else:
+        reading, writing = os.pipe() if terminal == "a pipe that is not read any more" else os.openpty()
+        with open(writing, "wb", buffering=0) as stderr:
+            fork = trainers().start(program, ENVIRONMENT, stderr)
+        assert os.read(reading, 1) != b""
+        os.close(reading)
+    assert fork.wait(120) == 0
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert recorded(tmp_path)["state"] == "finished"
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+def test_an_error_that_nobody_reads_has_its_exit_code(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as stderr:
+        assert trainers().start(["-m", "stream_pretrain", "--no-such-option=1", "--debug"], ENVIRONMENT, stderr).wait(60) == 2
+
+
+def test_no_file_gets_what_libraries_write_to_a_closed_descriptor(tmp_path: Path) -> None:
+    code = CLOSED.replace(
+        "code = main(sys.argv[1:])",
+        """
+code = 0
+from stream_pretrain.terminal import unfailing_stderr
+os.close(0)
+with unfailing_stderr():
+    with open("file", "w") as file:
+        os.write(2, b"of a library")
+        print("of ours", file=sys.stderr)
+        assert file.fileno() > 2
+    assert os.path.getsize("file") == 0
+    print(os.readlink("/proc/self/fd/0"), os.readlink("/proc/self/fd/2"))
+""",
+    )
+    done = trainers().run(["-c", code], ENVIRONMENT, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "/dev/null /dev/null\n"), done.stderr
+
+
+def test_what_is_written_arrives_in_order_and_the_stream_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "log").open("w", encoding="utf-8") as log:
+        monkeypatch.setattr(sys, "stderr", log)
+        log.write("before\n")
+        with unfailing_stderr():
+            sys.stderr.write("größer…\n")
+            os.write(sys.stderr.fileno(), b"below\n")
+            logging.StreamHandler().emit(logging.makeLogRecord({"msg": "a warning"}))
+            assert not sys.stderr.isatty()
+        assert sys.stderr is log
+        log.write("after\n")
+    text = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
+    assert text == ["before", "größer…", "below", "a warning", "after"]
+
+
+def test_a_stream_in_memory_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with unfailing_stderr():
+        assert sys.stderr is stream
