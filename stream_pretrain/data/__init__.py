@@ -9,6 +9,8 @@
     text_units paragraphs and files in place of lines
     csv_rows   where the rows of a CSV file end
     shard_filesystem  the same bytes for what `datasets` parses
+    pieces     long documents                          -> pieces
+    tokenization  texts                                -> ids; tokenizer_file is how the tokenizer is read for it
     source_lane  windows shuffled, tokenized, packed   -> rows of one source, and the cursor behind each
     mixture    which source gives the next row
     lanes      the sources of the mixture              -> the rows of a lane

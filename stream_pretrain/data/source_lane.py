@@ -12,9 +12,10 @@ never part of the state.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -26,10 +27,11 @@ from stream_pretrain.data.dealing import Stripe, deal
 from stream_pretrain.data.documents import DocumentReader, Documents, ReadOptions, open_reader
 from stream_pretrain.data.objectives import Labelled
 from stream_pretrain.data.packing import SMALLEST_FRAGMENT, Packing, Rows, assemble, place
+from stream_pretrain.data.pieces import PIECE_CHARACTERS
 from stream_pretrain.data.randomness import DEAL, MASK, ORDER, keyed_generator
 from stream_pretrain.data.sources import Shard
 from stream_pretrain.data.store_memory import StoreMemory
-from stream_pretrain.data.tokenization import PIECE_CHARACTERS, BatchTokenizer, Encoder, piece_edges
+from stream_pretrain.data.tokenization import BatchTokenizer, Encoder
 from stream_pretrain.data.transport import Restart
 from stream_pretrain.errors import ContentError, SourceError
 
@@ -318,7 +320,9 @@ class SourceLane:
             shard = self._shard(stripe)
             self.unreported += [Skipped(cursor.epoch, shard, skip.offset, skip.reason) for skip in found.skips]
             self.uncounted.update(read=found.read, skipped=len(found.skips), filtered=found.filtered)
-        self.window = _Window(_kept(found, self.plan.heldout_fraction), self._key(ORDER, stripe, block))
+        self.window = _Window(
+            _kept(found, self.plan.heldout_fraction), self._key(ORDER, stripe, block), self.tokenizer.piece_edges
+        )
 
     @property
     def _at_start_of_window(self) -> bool:
@@ -380,7 +384,7 @@ class SourceLane:
         while window.has_more and window.positions(framing) < needed:
             if self.plan.packing == "none" and window.complete_documents > rows:
                 break
-            characters = int((needed - window.positions(framing)) * self.characters_per_token)
+            characters = math.ceil((needed - window.positions(framing)) * self.characters_per_token)
             self._tokenize(window, characters)
         held = window.held()
         lengths = [document.tokens for document in held]
@@ -415,7 +419,7 @@ class SourceLane:
 
     def _tokenize(self, window: _Window, characters: int) -> None:
         texts = window.next_texts(characters)
-        ids, lengths = self.tokenizer.encode(texts)
+        ids, lengths = self.tokenizer.encode(texts, [piece > 0 for piece in window.pieces[-len(texts) :]])
         window.append(ids, lengths, self.encoder.document_end)
         self.characters_per_token = sum(map(len, texts)) / max(1, len(ids))
 
@@ -452,9 +456,10 @@ class _Held(NamedTuple):
 class _Window:
     """The shuffled documents of a window, tokenized as far as its groups needed."""
 
-    def __init__(self, documents: Documents, key: Sequence[int]) -> None:
+    def __init__(self, documents: Documents, key: Sequence[int], piece_edges: Callable[[str], list[int]]) -> None:
         self.order: list[int] = keyed_generator(*key).permutation(len(documents.texts)).tolist()
         self.documents = documents
+        self.piece_edges = piece_edges
         self.ids = np.empty(0, dtype=np.int32)
         # One entry a tokenized piece, from the piece the group begins with: its document's rank, its index there, tokens.
         self.ranks: list[int] = []
@@ -511,7 +516,7 @@ class _Window:
 
     def _edges(self, text: str) -> list[int]:
         if self.edges is None or self.edges[0] != self.next_rank:
-            self.edges = self.next_rank, piece_edges(text)
+            self.edges = self.next_rank, self.piece_edges(text)
         return self.edges[1]
 
     def append(self, ids: NDArray[np.int32], lengths: NDArray[np.int64], document_end: tuple[int, ...]) -> None:

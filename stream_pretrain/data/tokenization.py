@@ -6,41 +6,26 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer, Normalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, PreTokenizer
 
+from stream_pretrain.data.pieces import WHITE, kept_whole, piece_edges
+from stream_pretrain.data.tokenizer_file import SpecialTokens, for_documents, stages_within_a_text
 from stream_pretrain.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-PIECE_CHARACTERS = 65_536
-_UP_TO_LAST_SPACE = re.compile(r".*\s", re.DOTALL)
 # Characters that a normalizer may change by what stands beside them, with short plain text between them: a call for each word
 # of a text in another script would take longer than the table saves. Control characters are left out before accents are moved.
 _NOT_PLAIN = re.compile(r"([^\t\n\r -~]+(?:[\t\n\r -~]{1,8}[^\t\n\r -~]+)*)")
-
-
-def piece_edges(text: str) -> list[int]:
-    """Where a long document is cut before it is tokenized: [0, ..., len(text)], a pure function of the text.
-
-    Tokenizers slow down more than linearly on megabytes without white space, and a long document must not be
-    tokenized whole for the few rows of one group. Cuts fall behind the last white space of the second half of a
-    piece, where there is one.
-    """
-    edges = [0]
-    while len(text) - edges[-1] > PIECE_CHARACTERS:
-        half, end = edges[-1] + PIECE_CHARACTERS // 2, edges[-1] + PIECE_CHARACTERS
-        found = _UP_TO_LAST_SPACE.match(text, half, end)
-        edges.append(found.end() if found else end)
-    edges.append(len(text))
-    return edges
 
 
 @dataclass(frozen=True)
@@ -59,15 +44,19 @@ class Encoder:
     """Ids behind the last token of a document, end-of-text for causal models."""
     pad: int
     """Id that fills the end of a row."""
+    kept: tuple[int, ...] = ()
+    """Ids of special tokens of the user's own that are recognised in documents."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What is read otherwise than the tokenizer's file says, one line each, to be shown once."""
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerFast, *, causal: bool) -> Encoder:
+    def of(cls, tokenizer: PreTrainedTokenizerFast, *, causal: bool, special_tokens: SpecialTokens = "text") -> Encoder:
         """From a loaded fast tokenizer. Causal models end documents, masked ones frame segments.
 
         Raises: ModelError where the tokenizer does not show what it frames a text with.
         """
-        serialized: str = tokenizer.backend_tokenizer.to_str()
-        framed = _build(serialized).encode("a", add_special_tokens=True)
+        file = for_documents(tokenizer, special_tokens)
+        framed = _build(file.serialized).encode("a", add_special_tokens=True)
         special = framed.special_tokens_mask
         if 0 not in special:
             raise ModelError(
@@ -78,11 +67,13 @@ class Encoder:
         end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
         return cls(
-            serialized=serialized,
+            serialized=file.serialized,
             prefix=prefix,
             suffix=() if causal else suffix,
             document_end=(end,) if causal and end is not None else (),
             pad=0 if pad is None else pad,
+            kept=file.kept,
+            notes=file.notes,
         )
 
     @property
@@ -113,19 +104,98 @@ class BatchTokenizer:
         self.tokenizer = _build(serialized)
         self.normalize: Callable[[str], str] | None = None
         normalizer = self.tokenizer.normalizer
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        self.whole = kept_whole(token for token in added if not token.special)
         of_bert = isinstance(normalizer, BertNormalizer) and isinstance(self.tokenizer.pre_tokenizer, BertPreTokenizer)
         # Added tokens may be looked for before the text is normalized, and other pre-tokenizers may ask where a piece was.
-        if of_bert and all(token.special for token in self.tokenizer.get_added_tokens_decoder().values()):
+        if of_bert and self.whole is None:
             self.normalize = _bert_normalize(normalizer)
             self.tokenizer.normalizer = None
 
-    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Ids of all texts one after the other, int32 [tokens], and the number of tokens of each, int64 [texts]."""
-        if self.normalize is not None:
-            texts = list(map(self.normalize, texts))
-        ids = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    def piece_edges(self, text: str) -> list[int]:
+        """Where a long document is cut before it is tokenized: [0, ..., len(text)]."""
+        return piece_edges(text, self.whole)
+
+    def encode(self, texts: Sequence[str], goes_on: Sequence[bool] = ()) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Ids of all texts one after the other, int32 [tokens], and the number of tokens of each, int64 [texts].
+
+        goes_on: which of them are pieces of a document that is cut in front of them; none if empty.
+        """
+        if any(goes_on) and self.within is not None:
+            ids = self._ids(["" if within else text for text, within in zip(texts, goes_on, strict=True)])
+            for i in itertools.compress(range(len(texts)), goes_on):
+                ids[i] = self.within.ids(texts[i])
+        else:
+            ids = self._ids(texts)
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         return np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum())), lengths
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        if self.normalize is not None:
+            texts = list(map(self.normalize, texts))
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    @cached_property
+    def within(self) -> WithinText | None:
+        """How pieces that go on with a document are tokenized, where that differs from a text's beginning."""
+        stages = stages_within_a_text(self.tokenizer)
+        if stages is None:
+            return None
+        return min((WithinText(self.tokenizer, stages, reach) for reach in _REACHES), key=WithinText.faults)
+
+
+Reach = Literal["nothing", "piece", "word"]
+_REACHES: tuple[Reach, ...] = ("nothing", "piece", "word")
+
+
+@dataclass(frozen=True)
+class WithinText:
+    """A tokenizer for a text that goes on where another ended, so that no space gets into a word.
+
+    Many tokenizers put a space in front of a text, as if a word always began there; some do it with every word.
+    """
+
+    tokenizer: Tokenizer
+    """The one for whole texts."""
+    stages: tuple[Normalizer | None, PreTokenizer | None]
+    """Its stages without what they do to the beginning of a text..."""
+    reach: Reach
+    """...and what of a piece they are used for: nothing, all of it, or the word it begins in the middle of."""
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of a piece."""
+        end = {"nothing": 0, "piece": len(text), "word": len(_WHITE.split(text, maxsplit=1)[0])}[self.reach]
+        own = self.tokenizer.normalizer, self.tokenizer.pre_tokenizer
+        self.tokenizer.normalizer, self.tokenizer.pre_tokenizer = self.stages
+        head = self._encode(text[:end])
+        self.tokenizer.normalizer, self.tokenizer.pre_tokenizer = own
+        return head + self._encode(text[end:])
+
+    def faults(self) -> int:
+        """How many of some texts are others when they are read in two pieces: asked, since stages only tell what they are."""
+        found = 0
+        for first, second in _CUT_TEXTS:
+            whole, pieces = self._encode(first + second), self._encode(first) + self.ids(second)
+            same_words = not _WHITE.match(second)  # cut inside a word, it has other tokens, which are of the same text
+            found += self.tokenizer.decode(whole) != self.tokenizer.decode(pieces) if same_words else whole != pieces
+        return found
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+_WHITE = re.compile(f"[{WHITE}]")
+_CUT_TEXTS = [
+    ("a letter", " of a word, and more"),
+    ("the end", "\nof a line"),
+    ("two", "  spaces and\ta tab"),
+    ("in a wo", "rd, and be hind it"),
+    ("x", "x x"),
+    ("สวัส", "ดีชาวโลก ก"),
+    ("語", "文"),
+    ("7", "8"),
+]
 
 
 def _bert_normalize(normalizer: Normalizer) -> Callable[[str], str]:

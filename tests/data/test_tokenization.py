@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -11,11 +9,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from stream_pretrain.data.tokenization import PIECE_CHARACTERS, Encoder, piece_edges
+from stream_pretrain.data.tokenization import Encoder
 from stream_pretrain.errors import ModelError
 from tests.corpora import WORDS, documents, word_tokenizer
-
-HALF = PIECE_CHARACTERS // 2
 
 
 def loaded(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
@@ -154,48 +150,3 @@ def test_special_token_strings_in_a_document_are_text(name: str, text: str) -> N
     assert special & set(tokenizer(text, add_special_tokens=False)["input_ids"])
     assert len(ids) > 1
     assert not special & set(ids.tolist())
-
-
-def test_a_short_document_is_one_piece() -> None:
-    assert piece_edges("") == [0, 0]
-    assert piece_edges("word " * 10) == [0, 50]
-    assert piece_edges("x" * PIECE_CHARACTERS) == [0, PIECE_CHARACTERS]
-
-
-def test_a_long_document_is_cut_behind_the_last_white_space_of_a_piece() -> None:
-    text = "x" * 50_000 + " " + "y" * 10_000 + "\u3000" + "z" * 10_000 + " end"
-    assert piece_edges(text) == [0, 60_002, len(text)]
-
-
-def test_white_space_in_the_first_half_of_a_piece_is_no_place_to_cut() -> None:
-    early = "x" * (HALF - 1) + " " + "y" * PIECE_CHARACTERS
-    assert piece_edges(early) == [0, PIECE_CHARACTERS, len(early)]
-    first_of_second_half = "x" * HALF + " " + "y" * PIECE_CHARACTERS
-    assert piece_edges(first_of_second_half) == [0, HALF + 1, HALF + 1 + PIECE_CHARACTERS]
-
-
-def test_a_document_without_white_space_is_cut_all_the_same() -> None:
-    assert piece_edges("x" * 150_000) == [0, 65_536, 131_072, 150_000]
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["x", " ", "\n", "word ", "語"]), st.integers(0, 90_000)), max_size=5))
-def test_pieces_cover_the_text_and_none_is_long(parts: list[tuple[str, int]]) -> None:
-    text = "".join(part * count for part, count in parts)
-    edges = piece_edges(text)
-    assert (edges[0], edges[-1]) == (0, len(text))
-    sizes = np.diff(edges)
-    assert all(HALF < size <= PIECE_CHARACTERS for size in sizes[:-1])
-    assert sizes[-1] <= PIECE_CHARACTERS
-    assert piece_edges(text + "more")[: len(edges) - 1] == edges[:-1], "a cut does not depend on what comes far behind it"
-
-
-def test_words_cut_at_white_space_have_the_same_tokens() -> None:
-    text = " ".join(documents(60))
-    while len(text) < 3 * PIECE_CHARACTERS:
-        text += " " + text
-    edges = piece_edges(text)
-    assert len(edges) > 3
-    tokenizer = Encoder.of(word_tokenizer(), causal=False).build()
-    pieces = [text[first:stop] for first, stop in itertools.pairwise(edges)]
-    assert tokenizer.encode(pieces)[0].tolist() == tokenizer.encode([text])[0].tolist()
