@@ -31,6 +31,7 @@ import yaml
 from stream_pretrain import commands
 from stream_pretrain.config import ALIASES, Config, validate
 from stream_pretrain.errors import ConfigError, StreamPretrainError
+from stream_pretrain.redaction import HIDDEN, redacted_options, redacted_sources, redacted_url
 from stream_pretrain.terminal import unfailing_stderr
 from stream_pretrain.training.launcher import tell_launcher
 
@@ -40,6 +41,8 @@ PROGRAM = "stream-pretrain"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, what the command returns, 1 run error, 2 usage, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        sys.argv[1:] = _without_secrets(arguments)  # the client of Weights & Biases records what is there
     with unfailing_stderr():
         try:
             return _run(arguments)
@@ -76,7 +79,7 @@ def _run(arguments: list[str]) -> int:
 
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
         module = importlib.import_module(f"{commands.__name__}.{command.replace('-', '_')}")
-        code: int = module.run(config, [PROGRAM, *arguments], stop)
+        code: int = module.run(config, [PROGRAM, *_without_secrets(arguments)], stop)
     return code
 
 
@@ -91,6 +94,11 @@ def parse(arguments: Sequence[str]) -> Config:
     for name, value in _split(arguments):
         if name == "config":
             from_files += _read_file(Path(value))
+            if any(option.name == "model.trust-remote-code" for option in from_files):
+                raise ConfigError(
+                    f"--config {value}: model.trust-remote-code is only taken from the command line, since it runs what a "
+                    "model brings: give --model.trust-remote-code there"
+                )
         else:
             from_line.append(_Option(_resolve(name, ""), value, ""))
     given = [f"--{option.name}={_normalize(option)}" for option in from_files + from_line]
@@ -147,6 +155,33 @@ def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
             else:
                 raise ConfigError(f"--{name} needs a value")
         yield name, value
+
+
+def _without_secrets(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `…` in place of secrets, as they may be recorded and shown."""
+    shown: list[str] = []
+    name = ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            shown.append(f"{name}={_redacted(name, value)}" if equals else name)
+        else:
+            shown.append(_redacted(name, argument))
+    return shown
+
+
+def _redacted(argument: str, value: str) -> str:
+    name = argument.removeprefix("--").replace("_", "-")
+    if name == "data.storage-options":
+        return redacted_options(value)
+    if name != "data.sources":
+        return redacted_url(value)
+    try:
+        records = json.loads(value)
+        redacted = redacted_sources(records)
+    except (ValueError, TypeError, AttributeError):  # an error that is told as soon as the options are read
+        return HIDDEN
+    return value if redacted == records else json.dumps(redacted, ensure_ascii=False)
 
 
 class _Loader(yaml.BaseLoader):

@@ -11,12 +11,15 @@ import json
 import math
 import re
 import string
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from stream_pretrain import earlier
 from stream_pretrain.errors import ConfigError
-from stream_pretrain.urls import without_secrets
+from stream_pretrain.redaction import HIDDEN, Secrets, redacted_url, says_hidden
+from stream_pretrain.urls import user_and_query, without_secrets
 
 Auto = Literal["auto"]
 TextDocuments = Literal["line", "blank-line", "file"]
@@ -78,7 +81,7 @@ class DataConfig:
     data_dir: str | None = None
     """Folder to read inside a Hub dataset or local folder."""
     storage_options: str | None = None
-    """JSON object handed to fsspec when a shard is opened, for example '{"anon": true}'."""
+    """JSON object handed to fsspec when a shard is opened, for example '{"anon": true}', or @FILE: not recorded."""
     reader: Literal["auto", "datasets"] = "auto"
     """auto: own reader for JSON lines, text and Parquet, `datasets` for the rest; datasets: always `datasets`."""
     text_field: str = "text"
@@ -135,6 +138,8 @@ class ModelConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
     """Use torch.compile on the model."""
+    trust_remote_code: bool = False
+    """Run the Python code that the folder of the model or tokenizer brings (auto_map). On the command line only."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +286,7 @@ CHANGEABLE = frozenset(
         "data.window_bytes",  # likewise
         "model.gradient_checkpointing",
         "model.compile",
+        "model.trust_remote_code",
         "objective.final_mask_rate",
     }
 )
@@ -331,6 +337,34 @@ def fixed_options(config: Config) -> dict[str, Any]:
     }
 
 
+def storage_options(given: str | None) -> dict[str, Any]:
+    """Storage options as they were given: JSON, or @FILE with that in it. Raises: ConfigError for what is no object."""
+    option, text = "--data.storage-options", given or "{}"
+    if text.startswith("@"):
+        option = f"{option} {text}"
+        try:
+            text = Path(text[1:]).read_text("utf-8-sig")
+        except OSError as error:
+            raise ConfigError(f"{option}: the file cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{option}: the file is not UTF-8 text") from error
+    try:
+        parsed = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{option} is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"{option} must be a JSON object")
+    return parsed
+
+
+def secrets_of(config: Config, environment: Mapping[str, str]) -> Secrets:
+    """What must not be shown of the options and of the variables of the environment."""
+    sources = sources_of(config.data)
+    urls = [source.dataset for source in sources] + [config.eval.dataset]
+    options = [storage_options(source.storage_options) for source in sources]
+    return Secrets.of([url for url in urls if url is not None], options, environment)
+
+
 def shown_options(options: dict[str, Any]) -> dict[str, Any]:
     """Options by dotted name, without signatures and keys."""
     shown = {name: value for name, value in options.items() if name != "data.storage_options"}
@@ -356,18 +390,58 @@ _PLACES = ("dataset", "storage_options")
 
 
 def run_directory(config: Config) -> Path:
-    """OUT: as given, else runs/<dataset>-<model>-<hash of the options that must not change>.
+    """OUT: as given, else runs/<dataset>-<model>-<hash of the options that must not change and are not as by default>.
 
-    Signatures and keys are left out of it: the same command with new ones goes on with its run.
+    Signatures and keys are left out of it: the same command with new ones goes on with its run. So does it with a run that
+    an earlier version has named.
     """
     if config.run.output_dir is not None:
         return Path(config.run.output_dir)
-    fixed = shown_options(fixed_options(config))
-    digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
+    options = _named_by(config)
     model = config.model.path or config.model.config or "model"
-    corpus = fixed["data.dataset"] or "+".join(source.name for source in config.data.sources)
+    corpus = options["data.dataset"] or "+".join(source.name for source in config.data.sources)
     words = [re.sub(r"[^A-Za-z0-9._+]+", "-", Path(part).name).strip("-")[:_LONGEST_WORD] for part in (corpus, model)]
-    return Path("runs") / "-".join([*(word for word in words if word), digest])
+
+    def named(hashed: dict[str, Any]) -> Path:
+        digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
+        return Path("runs") / "-".join([*(word for word in words if word), digest])
+
+    changed = _unlike(options, defaults(config))
+    named_now = named(changed)
+    before = {
+        name: earlier.with_keys_of_then(name, options[name]) if name in changed else default
+        for name, default in earlier.OPTIONS.items()
+    }
+    # What has an option of today that is not as by default cannot have been begun by an earlier version.
+    is_of_before = all(
+        name in earlier.OPTIONS and earlier.with_keys_of_then(name, value) == value for name, value in changed.items()
+    )
+    return named(before) if is_of_before and named(before).exists() and not named_now.exists() else named_now
+
+
+def defaults(config: Config) -> dict[str, Any]:
+    """The value of every option where it is not given."""
+    groups = {group.name: type(getattr(config, group.name))() for group in dataclasses.fields(config)}
+    return flatten(dataclasses.replace(config, **groups))
+
+
+def _named_by(config: Config) -> dict[str, Any]:
+    """The options that the name of a run goes by, without secrets."""
+    options = shown_options(fixed_options(config))
+    return {**options, "data.sources": [{**record, "storage_options": None} for record in options["data.sources"]]}
+
+
+def _unlike(options: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """The options that are not as by default; of a record too."""
+    records = {"data.sources": SourceConfig, "data.weight_schedule": WeightChange}
+
+    def given(name: str, value: Any) -> Any:
+        if name not in records:
+            return value
+        usual = {field.name: field.default for field in dataclasses.fields(records[name])}
+        return [{key: inner for key, inner in record.items() if inner != usual.get(key)} for record in value]
+
+    return {name: given(name, value) for name, value in options.items() if value != default[name]}
 
 
 _LONGEST_WORD = 100  # a name on the Hub has at most 96 characters, that of a folder 255
@@ -442,18 +516,15 @@ def validate(config: Config) -> None:
         re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", config.run.output_dir or "") is None,
         f"--output-dir {config.run.output_dir} is a URL: give a folder; a bucket has to be mounted",
     )
+    _refuse_hidden("--eval.dataset", config.eval.dataset)
     for source in sources_of(data):
         _validate_source(source)
 
 
 def _validate_source(data: DataConfig) -> None:
-    if data.storage_options is not None:
-        try:
-            parsed = json.loads(data.storage_options)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"--data.storage-options is not JSON: {error}") from error
-        if not isinstance(parsed, dict):
-            raise ConfigError("--data.storage-options must be a JSON object")
+    _refuse_hidden("--dataset", data.dataset)
+    if says_hidden(storage_options(data.storage_options)):
+        raise ConfigError(f"--data.storage-options has {HIDDEN} in place of a secret: put it back")
     if data.text_template is not None:
         try:
             fields = template_fields(data.text_template)
@@ -463,6 +534,12 @@ def _validate_source(data: DataConfig) -> None:
             raise ConfigError(f"--data.text-template {data.text_template!r} names no field, as {{title}} would")
     if data.max_characters is not None and not data.min_characters <= data.max_characters:
         raise ConfigError(f"--data.max-characters {data.max_characters} is below --data.min-characters {data.min_characters}")
+
+
+def _refuse_hidden(option: str, url: str | None) -> None:
+    """Refuse what was copied from where secrets are left out."""
+    if url is not None and any(HIDDEN in part for part in user_and_query(url)):
+        raise ConfigError(f"{option} {redacted_url(url)} has {HIDDEN} in place of a secret: put it back")
 
 
 def template_fields(template: str) -> list[str]:

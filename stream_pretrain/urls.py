@@ -16,6 +16,22 @@ def unsigned(url: str) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """The URL for messages: no password, no signed query."""
-    user = r"[^/]*@" if on_web(url) else r"[^/:@]*:[^/]*@"  # elsewhere, a name before @ alone may be a bucket or a container
-    return re.sub(f"(?<=://){user}", "", unsigned(url))
+    """The URL for messages and records: no password, no signed query."""
+    user, query = user_and_query(url)
+    shown = url.removesuffix(query).removesuffix("?") if query else unsigned(url)
+    return shown.replace(f"://{user}@", "://", 1) if user else shown
+
+
+def user_and_query(url: str) -> tuple[str, str]:
+    """What a URL has in front of @ and behind ?, where these may be secret; else empty.
+
+    Off the web, a name before @ alone may be a bucket or a container, and ? a wildcard.
+    """
+    if re.search("https?://", url, re.IGNORECASE):  # also behind a protocol that wraps it
+        place, _, query = url.partition("?")
+        found = re.search(r"(?<=://)[^/]*(?=@)", place)
+    else:
+        signed = re.search(r"\?([^/?]*=[^/]*)$", url) if "://" in url and not url.startswith("hf://") else None
+        place, query = (url[: signed.start()], signed[1]) if signed else (url, "")
+        found = re.search(r"(?<=://)[^/:@]*:[^/]*(?=@)", place)
+    return found[0] if found else "", query

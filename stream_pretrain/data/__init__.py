@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from stream_pretrain.config import Config, DataConfig, TextDocuments, sources_of
+from stream_pretrain.config import Config, DataConfig, TextDocuments, sources_of, storage_options
 from stream_pretrain.data.costs import MOST_AMPLIFICATION, reading_cost
 from stream_pretrain.data.dealing import lane_count
 from stream_pretrain.data.documents import ReadOptions
@@ -84,7 +84,7 @@ class PinnedCorpus:
 
     @cached_property
     def encoded(self) -> bytes:
-        """As JSON."""
+        """As JSON, without secrets: at a resume, URLs are those that --dataset leads to then."""
         sources = [source.to_json() for source in self.sources]
         return json.dumps({"version": 1, "lanes": self.lanes, "sources": sources}).encode()
 
@@ -230,7 +230,7 @@ def read_options(data: DataConfig, window_bytes: int, share: float) -> ReadOptio
         window_bytes=window_bytes,
         max_line_bytes=data.max_line_bytes,
         transport=TransportOptions(
-            storage_options=json.loads(data.storage_options) if data.storage_options else {},
+            storage_options=storage_options(data.storage_options),
             retry_deadline=data.retry_deadline,
             block_bytes=max(SMALLEST_BLOCK_BYTES, int(BLOCK_BYTES * share)),
         ),

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import glob
 import hashlib
-import json
 import logging
 import os
 import posixpath
@@ -29,7 +28,7 @@ from typing import Any, Literal
 import fsspec
 from fsspec.utils import glob_translate
 
-from stream_pretrain.config import DataConfig
+from stream_pretrain.config import DataConfig, storage_options
 from stream_pretrain.data.transport import (
     Compression,
     TransportOptions,
@@ -102,9 +101,9 @@ class Corpus:
     shards: tuple[Shard, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        shards = [dataclasses.asdict(shard) for shard in self.shards]
-        return {"dataset": self.dataset, "revision": self.revision, "shards": shards}
+        """As plain JSON values, without the secrets of URLs."""
+        shards = [{**dataclasses.asdict(shard), "url": without_secrets(shard.url)} for shard in self.shards]
+        return {"dataset": without_secrets(self.dataset), "revision": self.revision, "shards": shards}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Corpus:
@@ -185,8 +184,8 @@ def described(corpus: Corpus, data: DataConfig, pinned: Corpus | None = None) ->
     """
     unknown = [shard.url for shard in corpus.shards if shard.size is None and on_web(shard.url)]
     if len(unknown) > MOST_ASKED_AGAIN:
-        known = set() if pinned is None else {shard.url for shard in pinned.shards}
-        unknown = [url for url in unknown if url not in known]
+        known = set() if pinned is None else {without_secrets(shard.url) for shard in pinned.shards}
+        unknown = [url for url in unknown if without_secrets(url) not in known]
     if len(unknown) > MOST_ASKED_AGAIN:
         logger.warning(
             "%s: asking servers for the size and ETag of %d files, one by one: some hundreds a second",
@@ -195,7 +194,7 @@ def described(corpus: Corpus, data: DataConfig, pinned: Corpus | None = None) ->
         )
     if not unknown:
         return corpus
-    options = TransportOptions(_storage_options(data), data.retry_deadline)
+    options = TransportOptions(storage_options(data.storage_options), data.retry_deadline)
     told = dict(zip(unknown, told_by_servers(unknown, options), strict=True))
     shards = (
         dataclasses.replace(shard, size=told[shard.url][0], identity=told[shard.url][1]) if shard.url in told else shard
@@ -207,16 +206,22 @@ def described(corpus: Corpus, data: DataConfig, pinned: Corpus | None = None) ->
 def find_again(pinned: Corpus, data: DataConfig) -> Corpus:
     """A pinned corpus where it lies now. What its Hub datasets have become since does not matter.
 
-    A shard that has moved takes its new URL and identity; its size stays as it was pinned, since dealing depends on it.
+    A shard has the URL of today, and where it has moved the identity too; its size stays as it was pinned, since dealing
+    depends on it.
     Raises: SourceError where the corpus is not the one that was pinned.
     """
     found = described(resolve(data, commits=commits_of(pinned)), data, pinned)
     check_unchanged(pinned, found)
     shards = (
-        was if was.url == now.url else dataclasses.replace(was, url=now.url, identity=now.identity or was.identity)
+        dataclasses.replace(was, url=now.url, identity=now.identity if _has_moved(was, now) and now.identity else was.identity)
         for was, now in zip(pinned.shards, found.shards, strict=True)
     )
     return dataclasses.replace(pinned, dataset=found.dataset, shards=tuple(shards))
+
+
+def _has_moved(was: Shard, now: Shard) -> bool:
+    """Whether a shard lies elsewhere; a new signature leads to the same place."""
+    return without_secrets(was.url) != without_secrets(now.url)
 
 
 def check_unchanged(pinned: Corpus, found: Corpus) -> None:
@@ -246,7 +251,7 @@ def _changed(before: Shard, now: Shard) -> bool:
     kind = before.identity.partition(":")[0]
     if kind != now.identity.partition(":")[0]:
         return False  # moved to another kind of store: only the sizes can be compared
-    if kind == "etag" and unsigned(before.url) != unsigned(now.url):
+    if kind == "etag" and _has_moved(before, now):
         return False  # an ETag depends on how the object was uploaded: a copy may have another one
     return before.identity != now.identity
 
@@ -465,7 +470,7 @@ def _find_on_hub(
     """A Hub dataset, or the file, folder or pattern `path` in it, at its commit in `commits`, else the one `revision` is at."""
     from huggingface_hub import HfFileSystem  # here, because importing it takes a second and local corpora do without
 
-    token = _storage_options(data).get("token")
+    token = storage_options(data.storage_options).get("token")
     canonical_id, commit = _pin(entry, dataset_id, commits.get(dataset_id, revision), token)
     commit = commits.get(canonical_id, commit)
     root = f"datasets/{canonical_id}@{commit}"
@@ -544,11 +549,6 @@ def _splits(entry: str, location: str, data: DataConfig, **chosen: str | None) -
 # Other stores
 
 
-def _storage_options(data: DataConfig) -> dict[str, Any]:
-    """A fresh dictionary each time: `datasets` and file systems write into theirs."""
-    return dict(json.loads(data.storage_options or "{}"))
-
-
 def _find_url(url: str, data: DataConfig) -> _Found:
     """A file, a folder or a pattern at a URL."""
     entry = without_secrets(url)
@@ -562,7 +562,7 @@ def _find_url(url: str, data: DataConfig) -> _Found:
         _require(filter(_has_known_ending, [name]), entry, "the ending says no format")
         return _Found(entry.rpartition("/")[0], {name: _shard(url, name, None, None, data)})
     try:
-        filesystem, path = fsspec.url_to_fs(url, **_storage_options(data))
+        filesystem, path = fsspec.url_to_fs(url, **storage_options(data.storage_options))
     except (ImportError, ValueError, TypeError) as error:
         raise SourceError(f"{entry}: cannot be opened: {error}") from error
     files = _list(filesystem, path.rstrip("/"), entry)

@@ -60,8 +60,11 @@ def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> Pre
     _refuse_missing_folder(name)
     revision = model.revision if model.tokenizer is None else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, local_files_only=local_files_only)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=revision, local_files_only=local_files_only, trust_remote_code=model.trust_remote_code
+        )
     except (OSError, ValueError, ImportError) as error:
+        _refuse_own_code(name, error)
         raise ModelError(f"no tokenizer in {name}: {_first_line(error)}; name one with --model.tokenizer") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(
@@ -96,7 +99,7 @@ def load_model(
             "give a --model.tokenizer that has one, or --objective.name clm"
         )
 
-    settings = _read_config(name, config.revision, local_files_only)
+    settings = _read_config(name, config, local_files_only)
     kind = _kind(settings, causal)
     original_settings, notes = _prepare(settings, kind)
     if config.path is None:
@@ -116,15 +119,15 @@ def load_model(
         torch.default_generator.manual_seed(seed)
         if config.init_from is not None:
             settings.vocab_size = vocabulary
-            model = _from_checkpoint(config.init_from, settings, kind, local_files_only)
+            model = _from_checkpoint(config, settings, kind, local_files_only)
         elif config.path is not None:
-            model, new = _from_pretrained(config.path, config.revision, settings, kind, local_files_only)
+            model, new = _from_pretrained(config, settings, kind, local_files_only)
             notes += new
             if vocabulary > known:
                 model.resize_token_embeddings(vocabulary)
         else:
             settings.vocab_size = vocabulary
-            model = _from_scratch(name, settings, kind)
+            model = _from_scratch(name, config, settings, kind)
 
     model.config.architectures = [type(model).__name__]
     refuse_beyond_positions(model, name, sequence_length)
@@ -228,28 +231,34 @@ def _take_special_tokens(settings: PreTrainedConfig, tokenizer: PreTrainedTokeni
             setattr(settings, option, getattr(tokenizer, option))
 
 
-def _read_config(name: str, revision: str | None, local_files_only: bool) -> PreTrainedConfig:
+def _read_config(name: str, model: ModelConfig, local_files_only: bool) -> PreTrainedConfig:
     _refuse_missing_folder(name)
     try:
-        settings = AutoConfig.from_pretrained(name, revision=revision, local_files_only=local_files_only)
+        settings = AutoConfig.from_pretrained(
+            name, revision=model.revision, local_files_only=local_files_only, trust_remote_code=model.trust_remote_code
+        )
     except (OSError, ValueError, TypeError) as error:
+        _refuse_own_code(name, error)
         raise ModelError(f"no model configuration in {name}: {_first_line(error)}") from error
     if not hasattr(settings, "vocab_size"):
         raise ModelError(f"the configuration in {name} is of no language model ({settings.model_type}): choose another model")
     return settings
 
 
-def _from_scratch(name: str, settings: PreTrainedConfig, kind: str) -> PreTrainedModel:
+def _from_scratch(name: str, config: ModelConfig, settings: PreTrainedConfig, kind: str) -> PreTrainedModel:
     try:
-        return _AUTO_CLASSES[kind].from_config(settings, dtype=torch.float32)
+        return _AUTO_CLASSES[kind].from_config(settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
     except (ValueError, AssertionError, RuntimeError) as error:
+        _refuse_own_code(name, error)
         raise ModelError(f"no {kind} language model can be made of {name}: {_first_line(error)}") from error
 
 
 def _from_pretrained(
-    name: str, revision: str | None, settings: PreTrainedConfig, kind: str, local_files_only: bool
+    config: ModelConfig, settings: PreTrainedConfig, kind: str, local_files_only: bool
 ) -> tuple[PreTrainedModel, list[str]]:
-    model, info = _load_weights(name, revision, settings, kind, local_files_only)
+    name = config.path
+    assert name is not None
+    model, info = _load_weights(name, config.revision, config, settings, kind, local_files_only)
     missing = {key: model.get_parameter(key) for key in info["missing_keys"]}
     if not missing:
         return model, []
@@ -262,9 +271,11 @@ def _from_pretrained(
     return model, [f"{name} has no {kind} language-model head: a new one is trained ({', '.join(sorted(missing))})"]
 
 
-def _from_checkpoint(name: str, settings: PreTrainedConfig, kind: str, local_files_only: bool) -> PreTrainedModel:
+def _from_checkpoint(config: ModelConfig, settings: PreTrainedConfig, kind: str, local_files_only: bool) -> PreTrainedModel:
+    name = config.init_from
+    assert name is not None
     _refuse_missing_folder(name)
-    model, info = _load_weights(name, None, settings, kind, local_files_only)
+    model, info = _load_weights(name, None, config, settings, kind, local_files_only)
     different = sorted({*info["missing_keys"], *info["unexpected_keys"]})
     if different:
         raise ModelError(
@@ -275,7 +286,7 @@ def _from_checkpoint(name: str, settings: PreTrainedConfig, kind: str, local_fil
 
 
 def _load_weights(
-    name: str, revision: str | None, settings: PreTrainedConfig, kind: str, local_files_only: bool
+    name: str, revision: str | None, config: ModelConfig, settings: PreTrainedConfig, kind: str, local_files_only: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     try:
         model, info = _AUTO_CLASSES[kind].from_pretrained(
@@ -285,8 +296,10 @@ def _load_weights(
             dtype=torch.float32,
             output_loading_info=True,
             local_files_only=local_files_only,
+            trust_remote_code=config.trust_remote_code,
         )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        _refuse_own_code(name, error)
         raise ModelError(f"{name} cannot be loaded as a {kind} language model: {_first_line(error)}") from error
     return model, info
 
@@ -295,6 +308,15 @@ def _refuse_missing_folder(name: str) -> None:
     """Without this, transformers takes the name of a missing folder for a Hub id."""
     if name.startswith((".", "/", "~")) and not Path(name).exists():
         raise ModelError(f"no such file or folder: {name}")
+
+
+def _refuse_own_code(name: str, error: BaseException) -> None:
+    """Say which option it takes where transformers would run what it finds in the folder. Raises: ModelError."""
+    if "trust_remote_code" in str(error):
+        raise ModelError(
+            f"{name} needs Python code that comes with it (auto_map), which is not run: read it, then give"
+            " --model.trust-remote-code on the command line, or choose another model"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

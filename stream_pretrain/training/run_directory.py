@@ -27,6 +27,7 @@ from typing import Any, NoReturn, Self
 from stream_pretrain.config import ALIASES, Config, fixed_options, flatten, without_places
 from stream_pretrain.data.stream import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
+from stream_pretrain.redaction import HIDDEN
 from stream_pretrain.training.checkpoint import latest
 from stream_pretrain.training.disk import replace_file
 
@@ -223,12 +224,13 @@ def _refuse_drift(config: Config, was: dict[str, Any], checkpoint: Path, new_out
     if changed:
         lines = [f"  --{name.replace('_', '-')}: was {was.get(name)}, is {now.get(name)}" for name in changed]
         new_command = _command_of_a_new_run(command, checkpoint, new_out, config.run.resume)
+        secrets = f" (put the secrets back in place of {HIDDEN})" if HIDDEN in new_command else ""
         raise CheckpointError(
             "\n".join(
                 [
                     f"{checkpoint} was trained with options that must not change in a run:",
                     *lines,
-                    f"put them back, or start a new run from its weights: {new_command}",
+                    f"put them back, or start a new run from its weights{secrets}: {new_command}",
                 ]
             )
         )

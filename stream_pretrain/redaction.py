@@ -1,0 +1,146 @@
+"""What of the user's words is secret, and how text is shown without it.
+
+A secret has its place: the user and the query of a URL, the values of storage options, some variables of the environment.
+What is recorded is redacted by place, so that `…` stands where the secret was; text that libraries write is searched for it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.parse
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from stream_pretrain.urls import user_and_query
+
+HIDDEN = "…"
+
+# Names in storage options whose values say where, not who.
+_NO_SECRETS = frozenset({"endpoint", "endpoint_url", "region", "region_name", "project", "profile", "account_name"})
+_SECRET_VARIABLES = re.compile(
+    r"(TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|ACCESS_KEY_ID|ACCOUNT_KEY|CONNECTION_STRING)$"
+)
+_PROXIES = re.compile(r"(https?|ftp|all)_proxy", re.IGNORECASE)
+# In the text of a library: a user in front of @, and a query, which also stands alone where only the path is told.
+_USER = re.compile(r"(?<=://)(?:[^\s/?#'\"<>@:]*:[^\s/'\"<>]*@)|(?<=https://)[^\s/?#'\"<>@]+@|(?<=http://)[^\s/?#'\"<>@]+@")
+_QUERY = re.compile(r"\?[^\s'\")>]+=[^\s'\")>]+")
+_SHORTEST, _SURE = 3, 8
+"""Shorter values are not searched for; those below the second length only as words of their own, and no usual ones."""
+_USUAL = frozenset({"true", "false", "none", "null", "auto", "json", "default"})
+
+
+def redacted_url(url: str) -> str:
+    """The URL with `…` in place of its user and its query."""
+    user, query = user_and_query(url)
+    shown = url.replace(f"://{user}@", f"://{HIDDEN}@", 1) if user else url
+    return f"{shown.removesuffix(query)}{HIDDEN}" if query else shown
+
+
+def redacted_options(storage_options: str) -> str:
+    """Storage options, as JSON, with `…` in place of every value that may be secret; @FILE is only a name."""
+    if storage_options.startswith("@"):
+        return storage_options
+    try:
+        value = json.loads(storage_options)
+    except ValueError:
+        return HIDDEN
+    redacted = _redacted("", value)
+    return storage_options if redacted == value else json.dumps(redacted, ensure_ascii=False)
+
+
+def redacted_sources(sources: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Records of a mixture with `…` in place of secrets."""
+    redact = {"dataset": redacted_url, "storage_options": redacted_options, "storage-options": redacted_options}
+    return [
+        {name: redact[name](value) if name in redact and isinstance(value, str) else value for name, value in record.items()}
+        for record in sources
+    ]
+
+
+def _redacted(name: str, value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _redacted(key, inner) for key, inner in value.items()}
+        case list():
+            return [_redacted(name, inner) for inner in value]
+        case str():
+            return redacted_url(value) if name in _NO_SECRETS else HIDDEN
+        case _:
+            return value
+
+
+def says_hidden(value: Any) -> bool:
+    """Whether a secret was left out of storage options."""
+    match value:
+        case dict():
+            return any(map(says_hidden, value.values()))
+        case list():
+            return any(map(says_hidden, value))
+        case _:
+            return isinstance(value, str) and value == HIDDEN
+
+
+class Secrets:
+    """Values that must not be shown, to be searched for in text that is not ours."""
+
+    def __init__(self, values: Iterable[str]) -> None:
+        forms = {form for value in values for form in (value, urllib.parse.unquote(value), urllib.parse.quote(value, safe=""))}
+        long = sorted((form for form in forms if len(form) >= _SURE), key=len, reverse=True)
+        short = sorted(form for form in forms if _SHORTEST <= len(form) < _SURE and form.lower() not in _USUAL)
+        short = [form for form in short if not form.isdigit()]
+        alternatives = [*map(re.escape, long), *(rf"(?<!\w){re.escape(form)}(?!\w)" for form in short)]
+        self._known = re.compile("|".join(alternatives)) if alternatives else None
+
+    @classmethod
+    def of(cls, urls: Iterable[str], storage_options: Iterable[Mapping[str, Any]], environment: Mapping[str, str]) -> Secrets:
+        """Those of these URLs and storage options, and of the variables that hold keys."""
+        return cls(
+            [
+                *(secret for url in urls for secret in _of_url(url)),
+                *(secret for options in storage_options for secret in _of_options("", options)),
+                *(secret for name, value in environment.items() for secret in _of_variable(name, value)),
+            ]
+        )
+
+    def hide(self, text: str) -> str:
+        """The text with `…` in place of every secret, and of what stands where a URL has one."""
+        known = text if self._known is None else self._known.sub(HIDDEN, text)
+        return _QUERY.sub(f"?{HIDDEN}", _USER.sub(f"{HIDDEN}@", known))
+
+
+def _of_url(url: str) -> Iterator[str]:
+    user, query = user_and_query(url)
+    name, _, password = user.partition(":")
+    yield password
+    if len(name) >= _SURE:  # a short one may be part of any path
+        yield name
+    for part in query.split("&"):
+        yield part.partition("=")[2] if "=" in part else part
+
+
+def _of_options(name: str, value: Any) -> Iterator[str]:
+    match value:
+        case dict():
+            for key, inner in value.items():
+                yield from _of_options(key, inner)
+        case list():
+            for inner in value:
+                yield from _of_options(name, inner)
+        case str() if name in _NO_SECRETS:
+            yield from _of_url(value)
+        case str():
+            yield value
+            yield from (word for word in value.split() if len(word) >= _SURE)  # Bearer and a token
+
+
+def _of_variable(name: str, value: str) -> Iterator[str]:
+    if _PROXIES.fullmatch(name):
+        yield from _of_url(value)
+    elif _SECRET_VARIABLES.search(name) and len(value) >= _SURE:
+        yield value
+
+
+def printable(text: str) -> str:
+    """The text in one line that a terminal shows as it is: controls, line ends and half characters are escaped."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

@@ -1,0 +1,96 @@
+"""Python code that comes with a model runs where the command line says so, and is never asked about."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stream_pretrain import cli
+from stream_pretrain.config import ModelConfig, ObjectiveConfig
+from stream_pretrain.errors import ConfigError, ModelError
+from stream_pretrain.model.loading import load_model, load_tokenizer
+from tests.corpora import word_tokenizer
+from tests.model.families import tiny_model
+
+MLM = ObjectiveConfig()
+CODE = """
+from pathlib import Path
+from transformers import BertConfig, BertForMaskedLM
+Path({ran!r}).touch()
+class OwnConfig(BertConfig):
+    model_type = "own"
+class OwnModel(BertForMaskedLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose model needs its own code, which leaves `ran` behind; a `y` waits on stdin."""
+    folder = tmp_path / "own"
+    tiny_model("bert", vocab_size=len(word_tokenizer())).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "own", "architectures": ["OwnModel"]}
+    settings["auto_map"] = {"AutoConfig": "own_code.OwnConfig", "AutoModelForMaskedLM": "own_code.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "own_code.py").write_text(CODE.format(ran=str(tmp_path / "ran")))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return folder
+
+
+def said(folder: Path) -> str:
+    return (
+        f"{folder} needs Python code that comes with it (auto_map), which is not run: read it, then give "
+        "--model.trust-remote-code on the command line, or choose another model"
+    )
+
+
+def test_a_model_with_its_own_code_is_refused_without_a_question(own_model: Path) -> None:
+    with pytest.raises(ModelError) as error:
+        load_model(ModelConfig(path=str(own_model)), MLM, word_tokenizer(), 24, 0)
+    assert str(error.value) == said(own_model)
+    with pytest.raises(ModelError) as error:
+        load_model(ModelConfig(config=str(own_model), tokenizer="x"), MLM, word_tokenizer(), 24, 0)
+    assert str(error.value) == said(own_model)
+    assert not (own_model.parent / "ran").exists()
+
+
+def test_a_tokenizer_with_its_own_code_is_refused_without_a_question(own_model: Path) -> None:
+    settings = json.loads((own_model / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own_code.OwnTokenizer", None]}}
+    (own_model / "tokenizer_config.json").write_text(json.dumps(settings))
+    (own_model / "config.json").unlink()
+    with pytest.raises(ModelError) as error:
+        load_tokenizer(ModelConfig(path=str(own_model)))
+    assert str(error.value) == said(own_model)
+    assert not (own_model.parent / "ran").exists()
+
+
+def test_a_model_with_its_own_code_trains_where_the_command_line_says_so(own_model: Path) -> None:
+    config = cli.parse([f"--model={own_model}", "--model.trust-remote-code"]).model
+    loaded = load_model(config, MLM, load_tokenizer(config), 24, 0)
+    assert type(loaded.model).__name__ == "OwnModel"
+    assert (own_model.parent / "ran").exists()
+
+
+def test_code_that_a_usual_model_also_brings_is_not_run(own_model: Path) -> None:
+    settings = json.loads((own_model / "config.json").read_text()) | {"model_type": "bert"}
+    (own_model / "config.json").write_text(json.dumps(settings))
+    config = ModelConfig(path=str(own_model))
+    assert type(load_model(config, MLM, load_tokenizer(config), 24, 0).model).__name__ == "BertForMaskedLM"
+    assert not (own_model.parent / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["model: {trust-remote-code: true}", "model.trust_remote_code: true"])
+def test_no_file_says_that_code_may_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run.yaml").write_text(name)
+    with pytest.raises(ConfigError) as error:
+        cli.parse([f"--config={tmp_path / 'run.yaml'}"])
+    assert str(error.value) == (
+        f"--config {tmp_path / 'run.yaml'}: model.trust-remote-code is only taken from the command line, since it runs what a "
+        "model brings: give --model.trust-remote-code there"
+    )

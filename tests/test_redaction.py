@@ -1,0 +1,182 @@
+"""What is secret is not recorded, and not shown."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from stream_pretrain import cli
+from stream_pretrain.config import storage_options, validate
+from stream_pretrain.data import PinnedCorpus, PinnedSource
+from stream_pretrain.data.sources import Corpus, Shard
+from stream_pretrain.errors import ConfigError
+from stream_pretrain.redaction import Secrets, printable, redacted_options, redacted_url
+
+NEEDED = ("--model=bert", "--max-steps=3")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://user:PASS@host/x.jsonl?X-Amz-Signature=SIG", "http://…@host/x.jsonl?…"),
+        ("https://token@host/x", "https://…@host/x"),
+        ("sftp://me:secret@host/a", "sftp://…@host/a"),
+        ("simplecache::https://me:secret@host/a.zip?sig=a/b", "simplecache::https://…@host/a.zip?…"),
+        ("abfs://container@account.net/a?sv=1&sig=abc", "abfs://container@account.net/a?…"),
+        ("s3://bucket/part-?.jsonl", "s3://bucket/part-?.jsonl"),
+        ("hf://datasets/org/name@main/a?b=c", "hf://datasets/org/name@main/a?b=c"),
+        ("folder/a?b=c@d", "folder/a?b=c@d"),
+        ("@list.txt", "@list.txt"),
+    ],
+)
+def test_a_url_is_shown_with_dots_in_place_of_its_secrets(url: str, shown: str) -> None:
+    assert redacted_url(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ('{"headers":{"X-Key":"K"}}', '{"headers": {"X-Key": "…"}}'),
+        ('{"key": "a", "endpoint_url": "http://me:pw@h", "ssl": false}', '{"key": "…", "endpoint_url": "http://…@h", "ssl": false}'),
+        ('{"anon":true}', '{"anon":true}'),
+        ("@keys.json", "@keys.json"),
+        ("{token: abc", "…"),
+    ],
+)  # fmt: skip
+def test_storage_options_are_shown_with_dots_in_place_of_their_values(options: str, shown: str) -> None:
+    assert redacted_options(options) == shown
+
+
+def recorded_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Sequence[str]:
+    """What a command is told to record and to print."""
+    from stream_pretrain.commands import train
+
+    told: list[str] = []
+    monkeypatch.setattr(train, "run", lambda config, command, stop: told.extend(command) or 0)
+    assert cli.main([*arguments, *NEEDED]) == 0
+    return told[: -len(NEEDED)]
+
+
+def test_the_command_that_is_recorded_has_dots_in_place_of_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = [{"name": "a", "dataset": "http://u:PASS@h/a.jsonl?s=SIG", "storage_options": '{"headers": {"X": "K"}}'}]
+    assert recorded_command(
+        monkeypatch, "--dataset", "http://user:PASS@host/x.jsonl?X-Amz-Signature=SIG", "--eval-every=1",
+        "--eval.dataset=https://user:PASS@host/y.jsonl?s=SIG", "--data.storage_options", '{"headers":{"X-Key":"K"}}',
+    ) == [
+        "stream-pretrain", "--dataset", "http://…@host/x.jsonl?…", "--eval-every=1",
+        "--eval.dataset=https://…@host/y.jsonl?…", "--data.storage_options", '{"headers": {"X-Key": "…"}}',
+    ]  # fmt: skip
+    (_, mixture) = recorded_command(monkeypatch, f"--data.sources={json.dumps(sources)}")
+    assert json.loads(mixture.removeprefix("--data.sources=")) == [
+        {"name": "a", "dataset": "http://…@h/a.jsonl?…", "storage_options": '{"headers": {"X": "…"}}'}
+    ]
+    plain = ["--dataset=s3://b/a?.jsonl", '--data.storage-options={"anon":true}', "--model.compile"]
+    assert recorded_command(monkeypatch, *plain)[1:] == plain
+
+
+def test_the_arguments_of_the_process_lose_their_secrets_before_a_library_records_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from stream_pretrain.commands import train
+
+    seen: list[str] = []
+    monkeypatch.setattr("sys.argv", ["stream-pretrain", "--dataset=http://u:PASS@h/a.jsonl", *NEEDED])
+    monkeypatch.setattr(train, "run", lambda config, command, stop: seen.extend([config.data.dataset, *cli.sys.argv[1:2]]) or 0)
+    assert cli.main() == 0
+    assert seen == ["http://u:PASS@h/a.jsonl", "--dataset=http://…@h/a.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--dataset=http://…@host/x.jsonl?…"], "--dataset http://…@host/x.jsonl?… has … in place of a secret: put it back"),
+        (
+            ["--dataset=http://me:pw@host/x.jsonl?…"],
+            "--dataset http://…@host/x.jsonl?… has … in place of a secret: put it back",
+        ),
+        (
+            ["--dataset=x", "--eval-every=1", "--eval.dataset=https://…@h/y"],
+            "--eval.dataset https://…@h/y has … in place of a secret: put it back",
+        ),
+        (
+            ["--dataset=http://h/x", '--data.storage-options={"headers": {"X-Key": "…"}}'],
+            "--data.storage-options has … in place of a secret: put it back",
+        ),
+    ],
+)
+def test_a_command_that_was_copied_without_its_secrets_says_so(arguments: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        validate(cli.parse([*arguments, *NEEDED]))
+    assert str(error.value) == said
+
+
+def test_storage_options_are_read_from_a_file_of_which_only_the_name_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text('{"headers": {"X-Key": "K"}}')
+    assert storage_options(f"@{keys}") == {"headers": {"X-Key": "K"}}
+    assert recorded_command(monkeypatch, "--dataset=x", f"--data.storage-options=@{keys}")[-1].endswith("keys.json")
+    sources = [{"name": "a", "dataset": "x", "storage_options": f"@{keys}"}]
+    assert f"@{keys}" in shlex.join(recorded_command(monkeypatch, f"--data.sources={json.dumps(sources)}"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "--data.storage-options @{}: the file cannot be read: No such file or directory"),
+        (b"\xff", "--data.storage-options @{}: the file is not UTF-8 text"),
+        (b"{token: secret", "--data.storage-options @{} is not JSON: Expecting property name"),
+        (b"[1]", "--data.storage-options @{} must be a JSON object"),
+    ],
+)
+def test_a_file_of_storage_options_that_is_none_is_named_without_what_is_in_it(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    keys = tmp_path / "keys.json"
+    if content is not None:
+        keys.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        validate(cli.parse(["--dataset=x", f"--data.storage-options=@{keys}", *NEEDED]))
+    assert str(error.value).startswith(said.format(keys))
+    assert "secret" not in str(error.value)
+
+
+def test_a_checkpoint_holds_urls_without_secrets() -> None:
+    url = "http://user:PASS@host/x.jsonl?X-Amz-Signature=SIG"
+    pinned = PinnedCorpus(
+        (PinnedSource("", Corpus(url, None, (Shard(url, "x.jsonl", 9, "etag:e", "jsonl", "none"),)), 4096),), lanes=4
+    )
+    content = json.loads(pinned.encoded)
+    assert content["sources"][0]["dataset"] == content["sources"][0]["shards"][0]["url"] == "http://host/x.jsonl"
+    assert PinnedCorpus.from_json(content).shards == (Shard("http://host/x.jsonl", "x.jsonl", 9, "etag:e", "jsonl", "none"),)
+
+
+def test_text_of_libraries_is_searched_for_secrets() -> None:
+    secrets = Secrets.of(
+        ["http://user:PASS@host/x?X-Amz-Signature=SIG%2Fsig&Expires=1234567890"],
+        [{"headers": {"Authorization": "Bearer abcdefgh"}, "endpoint_url": "http://minio:9000", "secret": "s3cr"}],
+        {
+            "HF_TOKEN": "hf_12345",
+            "AWS_SECRET_ACCESS_KEY": "aws/12345",
+            "HTTPS_PROXY": "http://me:proxypass@h:1",
+            "HOME": "/home/me",
+        },
+    )
+    said = "PASS, SIG%2Fsig, SIG/sig, 1234567890, Bearer abcdefgh, abcdefgh, s3cr, hf_12345, aws/12345, aws%2F12345, proxypass"
+    assert secrets.hide(said) == "…, …, …, …, …, …, …, …, …, …, …"
+    for kept in ("COMPASSES of /home/me", "http://minio:9000/a?.jsonl", "user", "hf://datasets/org/a@main/x"):
+        assert secrets.hide(kept) == kept
+    assert (
+        secrets.hide("404 for https://me:pw@other/x?a=b&c=d (Caused by /x?sig=1)")
+        == "404 for https://…@other/x?… (Caused by /x?…)"
+    )
+
+
+def test_a_name_is_shown_in_one_line_that_a_terminal_shows_as_it_is() -> None:
+    name = "a\nerror: forged\r\x1b[2J\x9b1m\u202egnp.\u2028\udce9é漢"
+    assert printable(name) == "a\\nerror: forged\\r\\x1b[2J\\x9b1m\\u202egnp.\\u2028\\udce9é漢"

@@ -1,0 +1,84 @@
+"""The same command finds its run after an upgrade."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from stream_pretrain import cli, config
+from stream_pretrain.config import Config, DataConfig, SourceConfig, run_directory
+
+
+def named(*arguments: str) -> str:
+    return run_directory(cli.parse([*arguments, "--max-steps=3"])).as_posix()
+
+
+@dataclass(frozen=True)
+class LaterData(DataConfig):
+    """With the options of a later version."""
+
+    dummy: bool = False
+    other: int | None = 7
+
+
+@dataclass(frozen=True)
+class LaterSource(SourceConfig):
+    dummy: str | None = None
+
+
+def test_a_new_option_with_its_default_changes_no_name() -> None:
+    today = cli.parse(["--dataset=org/c", "--model=bert", "--max-steps=3"])
+    later = dataclasses.replace(today, data=LaterData(dataset="org/c"))
+    assert run_directory(later) == run_directory(today) == Path("runs/c-bert-f7927083")
+    assert run_directory(dataclasses.replace(later, data=LaterData(dataset="org/c", dummy=True))) != run_directory(today)
+
+
+def test_a_new_key_of_a_source_changes_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = [{"name": "a", "dataset": "x"}, {"name": "b", "dataset": "y", "weight": 2.0}]
+    mixture = [f"--data.sources={json.dumps(sources)}", "--model=bert"]
+    before = named(*mixture)
+    later = DataConfig(sources=(LaterSource("a", "x"), LaterSource("b", "y", 2.0)))
+    monkeypatch.setattr(config, "SourceConfig", LaterSource)
+    assert run_directory(Config(data=later, model=config.ModelConfig(path="bert"))).as_posix() == before
+    assert named(f"--data.sources={json.dumps(sources[::-1])}", "--model=bert") != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name_of_then"),
+    [
+        (["--dataset=org/c", "--model=bert"], "runs/c-bert-ebbc2193"),
+        (["--dataset=c", "--model=org/bert"], "runs/c-bert-f3b6dc02"),
+        (
+            ['--data.sources=[{"name": "a", "dataset": "x"}, {"name": "b", "dataset": "y", "weight": 2}]', "--model=bert"],
+            "runs/a+b-bert-71bf7b46",
+        ),
+    ],
+)
+def test_the_folder_that_an_earlier_version_began_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], name_of_then: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = named(*arguments)
+    assert name != name_of_then
+    Path(name_of_then).mkdir(parents=True)
+    assert named(*arguments) == name_of_then
+    assert named(*arguments, "--workers=3") == name_of_then
+    assert named(*arguments, "--seed=1") not in (name, name_of_then)
+    Path(name).mkdir()
+    assert named(*arguments) == name
+
+
+def test_a_run_with_an_option_of_today_was_not_begun_by_an_earlier_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/c-bert-ebbc2193").mkdir(parents=True)
+    today = cli.parse(["--dataset=org/c", "--model=bert", "--max-steps=3"])
+    assert run_directory(today).name == "c-bert-ebbc2193"
+    later = dataclasses.replace(today, data=LaterData(dataset="org/c", dummy=True))
+    assert run_directory(later).name != "c-bert-ebbc2193"
+    assert run_directory(dataclasses.replace(later, data=LaterData(dataset="org/c"))).name == "c-bert-ebbc2193"
