@@ -41,7 +41,7 @@ def test_a_url_is_shown_with_dots_in_place_of_its_secrets(url: str, shown: str) 
     ("options", "shown"),
     [
         ('{"headers":{"X-Key":"K"}}', '{"headers": {"X-Key": "…"}}'),
-        ('{"key": "a", "endpoint_url": "http://me:pw@h", "ssl": false}', '{"key": "…", "endpoint_url": "http://…@h", "ssl": false}'),
+        ('{"key": "a", "endpoint_url": "http://me:pw@h", "ssl": 0}', '{"key": "…", "endpoint_url": "http://…@h", "ssl": 0}'),
         ('{"anon":true}', '{"anon":true}'),
         ("@keys.json", "@keys.json"),
         ("{token: abc", "…"),
