@@ -168,7 +168,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
         except SystemExit:  # the first rank ends, and says why
             raise
         except BaseException as error:
-            explained = _explained(error, ranks, peers)
+            explained = _explained(error, ranks, peers, out)
             why = _reason(explained, ranks)
             told = peers.end(why)
             record_end(told or why)
@@ -197,8 +197,12 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
     return 0
 
 
-def _explained(error: BaseException, ranks: Ranks, peers: Peers) -> BaseException:
+def _explained(error: BaseException, ranks: Ranks, peers: Peers, out: RunDirectory) -> BaseException:
     """What ended this rank, in the user's words where there are any."""
+    try:
+        out.raise_if_lost()  # whatever failed for it
+    except CheckpointError as lost:
+        return lost
     if isinstance(error, RuntimeError | MemoryError):
         # torch says that a worker has died wherever this process was just then.
         if re.search(r"DataLoader worker \(pid|MemoryError in DataLoader worker", str(error)):
@@ -456,6 +460,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
         try:
             for result in steps:
                 at_end = isinstance(result, EndOfCorpus)
+                out.raise_if_lost()
                 writer.check()
                 if _unused(totals) != named:
                     # Behind the last row no step comes. Where the last one is saved, its checkpoint stands in front of these
@@ -494,12 +499,14 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
                     break
         except Interrupted:
             stopped = True
+        out.raise_if_lost()
         if totals.step == 0 and not stopped:
             raise ContentError(f"{without_secrets(config.data.dataset or 'the mixture')}: holds no document to train on")
         with watchdog.stage("saving"):
             if last_saved < totals.step:
                 _save(setup, writer)
             writer.wait()
+        out.raise_if_lost()
         state: Literal["preempted", "finished"] = "preempted" if stopped else "finished"
         if state == "finished" and ranks.is_first:
             weights, settings = export_state(setup.loaded, setup.bare)

@@ -14,7 +14,9 @@ import fcntl
 import json
 import os
 import shlex
+import signal
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +32,10 @@ from stream_pretrain.errors import CheckpointError
 from stream_pretrain.redaction import HIDDEN
 from stream_pretrain.training.checkpoint import latest
 from stream_pretrain.training.disk import replace_file
+from stream_pretrain.training.records import RECORDS
 
+FILES = ("run.json", *RECORDS, "evaluation.jsonl", "evaluation.json", "wandb-id")
+"""What OUT may hold besides its lock and its folders."""
 STATES = ("running", "preempted", "finished", "failed")
 BEAT_SECONDS = 15.0
 SILENT_SECONDS = 60.0
@@ -42,8 +47,10 @@ LEASE_SECONDS = 120.0
 class RunDirectory:
     """OUT as its owner sees it: one process, rank 0."""
 
-    def __init__(self, path: Path, command: Sequence[str], report: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, command: Sequence[str], report: Callable[[str], None], lock: int | None = None) -> None:
+        """lock: the open descriptor of OUT/lock."""
         self.path = path
+        self._lock = lock
         self._command, self._report = list(command), report
         self._run: dict[str, Any] | None = None
         self._before: dict[str, Any] = {}
@@ -55,20 +62,34 @@ class RunDirectory:
         """Create OUT where it is missing, and keep every other process out of it until the end of the block.
 
         Waits up to a minute, and says so, when a process on another machine was heard of lately: where a shared file
-        system does not enforce locks between machines, only its beat tells whether it lives.
+        system does not enforce locks between machines, only its beat tells whether it lives. Where OUT or its lock is removed
+        in the block, this process gets a SIGTERM, so that no wait keeps it from asking `raise_if_lost`.
         Raises: CheckpointError when OUT is in use or cannot be written.
         """
         descriptor = _lock(path, report)
         released = threading.Event()
-        beat = threading.Thread(target=_beat, args=(descriptor, released, report), name="heartbeat", daemon=True)
+        beat = threading.Thread(target=_beat, args=(descriptor, path, released, report), name="heartbeat", daemon=True)
         beat.start()
         try:
-            yield cls(path, command, report)
+            yield cls(path, command, report, descriptor)
         finally:
             released.set()
             beat.join()
             os.ftruncate(descriptor, 0)
             os.close(descriptor)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether OUT or its lock was removed or replaced, so that another process may own what is there now."""
+        return self._lock is not None and not _is_at(self.path / "lock", self._lock)
+
+    def raise_if_lost(self) -> None:
+        """To be called before something is written to OUT. Raises: CheckpointError when OUT is not this process's any more."""
+        if self.is_lost:
+            raise CheckpointError(
+                f"{self.path} or its lock was removed or replaced while the run trained there: nothing more is written to it; "
+                "put it back if you have it, and start the same command again"
+            )
 
     def begin(self, *, step: int, max_steps: int | None, parent: str | None) -> None:
         """Record in run.json that the run trains from `step` on. Raises: CheckpointError when OUT cannot be written."""
@@ -136,6 +157,8 @@ class RunDirectory:
         return content
 
     def _write_or_report(self) -> None:
+        if self.is_lost:
+            return  # which is what the run ends with
         try:
             self._write()
         except OSError as failure:  # must not hide what the run itself has to say, perhaps that the disk is full
@@ -266,7 +289,10 @@ def _lock(out: Path, report: Callable[[str], None]) -> int:
         out.mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK):
             raise PermissionError(errno.EACCES, "it is not writable")
-        descriptor = os.open(out / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        for name in FILES:
+            if (out / name).exists() and not (out / name).is_file():
+                raise CheckpointError(f"{out / name} is not a file: remove it, or give another --output-dir")
+        descriptor = _open_lock(out / "lock", os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise CheckpointError(f"--output-dir {out} cannot be used ({error.strerror}): give another folder") from error
     try:
@@ -274,11 +300,42 @@ def _lock(out: Path, report: Callable[[str], None]) -> int:
         enforced = _flock(descriptor, out, owner, report)
         if owner is not None and not (enforced and owner["host"] == socket.gethostname()):
             _outlast(out, owner, report)
+        if not _is_at(out / "lock", descriptor):
+            raise CheckpointError(f"{out / 'lock'} was removed while this process waited for it: start the same command again")
         _say_who_owns(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _open_lock(lock: Path, flags: int) -> int:
+    """Neither follows a link, which may lead to any file, nor waits for the other end of a pipe. Raises: CheckpointError."""
+    descriptor: int | None = None
+    try:
+        descriptor = os.open(lock, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        is_file = False
+    if descriptor is None or not is_file:
+        if descriptor is not None:
+            os.close(descriptor)
+        raise CheckpointError(f"{lock} is not a file, or a link to one: remove it, or give another --output-dir")
+    return descriptor
+
+
+def _is_at(lock: Path, descriptor: int) -> bool:
+    """Whether the open file is still the one of this name."""
+    own = os.fstat(descriptor)
+    try:
+        found = lock.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # a file server that does not answer says nothing
+        return True
+    return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
 
 
 def _flock(descriptor: int, out: Path, owner: dict[str, Any] | None, report: Callable[[str], None]) -> bool:
@@ -338,7 +395,12 @@ def _refuse(out: Path, owner: dict[str, Any] | None) -> NoReturn:
 
 def _owner(out: Path) -> dict[str, Any] | None:
     """Who wrote itself into the lock last, if it did not take itself out again."""
-    content = (out / "lock").read_bytes()  # opened anew each time: that is when network file systems look at the server
+    try:  # opened anew each time: that is when network file systems look at the server
+        descriptor = _open_lock(out / "lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with open(descriptor, "rb") as lock:
+        content = lock.read()
     try:
         owner = json.loads(content)
     except ValueError:  # empty, or from a machine that lost power
@@ -351,8 +413,11 @@ def _say_who_owns(descriptor: int) -> None:
     os.pwrite(descriptor, json.dumps(owner).ljust(255).encode() + b"\n", 0)  # one size, so that no reader sees two mixed
 
 
-def _beat(descriptor: int, released: threading.Event, report: Callable[[str], None]) -> None:
+def _beat(descriptor: int, out: Path, released: threading.Event, report: Callable[[str], None]) -> None:
     while not released.wait(BEAT_SECONDS):
+        if not _is_at(out / "lock", descriptor):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         try:
             _say_who_owns(descriptor)
         except OSError as error:  # saving the next checkpoint is what decides whether the run can go on

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.integration.jobs import (
     job,
     lines,
     recorded,
+    started,
     tiny_options,
 )
 
@@ -478,3 +480,30 @@ def test_the_first_rank_alone_writes_and_speaks(corpus: Path, model: Path, out: 
     for beginning in ("loading the model… ", "resolving the corpus… ", "step 40/40 ", "finished; "):
         assert len([line for line in said if line.startswith(beginning)]) == 1, beginning
     assert len(lines(out / "metrics.jsonl")) == 40
+
+
+@pytest.mark.parametrize("lost", ["the folder", pytest.param("the lock", marks=long)])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=long)])
+def test_a_run_whose_folder_is_taken_away_ends_and_does_not_make_it_anew(
+    corpus: Path, model: Path, out: Path, world: int, lost: str
+) -> None:
+    arguments = tiny_options(corpus, model, out, "--save-every=1")
+    alone = started([sys.executable, "-m", "stream_pretrain", *arguments], out.with_suffix(".log"), forked=True)
+    with alone if world == 1 else job(world, arguments, out.with_suffix(".log")) as running:
+        running.until(lambda: len(checkpoints(out)) > 2)
+        if lost == "the folder":
+            out.rename(out.with_name("elsewhere"))
+        else:
+            (out / "lock").unlink()
+        assert running.wait(OUT_SECONDS) == 1
+    said = f"error: {out} or its lock was removed or replaced while the run trained there: nothing more is written to it"
+    assert len(running.errors()) == 1, running.stderr
+    assert running.errors()[0].startswith(said)
+    assert world > 1 or "Traceback" not in running.stderr  # that of the launcher is its own
+    assert out.exists() == (lost == "the lock")
+    kept = out if lost == "the lock" else out.with_name("elsewhere")
+    for step in checkpoints(kept):
+        verify(kept / "checkpoints" / f"step-{step:08d}")
+    assert recorded(kept)["state"] == "running", "as after the loss of the process"
+    out.with_name("elsewhere").rename(out) if lost == "the folder" else None
+    assert_goes_on(arguments, out, checkpoints(out)[-1])

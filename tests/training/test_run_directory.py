@@ -4,11 +4,14 @@ import errno
 import fcntl
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from stream_pretrain.data.stream import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training import checkpoint, run_directory
 from stream_pretrain.training.checkpoint import Snapshot
+from stream_pretrain.training.preemption import Interrupted, stop_on_signals
 from stream_pretrain.training.run_directory import RunDirectory, Start, decide_start
 from tests.training.test_checkpoint import flip_a_bit, tokenizer
 
@@ -80,6 +84,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     program = """
 import sys, time
 from pathlib import Path
+from stream_pretrain.training.preemption import Interrupted, stop_on_signals
 from stream_pretrain.training.run_directory import RunDirectory
 with RunDirectory.own(Path(sys.argv[1]), [], print):
     print("owned", flush=True)
@@ -199,6 +204,85 @@ def test_a_beat_that_fails_is_reported_and_does_not_end_the_run(tmp_path: Path, 
         monkeypatch.setattr(run_directory, "_say_who_owns", fail)
         assert reported.wait(60)
     assert lines[0] == "the lock of the run cannot be refreshed: [Errno 5] Input/output error"
+
+
+def test_a_lock_that_is_no_file_is_one_line_and_nothing_is_waited_for_or_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for number, make in enumerate((lambda lock: lock.symlink_to(victim), os.mkfifo, Path.mkdir)):
+        out = tmp_path / str(number)
+        out.mkdir()
+        make(out / "lock")
+        with pytest.raises(CheckpointError, match=r"/lock is not a file, or a link to one: remove it, or give another"):
+            start(out)
+    with socket.socket(socket.AF_UNIX) as bound:
+        (tmp_path / "s").mkdir()
+        bound.bind(str(tmp_path / "s" / "lock"))
+        with pytest.raises(CheckpointError, match=r"/lock is not a file, or a link to one"):
+            start(tmp_path / "s")
+    (tmp_path / "dangling").mkdir()
+    (tmp_path / "dangling" / "lock").symlink_to(tmp_path / "made")
+    with pytest.raises(CheckpointError, match=r"/lock is not a file, or a link to one"):
+        start(tmp_path / "dangling")
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "wandb-id", "evaluation.jsonl"])
+def test_a_pipe_in_the_place_of_a_file_is_one_line(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match=rf"/{name} is not a file: remove it, or give another --output-dir"):
+        start(tmp_path)
+
+
+def remove(out: Path) -> None:
+    shutil.rmtree(out)
+
+
+def remove_lock(out: Path) -> None:
+    (out / "lock").unlink()
+
+
+def move(out: Path) -> None:
+    out.rename(out.with_name("elsewhere"))
+
+
+def replace_folder(out: Path) -> None:
+    move(out)
+    out.mkdir()
+    (out / "lock").touch()
+
+
+@pytest.mark.parametrize("lose", [remove, remove_lock, move, replace_folder])
+def test_a_folder_that_is_lost_is_written_no_more_and_every_wait_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lose: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "out"
+    monkeypatch.setattr(run_directory, "BEAT_SECONDS", 0.01)
+    with stop_on_signals() as stop, RunDirectory.own(path, [], unexpected) as out:
+        decide_start(config(), out, unexpected, COMMAND)
+        out.raise_if_lost()
+        lose(path)
+        with pytest.raises(CheckpointError, match=r"out or its lock was removed or replaced while the run trained there"):
+            out.raise_if_lost()
+        with suppress(Interrupted), stop.interruptible():
+            time.sleep(60)
+        assert stop.signal == "SIGTERM"
+        left = sorted(tmp_path.rglob("*"))
+        state = (path / "run.json").read_bytes() if lose is remove_lock else None
+        out.record("failed", error="CheckpointError: lost")
+        out.record_saved(7)
+        assert sorted(tmp_path.rglob("*")) == left
+        assert state is None or (path / "run.json").read_bytes() == state
+
+
+def test_a_lock_that_is_removed_while_it_is_waited_for_is_not_taken(tmp_path: Path) -> None:
+    owner(tmp_path, "elsewhere", age=0)
+    with (
+        pytest.raises(CheckpointError, match=r"/lock was removed while this process waited for it"),
+        RunDirectory.own(tmp_path, [], lambda line: (tmp_path / "lock").unlink()),
+    ):
+        pass
 
 
 def test_a_folder_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
