@@ -429,6 +429,8 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
     )
     tracker = stack.enter_context(_tracker(setup))
     stack.enter_context(writer)
+    if ranks.is_first and first_step:
+        writer.prune()
     window = MetricsWindow(setup.plan, setup.loaded.model, setup.accelerator.device, ranks)
     last_saved = first_step
     stopped = False

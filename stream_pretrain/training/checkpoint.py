@@ -213,6 +213,11 @@ class BackgroundWriter:
         self.wait()
         self._pending = self._thread.submit(self._save, snapshot)
 
+    def prune(self) -> None:
+        """Start pruning what a process that was killed has left to prune, after the previous write has ended."""
+        self.wait()
+        self._pending = self._thread.submit(self._prune)
+
     def check(self) -> None:
         """Raises: CheckpointError where the write that ended last has failed; does not wait for one that goes on."""
         if self._pending is not None and self._pending.done():
@@ -241,6 +246,10 @@ class BackgroundWriter:
         sync_records(self._out)  # a checkpoint counts on the lines of the steps before it
         write(snapshot, directory)
         self._saved(snapshot.step)
+        self._prune()
+
+    def _prune(self) -> None:
+        directory = self._out / "checkpoints"
         prune(directory, keep_last=self._keep_last, keep_every=self._keep_every, cursors=self._out / "cursors")
 
     def __enter__(self) -> Self:
