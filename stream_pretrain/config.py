@@ -94,6 +94,9 @@ class DataConfig:
     """Shorter documents are left out, and counted."""
     max_characters: int | None = None
     """Longer documents are left out, and counted."""
+    special_tokens: Literal["text", "keep"] = "text"
+    """What special tokens of your own, such as [DRUG], are in a document: text, or (keep) the tokens. Those that the model has
+    a use for, such as [MASK], [SEP] and <pad>, are always text."""
     drop_duplicates: bool = False
     """Leave out documents whose text another of the same window has, and count them."""
     sequence_length: int = 512

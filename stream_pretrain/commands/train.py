@@ -41,6 +41,7 @@ from stream_pretrain.data.stream import (
     worker_died,
 )
 from stream_pretrain.data.tokenization import Encoder
+from stream_pretrain.data.tokenizer_probe import Engine, asked, note_on_engine, refuse_unlike
 from stream_pretrain.errors import (
     CheckpointError,
     ConfigError,
@@ -105,6 +106,7 @@ class Setup:
     optimizer: torch.optim.Optimizer
     pinned: PinnedCorpus
     plan: StreamPlan
+    engine: Engine
     evaluation_set: EvaluationSet | None
     cursors: list[LaneCursors]
     totals: Totals
@@ -260,19 +262,17 @@ def prepare(
             sizes = [shard.size for shard in pinned.shards if shard.size is not None]
             mixed = f"{len(pinned.sources)} sources, " if len(pinned.sources) > 1 else ""
             found(f"{mixed}{len(pinned.shards)} shards, {human_bytes(sum(sizes))}, {pinned.lanes} lanes")
-        encoder = Encoder.of(loaded.tokenizer, causal=config.objective.name == "clm")
-        if saved is not None and saved.trainer["tokenizer"] != encoder.fingerprint:
-            raise CheckpointError(
-                f"the tokenizer of {config.model.tokenizer or config.model.path} is not the one the run began with: "
-                "put it back, or start a new run with another --output-dir"
-            )
+        encoder = Encoder.of(loaded.tokenizer, causal=config.objective.name == "clm", special_tokens=config.data.special_tokens)
+        for note in encoder.notes:
+            progress.notice(note)
+        engine = _asked(config, encoder, ranks, saved, progress)
         masked = config.objective.name == "mlm"
         _refuse_short_rows(config, encoder)
         plan = stream_plan(
             config,
             data.lane_plan(config, pinned),
             encoder,
-            Vocabulary.of(loaded.tokenizer, config.objective.selection) if masked else None,
+            Vocabulary.of(loaded.tokenizer, config.objective.selection, encoder.kept) if masked else None,
         )
         for line in _advice(plan, ranks, config.data.workers):
             progress.warning(line)
@@ -307,9 +307,28 @@ def prepare(
         for name in RECORDS:
             trim_after(out.path / name, totals.step if saved is not None else None)
     return Setup(
-        config, accelerator, ranks, out, progress, stop, loaded, bare, model, optimizer, pinned, plan, evaluation_set,
+        config, accelerator, ranks, out, progress, stop, loaded, bare, model, optimizer, pinned, plan, engine, evaluation_set,
         cursors, totals, start.parent,
     )  # fmt: skip
+
+
+def _asked(config: Config, encoder: Encoder, ranks: Ranks, saved: Saved | None, progress: Progress) -> Engine:
+    """What makes the ids, when it makes the same on all ranks as when the run began. Raises: CheckpointError, ModelError."""
+    name = config.model.tokenizer or config.model.path
+    assert name is not None, "validated: a model from scratch has a tokenizer"
+    engine = asked(encoder, name)
+    refuse_unlike(ranks.gather(engine))
+    if saved is None:
+        return engine
+    if saved.trainer["tokenizer"] != encoder.fingerprint:
+        raise CheckpointError(
+            f"the tokenizer of {name} is not the one the run began with: "
+            "put it back, or start a new run with another --output-dir"
+        )
+    note = note_on_engine(engine, saved.trainer.get("engine"))
+    if note is not None:
+        progress.notice(note)
+    return engine
 
 
 def _refuse_short_rows(config: Config, encoder: Encoder) -> None:
@@ -718,6 +737,7 @@ def _snapshot(setup: Setup, cursors: Sequence[LaneCursors]) -> Snapshot:
         "fixed": shown_options(fixed_options(setup.config)),
         "max_steps": setup.config.train.max_steps,
         "tokenizer": setup.plan.encoder.fingerprint,
+        "engine": setup.engine.to_json(),
         "parent": setup.parent,
         "world": setup.ranks.world,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},

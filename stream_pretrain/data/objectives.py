@@ -11,7 +11,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,15 +57,20 @@ class Vocabulary:
     special: NDArray[np.bool_]
     """[V] ids that are never masked."""
     drawable: NDArray[np.int32]
-    """Ids that can replace a token: every id in use that is not special."""
+    """Ids that can replace a token: every id in use that is not special, and was not where it is kept in documents."""
     opens: NDArray[np.uint8]
     """[V] how the token's first character relates to words; empty when single tokens are selected."""
     closes: NDArray[np.uint8]
     """[V] the same for its last character."""
 
     @classmethod
-    def of(cls, tokenizer: Any, selection: Literal["token", "whole_word", "span"] = "token") -> Vocabulary:
+    def of(
+        cls, tokenizer: Any, selection: Literal["token", "whole_word", "span"] = "token", kept: Sequence[int] = ()
+    ) -> Vocabulary:
         """Reads the arrays from a loaded fast tokenizer; where words begin only if `selection` needs it.
+
+        kept: special tokens that documents have. They are content, each a word of its own: masked like any other, and never
+        what replaces another.
 
         Raises:
             ModelError: the tokenizer has no mask token, or ids alone do not tell where its words begin.
@@ -80,10 +85,13 @@ class Vocabulary:
         special[tokenizer.all_special_ids] = True
         special[[token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special]] = True
         used = np.array(sorted(tokens.values()), dtype=np.int32)
+        drawable = used[~special[used]]
+        special[list(kept)] = False
         opens = closes = np.zeros(0, dtype=np.uint8)
         if selection != "token":
             opens, closes = _token_edges(tokenizer, tokens, len(special))
-        return cls(tokenizer.mask_token_id, special, used[~special[used]], opens, closes)
+            opens[list(kept)] = closes[list(kept)] = _BEGINS_ALWAYS
+        return cls(tokenizer.mask_token_id, special, drawable, opens, closes)
 
     def begins_word(self, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
         """[N] whether a word begins at each token of a text [N]; the first one begins one."""

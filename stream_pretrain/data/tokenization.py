@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,15 +77,25 @@ class Encoder:
             notes=file.notes,
         )
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """A hash of all that decides the ids."""
+        """A hash of all in the tokenizer's file that decides the ids."""
+        content = json.loads(self.serialized)
+        vocabulary = [content["model"].pop(name, None) for name in ("vocab", "merges")]
         framing = [self.prefix, self.suffix, self.document_end, self.pad]
-        return hashlib.sha256(f"{framing} {self.serialized}".encode()).hexdigest()
+        said = json.dumps([framing, vocabulary, _what_is_set(content)], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()
 
     def build(self) -> BatchTokenizer:
         """The tokenizer itself."""
         return BatchTokenizer(self.serialized)
+
+
+def _what_is_set(value: Any) -> Any:
+    """Settings without those that are off: a later version of `tokenizers` may write some that there were not before."""
+    if isinstance(value, dict):
+        return {name: _what_is_set(inner) for name, inner in value.items() if inner is not None and inner is not False}
+    return [_what_is_set(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _build(serialized: str) -> Tokenizer:

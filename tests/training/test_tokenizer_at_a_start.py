@@ -1,0 +1,77 @@
+"""What a start says of its tokenizer, and what it refuses when a run goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, PreTrainedTokenizerFast
+
+from stream_pretrain.commands import train
+from stream_pretrain.data import tokenizer_probe
+from tests.corpora import documents, word_tokenizer, write_shard, write_tiny_bert
+from tests.training.runs import run_here
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    write_shard(tmp_path / "s", documents(100), "plain")
+    model = write_tiny_bert(tmp_path / "model")
+    tokenizer = word_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[DRUG]"]})
+    tokenizer.save_pretrained(model)
+    (model / "config.json").write_text(json.dumps({**json.loads((model / "config.json").read_text()), "vocab_size": 128}))
+    sizes = ["--sequence-length=32", "--global-batch-size=4", "--micro-batch-size=4", "--run.wandb=disabled"]
+    return [f"--dataset={tmp_path}/s.jsonl", f"--model.config={model}", f"--model.tokenizer={model}", *sizes]
+
+
+def test_a_run_goes_on_with_the_same_ids_alone(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = f"--output-dir={tmp_path / 'out'}"
+    began = run_here([*arguments, out, "--max-steps=1"])
+    assert began.returncode == 0, began.stderr
+    assert "special tokens in documents are read as text: [DRUG]; --data.special-tokens keep" in began.stderr
+    trainer = json.loads((tmp_path / "out" / "checkpoints" / "step-00000001" / "trainer.json").read_text())
+    assert trainer["engine"]["name"] == "tokenizers"
+
+    monkeypatch.setattr(tokenizer_probe.tokenizers, "__version__", "0.99.0")
+    upgraded = run_here([*arguments, out, "--max-steps=2"])
+    assert upgraded.returncode == 0, upgraded.stderr
+    assert (
+        f"the run was read with tokenizers {trainer['engine']['version']}, now with tokenizers 0.99.0: the same ids"
+        in upgraded.stderr
+    )
+
+    monkeypatch.setattr(train, "asked", lambda *of: replace(tokenizer_probe.asked(*of), ids="others"))
+    refused = run_here([*arguments, out, "--max-steps=3"])
+    assert refused.returncode == 1
+    assert "error: tokenizers 0.99.0 gives other ids than before: install tokenizers==0.99.0, or start" in refused.stderr
+    assert (tmp_path / "out" / "checkpoints" / "step-00000002").exists()
+
+
+def test_special_tokens_decide_the_rows_and_do_not_change_in_a_run(arguments: list[str], tmp_path: Path) -> None:
+    out = f"--output-dir={tmp_path / 'out'}"
+    kept = run_here([*arguments, out, "--max-steps=1", "--data.special-tokens=keep"])
+    assert kept.returncode == 0, kept.stderr
+    assert "special tokens in documents are tokens, never drawn as a random replacement: [DRUG]" in kept.stderr
+    refused = run_here([*arguments, out, "--max-steps=2"])
+    assert refused.returncode == 1
+    assert "data.special-tokens" in refused.stderr
+
+
+def test_a_tokenizer_that_drew_at_random_is_exported_as_it_came(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(100), "plain")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    plain = Tokenizer(models.BPE({t: i for i, t in enumerate(["<eos>", *alphabet, "ba"])}, [("b", "a")], dropout=0.5))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<eos>").save_pretrained(tmp_path / "model")
+    GPT2Config(vocab_size=258, n_embd=16, n_layer=1, n_head=2, n_positions=64).save_pretrained(tmp_path / "model")
+    model = [f"--model.config={tmp_path}/model", f"--model.tokenizer={tmp_path}/model", "--objective.name=clm"]
+    sizes = ["--sequence-length=32", "--global-batch-size=4", "--micro-batch-size=4", "--run.wandb=disabled", "--max-steps=1"]
+    finished = run_here([f"--dataset={tmp_path}/s.jsonl", *model, *sizes, f"--output-dir={tmp_path / 'out'}"])
+    assert finished.returncode == 0, finished.stderr
+    assert "dropout 0.5 draws at random and is switched off" in finished.stderr
+    exported = json.loads((tmp_path / "out" / "model" / "tokenizer.json").read_bytes())
+    assert exported["model"]["dropout"] == 0.5
