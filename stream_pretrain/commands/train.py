@@ -26,8 +26,9 @@ from stream_pretrain.data.costs import memory_bound, reading_cost
 from stream_pretrain.data.lanes import LanePlan
 from stream_pretrain.data.mixture import largest_shares
 from stream_pretrain.data.objectives import Vocabulary
+from stream_pretrain.data.shard_names import count_kinds
 from stream_pretrain.data.source_lane import SourcePlan
-from stream_pretrain.data.sources import resolve
+from stream_pretrain.data.sources import in_words, resolve
 from stream_pretrain.data.stream import (
     LaneCursors,
     StepRows,
@@ -261,7 +262,8 @@ def prepare(
             pinned = ranks.from_first(lambda: _pinned_corpus(config, saved, ranks.world))
             sizes = [shard.size for shard in pinned.shards if shard.size is not None]
             mixed = f"{len(pinned.sources)} sources, " if len(pinned.sources) > 1 else ""
-            found(f"{mixed}{len(pinned.shards)} shards, {human_bytes(sum(sizes))}, {pinned.lanes} lanes")
+            kinds = in_words(count_kinds(shard.name for shard in pinned.shards))
+            found(f"{mixed}{len(pinned.shards)} shards ({kinds}), {human_bytes(sum(sizes))}, {pinned.lanes} lanes")
         encoder = Encoder.of(loaded.tokenizer, causal=config.objective.name == "clm", special_tokens=config.data.special_tokens)
         for note in encoder.notes:
             progress.notice(note)

@@ -1,5 +1,7 @@
 """Bytes to rows. Nothing here knows of models, training or tracking.
 
+    listings   the files of a folder, pattern or store
+    shard_names what names say: formats and splits
     sources    what to read: ids, globs, URLs          -> shards, pinned
     dealing    which lane reads what in an epoch       -> stripes of shards
     transport  bytes of a shard from a restart point

@@ -19,16 +19,39 @@ import os
 import posixpath
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import fsspec
+import yaml
 from fsspec.utils import glob_translate
 
 from stream_pretrain.config import DataConfig, storage_options
+from stream_pretrain.data.listings import (
+    files_below,
+    is_run_among,
+    is_run_below,
+    matching_files,
+    once,
+    split_pattern,
+    without_runs,
+)
+from stream_pretrain.data.shard_names import (
+    BUILDERS,
+    FORMATS,
+    Format,
+    count_kinds,
+    ending_of,
+    has_known_ending,
+    is_shard,
+    kind_of,
+    names_split,
+    of_most_frequent_kind,
+    splits_by_name,
+)
 from stream_pretrain.data.transport import (
     Compression,
     TransportOptions,
@@ -40,33 +63,10 @@ from stream_pretrain.data.transport import (
 from stream_pretrain.errors import SourceError
 from stream_pretrain.urls import on_web, unsigned, without_secrets
 
-Format = Literal["jsonl", "text", "parquet", "examples"]
-
 logger = logging.getLogger(__name__)
-
-FORMATS: dict[str, Format] = {
-    ".jsonl": "jsonl",
-    ".json": "jsonl",
-    ".ndjson": "jsonl",
-    ".txt": "text",
-    ".text": "text",
-    ".parquet": "parquet",
-}
-"""Endings our own reader knows, each also with the ending of a compression."""
-
-BUILDERS = {".csv": "csv", ".tsv": "csv", ".arrow": "arrow", ".tar": "webdataset"}
-"""Further endings: the builder of `datasets` that reads them."""
 
 _BUILDER_OF_FORMAT = {"jsonl": "json", "text": "text", "parquet": "parquet"}
 
-# Files that lie beside the shards of a corpus and have a shard's ending.
-_NOT_SHARDS = re.compile(
-    r"(readme|licen[cs]e|notice|changelog)(\..*)?|(config|state|dataset_infos?|dataset_dict)\.json", re.IGNORECASE
-)
-# What `datasets` takes for the name of a split in a folder or file name.
-_SPLIT_WORD = re.compile(
-    r"(?:^|[-._ 0-9])(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?:[-._ 0-9]|$)"
-)
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
 _HUB_URL = re.compile(r"hf://datasets/(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:convert|pr)/\w+|[^/]+))?(?:/(?P<path>.+))?")
 _ENDS = 64 * 1024
@@ -280,7 +280,33 @@ def _ask_for(entry: str, data: DataConfig, commits: Mapping[str, str]) -> _Found
     """What `entry` stands for; asked again where a store is busy or a connection breaks."""
     scheme, separator, rest = entry.partition("://")
     url = scheme.lower() + separator + rest if separator else entry
-    return answered(lambda: _find(url, data, commits), without_secrets(url), data.retry_deadline)
+    found = answered(lambda: _find(url, data, commits), without_secrets(url), data.retry_deadline)
+    _say_mixture(without_secrets(url), list(found.files))
+    return found
+
+
+def _say_mixture(entry: str, names: Sequence[str]) -> None:
+    """Files of two kinds in one place: some may lie there by chance."""
+    counts = count_kinds(names)
+    (most, _), *others = counts.most_common()
+    few = [name for name in names if kind_of(name) != most]
+    if others:
+        logger.warning(
+            "%s: %s, all of which are read; not %s? A glob or --data.data-files names those to read",
+            entry,
+            in_words(counts),
+            _shown(few),
+        )
+
+
+def in_words(kinds: Mapping[str, int]) -> str:
+    """How many files are of each kind, the most frequent first."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _shown(names: Collection[str]) -> str:
+    """Some names, and how many more there are."""
+    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def _find(entry: str, data: DataConfig, commits: Mapping[str, str]) -> _Found:
@@ -298,7 +324,7 @@ def _find(entry: str, data: DataConfig, commits: Mapping[str, str]) -> _Found:
         return _find_folder(entry, path, data)
     if glob.has_magic(entry):
         _refuse_parts(entry, data, "name", "revision", "data_files", "data_dir")
-        root, pattern = _split_pattern(path.as_posix())
+        root, pattern = split_pattern(path.as_posix())
         return _find_local_glob(entry, Path(root), pattern, data)
     if not _HUB_ID.fullmatch(entry):
         raise SourceError(f"{entry}: there is no such file or folder")
@@ -317,30 +343,13 @@ def _refuse_parts(entry: str, data: DataConfig, *options: str) -> None:
 def _shard(url: str, name: str, size: int | None, identity: str | None, data: DataConfig, builder: str | None = None) -> Shard:
     """The shard at `url`; its ending says how it is read, else `builder` does."""
     compression = compression_of(name)
-    ending = _ending(name)
+    ending = ending_of(name)
     file_format = FORMATS.get(ending, "examples")
     if file_format == "examples":
         return Shard(url, name, size, identity, file_format, compression, BUILDERS.get(ending, builder))
     if data.reader == "datasets":
         return Shard(url, name, size, identity, "examples", compression, _BUILDER_OF_FORMAT[file_format])
     return Shard(url, name, size, identity, file_format, compression)
-
-
-def _ending(name: str) -> str:
-    """The ending that says the format, below the one of a compression."""
-    stem = name if compression_of(name) == "none" else posixpath.splitext(name)[0]
-    return posixpath.splitext(stem)[1].lower()
-
-
-def _has_known_ending(name: str) -> bool:
-    return _ending(name) in {*FORMATS, *BUILDERS}
-
-
-def _is_shard(name: str) -> bool:
-    """Whether a file of a folder or glob belongs to the corpus, by its path in it."""
-    parts = name.split("/")
-    hidden = any(part.startswith(".") for part in parts)
-    return not hidden and not _NOT_SHARDS.fullmatch(parts[-1]) and _has_known_ending(name)
 
 
 def _require(names: Iterable[str], entry: str, what: str = "no shard") -> list[str]:
@@ -357,9 +366,9 @@ def _require(names: Iterable[str], entry: str, what: str = "no shard") -> list[s
 def _local(entry: str, root: Path, names: Iterable[str], data: DataConfig, *, chosen: bool = False) -> _Found:
     """Local files by their paths below `root`; `chosen` ones only need a known ending."""
     base = Path(os.path.abspath(root))
-    kept = _require((name for name in names if chosen or _is_shard(name)), entry)
+    kept = _require((name for name in names if chosen or is_shard(name)), entry)
     if chosen:
-        _require(filter(_has_known_ending, kept), entry, "the ending says no format")
+        _require(filter(has_known_ending, kept), entry, "the ending says no format")
     return _Found(base.as_posix(), {name: _local_shard(base / name, name, data) for name in kept})
 
 
@@ -377,88 +386,114 @@ def _local_shard(path: Path, name: str, data: DataConfig) -> Shard:
 
 
 def _find_local_glob(entry: str, root: Path, pattern: str, data: DataConfig) -> _Found:
-    parts = Path(pattern).parts
-    if "**" in parts:
-        first = parts.index("**")
-        # As for a shell, two stars are one where they are only a part of a name.
-        below = "/".join(part if part == "**" else re.sub(r"\*+", "*", part) for part in parts[first:])
-        matches = re.compile(glob_translate(below)).match
-        folders = sorted(glob.glob(f"{Path(*parts[:first])}/", root_dir=root))
-        found = [Path(folder, name) for folder in folders for name in _files_below(root / folder) if matches(name)]
-    else:
-        found = [path for path in map(Path, glob.glob(pattern, root_dir=root)) if not (root / path).is_dir()]
-    return _local(entry, root, _require((path.as_posix() for path in found), entry, "no file matches"), data)
-
-
-def _files_below(root: Path) -> Iterator[str]:
-    """The files below a folder but for hidden ones, by their paths in it. Links are followed where they lead to no circle.
-
-    Raises: SourceError for a folder that cannot be read: its shards would be missing.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise SourceError(f"{error.filename}: cannot be read: {error.strerror}") from error
-
-    root = Path(os.path.abspath(root))
-    for place, folders, files in os.walk(root, followlinks=True, onerror=refuse):
-        here = Path(place)
-        kept = (name for name in folders if not name.startswith(".") and name != "lost+found")  # root's own on each disk
-        folders[:] = sorted(name for name in kept if not _leads_back(here / name))
-        yield from ((here / name).relative_to(root).as_posix() for name in files)
-
-
-def _leads_back(folder: Path) -> bool:
-    """Whether a link leads to a folder that it lies in."""
-    return folder.is_symlink() and any(map(folder.samefile, folder.parents))
-
-
-def _split_pattern(pattern: str) -> tuple[str, str]:
-    """The folders of a pattern before the first wildcard, and the rest."""
-    parts = pattern.split("/")
-    fixed = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    return "/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else ""), "/".join(parts[fixed:])
+    found = _require(matching_files(root, pattern), entry, "no file matches")
+    found = _require(without_runs(found, is_run_below(root)), entry, "nothing but what a run has left matches")
+    return _local(entry, root, once(root, found).values(), data)
 
 
 def _find_folder(entry: str, folder: Path, data: DataConfig) -> _Found:
-    """A folder: `datasets` knows the splits of one that has them, any other is one split with all shards below it."""
+    """A folder: one that names splits has those, any other is one split with all shards below it."""
     root = folder / (data.data_dir or "")
     if not root.is_dir():
         raise SourceError(f"{entry}: there is no folder {data.data_dir} in it")
     if data.data_files is not None:
         _refuse_parts(entry, data, "name", "revision")
         return _find_local_glob(f"{entry}/{data.data_files}", root, data.data_files, data)
-    shards = _require(filter(_is_shard, _files_below(root)), entry)
-    if data.name is None and not _has_configs(root) and not any(map(_names_split, shards)):
+    shards = _require(filter(is_shard, without_runs(files_below(root), is_run_below(root))), entry)
+    several = False
+    if data.name is not None or _has_configs(root):
+        splits, several = _splits_of_card(entry, root, shards, data)
+        in_split = _of_other_kinds(shards, splits)
+    elif any(map(names_split, shards)):
+        named = splits_by_name(shards)
+        splits = {split: of_most_frequent_kind(files) for split, files in named.items()}
+        in_split = {name for files in named.values() for name in files}
+    else:
         _refuse_parts(entry, data, "revision")
-        return _local(entry, root, shards, data)
+        return _local(entry, root, once(root, shards).values(), data)
+    if several:  # the files of other configurations are not left out by mistake
+        shards = [name for files in splits.values() for name in files]
+    _require_split(entry, data.split, splits, shards)
+    read = once(root, (name for files in splits.values() for name in files))  # over another way, perhaps
+    left_out = [name for place, name in once(root, shards).items() if place not in read]
+    _say_what_is_left_out(entry, left_out, splits, in_split)
+    return _local(entry, root, once(root, splits[data.split]).values(), data)
+
+
+def _splits_of_card(entry: str, root: Path, shards: Sequence[str], data: DataConfig) -> tuple[dict[str, list[str]], bool]:
+    """The files of each split, as the folder's card has them, and whether it has several configurations."""
     base = root.resolve()  # as `datasets` names the files in it
-    splits, _ = _splits(entry, str(base), data)
-    by_split = {split: [Path(url).relative_to(base).as_posix() for url in urls] for split, urls in splits.items()}
-    if data.name is None:  # else the files of other configurations
-        _say_what_is_left_out(entry, shards, by_split)
-    return _local(entry, base, by_split[data.split], data)
+    builder = _builder(entry, str(base), data)
+    splits = {split: [Path(url).relative_to(base).as_posix() for url in urls] for split, urls in _splits(builder).items()}
+    # `datasets` follows no link to a folder: the patterns of the card are asked about our listing too.
+    for split, patterns in _patterns_of_card(root, builder.config.name).items():
+        matches = [re.compile(glob_translate(posixpath.normpath(pattern))).match for pattern in patterns]
+        splits[split] += [name for name in shards if name not in splits[split] and any(match(name) for match in matches)]
+    return splits, len(builder.builder_configs) > 1
 
 
-def _say_what_is_left_out(entry: str, shards: Iterable[str], splits: Mapping[str, Sequence[str]]) -> None:
+def _require_split(entry: str, split: str, splits: Mapping[str, Sequence[str]], shards: Sequence[str]) -> None:
+    """Refuse a split that no name is of, and say which files are of none."""
+    if split in splits:
+        return
+    left_out = sorted(set(shards).difference(*splits.values()))
+    only = ", ".join(f"{name} ({_shown(files)})" if left_out else name for name, files in splits.items()) or "none"
+    rest = f"; {_shown(left_out)} in none: name the files to read with --data.data-files" if left_out else ""
+    raise SourceError(f"{entry}: there is no split {split!r}, only {only}{rest}")
+
+
+def _of_other_kinds(names: Iterable[str], splits: Mapping[str, Sequence[str]]) -> set[str]:
     """Of files in several formats, `datasets` takes those of one."""
-    if left_out := sorted(set(shards).difference(*splits.values())):
-        logger.warning(
-            "%s: %d files are in no split and are not read, for example %s; --data.data-files names files in place of a split",
-            entry,
-            len(left_out),
-            left_out[0],
-        )
+    kinds = count_kinds(name for files in splits.values() for name in files)
+    return {name for name in names if kind_of(name) not in kinds}
 
 
-def _names_split(name: str) -> bool:
-    return any(_SPLIT_WORD.search(part) for part in name.split("/"))
+def _say_what_is_left_out(
+    entry: str, names: Iterable[str], splits: Mapping[str, Sequence[str]], in_split: Collection[str]
+) -> None:
+    """Files in no split, and files that are in one but not of the kind that most of it are of."""
+    kinds = in_words(count_kinds(name for files in splits.values() for name in files))
+    left_out = set(names).difference(*splits.values())
+    for what, these in (
+        ("in no split", left_out.difference(in_split)),
+        (f"of another kind than {kinds}", left_out.intersection(in_split)),
+    ):
+        if these:
+            number, verb = ("1 file", "is") if len(these) == 1 else (f"{len(these):,} files", "are")
+            logger.warning(
+                "%s: %s %s %s and %s not read: %s; --data.data-files names files in place of a split",
+                *(entry, number, verb, what, verb, _shown(these)),
+            )
 
 
 def _has_configs(folder: Path) -> bool:
     """Whether the folder's card says which files are which configuration."""
+    return (folder / ".huggingface.yaml").is_file() or bool(_configs_of_card(folder))
+
+
+def _configs_of_card(folder: Path) -> list[dict[str, Any]]:
+    """The configurations in the header of the folder's card."""
     card = folder / "README.md"
     header = re.match(r"---\n(.*?)\n---", card.read_text("utf-8", "replace"), re.DOTALL) if card.is_file() else None
-    return (folder / ".huggingface.yaml").is_file() or (header is not None and "\nconfigs:" in f"\n{header[1]}")
+    if header is None or "\nconfigs:" not in f"\n{header[1]}":
+        return []
+    try:
+        configs = yaml.safe_load(header[1])["configs"]
+    except yaml.YAMLError as error:
+        raise SourceError(f"{card}: its header is not YAML: {' '.join(str(error).split())}") from error
+    return [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
+
+
+def _patterns_of_card(folder: Path, config_name: str) -> dict[str, list[str]]:
+    """The patterns of files of each split of a configuration, as the folder's card has them."""
+    from datasets.data_files import sanitize_patterns
+
+    for config in _configs_of_card(folder):
+        if config.get("config_name", "default") == config_name and "data_files" in config:
+            below = config.get("data_dir", "")
+            patterns = sanitize_patterns(config["data_files"])
+            return {split: [posixpath.join(below, pattern) for pattern in of] for split, of in patterns.items()}
+    return {}
 
 
 # The Hub
@@ -485,27 +520,38 @@ def _find_on_hub(
         files = _list(filesystem, posixpath.join(root, data.data_dir or "", data.data_files), f"{entry}/{data.data_files}")
     else:
         location = f"hf://datasets/{canonical_id}"
-        splits, builder = _splits(entry, location, data, data_dir=data.data_dir, revision=commit, token=token)
-        wanted = [url.removeprefix("hf://") for url in splits[data.split]]
+        asked = _builder(entry, location, data, data_dir=data.data_dir, revision=commit, token=token)
+        builder = str(asked.name)
+        splits = {split: [url.removeprefix(f"hf://{root}/") for url in urls] for split, urls in _splits(asked).items()}
+        below = f"{data.data_dir}/" if data.data_dir else ""
+        known = _listed_on_hub(filesystem, root)
+        shards = [n for n in without_runs(known, is_run_among(known)) if n.startswith(below) and is_shard(n)]
+        if len(asked.builder_configs) > 1:  # the files of other configurations are not left out by mistake
+            shards = []
+        _require_split(entry, data.split, splits, shards)
+        _say_what_is_left_out(entry, shards, splits, _of_other_kinds(shards, splits))
+        wanted = [f"{root}/{name}" for name in splits[data.split]]
         listed = {
             info["name"]: info
             for folder in sorted({posixpath.dirname(name) for name in wanted})
             for info in filesystem.ls(folder, detail=True)
         }
         files = {name: listed[name] for name in wanted}
-        if data.name is None:  # else the files of other configurations
-            by_split = {split: [url.removeprefix(f"hf://{root}/") for url in urls] for split, urls in splits.items()}
-            below = f"{root}/{data.data_dir}/" if data.data_dir else f"{root}/"
-            known = (info["name"] for infos in filesystem.dircache.values() for info in infos if info["name"].startswith(below))
-            _say_what_is_left_out(entry, filter(_is_shard, (name.removeprefix(f"{root}/") for name in known)), by_split)
-    shards = {}
-    for name, info in files.items():
-        inner = name.removeprefix(f"{root}/")
+    inner_names = {name.removeprefix(f"{root}/"): name for name in files}
+    found = {}
+    for inner in without_runs(inner_names, is_run_among(_listed_on_hub(filesystem, root))):
+        name, info = inner_names[inner], files[inner_names[inner]]
         # Endings this module does not know are left to the builder that `datasets` chose for them.
-        if _is_shard(inner) or builder not in {None, *_BUILDER_OF_FORMAT.values(), *BUILDERS.values()}:
-            shards[inner] = _shard(f"hf://{name}", inner, info["size"], _hub_identity(info), data, builder)
-    _require(shards, entry)
-    return _Found(f"hf://datasets/{canonical_id}", shards, commit)
+        if is_shard(inner) or builder not in {None, *_BUILDER_OF_FORMAT.values(), *BUILDERS.values()}:
+            found[inner] = _shard(f"hf://{name}", inner, info["size"], _hub_identity(info), data, builder)
+    _require(found, entry)
+    return _Found(f"hf://datasets/{canonical_id}", found, commit)
+
+
+def _listed_on_hub(filesystem: Any, root: str) -> list[str]:
+    """The files of a Hub dataset that its listings so far have told of, by their paths in it."""
+    listed = (info["name"] for infos in filesystem.dircache.values() for info in infos)
+    return [name.removeprefix(f"{root}/") for name in listed if name.startswith(f"{root}/")]
 
 
 def _pin(entry: str, dataset_id: str, revision: str | None, token: str | None) -> tuple[str, str]:
@@ -529,21 +575,22 @@ def _hub_identity(info: Mapping[str, Any]) -> str:
     return f"sha256:{info['lfs']['sha256']}" if info["lfs"] else f"git:{info['blob_id']}"
 
 
-def _splits(entry: str, location: str, data: DataConfig, **chosen: str | None) -> tuple[Mapping[str, list[str]], str]:
-    """Ask `datasets` for the files of each split, the configured one among them, and the builder it reads them with."""
+def _builder(entry: str, location: str, data: DataConfig, **chosen: str | None) -> Any:
+    """What `datasets` reads a folder or a Hub dataset with: it knows their configurations and splits."""
     import datasets
 
     try:
-        builder = datasets.load_dataset_builder(location, data.name, **chosen)
+        return datasets.load_dataset_builder(location, data.name, **chosen)
     except datasets.exceptions.DatasetNotFoundError as error:
         said = " ".join(str(error).split()).rstrip(".")
         raise SourceError(f"{entry}: {said}; the token of an account that may read it goes into HF_TOKEN") from error
     except (FileNotFoundError, ValueError, RuntimeError) as error:  # the last for a dataset with a script of its own
         raise SourceError(f"{entry}: {' '.join(str(error).split())}") from error
-    splits: Mapping[str, list[str]] = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
-    if data.split not in splits:
-        raise SourceError(f"{entry}: there is no split {data.split!r}, only {', '.join(splits) or 'none'}")
-    return splits, str(builder.name)
+
+
+def _splits(builder: Any) -> dict[str, list[str]]:
+    """The files of each split."""
+    return {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
 
 
 # Other stores
@@ -559,7 +606,7 @@ def _find_url(url: str, data: DataConfig) -> _Found:
         raise SourceError(f"{entry}: is not a URL: {error}") from error
     if on_web(url) and "*" not in unsigned(url):  # a web server has no listings
         name = posixpath.basename(urllib.parse.unquote(parts.path))
-        _require(filter(_has_known_ending, [name]), entry, "the ending says no format")
+        _require(filter(has_known_ending, [name]), entry, "the ending says no format")
         return _Found(entry.rpartition("/")[0], {name: _shard(url, name, None, None, data)})
     try:
         filesystem, path = fsspec.url_to_fs(url, **storage_options(data.storage_options))
@@ -567,9 +614,10 @@ def _find_url(url: str, data: DataConfig) -> _Found:
         raise SourceError(f"{entry}: cannot be opened: {error}") from error
     files = _list(filesystem, path.rstrip("/"), entry)
     single = list(files) == [path]
-    root = posixpath.dirname(path) if single else _split_pattern(path)[0] if glob.has_magic(path) else path.rstrip("/")
+    root = posixpath.dirname(path) if single else split_pattern(path)[0] if glob.has_magic(path) else path.rstrip("/")
     names = {file.removeprefix(root).lstrip("/"): file for file in files}
-    kept = _require((name for name in names if _is_shard(name) or (single and _has_known_ending(name))), entry)
+    names = {name: names[name] for name in without_runs(names, is_run_among(names))}
+    kept = _require((name for name in names if is_shard(name) or (single and has_known_ending(name))), entry)
     shards = {
         name: _shard(
             filesystem.unstrip_protocol(names[name]), name, files[names[name]].get("size"), _identity(files[names[name]]), data

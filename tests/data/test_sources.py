@@ -275,8 +275,9 @@ def test_files_in_no_split_are_said(tmp_path: Path, caplog: pytest.LogCaptureFix
     write(tmp_path, "train/a.jsonl", "train/b.jsonl", "extra/c.jsonl", "train/d.txt")
     assert names(tmp_path) == ["train/a.jsonl", "train/b.jsonl"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}: 2 files are in no split and are not read, for example extra/c.jsonl; "
-        "--data.data-files names files in place of a split"
+        f"{tmp_path}: 1 file is in no split and is not read: extra/c.jsonl; --data.data-files names files in place of a split",
+        f"{tmp_path}: 1 file is of another kind than 2 JSON lines and is not read: train/d.txt; "
+        "--data.data-files names files in place of a split",
     ]
 
 

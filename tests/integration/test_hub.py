@@ -347,6 +347,23 @@ def test_splits_come_from_names_and_folders(hub: AskedHub) -> None:
     ]
 
 
+def test_what_a_run_has_left_in_a_dataset_is_no_corpus(hub: AskedHub) -> None:
+    run = ("out/run.json", "out/lock", "out/metrics.jsonl", "out/model/tokenizer.json")
+    write(hub, "datasets/org/with-a-run/main", "a.jsonl", *run)
+    answers = resolve(hub, *({"dataset": "org/with-a-run", **chosen} for chosen in ({}, {"data_files": "**"})))
+    assert [names(answer) for answer in answers] == [["a.jsonl"], ["a.jsonl"]]
+
+
+def test_a_name_that_puts_all_others_in_no_split_is_named(hub: AskedHub) -> None:
+    files = [f"en/c4-af.tfrecord-0000{number}-of-00002.json.gz" for number in range(2)]
+    write(hub, "datasets/org/c4/main", *files, "en/c4-af-validation.tfrecord-00000-of-00001.json.gz")
+    assert resolve(hub, {"dataset": "org/c4"}) == [
+        "SourceError: org/c4: there is no split 'train', only validation "
+        "(en/c4-af-validation.tfrecord-00000-of-00001.json.gz); en/c4-af.tfrecord-00000-of-00002.json.gz, "
+        "en/c4-af.tfrecord-00001-of-00002.json.gz in none: name the files to read with --data.data-files"
+    ]
+
+
 def test_files_in_no_split_are_said_without_another_request(hub: AskedHub) -> None:
     """Of files in two formats, `datasets` takes those of the more frequent."""
     write(hub, "datasets/org/corpus/main", "README.md", "a/1.jsonl", "a/2.jsonl", "b/3.parquet", "b/4.jsonl", "de/5.csv")
@@ -355,10 +372,10 @@ def test_files_in_no_split_are_said_without_another_request(hub: AskedHub) -> No
     def said(**options: str) -> list[str]:
         *lines, answer = run(hub, code, json.dumps([{"dataset": "org/corpus", **options}])).splitlines()
         assert json.loads(answer)["shards"]
-        return [line for line in lines if "in no split" in line]
+        return [line for line in lines if "not read" in line]
 
     assert said() == [
-        "org/corpus: 2 files are in no split and are not read, for example b/3.parquet; "
+        "org/corpus: 2 files are of another kind than 3 JSON lines and are not read: b/3.parquet, de/5.csv; "
         "--data.data-files names files in place of a split"
     ]
     listings = [request["path"] for request in hub.requests() if "/tree/" in request["path"]]

@@ -1,0 +1,109 @@
+"""Which files a folder or a pattern has: links to folders are followed, runs that lie there are left alone."""
+
+from __future__ import annotations
+
+import glob
+import os
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+from fsspec.utils import glob_translate
+
+from stream_pretrain.errors import SourceError
+
+# What a run leaves in its folder that looks like a corpus.
+_OF_A_RUN = re.compile(
+    r"(checkpoints|cursors|model|wandb)/.*|(metrics|quarantine|bad_steps|evaluation)\.jsonl|(run|evaluation)\.json"
+)
+
+
+def matching_files(root: Path, pattern: str) -> list[str]:
+    """The files below a folder that a pattern names, by their paths in it."""
+    parts = Path(pattern).parts
+    if "**" in parts:
+        first = parts.index("**")
+        # As for a shell, two stars are one where they are only a part of a name.
+        below = "/".join(part if part == "**" else re.sub(r"\*+", "*", part) for part in parts[first:])
+        matches = re.compile(glob_translate(below)).match
+        folders = sorted(glob.glob(f"{Path(*parts[:first])}/", root_dir=root))
+        found = [Path(folder, name) for folder in folders for name in files_below(root / folder) if matches(name)]
+    else:
+        found = [path for path in map(Path, glob.glob(pattern, root_dir=root)) if not (root / path).is_dir()]
+    return [path.as_posix() for path in found]
+
+
+def files_below(root: Path) -> Iterator[str]:
+    """The files below a folder but for hidden ones, by their paths in it. Links are followed where they lead to no circle.
+
+    Raises: SourceError for a folder that cannot be read: its shards would be missing.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise SourceError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+    root = Path(os.path.abspath(root))
+    for place, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        here = Path(place)
+        kept = (name for name in folders if not name.startswith(".") and name != "lost+found")  # root's own on each disk
+        folders[:] = sorted(name for name in kept if not _leads_back(here / name))
+        yield from ((here / name).relative_to(root).as_posix() for name in files)
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a link leads to a folder that it lies in."""
+    return folder.is_symlink() and any(map(folder.samefile, folder.parents))
+
+
+def split_pattern(pattern: str) -> tuple[str, str]:
+    """The folders of a pattern before the first wildcard, and the rest."""
+    parts = pattern.split("/")
+    fixed = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return "/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else ""), "/".join(parts[fixed:])
+
+
+def without_runs(names: Iterable[str], is_run: Callable[[str], bool]) -> list[str]:
+    """The files that are not of a run: not below the folder of one, nor its records where that is the folder that is listed.
+
+    is_run: whether a folder, by its path in the listed one, has a run.json and a lock.
+    """
+    is_run = cache(is_run)
+
+    def of_a_run(name: str) -> bool:
+        folders = name.split("/")[:-1]
+        inner = ("/".join(folders[:depth]) for depth in range(1, len(folders) + 1))
+        return any(map(is_run, inner)) or (is_run("") and _OF_A_RUN.fullmatch(name) is not None)
+
+    return [name for name in names if not of_a_run(name)]
+
+
+def is_run_among(names: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a folder is that of a run, as far as these files tell."""
+    present = set(names)
+    return lambda folder: {posixpath.join(folder, "run.json"), posixpath.join(folder, "lock")} <= present
+
+
+def is_run_below(root: Path) -> Callable[[str], bool]:
+    """Whether a local folder below `root` is that of a run."""
+    return lambda folder: (root / folder / "run.json").is_file() and (root / folder / "lock").is_file()
+
+
+def once(root: Path, names: Iterable[str]) -> dict[tuple[str, str], str]:
+    """The files by where they lie, each by one of the ways that lead there: the one over no link to a folder, or the first."""
+    base = os.path.realpath(root)
+
+    @cache
+    def real(folder: str) -> str:
+        return os.path.realpath(root / folder)
+
+    def over_a_link(name: str) -> bool:
+        folder = posixpath.dirname(name)
+        return real(folder) != os.path.normpath(posixpath.join(base, folder))
+
+    found: dict[tuple[str, str], str] = {}
+    for name in sorted(names, key=lambda name: (over_a_link(name), name)):
+        folder, file = posixpath.split(name)
+        found.setdefault((real(folder), file), name)
+    return found
