@@ -29,5 +29,9 @@ class CheckpointError(StreamPretrainError):
     """A checkpoint or run directory is missing, damaged, in use, or belongs to another run."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """What a checkpoint holds is not what was written: an older one can take its place."""
+
+
 class TrainingError(StreamPretrainError):
     """The run cannot go on, for example after too many non-finite steps in a row."""

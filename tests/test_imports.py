@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "stream_pretrain"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"earlier", "errors", "terminal", "urls"},
-    {"redaction"},
+    {"redaction", "stored"},
     {"config"},
     {"data", "model"},
     {"training"},

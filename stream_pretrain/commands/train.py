@@ -55,15 +55,14 @@ from stream_pretrain.errors import (
 from stream_pretrain.model.isolation import isolation_fault
 from stream_pretrain.model.loading import LoadedModel, export_state, load_model, load_tokenizer
 from stream_pretrain.model.pretraining import PretrainingModel
+from stream_pretrain.stored import stored
 from stream_pretrain.training import evaluation
 from stream_pretrain.training.checkpoint import (
     BackgroundWriter,
     Saved,
     Snapshot,
-    load_optimizer_tensors,
-    optimizer_tensors,
     read,
-    to_host,
+    read_tensors,
     write_model,
 )
 from stream_pretrain.training.disk import replace_file
@@ -78,6 +77,7 @@ from stream_pretrain.training.loop import (
     training_steps,
 )
 from stream_pretrain.training.metrics import MetricsWindow
+from stream_pretrain.training.model_state import load_optimizer_tensors, load_weights, optimizer_tensors
 from stream_pretrain.training.optimizer import adamw, learning_rate
 from stream_pretrain.training.peers import NO_LIFE, POLL_SECONDS, SILENT_POLLS, STOPPED, Peers, between_ranks
 from stream_pretrain.training.preemption import Interrupted, StopRequest, ignore_in_worker
@@ -251,7 +251,8 @@ def prepare(
     transformers.utils.logging.disable_progress_bar()  # the phases below say what goes on
     with stop.interruptible():
         start = ranks.from_first(lambda: decide_start(config, out, progress.warning, command))
-        saved = None if start.checkpoint is None else read(start.checkpoint)
+        checkpoint = start.checkpoint
+        saved = None if checkpoint is None else ranks.from_first(lambda: read(checkpoint))
         with progress.phase("loading the model") as found:
             loaded = _loaded_by_all(config, accelerator, ranks)
             precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
@@ -286,8 +287,8 @@ def prepare(
     bare = PretrainingModel(loaded.model, len(pinned.sources)).train()
     optimizer = adamw(bare, config.train)
     cursors, totals = first_cursors(pinned.lanes, len(pinned.sources)), Totals()
-    if saved is not None:
-        _restore_weights(loaded, bare, saved)
+    if checkpoint is not None:  # DDP gives the weights of the first rank to the others
+        ranks.from_first(lambda: load_weights(export_state(loaded, bare)[0], read_tensors(checkpoint / "model.safetensors")))
     if config.model.compile:
         bare.compile(dynamic=False)
     model, optimizer = accelerator.prepare(bare, optimizer)
@@ -295,11 +296,17 @@ def prepare(
         fault = isolation_fault(bare, config.data.sequence_length, not masked, loaded.tokenizer.mask_token_id)
     if fault is not None:
         raise ModelError(f"the documents of a row are not kept apart on this {accelerator.device.type}: {fault}")
-    if saved is not None:
-        load_optimizer_tensors(optimizer, bare.model.named_parameters(), saved.optimizer)
+    if saved is not None and checkpoint is not None:
         cursors = cursors_from(saved.stream, pinned.lanes)
-        totals = Totals(**saved.trainer["totals"])
-        progress.notice(f"going on after step {totals.step:,}, from {start.checkpoint}")
+        totals = stored(Totals, saved.trainer["totals"], f"{checkpoint / 'trainer.json'}: totals")
+        load_optimizer_tensors(
+            optimizer,
+            bare.model.named_parameters(),
+            lambda: read_tensors(checkpoint / "optimizer.safetensors"),
+            updates=totals.step - totals.bad_steps,
+            ranks=ranks,
+        )
+        progress.notice(f"going on after step {totals.step:,}, from {checkpoint}")
         was, now = saved.trainer["max_steps"], config.train.max_steps
         if was is not None and now is not None and was != now:
             old = learning_rate(replace(config.train, max_steps=was), totals.step, totals.step / was)
@@ -451,7 +458,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
     tracker = stack.enter_context(_tracker(setup))
     stack.enter_context(writer)
     if ranks.is_first and first_step:
-        writer.prune()
+        writer.prune(first_step)
     window = MetricsWindow(setup.plan, setup.loaded.model, setup.accelerator.device, ranks)
     last_saved = first_step
     stopped = False
@@ -533,7 +540,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
         state: Literal["preempted", "finished"] = "preempted" if stopped else "finished"
         if state == "finished" and ranks.is_first:
             weights, settings = export_state(setup.loaded, setup.bare)
-            write_model(to_host(weights), settings, setup.loaded.tokenizer, out.path / "model")
+            write_model(writer.weights.of(weights), settings, setup.loaded.tokenizer, out.path / "model")
         out.record(state, step=totals.step)
         tracker.finish(state)
     return state
@@ -676,15 +683,6 @@ def _say_what_is_not_read(setup: Setup) -> None:
         )
 
 
-def _refuse_weights_that_are_not_finite(setup: Setup) -> None:
-    """Raise TrainingError in place of saving what no step could go on from: an update can overflow after a finite loss."""
-    if not all(bool(weights.isfinite().all()) for weights in setup.bare.parameters()):
-        raise TrainingError(
-            f"the weights are not finite after step {setup.totals.step}: lower --train.learning-rate; "
-            "the same command goes on from the last checkpoint"
-        )
-
-
 def _unused(totals: Totals) -> tuple[int, ...]:
     """How much was read that no row is made of, and is named."""
     return totals.skipped, totals.empty, totals.stripes
@@ -722,16 +720,15 @@ def _name_bad_step(setup: Setup, result: StepResult) -> None:
 
 def _save(setup: Setup, writer: BackgroundWriter) -> None:
     """Begin to write a checkpoint of this moment. All lanes' cursors come together; the first rank writes."""
-    _refuse_weights_that_are_not_finite(setup)
     own = {lane: setup.cursors[lane] for lane in lanes_of(setup.pinned.lanes, setup.ranks.index, setup.ranks.world)}
     gathered = {lane: cursor for cursors in setup.ranks.gather(own) for lane, cursor in cursors.items()}
     if setup.ranks.is_first:
         writer.wait()
-        writer.submit(_snapshot(setup, [gathered[lane] for lane in range(setup.pinned.lanes)]))
+        writer.submit(_snapshot(setup, [gathered[lane] for lane in range(setup.pinned.lanes)], writer))
 
 
-def _snapshot(setup: Setup, cursors: Sequence[LaneCursors]) -> Snapshot:
-    """What a checkpoint of this moment holds, copied to the host."""
+def _snapshot(setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWriter) -> Snapshot:
+    """What a checkpoint of this moment holds, copied into the memory of the writer."""
     weights, settings = export_state(setup.loaded, setup.bare)
     trainer: dict[str, Any] = {
         "step": setup.totals.step,
@@ -746,20 +743,11 @@ def _snapshot(setup: Setup, cursors: Sequence[LaneCursors]) -> Snapshot:
     }
     return Snapshot(
         step=setup.totals.step,
-        model=to_host(weights),
+        model=writer.weights.of(weights),
         model_config=settings,
         tokenizer=setup.loaded.tokenizer,
-        optimizer=optimizer_tensors(setup.optimizer, setup.bare.model.named_parameters()),
+        optimizer=writer.optimizer.of(optimizer_tensors(setup.optimizer, setup.bare.model.named_parameters())),
         stream=stream_state(cursors),
         corpus=setup.pinned.encoded,
         trainer=trainer,
     )
-
-
-def _restore_weights(loaded: LoadedModel, bare: PretrainingModel, saved: Saved) -> None:
-    """The weights of a checkpoint; tied ones were stored once."""
-    result = bare.model.load_state_dict(saved.model, strict=False)
-    expected, _ = export_state(loaded, bare)
-    missing = set(expected) - set(saved.model)
-    assert not missing, f"weights that are not in the checkpoint: {sorted(missing)}"
-    assert not result.unexpected_keys, f"weights that are not in the model: {result.unexpected_keys}"

@@ -12,12 +12,9 @@ fills up, at any moment leaves every earlier checkpoint as it was. There is no p
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -26,19 +23,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.optim import Optimizer
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from stream_pretrain.errors import CheckpointError
-from stream_pretrain.training.disk import replace_file, sync
+from stream_pretrain.errors import CheckpointError, DamagedCheckpointError, StreamPretrainError, TrainingError
+from stream_pretrain.stored import stored
+from stream_pretrain.training.disk import replace_file
+from stream_pretrain.training.folders import delete, flush, put_in_place
+from stream_pretrain.training.manifest import check_manifest, file_of, json_of, write_manifest
+from stream_pretrain.training.model_state import HostCopies, all_finite
 from stream_pretrain.training.records import sync_records
 
-MANIFEST = "MANIFEST.json"
-FORMAT = 1
 REQUIRED = ("config.json", "model.safetensors", "optimizer.safetensors", "stream.json", "corpus.json", "trainer.json")
 
 
@@ -61,11 +58,9 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint read back. The tensors are mapped from its files: copy what has to outlive them."""
+    """What a checkpoint says, besides its tensors."""
 
     step: int
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
     stream: dict[str, Any]
     corpus: dict[str, Any]
     trainer: dict[str, Any]
@@ -76,8 +71,8 @@ def write(snapshot: Snapshot, directory: Path) -> Path:
 
     Raises: CheckpointError when the disk refuses; all earlier checkpoints are untouched then.
     """
-    final = directory / f"step-{snapshot.step:08d}"
-    with suppress(CheckpointError):  # not there, or damaged and therefore replaced
+    final = directory / _name(snapshot.step)
+    with suppress(DamagedCheckpointError):  # not there, or damaged and therefore replaced
         verify(final)
         return final
 
@@ -88,9 +83,8 @@ def write(snapshot: Snapshot, directory: Path) -> Path:
         for name, value in (("stream", snapshot.stream), ("trainer", trainer)):
             (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
         (folder / "corpus.json").write_bytes(snapshot.corpus)
-        _flush(folder)
-        files = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in _files(folder)}
-        (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1), encoding="utf-8")
+        flush(folder)
+        write_manifest(folder)
 
     _put_in_place(final, fill)
     return final
@@ -106,50 +100,35 @@ def write_model(
     _put_in_place(directory, lambda folder: _write_pretrained(folder, model, model_config, tokenizer))
 
 
-def prune(directory: Path, *, keep_last: int, keep_every: int, cursors: Path) -> None:
-    """Delete all but the newest `keep_last` checkpoints and those at multiples of `keep_every` (0: none of these).
+def prune(directory: Path, *, newest: int, keep_last: int, keep_every: int, cursors: Path) -> None:
+    """Delete all but the last `keep_last` checkpoints up to step `newest` and those at multiples of `keep_every` (0: none).
 
-    The stream.json of a deleted one stays as `cursors`/step-….json.
+    What is no checkpoint of the step that it is named after, or of a later one, is not this run's: it neither counts nor
+    goes. The stream.json of a deleted one stays as `cursors`/step-….json.
     Raises: CheckpointError when the disk refuses.
     """
     assert keep_last > 0
+    own = [(step, path) for step, path in _checkpoints(directory) if step <= newest and _is_of_step(path, step)]
     try:
-        for step, checkpoint in _checkpoints(directory)[:-keep_last]:
+        for step, checkpoint in own[:-keep_last]:
             if keep_every == 0 or step % keep_every != 0:
                 cursors.mkdir(parents=True, exist_ok=True)
-                replace_file(cursors / f"{checkpoint.name}.json", [(checkpoint / "stream.json").read_bytes()])
-                checkpoint.rename(directory / f".old-{checkpoint.name}")
+                replace_file(cursors / f"{checkpoint.name}.json", [file_of(checkpoint / "stream.json")])
+                delete(checkpoint)
     except OSError as error:
         raise CheckpointError(f"{directory}: an old checkpoint could not be removed ({error})") from error
-    for old in directory.glob(".old-*"):
-        _delete(old)
 
 
 def verify(checkpoint: Path) -> None:
-    """Compare every file with the manifest. Raises CheckpointError naming the damaged or missing one."""
-    manifest = checkpoint / MANIFEST
-    try:
-        content = json.loads(manifest.read_bytes())
-        version, files = content["format"], {str(name): dict(expected) for name, expected in content["files"].items()}
-    except OSError as error:
-        raise CheckpointError(f"{manifest} cannot be read ({error.strerror}): use another checkpoint") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{manifest} is damaged: use another checkpoint") from error
-    if version != FORMAT:
-        raise CheckpointError(
-            f"{manifest} has format {version}, this version reads format {FORMAT}: use the version it is from"
-        )
-    for name in REQUIRED:
-        if name not in files:
-            raise CheckpointError(f"{manifest} does not list {name}: use another checkpoint")
-    for name, expected in files.items():
-        try:
-            found = _fingerprint(checkpoint / name)
-        except OSError as error:
-            raise CheckpointError(f"{checkpoint / name} cannot be read ({error.strerror}): use another checkpoint") from error
-        if found != expected:
-            wrong = next(key for key in found if found[key] != expected.get(key))
-            raise CheckpointError(f"{checkpoint / name} is damaged ({wrong} is not that of {MANIFEST}): use another checkpoint")
+    """Compare every file with the manifest, and the step with the name of the folder, where that is a step.
+
+    Raises: DamagedCheckpointError naming what is wrong, CheckpointError for what cannot be read now or is of another version.
+    """
+    check_manifest(checkpoint, REQUIRED)
+    step = _step_of(checkpoint)
+    named = re.fullmatch(r"step-([0-9]+)", checkpoint.name)
+    if named and int(named[1]) != step:
+        raise DamagedCheckpointError(f"{checkpoint} holds step {step}: give it its name back, {_name(step)}")
 
 
 def latest(directory: Path, report: Callable[[str], None]) -> Path | None:
@@ -157,21 +136,28 @@ def latest(directory: Path, report: Callable[[str], None]) -> Path | None:
 
     Leftovers of a killed write are deleted. Each newer checkpoint that is damaged is reported in one line and moved to
     damaged-step-…, where it is neither counted by `prune` nor in the way of the step being written again.
-    Raises: CheckpointError when there are checkpoints but all are damaged.
+    Raises: CheckpointError when there are checkpoints but all are damaged, or when one cannot be read now.
     """
-    for leftover in (*directory.glob(".tmp-*"), *directory.glob(".old-*")):
-        _delete(leftover)
+    for leftover in (*directory.glob(".tmp-*"), *directory.glob(".old-*"), *directory.glob(".gone-*")):
+        delete(leftover)
+    found = _checkpoints(directory)
+    others = sorted({path.name for path in directory.glob("step-*")} - {path.name for _, path in found})
+    if others and not found:
+        raise CheckpointError(f"{directory}: {others[0]} is not the name of a checkpoint, such as {_name(5)}: rename it")
     damaged: dict[Path, str] = {}
-    for _, checkpoint in reversed(_checkpoints(directory)):
+    for _, checkpoint in reversed(found):
         try:
             verify(checkpoint)
-        except CheckpointError as error:
+        except DamagedCheckpointError as error:
             damaged[checkpoint] = str(error)
             continue
         for newer, reason in damaged.items():
             aside = newer.with_name(f"damaged-{newer.name}")
-            _delete(aside)
-            newer.rename(aside)
+            delete(aside)
+            try:
+                newer.rename(aside)
+            except OSError as error:
+                raise CheckpointError(f"{reason}; it could not be put aside ({error.strerror}): delete it") from error
             report(f"{reason}; going back to {checkpoint.name}, the damaged one is now {aside.name}")
         return checkpoint
     if damaged:
@@ -179,27 +165,43 @@ def latest(directory: Path, report: Callable[[str], None]) -> Path | None:
     return None
 
 
+def read_trainer(checkpoint: Path) -> dict[str, Any]:
+    """What trainer.json says: the step, its totals, and with which options the run was started. Raises: CheckpointError."""
+    trainer, where = json_of(checkpoint / "trainer.json"), f"{checkpoint / 'trainer.json'}:"
+    kinds = {"fixed": dict[str, Any], "tokenizer": str, "max_steps": int | None}
+    for name, kind in kinds.items():
+        stored(kind, trainer.get(name), f"{where} {name}")
+    stored(dict[str, Any], trainer.get("versions", {}), f"{where} versions")
+    stored(list[dict[str, Any]], trainer["fixed"].get("data.sources", []), f"{where} fixed.data.sources")
+    if trainer["max_steps"] is not None and trainer["max_steps"] < 1:
+        raise CheckpointError(f"{where} max_steps is {trainer['max_steps']}: use another checkpoint")
+    return trainer
+
+
 def read(checkpoint: Path) -> Saved:
-    """Verify a checkpoint, then read it. Raises: CheckpointError."""
-    verify(checkpoint)
-    stream, corpus, trainer = (
-        json.loads((checkpoint / f"{name}.json").read_bytes()) for name in ("stream", "corpus", "trainer")
-    )
+    """What a checkpoint says that was verified. Raises: CheckpointError."""
     return Saved(
-        step=trainer["step"],
-        model=load_file(checkpoint / "model.safetensors"),
-        optimizer=load_file(checkpoint / "optimizer.safetensors"),
-        stream=stream,
-        corpus=corpus,
-        trainer=trainer,
+        step=_step_of(checkpoint),
+        stream=json_of(checkpoint / "stream.json"),
+        corpus=json_of(checkpoint / "corpus.json"),
+        trainer=read_trainer(checkpoint),
     )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of a checkpoint, mapped from it: copy what has to outlive it. Raises: CheckpointError."""
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be used ({error}): use another checkpoint") from error
+    return tensors
 
 
 class BackgroundWriter:
     """Writes checkpoints, and prunes old ones, on one thread beside the training. A context manager.
 
-    An error of the thread is raised in the training thread by the next call. Call `wait` before the next snapshot is
-    taken, else two of them are in memory at once.
+    An error of the thread is raised in the training thread by the next call. It owns the memory that snapshots are copied
+    into: call `wait` before that is used again.
     """
 
     def __init__(self, out: Path, saved: Callable[[int], None], *, keep_last: int, keep_every: int) -> None:
@@ -207,24 +209,28 @@ class BackgroundWriter:
         self._out, self._saved, self._keep_last, self._keep_every = out, saved, keep_last, keep_every
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self.weights, self.optimizer = HostCopies(), HostCopies()
 
     def submit(self, snapshot: Snapshot) -> None:
-        """Start writing, after the previous write has ended. Raises: CheckpointError of the previous write."""
+        """Start writing, after the previous write has ended.
+
+        Raises: CheckpointError where that has failed, TrainingError where its weights were not finite.
+        """
         self.wait()
         self._pending = self._thread.submit(self._save, snapshot)
 
-    def prune(self) -> None:
-        """Start pruning what a process that was killed has left to prune, after the previous write has ended."""
+    def prune(self, newest: int) -> None:
+        """Start pruning what a process that was killed has left to prune up to a step, after the previous write has ended."""
         self.wait()
-        self._pending = self._thread.submit(self._prune)
+        self._pending = self._thread.submit(self._prune, newest)
 
     def check(self) -> None:
-        """Raises: CheckpointError where the write that ended last has failed; does not wait for one that goes on."""
+        """Raise what the write that ended last has failed by; does not wait for one that goes on."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until what was submitted is on the disk. Raises: CheckpointError."""
+        """Wait until what was submitted is on the disk. Raises: as `submit`."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -235,22 +241,32 @@ class BackgroundWriter:
             futures.wait([pending])
 
     def close(self) -> None:
-        """Wait, then end the thread. Raises: CheckpointError."""
+        """Wait, then end the thread. Raises: as `submit`."""
         try:
             self.wait()
         finally:
             self._thread.shutdown()
 
     def _save(self, snapshot: Snapshot) -> None:
+        if not all_finite(snapshot.model.values()):  # an update can overflow after a finite loss; no step could go on from it
+            raise TrainingError(
+                f"the weights are not finite after step {snapshot.step}: lower --train.learning-rate; "
+                "the same command goes on from the last checkpoint"
+            )
         directory = self._out / "checkpoints"
         sync_records(self._out)  # a checkpoint counts on the lines of the steps before it
         write(snapshot, directory)
         self._saved(snapshot.step)
-        self._prune()
+        self._prune(snapshot.step)
 
-    def _prune(self) -> None:
-        directory = self._out / "checkpoints"
-        prune(directory, keep_last=self._keep_last, keep_every=self._keep_every, cursors=self._out / "cursors")
+    def _prune(self, newest: int) -> None:
+        prune(
+            self._out / "checkpoints",
+            newest=newest,
+            keep_last=self._keep_last,
+            keep_every=self._keep_every,
+            cursors=self._out / "cursors",
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -258,103 +274,46 @@ class BackgroundWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         try:
             self.close()
-        except CheckpointError as failure:
+        except StreamPretrainError as failure:
             if error is None:
                 raise
             error.add_note(str(failure))  # what ended the training stays the error that is shown
 
 
-def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU copies that share no memory with the originals, also where these are on the CPU already."""
-    return {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
-
-
-def optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """State of the optimizer as host copies named `<state>.<parameter name>`, for example `exp_avg.encoder.weight`.
-
-    Empty before the first update. `named_parameters` are those of the bare model; an Accelerate wrapper is unwrapped.
-    """
-    bare, names = _bare(optimizer), {id(parameter): name for name, parameter in named_parameters}
-    parameters = _parameters(bare)
-    assert all(id(parameter) in names for parameter in parameters), "the optimizer has parameters that the model has not"
-    states = {names[id(parameter)]: bare.state.get(parameter) or {} for parameter in parameters}
-    assert not any(states.values()) or all(states.values()), "some parameters have never been updated"
-    return to_host({f"{key}.{name}": value for name, state in states.items() for key, value in state.items()})
-
-
-def load_optimizer_tensors(
-    optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]], tensors: Mapping[str, Tensor]
-) -> None:
-    """Put back what `optimizer_tensors` gave, on each parameter's device; learning rates and the like stay as they are.
-
-    Raises: CheckpointError when a parameter is not covered, unknown or of another shape.
-    """
-    bare, names = _bare(optimizer), {id(parameter): name for name, parameter in named_parameters}
-    saved: dict[str, dict[str, Tensor]] = {}
-    for flat_name, tensor in tensors.items():
-        key, _, name = flat_name.partition(".")
-        saved.setdefault(name, {})[key] = tensor
-    state: dict[int, dict[str, Tensor]] = {}
-    for index, parameter in enumerate(_parameters(bare)):
-        name = names[id(parameter)]
-        if tensors and name not in saved:
-            raise CheckpointError(f"optimizer.safetensors has nothing for the parameter {name}: it belongs to another model")
-        for key, tensor in saved.pop(name, {}).items():
-            if tensor.ndim and tensor.shape != parameter.shape:
-                shapes = f"{list(tensor.shape)} instead of {list(parameter.shape)}"
-                raise CheckpointError(f"optimizer.safetensors: {key}.{name} has shape {shapes}: it belongs to another model")
-            # A copy, since the tensor may be mapped from a file that gets pruned. The step count stays on the host, where
-            # all but the fused and capturable kernels want it; for these `load_state_dict` moves it.
-            device = parameter.device if tensor.ndim else tensor.device
-            state.setdefault(index, {})[key] = tensor.to(device, copy=True)
-    if saved:
-        raise CheckpointError(
-            f"optimizer.safetensors covers {next(iter(saved))}, which is no parameter: it belongs to another model"
-        )
-    bare.load_state_dict({**bare.state_dict(), "state": state})
-
-
-def _bare(optimizer: Optimizer) -> Optimizer:
-    return getattr(optimizer, "optimizer", optimizer)  # Accelerate keeps the torch optimizer there
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    """In the order in which torch numbers them in a state dict."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _checkpoints(directory: Path) -> list[tuple[int, Path]]:
     """(step, folder) of all checkpoints, oldest first."""
-    found = ((re.fullmatch(r"step-(\d{8,})", path.name), path) for path in directory.glob("step-*"))
-    return sorted((int(match[1]), path) for match, path in found if match)
+    found = ((re.fullmatch(r"step-([0-9]{8,18})", path.name), path) for path in directory.glob("step-*"))
+    return sorted((int(match[1]), path) for match, path in found if match and path.name == _name(int(match[1])))
+
+
+def _step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint says it is of. Raises: DamagedCheckpointError where it is not of one mind."""
+    trainer = json_of(checkpoint / "trainer.json")
+    step, totals = trainer.get("step"), trainer.get("totals")
+    counted = totals.get("step") if isinstance(totals, dict) else None
+    if type(step) is not int or type(counted) is not int or counted != step or step < 0:
+        raise DamagedCheckpointError(f"{checkpoint / 'trainer.json'} is not sure of its step: use another checkpoint")
+    return step
+
+
+def _is_of_step(checkpoint: Path, step: int) -> bool:
+    try:
+        return _step_of(checkpoint) == step
+    except DamagedCheckpointError:
+        return False
 
 
 def _put_in_place(final: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a hidden folder, flush it to the disk and rename it to `final`; if anything fails `final` is as before."""
-    temporary, old = final.with_name(f".tmp-{final.name}"), final.with_name(f".old-{final.name}")
-    _delete(temporary)
-    _delete(old)
     try:
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        _flush(temporary)
-        if final.exists():
-            final.rename(old)
-        temporary.rename(final)
-        sync(final.parent)
+        put_in_place(final, fill)
     except (OSError, SafetensorError) as error:
-        _delete(temporary)
         raise CheckpointError(
             f"{final} could not be written ({error}): make room there and start the same command again"
         ) from error
-    _delete(old)
-
-
-def _delete(folder: Path) -> None:
-    # What cannot go now (a network file system keeps a file that another rank still maps) goes at the next prune or start.
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_pretrained(
@@ -373,18 +332,3 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     mode = path.stat().st_mode
     save_file(dict(tensors), path, metadata={"format": "pt"})
     path.chmod(mode)  # safetensors makes files that only their owner can read
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _flush(folder: Path) -> None:
-    """Bring every file of a folder, then the folders themselves, to the disk."""
-    for path in (*_files(folder), *(path for path in folder.rglob("*") if path.is_dir()), folder):
-        sync(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +13,8 @@ from stream_pretrain.errors import ConfigError, StreamPretrainError
 from stream_pretrain.training.launcher import tell_launcher
 
 T = TypeVar("T")
+SPREAD_BYTES = 64 * 1024 * 1024
+"""Tensors go from the first rank to the others in parts of this size, which is the memory it takes."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,25 @@ class Ranks:
         if self.world > 1:
             dist.all_reduce(tensor)
 
+    def spread(self, tensors: Sequence[torch.Tensor], device: torch.device) -> None:
+        """Overwrite contiguous tensors, which are alike on all ranks, by those of the first rank.
+
+        device: where tensors have to be that ranks send each other.
+        """
+        if self.world == 1:
+            return
+        buffer = torch.empty(SPREAD_BYTES, dtype=torch.uint8, device=device)
+        for pieces in _loads(tensors):
+            sent = buffer[: sum(map(len, pieces))]
+            parts = torch.split(sent, [len(piece) for piece in pieces])
+            if self.is_first:
+                for part, piece in zip(parts, pieces, strict=True):
+                    part.copy_(piece)
+            dist.broadcast(sent, src=0)
+            if not self.is_first:
+                for part, piece in zip(parts, pieces, strict=True):
+                    piece.copy_(part)
+
     def wait(self) -> None:
         """Wait until every rank is here."""
         if self.world > 1:
@@ -75,3 +96,18 @@ class Ranks:
     def named(self, error: StreamPretrainError) -> StreamPretrainError:
         """The error with the rank it happened on, where there are several."""
         return error if self.world == 1 else type(error)(f"rank {self.index}: {error}")
+
+
+def _loads(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Tensors as bytes, in loads of at most `SPREAD_BYTES`."""
+    load: list[torch.Tensor] = []
+    room = SPREAD_BYTES
+    for tensor in tensors:
+        for piece in torch.split(tensor.view(-1).view(torch.uint8), SPREAD_BYTES):
+            if len(piece) > room:
+                yield load
+                load, room = [], SPREAD_BYTES
+            load.append(piece)
+            room -= len(piece)
+    if load:
+        yield load

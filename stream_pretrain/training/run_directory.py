@@ -30,8 +30,11 @@ from stream_pretrain.config import ALIASES, Config, fixed_options, flatten, with
 from stream_pretrain.data.stream import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.redaction import HIDDEN
-from stream_pretrain.training.checkpoint import latest
+from stream_pretrain.training.checkpoint import latest, read_trainer, verify
 from stream_pretrain.training.disk import replace_file
+from stream_pretrain.training.folders import repair
+from stream_pretrain.training.manifest import json_of
+from stream_pretrain.training.reading import parsed, read_bytes
 from stream_pretrain.training.records import RECORDS
 
 FILES = ("run.json", *RECORDS, "evaluation.jsonl", "evaluation.json", "wandb-id")
@@ -147,12 +150,14 @@ class RunDirectory:
         """What run.json says; empty where there is none. Raises: CheckpointError."""
         path = self.path / "run.json"
         try:
-            content = json.loads(path.read_bytes())
+            held = read_bytes(path)
         except FileNotFoundError:
             return {}
+        try:
+            content = parsed(held)
         except ValueError as error:
             raise CheckpointError(f"{path} is not JSON: delete it, the checkpoints are all a run needs") from error
-        if not isinstance(content, dict):
+        if not isinstance(content, dict) or not isinstance(content.get("parent"), str | None):
             raise CheckpointError(f"{path} is not a JSON object: delete it, the checkpoints are all a run needs")
         return content
 
@@ -186,6 +191,7 @@ def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None
     Raises: CheckpointError, also when an option that must not change in a run has changed.
     """
     resume, path = config.run.resume, out.path
+    _repair_model(path / "model")
     recorded = out.recorded()
     has_checkpoints = any((path / "checkpoints").glob("step-*"))
     used = has_checkpoints or (path / "model").exists() or _size(path / "metrics.jsonl") > 0
@@ -206,9 +212,10 @@ def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None
         checkpoint = Path(parent)
         if not (checkpoint / "trainer.json").is_file():
             raise CheckpointError(f"{checkpoint} is not a checkpoint: give a folder such as OUT/checkpoints/step-00001000")
+        verify(checkpoint)
     step = 0
     if checkpoint is not None:
-        trainer = _read_json(checkpoint / "trainer.json")
+        trainer = read_trainer(checkpoint)
         new_out = path if not used else _unused(path)
         _refuse_version(trainer, checkpoint, _command_of_a_new_run(command, checkpoint, new_out, resume))
         _refuse_drift(config, trainer["fixed"], checkpoint, new_out, command)
@@ -217,25 +224,22 @@ def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None
     return Start(checkpoint, parent)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): use another checkpoint") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object: use another checkpoint")
-    return content
-
-
 def _refuse_version(trainer: dict[str, Any], checkpoint: Path, new_command: str) -> None:
     """Refuse cursors that this program would misread. Raises: CheckpointError."""
-    version = _read_json(checkpoint / "stream.json").get("version")
+    version = json_of(checkpoint / "stream.json").get("version")
     if version != CURSOR_VERSION:
         writer = trainer.get("versions", {}).get("stream_pretrain", "of the version that wrote it")
         raise CheckpointError(
             f"{checkpoint} has cursors of version {version}, this program reads version {CURSOR_VERSION}: go on with the "
             f"stream_pretrain {writer}, or start a new run from its weights: {new_command}"
         )
+
+
+def _repair_model(model: Path) -> None:
+    try:
+        repair(model)
+    except OSError as error:
+        raise CheckpointError(f"--output-dir {model.parent} cannot be used ({error.strerror}): give another folder") from error
 
 
 def _refuse_drift(config: Config, was: dict[str, Any], checkpoint: Path, new_out: Path, command: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ from stream_pretrain.training import checkpoint, run_directory
 from stream_pretrain.training.checkpoint import Snapshot
 from stream_pretrain.training.preemption import Interrupted, stop_on_signals
 from stream_pretrain.training.run_directory import RunDirectory, Start, decide_start
-from tests.training.test_checkpoint import flip_a_bit, tokenizer
+from tests.training.test_checkpoint import flip_a_bit, tokenizer, trainer_of
 
 COMMAND = ["stream-pretrain", "--dataset", "org/texts", "--output-dir", "OUT", "--seed=1"]
 
@@ -45,7 +45,7 @@ def config(resume: str = "auto", **train: int) -> Config:
 
 
 def save(directory: Path, step: int, of: Config | None = None, *, version: int = CURSOR_VERSION) -> Path:
-    trainer = {"fixed": fixed_options(of or config())}
+    trainer = {**trainer_of(step), "fixed": fixed_options(of or config())}
     weights, stream = {"weight": torch.zeros(1)}, {"version": version}
     return checkpoint.write(
         Snapshot(step, weights, BertConfig(), tokenizer(), {}, stream, b"{}", trainer), directory / "checkpoints"
@@ -493,7 +493,7 @@ def recorded_options(out: Path, change: Callable[[dict[str, object]], None]) -> 
     """Change what a checkpoint says it was trained with, as another version would have written it."""
     fixed = fixed_options(config())
     change(fixed)
-    trainer = {"fixed": fixed}
+    trainer = {**trainer_of(5), "fixed": fixed}
     stream = {"version": CURSOR_VERSION}
     snapshot = Snapshot(5, {"w": torch.zeros(1)}, BertConfig(), tokenizer(), {}, stream, b"{}", trainer)
     checkpoint.write(snapshot, out / "checkpoints")

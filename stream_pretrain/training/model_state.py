@@ -1,0 +1,147 @@
+"""Weights and the state of the optimizer by the names of the parameters: taken out for a checkpoint, put back from one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from stream_pretrain.errors import CheckpointError
+from stream_pretrain.training.ranks import Ranks
+
+STATES = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW knows of a parameter: its updates, a scalar, and two tensors of the parameter's shape."""
+
+
+class HostCopies:
+    """Copies of tensors in memory of the host that is taken once: new memory costs several times what the copy does."""
+
+    def __init__(self) -> None:
+        self._memory: dict[str, Tensor] = {}
+
+    def of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Contiguous copies on the CPU, which the next call overwrites; names, shapes and types are those of the first one."""
+        copies = {name: self._copy(name, tensor.detach()) for name, tensor in tensors.items()}
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            torch.cuda.synchronize()
+        return copies
+
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        if name not in self._memory:
+            self._memory[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        memory = self._memory[name]
+        assert (memory.shape, memory.dtype) == (tensor.shape, tensor.dtype), name
+        return memory.copy_(tensor, non_blocking=True)
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no value is NaN or infinite. By the extremes, which takes a tenth of the time of a look at each value."""
+    kinds = (tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel())
+    return all(bool(extreme.isfinite()) for tensor in kinds for extreme in tensor.aminmax())
+
+
+def load_weights(weights: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Overwrite live weights with those of model.safetensors. Raises: CheckpointError where they are of another model."""
+    _refuse_other_names("model.safetensors", weights.keys(), saved.keys())
+    for name, weight in weights.items():
+        _refuse_other_kind("model.safetensors", name, saved[name], weight.shape, weight.dtype)
+        if not all_finite([saved[name]]):
+            raise CheckpointError(f"model.safetensors: {name} is not finite: use another checkpoint")
+    for name, weight in weights.items():
+        weight.detach().copy_(saved[name])
+
+
+def optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """The live state of the optimizer, named `<state>.<parameter name>`, for example `exp_avg.encoder.weight`.
+
+    Empty before the first update. `named_parameters` are those of the bare model; an Accelerate wrapper is unwrapped.
+    """
+    bare, names = _bare(optimizer), {id(parameter): name for name, parameter in named_parameters}
+    parameters = _parameters(bare)
+    assert all(id(parameter) in names for parameter in parameters), "the optimizer has parameters that the model has not"
+    states = {names[id(parameter)]: bare.state.get(parameter) or {} for parameter in parameters}
+    assert not any(states.values()) or all(states.values()), "some parameters have never been updated"
+    return {f"{key}.{name}": value for name, state in states.items() for key, value in state.items()}
+
+
+def load_optimizer_tensors(
+    optimizer: Optimizer,
+    named_parameters: Iterable[tuple[str, Tensor]],
+    read: Callable[[], Mapping[str, Tensor]],
+    *,
+    updates: int,
+    ranks: Ranks,
+) -> None:
+    """Put back what `optimizer_tensors` gave, on each parameter's device; learning rates and the like stay as they are.
+
+    The first rank reads it, and the others have it from there. updates: there were at most so many.
+    Raises: CheckpointError when a parameter is not covered, unknown or of another shape.
+    """
+    bare, names = _bare(optimizer), {id(parameter): name for name, parameter in named_parameters}
+    parameters = {names[id(parameter)]: parameter for parameter in _parameters(bare)}
+    saved: dict[str, Tensor] = {}
+
+    def check() -> bool:
+        saved.update(read())
+        _refuse_foreign_state(parameters, saved, updates)
+        return bool(saved)
+
+    if not ranks.from_first(check):
+        return
+    state = [
+        # The step count stays on the host, where all but the fused and capturable kernels want it; for these
+        # `load_state_dict` moves it.
+        {
+            key: torch.empty(() if key == "step" else parameter.shape, device="cpu" if key == "step" else parameter.device)
+            for key in STATES
+        }
+        for parameter in parameters.values()
+    ]
+    for name, of_parameter in zip(parameters, state, strict=True):
+        for key, tensor in of_parameter.items() if ranks.is_first else ():
+            tensor.copy_(saved[f"{key}.{name}"])
+    ranks.spread([tensor for of_parameter in state for tensor in of_parameter.values()], next(iter(parameters.values())).device)
+    bare.load_state_dict({**bare.state_dict(), "state": dict(enumerate(state))})
+
+
+def _refuse_foreign_state(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], updates: int) -> None:
+    if not saved and updates == 0:
+        return
+    file = "optimizer.safetensors"
+    _refuse_other_names(file, [f"{key}.{name}" for name in parameters for key in STATES], saved.keys())
+    for name, parameter in parameters.items():
+        for key in STATES:
+            shape = torch.Size() if key == "step" else parameter.shape
+            _refuse_other_kind(file, f"{key}.{name}", saved[f"{key}.{name}"], shape, torch.float32)
+        steps = saved[f"step.{name}"].item()
+        if not 1 <= steps <= updates:
+            raise CheckpointError(
+                f"{file}: {name} was updated {steps:g} times in {updates} steps: it is of another checkpoint, use another one"
+            )
+
+
+def _refuse_other_names(file: str, expected: Iterable[str], found: Iterable[str]) -> None:
+    missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing:
+        raise CheckpointError(f"{file} has no {missing[0]}: it belongs to another model")
+    if unknown:
+        raise CheckpointError(f"{file} has {unknown[0]!r}, which the model has not: it belongs to another model")
+
+
+def _refuse_other_kind(file: str, name: str, tensor: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
+    if tensor.shape != shape:
+        shapes = f"{list(tensor.shape)} instead of {list(shape)}"
+        raise CheckpointError(f"{file}: {name} has shape {shapes}: it belongs to another model")
+    if tensor.dtype != dtype:
+        raise CheckpointError(f"{file}: {name} is {tensor.dtype} instead of {dtype}: it belongs to another model")
+
+
+def _bare(optimizer: Optimizer) -> Optimizer:
+    return getattr(optimizer, "optimizer", optimizer)  # Accelerate keeps the torch optimizer there
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    """In the order in which torch numbers them in a state dict."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
