@@ -62,7 +62,6 @@ from stream_pretrain.training.checkpoint import (
     Saved,
     Snapshot,
     read,
-    read_tensors,
     write_model,
 )
 from stream_pretrain.training.disk import replace_file
@@ -288,7 +287,7 @@ def prepare(
     optimizer = adamw(bare, config.train)
     cursors, totals = first_cursors(pinned.lanes, len(pinned.sources)), Totals()
     if checkpoint is not None:  # DDP gives the weights of the first rank to the others
-        ranks.from_first(lambda: load_weights(export_state(loaded, bare)[0], read_tensors(checkpoint / "model.safetensors")))
+        ranks.from_first(lambda: load_weights(export_state(loaded, bare)[0], checkpoint / "model.safetensors"))
     if config.model.compile:
         bare.compile(dynamic=False)
     model, optimizer = accelerator.prepare(bare, optimizer)
@@ -302,7 +301,7 @@ def prepare(
         load_optimizer_tensors(
             optimizer,
             bare.model.named_parameters(),
-            lambda: read_tensors(checkpoint / "optimizer.safetensors"),
+            checkpoint / "optimizer.safetensors",
             updates=totals.step - totals.bad_steps,
             ranks=ranks,
         )

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -186,15 +186,6 @@ def read(checkpoint: Path) -> Saved:
         corpus=json_of(checkpoint / "corpus.json"),
         trainer=read_trainer(checkpoint),
     )
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of a checkpoint, mapped from it: copy what has to outlive it. Raises: CheckpointError."""
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be used ({error}): use another checkpoint") from error
-    return tensors
 
 
 class BackgroundWriter:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -42,13 +45,23 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(extreme.isfinite()) for tensor in kinds for extreme in tensor.aminmax())
 
 
-def load_weights(weights: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Overwrite live weights with those of model.safetensors. Raises: CheckpointError where they are of another model."""
-    _refuse_other_names("model.safetensors", weights.keys(), saved.keys())
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of a checkpoint, mapped from it: copy what has to outlive it. Raises: CheckpointError."""
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be used ({error}): use another checkpoint") from error
+    return tensors
+
+
+def load_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+    """Overwrite live weights with those of a file. Raises: CheckpointError where they are of another model or not finite."""
+    saved = read_tensors(file)
+    _refuse_other_names(file, weights.keys(), saved.keys())
     for name, weight in weights.items():
-        _refuse_other_kind("model.safetensors", name, saved[name], weight.shape, weight.dtype)
+        _refuse_other_kind(file, name, saved[name], weight.shape, weight.dtype)
         if not all_finite([saved[name]]):
-            raise CheckpointError(f"model.safetensors: {name} is not finite: use another checkpoint")
+            raise CheckpointError(f"{file}: {name} is not finite: use another checkpoint")
     for name, weight in weights.items():
         weight.detach().copy_(saved[name])
 
@@ -67,16 +80,11 @@ def optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str
 
 
 def load_optimizer_tensors(
-    optimizer: Optimizer,
-    named_parameters: Iterable[tuple[str, Tensor]],
-    read: Callable[[], Mapping[str, Tensor]],
-    *,
-    updates: int,
-    ranks: Ranks,
+    optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]], file: Path, *, updates: int, ranks: Ranks
 ) -> None:
     """Put back what `optimizer_tensors` gave, on each parameter's device; learning rates and the like stay as they are.
 
-    The first rank reads it, and the others have it from there. updates: there were at most so many.
+    The first rank reads it from the file, and the others have it from there. updates: there were at most so many.
     Raises: CheckpointError when a parameter is not covered, unknown or of another shape.
     """
     bare, names = _bare(optimizer), {id(parameter): name for name, parameter in named_parameters}
@@ -84,8 +92,8 @@ def load_optimizer_tensors(
     saved: dict[str, Tensor] = {}
 
     def check() -> bool:
-        saved.update(read())
-        _refuse_foreign_state(parameters, saved, updates)
+        saved.update(read_tensors(file))
+        _refuse_foreign_state(file, parameters, saved, updates)
         return bool(saved)
 
     if not ranks.from_first(check):
@@ -106,10 +114,9 @@ def load_optimizer_tensors(
     bare.load_state_dict({**bare.state_dict(), "state": dict(enumerate(state))})
 
 
-def _refuse_foreign_state(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], updates: int) -> None:
+def _refuse_foreign_state(file: Path, parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], updates: int) -> None:
     if not saved and updates == 0:
         return
-    file = "optimizer.safetensors"
     _refuse_other_names(file, [f"{key}.{name}" for name in parameters for key in STATES], saved.keys())
     for name, parameter in parameters.items():
         for key in STATES:
@@ -122,7 +129,7 @@ def _refuse_foreign_state(parameters: Mapping[str, Tensor], saved: Mapping[str, 
             )
 
 
-def _refuse_other_names(file: str, expected: Iterable[str], found: Iterable[str]) -> None:
+def _refuse_other_names(file: Path, expected: Iterable[str], found: Iterable[str]) -> None:
     missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing:
         raise CheckpointError(f"{file} has no {missing[0]}: it belongs to another model")
@@ -130,7 +137,7 @@ def _refuse_other_names(file: str, expected: Iterable[str], found: Iterable[str]
         raise CheckpointError(f"{file} has {unknown[0]!r}, which the model has not: it belongs to another model")
 
 
-def _refuse_other_kind(file: str, name: str, tensor: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
+def _refuse_other_kind(file: Path, name: str, tensor: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
     if tensor.shape != shape:
         shapes = f"{list(tensor.shape)} instead of {list(shape)}"
         raise CheckpointError(f"{file}: {name} has shape {shapes}: it belongs to another model")

@@ -23,8 +23,8 @@ from transformers import (
 
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training import checkpoint
-from stream_pretrain.training.checkpoint import BackgroundWriter, Snapshot, read_tensors
-from stream_pretrain.training.model_state import HostCopies
+from stream_pretrain.training.checkpoint import BackgroundWriter, Snapshot
+from stream_pretrain.training.model_state import HostCopies, read_tensors
 from tests.forks import ENVIRONMENT, trainers
 
 
@@ -35,6 +35,7 @@ import sys
 from pathlib import Path
 from tests.training.test_checkpoint import small_snapshot
 from stream_pretrain.training import checkpoint
+from stream_pretrain.training.model_state import read_tensors
 """
     done = trainers().run(["-c", header + program, str(directory)], ENVIRONMENT)
     assert done.returncode == 0, done.stderr
@@ -268,7 +269,7 @@ for fraction in (0.1, 0.25, 0.4, 0.55, 0.7, 0.85):
     half_written = len(list(directory.glob(".tmp-*")))
     damaged = []
     found = checkpoint.latest(directory, damaged.append)
-    weights = checkpoint.read_tensors(found / "model.safetensors")["weight"]
+    weights = read_tensors(found / "model.safetensors")["weight"]
     print(json.dumps([done, half_written, checkpoint.read(found).step, weights.unique().tolist(), damaged]))
 """
     lines = run_beside(killed_often, tmp_path)
