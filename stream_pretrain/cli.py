@@ -16,9 +16,9 @@ import importlib
 import importlib.metadata
 import io
 import json
+import os
 import pkgutil
 import sys
-import traceback
 import typing
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,10 +29,10 @@ from typing import Any, Literal
 import yaml
 
 from stream_pretrain import commands
-from stream_pretrain.config import ALIASES, Config, validate
+from stream_pretrain.config import ALIASES, Config, secrets_of, validate
 from stream_pretrain.errors import ConfigError, StreamPretrainError
-from stream_pretrain.redaction import HIDDEN, redacted_options, redacted_sources, redacted_url
-from stream_pretrain.terminal import unfailing_stderr
+from stream_pretrain.redaction import HIDDEN, Secrets, printable, redacted_options, redacted_sources, redacted_url
+from stream_pretrain.terminal import ClearStream, clear_stderr, show_traceback, unfailing_stderr
 from stream_pretrain.training.launcher import tell_launcher
 
 PROGRAM = "stream-pretrain"
@@ -43,24 +43,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         sys.argv[1:] = _without_secrets(arguments)  # the client of Weights & Biases records what is there
-    with unfailing_stderr():
+    with unfailing_stderr(), clear_stderr(Secrets.of(_values(arguments), [], os.environ)) as stderr:
         try:
-            return _run(arguments)
+            return _run(arguments, stderr)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
         except StreamPretrainError as error:
             if "--debug" in arguments:
-                traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr)
-            tell_launcher(f"{type(error).__name__}: {error}")
+                show_traceback(error)
+            print("error:", "\n".join(printable(str(line)) for line in error.args), file=sys.stderr)
+            tell_launcher(stderr.secrets.hide(f"{type(error).__name__}: {error}"))
             return 2 if isinstance(error, ConfigError) else 1
-        except Exception as error:
-            tell_launcher(f"{type(error).__name__}: {error}")
-            raise
+        except Exception as error:  # a fault of this program: shown here, where its text is searched for secrets
+            show_traceback(error)
+            tell_launcher(stderr.secrets.hide(f"{type(error).__name__}: {error}"))
+            return 1
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], stderr: ClearStream) -> int:
     command = "train"
     options = arguments
     if arguments and not arguments[0].startswith("-"):
@@ -74,6 +75,7 @@ def _run(arguments: list[str]) -> int:
         print(importlib.metadata.version("stream_pretrain"))
         return 0
     config = parse(options)
+    stderr.secrets = secrets_of(config, os.environ)
     validate(config)
     from stream_pretrain.training.preemption import stop_on_signals
 
@@ -155,6 +157,11 @@ def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
             else:
                 raise ConfigError(f"--{name} needs a value")
         yield name, value
+
+
+def _values(arguments: Sequence[str]) -> list[str]:
+    """The words of a command line that may be values: what follows `=`, and what stands alone."""
+    return [argument.partition("=")[2] if argument.startswith("--") else argument for argument in arguments]
 
 
 def _without_secrets(arguments: Sequence[str]) -> list[str]:
@@ -327,7 +334,8 @@ def _value(value: Any, kind: Any, where: str) -> Any:
                 return int(float(value))
             if float in kinds:
                 return float(value)
-    raise ConfigError(f"{where}: {value!r} is not {_expected(kind)}")
+    shown = f"a {'mapping' if isinstance(value, dict) else 'list'}" if isinstance(value, dict | list) else repr(value)
+    raise ConfigError(f"{where}: {shown} is not {_expected(kind)}")
 
 
 def _kinds(kind: Any) -> tuple[Any, ...]:

@@ -2,7 +2,10 @@
 
 
 class StreamPretrainError(ValueError):
-    """Base of every error meant for the user; the command line prints it as one line."""
+    """Base of every error meant for the user; the command line prints it as one line, or as those it is given in."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class ConfigError(StreamPretrainError):

@@ -141,6 +141,11 @@ def _of_variable(name: str, value: str) -> Iterator[str]:
         yield value
 
 
-def printable(text: str) -> str:
-    """The text in one line that a terminal shows as it is: controls, line ends and half characters are escaped."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+def printable(text: str, *, kept: str = "") -> str:
+    """The text in one line that a terminal shows as it is: controls, line ends and half characters are escaped.
+
+    kept: those that are meant.
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() or sign in kept else sign.encode("unicode_escape").decode() for sign in text)

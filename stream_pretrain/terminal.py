@@ -1,13 +1,22 @@
-"""The terminal as something that may go away: what it does not take is dropped, and stops nothing."""
+"""The terminal as something that may go away, and that text of others must not deceive.
+
+What it does not take is dropped, and stops nothing. Whatever is written there, by a library too, has no secret in it, and no
+sign that moves the cursor or forges a line.
+"""
 
 from __future__ import annotations
 
 import io
+import logging
 import os
+import re
 import sys
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TextIO
+from contextlib import contextmanager, redirect_stderr, suppress
+from typing import Any, TextIO, cast
+
+from stream_pretrain.redaction import Secrets, printable
 
 STANDARD = (0, 1, 2)
 
@@ -33,6 +42,50 @@ def unfailing_stderr() -> Iterator[None]:
         yield
     finally:
         sys.stderr = previous
+
+
+@contextmanager
+def clear_stderr(secrets: Secrets) -> Iterator[ClearStream]:
+    """Let no secret and no escape of a terminal through; messages of this program's logs are one line each."""
+    stream = ClearStream(sys.stderr, secrets)
+    lines = _Lines()
+    logger = logging.getLogger(__package__)
+    logger.addHandler(lines)
+    try:
+        with redirect_stderr(cast(TextIO, stream)):
+            yield stream
+    finally:
+        logger.removeHandler(lines)
+
+
+class ClearStream:
+    """A stream with text that may be shown; all else is that of the stream below."""
+
+    def __init__(self, stream: TextIO, secrets: Secrets) -> None:
+        self._stream = stream
+        self.secrets = secrets
+
+    def write(self, text: str) -> int:
+        self._stream.write(printable(self.secrets.hide(text), kept="\n\r\t"))
+        return len(text)
+
+    def writelines(self, lines: Iterator[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{printable(record.getMessage())}\n")
+
+
+def show_traceback(error: BaseException) -> None:
+    """Print the traceback of an error; no line of its message can be taken for one of ours."""
+    text = "".join(traceback.format_exception(error))
+    sys.stderr.write(re.sub(r"^(?=error:|warning:)", "  ", text, flags=re.MULTILINE))
 
 
 class _Unfailing(io.RawIOBase):

@@ -6,11 +6,17 @@ import io
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import pytest
 
-from stream_pretrain.terminal import unfailing_stderr
+from stream_pretrain import cli
+from stream_pretrain.errors import CheckpointError
+from stream_pretrain.redaction import Secrets
+from stream_pretrain.terminal import clear_stderr, show_traceback, unfailing_stderr
+from stream_pretrain.training.progress import Progress
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.forks import ENVIRONMENT, trainers
 from tests.integration.jobs import lines, recorded, tiny_options
@@ -99,3 +105,58 @@ def test_a_stream_in_memory_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
     with unfailing_stderr():
         assert sys.stderr is stream
+
+
+# --- What is written there ---
+
+
+@contextmanager
+def terminal() -> Iterator[io.StringIO]:
+    """What stands on a terminal where `sekret-word` is a secret."""
+    with redirect_stderr(io.StringIO()) as below, clear_stderr(Secrets(["sekret-word"])):
+        yield below
+
+
+def test_no_secret_and_no_escape_gets_to_the_terminal_by_whatever_way() -> None:
+    with terminal() as said:
+        logging.getLogger("stream_pretrain.data.transport").warning("%s: HTTP 503", "a\nerror: forged\x1b[2J")
+        logging.StreamHandler().emit(logging.makeLogRecord({"msg": "retrying /x?key=sekret-word after \x1b[31mx"}))
+        sys.stderr.write("\tsekret-word\r\x9b1m\udce9é\n")
+        Progress(sys.stderr).warning("shard a\nerror: forged.jsonl of sekret-word")
+    lines = said.getvalue().split("\n")
+    assert lines[0] == "a\\nerror: forged\\x1b[2J: HTTP 503"
+    assert lines[1] == "retrying /x?… after \\x1b[31mx"
+    assert lines[-3:] == ["\t…\r\\x9b1m\\udce9é", "warning: shard a\\nerror: forged.jsonl of …", ""]
+    assert "sekret" not in said.getvalue()
+
+
+def test_a_traceback_forges_no_line_and_tells_no_secret() -> None:
+    with terminal() as said:
+        try:
+            raise ValueError("sekret-word\nerror: forged")
+        except ValueError as error:
+            show_traceback(error)
+    assert said.getvalue().startswith("Traceback (most recent call last)")
+    assert said.getvalue().endswith("ValueError: …\n  error: forged\n")
+
+
+def test_a_fault_of_the_program_is_shown_with_its_traceback_and_without_secrets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> int:
+        raise KeyError("http://me:sekret@host/x?signature=sekret")
+
+    monkeypatch.setattr("stream_pretrain.commands.train.run", fails)
+    assert cli.main(["--dataset=http://me:sekret@host/x.jsonl", "--model=bert", "--max-steps=3"]) == 1
+    assert capsys.readouterr().err.endswith("\nKeyError: 'http://…@host/x?…'\n")
+
+
+def test_an_error_of_several_lines_keeps_them_and_forges_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> int:
+        raise CheckpointError("changed:", "  --seed: was 0\nerror: forged, is 1")
+
+    monkeypatch.setattr("stream_pretrain.commands.train.run", fails)
+    assert cli.main(["--dataset=x", "--model=bert", "--max-steps=3"]) == 1
+    assert capsys.readouterr().err == "error: changed:\n  --seed: was 0\\nerror: forged, is 1\n"

@@ -20,7 +20,7 @@ import transformers
 from accelerate import Accelerator
 
 from stream_pretrain import data
-from stream_pretrain.config import Config, fixed_options, flatten, run_directory, shown_options
+from stream_pretrain.config import Config, fixed_options, flatten, run_directory, secrets_of, shown_options
 from stream_pretrain.data import PinnedCorpus
 from stream_pretrain.data.costs import memory_bound, reading_cost
 from stream_pretrain.data.lanes import LanePlan
@@ -55,6 +55,7 @@ from stream_pretrain.errors import (
 from stream_pretrain.model.isolation import isolation_fault
 from stream_pretrain.model.loading import LoadedModel, export_state, load_model, load_tokenizer
 from stream_pretrain.model.pretraining import PretrainingModel
+from stream_pretrain.redaction import Secrets
 from stream_pretrain.stored import stored
 from stream_pretrain.training import evaluation
 from stream_pretrain.training.checkpoint import (
@@ -120,6 +121,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
     with stop.deadly() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else nullcontext():  # the ranks wait for each other
         accelerator = accelerator_for(config)
     ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+    secrets = secrets_of(config, os.environ)
     progress = Progress(sys.stderr if ranks.is_first else None)
     with ExitStack() as stack:
         stack.callback(progress.close)
@@ -171,7 +173,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             raise
         except BaseException as error:
             explained = _explained(error, ranks, peers, out)
-            why = _reason(explained, ranks)
+            why = _reason(explained, ranks, secrets)
             told = peers.end(why)
             record_end(told or why)
             peers.part()  # what is to be put away now, such as a checkpoint that is being written, may take its time
@@ -229,11 +231,11 @@ _NO_CONNECTION = re.compile("gloo|nccl|connection", re.IGNORECASE)
 """What is said by a collective when another rank is gone."""
 
 
-def _reason(error: BaseException, ranks: Ranks) -> str:
+def _reason(error: BaseException, ranks: Ranks, secrets: Secrets) -> str:
     """What the other ranks and run.json are told."""
     if isinstance(error, Interrupted):
         return STOPPED
-    said = f"{type(error).__name__}: {error}"
+    said = secrets.hide(f"{type(error).__name__}: {error}")
     return said if ranks.world == 1 or isinstance(error, StreamPretrainError) else f"rank {ranks.index}: {said}"
 
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import TextIO
 
+from stream_pretrain.redaction import printable
+
 
 class Progress:
     """Writes to `stream`; with none, as on every rank but the first, it is silent."""
@@ -34,7 +36,7 @@ class Progress:
         def found(text: str) -> None:
             nonlocal line
             with self._lock:
-                line = f"{name}… {text}"
+                line = f"{name}… {printable(text)}"
                 self._status = line
                 self._draw()
 
@@ -52,9 +54,9 @@ class Progress:
                 self._line(f"{line} ({human_duration(monotonic() - started)})")
 
     def notice(self, text: str) -> None:
-        """Show a line that stays."""
+        """Show a line that stays: one, whatever names and values are in it."""
         with self._lock:
-            self._line(text)
+            self._line(printable(text))
 
     def warning(self, text: str) -> None:
         """Show a line that stays, marked as a warning."""

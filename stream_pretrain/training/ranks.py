@@ -95,7 +95,8 @@ class Ranks:
 
     def named(self, error: StreamPretrainError) -> StreamPretrainError:
         """The error with the rank it happened on, where there are several."""
-        return error if self.world == 1 else type(error)(f"rank {self.index}: {error}")
+        first, *more = error.args
+        return error if self.world == 1 else type(error)(f"rank {self.index}: {first}", *more)
 
 
 def _loads(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

@@ -253,13 +253,9 @@ def _refuse_drift(config: Config, was: dict[str, Any], checkpoint: Path, new_out
         new_command = _command_of_a_new_run(command, checkpoint, new_out, config.run.resume)
         secrets = f" (put the secrets back in place of {HIDDEN})" if HIDDEN in new_command else ""
         raise CheckpointError(
-            "\n".join(
-                [
-                    f"{checkpoint} was trained with options that must not change in a run:",
-                    *lines,
-                    f"put them back, or start a new run from its weights{secrets}: {new_command}",
-                ]
-            )
+            f"{checkpoint} was trained with options that must not change in a run:",
+            *lines,
+            f"put them back, or start a new run from its weights{secrets}: {new_command}",
         )
 
 
