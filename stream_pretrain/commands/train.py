@@ -83,7 +83,7 @@ from stream_pretrain.training.peers import NO_LIFE, POLL_SECONDS, SILENT_POLLS, 
 from stream_pretrain.training.preemption import Interrupted, StopRequest, ignore_in_worker
 from stream_pretrain.training.progress import Progress, human_bytes
 from stream_pretrain.training.ranks import Ranks
-from stream_pretrain.training.records import RECORDS, append, trim_after
+from stream_pretrain.training.records import RECORDS, append, has_evaluation, trim_after
 from stream_pretrain.training.run_directory import RunDirectory, decide_start
 from stream_pretrain.training.tracking import Tracker
 from stream_pretrain.training.watchdog import Watchdog
@@ -456,7 +456,9 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
             in_worker=ignore_in_worker,
         )
     )
-    tracker = stack.enter_context(_tracker(setup))
+    evaluated = ranks.from_first(lambda: has_evaluation(out.path / "metrics.jsonl", totals.step))
+    evaluated = evaluated or setup.evaluation_set is None
+    tracker = stack.enter_context(_tracker(setup, more=not evaluated))
     stack.enter_context(writer)
     if ranks.is_first and first_step:
         writer.prune(first_step)
@@ -464,12 +466,13 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
     last_saved = first_step
     stopped = False
     with watchdog.stage("computing"):
-        if first_step == 0 and setup.evaluation_set is not None:
+        if not evaluated and _is_evaluated(config, totals.step):  # one that a signal or a kill has taken from the last start
             with watchdog.stage("evaluating"):
-                metrics = _evaluate(setup, setup.evaluation_set)
+                metrics = _evaluate(setup)
             if metrics:
-                tracker.log(0, metrics)
-        named, done, last_logged, last_evaluated = _unused(totals), 0.0, first_step, first_step
+                tracker.log(totals.step, metrics)
+            evaluated, stopped = bool(metrics), not metrics
+        named, done, last_logged = _unused(totals), 0.0, first_step
         present = [
             source
             for number, source in enumerate(setup.plan.lanes.sources)
@@ -502,6 +505,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
                 if not isinstance(result, EndOfCorpus):
                     done = result.progress
                     window.results.append(result)
+                    evaluated = setup.evaluation_set is None
                     if not result.updated:
                         _name_bad_step(setup, result)
                     stopped = result.stop
@@ -512,13 +516,15 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
                     progress.step(totals.step, config.train.max_steps, done, metrics)
                     last_logged = totals.step
                     present = _say_which_left(setup, present, metrics)
-                evaluates = last_evaluated < totals.step and (ends or totals.step % max(1, config.eval.every) == 0)
-                if setup.evaluation_set is not None and not stopped and evaluates:
+                due = not evaluated and (at_end or _is_evaluated(config, totals.step))
+                if due and not stopped:
                     with watchdog.stage("evaluating"):
-                        metrics |= _evaluate(setup, setup.evaluation_set)
-                    last_evaluated = totals.step
+                        found = _evaluate(setup)
+                    metrics |= found
+                    evaluated, stopped = bool(found), not found
                 if metrics:
-                    tracker.log(totals.step, metrics)
+                    more = not evaluated and (due or config.train.max_epochs is not None)
+                    tracker.log(totals.step, metrics, more=more)
                 # While steps are bad none is saved: weights that are not finite would be in every checkpoint that is kept.
                 if totals.bad_steps == 0 and last_saved < totals.step and (ends or totals.step % config.run.save_every == 0):
                     with watchdog.stage("saving"):
@@ -547,7 +553,12 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
     return state
 
 
-def _tracker(setup: Setup) -> Tracker:
+def _is_evaluated(config: Config, step: int) -> bool:
+    """Whether a run evaluates after a step, where it does at all; it also does at the end of the corpus."""
+    return step == config.train.max_steps or step % config.eval.every == 0
+
+
+def _tracker(setup: Setup, *, more: bool) -> Tracker:
     """Where metrics go: those of all ranks are reduced before, so the first one's is the only one that keeps them."""
     if not setup.ranks.is_first:
         return Tracker.silent()
@@ -558,6 +569,7 @@ def _tracker(setup: Setup) -> Tracker:
                 setup.out.path,
                 config=shown_options(flatten(setup.config)),
                 resumed_step=setup.totals.step or None,
+                more=more,
                 report=setup.progress.notice,
             )
     except Interrupted:
@@ -643,12 +655,13 @@ def _held_out(config: Config, plan: LanePlan, report: Callable[[str], None], war
     return [text for texts in found.values() for text in texts]
 
 
-def _evaluate(setup: Setup, evaluation_set: EvaluationSet) -> dict[str, float]:
-    """Loss and accuracy on the evaluation set; nothing when a stop was asked for meanwhile."""
+def _evaluate(setup: Setup) -> dict[str, float]:
+    """Loss and accuracy on the evaluation set; nothing when a stop was asked for meanwhile, of any rank."""
+    assert setup.evaluation_set is not None
     with setup.accelerator.autocast():
         metrics = evaluation.evaluate(
             setup.bare,
-            evaluation_set,
+            setup.evaluation_set,
             setup.accelerator.device,
             setup.ranks,
             stop=lambda: setup.stop.requested,

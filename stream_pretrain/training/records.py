@@ -37,6 +37,22 @@ def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
             os.close(descriptor)
 
 
+def replace_last(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Put lines in the place of the last one of a record. Raises: CheckpointError, with the record as it was."""
+    with _refused(path):
+        content = path.read_bytes()
+        replace_file(path, [content[: _last_line(content)], *map(_encoded, lines)])
+
+
+def has_evaluation(metrics: Path, step: int) -> bool:
+    """Whether the last line of a record of metrics is of this step, with an evaluation."""
+    content = metrics.read_bytes() if metrics.exists() else b""
+    if not content:
+        return False
+    last = json.loads(content[_last_line(content) :])
+    return last["step"] == step and "eval/loss" in last
+
+
 def trim_after(path: Path, step: int | None) -> None:
     """Keep of a record the lines with a "step" up to `step` (None: none), so that a resumed run logs each once.
 
@@ -62,6 +78,11 @@ def _refused(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written ({error.strerror}): make room, then start again") from error
+
+
+def _last_line(content: bytes) -> int:
+    """Where it begins."""
+    return content.rfind(b"\n", 0, -1) + 1
 
 
 def _encoded(line: Mapping[str, Any]) -> bytes:

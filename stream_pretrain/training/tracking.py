@@ -22,12 +22,14 @@ from stream_pretrain.config import RunConfig
 from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.training.disk import replace_file
 from stream_pretrain.training.preemption import Interrupted
-from stream_pretrain.training.records import append
+from stream_pretrain.training.records import append, replace_last
+from stream_pretrain.training.wandb_files import steps_held
 
 Mode = Literal["online", "offline", "disabled"]
 
 INIT_SECONDS = 30  # a start waits no longer for a server that does not answer
 LEAVE_SECONDS = 3  # the client's process has that long to leave when there is nothing to send any more
+SENT = "wandb-sent-step"  # in OUT: the last step that the server is known to have
 FINISH_SECONDS = 15  # a launcher kills 30 s after SIGTERM, and the last checkpoint comes first
 
 
@@ -37,6 +39,7 @@ class Tracker:
     def __init__(self, record: Path | None, view: WandbView | None) -> None:
         self._record = record
         self._view = view
+        self._held: tuple[int, Mapping[str, float | int]] | None = None
 
     @classmethod
     def silent(cls) -> Self:
@@ -52,11 +55,12 @@ class Tracker:
         config: dict[str, Any],
         resumed_step: int | None,
         report: Callable[[str], None],
+        more: bool = False,
     ) -> Self:
         """Go on with the record in `out`, and start or re-attach its Weights & Biases run.
 
         `config` is shown beside the run, `resumed_step` is the step training goes on from (none: from the start),
-        `report` takes the lines meant for the user.
+        `report` takes the lines meant for the user, `more` is that of `log` for the resumed step.
 
         Raises: ConfigError when Weights & Biases is asked to be online and has no key; CheckpointError when a line of
         the record that is still to be sent is damaged.
@@ -64,24 +68,42 @@ class Tracker:
         path = out / "metrics.jsonl"
         mode, reason = _choose_mode(run)
         view = None if mode == "disabled" else WandbView.open(run, out, mode, reason, config, report)
-        if view is not None and resumed_step is not None:
+        tracker = cls(path, view)
+        if resumed_step is not None and path.exists() and (view is not None or more):
             for step, metrics in _read_record(path):
-                if step <= resumed_step:
+                if more and step == resumed_step:
+                    tracker._held = step, metrics
+                elif view is not None and step <= resumed_step:
                     view.log(step, metrics)
-        return cls(path, view)
+        return tracker
 
-    def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        """Record the metrics of a step: one line, handed to the operating system before this returns."""
+    def log(self, step: int, metrics: Mapping[str, float | int], *, more: bool = False) -> None:
+        """Record the metrics of a step: one line, handed to the operating system before this returns.
+
+        more: whether an evaluation of this step may come yet, be it after a resume. It is put into the same line; Weights &
+        Biases, whose lines cannot be changed, gets it then, or when the next step shows that none comes.
+        """
         assert "step" not in metrics
+        held, self._held = self._held, None
+        same = held is not None and held[0] == step
+        if held is not None and same:
+            metrics = {**held[1], **metrics}
         if self._record is not None:
             values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
-            append(self._record, [{"step": step, **values}])
-        if self._view is not None:
+            write = replace_last if same else append
+            write(self._record, [{"step": step, **values}])
+        if self._view is not None and held is not None and not same:
+            self._view.log(*held)
+        if more:
+            self._held = step, metrics
+        elif self._view is not None:
             self._view.log(step, metrics)
 
     def finish(self, state: Literal["finished", "preempted", "failed"]) -> None:
         """End the Weights & Biases run in this state; a second call does nothing."""
         if self._view is not None:
+            if state == "finished" and self._held is not None:
+                self._view.log(*self._held)
             self._view.finish(state)
             self._view = None
 
@@ -95,15 +117,22 @@ class Tracker:
 class WandbView:
     """The Weights & Biases run of one OUT: its id is in OUT/wandb-id, its files in OUT/wandb.
 
-    A step is sent once. Online, the server knows the last one it has; offline, OUT/wandb-sent-step does, and the last
-    lines before a hard kill may be missing there (the client writes in blocks), though never in the record.
+    A step is sent once. Online, the server knows the last one it has, which is kept in OUT/wandb-sent-step; offline, the
+    files of earlier starts tell: the client writes in blocks, so that a hard kill takes the last lines from them.
     """
 
-    def __init__(self, run: Any, sent_step: int | None, sent_path: Path, report: Callable[[str], None]) -> None:
-        self._run = run
-        self._sent_before = sent_step
-        self._sent_path = sent_path
-        self._report = report
+    def __init__(
+        self,
+        run: Any,
+        mode: Literal["online", "offline"],
+        sent: int | None,
+        in_files: set[int],
+        out: Path,
+        report: Callable[[str], None],
+    ) -> None:
+        """sent, in_files: the last step that the server has, and those that offline files have."""
+        self._run, self._mode, self._sent, self._in_files, self._out, self._report = run, mode, sent, in_files, out, report
+        self._last = sent
         self._working = True
 
     @classmethod
@@ -122,6 +151,7 @@ class WandbView:
         # The client reports its own errors over OpenTelemetry, and retries that loudly at exit while the server is down.
         os.environ.setdefault("OTEL_SDK_DISABLED", "true")
         run_id = _run_id(out / "wandb-id")
+        sent_path = out / SENT
 
         def start(mode: Literal["online", "offline"]) -> Any:
             wandb.setup(settings=wandb.Settings(mode=mode, silent=True))
@@ -147,9 +177,14 @@ class WandbView:
             return started
 
         upload = f"upload with: wandb sync {out / 'wandb'}/offline-run-*-{run_id}"
+        sent: int | None = int(sent_path.read_text()) if sent_path.exists() else None
+        in_files: set[int] = set()
         try:
+            if mode == "offline":
+                in_files = steps_held(out / "wandb", run_id)
             started = start(mode)
-            sent_step = started.summary.get("train/step")
+            if mode == "online":
+                sent = started.summary.get("train/step")
         except Interrupted:
             _end_client()
             raise
@@ -161,19 +196,18 @@ class WandbView:
                 report(f"W&B is off, it did not start: {_one_line(error)}; {out / 'metrics.jsonl'} has every metric")
                 return None
             return cls.open(run, out, "offline", f"online failed ({_one_line(error)})", config, report)
-        sent_path = out / "wandb-sent-step"
         if mode == "online":
+            _keep_step(sent_path, sent)
             report(f"W&B: {started.url}")
         else:
             report(f"W&B is offline{f', {reason}' if reason else ''}; {upload}")
-            sent_step = int(sent_path.read_text()) if sent_path.exists() else None
-        return cls(started, sent_step, sent_path, report)
+        return cls(started, mode, sent, in_files, out, report)
 
     def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Hand the metrics to the client, which sends them in a process of its own; a step it has already is left out."""
         import wandb
 
-        if not self._working or (self._sent_before is not None and step <= self._sent_before):
+        if not self._working or (self._sent is not None and step <= self._sent) or step in self._in_files:
             return
         try:
             self._run.log({"train/step": step, **metrics})
@@ -181,7 +215,7 @@ class WandbView:
         except (wandb.Error, OSError) as error:
             self._fail(error)
         else:
-            replace_file(self._sent_path, [b"%d\n" % step])
+            self._last = step
 
     def finish(self, state: Literal["finished", "preempted", "failed"]) -> None:
         """End the run in this state, within FINISH_SECONDS and some; the client and its process are gone afterwards."""
@@ -191,6 +225,8 @@ class WandbView:
                 if state == "preempted":
                     self._run.mark_preempting()
                 self._run.finish(exit_code=exit_code)
+                if self._mode == "online" and self._working:  # all of it has arrived
+                    _keep_step(self._out / SENT, self._last)
             finally:
                 _end_client(exit_code)  # here and not at exit, where a failure would print a traceback
         # Any exception, as at the start: training is over and saved.
@@ -200,7 +236,14 @@ class WandbView:
     def _fail(self, error: Exception) -> None:
         if self._working:
             self._working = False
-            self._report(f"W&B stopped: {_one_line(error)}; {self._sent_path.parent / 'metrics.jsonl'} has every metric")
+            self._report(f"W&B stopped: {_one_line(error)}; {self._out / 'metrics.jsonl'} has every metric")
+
+
+def _keep_step(path: Path, step: int | None) -> None:
+    if step is None:
+        path.unlink(missing_ok=True)
+    else:
+        replace_file(path, [b"%d\n" % step])
 
 
 def _end_client(exit_code: int = 0) -> None:
@@ -270,7 +313,7 @@ def _read_record(path: Path) -> Iterator[tuple[int, dict[str, float | int]]]:
 
 
 def _run_id(path: Path) -> str:
-    if not path.exists():
+    if not path.exists() or not path.read_text().strip():
         replace_file(path, [secrets.token_hex(8).encode() + b"\n"])
     return path.read_text().strip()
 

@@ -1,13 +1,17 @@
 """The record (metrics.jsonl), and Weights & Biases without a server: disabled, offline, no key."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from stream_pretrain.config import RunConfig
+from stream_pretrain.training import wandb_files
+from stream_pretrain.training.records import trim_after
 from stream_pretrain.training.tracking import Tracker
 
 OPEN = """
@@ -23,7 +27,7 @@ def open_tracker(wandb, resumed_step=None):
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_python(code: str, directory: Path, **environment: str) -> str:
+def run_python(code: str, directory: Path, *, ends: int = 0, **environment: str) -> str:
     """What the code prints, run in `directory` by a user without any W&B settings; nothing may go to stderr."""
     (directory / "OUT").mkdir(exist_ok=True)
     plain = {"PATH": os.environ["PATH"], "HOME": str(directory), "PYTHONPATH": str(ROOT), **environment}
@@ -38,7 +42,7 @@ def run_python(code: str, directory: Path, **environment: str) -> str:
         check=False,
     )
     assert done.stderr == ""
-    assert done.returncode == 0
+    assert done.returncode == ends
     return done.stdout
 
 
@@ -143,11 +147,109 @@ tracker.finish("preempted")
     run_python(log.format(resumed=None, first=1, last=4), tmp_path)
     (tmp_path / "OUT" / "metrics.jsonl").write_text('{"step": 2, "train/loss": 2.03125}\n')  # as trimmed to a checkpoint
     run_python(log.format(resumed=2, first=3, last=6), tmp_path)
-    first, second = (path.read_bytes() for path in sorted((tmp_path / "OUT" / "wandb").glob("offline-run-*/*.wandb")))
-    assert [step for step in range(1, 7) if f"{step}.03125".encode() in first] == [1, 2, 3, 4]
-    assert [step for step in range(1, 7) if f"{step}.03125".encode() in second] == [5, 6]
+    files = sorted((tmp_path / "OUT" / "wandb").glob("offline-run-*/*.wandb"))
+    assert [list(wandb_files._steps(path)) for path in files] == [[1, 2, 3, 4], [5, 6]]
     run_id = (tmp_path / "OUT" / "wandb-id").read_text().strip()
     assert len(list((tmp_path / "OUT" / "wandb").glob(f"offline-run-*-{run_id}"))) == 2
+
+
+def steps_in_files(out: Path) -> list[int]:
+    """The steps of all offline files, as often as they are there."""
+    files = (out / "wandb").glob("offline-run-*/*.wandb")
+    return sorted(step for path in files for step in wandb_files._steps(path))
+
+
+@pytest.mark.parametrize(("killed_after", "checkpoint"), [(45, 42), pytest.param(6, 6, marks=pytest.mark.long)])
+def test_offline_the_files_have_every_step_once_after_a_hard_kill(tmp_path: Path, killed_after: int, checkpoint: int) -> None:
+    log = """
+import os
+tracker = open_tracker("offline", {resumed})
+for step in range({first}, {last} + 1):
+    tracker.log(step, {{f"train/{{name}}": step + 0.03125 for name in range(20)}})
+"""
+    kill = "os.kill(os.getpid(), 9)"
+    run_python(log.format(resumed=None, first=1, last=killed_after) + kill, tmp_path, ends=-9)
+    assert len(steps_in_files(tmp_path / "OUT")) < killed_after, "the client writes in blocks"
+    trim_after(tmp_path / "OUT" / "metrics.jsonl", checkpoint)
+    run_python(log.format(resumed=checkpoint, first=checkpoint + 1, last=50) + "tracker.finish('finished')", tmp_path)
+    assert steps_in_files(tmp_path / "OUT") == list(range(1, 51))
+    record = (tmp_path / "OUT" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in record] == list(range(1, 51))
+
+
+def test_the_steps_of_a_file_are_read_up_to_where_it_is_damaged(tmp_path: Path) -> None:
+    run_python(
+        """
+tracker = open_tracker("offline")
+for step in range(1, 51):
+    tracker.log(step, {f"train/{name}": step + 0.03125 for name in range(20)})
+tracker.finish("finished")
+""",
+        tmp_path,
+    )
+    run_id = (tmp_path / "OUT" / "wandb-id").read_text().strip()
+    [path] = (tmp_path / "OUT" / "wandb").glob("offline-run-*/*.wandb")
+    content = path.read_bytes()
+    assert wandb_files.steps_held(tmp_path / "OUT" / "wandb", run_id) == set(range(1, 51))
+    for damaged in (content[:33_000], content[:40_000] + b"\0" + content[40_001:], content[:33_000] + bytes(1000)):
+        path.write_bytes(damaged)
+        held = wandb_files.steps_held(tmp_path / "OUT" / "wandb", run_id)
+        assert held == set(range(1, max(held) + 1))
+        assert 25 < max(held) < 50
+    for empty in (b"", content[:7], content[:9]):
+        path.write_bytes(empty)
+        assert wandb_files.steps_held(tmp_path / "OUT" / "wandb", run_id) == set()
+    assert wandb_files.steps_held(tmp_path / "OUT" / "wandb", "another") == set()
+
+
+class View:
+    """What Weights & Biases is handed."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, dict[str, float]]] = []
+        self.log = lambda step, metrics: self.lines.append((step, dict(metrics)))
+        self.finish = lambda state: None
+
+
+def test_an_evaluation_that_comes_later_is_in_the_line_of_its_step(tmp_path: Path) -> None:
+    view, record = View(), tmp_path / "metrics.jsonl"
+    tracker = Tracker(record, view)  # type: ignore[arg-type]
+    tracker.log(1, {"train/loss": 3.0}, more=True)
+    tracker.log(2, {"train/loss": 2.0, "train/lr": float("nan")}, more=True)
+    assert view.lines == [(1, {"train/loss": 3.0})]
+    tracker.log(2, {"eval/loss": 1.0})
+    tracker.log(3, {"train/loss": 1.5})
+    assert record.read_text() == (
+        '{"step": 1, "train/loss": 3.0}\n{"step": 2, "train/loss": 2.0, "train/lr": null, "eval/loss": 1.0}\n'
+        '{"step": 3, "train/loss": 1.5}\n'
+    )
+    assert [(step, list(metrics)) for step, metrics in view.lines] == [
+        (1, ["train/loss"]), (2, ["train/loss", "train/lr", "eval/loss"]), (3, ["train/loss"]),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("state", "sent"), [("finished", [1]), ("preempted", []), ("failed", [])])
+def test_a_line_that_waits_for_its_evaluation_is_sent_by_a_run_that_has_finished_only(
+    tmp_path: Path, state: Literal["finished", "preempted", "failed"], sent: list[int]
+) -> None:
+    view = View()
+    tracker = Tracker(tmp_path / "metrics.jsonl", view)  # type: ignore[arg-type]
+    tracker.log(1, {"train/loss": 3.0}, more=True)
+    tracker.finish(state)
+    assert [step for step, _ in view.lines] == sent
+
+
+def test_a_resumed_run_completes_the_last_line(tmp_path: Path) -> None:
+    record = tmp_path / "metrics.jsonl"
+    record.write_text('{"step": 1, "train/loss": 0.1}\n{"step": 2, "train/loss": null, "train/documents": 3}\n')
+    run = RunConfig(wandb="disabled")
+    with Tracker.open(run, tmp_path, config={}, resumed_step=2, more=True, report=pytest.fail) as tracker:
+        tracker.log(2, {"eval/loss": 1.0})
+        tracker.log(3, {"train/loss": 1.5})
+    assert record.read_text() == (
+        '{"step": 1, "train/loss": 0.1}\n{"step": 2, "train/loss": null, "train/documents": 3, "eval/loss": 1.0}\n'
+        '{"step": 3, "train/loss": 1.5}\n'
+    )
 
 
 def test_a_damaged_line_that_is_to_be_sent_is_named(tmp_path: Path) -> None:

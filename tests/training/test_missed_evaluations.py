@@ -1,0 +1,151 @@
+"""An evaluation that a stop or a kill takes away is made up when the run goes on: the record is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream_pretrain.commands import train
+from stream_pretrain.training import evaluation, loop
+from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.integration.jobs import lines, recorded, tiny_options
+from tests.training.runs import run_here
+
+long = pytest.mark.long
+TIMINGS = ("train/tokens_per_second", "train/data_wait")
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_shard(folder / "s", documents(40, longest=40), "plain")
+    model = write_tiny_bert(tmp_path_factory.mktemp("model"))
+    more = ("--max-steps=6", "--eval-every=2", "--data.heldout-fraction=0.2", "--eval.documents=6", "--micro-batch-size=4")
+    options = tiny_options(folder, model, Path("OUT"), *more)
+    return [option for option in options if not option.startswith("--output-dir")]
+
+
+def record(out: Path) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in line.items() if not name.startswith(TIMINGS)} for line in lines(out / "metrics.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    out = tmp_path_factory.mktemp("whole")
+    assert run_here([*arguments, f"--output-dir={out}"]).returncode == 0
+    found = record(out)
+    assert [line["step"] for line in found] == [0, 1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in found if "eval/loss" in line] == [0, 2, 4, 6]
+    return found
+
+
+def signalled(function: Callable[..., Any], call: int) -> Callable[..., Any]:
+    """The function, during one of whose calls this process is asked to stop."""
+    calls = 0
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            signal.raise_signal(signal.SIGTERM)
+        return function(*arguments, **options)
+
+    return called
+
+
+@pytest.mark.parametrize("step", [4, 6, pytest.param(3, marks=long)])
+def test_one_that_falls_on_a_stop(
+    arguments: list[str], undisturbed: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    command = [*arguments, f"--output-dir={tmp_path}"]
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "micro_batches", signalled(loop.micro_batches, step))
+        assert run_here(command).returncode == 0
+    assert (recorded(tmp_path)["state"], recorded(tmp_path)["step"]) == ("preempted", step)
+    [stopped] = [line for line in record(tmp_path) if line["step"] == step]
+    assert "eval/loss" not in stopped
+    assert run_here(command).returncode == 0
+    assert record(tmp_path) == undisturbed
+    assert recorded(tmp_path)["state"] == "finished"
+    assert (tmp_path / "model").is_dir()
+
+
+@pytest.mark.parametrize(("number", "step"), [(2, 2), (4, 6), pytest.param(1, 0, marks=long)])
+def test_one_that_a_signal_ends(
+    arguments: list[str],
+    undisturbed: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    step: int,
+) -> None:
+    command = [*arguments, f"--output-dir={tmp_path}", "--log-every=4"]  # of step 2 nothing but the evaluation is logged
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation, "evaluate", signalled(evaluation.evaluate, number))
+        assert run_here(command).returncode == 0
+    assert (recorded(tmp_path)["state"], recorded(tmp_path)["step"]) == ("preempted", step)
+    with monkeypatch.context() as patched:  # and the one that makes up for it
+        patched.setattr(evaluation, "evaluate", signalled(evaluation.evaluate, 1))
+        assert run_here(command).returncode == 0
+    assert (recorded(tmp_path)["state"], recorded(tmp_path)["step"]) == ("preempted", step)
+    assert run_here(command).returncode == 0
+    assert recorded(tmp_path)["state"] == "finished"
+    assert [line["step"] for line in record(tmp_path)] == [0, 2, 4, 6]
+    held_out = [(line["step"], line["eval/loss"]) for line in record(tmp_path) if "eval/loss" in line]
+    assert held_out == [(line["step"], line["eval/loss"]) for line in undisturbed if "eval/loss" in line]
+
+
+def test_one_whose_step_is_lost_with_it(
+    arguments: list[str], undisturbed: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*arguments, f"--output-dir={tmp_path}", "--save-every=2"]
+    save, saved = train._save, 0
+
+    def killed(*options: Any) -> None:
+        nonlocal saved
+        saved += 1
+        if saved == 2:
+            raise ConnectionError("as if killed between the evaluation and the checkpoint of step 4")
+        save(*options)
+
+    monkeypatch.setattr(train, "_save", killed)
+    with pytest.raises(ConnectionError):
+        run_here(command)
+    monkeypatch.undo()
+    assert record(tmp_path)[-1].keys() >= {"step", "train/loss", "eval/loss"}
+    assert run_here(command).returncode == 0
+    assert record(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("disturbed", ["the evaluation", pytest.param("the last step", marks=long)])
+def test_the_last_one_where_epochs_end_the_run_is_in_the_line_of_the_last_step(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disturbed: str
+) -> None:
+    epochs = [option for option in arguments if not option.startswith("--max-steps")]
+    commands = [[*epochs, "--max-epochs=1", "--eval-every=1000", f"--output-dir={tmp_path / name}"] for name in ("a", "b")]
+    assert run_here(commands[0]).returncode == 0
+    whole = record(tmp_path / "a")
+    steps = [line["step"] for line in whole]
+    assert steps == list(range(len(steps)))
+    assert [step for step, line in enumerate(whole) if "eval/loss" in line] == [0, steps[-1]]
+    with monkeypatch.context() as patched:
+        if disturbed == "the last step":
+            patched.setattr(loop, "micro_batches", signalled(loop.micro_batches, steps[-1]))
+        else:
+            patched.setattr(evaluation, "evaluate", signalled(evaluation.evaluate, 2))
+        assert run_here(commands[1]).returncode == 0
+    assert recorded(tmp_path / "b")["state"] == "preempted"
+    assert record(tmp_path / "b")[-1] == {name: value for name, value in whole[-1].items() if not name.startswith("eval/")}
+    assert run_here(commands[1]).returncode == 0
+    assert record(tmp_path / "b") == whole
+    before = (tmp_path / "b" / "metrics.jsonl").read_text()
+    assert run_here(commands[1]).returncode == 0
+    assert (tmp_path / "b" / "metrics.jsonl").read_text() == before, "a run that has finished has nothing to make up for"
+    assert json.loads(before.splitlines()[-1])["step"] == steps[-1]
