@@ -31,6 +31,7 @@ import yaml
 from stream_pretrain import commands
 from stream_pretrain.config import ALIASES, Config, secrets_of, validate
 from stream_pretrain.errors import ConfigError, StreamPretrainError
+from stream_pretrain.names import escaped
 from stream_pretrain.redaction import HIDDEN, Secrets, printable, redacted_options, redacted_sources, redacted_url
 from stream_pretrain.terminal import ClearStream, clear_stderr, show_traceback, unfailing_stderr
 from stream_pretrain.training.launcher import tell_launcher
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, what the command returns, 1 run error, 2 usage, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
-        sys.argv[1:] = _without_secrets(arguments)  # the client of Weights & Biases records what is there
+        # The client of Weights & Biases records what is there.
+        sys.argv[1:] = map(escaped, _without_secrets(arguments))
     with unfailing_stderr(), clear_stderr(Secrets.of(_values(arguments), [], os.environ)) as stderr:
         try:
             return _run(arguments, stderr)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from stream_pretrain import earlier
 from stream_pretrain.errors import ConfigError
+from stream_pretrain.names import escaped
 from stream_pretrain.redaction import HIDDEN, Secrets, redacted_url, says_hidden
 from stream_pretrain.urls import user_and_query, without_secrets
 
@@ -296,7 +297,7 @@ CHANGEABLE = frozenset(
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """All options as one flat dictionary with dotted names, records as plain dictionaries."""
+    """All options as one flat dictionary with dotted names, records as plain dictionaries, names that are not UTF-8 escaped."""
     return {
         f"{group.name}.{option.name}": _plain(getattr(getattr(config, group.name), option.name))
         for group in dataclasses.fields(config)
@@ -305,7 +306,13 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return [dataclasses.asdict(record) for record in value] if isinstance(value, tuple) else value
+    match value:
+        case tuple():
+            return [{key: _plain(inner) for key, inner in dataclasses.asdict(record).items()} for record in value]
+        case str():
+            return escaped(value)
+        case _:
+            return value
 
 
 def sources_of(data: DataConfig) -> tuple[DataConfig, ...]:

@@ -12,6 +12,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from stream_pretrain.names import escaped
 from stream_pretrain.urls import user_and_query
 
 HIDDEN = "…"
@@ -148,4 +149,5 @@ def printable(text: str, *, kept: str = "") -> str:
     """
     if text.isprintable():
         return text
+    text = escaped(text)
     return "".join(sign if sign.isprintable() or sign in kept else sign.encode("unicode_escape").decode() for sign in text)

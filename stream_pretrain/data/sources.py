@@ -61,6 +61,7 @@ from stream_pretrain.data.transport import (
     told_by_servers,
 )
 from stream_pretrain.errors import SourceError
+from stream_pretrain.names import escaped
 from stream_pretrain.urls import on_web, unsigned, without_secrets
 
 logger = logging.getLogger(__name__)
@@ -101,9 +102,9 @@ class Corpus:
     shards: tuple[Shard, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values, without the secrets of URLs."""
-        shards = [{**dataclasses.asdict(shard), "url": without_secrets(shard.url)} for shard in self.shards]
-        return {"dataset": without_secrets(self.dataset), "revision": self.revision, "shards": shards}
+        """As plain JSON values, without the secrets of URLs, names that are not UTF-8 escaped."""
+        shards = [{**dataclasses.asdict(shard), "url": escaped(without_secrets(shard.url))} for shard in self.shards]
+        return {"dataset": escaped(without_secrets(self.dataset)), "revision": self.revision, "shards": shards}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Corpus:
@@ -221,7 +222,7 @@ def find_again(pinned: Corpus, data: DataConfig) -> Corpus:
 
 def _has_moved(was: Shard, now: Shard) -> bool:
     """Whether a shard lies elsewhere; a new signature leads to the same place."""
-    return without_secrets(was.url) != without_secrets(now.url)
+    return escaped(without_secrets(was.url)) != escaped(without_secrets(now.url))
 
 
 def check_unchanged(pinned: Corpus, found: Corpus) -> None:
@@ -257,7 +258,12 @@ def _changed(before: Shard, now: Shard) -> bool:
 
 
 def _sorted(files: Mapping[str, Shard]) -> tuple[Shard, ...]:
-    return tuple(dataclasses.replace(files[name], name=name) for name in sorted(files))
+    """The shards by name; one that is not UTF-8 is escaped, since it is written into records and checkpoints."""
+    by_name: dict[str, Shard] = {}
+    for name, shard in files.items():
+        if by_name.setdefault(escaped(name), shard) is not shard:
+            raise SourceError(f"two files have a name that is shown as {escaped(name)}: rename one")
+    return tuple(dataclasses.replace(by_name[name], name=name) for name in sorted(by_name))
 
 
 def _entries(file: Path) -> list[str]:

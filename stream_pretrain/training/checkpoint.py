@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError, StreamPretrainError, TrainingError
+from stream_pretrain.names import utf8_path
 from stream_pretrain.stored import stored
 from stream_pretrain.training.disk import replace_file
 from stream_pretrain.training.folders import delete, flush, put_in_place
@@ -313,7 +314,8 @@ def _write_pretrained(
     model_config.to_json_file(folder / "config.json")
     _write_tensors(folder / "model.safetensors", model)
     try:
-        tokenizer.save_pretrained(folder)
+        with utf8_path(folder) as path:
+            tokenizer.save_pretrained(path)
     except Exception as error:  # the tokenizers library raises nothing narrower when the disk is full
         raise OSError(f"tokenizer: {error}") from error
 

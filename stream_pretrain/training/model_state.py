@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from stream_pretrain.errors import CheckpointError
+from stream_pretrain.names import utf8_path
 from stream_pretrain.training.ranks import Ranks
 
 STATES = ("step", "exp_avg", "exp_avg_sq")
@@ -48,7 +49,8 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file of a checkpoint, mapped from it: copy what has to outlive it. Raises: CheckpointError."""
     try:
-        tensors: dict[str, Tensor] = load_file(path)
+        with utf8_path(path.parent) as folder:
+            tensors: dict[str, Tensor] = load_file(folder / path.name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be used ({error}): use another checkpoint") from error
     return tensors

@@ -13,7 +13,6 @@ import errno
 import fcntl
 import json
 import os
-import shlex
 import signal
 import socket
 import stat
@@ -29,6 +28,7 @@ from typing import Any, NoReturn, Self
 from stream_pretrain.config import ALIASES, Config, fixed_options, flatten, without_places
 from stream_pretrain.data.stream import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
+from stream_pretrain.names import escaped, in_shell
 from stream_pretrain.redaction import HIDDEN
 from stream_pretrain.training.checkpoint import latest, read_trainer, verify
 from stream_pretrain.training.disk import replace_file
@@ -106,7 +106,7 @@ class RunDirectory:
             "updated": now,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "command": shlex.join(self._command),
+            "command": in_shell(self._command),
             "parent": parent,
         }
         try:
@@ -123,7 +123,7 @@ class RunDirectory:
                 if step is not None:
                     self._run["step"] = step
                 if error is not None:
-                    self._run["error"] = error
+                    self._run["error"] = escaped(error)
                 self._write_or_report()
 
     def record_saved(self, step: int) -> None:
@@ -273,7 +273,7 @@ def _command_of_a_new_run(command: Sequence[str], checkpoint: Path, out: Path, r
         elif not equals:
             next(words, None)
     back_to_auto = [] if resume == "auto" else ["--resume", "auto"]
-    return shlex.join([*kept, *back_to_auto, "--init-from", str(checkpoint), "--output-dir", str(out)])
+    return in_shell([*kept, *back_to_auto, "--init-from", str(checkpoint), "--output-dir", str(out)])
 
 
 def _unused(out: Path) -> Path:

@@ -20,6 +20,7 @@ import psutil
 
 from stream_pretrain.config import RunConfig
 from stream_pretrain.errors import CheckpointError, ConfigError
+from stream_pretrain.names import escaped
 from stream_pretrain.training.disk import replace_file
 from stream_pretrain.training.preemption import Interrupted
 from stream_pretrain.training.records import append, replace_last
@@ -146,6 +147,9 @@ class WandbView:
         report: Callable[[str], None],
     ) -> Self | None:
         """Start the run, or attach to it when `out` has one; offline when the server fails, none when that fails too."""
+        if escaped(path := str(out.resolve())) != path:
+            report(f"W&B is off: its client opens no path that is not UTF-8; {out / 'metrics.jsonl'} has every metric")
+            return None
         import wandb  # takes a second, so not before it is needed
 
         # The client reports its own errors over OpenTelemetry, and retries that loudly at exit while the server is down.

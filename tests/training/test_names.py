@@ -1,0 +1,87 @@
+"""File systems take names that are not UTF-8: shards and runs may have them, and records show them escaped."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import orjson
+import pytest
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from stream_pretrain.config import Config, DataConfig, ModelConfig, run_directory
+from stream_pretrain.data.sources import Corpus, check_unchanged, find_again, resolve
+from stream_pretrain.errors import SourceError
+from stream_pretrain.names import escaped, in_shell, utf8_path
+from stream_pretrain.redaction import printable
+from tests.corpora import documents, json_lines, write_tiny_bert
+from tests.training.runs import run_here
+
+
+def named(folder: Path, name: bytes) -> Path:
+    """A path in a folder by its bytes."""
+    path = folder / os.fsdecode(name)
+    try:
+        path.touch()
+    except OSError:
+        pytest.skip("the file system takes only names that are UTF-8")
+    path.unlink()
+    return path
+
+
+def test_a_shard_and_a_run_whose_names_are_not_utf_8_train_and_go_on(tmp_path: Path) -> None:
+    model = write_tiny_bert(tmp_path / "model")
+    (tmp_path / "corpus").mkdir()
+    lines = json_lines(documents(40, longest=20)).splitlines(keepends=True)
+    named(tmp_path / "corpus", b"caf\xe9.jsonl").write_bytes(b"".join([*lines[:7], b"{no json\n", *lines[8:]]))
+    out = named(tmp_path, b"out\xff")
+    command = [f"--dataset={tmp_path / 'corpus'}", f"--model.config={model}", f"--model.tokenizer={model}", "--max-epochs=1"]
+    command += ["--sequence-length=64", "--global-batch-size=2", f"--output-dir={out}", "--save-every=4", "--log-every=1"]
+    first = run_here([*command, "--max-steps=4", "--run.wandb=offline"])
+    assert first.returncode == 0, first.stderr
+    assert "W&B is off: its client opens no path that is not UTF-8" in first.stderr
+    second = run_here([*command, "--run.wandb=disabled"])
+    assert second.returncode == 0, second.stderr
+    assert "going on after step 4" in second.stderr
+    [skipped] = map(orjson.loads, (out / "quarantine.jsonl").read_bytes().splitlines())
+    assert (skipped["shard"], skipped["why"]) == (r"caf\xe9.jsonl", "not JSON")
+    assert orjson.loads((out / "metrics.jsonl").read_bytes().splitlines()[-1])["train/documents"] == 39
+    whole = [path for path in out.rglob("*.json*") if path.suffix == ".json"]
+    assert len(whole) > 10
+    for path in whole:
+        assert "\udcff" not in path.read_text("utf-8")
+        orjson.loads(path.read_bytes())  # which takes no half characters, as most parsers
+    assert rf"$'--output-dir={tmp_path}/out\xff'" in orjson.loads((out / "run.json").read_bytes())["command"]
+    with utf8_path(out / "model") as path:
+        AutoTokenizer.from_pretrained(path)
+        AutoModelForMaskedLM.from_pretrained(path)
+
+
+def test_a_pinned_shard_is_found_again_by_the_name_it_is_shown_by(tmp_path: Path) -> None:
+    named(tmp_path, b"caf\xe9.jsonl.gz").write_bytes(b"1")
+    named(tmp_path, b"b.jsonl").write_bytes(b"2")
+    data = DataConfig(dataset=str(tmp_path))
+    pinned = Corpus.from_json(orjson.loads(orjson.dumps(resolve(data).to_json())))
+    assert [shard.name for shard in pinned.shards] == ["b.jsonl", r"caf\xe9.jsonl.gz"]
+    assert [os.path.exists(shard.url) for shard in pinned.shards] == [True, False]
+    found = find_again(pinned, data)
+    assert [Path(shard.url).read_bytes() for shard in found.shards] == [b"2", b"1"]
+    check_unchanged(pinned, found)
+    (tmp_path / r"caf\xe9.jsonl.gz").write_bytes(b"3")
+    with pytest.raises(SourceError, match=r"two files have a name that is shown as caf\\xe9.jsonl.gz: rename one"):
+        resolve(data)
+
+
+def test_a_dataset_that_is_not_utf_8_gives_its_run_a_name_that_is(tmp_path: Path) -> None:
+    folder = run_directory(Config(DataConfig(dataset=str(named(tmp_path, b"caf\xe9s.jsonl"))), ModelConfig(path="bert")))
+    assert str(folder).startswith("runs/caf-xe9s.jsonl-bert-") or str(folder).startswith("runs/caf-s.jsonl-bert-")
+
+
+def test_what_is_shown_of_a_name_is_its_bytes() -> None:
+    name = os.fsdecode(b"a\xe9\x1b'\\")
+    assert escaped(name) == "a\\xe9\x1b'\\"
+    assert printable(name) == r"a\xe9\x1b'\ "[:-1]
+    assert in_shell(["train", "a b"]) == "train 'a b'"
+    shown = subprocess.run(["bash", "-c", f"printf %s {in_shell([name])}"], capture_output=True, check=True).stdout
+    assert shown == os.fsencode(name)
