@@ -230,3 +230,14 @@ def text_of_lane(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str:
     framing = {*plan.encoder.prefix, *plan.encoder.suffix}
     text: str = tokenizer.backend_tokenizer.decode([i for i in ids if i not in framing], skip_special_tokens=False)
     return text
+
+
+def test_a_group_that_lacks_less_than_a_character_reads_one(tmp_path: Path) -> None:
+    """With three tokens a character, a token or two that a row lacks are no character when rounded down."""
+    (tmp_path / "s.jsonl").write_bytes(json_lines(["ส"] * 400))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=PREFIXING["metaspace never"](), eos_token="ba")
+    plan = plan_for(tmp_path, lanes=1, max_epochs=1, sequence_length=65, global_batch_size=1)
+    alone = lane(replace(plan, encoder=Encoder.of(tokenizer, causal=False)), 0)
+    while alone.next_row() is not None:
+        pass
+    assert alone.cursors[0].documents == 400
