@@ -547,7 +547,13 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
         state: Literal["preempted", "finished"] = "preempted" if stopped else "finished"
         if state == "finished" and ranks.is_first:
             weights, settings = export_state(setup.loaded, setup.bare)
-            write_model(writer.weights.of(weights), settings, setup.loaded.tokenizer, out.path / "model")
+            write_model(
+                writer.weights.of(weights),
+                settings,
+                setup.loaded.tokenizer,
+                out.path / "model",
+                setup.loaded.came_with.files,
+            )
         out.record(state, step=totals.step)
         tracker.finish(state)
     return state
@@ -764,4 +770,5 @@ def _snapshot(setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWr
         stream=stream_state(cursors),
         corpus=setup.pinned.encoded,
         trainer=trainer,
+        came_with=setup.loaded.came_with.files,
     )

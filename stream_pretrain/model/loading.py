@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,16 @@ from transformers import (
 
 from stream_pretrain.config import ModelConfig, ObjectiveConfig
 from stream_pretrain.errors import ModelError
+from stream_pretrain.model.came_with import (
+    OF_CODE,
+    OF_MODEL,
+    OF_TOKENIZER,
+    CameWith,
+    files_of,
+    folder_of,
+    read_weights,
+    weights_left_over,
+)
 from stream_pretrain.model.isolation import choose_attention, make_causal
 from stream_pretrain.model.packed_attention import one_document
 from stream_pretrain.model.positions import evaluating, ordinary_token_ids, refuse_beyond_positions
@@ -33,6 +44,9 @@ _ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "att
 
 # Vocabulary rows are padded to this when an embedding grows: matrix products are faster on round shapes.
 _VOCABULARY_MULTIPLE = 64
+
+_NAMED = 8
+"""So many weights are named in a line."""
 
 _AUTO_CLASSES = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
 
@@ -48,6 +62,7 @@ class LoadedModel:
     """What was changed or added, one line each, to be shown once."""
     original_settings: dict[str, Any]
     """Settings of the configuration that training changes and an export restores."""
+    came_with: CameWith
 
 
 def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> PreTrainedTokenizerFast:
@@ -115,13 +130,14 @@ def load_model(
         vocabulary = -(-needed // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
         notes.append(f"the embedding grows from {known} to {vocabulary} tokens: the new rows are untrained")
 
+    unexpected: set[str] = set()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if config.init_from is not None:
             settings.vocab_size = vocabulary
-            model = _from_checkpoint(config, settings, kind, local_files_only)
+            model, unexpected = _from_checkpoint(config, settings, kind, local_files_only)
         elif config.path is not None:
-            model, new = _from_pretrained(config, settings, kind, local_files_only)
+            model, unexpected, new = _from_pretrained(config, settings, kind, local_files_only)
             notes += new
             if vocabulary > known:
                 model.resize_token_embeddings(vocabulary)
@@ -129,6 +145,8 @@ def load_model(
             settings.vocab_size = vocabulary
             model = _from_scratch(name, config, settings, kind)
 
+    came_with, said = _came_with(config, tokenizer, model, unexpected, local_files_only)
+    notes += said
     model.config.architectures = [type(model).__name__]
     refuse_beyond_positions(model, name, sequence_length)
     notes += choose_attention(model, sequence_length, kind == "causal", tokenizer.mask_token_id)
@@ -139,7 +157,7 @@ def load_model(
         if not model.supports_gradient_checkpointing:
             raise ModelError(f"{name} does not support --model.gradient-checkpointing: leave the option out")
         recompute_activations(model)
-    return LoadedModel(model, tokenizer, tuple(notes), original_settings)
+    return LoadedModel(model, tokenizer, tuple(notes), original_settings, came_with)
 
 
 def recompute_activations(model: PreTrainedModel) -> None:
@@ -153,12 +171,13 @@ def export_state(loaded: LoadedModel, model: nn.Module) -> tuple[dict[str, Tenso
     """Weights and configuration as `from_pretrained` expects them: what model.safetensors and config.json of a checkpoint hold.
 
     `model` is the unwrapped PretrainingModel, or the model inside it. The tensors are the live ones: copy before training on.
-    Tied weights are stored once.
+    Tied weights are stored once. Weights that came with the model and are of none of its modules are among them.
     """
     bare = model.model if isinstance(model, PretrainingModel) else model
     assert isinstance(bare, PreTrainedModel), "unwrap the model before exporting it"
     tied = bare.all_tied_weights_keys
     state = {key: tensor.detach() for key, tensor in bare.state_dict().items() if key not in tied}
+    state |= loaded.came_with.weights
     settings = copy.deepcopy(bare.config)
     for option, value in loaded.original_settings.items():
         setattr(settings, option, value)
@@ -255,34 +274,79 @@ def _from_scratch(name: str, config: ModelConfig, settings: PreTrainedConfig, ki
 
 def _from_pretrained(
     config: ModelConfig, settings: PreTrainedConfig, kind: str, local_files_only: bool
-) -> tuple[PreTrainedModel, list[str]]:
+) -> tuple[PreTrainedModel, set[str], list[str]]:
+    """The model, what is stored with it that it has no place for, and what is new."""
     name = config.path
     assert name is not None
     model, info = _load_weights(name, config.revision, config, settings, kind, local_files_only)
     missing = {key: model.get_parameter(key) for key in info["missing_keys"]}
     if not missing:
-        return model, []
+        return model, info["unexpected_keys"], []
     encoder = {id(weight) for weight in model.base_model.parameters()}
     head = {id(weight) for weight in model.parameters()} - encoder
     if {id(weight) for weight in missing.values()} != head:
         raise ModelError(
             f"{name} lacks weights of {type(model).__name__}, for example {min(missing)}: the folder is incomplete"
         )
-    return model, [f"{name} has no {kind} language-model head: a new one is trained ({', '.join(sorted(missing))})"]
+    note = f"{name} has no {kind} language-model head: a new one is trained ({', '.join(sorted(missing))})"
+    return model, info["unexpected_keys"], [note]
 
 
-def _from_checkpoint(config: ModelConfig, settings: PreTrainedConfig, kind: str, local_files_only: bool) -> PreTrainedModel:
+def _from_checkpoint(
+    config: ModelConfig, settings: PreTrainedConfig, kind: str, local_files_only: bool
+) -> tuple[PreTrainedModel, set[str]]:
+    """The model, and what is stored with it that it has no module for."""
     name = config.init_from
     assert name is not None
     _refuse_missing_folder(name)
     model, info = _load_weights(name, None, config, settings, kind, local_files_only)
-    different = sorted({*info["missing_keys"], *info["unexpected_keys"]})
+    different = sorted({*info["missing_keys"], *weights_left_over(model, info["unexpected_keys"])[1]})
     if different:
         raise ModelError(
             f"--init-from {name} does not match the model: {len(different)} weights are missing or left over, for example"
             f" {different[0]}"
         )
-    return model
+    return model, info["unexpected_keys"]
+
+
+def _came_with(
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    model: PreTrainedModel,
+    unexpected: set[str],
+    local_files_only: bool,
+) -> tuple[CameWith, list[str]]:
+    """What exports have besides the trained weights, as it came with those and with the tokenizer; and what is to be said."""
+
+    notes: list[str] = []
+
+    def folder(name: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
+        try:
+            return folder_of(name, revision, patterns, local_files_only=local_files_only)
+        except OSError as error:  # the weights have been found all the same
+            notes.append(f"the licence and other files of {name} are in no export: {_first_line(error)}")
+            return None
+
+    files: dict[str, bytes] = {}
+    if tokenizer.name_or_path:
+        revision = config.revision if config.tokenizer is None else None
+        files |= files_of(folder(tokenizer.name_or_path, revision, OF_TOKENIZER), OF_TOKENIZER)
+    of_model = (*OF_MODEL, *(OF_CODE if config.trust_remote_code else ()))
+    origin = None
+    for name, revision in ((config.path, config.revision), (config.init_from, None)):
+        if name is not None:  # the weights are of the last, which may be a checkpoint that has no files of the first
+            origin = folder(name, revision, of_model)
+            files |= files_of(origin, of_model)
+    others, left_out = weights_left_over(model, unexpected)
+    weights = read_weights(origin, others, model.base_model_prefix)
+    stored = {name.removeprefix(f"{model.base_model_prefix}.") for name in weights}
+    left_out += [name for name in others if name.removeprefix(f"{model.base_model_prefix}.") not in stored]
+    notes += [
+        f"{what}: {', '.join(sorted(names)[:_NAMED])}" + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+        for what, names in (("not trained, exported as they came", list(weights)), ("not used, and in no export", left_out))
+        if names
+    ]
+    return CameWith(weights, files), notes
 
 
 def _load_weights(

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -55,6 +55,8 @@ class Snapshot:
     corpus: bytes
     """What corpus.json holds: encoded once a run, since a corpus may have many shards."""
     trainer: dict[str, Any]
+    came_with: Mapping[str, bytes] = field(default_factory=dict)
+    """Files that the model and its tokenizer came with, by name."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def write(snapshot: Snapshot, directory: Path) -> Path:
         return final
 
     def fill(folder: Path) -> None:
-        _write_pretrained(folder, snapshot.model, snapshot.model_config, snapshot.tokenizer)
+        _write_pretrained(folder, snapshot.model, snapshot.model_config, snapshot.tokenizer, snapshot.came_with)
         _write_tensors(folder / "optimizer.safetensors", snapshot.optimizer)
         trainer = {"step": snapshot.step, **snapshot.trainer}
         for name, value in (("stream", snapshot.stream), ("trainer", trainer)):
@@ -92,13 +94,17 @@ def write(snapshot: Snapshot, directory: Path) -> Path:
 
 
 def write_model(
-    model: Mapping[str, Tensor], model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, directory: Path
+    model: Mapping[str, Tensor],
+    model_config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    came_with: Mapping[str, bytes],
 ) -> None:
     """Write the final model for `from_pretrained`; what `directory` held before is replaced in one go.
 
     Raises: CheckpointError when the disk refuses; what was there is untouched then.
     """
-    _put_in_place(directory, lambda folder: _write_pretrained(folder, model, model_config, tokenizer))
+    _put_in_place(directory, lambda folder: _write_pretrained(folder, model, model_config, tokenizer, came_with))
 
 
 def prune(directory: Path, *, newest: int, keep_last: int, keep_every: int, cursors: Path) -> None:
@@ -309,7 +315,11 @@ def _put_in_place(final: Path, fill: Callable[[Path], None]) -> None:
 
 
 def _write_pretrained(
-    folder: Path, model: Mapping[str, Tensor], model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+    folder: Path,
+    model: Mapping[str, Tensor],
+    model_config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    came_with: Mapping[str, bytes],
 ) -> None:
     model_config.to_json_file(folder / "config.json")
     _write_tensors(folder / "model.safetensors", model)
@@ -318,6 +328,9 @@ def _write_pretrained(
             tokenizer.save_pretrained(path)
     except Exception as error:  # the tokenizers library raises nothing narrower when the disk is full
         raise OSError(f"tokenizer: {error}") from error
+    for name, content in came_with.items():  # the tokenizer's own files too: transformers leaves out some of what they say
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

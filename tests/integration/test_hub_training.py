@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers import BertConfig, BertForPreTraining
 
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.hub_server import AskedHub, asked
@@ -88,6 +89,31 @@ def test_the_first_step_of_a_large_dataset_costs_a_few_mebibytes(hub: AskedHub, 
     assert done.returncode == 0, done.stderr
     fetched = [request["bytes"] for request in hub.requests()[before:] if "/org/large/" in request["path"]]
     assert sum(fetched) < 9_000_000, "one block of one shard, and the listings"
+
+
+def test_what_a_hub_model_comes_with_is_exported(hub: AskedHub, tmp_path: Path) -> None:
+    folder = write_tiny_bert(hub.root / "models" / "org" / "whole" / "main")
+    BertForPreTraining(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    files = {
+        "LICENSE": "do as you like",
+        "generation_config.json": '{"eos_token_id": [1, 2]}',
+        "chat_template.jinja": "{{ 1 }}",
+    }
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes(bytes(100_000))
+    (folder / "pytorch_model.bin").write_bytes(bytes(100_000))
+    run = [f"--output-dir={tmp_path / 'out'}", "--max-steps=1", "--sequence-length=32", "--global-batch-size=8", "--workers=0"]
+    arguments = ["-m", "stream_pretrain", "--dataset=org/corpus", "--model=org/whole", "--run.wandb=disabled", *run]
+    done = hub.forks.run(arguments, hub.environment(hub.home))
+    assert done.returncode == 0, done.stderr
+    assert "not trained, exported as they came: bert.pooler.dense.bias" in done.stderr
+    assert "Fetching" not in done.stderr
+    assert {name: (tmp_path / "out" / "model" / name).read_text() for name in files} == files
+    assert not [
+        request for request in hub.requests() if request["path"].endswith((".onnx", ".bin")) and request["method"] == "GET"
+    ]
 
 
 def test_a_run_goes_on_through_faults_of_the_hub(hub: AskedHub, tmp_path: Path) -> None:

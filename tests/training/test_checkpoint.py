@@ -118,7 +118,7 @@ def test_a_checkpoint_is_a_model_that_transformers_loads(tmp_path: Path) -> None
     assert len(weights) < len(model.state_dict())
     snapshot = Snapshot(1, weights, model.config, tokenizer(), {}, {}, b"{}", trainer_of(1))
     ids = torch.tensor([[3, 2, 4]])
-    checkpoint.write_model(weights, model.config, tokenizer(), tmp_path / "model")
+    checkpoint.write_model(weights, model.config, tokenizer(), tmp_path / "model", {})
     for folder in (checkpoint.write(snapshot, tmp_path), tmp_path / "model"):
         loaded, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
         assert not any(info.values()), info
@@ -130,7 +130,7 @@ def test_writing_the_model_again_replaces_the_folder(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").touch()
     snapshot = small_snapshot(1)
-    checkpoint.write_model(snapshot.model, snapshot.model_config, snapshot.tokenizer, tmp_path / "model")
+    checkpoint.write_model(snapshot.model, snapshot.model_config, snapshot.tokenizer, tmp_path / "model", {})
     assert folders(tmp_path) == ["model"]
     assert "old" not in folders(tmp_path / "model")
     assert "model.safetensors" in folders(tmp_path / "model")

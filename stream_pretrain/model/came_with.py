@@ -1,0 +1,98 @@
+"""What a model comes with besides the weights that are trained: exports have it again, as it was."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+
+OF_MODEL = ("generation_config.json", *(f"{name}*" for name in ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")))
+"""Files that belong to weights. What a README says is of the weights as they were."""
+OF_TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.jinja", "additional_chat_templates/*.jinja"),
+)
+OF_CODE = ("*.py",)
+"""Read where --model.trust-remote-code lets it run."""
+
+
+@dataclass(frozen=True)
+class CameWith:
+    """What is exported beside the trained weights."""
+
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    """By the names they have in the export, on the CPU, of the type they were stored with."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Content by name."""
+
+
+def folder_of(name: str, revision: str | None, patterns: Sequence[str], *, local_files_only: bool) -> Path | None:
+    """The folder with a model's files: a local one, or that of the cache, where those that match are fetched to first.
+
+    Raises: OSError where the Hub does not give them.
+    """
+    if Path(name).exists():
+        return Path(name) if Path(name).is_dir() else None
+    either = [case for pattern in patterns for case in (pattern, pattern.lower())]
+    return Path(snapshot_download(name, revision=revision, allow_patterns=either, local_files_only=local_files_only))
+
+
+def files_of(folder: Path | None, patterns: Sequence[str]) -> dict[str, bytes]:
+    """The files of a folder that match, by their names in it."""
+    if folder is None:
+        return {}
+    names = {path: path.relative_to(folder).as_posix() for path in sorted((*folder.glob("*"), *folder.glob("*/*.jinja")))}
+    return {
+        name: path.read_bytes()
+        for path, name in names.items()
+        if path.is_file() and any(fnmatch(name.lower(), pattern.lower()) for pattern in patterns)
+    }
+
+
+def weights_left_over(model: PreTrainedModel, unexpected: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Stored weights that the model did not take: of modules that it has not, such as a pooler, and of those that it has."""
+    modules = {_kind(name) for name, _ in model.named_modules()}
+    of_others: list[str] = []
+    of_its_own: list[str] = []
+    for name in sorted(unexpected):
+        owner = name.rpartition(".")[0]
+        known = _kind(owner) in modules or _kind(f"{model.base_model_prefix}.{owner}") in modules
+        (of_its_own if known else of_others).append(name)
+    return of_others, of_its_own
+
+
+def read_weights(folder: Path | None, names: Sequence[str], prefix: str) -> dict[str, Tensor]:
+    """Stored weights by the names they have in an export of a whole model, whose encoder's begin with `prefix`.
+
+    Those that are in no safetensors file are left out.
+    """
+    found: dict[str, Tensor] = {}
+    of_encoder = True
+    for path in _weight_files(folder) if names else []:
+        with safe_open(path, framework="pt") as stored:
+            there = set(stored.keys())
+            of_encoder &= not any(name.startswith(f"{prefix}.") for name in there)
+            found |= {name: stored.get_tensor(name).clone() for name in names if name in there}
+    return {f"{prefix}.{name}" if of_encoder else name: weight for name, weight in found.items()}
+
+
+def _weight_files(folder: Path | None) -> list[Path]:
+    if folder is None:
+        return []
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+    return [path for path in (folder / "model.safetensors",) if path.exists()]
+
+
+def _kind(name: str) -> str:
+    """The name of a module for all layers alike."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
