@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import re
 import resource
 import sys
@@ -79,6 +78,7 @@ from stream_pretrain.training.loop import (
 from stream_pretrain.training.metrics import MetricsWindow
 from stream_pretrain.training.model_state import load_optimizer_tensors, load_weights, optimizer_tensors
 from stream_pretrain.training.optimizer import adamw, learning_rate
+from stream_pretrain.training.options_file import write_options
 from stream_pretrain.training.peers import NO_LIFE, POLL_SECONDS, SILENT_POLLS, STOPPED, Peers, between_ranks
 from stream_pretrain.training.preemption import Interrupted, StopRequest, ignore_in_worker
 from stream_pretrain.training.progress import Progress, human_bytes
@@ -86,6 +86,7 @@ from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.records import RECORDS, append, has_evaluation, trim_after
 from stream_pretrain.training.run_directory import RunDirectory, decide_start
 from stream_pretrain.training.tracking import Tracker
+from stream_pretrain.training.versions import program
 from stream_pretrain.training.watchdog import Watchdog
 from stream_pretrain.urls import without_secrets
 
@@ -316,6 +317,7 @@ def prepare(
     if ranks.is_first:
         for name in RECORDS:
             trim_after(out.path / name, totals.step if saved is not None else None)
+        write_options(config, start.parent, out.path)
     return Setup(
         config, accelerator, ranks, out, progress, stop, loaded, bare, model, optimizer, pinned, plan, engine, evaluation_set,
         cursors, totals, start.parent,
@@ -759,7 +761,7 @@ def _snapshot(setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWr
         "engine": setup.engine.to_json(),
         "parent": setup.parent,
         "world": setup.ranks.world,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+        **program(),
     }
     return Snapshot(
         step=setup.totals.step,

@@ -2,6 +2,7 @@
 
 lock             held by the process that trains; names it, and beats as long as it lives
 run.json         state of the run, for people and schedulers
+config.yaml      its options, as --config takes them
 metrics.jsonl    one line per logged step
 checkpoints/     whole checkpoints; cursors/ holds where the lanes stood in those deleted since
 model/           the final model
@@ -36,6 +37,7 @@ from stream_pretrain.training.folders import repair
 from stream_pretrain.training.manifest import json_of
 from stream_pretrain.training.reading import parsed, read_bytes
 from stream_pretrain.training.records import RECORDS
+from stream_pretrain.training.versions import program
 
 FILES = ("run.json", *RECORDS, "evaluation.jsonl", "evaluation.json", "wandb-id")
 """What OUT may hold besides its lock and its folders."""
@@ -108,6 +110,7 @@ class RunDirectory:
             "pid": os.getpid(),
             "command": in_shell(self._command),
             "parent": parent,
+            **program(),
         }
         try:
             self._write()

@@ -24,6 +24,7 @@ from stream_pretrain.names import escaped
 from stream_pretrain.training.disk import replace_file
 from stream_pretrain.training.preemption import Interrupted
 from stream_pretrain.training.records import append, replace_last
+from stream_pretrain.training.versions import repository
 from stream_pretrain.training.wandb_files import steps_held
 
 Mode = Literal["online", "offline", "disabled"]
@@ -174,6 +175,7 @@ class WandbView:
                     init_timeout=INIT_SECONDS,
                     finish_timeout=FINISH_SECONDS,
                     finish_timeout_raises=True,
+                    **repository(),  # as it would find out, but for keys in the URL of the remote
                 ),
             )
             started.define_metric("train/step")

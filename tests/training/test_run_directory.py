@@ -308,6 +308,8 @@ def test_run_json_says_how_the_run_stands(tmp_path: Path) -> None:
         began = run_json(tmp_path)
         assert began.pop("started") == began.pop("updated")
         assert began.pop("host")
+        assert {"versions", "commit"} <= began.keys()
+        del began["versions"], began["commit"]
         assert began == {
             "state": "running",
             "step": 0,

@@ -1,0 +1,58 @@
+"""OUT/config.yaml: the options of a run, as `--config` takes them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stream_pretrain.config import Config, flatten
+from stream_pretrain.errors import CheckpointError
+from stream_pretrain.redaction import HIDDEN, printable, redacted_options, redacted_sources, redacted_url
+from stream_pretrain.training.disk import replace_file
+
+NAME = "config.yaml"
+_OF_THE_START = ("run.output_dir", "run.resume")
+_REDACTED = {"data.dataset": redacted_url, "eval.dataset": redacted_url, "data.storage_options": redacted_options}
+
+
+def write_options(config: Config, parent: str | None, out: Path) -> None:
+    """Write the options into OUT; parent: the checkpoint that --resume began the run from. Raises: CheckpointError."""
+    try:
+        replace_file(out / NAME, [line.encode() + b"\n" for line in _lines(config, parent)])
+    except OSError as error:
+        raise CheckpointError(f"{out / NAME} cannot be written ({error.strerror}): make room, then start again") from error
+
+
+def _lines(config: Config, parent: str | None) -> Iterator[str]:
+    yield "# The options of this run, written anew at each start: give this file to --config, and an --output-dir."
+    if parent is not None:
+        yield f"# It began from a checkpoint: --resume {printable(parent)}"
+    options = flatten(config)
+    for group in dataclasses.fields(config):
+        yield f"{group.name}:"
+        for option in dataclasses.fields(getattr(config, group.name)):
+            name = f"{group.name}.{option.name}"
+            if name not in _OF_THE_START:
+                yield from (f"  {line}" for line in _option(name, options[name]))
+
+
+def _option(name: str, value: Any) -> Iterator[str]:
+    short, option = name.partition(".")[2].replace("_", "-"), f"--{name.replace('_', '-')}"
+    if name == "model.trust_remote_code":
+        yield f"# {short}: {str(value).lower()}   # taken from the command line only: {option}"
+        return
+    if name in _REDACTED and value is not None and (shown := _REDACTED[name](value)) != value:
+        yield f"# {short}: {printable(shown)}   # a secret is left out: give {option}"
+        return
+    if isinstance(value, list):
+        value = [{key: inner for key, inner in record.items() if inner is not None} for record in value]
+        if not value:
+            return  # nothing is its only value that the parser has no word for
+    if name == "data.sources" and (shown_sources := redacted_sources(value)) != value:
+        yield f"# {HIDDEN} stands where a secret is left out: put it back, or give {option}"
+        value = shown_sources
+    yield from yaml.safe_dump({short: value}, allow_unicode=True, sort_keys=False, width=10_000).splitlines()
