@@ -15,7 +15,6 @@ from __future__ import annotations
 import bisect
 import bz2
 import copy
-import email.utils
 import errno
 import io
 import itertools
@@ -42,6 +41,7 @@ import zstandard
 from huggingface_hub import get_token, hf_hub_url
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from stream_pretrain.data.http_session import RedirectError, Session, asked_wait, content_range, whole_number
 from stream_pretrain.data.store_memory import StoreMemory, compare
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError, TransportError
 from stream_pretrain.urls import without_secrets
@@ -903,7 +903,7 @@ def _fault(error: Exception, name: str) -> _TransientError:
     if isinstance(error, (ValueError, IsADirectoryError, NotADirectoryError, requests.TooManyRedirects)):
         raise TransportError(f"{name}: cannot be read ({words})") from error
     headers = getattr(getattr(error, "response", None), "headers", None)
-    return _TransientError(words, wait=None if headers is None else _asked_wait(headers))
+    return _TransientError(words, wait=None if headers is None else asked_wait(headers))
 
 
 _CHECK_ID = "check the id, path and revision; what is private looks like this to a token without access (HF_TOKEN)"
@@ -982,7 +982,7 @@ def told_by_servers(urls: Sequence[str], options: TransportOptions) -> list[tupl
     given_up = threading.Event()
 
     def ask_for_some(first: int) -> None:
-        with _session(headers) as session:
+        with Session(headers) as session:
             for number in range(first, len(urls), _ASKED_AT_ONCE):
                 if given_up.is_set():
                     return
@@ -1001,9 +1001,7 @@ def told_by_servers(urls: Sequence[str], options: TransportOptions) -> list[tupl
     return found
 
 
-def _told(
-    url: str, name: str, headers: Mapping[str, str], options: TransportOptions, session: requests.Session
-) -> dict[str, str]:
+def _told(url: str, name: str, headers: Mapping[str, str], options: TransportOptions, session: Session) -> dict[str, str]:
     """What a server tells of a file, by kind. Not by HEAD: a URL that is signed for GET refuses it."""
     file = _HttpFile(url, name, headers, None, options.read_timeout, options.memory, {}, session)
     try:
@@ -1076,7 +1074,7 @@ class _HttpFile:
         read_timeout: float,
         memory: StoreMemory,
         known: dict[str, str],
-        session: requests.Session | None = None,
+        session: Session | None = None,
     ):
         """known: what was told of the file before, by kind; `session` is used, and not closed, in place of an own one."""
         self.total: int | None = None
@@ -1142,18 +1140,25 @@ class _HttpFile:
     def _request(self, start: int, stop: int) -> None:
         """Open the body that holds byte `start`; nothing is opened where the file ends before it."""
         if self._session is None:
-            self._session = _session(self._own)
+            self._session = Session(self._own)
         url, headers = self._target or (self._url, self._headers)
         ranged = {**headers, "Range": f"bytes={start}-{stop - 1}"}
-        response = self._session.get(url, headers=ranged, stream=True, timeout=self._timeout)
+        try:
+            response = self._session.open(url, ranged, self._timeout)
+        except RedirectError as error:
+            raise TransportError(f"{self._name}: {error}; check the URL, a login or a proxy") from error
+        except ValueError as error:
+            if isinstance(error, requests.exceptions.InvalidHeader) and error.request is not None:
+                raise _TransientError(in_words(error)) from error  # of the answer, such as two lengths
+            raise TransportError(
+                f"{self._name}: cannot be asked for ({in_words(error)}); check the URL, and where its server redirects to"
+            ) from error
         self._response = response
         if _is_busy(response.status_code):
-            raise _TransientError(f"HTTP {response.status_code}", wait=_asked_wait(response.headers))
+            raise _TransientError(f"HTTP {response.status_code}", wait=asked_wait(response.headers))
         if response.status_code >= 400 and response.status_code != 416 and self._target is not None:
             raise _TransientError(f"HTTP {response.status_code} from the address it had redirected to", at_once=True)
-        found = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", response.headers.get("Content-Range", "").strip())
-        first, end = (int(found[1]), int(found[2]) + 1) if found and found[1] else (None, None)
-        known_total = int(found[3]) if found and found[3] != "*" else None
+        first, end, known_total = content_range(response.headers.get("Content-Range", ""))
         if response.status_code == 416 and known_total is not None:
             self._remember(response, known_total)
             self.reset_body()
@@ -1180,6 +1185,11 @@ class _HttpFile:
                 f"{self._name}: the server sends it encoded (Content-Encoding: {encoding}) though asked for it as it is; "
                 "turn that off there, or name the file after its compression"
             )
+        coding = response.headers.get("Transfer-Encoding", "").lower()
+        if coding != "chunked" and re.search(
+            "chunked|gzip|deflate|compress", coding
+        ):  # their frames would be taken for the file
+            raise _TransientError(f"Transfer-Encoding {coding[:40]!r}")
         if response.status_code == 200:
             known_total = self._total_of_whole(response)
             self._at, self._end = 0, known_total
@@ -1192,6 +1202,8 @@ class _HttpFile:
                     f"{self._name}: asked for bytes {start}-{stop - 1}, the server answers with "
                     f"Content-Range {response.headers.get('Content-Range', 'missing')!r}; its Range support is broken"
                 )
+            if known_total is not None and known_total < end:
+                raise _TransientError(f"Content-Range {response.headers['Content-Range'][:80]!r}")
             known_total = next((size for size in (known_total, self.total, self._size) if size is not None), None)
             if known_total is None:
                 raise TransportError(f"{self._name}: the server does not say how large the file is (Content-Range .../*)")
@@ -1202,9 +1214,8 @@ class _HttpFile:
 
     def _total_of_whole(self, response: requests.Response) -> int | None:
         """Bytes of a body that is the whole file; None where the encoding of the body itself tells its end."""
-        length = response.headers.get("Content-Length")
-        if length is not None:
-            return int(length)
+        if (length := _length(response)) is not None:
+            return length
         known = self.total if self.total is not None else self._size
         if known is not None or response.raw.chunked:
             return known
@@ -1212,14 +1223,14 @@ class _HttpFile:
         headers = {name: value for name, value in response.request.headers.items() if name != "Range"}
         asked = self._session.head(response.url, headers=headers, timeout=self._timeout)
         if _is_busy(asked.status_code):
-            raise _TransientError(f"HTTP {asked.status_code}", wait=_asked_wait(asked.headers))
-        length = asked.headers.get("Content-Length") if asked.status_code == 200 else None
+            raise _TransientError(f"HTTP {asked.status_code}", wait=asked_wait(asked.headers))
+        length = _length(asked) if asked.status_code == 200 else None
         if length is None:
             raise TransportError(
                 f"{self._name}: the server does not say how large the file is, so a connection that breaks would look like "
                 "its end; serve it with Content-Length"
             )
-        return int(length)
+        return length
 
     def _remember(self, response: requests.Response, total: int | None) -> None:
         # Not the time of the last change: a file that is written anew with the same content is the same.
@@ -1228,46 +1239,20 @@ class _HttpFile:
         self.total = total if total is not None else self.total
 
 
+def _length(response: requests.Response) -> int | None:
+    """What an answer tells as the length of its body."""
+    told = response.headers.get("Content-Length")
+    if told is None:
+        return None
+    length = whole_number(told)
+    if length is None:
+        raise _TransientError(f"Content-Length {told[:40]!r}")
+    return length
+
+
 def bare_etag(etag: str | None) -> str | None:
     """An ETag without its quotes, and without the mark of a weak one, which one answer may have and another not."""
     return etag if etag is None else etag.removeprefix("W/").strip('"')
-
-
-class _Session(requests.Session):
-    """Takes the user's headers, which may be keys, to no other host; requests itself holds back two of them only."""
-
-    def __init__(self, own: Sequence[str]):
-        super().__init__()
-        self._own = own
-
-    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
-        super().rebuild_auth(prepared_request, response)
-        if self.should_strip_auth(str(response.request.url), str(prepared_request.url)):
-            for name in self._own:
-                prepared_request.headers.pop(name, None)
-
-
-def _session(own: Mapping[str, str]) -> requests.Session:
-    """For requests with the user's headers."""
-    session = _Session(tuple(own))
-    if "Authorization" in own:
-        session.auth = _as_it_is  # or ~/.netrc would replace the token
-    return session
-
-
-def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
-
-
-def _asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds a server asks to wait: Retry-After (seconds or a date), or the reset of the Hub's RateLimit."""
-    asked = headers.get("Retry-After", "").strip()
-    if asked.isdigit():
-        return float(asked)
-    if date := email.utils.parsedate_tz(asked):
-        return max(0.0, email.utils.mktime_tz(date) - time.time())
-    reset = re.search(r"\br=0\b.*\bt=(\d+)", headers.get("RateLimit", ""))
-    return float(reset[1]) if reset else None
 
 
 class _FsspecFile:
