@@ -10,6 +10,7 @@
     windows    bytes cut into windows of whole lines
     documents  lines, row groups or examples           -> texts
     text_units paragraphs and files in place of lines
+    json_files JSON that is not JSON lines, and how to make it such
     csv_rows   where the rows of a CSV file end
     shard_filesystem  the same bytes for what `datasets` parses
     pieces     long documents                          -> pieces

@@ -19,6 +19,7 @@ import orjson
 from stream_pretrain.config import TextDocuments, template_fields
 from stream_pretrain.data.csv_rows import HEAD_BYTES, CsvRows, csv_rows
 from stream_pretrain.data.dealing import Stripe
+from stream_pretrain.data.json_files import json_fault
 from stream_pretrain.data.shard_filesystem import PROTOCOL, shard_url
 from stream_pretrain.data.sources import Shard
 from stream_pretrain.data.text_units import FileWindows, ParagraphWindows, paragraphs, whole
@@ -208,12 +209,21 @@ class LineDocuments:
             raise _BadDocumentError(self.unit.too_long)
         return self.text_of(line)
 
+    def _head(self) -> bytes:
+        """The first bytes of the content."""
+        with closing(self._open(Restart())) as content:
+            return content.read().removeprefix(b"\xef\xbb\xbf")[:HEAD_BYTES]
+
     def _check_first_window(self, lines: bytes, documents: Documents) -> None:
         fault = None
         if lines.startswith((b"\xff\xfe", b"\xfe\xff")):
             fault = "is UTF-16, not UTF-8: convert it"
-        elif self.shard.format == "jsonl" and documents.skips and not documents.texts and not documents.filtered:
-            fault = diagnose(lines, documents.skips[0].reason, self.options.fields)
+        elif self.shard.format == "jsonl" and documents.skips:
+            usable = bool(documents.texts or documents.filtered)
+            content = lines if lines.strip() else self._head()  # a first line that is too long is not among them
+            fault = json_fault(content, self.shard, self.options.fields, usable=usable)
+            if fault is None and not usable:
+                fault = diagnose(lines, documents.skips[0].reason, self.options.fields)
         if fault is None and _nothing_usable(documents):
             first = documents.skips[0]
             fault = (
@@ -331,12 +341,8 @@ def diagnose(lines: bytes, reason: str, fields: Sequence[str]) -> str | None:
     first = head.split(b"\n", 1)[0].strip()
     if head[:200].count(b"\x00") > 20:
         return "is UTF-16, not UTF-8: convert it"
-    if first.startswith(b"["):
-        return "is one JSON array, not JSON lines: write one object a line"
     if b"\r" in first:
         return "ends its lines with CR alone: convert them to LF"
-    if first == b"{" or (first.startswith(b"{") and first.endswith(b",")):
-        return "has objects over several lines, not JSON lines: write one object a line"
     try:
         value = orjson.loads(first)
     except orjson.JSONDecodeError:

@@ -171,9 +171,9 @@ NINE_BAD = [b"bad"] * 9
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ([b'[{"text": "a"},', b'{"text": "b"}]'], "is one JSON array, not JSON lines: write one object a line"),
-        ([b"{", b'  "text": "a"', b"}"], "has objects over several lines, not JSON lines: write one object a line"),
-        ([b'{"id": 1,', b' "text": "a"}'], "has objects over several lines, not JSON lines: write one object a line"),
+        ([b'[{"text": "a"},', b'{"text": "b"}]'], "is one JSON array, not JSON lines: jq -c '.[]' s.jsonl > s.lines.jsonl"),
+        ([b"{", b'  "text": "a"', b"}"], "has objects over several lines, not JSON lines: jq -c . s.jsonl > s.lines.jsonl"),
+        ([b'{"id": 1,', b' "text": "a"}'], "has objects over several lines, not JSON lines: jq -c . s.jsonl > s.lines.jsonl"),
         ([b'{"text": "a"}\r{"text": "b"}\r'], "ends its lines with CR alone: convert them to LF"),
         (['{"text": "a"}'.encode("utf-16")], "is UTF-16, not UTF-8: convert it"),
         (['{"text": "a long one"}'.encode("utf-16-be")], "is UTF-16, not UTF-8: convert it"),
