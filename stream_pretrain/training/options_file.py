@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from stream_pretrain.config import Config, flatten
+from stream_pretrain.config import Config
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.redaction import HIDDEN, printable, redacted_options, redacted_sources, redacted_url
 from stream_pretrain.training.disk import replace_file
@@ -31,13 +31,12 @@ def _lines(config: Config, parent: str | None) -> Iterator[str]:
     yield "# The options of this run, written anew at each start: give this file to --config, and an --output-dir."
     if parent is not None:
         yield f"# It began from a checkpoint: --resume {printable(parent)}"
-    options = flatten(config)
-    for group in dataclasses.fields(config):
-        yield f"{group.name}:"
-        for option in dataclasses.fields(getattr(config, group.name)):
-            name = f"{group.name}.{option.name}"
+    for group, options in dataclasses.asdict(config).items():  # as they were given: `flatten` has what may be shown
+        yield f"{group}:"
+        for option, value in options.items():
+            name = f"{group}.{option}"
             if name not in _OF_THE_START:
-                yield from (f"  {line}" for line in _option(name, options[name]))
+                yield from (f"  {line}" for line in _option(name, value))
 
 
 def _option(name: str, value: Any) -> Iterator[str]:
@@ -48,7 +47,7 @@ def _option(name: str, value: Any) -> Iterator[str]:
     if name in _REDACTED and value is not None and (shown := _REDACTED[name](value)) != value:
         yield f"# {short}: {printable(shown)}   # a secret is left out: give {option}"
         return
-    if isinstance(value, list):
+    if isinstance(value, tuple):
         value = [{key: inner for key, inner in record.items() if inner is not None} for record in value]
         if not value:
             return  # nothing is its only value that the parser has no word for
