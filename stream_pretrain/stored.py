@@ -5,54 +5,131 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal
 
 from stream_pretrain.errors import CheckpointError
 
-_LARGEST = 2**63
+_SHOWN = 40
 
 
 def stored(kind: Any, value: Any, where: str) -> Any:
-    """The value as what it stands for: dataclasses from objects, tuples from lists; numbers are those of 64 bits.
+    """The value as what it stands for: dataclasses from objects, tuples from lists; integers are those of 64 bits.
 
-    Raises: CheckpointError that names the place, for what is of another type.
+    where: the file and the place in it. Raises: CheckpointError for what is of another type.
     """
+    try:
+        return _reader(kind)(value)
+    except _WrongError as error:
+        raise CheckpointError(f"{where}{error.place} {error.what}") from error
+
+
+class _WrongError(Exception):
+    """What is wrong, and at which place of the value."""
+
+    def __init__(self, what: str, place: str = "") -> None:
+        super().__init__(what, place)
+        self.what, self.place = what, place
+
+    def inside(self, place: str) -> _WrongError:
+        return _WrongError(self.what, place + self.place)
+
+
+_Reader = Callable[[Any], Any]
+
+
+@cache  # of a corpus with many shards every field is read
+def _reader(kind: Any) -> _Reader:
     origin, parameters = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
-        return _record(kind, value, where)
+        return _record(kind)
     if origin in (typing.Union, types.UnionType):
-        if value is None and types.NoneType in parameters:
-            return None
-        [kind] = [member for member in parameters if member is not types.NoneType]
-        return stored(kind, value, where)
-    if origin is Literal and isinstance(value, str) and value in parameters:
-        return value
-    if origin in (list, tuple) and isinstance(value, list):
-        return origin(stored(parameters[0], item, f"{where}[{number}]") for number, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {name: stored(parameters[1], item, f"{where}.{name}") for name, item in value.items()}
-    if kind is Any or (kind is int and type(value) is int and -_LARGEST <= value < _LARGEST):
-        return value
-    if kind in (str, bool) and type(value) is kind:
-        return value
-    if kind is float and type(value) in (int, float):
-        return value
+        [member] = [member for member in parameters if member is not types.NoneType]
+        read = _reader(member)
+        return lambda value: None if value is None else read(value)
+    if origin is Literal:
+        return _scalar(lambda value: value in parameters, str)
+    if origin in (list, tuple):
+        return _items(origin, _reader(parameters[0]))
+    if origin is dict:
+        return _values(_reader(parameters[1]))
+    if kind is Any:
+        return lambda value: value
+    if kind is int:
+        return _scalar(lambda value: -(2**63) <= value < 2**63, int)
+    assert kind in (str, bool), kind
+    return _scalar(lambda _: True, kind)
+
+
+def _scalar(is_right: Callable[[Any], bool], kind: type) -> _Reader:
+    def read(value: Any) -> Any:
+        if type(value) is kind and is_right(value):
+            return value
+        raise _wrong(value)
+
+    return read
+
+
+def _items(container: Any, read: _Reader) -> _Reader:
+    def read_all(value: Any) -> Any:
+        if type(value) is not list:
+            raise _wrong(value)
+        found: list[Any] = []
+        try:
+            for item in value:
+                found.append(read(item))
+        except _WrongError as error:
+            raise error.inside(f"[{len(found)}]") from error
+        return container(found)
+
+    return read_all
+
+
+def _values(read: _Reader) -> _Reader:
+    def read_all(value: Any) -> Any:
+        if type(value) is not dict:
+            raise _wrong(value)
+        found: dict[str, Any] = {}
+        for name, item in value.items():
+            try:
+                found[name] = read(item)
+            except _WrongError as error:
+                raise error.inside(f".{name}") from error
+        return found
+
+    return read_all
+
+
+def _record(kind: Any) -> _Reader:
+    hints = typing.get_type_hints(kind)
+    readers = {field.name: _reader(hints[field.name]) for field in dataclasses.fields(kind)}
+    needed = [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+
+    def read(value: Any) -> Any:
+        if type(value) is not dict:
+            raise _wrong(value)
+        found = {}
+        for name, item in value.items():
+            if name not in readers:
+                raise _WrongError("is not known to this version: use the version it is from", f".{name}")
+            try:
+                found[name] = readers[name](item)
+            except _WrongError as error:
+                raise error.inside(f".{name}") from error
+        for name in needed:
+            if name not in found:
+                raise _WrongError("is missing: use another checkpoint", f".{name}")
+        return kind(**found)
+
+    return read
+
+
+def _wrong(value: Any) -> _WrongError:
     shown = repr(value)
-    raise _unusable(f"{where} is {shown if len(shown) <= 40 else shown[:40] + '…'}")
-
-
-def _record(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise _unusable(f"{where} is not a JSON object")
-    fields, kinds = {field.name: field for field in dataclasses.fields(kind)}, typing.get_type_hints(kind)
-    for name in value:
-        if name not in fields:
-            raise CheckpointError(f"{where} has {name!r}, which this version does not know: use the version it is from")
-    for name, field in fields.items():
-        if name not in value and field.default is field.default_factory is dataclasses.MISSING:
-            raise _unusable(f"{where} lacks {name}")
-    return kind(**{name: stored(kinds[name], item, f"{where}.{name}") for name, item in value.items()})
-
-
-def _unusable(what: str) -> CheckpointError:
-    return CheckpointError(f"{what}: that is not what a run writes; use another checkpoint")
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+    return _WrongError(f"is {shown}, which is not what a run writes: use another checkpoint")

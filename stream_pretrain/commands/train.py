@@ -28,6 +28,7 @@ from stream_pretrain.data.objectives import Vocabulary
 from stream_pretrain.data.shard_names import count_kinds
 from stream_pretrain.data.source_lane import SourcePlan
 from stream_pretrain.data.sources import in_words, resolve
+from stream_pretrain.data.standing import refuse_impossible
 from stream_pretrain.data.stream import (
     LaneCursors,
     StepRows,
@@ -55,13 +56,13 @@ from stream_pretrain.model.isolation import isolation_fault
 from stream_pretrain.model.loading import LoadedModel, export_state, load_model, load_tokenizer
 from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.redaction import Secrets
-from stream_pretrain.stored import stored
 from stream_pretrain.training import evaluation
 from stream_pretrain.training.checkpoint import (
     BackgroundWriter,
     Saved,
     Snapshot,
     read,
+    verify,
     write_model,
 )
 from stream_pretrain.training.disk import replace_file
@@ -75,6 +76,7 @@ from stream_pretrain.training.loop import (
     accelerator_for,
     training_steps,
 )
+from stream_pretrain.training.manifest import MANIFEST
 from stream_pretrain.training.metrics import MetricsWindow
 from stream_pretrain.training.model_state import load_optimizer_tensors, load_weights, optimizer_tensors
 from stream_pretrain.training.optimizer import adamw, learning_rate
@@ -256,6 +258,8 @@ def prepare(
         checkpoint = start.checkpoint
         saved = None if checkpoint is None else ranks.from_first(lambda: read(checkpoint))
         with progress.phase("loading the model") as found:
+            if checkpoint is None:
+                ranks.from_first(lambda: _verify_given(config.model.init_from))
             loaded = _loaded_by_all(config, accelerator, ranks)
             precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
             found(f"{loaded.model.num_parameters() / 1e6:.1f}M parameters, {precision} on {_devices(accelerator)}")
@@ -299,8 +303,7 @@ def prepare(
     if fault is not None:
         raise ModelError(f"the documents of a row are not kept apart on this {accelerator.device.type}: {fault}")
     if saved is not None and checkpoint is not None:
-        cursors = cursors_from(saved.stream, pinned.lanes)
-        totals = stored(Totals, saved.trainer["totals"], f"{checkpoint / 'trainer.json'}: totals")
+        cursors, totals = ranks.from_first(lambda: _where_it_stood(saved, plan))
         load_optimizer_tensors(
             optimizer,
             bare.model.named_parameters(),
@@ -322,6 +325,14 @@ def prepare(
         config, accelerator, ranks, out, progress, stop, loaded, bare, model, optimizer, pinned, plan, engine, evaluation_set,
         cursors, totals, start.parent,
     )  # fmt: skip
+
+
+def _where_it_stood(saved: Saved, plan: StreamPlan) -> tuple[list[LaneCursors], Totals]:
+    """The cursors and the totals of a checkpoint. Raises: CheckpointError for what the run can never have been at."""
+    cursors = cursors_from(saved.stream, plan.lanes.lanes)
+    totals = Totals.from_json(saved.trainer["totals"], len(plan.lanes.sources), "trainer.json: totals")
+    refuse_impossible(cursors, plan.lanes, totals.step)
+    return cursors, totals
 
 
 def _asked(config: Config, encoder: Encoder, ranks: Ranks, saved: Saved | None, progress: Progress) -> Engine:
@@ -353,6 +364,12 @@ def _refuse_short_rows(config: Config, encoder: Encoder) -> None:
             f"--sequence-length {length} is too short for a label in a row: {framing} positions are special tokens; "
             f"give at least {needed}"
         )
+
+
+def _verify_given(weights: str | None) -> None:
+    """Verify the weights to begin with where they are those of a checkpoint; a model folder has nothing to verify it by."""
+    if weights is not None and os.path.lexists(Path(weights) / MANIFEST):
+        verify(Path(weights))
 
 
 def _loaded_by_all(config: Config, accelerator: Accelerator, ranks: Ranks) -> LoadedModel:
@@ -530,7 +547,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
                 # While steps are bad none is saved: weights that are not finite would be in every checkpoint that is kept.
                 if totals.bad_steps == 0 and last_saved < totals.step and (ends or totals.step % config.run.save_every == 0):
                     with watchdog.stage("saving"):
-                        _save(setup, writer)
+                        begin_save(setup, writer)
                     last_saved = totals.step
                 if at_end:
                     _say_what_is_not_read(setup)
@@ -543,7 +560,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
             raise ContentError(f"{without_secrets(config.data.dataset or 'the mixture')}: holds no document to train on")
         with watchdog.stage("saving"):
             if last_saved < totals.step:
-                _save(setup, writer)
+                begin_save(setup, writer)
             writer.wait()
         out.raise_if_lost()
         state: Literal["preempted", "finished"] = "preempted" if stopped else "finished"
@@ -740,7 +757,7 @@ def _name_bad_step(setup: Setup, result: StepResult) -> None:
         append(setup.out.path / "bad_steps.jsonl", [{"step": result.step, "documents": documents}])
 
 
-def _save(setup: Setup, writer: BackgroundWriter) -> None:
+def begin_save(setup: Setup, writer: BackgroundWriter) -> None:
     """Begin to write a checkpoint of this moment. All lanes' cursors come together; the first rank writes."""
     own = {lane: setup.cursors[lane] for lane in lanes_of(setup.pinned.lanes, setup.ranks.index, setup.ranks.world)}
     gathered = {lane: cursor for cursors in setup.ranks.gather(own) for lane, cursor in cursors.items()}

@@ -43,7 +43,8 @@ from stream_pretrain.data.mixture import Weights, largest_shares, parts_of
 from stream_pretrain.data.source_lane import EXPANSION, SourcePlan
 from stream_pretrain.data.sources import Corpus, Shard, described, find_again, resolve
 from stream_pretrain.data.transport import BLOCK_BYTES, TransportOptions
-from stream_pretrain.errors import ConfigError
+from stream_pretrain.errors import CheckpointError, ConfigError
+from stream_pretrain.stored import stored
 
 FULL_WINDOW_BYTES = 4 * 1024 * 1024
 SMALLEST_WINDOW_BYTES = 16 * 1024
@@ -69,10 +70,6 @@ class PinnedSource:
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "window_bytes": self.window_bytes, **self.corpus.to_json()}
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> PinnedSource:
-        return cls(value["name"], Corpus.from_json(value), int(value["window_bytes"]))
-
 
 @dataclass(frozen=True)
 class PinnedCorpus:
@@ -94,7 +91,42 @@ class PinnedCorpus:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> PinnedCorpus:
-        return cls(tuple(map(PinnedSource.from_json, value["sources"])), int(value["lanes"]))
+        """Back from `encoded`. Raises: CheckpointError."""
+        was = stored(_StoredCorpus, value, "corpus.json:")
+        sources = tuple(
+            PinnedSource(source.name, Corpus(source.dataset, source.revision, source.shards), source.window_bytes)
+            for source in was.sources
+        )
+        pinned = cls(sources, was.lanes)
+        for source in sources:
+            names = [shard.name for shard in source.corpus.shards]
+            in_order = bool(names) and sorted(set(names)) == names
+            if not in_order or source.window_bytes < 1 or any((shard.size or 0) < 0 for shard in source.corpus.shards):
+                raise CheckpointError(
+                    f"corpus.json: shards of {source.corpus.dataset} are out of order: use another checkpoint"
+                )
+        if was.version != 1 or not sources or was.lanes < 1:
+            counts = f"version {was.version}, {len(sources)} sources, {was.lanes} lanes"
+            raise CheckpointError(f"corpus.json: {counts}: use another checkpoint")
+        return pinned
+
+
+@dataclass(frozen=True)
+class _StoredSource:
+    name: str
+    window_bytes: int
+    dataset: str
+    revision: str | None
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class _StoredCorpus:
+    """How `PinnedCorpus.encoded` lays it out."""
+
+    version: int
+    lanes: int
+    sources: tuple[_StoredSource, ...]
 
 
 def pin(config: Config, world: int) -> PinnedCorpus:
@@ -167,6 +199,10 @@ def found_again(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpu
 
     Raises: SourceError with the shards that differ, ConfigError for lanes or windows that do.
     """
+    names = [source.name for source in config.data.sources] or [""]
+    if [source.name for source in pinned.sources] != names or config.train.global_batch_size % pinned.lanes:
+        found = ", ".join(source.name for source in pinned.sources)
+        raise CheckpointError(f"corpus.json is of another run (sources: {found}; {pinned.lanes} lanes): use another checkpoint")
     given = [("--lanes", config.data.lanes, pinned.lanes)]
     if config.data.window_bytes != "auto":
         for source, share in zip(pinned.sources, largest_shares(weights(config.data)), strict=True):

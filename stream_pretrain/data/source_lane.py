@@ -33,7 +33,7 @@ from stream_pretrain.data.sources import Shard
 from stream_pretrain.data.store_memory import StoreMemory
 from stream_pretrain.data.tokenization import BatchTokenizer, Encoder
 from stream_pretrain.data.transport import Restart
-from stream_pretrain.errors import ContentError, SourceError
+from stream_pretrain.errors import CheckpointError, ContentError, SourceError
 
 EXPANSION = {"none": 1.0, "zstd": 3.5, "gzip": 3.0, "bz2": 4.0, "xz": 4.0, "lz4": 2.0}
 """Uncompressed bytes for a stored byte, as text usually compresses: estimates the windows of a shard."""
@@ -299,17 +299,19 @@ class SourceLane:
             return
         stripe = self.stripes[cursor.stripe]
         block = stripe.first + cursor.window * stripe.count
-        began, waited = time.perf_counter(), self.readers.memory.seconds_waiting
+        began, waited, damaged = time.perf_counter(), self.readers.memory.seconds_waiting, False
         try:
             found = self.reader.read(stripe, block, Restart(cursor.compressed, cursor.uncompressed))
         except ContentError as error:
             if not self.plan.skip_bad_shards:
                 raise
             self._skip_rest_of(stripe, block, error)
-            found = None
+            found, damaged = None, True
         waited = self.readers.memory.seconds_waiting - waited
         self.seconds += waited, time.perf_counter() - began - waited, 0.0
         if found is None:
+            if not self._at_start_of_window and not damaged:
+                raise self._astray(stripe, block)
             self.readers.leave(self.number, cursor.epoch, stripe)
             # Where a run goes on, damage may be met in a window that was read in part before.
             self.cursor = self._after_window(cursor)._replace(stripe=cursor.stripe + 1, window=0, compressed=0, uncompressed=0)
@@ -322,6 +324,16 @@ class SourceLane:
             self.uncounted.update(read=found.read, skipped=len(found.skips), filtered=found.filtered)
         self.window = _Window(
             _kept(found, self.plan.heldout_fraction), self._key(ORDER, stripe, block), self.tokenizer.piece_edges
+        )
+        if not self.window.has(cursor.rank, cursor.piece):
+            raise self._astray(stripe, block)
+
+    def _astray(self, stripe: Stripe, block: int) -> CheckpointError:
+        """What a run ends with that goes on from a place which is not there."""
+        where = f"{self.plan.shards[stripe.shard].name}, window {block}"
+        return CheckpointError(
+            f"lane {self.number} is to go on at a place of {where} that is not there: the checkpoint, or the shard, is not of "
+            "this run; use another checkpoint"
         )
 
     @property
@@ -386,22 +398,28 @@ class SourceLane:
                 break
             characters = math.ceil((needed - window.positions(framing)) * self.characters_per_token)
             self._tokenize(window, characters)
+        stripe = self.stripes[cursor.stripe]
+        block = stripe.first + cursor.window * stripe.count
+        if cursor.token and cursor.token >= next(iter(window.counts), 0):
+            raise self._astray(stripe, block)
         held = window.held()
         lengths = [document.tokens for document in held]
         placements, left = place(lengths, cursor.token, rows, length, framing, self.plan.packing)
         after = window.position_of(held, *left)
-        stripe = self.stripes[cursor.stripe]
         shard = self._shard(stripe)
         if cursor.taken == 0 and (without := window.documents_without_tokens(held, cursor.rank, after)):
             self.unreported += [Skipped(cursor.epoch, shard, offset, "no tokens") for offset in without]
             self.uncounted["skipped"] += len(without)
         if not placements:
+            if cursor.taken:
+                raise self._astray(stripe, block)
             self.cursor = self._after_window(cursor)
             return
         packed = assemble(
             placements, window.ids, np.cumsum([0, *lengths]), length, self.encoder.prefix, self.encoder.suffix, self.encoder.pad
         )
-        block = stripe.first + cursor.window * stripe.count
+        if cursor.taken >= len(packed.input_ids):
+            raise self._astray(stripe, block)
         begins = packed.segment_token == 0
         if cursor.piece > 0:  # the first document has begun in a group before
             begins &= packed.segment_document > 0
@@ -478,6 +496,13 @@ class _Window:
         del self.ranks[:passed], self.pieces[:passed], self.counts[:passed]
         if not self.ranks:
             self.next_rank, self.next_piece = rank, piece
+
+    def has(self, rank: int, piece: int) -> bool:
+        """Whether a group can begin with this piece of this document."""
+        if rank >= len(self.order):
+            return rank == piece == 0
+        text = self.documents.texts[self.order[rank]]
+        return piece == 0 or (len(text) > PIECE_CHARACTERS and piece < len(self.piece_edges(text)) - 1)
 
     @property
     def has_more(self) -> bool:

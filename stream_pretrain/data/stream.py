@@ -30,6 +30,7 @@ from stream_pretrain.data.source_lane import CAUSES, GROUP_ROWS, Cursor, Group, 
 from stream_pretrain.data.store_memory import StoreMemory
 from stream_pretrain.data.tokenization import Encoder
 from stream_pretrain.errors import CheckpointError, StreamPretrainError, TrainingError
+from stream_pretrain.stored import stored
 
 CURSOR_VERSION = 2
 """Of what `stream.json` holds; raised when the fields of a cursor change, or the rows that follow from one."""
@@ -350,9 +351,13 @@ def cursors_from(state: Mapping[str, Any], lanes: int) -> list[LaneCursors]:
         raise CheckpointError(
             f"stream.json: cursors of version {state.get('version')}, this program reads version {CURSOR_VERSION}"
         )
-    if len(state["lanes"]) != lanes:
-        raise CheckpointError(f"stream.json: cursors of {len(state['lanes'])} lanes, the run has {lanes}")
-    return [tuple(Cursor(*map(int, cursor)) for cursor in lane["sources"]) for lane in state["lanes"]]
+    found = stored(list[dict[str, list[list[int]]]], state.get("lanes"), "stream.json: lanes")
+    if len(found) != lanes:
+        raise CheckpointError(f"stream.json: cursors of {len(found)} lanes, the run has {lanes}")
+    for number, lane in enumerate(found):
+        if lane.keys() != {"sources"} or any(len(cursor) != len(Cursor._fields) for cursor in lane["sources"]):
+            raise CheckpointError(f"stream.json: lane {number} has no cursor of {len(Cursor._fields)} numbers a source")
+    return [tuple(Cursor(*cursor) for cursor in lane["sources"]) for lane in found]
 
 
 def first_cursors(lanes: int, sources: int = 1) -> list[LaneCursors]:

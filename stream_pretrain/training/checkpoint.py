@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from stream_pretrain.data.tokenizer_probe import Engine
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError, StreamPretrainError, TrainingError
 from stream_pretrain.names import utf8_path
 from stream_pretrain.stored import stored
@@ -177,8 +178,11 @@ def read_trainer(checkpoint: Path) -> dict[str, Any]:
     trainer, where = json_of(checkpoint / "trainer.json"), f"{checkpoint / 'trainer.json'}:"
     kinds = {"fixed": dict[str, Any], "tokenizer": str, "max_steps": int | None}
     for name, kind in kinds.items():
-        stored(kind, trainer.get(name), f"{where} {name}")
+        if name not in trainer:
+            raise CheckpointError(f"{where} {name} is missing: use another checkpoint")
+        stored(kind, trainer[name], f"{where} {name}")
     stored(dict[str, Any], trainer.get("versions", {}), f"{where} versions")
+    stored(Engine | None, trainer.get("engine"), f"{where} engine")
     stored(list[dict[str, Any]], trainer["fixed"].get("data.sources", []), f"{where} fixed.data.sources")
     if trainer["max_steps"] is not None and trainer["max_steps"] < 1:
         raise CheckpointError(f"{where} max_steps is {trainer['max_steps']}: use another checkpoint")

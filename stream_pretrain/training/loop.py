@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ from stream_pretrain.config import Config
 from stream_pretrain.data.batches import micro_batches, on_device
 from stream_pretrain.data.source_lane import CAUSES, Cursor
 from stream_pretrain.data.stream import LaneCursors, StepRows, StepStream, StreamPlan, lanes_of
-from stream_pretrain.errors import ConfigError, ContentError, StreamPretrainError, TrainingError
+from stream_pretrain.errors import CheckpointError, ConfigError, ContentError, StreamPretrainError, TrainingError
+from stream_pretrain.stored import stored
 from stream_pretrain.training.optimizer import learning_rate
 from stream_pretrain.training.preemption import Interrupted, StopRequest
 from stream_pretrain.training.ranks import Ranks
@@ -55,6 +57,16 @@ class Totals:
     segments: int = 0
     source_tokens: list[int] = field(default_factory=list)
     source_documents: list[int] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, value: Any, sources: int, where: str) -> Totals:
+        """What a checkpoint says of so many sources. Raises: CheckpointError."""
+        totals: Totals = stored(cls, value, where)
+        counts = [*totals.source_tokens, *totals.source_documents]
+        numbers = [count for count in vars(totals).values() if isinstance(count, int)]
+        if min([*numbers, *counts]) < 0 or len(counts) not in (0, 2 * sources) or totals.bad_steps > totals.step:
+            raise CheckpointError(f"{where} are not those of a run with {sources} sources: use another checkpoint")
+        return totals
 
 
 @dataclass(frozen=True)
