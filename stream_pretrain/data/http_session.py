@@ -47,7 +47,7 @@ class Session(requests.Session):
         while len(passed) <= MOST_REDIRECTS:
             response = self.get(url, headers=asked, stream=True, timeout=timeout, allow_redirects=False)
             try:
-                target = self.get_redirect_target(response)
+                target = super().get_redirect_target(response)
             except ValueError:  # it is not even text
                 response.close()
                 raise
@@ -64,6 +64,10 @@ class Session(requests.Session):
                 own = {name.lower() for name in (*self._own, "Authorization")}
                 asked = {name: value for name, value in asked.items() if name.lower() not in own}
         raise RedirectError(f"the server redirects more than {MOST_REDIRECTS} times")
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002
+        """None: requests itself, to know where the next request would go, reads the body of a redirect to its end."""
+        return None
 
 
 _OF_ONE_REQUEST = ("Cookie", "Proxy-Authorization")
