@@ -18,7 +18,13 @@ from tokenizers.normalizers import BertNormalizer, Normalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, PreTokenizer
 
 from stream_pretrain.data.pieces import WHITE, kept_whole, piece_edges
-from stream_pretrain.data.tokenizer_file import SpecialTokens, for_documents, stages_within_a_text
+from stream_pretrain.data.tokenizer_file import (
+    SpecialTokens,
+    for_documents,
+    pieces_like_special_tokens,
+    stages_within_a_text,
+    without_pieces,
+)
 from stream_pretrain.errors import ModelError
 
 if TYPE_CHECKING:
@@ -57,7 +63,11 @@ class Encoder:
         Raises: ModelError where the tokenizer does not show what it frames a text with.
         """
         file = for_documents(tokenizer, special_tokens)
-        framed = _build(file.serialized).encode("a", add_special_tokens=True)
+        serialized, built = file.serialized, _build(file.serialized)
+        pieces = pieces_like_special_tokens(built)
+        if pieces:
+            serialized = without_pieces(serialized, pieces)
+        framed = built.encode("a", add_special_tokens=True)
         special = framed.special_tokens_mask
         if 0 not in special:
             raise ModelError(
@@ -68,7 +78,7 @@ class Encoder:
         end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
         return cls(
-            serialized=file.serialized,
+            serialized=serialized,
             prefix=prefix,
             suffix=() if causal else suffix,
             document_end=(end,) if causal and end is not None else (),

@@ -50,6 +50,9 @@ def for_documents(tokenizer: PreTrainedTokenizerFast, special_tokens: SpecialTok
         for name, value in chance.items()
     ]
     roles = {str(getattr(tokenizer, role)) for role in _ROLES if getattr(tokenizer, role, None) is not None}
+    not_special = [token for token in content["added_tokens"] if token["content"] in roles and not token["special"]]
+    for token in not_special:
+        token["special"] = True
     own = [token for token in content["added_tokens"] if token["special"] and token["content"] not in roles]
     if own and special_tokens == "keep":
         for token in own:
@@ -62,7 +65,7 @@ def for_documents(tokenizer: PreTrainedTokenizerFast, special_tokens: SpecialTok
     elif special_tokens == "keep":
         notes.append(f"--data.special-tokens keep changes nothing: tokenizer {tokenizer.name_or_path} has none of your own")
     kept = own if special_tokens == "keep" else []
-    changed = bool(chance or kept)
+    changed = bool(chance or kept or not_special)
     return TokenizerFile(
         json.dumps(content, ensure_ascii=False) if changed else serialized,
         tuple(token["id"] for token in kept),
@@ -73,6 +76,37 @@ def for_documents(tokenizer: PreTrainedTokenizerFast, special_tokens: SpecialTok
 def _names(tokens: Sequence[dict[str, Any]]) -> str:
     names = [token["content"] for token in tokens]
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def pieces_like_special_tokens(tokenizer: Tokenizer) -> list[str]:
+    """Special tokens that a model makes of their text although none looks for them there: pieces like any other.
+
+    Unigram models have them so, and BPE with merges that lead there.
+    """
+    unknown = getattr(tokenizer.model, "unk_token", None)  # what a text has that no token is for is unknown, whatever it says
+    found = []
+    for token_id, token in tokenizer.get_added_tokens_decoder().items():
+        texts = [token.content, f"a{token.content}a", f" {token.content} "]
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False) if token.special else []
+        if token.content != unknown and any(token_id in encoding.ids for encoding in encodings):
+            found.append(token.content)
+    return found
+
+
+def without_pieces(serialized: str, names: Sequence[str]) -> str:
+    """A tokenizer to whose model these special tokens are no pieces: under names that are in no text, so that ids stay."""
+    content = json.loads(serialized)
+    model = content["model"]
+    renamed = {name: f"\uffff{name}\uffff" for name in names}
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {renamed.get(piece, piece): token_id for piece, token_id in model["vocab"].items()}
+    else:
+        model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
+    if "merges" in model:
+        model["merges"] = [merge for merge in model["merges"] if "".join(merge) not in renamed]
+    for token in content["added_tokens"]:
+        token["content"] = renamed.get(token["content"], token["content"])
+    return json.dumps(content, ensure_ascii=False)
 
 
 def stages_within_a_text(tokenizer: Tokenizer) -> tuple[Normalizer | None, PreTokenizer | None] | None:

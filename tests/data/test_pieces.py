@@ -176,7 +176,7 @@ def ids_of(encoder: Encoder, text: str) -> list[int]:
 def test_the_ids_of_the_pieces_are_those_of_the_document(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_CHARACTERS", 64)
     plain = PREFIXING[name]()
-    encoder = Encoder.of(PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="ba"), causal=False)
+    encoder = Encoder.of(PreTrainedTokenizerFast(tokenizer_object=plain), causal=False)
     ids = ids_of(encoder, LONG_TEXTS[text])
     whole = plain.encode(LONG_TEXTS[text], add_special_tokens=False).ids
     assert plain.decode(ids) == plain.decode(whole)
@@ -202,7 +202,7 @@ def test_a_lane_reads_a_long_document_as_it_is(tmp_path: Path) -> None:
     """Three bytes, and tokens, a character: less than a character is asked for where a group lacks a token or two."""
     text = "สวัสดีชาวโลก" * 6_000
     (tmp_path / "s.jsonl").write_bytes(json_lines([text]))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=PREFIXING["prepended"](), eos_token="ba")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=PREFIXING["prepended"]())
     assert text_of_lane(tmp_path, tokenizer) == text
 
 
@@ -235,7 +235,7 @@ def text_of_lane(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str:
 def test_a_group_that_lacks_less_than_a_character_reads_one(tmp_path: Path) -> None:
     """With three tokens a character, a token or two that a row lacks are no character when rounded down."""
     (tmp_path / "s.jsonl").write_bytes(json_lines(["ส"] * 400))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=PREFIXING["metaspace never"](), eos_token="ba")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=PREFIXING["metaspace never"]())
     plan = plan_for(tmp_path, lanes=1, max_epochs=1, sequence_length=65, global_batch_size=1)
     alone = lane(replace(plan, encoder=Encoder.of(tokenizer, causal=False)), 0)
     while alone.next_row() is not None:

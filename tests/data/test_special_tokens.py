@@ -137,3 +137,50 @@ def test_a_kept_one_is_a_word_of_its_own() -> None:
     vocabulary = Vocabulary.of(tokenizer, "whole_word", encoder.kept)
     ids = encoder.build().encode(["(([DRUG]))"])[0]
     assert vocabulary.begins_word(ids).tolist() == [True, False, True, True, False]
+
+
+def sentence_piece(model: models.Model) -> PreTrainedTokenizerFast:
+    plain = Tokenizer(model)
+    plain.pre_tokenizer = pre_tokenizers.Metaspace()
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, **names)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<extra_id_0>"]})
+    return tokenizer
+
+
+NAMES = ["<unk>", "<s>", "</s>", "<pad>", "<mask>", "<extra_id_0>"]
+SIGNS = ["\u2581", *"<>/_0123456789abcdefghijklmnopqrstuvwxyz", "</", "s>"]
+UNIGRAM = models.Unigram([*((name, 0.0) for name in NAMES), *((sign, -5.0) for sign in SIGNS)], unk_id=0)
+BPE = models.BPE(
+    {piece: number for number, piece in enumerate([*NAMES, *SIGNS])},
+    [("<", "/"), ("s", ">"), ("</", "s>"), ("<", "s>")],
+    unk_token="<unk>",
+    fuse_unk=True,
+)
+
+
+@pytest.mark.parametrize("model", [UNIGRAM, BPE], ids=["unigram", "bpe"])
+def test_special_tokens_that_are_pieces_of_the_model_are_text_too(model: models.Model) -> None:
+    tokenizer = sentence_piece(model)
+    text = "a<s>b</s> <pad> <mask><mask> <extra_id_0>"
+    plain = tokenizer.backend_tokenizer
+    plain.encode_special_tokens = True
+    assert {1, 2} <= set(plain.encode(text, add_special_tokens=False).ids), "the model makes them of their text"
+    plain.encode_special_tokens = False
+    ids = Encoder.of(tokenizer, causal=True).build().encode([text])[0].tolist()
+    assert not set(ids) & set(range(6))
+    assert plain.decode(ids).replace("\u2581", " ").replace(" ", "") == text.replace(" ", "")
+    kept = Encoder.of(tokenizer, causal=True, special_tokens="keep")
+    assert [i for i in kept.build().encode([text])[0].tolist() if i < 6] == [5]
+    assert kept.document_end == (2,)
+    ordinary = "abc <x> ./ a/b <sx"
+    expected = plain.encode(ordinary, add_special_tokens=False).ids
+    assert Encoder.of(tokenizer, causal=True).build().encode([ordinary])[0].tolist() == expected
+
+
+def test_a_mask_token_that_its_file_does_not_call_special_is_text() -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens([AddedToken("[BLANK]", normalized=False)])
+    tokenizer._special_tokens_map["mask_token"] = "[BLANK]"
+    assert tokenizer.mask_token_id == DRUG
+    assert DRUG not in Encoder.of(tokenizer, causal=False).build().encode(["bara [BLANK]"])[0]

@@ -142,7 +142,10 @@ def test_nothing_is_encoded_to_nothing() -> None:
     assert (ids.tolist(), lengths.tolist(), ids.dtype) == ([], [], np.int32)
 
 
-@pytest.mark.parametrize(("name", "text"), [("bert", "[MASK] [SEP]"), ("roberta", "<mask></s>"), ("gpt2", "<|endoftext|>")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("bert", "[MASK] [SEP]"), ("roberta", "<mask></s>"), ("gpt2", "<|endoftext|>"), ("llama", "<s></s> <s>a</s>")],
+)
 def test_special_token_strings_in_a_document_are_text(name: str, text: str) -> None:
     tokenizer = TOKENIZERS[name]()
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}

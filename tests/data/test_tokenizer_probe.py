@@ -16,6 +16,7 @@ from stream_pretrain.data import tokenization
 from stream_pretrain.data.tokenization import Encoder
 from stream_pretrain.data.tokenizer_probe import asked, note_on_engine, probe_texts, refuse_unlike
 from stream_pretrain.errors import CheckpointError, ModelError
+from tests.corpora import word_tokenizer
 
 REPORTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "reports"
 
@@ -123,6 +124,15 @@ def ids_with(normalizer: normalizers.Normalizer | None) -> str:
 )
 def test_the_texts_tell_a_change_in_any_script_or_sign(normalizer: normalizers.Normalizer) -> None:
     assert ids_with(normalizer) != ids_with(None)
+
+
+@pytest.mark.parametrize("sign", "\u2e43\u0a76")
+def test_a_sign_that_becomes_punctuation_is_told_by_word_pieces(sign: str) -> None:
+    tokenizer = word_tokenizer()
+    before = asked(Encoder.of(tokenizer, causal=False), "here").ids
+    isolated = pre_tokenizers.Split(sign, "isolated")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([isolated, pre_tokenizers.BertPreTokenizer()])
+    assert asked(Encoder.of(tokenizer, causal=False), "here").ids != before
 
 
 def test_a_setting_that_a_later_version_writes_and_that_is_off_is_no_other_tokenizer() -> None:
