@@ -294,11 +294,10 @@ def _ask_for(entry: str, data: DataConfig, commits: Mapping[str, str]) -> _Found
 def _say_mixture(entry: str, names: Sequence[str]) -> None:
     """Files of two kinds in one place: some may lie there by chance."""
     counts = count_kinds(names)
-    (most, _), *others = counts.most_common()
-    few = [name for name in names if kind_of(name) != most]
-    if others:
+    most = min(counts, key=lambda kind: (-counts[kind], kind))
+    if few := [name for name in names if kind_of(name) != most]:
         logger.warning(
-            "%s: %s, all of which are read; not %s? A glob or --data.data-files names those to read",
+            "%s: files of several formats are read (%s): is %s meant? --data.data-files or a glob chooses",
             entry,
             in_words(counts),
             _shown(few),

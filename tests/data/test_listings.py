@@ -204,13 +204,13 @@ def test_a_mixture_of_kinds_is_said_with_the_fewer_files(tmp_path: Path, caplog:
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (
             logging.WARNING,
-            f"{tmp_path}: 3 JSON lines, 2 text, 1 Parquet, all of which are read; not requirements.txt, sub/d.parquet, "
-            "vocab.txt? A glob or --data.data-files names those to read",
+            f"{tmp_path}: files of several formats are read (3 JSON lines, 2 text, 1 Parquet): "
+            "is requirements.txt, sub/d.parquet, vocab.txt meant? --data.data-files or a glob chooses",
         ),
         (
             logging.WARNING,
-            f"{tmp_path}/*: 3 JSON lines, 2 text, all of which are read; not requirements.txt, vocab.txt? "
-            "A glob or --data.data-files names those to read",
+            f"{tmp_path}/*: files of several formats are read (3 JSON lines, 2 text): "
+            "is requirements.txt, vocab.txt meant? --data.data-files or a glob chooses",
         ),
     ]
 

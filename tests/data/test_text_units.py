@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +17,13 @@ from stream_pretrain.config import Config, DataConfig, TrainConfig
 from stream_pretrain.data import lane_plan, pin
 from stream_pretrain.data.dealing import Stripe
 from stream_pretrain.data.documents import Skip, open_reader
+from stream_pretrain.data.source_lane import Cursor
 from stream_pretrain.data.sources import resolve
+from stream_pretrain.data.stream import LaneCursors, StepRows, StepStream, first_cursors
 from stream_pretrain.data.transport import Restart
+from tests.corpora import documents
 from tests.data.test_documents import OPTIONS, read, shard_of, windows_of
+from tests.data.test_lanes import plan_for
 
 TOO_LONG = "paragraph too long"
 
@@ -155,6 +159,37 @@ def test_a_file_that_is_too_long_or_not_utf_8_is_skipped_and_named(tmp_path: Pat
     assert read(path, text_documents="file", max_line_bytes=1001) == ([(0, "x" * 1001)], [])
     path.write_bytes(gzip.compress(b"caf\xe9"))
     assert read(path, text_documents="file") == ([], [Skip(0, "not UTF-8")])
+
+
+@pytest.mark.parametrize("unit", ["blank-line", "file"])
+def test_every_document_is_trained_on_once_and_any_step_can_be_gone_on_from(tmp_path: Path, unit: str) -> None:
+    (tmp_path / "corpus").mkdir()
+    texts = documents(90)
+    for number, name in enumerate(FRAMES):
+        inner = [text.replace(" ", "\n", 4) for text in texts[number::3]]
+        pieces = ["\n \n".join(inner[first : first + 9]).encode() + b"\n\n" for first in range(0, 30, 9)]
+        if unit == "file":
+            for index, text in enumerate(inner):
+                (tmp_path / "corpus" / f"{index}-{name}").write_bytes(FRAMES[name]([text.encode()]))
+        else:
+            (tmp_path / "corpus" / name).write_bytes(FRAMES[name](pieces))
+    plan = plan_for(tmp_path / "corpus", lanes=4, global_batch_size=4, window_bytes=2_000, max_epochs=1, text_documents=unit)
+
+    def read_from(cursors: Sequence[LaneCursors], count: int) -> list[StepRows]:
+        with StepStream(plan, cursors) as stream:
+            return [next(stream) for _ in range(count)]
+
+    steps = [step for step in read_from(first_cursors(4), 200) if len(step.row_lane)]
+    assert 20 < len(steps) < 200
+    behind = [tuple(Cursor(*cursor) for cursor in lane) for lane in steps[-1].cursors.tolist()]
+    assert sum(cursor.documents for lane in behind for cursor in lane) == 90
+    begun = {tuple(origin) for step in steps for origin in step.origins.tolist()}
+    assert len(begun) == 90
+    for number in range(0, len(steps) - 1, 3):
+        behind = [tuple(Cursor(*cursor) for cursor in lane) for lane in steps[number].cursors.tolist()]
+        [following] = read_from(behind, 1)
+        assert following.rows.input_ids.tolist() == steps[number + 1].rows.input_ids.tolist()
+        assert following.cursors.tolist() == steps[number + 1].cursors.tolist()
 
 
 def test_a_file_that_is_one_document_is_dealt_as_a_whole(tmp_path: Path) -> None:
