@@ -81,7 +81,7 @@ from stream_pretrain.training.metrics import MetricsWindow
 from stream_pretrain.training.model_state import load_optimizer_tensors, load_weights, optimizer_tensors
 from stream_pretrain.training.optimizer import adamw, learning_rate
 from stream_pretrain.training.options_file import write_options
-from stream_pretrain.training.peers import NO_LIFE, POLL_SECONDS, SILENT_POLLS, STOPPED, Peers, between_ranks
+from stream_pretrain.training.peers import HEARD_SECONDS, NO_LIFE, POLL_SECONDS, SILENT_POLLS, STOPPED, Peers, between_ranks
 from stream_pretrain.training.preemption import Interrupted, StopRequest, ignore_in_worker
 from stream_pretrain.training.progress import Progress, human_bytes
 from stream_pretrain.training.ranks import Ranks
@@ -173,6 +173,9 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
                 setup = prepare(config, command, accelerator, ranks, progress, stop, out)
             state = train(setup, writer, watchdog, stack)
         except SystemExit:  # the first rank ends, and says why
+            why_all = peers.reason(patience=HEARD_SECONDS)
+            if why_all is not None and why_all != STOPPED:
+                tell_launcher(why_all)
             raise
         except BaseException as error:
             explained = _explained(error, ranks, peers, out)

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -90,7 +90,9 @@ def write(snapshot: Snapshot, directory: Path) -> Path:
         flush(folder)
         write_manifest(folder)
 
-    _put_in_place(final, fill)
+    with _written(final):
+        directory.mkdir(exist_ok=True)
+        put_in_place(final, fill)
     return final
 
 
@@ -105,7 +107,8 @@ def write_model(
 
     Raises: CheckpointError when the disk refuses; what was there is untouched then.
     """
-    _put_in_place(directory, lambda folder: _write_pretrained(folder, model, model_config, tokenizer, came_with))
+    with _written(directory):
+        put_in_place(directory, lambda folder: _write_pretrained(folder, model, model_config, tokenizer, came_with))
 
 
 def prune(directory: Path, *, newest: int, keep_last: int, keep_every: int, cursors: Path) -> None:
@@ -120,7 +123,7 @@ def prune(directory: Path, *, newest: int, keep_last: int, keep_every: int, curs
     try:
         for step, checkpoint in own[:-keep_last]:
             if keep_every == 0 or step % keep_every != 0:
-                cursors.mkdir(parents=True, exist_ok=True)
+                cursors.mkdir(exist_ok=True)
                 replace_file(cursors / f"{checkpoint.name}.json", [file_of(checkpoint / "stream.json")])
                 delete(checkpoint)
     except OSError as error:
@@ -309,9 +312,10 @@ def _is_of_step(checkpoint: Path, step: int) -> bool:
         return False
 
 
-def _put_in_place(final: Path, fill: Callable[[Path], None]) -> None:
+@contextmanager
+def _written(final: Path) -> Iterator[None]:
     try:
-        put_in_place(final, fill)
+        yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{final} could not be written ({error}): make room there and start the same command again"

@@ -24,13 +24,14 @@ _NOT_SUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 def put_in_place(final: Path, fill: Callable[[Path], None]) -> None:
     """Fill a hidden folder, bring it to the disk and name it `final`; if anything fails `final` is as before.
 
+    The folder that it lies in is not made: where that was taken away, no half of it is to appear anew.
     Raises: OSError, and what `fill` does.
     """
     repair(final)
     temporary, old = _hidden("tmp", final), _hidden("old", final)
     delete(temporary)
     try:
-        temporary.mkdir(parents=True)
+        temporary.mkdir()
         fill(temporary)
         flush(temporary)
         if not os.path.lexists(final):

@@ -114,6 +114,13 @@ class Peers:
             time.sleep(0.05)
         return None
 
+    def reason(self, patience: float) -> str | None:
+        """Why another rank has ended, as soon as it says so, waited for so many seconds."""
+        deadline = time.monotonic() + patience
+        while (why := self._told()) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return why
+
     @property
     def are_apart(self) -> bool:
         """Whether they are on several machines."""

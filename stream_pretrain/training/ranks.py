@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 
 from stream_pretrain.errors import ConfigError, StreamPretrainError
-from stream_pretrain.training.launcher import tell_launcher
 
 T = TypeVar("T")
 SPREAD_BYTES = 64 * 1024 * 1024
@@ -36,7 +35,7 @@ class Ranks:
         """
         if self.world == 1:
             return action()
-        answer: list[Any] = [None, None, None]
+        answer: list[Any] = [None, None]
         failure: BaseException | None = None
         if self.is_first:
             try:
@@ -44,14 +43,11 @@ class Ranks:
             except BaseException as error:
                 # What is no Exception is a request to stop.
                 answer[1] = 2 if isinstance(error, ConfigError) else 1 if isinstance(error, Exception) else 0
-                answer[2] = f"{type(error).__name__}: {error}"
                 failure = error
         dist.broadcast_object_list(answer)
         if failure is not None:
             raise failure
         if answer[1] is not None:
-            if answer[1] != 0:
-                tell_launcher(answer[2])
             raise SystemExit(answer[1])
         value: T = answer[0]
         return value

@@ -112,10 +112,8 @@ class RunDirectory:
             "parent": parent,
             **program(),
         }
-        try:
+        with _usable(self.path):
             self._write()
-        except OSError as error:
-            raise CheckpointError(f"--output-dir {self.path} cannot be used ({error.strerror}): give another folder") from error
 
     def record(self, state: str, *, step: int | None = None, error: str | None = None, **facts: Any) -> None:
         """Record in run.json how the run stands, and facts such as `world`; a start that was refused changes nothing."""
@@ -194,7 +192,8 @@ def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None
     Raises: CheckpointError, also when an option that must not change in a run has changed.
     """
     resume, path = config.run.resume, out.path
-    _repair_model(path / "model")
+    with _usable(path):
+        repair(path / "model")
     recorded = out.recorded()
     has_checkpoints = any((path / "checkpoints").glob("step-*"))
     used = has_checkpoints or (path / "model").exists() or _size(path / "metrics.jsonl") > 0
@@ -236,13 +235,6 @@ def _refuse_version(trainer: dict[str, Any], checkpoint: Path, new_command: str)
             f"{checkpoint} has cursors of version {version}, this program reads version {CURSOR_VERSION}: go on with the "
             f"stream_pretrain {writer}, or start a new run from its weights: {new_command}"
         )
-
-
-def _repair_model(model: Path) -> None:
-    try:
-        repair(model)
-    except OSError as error:
-        raise CheckpointError(f"--output-dir {model.parent} cannot be used ({error.strerror}): give another folder") from error
 
 
 def _refuse_drift(config: Config, was: dict[str, Any], checkpoint: Path, new_out: Path, command: Sequence[str]) -> None:
@@ -288,7 +280,7 @@ def _unused(out: Path) -> Path:
 
 def _lock(out: Path, report: Callable[[str], None]) -> int:
     """Take OUT/lock; returns its open descriptor, whose end, however it comes, frees the lock."""
-    try:
+    with _usable(out):
         out.mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK):
             raise PermissionError(errno.EACCES, "it is not writable")
@@ -296,8 +288,6 @@ def _lock(out: Path, report: Callable[[str], None]) -> int:
             if (out / name).exists() and not (out / name).is_file():
                 raise CheckpointError(f"{out / name} is not a file: remove it, or give another --output-dir")
         descriptor = _open_lock(out / "lock", os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise CheckpointError(f"--output-dir {out} cannot be used ({error.strerror}): give another folder") from error
     try:
         owner = _owner(out)
         enforced = _flock(descriptor, out, owner, report)
@@ -305,11 +295,20 @@ def _lock(out: Path, report: Callable[[str], None]) -> int:
             _outlast(out, owner, report)
         if not _is_at(out / "lock", descriptor):
             raise CheckpointError(f"{out / 'lock'} was removed while this process waited for it: start the same command again")
-        _say_who_owns(descriptor)
+        with _usable(out):
+            _say_who_owns(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+@contextmanager
+def _usable(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"--output-dir {out} cannot be used ({error.strerror}): give another folder") from error
 
 
 def _open_lock(lock: Path, flags: int) -> int:
@@ -413,7 +412,9 @@ def _owner(out: Path) -> dict[str, Any] | None:
 
 def _say_who_owns(descriptor: int) -> None:
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-    os.pwrite(descriptor, json.dumps(owner).ljust(255).encode() + b"\n", 0)  # one size, so that no reader sees two mixed
+    content = json.dumps(owner).ljust(255).encode() + b"\n"  # one size, so that no reader sees two mixed
+    if os.pwrite(descriptor, content, 0) < len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _beat(descriptor: int, out: Path, released: threading.Event, report: Callable[[str], None]) -> None:

@@ -34,6 +34,7 @@ directory = Path(sys.argv[1])
 for exchanges in (True, False):
     for cut in range(1, 9):
         model = directory / f"{exchanges}{cut}" / "model"
+        model.parent.mkdir()
         folders.put_in_place(model, filled_with("old"))
         child = os.fork()
         if child == 0:
@@ -147,3 +148,9 @@ def test_a_start_puts_the_folder_back_that_had_stepped_aside(beside: list[str], 
     repair(tmp_path / "model")
     new = ".tmp-model" if ".tmp-model" in beside else ".old-model"
     assert held(tmp_path) == ({"model": new} if ".old-model" in beside else {})
+
+
+def test_a_folder_whose_place_was_taken_away_is_not_made_anew(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        put_in_place(tmp_path / "out" / "model", lambda folder: (folder / "file").write_text("text"))
+    assert list(tmp_path.iterdir()) == []

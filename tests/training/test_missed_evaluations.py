@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from stream_pretrain.commands import train
-from stream_pretrain.training import evaluation, loop
+from stream_pretrain.training import evaluation, loop, records
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import lines, recorded, tiny_options
 from tests.training.runs import run_here
@@ -149,3 +151,31 @@ def test_the_last_one_where_epochs_end_the_run_is_in_the_line_of_the_last_step(
     assert run_here(commands[1]).returncode == 0
     assert (tmp_path / "b" / "metrics.jsonl").read_text() == before, "a run that has finished has nothing to make up for"
     assert json.loads(before.splitlines()[-1])["step"] == steps[-1]
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_each_step_is_once_in_the_record(
+    arguments: list[str], undisturbed: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, left = os.write, 2_000
+
+    def fills_up(descriptor: int, content: bytes) -> int:
+        nonlocal left
+        if not left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = write(descriptor, content[: min(left, 100)])
+        left -= taken
+        return taken
+
+    command = [*arguments, f"--output-dir={tmp_path}", "--save-every=1"]
+    with monkeypatch.context() as patched:
+        patched.setattr(records.os, "write", fills_up)
+        full = run_here(command)
+    assert full.returncode == 1
+    assert [line for line in full.stderr.splitlines() if line.startswith("error: ")] == [
+        f"error: {tmp_path / 'metrics.jsonl'} cannot be written (No space left on device): make room, then start again"
+    ]
+    whole = record(tmp_path)
+    assert 1 < len(whole) < 6
+    assert whole == undisturbed[: len(whole)]
+    assert run_here(command).returncode == 0
+    assert record(tmp_path) == undisturbed

@@ -47,6 +47,7 @@ def config(resume: str = "auto", **train: int) -> Config:
 def save(directory: Path, step: int, of: Config | None = None, *, version: int = CURSOR_VERSION) -> Path:
     trainer = {**trainer_of(step), "fixed": fixed_options(of or config())}
     weights, stream = {"weight": torch.zeros(1)}, {"version": version}
+    directory.mkdir(exist_ok=True)
     return checkpoint.write(
         Snapshot(step, weights, BertConfig(), tokenizer(), {}, stream, b"{}", trainer), directory / "checkpoints"
     )
@@ -274,6 +275,12 @@ def test_a_folder_that_is_lost_is_written_no_more_and_every_wait_ends(
         out.record_saved(7)
         assert sorted(tmp_path.rglob("*")) == left
         assert state is None or (path / "run.json").read_bytes() == state
+
+
+def test_a_disk_that_has_no_room_for_the_lock_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, content, offset: 7)
+    with pytest.raises(CheckpointError, match=r"--output-dir \S+ cannot be used \(No space left on device\)"):
+        start(tmp_path)
 
 
 def test_a_lock_that_is_removed_while_it_is_waited_for_is_not_taken(tmp_path: Path) -> None:
