@@ -505,6 +505,7 @@ def recorded_options(out: Path, change: Callable[[dict[str, object]], None]) -> 
     trainer = {**trainer_of(5), "fixed": fixed}
     stream = {"version": CURSOR_VERSION}
     snapshot = Snapshot(5, {"w": torch.zeros(1)}, BertConfig(), tokenizer(), {}, stream, b"{}", trainer)
+    out.mkdir()
     checkpoint.write(snapshot, out / "checkpoints")
 
 
