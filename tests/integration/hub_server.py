@@ -9,7 +9,8 @@
     DIR/models/org/name/...             the same for models
     DIR/datasets/name -> org/name       a symbolic link: an old short name of a repository
     DIR/files/...                       plain files under /files/, as any web server has them
-    DIR/requests.jsonl                  written: every answered request (method, path, range, status, bytes)
+    DIR/requests.jsonl                  written: every answered request (method, path, range, status, bytes; headers but for the
+                                        token; body)
 
 Files of at least `LFS_BYTES` are answered with a redirect, as files in LFS are. `POST /faults` takes a JSON list of
 {"match": REGEX, "times": N, "answer": 503 | 429 | "reset" | "short", "retry_after": SECONDS}: the next N requests whose
@@ -116,6 +117,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/faults":
             return
         line = {"method": self.command, "path": self.path, "range": self.headers["Range"], "status": status, "bytes": sent}
+        line["headers"] = {name: value for name, value in self.headers.items() if name.lower() != "authorization"}
+        line["body"] = self.body.decode(errors="replace")
         with self.server.lock, self.server.log.open("a") as log:
             log.write(json.dumps(line) + "\n")
 

@@ -173,13 +173,25 @@ def test_what_datasets_reads_is_listed_once_whatever_the_number_of_workers(hub: 
     assert len(listings) == len(set(listings)), "not once in each worker"
 
 
-def test_a_private_dataset_that_datasets_reads_opens_to_the_token_of_the_options(hub: AskedHub, tmp_path: Path) -> None:
-    write_tables(hub.root / "datasets/org/private/main")
-    (hub.root / "datasets/org/private/.token").write_text("hf_secret")
-    options = ("--dataset=org/private", "--lanes=2", '--data.storage-options={"token": "hf_secret"}', "--data.retry-deadline=5")
-    done = train(hub, tmp_path / "out", *options)
+@pytest.mark.parametrize("place", ["options", "environment"])
+def test_a_private_dataset_that_datasets_reads_opens_to_a_token_which_is_told_to_nobody_else(
+    hub: AskedHub, tmp_path: Path, place: str
+) -> None:
+    write_tables(hub.root / f"datasets/org/private-{place}/main")
+    (hub.root / f"datasets/org/private-{place}/.token").write_text("hf_canary")
+    options = [f"--dataset=org/private-{place}", "--lanes=2", "--data.retry-deadline=5", "--debug"]
+    variables = {"HF_TOKEN": "hf_canary", "AWS_SECRET_ACCESS_KEY": "aws_canary", "WANDB_API_KEY": "wandb_canary"}
+    if place == "options":
+        options.append('--data.storage-options={"token": "hf_canary"}')
+        del variables["HF_TOKEN"]
+    done = hub.forks.run(program(tmp_path / "out", *options), hub.environment(hub.home, **variables))
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 3
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert "config.yaml" in {path.name for path in written}
+    assert [path for path in written if b"_canary" in path.read_bytes()] == []
+    assert "_canary" not in done.stderr
+    assert "_canary" not in json.dumps(hub.requests())
 
 
 def test_an_unknown_dataset_is_one_line(hub: AskedHub, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """A loopback stand-in for the Weights & Biases server: what an unmodified client needs to log, finish and resume.
 
 Runs as a process of its own (`python wandb_server.py`): prints its port, serves until its stdin closes.
-`GET /state` answers with everything it was told; `POST /answer` with `{"status": 503}` makes every other request fail.
+`GET /state` answers with everything it was told, `GET /heard` with every request as it came, but for the key.
+`POST /answer` with `{"status": 503}` makes every other request fail.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 import threading
@@ -25,6 +27,7 @@ class Server(ThreadingHTTPServer):
         self.status = 200
         self.refused = 0
         self.runs: dict[str, dict[str, Any]] = {}
+        self.heard: list[str] = []
 
     def graphql(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
         """The data of one GraphQL call; unknown ones get an empty answer, which the client takes as 'not supported'."""
@@ -114,12 +117,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         with self.server.lock:
-            self.answer(200, {"runs": self.server.runs, "refused": self.server.refused})
+            if self.path == "/heard":
+                self.answer(200, {"heard": self.server.heard})
+            else:
+                self.hear(b"")
+                self.answer(200, {"runs": self.server.runs, "refused": self.server.refused})
 
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         body = json.loads(content) if self.headers.get("Content-Type", "").startswith("application/json") else {}
         with self.server.lock:
+            self.hear(content)
             if self.path == "/answer":
                 self.server.status = body["status"]
                 self.answer(200, {})
@@ -133,6 +141,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(200, self.server.file_stream(self.path.split("/")[-2], body))
             else:
                 self.answer(404, {"error": self.path})
+
+    def hear(self, content: bytes) -> None:
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "authorization"}
+        body = gzip.decompress(content) if self.headers.get("Content-Encoding") == "gzip" else content
+        self.server.heard.append(f"{self.command} {self.path} {headers} {body.decode(errors='replace')}")
 
     def answer(self, status: int, body: dict[str, Any]) -> None:
         content = json.dumps(body).encode()
