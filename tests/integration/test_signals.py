@@ -150,6 +150,23 @@ def test_a_signal_during_an_evaluation_ends_it_and_saves(corpus: Path, model: Pa
 
 
 @long
+@pytest.mark.parametrize("whom", ["rank 0", "rank 1"])
+def test_an_evaluation_that_a_signal_takes_away_is_made_up_by_any_number_of_ranks(
+    corpus: Path, model: Path, out: Path, whom: str
+) -> None:
+    more = ("--eval-every=1", "--data.heldout-fraction=0.1", "--eval.documents=20")
+    arguments = tiny_options(corpus, model, out, *more)
+    with job(2, arguments, out.with_suffix(".log")) as running:
+        running.until(lambda: len(lines(out / "metrics.jsonl")) > 3)
+        signalled(running, whom, "SIGTERM")
+        step = assert_saved_and_preempted(running, out)
+    assert step > 1
+    assert_goes_on(arguments, out, step)
+    assert [line["step"] for line in lines(out / "metrics.jsonl") if "eval/loss" in line] == list(range(step + 3))
+    assert len(lines(out / "metrics.jsonl")) == step + 3
+
+
+@long
 @pytest.mark.parametrize(("whom", "name"), [("rank 0", "SIGTERM"), ("launcher", "SIGUSR1"), ("rank 1", "SIGINT")])
 def test_a_signal_while_checkpoints_are_written_leaves_whole_ones(
     corpus: Path, model: Path, out: Path, whom: str, name: str

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from stream_pretrain.commands import train
-from stream_pretrain.training import evaluation, loop, records
+from stream_pretrain.training import evaluation, loop, records, wandb_files
 from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.forks import CHECKOUT, ENVIRONMENT, trainers
 from tests.integration.jobs import lines, recorded, tiny_options
 from tests.training.runs import run_here
 
@@ -179,3 +180,36 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_each_step_is_once_i
     assert whole == undisturbed[: len(whole)]
     assert run_here(command).returncode == 0
     assert record(tmp_path) == undisturbed
+
+
+# A signal in the fourth step, before its evaluation.
+SIGNALLED = """
+import signal, sys
+from stream_pretrain.cli import main
+from stream_pretrain.training import loop
+from tests.training.test_missed_evaluations import signalled
+loop.micro_batches = signalled(loop.micro_batches, 4)
+sys.exit(main())
+"""
+
+
+@long
+def test_one_that_falls_on_a_stop_is_shown_by_weights_and_biases_in_the_line_of_its_step(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    from wandb.proto.wandb_internal_pb2 import Record  # takes a while, and all other tests do without
+
+    out = tmp_path / "out"
+    command = [option for option in arguments if not option.startswith("--run.wandb")]
+    command += ["--run.wandb=offline", f"--output-dir={out}"]
+    stopped = trainers().run(["-c", SIGNALLED, *command], ENVIRONMENT, CHECKOUT)
+    assert (stopped.returncode, recorded(out)["step"]) == (0, 4), stopped.stderr
+    finished = trainers().run(["-m", "stream_pretrain", *command], ENVIRONMENT)
+    assert finished.returncode == 0, finished.stderr
+    shown: list[tuple[int, bool]] = []
+    for path in sorted((out / "wandb").glob("offline-run-*/*.wandb")):
+        for content in wandb_files._records(path):
+            names = {item.key or item.nested_key[0]: item.value_json for item in Record.FromString(content).history.item}
+            if names:
+                shown.append((int(names["train/step"]), "eval/loss" in names))
+    assert shown == [(0, True), (1, False), (2, True), (3, False), (4, True), (5, False), (6, True)]
