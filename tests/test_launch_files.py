@@ -110,6 +110,15 @@ def test_a_launcher_passes_its_options_on(tmp_path: Path, name: str) -> None:
     assert (ended, done.returncode) == (f"run {tmp_path}: refused", 3)
 
 
+def test_a_run_whose_folder_was_taken_away_is_not_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text('{\n  "state": "preempted"\n}\n')
+    stub(tmp_path / "bin", "torchrun", f"rm -r {tmp_path / 'out'}; exit 1")
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", str(LAUNCH / "single_node.sh"), str(tmp_path / "out")], env=environment, check=False)
+    assert done.returncode == 3
+
+
 def test_under_nohup_the_end_of_the_terminal_stays_ignored(tmp_path: Path) -> None:
     stub(tmp_path / "bin", "torchrun", 'echo "$@"; trap -p HUP')
     done = subprocess.run(

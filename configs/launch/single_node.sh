@@ -23,10 +23,10 @@ while kill -0 "$ranks" 2>/dev/null; do
   wait "$ranks"
 done
 
-# The launcher's exit code does not tell a stop from a failure; run.json does, unless the run was not even begun.
+# The launcher's exit code does not tell a stop from a failure; run.json does, if the run was begun and OUT is there.
 after=$(cat "$OUT/run.json" 2>/dev/null)
 state=$(sed -n 's/^ *"state": "\([a-z]*\)".*/\1/p' <<< "$after")
-[ "$after" != "$before" ] || state=refused
+{ [ -n "$after" ] && [ "$after" != "$before" ]; } || state=refused
 echo "run $OUT: $state"
 case $state,$told in
   finished,*) exit 0 ;;
