@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import os
@@ -65,7 +66,7 @@ from stream_pretrain.training.checkpoint import (
     verify,
     write_model,
 )
-from stream_pretrain.training.disk import replace_file
+from stream_pretrain.training.disk import replace_file, writing
 from stream_pretrain.training.evaluation import EvaluationSet
 from stream_pretrain.training.launcher import tell_launcher
 from stream_pretrain.training.loop import (
@@ -203,7 +204,8 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
         else:
             progress.notice(f"finished; the model is in {out.path / 'model'}")
     if ranks.world > 1:
-        torch.distributed.destroy_process_group()
+        # Not here, where DDP would be the last to hold it, and wait for its threads with the lock that they need to end.
+        atexit.register(torch.distributed.destroy_process_group)
     return 0
 
 
@@ -620,7 +622,8 @@ def _evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress:
         with progress.phase("collecting the evaluation set") as found:
             texts = _collected(config, plan.lanes, found, progress.warning)
             found(f"{len(texts)} documents")
-        replace_file(origin, [json.dumps(asked).encode()])
+        with writing(origin):
+            replace_file(origin, [json.dumps(asked).encode()])
         evaluation.save_documents(kept, texts)
     began = json.loads(origin.read_text(encoding="utf-8")) if origin.exists() else asked
     if began != asked:

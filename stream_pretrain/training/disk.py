@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from stream_pretrain.errors import CheckpointError
 
 
 def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
@@ -23,6 +26,15 @@ def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
         draft.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what a run cannot go on without: a disk that refuses ends it by the name of the file. Raises: CheckpointError."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written ({error.strerror}): make room, then start again") from error
 
 
 def sync(path: Path) -> None:

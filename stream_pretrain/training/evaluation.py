@@ -21,7 +21,7 @@ from stream_pretrain.data.sources import Shard
 from stream_pretrain.data.stream import StreamPlan
 from stream_pretrain.data.transport import Restart
 from stream_pretrain.errors import ContentError, SourceError
-from stream_pretrain.training.disk import replace_file
+from stream_pretrain.training.disk import replace_file, writing
 from stream_pretrain.training.ranks import Ranks
 
 MASKED_ROWS = 256
@@ -70,8 +70,9 @@ def _windows(shards: Sequence[Shard], options: ReadOptions, skip_bad_shards: boo
 
 
 def save_documents(path: Path, texts: Sequence[str]) -> None:
-    """Keep the evaluation set in OUT, whole or not at all."""
-    replace_file(path, (json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n" for text in texts))
+    """Keep the evaluation set in OUT, whole or not at all. Raises: CheckpointError."""
+    with writing(path):
+        replace_file(path, (json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n" for text in texts))
 
 
 def load_documents(path: Path) -> list[str]:

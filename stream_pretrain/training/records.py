@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stream_pretrain.errors import CheckpointError
-from stream_pretrain.training.disk import replace_file, sync
+from stream_pretrain.training.disk import replace_file, sync, writing
 
 RECORDS = ("metrics.jsonl", "quarantine.jsonl", "bad_steps.jsonl")
 
@@ -29,7 +27,7 @@ def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     Raises: CheckpointError.
     """
     content = b"".join(map(_encoded, lines))
-    with _refused(path):
+    with writing(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             _write_whole(descriptor, content)
@@ -39,7 +37,7 @@ def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def replace_last(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Put lines in the place of the last one of a record. Raises: CheckpointError, with the record as it was."""
-    with _refused(path):
+    with writing(path):
         content = path.read_bytes()
         replace_file(path, [content[: _last_line(content)], *map(_encoded, lines)])
 
@@ -59,25 +57,17 @@ def trim_after(path: Path, step: int | None) -> None:
     A last line that a kill has torn goes too. A file that is not there stays so. Raises: CheckpointError.
     """
     if path.exists():
-        with _refused(path), path.open("rb") as lines:
+        with writing(path), path.open("rb") as lines:
             replace_file(path, (line.rstrip(b"\n") + b"\n" for line in lines if step is not None and _is_up_to(step, line)))
 
 
 def sync_records(out: Path) -> None:
     """Bring the records of OUT to the disk. Raises: CheckpointError."""
     for path in filter(Path.exists, (out / name for name in RECORDS)):
-        with _refused(path):
+        with writing(path):
             sync(path)
-    with _refused(out):
+    with writing(out):
         sync(out)
-
-
-@contextmanager
-def _refused(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written ({error.strerror}): make room, then start again") from error
 
 
 def _last_line(content: bytes) -> int:

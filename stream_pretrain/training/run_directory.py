@@ -80,8 +80,12 @@ class RunDirectory:
         finally:
             released.set()
             beat.join()
-            os.ftruncate(descriptor, 0)
-            os.close(descriptor)
+            try:
+                os.ftruncate(descriptor, 0)
+            except OSError as error:  # must not hide how the run ended: who starts it elsewhere waits for a minute
+                report(f"{path / 'lock'} still names this process: {error.strerror}")
+            finally:
+                os.close(descriptor)
 
     @property
     def is_lost(self) -> bool:

@@ -15,16 +15,20 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from tests.corpora import documents, write_shard, write_tiny_bert
-from tests.forks import ENVIRONMENT, Forks
+from tests.forks import ENVIRONMENT, Fork, Forks
 
+T = TypeVar("T")
 STEPS = 6
+IN_A_ROW = 4
+"""Faults of one run, each in a later part of it: the same command is started anew after each."""
 WHOLE_SECONDS = 150.0
 """No deadline: a run that is still there has hung."""
 
@@ -139,36 +143,37 @@ def run(
     return forks().run([*program, *inputs.arguments(out), *more], {**ENVIRONMENT, **variables}, timeout=WHOLE_SECONDS)
 
 
-def assert_goes_on(inputs: Inputs, out: Path, expected: Mapping[str, object], history: Sequence[object]) -> None:
+def assert_goes_on(
+    inputs: Inputs, out: Path, expected: Mapping[str, object], history: Sequence[object], stops: bool = False
+) -> None:
     """The same command without a fault ends well, and leaves what the run that met none has left."""
     done = run(inputs, out)
     assert done.returncode == 0, "\n".join([*map(str, history), done.stderr])
-    assert_same(out, expected, history)
+    assert_same(out, expected, history, stops)
 
 
-def run_ranks(inputs: Inputs, out: Path, faults: Mapping[int, Fault], world: int = 2) -> list[int]:
-    """The command on ranks that talk over gloo, and the exit code of each; a rank that is left alone leaves by itself."""
+def run_ranks(inputs: Inputs, out: Path, fault: Fault | None = None, victim: int = 0) -> tuple[list[int], str]:
+    """The command on two ranks that talk over gloo, to the end of both: exit codes, and what is said.
+
+    fault: what the first rank meets, which alone changes files; victim: the rank that gets the signal, if it is one.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    job = {**ENVIRONMENT, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-    job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    job = {**ENVIRONMENT, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with ExitStack() as stack:
-        said = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(world)]
-        ranks = []
-        for rank in range(world):
-            variables = faults[rank].variables(out) if rank in faults else {}
-            variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            program = ["-m", "stream_pretrain", *inputs.arguments(out)]
-            ranks.append(forks().start(program, {**job, **variables}, said[rank]))
-            stack.callback(ranks[-1].wait)
-            stack.callback(ranks[-1].kill)
-        codes = [rank.wait(WHOLE_SECONDS) for rank in ranks]
-        if not faults:
-            for file in said:
-                file.seek(0)
-            assert codes == [0] * world, [file.read() for file in said]
-        return codes
+        said = stack.enter_context(tempfile.TemporaryFile("w+"))
+        ranks: dict[int, Fork] = {}
+        for rank in (1, 0):
+            variables = {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            if rank == 0 and fault is not None:
+                variables |= replace(fault, process=ranks[1].pid if victim else 0).variables(out)
+            ranks[rank] = forks().start(["-m", "stream_pretrain", *inputs.arguments(out)], variables, said)
+            stack.callback(ranks[rank].wait)
+            stack.callback(ranks[rank].kill)
+        codes = [ranks[rank].wait(WHOLE_SECONDS) for rank in (0, 1)]
+        said.seek(0)
+        return codes, said.read()
 
 
 def kept(out: Path) -> dict[str, object]:
@@ -188,9 +193,9 @@ def kept(out: Path) -> dict[str, object]:
     return found
 
 
-def assert_same(out: Path, expected: Mapping[str, object], history: Sequence[object]) -> None:
-    """OUT holds what the run that met no fault has left, bit by bit."""
-    found = kept(out)
+def assert_same(out: Path, expected: Mapping[str, object], history: Sequence[object], stops: bool = False) -> None:
+    """OUT holds what the run that met no fault has left, bit by bit; stops: and what is left of other checkpoints."""
+    found = {name: content for name, content in kept(out).items() if not stops or name in expected or "cursors/" not in name}
     different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     assert not different, "\n".join(
         [
@@ -219,3 +224,9 @@ def _points(lines: Sequence[str]) -> Iterator[Point]:
         call, _, name = re.sub(r"/\.tmp\w{6}$", "/.tmp*", line).partition(" ")  # safetensors draws its temporary names
         seen[call, name] += 1
         yield Point(call, name, seen[call, name])
+
+
+def rows_of(faults: Sequence[T]) -> list[Sequence[T]]:
+    """The faults of each run, in the order in which it meets them; given in that order."""
+    rows = -(-len(faults) // IN_A_ROW)
+    return [faults[row::rows] for row in range(rows)]

@@ -11,22 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Undisturbed
-from tests.faults.runs import Fault, Point, assert_goes_on, run
+from tests.faults.runs import Fault, Point, assert_goes_on, rows_of, run
 
 long = pytest.mark.long
-IN_A_ROW = 4
-"""Kills of one run: each in a later part of it."""
 
 
 def kill(point: Point, number: int) -> Fault:
     """In front of the call, behind it, or in the middle of what it writes."""
     return point.meets("kill-half" if point.call == "write" else ("kill", "kill-after")[number % 2])
-
-
-def rows_of(kills: Sequence[Fault]) -> list[Sequence[Fault]]:
-    """The kills of each run, in the order in which a run meets them."""
-    rows = -(-len(kills) // IN_A_ROW)
-    return [kills[row::rows] for row in range(rows)]
 
 
 def killed(undisturbed: Undisturbed, kills: Sequence[Fault], out: Path) -> int:
