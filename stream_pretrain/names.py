@@ -27,6 +27,13 @@ def _quoted_bytes(word: str) -> str:
 
 
 @contextmanager
+def utf8_name(name: str) -> Iterator[str]:
+    """As `utf8_path`, of what may be an id on the Hub in place of a folder."""
+    with utf8_path(Path(name)) as path:
+        yield name if path == Path(name) else str(path)
+
+
+@contextmanager
 def utf8_path(folder: Path) -> Iterator[Path]:
     """The folder by a path that is UTF-8, for libraries that open no other: where it is none, over a link."""
     if escaped(str(folder)) == str(folder):

@@ -14,6 +14,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stream_pretrain.names import utf8_path
+
 OF_MODEL = ("generation_config.json", *(f"{name}*" for name in ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")))
 """Files that belong to weights. What a README says is of the weights as they were."""
 OF_TOKENIZER = (
@@ -77,7 +79,7 @@ def read_weights(folder: Path | None, names: Sequence[str], prefix: str) -> dict
     found: dict[str, Tensor] = {}
     of_encoder = True
     for path in _weight_files(folder) if names else []:
-        with safe_open(path, framework="pt") as stored:
+        with utf8_path(path.parent) as folder, safe_open(folder / path.name, framework="pt") as stored:
             there = set(stored.keys())
             of_encoder &= not any(name.startswith(f"{prefix}.") for name in there)
             found |= {name: stored.get_tensor(name).clone() for name in names if name in there}

@@ -38,6 +38,7 @@ from stream_pretrain.model.isolation import choose_attention, make_causal
 from stream_pretrain.model.packed_attention import one_document
 from stream_pretrain.model.positions import evaluating, ordinary_token_ids, refuse_beyond_positions
 from stream_pretrain.model.pretraining import PretrainingModel
+from stream_pretrain.names import utf8_name
 
 # What model families call the dropout of the attention probabilities.
 _ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
@@ -75,9 +76,12 @@ def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> Pre
     _refuse_missing_folder(name)
     revision = model.revision if model.tokenizer is None else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=revision, local_files_only=local_files_only, trust_remote_code=model.trust_remote_code
-        )
+        with utf8_name(name) as path:
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, revision=revision, local_files_only=local_files_only, trust_remote_code=model.trust_remote_code
+            )
+        if path != name:
+            tokenizer.name_or_path = name
     except (OSError, ValueError, ImportError) as error:
         _refuse_own_code(name, error)
         raise ModelError(f"no tokenizer in {name}: {_first_line(error)}; name one with --model.tokenizer") from error
@@ -353,15 +357,16 @@ def _load_weights(
     name: str, revision: str | None, config: ModelConfig, settings: PreTrainedConfig, kind: str, local_files_only: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     try:
-        model, info = _AUTO_CLASSES[kind].from_pretrained(
-            name,
-            revision=revision,
-            config=settings,
-            dtype=torch.float32,
-            output_loading_info=True,
-            local_files_only=local_files_only,
-            trust_remote_code=config.trust_remote_code,
-        )
+        with utf8_name(name) as path:
+            model, info = _AUTO_CLASSES[kind].from_pretrained(
+                path,
+                revision=revision,
+                config=settings,
+                dtype=torch.float32,
+                output_loading_info=True,
+                local_files_only=local_files_only,
+                trust_remote_code=config.trust_remote_code,
+            )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         _refuse_own_code(name, error)
         raise ModelError(f"{name} cannot be loaded as a {kind} language model: {_first_line(error)}") from error

@@ -56,6 +56,10 @@ def test_a_shard_and_a_run_whose_names_are_not_utf_8_train_and_go_on(tmp_path: P
     with utf8_path(out / "model") as path:
         AutoTokenizer.from_pretrained(path)
         AutoModelForMaskedLM.from_pretrained(path)
+    again = [f"--dataset={tmp_path / 'corpus'}", f"--model={out / 'model'}", "--sequence-length=64", "--max-steps=1"]
+    again += ["--global-batch-size=2", f"--output-dir={tmp_path / 'next'}", "--run.wandb=disabled"]
+    third = run_here([*again, f"--init-from={max((out / 'checkpoints').glob('step-*'))}"])
+    assert third.returncode == 0, third.stderr
 
 
 def test_a_pinned_shard_is_found_again_by_the_name_it_is_shown_by(tmp_path: Path) -> None:
