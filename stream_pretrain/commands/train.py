@@ -72,7 +72,6 @@ from stream_pretrain.training.launcher import tell_launcher
 from stream_pretrain.training.loop import (
     EndOfCorpus,
     StepResult,
-    Totals,
     accelerate_for_one_run,
     accelerator_for,
     training_steps,
@@ -88,6 +87,7 @@ from stream_pretrain.training.progress import Progress, human_bytes
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.records import RECORDS, append, has_evaluation, trim_after
 from stream_pretrain.training.run_directory import RunDirectory, decide_start
+from stream_pretrain.training.totals import Totals, nothing_to_train_on, sources_without_text
 from stream_pretrain.training.tracking import Tracker
 from stream_pretrain.training.versions import program
 from stream_pretrain.training.watchdog import Watchdog
@@ -496,7 +496,8 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
             if metrics:
                 tracker.log(totals.step, metrics)
             evaluated, stopped = bool(metrics), not metrics
-        named, done, last_logged = _unused(totals), 0.0, first_step
+        warned_of: set[str] = set()
+        named, done, last_logged = totals.unused, 0.0, first_step
         present = [
             source
             for number, source in enumerate(setup.plan.lanes.sources)
@@ -520,12 +521,16 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
                 at_end = isinstance(result, EndOfCorpus)
                 out.raise_if_lost()
                 writer.check()
-                if _unused(totals) != named:
+                if totals.unused != named:
                     # Behind the last row no step comes. Where the last one is saved, its checkpoint stands in front of these
                     # documents, and a start from it names them again: they belong to the step behind, whose records it drops.
                     behind = at_end and last_saved == totals.step
                     _name_skipped(setup, result.rows_seen, totals.step + behind)
-                    named = _unused(totals)
+                    named = totals.unused
+                for source, line in sources_without_text(totals, setup.plan.lanes.sources, at_end=at_end).items():
+                    if source not in warned_of:
+                        progress.warning(line)
+                        warned_of.add(source)
                 if not isinstance(result, EndOfCorpus):
                     done = result.progress
                     window.results.append(result)
@@ -562,7 +567,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
             stopped = True
         out.raise_if_lost()
         if totals.step == 0 and not stopped:
-            raise ContentError(f"{without_secrets(config.data.dataset or 'the mixture')}: holds no document to train on")
+            raise ContentError(f"{without_secrets(config.data.dataset or 'the mixture')}: {nothing_to_train_on(totals)}")
         with watchdog.stage("saving"):
             if last_saved < totals.step:
                 begin_save(setup, writer)
@@ -726,11 +731,6 @@ def _say_what_is_not_read(setup: Setup) -> None:
             f"step {setup.totals.step:,}: the run ends for want of documents: all sources with a weight are read; "
             f"left without one: {', '.join(left)}"
         )
-
-
-def _unused(totals: Totals) -> tuple[int, ...]:
-    """How much was read that no row is made of, and is named."""
-    return totals.skipped, totals.empty, totals.stripes
 
 
 def _name_skipped(setup: Setup, rows: StepRows, step: int) -> None:

@@ -9,6 +9,8 @@
     store_memory  what a stream has learnt of its stores
     windows    bytes cut into windows of whole lines
     documents  lines, row groups or examples           -> texts
+    texts      what the text of a document is
+    parquet_columns  the columns that hold it
     text_units paragraphs and files in place of lines
     json_files JSON that is not JSON lines, and how to make it such
     csv_rows   where the rows of a CSV file end

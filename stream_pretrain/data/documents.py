@@ -6,10 +6,9 @@ import itertools
 import json
 import math
 import os
-import string
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -20,9 +19,11 @@ from stream_pretrain.config import TextDocuments, template_fields
 from stream_pretrain.data.csv_rows import HEAD_BYTES, CsvRows, csv_rows
 from stream_pretrain.data.dealing import Stripe
 from stream_pretrain.data.json_files import json_fault
+from stream_pretrain.data.parquet_columns import text_columns
 from stream_pretrain.data.shard_filesystem import PROTOCOL, shard_url
 from stream_pretrain.data.sources import Shard
 from stream_pretrain.data.text_units import FileWindows, ParagraphWindows, paragraphs, whole
+from stream_pretrain.data.texts import MANY, NOT_UTF8, BadDocumentError, NoTextError, text_getter, wrong_field
 from stream_pretrain.data.transport import MIB, Restart, ShardBytes, ShardFile, TransportOptions, causes, in_words
 from stream_pretrain.data.windows import LineWindows, Windows
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError
@@ -34,10 +35,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Skip:
-    """A document that could not be used. `offset` is an uncompressed byte of a line format, else a row number."""
+    """What no row is made of. `offset` is an uncompressed byte of a line format, else a row number."""
 
     offset: int
+    """Of the first of the documents."""
     reason: str
+    documents: int = 1
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,17 @@ class Documents:
     offsets: list[int]
     """Where each text stands in the shard: an uncompressed byte of a line format, else a row number."""
     skips: list[Skip]
+    """Documents that could not be used, one by one."""
     restart: Restart
     filtered: int = 0
     """Documents left out by their length or as copies of another of the window."""
+    empty: tuple[Skip, ...] = ()
+    """Documents without text, all of a reason as one."""
 
     @property
     def read(self) -> int:
         """Documents of the window, whatever became of them."""
-        return len(self.texts) + len(self.skips) + self.filtered
+        return len(self.texts) + len(self.skips) + self.filtered + sum(one.documents for one in self.empty)
 
 
 class DocumentReader(Protocol):
@@ -106,10 +112,6 @@ def open_reader(shard: Shard, options: ReadOptions) -> DocumentReader:
             return ExampleDocuments(shard, options)
 
 
-class _BadDocumentError(Exception):
-    """A line, row or example that holds no usable text; the message is the reason that is counted."""
-
-
 Found = TypeVar("Found")
 
 
@@ -120,14 +122,22 @@ def _documents_of(
     texts: list[str] = []
     offsets: list[int] = []
     skips: list[Skip] = []
+    empty: dict[str, Skip] = {}
     filtered = 0
     longest = math.inf if options.max_characters is None else options.max_characters
     seen: set[str] = set()
     for offset, candidate in found:
         try:
             text = text_of(candidate)
-        except _BadDocumentError as bad:
+        except BadDocumentError as bad:
             skips.append(Skip(offset, str(bad)))
+            continue
+        except NoTextError as none:
+            if options.min_characters:
+                filtered += 1
+            else:
+                first = empty.get(none.reason) or Skip(offset, str(none), 0)
+                empty[none.reason] = replace(first, documents=first.documents + 1)
             continue
         if not options.min_characters <= len(text) <= longest or text in seen:
             filtered += 1
@@ -136,15 +146,11 @@ def _documents_of(
             seen.add(text)
         texts.append(text)
         offsets.append(offset)
-    return Documents(texts, offsets, skips, restart, filtered)
-
-
-_ENOUGH_TO_JUDGE = 10
-"""A first window without a document but with this many bad ones says that the shard is not what it seems."""
+    return Documents(texts, offsets, skips, restart, filtered, tuple(empty.values()))
 
 
 def _nothing_usable(documents: Documents) -> bool:
-    return not documents.texts and not documents.filtered and len(documents.skips) >= _ENOUGH_TO_JUDGE
+    return not documents.texts and not documents.filtered and len(documents.skips) >= MANY
 
 
 @dataclass(frozen=True)
@@ -206,7 +212,7 @@ class LineDocuments:
 
     def _text_of_short(self, line: bytes) -> str:
         if len(line) > self.options.max_line_bytes:
-            raise _BadDocumentError(self.unit.too_long)
+            raise BadDocumentError(self.unit.too_long)
         return self.text_of(line)
 
     def _head(self) -> bytes:
@@ -218,12 +224,8 @@ class LineDocuments:
         fault = None
         if lines.startswith((b"\xff\xfe", b"\xfe\xff")):
             fault = "is UTF-16, not UTF-8: convert it"
-        elif self.shard.format == "jsonl" and documents.skips:
-            usable = bool(documents.texts or documents.filtered)
-            content = lines if lines.strip() else self._head()  # a first line that is too long is not among them
-            fault = json_fault(content, self.shard, self.options.fields, usable=usable)
-            if fault is None and not usable:
-                fault = diagnose(lines, documents.skips[0].reason, self.options.fields)
+        elif self.shard.format == "jsonl":
+            fault = self._json_fault(lines, documents)
         if fault is None and _nothing_usable(documents):
             first = documents.skips[0]
             fault = (
@@ -233,8 +235,18 @@ class LineDocuments:
         if fault is not None:
             raise ContentError(f"{self.shard.name}: {fault}")
 
+    def _json_fault(self, lines: bytes, documents: Documents) -> str | None:
+        bad = documents.skips[0].reason if documents.skips and not documents.texts and not documents.filtered else None
+        fault = None
+        if documents.skips or not documents.texts:
+            content = lines if lines.strip() else self._head()  # a first line that is too long is not among them
+            fault = json_fault(content, self.shard, self.options.fields, usable=bool(documents.texts))
+        if fault is None and bad is not None:
+            fault = diagnose(lines)
+        return fault or wrong_field(_objects(lines), self.options.fields, bad)
 
-_TOO_LONG, _NOT_UTF8, _NO_FIELD, _NULL, _BLANK = "line too long", "not UTF-8", "no field", "text is null", "text is blank"
+
+_TOO_LONG = "line too long"
 
 
 def _with_offsets(lines: bytes, offset: int, longest: int) -> Iterator[tuple[int, bytes]]:  # noqa: ARG001 (as `paragraphs`)
@@ -257,56 +269,28 @@ def plain_text(document: bytes) -> str:
     try:
         return document.removesuffix(b"\r").replace(b"\r\n", b"\n").decode()
     except UnicodeDecodeError:
-        raise _BadDocumentError(_NOT_UTF8) from None
+        raise BadDocumentError(NOT_UTF8) from None
 
 
 def json_parser(options: ReadOptions) -> Callable[[bytes], str]:
     """A function from a JSON line to its text; the last of duplicate keys counts."""
-    text_of = text_getter(options)
+    text_of = text_getter(options.text_field, options.text_template)
 
-    def parse(line: bytes) -> str:
-        try:
-            value = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            value = _parse_leniently(line)
-        return text_of(value)
-
-    return parse
+    return lambda line: text_of(_parsed(line))
 
 
-def text_getter(options: ReadOptions) -> Callable[[object], str]:
-    """A function from an object to its text: a field, or a template filled with several."""
-    if options.text_template is None:
-        names = options.text_field.split(".")
-        return lambda value: checked_text(_field(value, names))
-    template = options.text_template.replace("\\n", "\n")  # a shell hands on a backslash and an n
-    parts = [(literal, [] if name is None else name.split(".")) for literal, name, _, _ in string.Formatter().parse(template)]
-
-    def fill(value: object) -> str:
-        filled = (literal + (_written(_field(value, names), ".".join(names)) if names else "") for literal, names in parts)
-        return checked_text("".join(filled))
-
-    return fill
+def _parsed(line: bytes) -> Any:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return _parse_leniently(line)
 
 
-def _field(value: object, names: Sequence[str], start: int = 0) -> object:
-    """A field of an object, or of one nested in it; `names[start:]` leads there."""
-    if start == len(names):
-        return value
-    if not isinstance(value, dict):
-        raise _BadDocumentError(_NULL if value is None and start else "not an object")
-    for stop in range(len(names), start, -1):
-        name = ".".join(names[start:stop])  # names may have dots of their own: the longest counts
-        if name in value:
-            return _field(value[name], names, stop)
-    raise _BadDocumentError(f"{_NO_FIELD} {'.'.join(names)}")
-
-
-def _written(value: object, name: str) -> str:
-    """A field as it stands in a template."""
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
-    raise _BadDocumentError(f"{name} is null" if value is None else f"{name} is neither text nor a number")
+def _objects(lines: bytes) -> Iterator[object]:
+    """What the lines hold that are JSON."""
+    for line in lines.split(b"\n"):
+        with suppress(BadDocumentError):
+            yield _parsed(line)
 
 
 def _parse_leniently(line: bytes) -> Any:
@@ -314,58 +298,20 @@ def _parse_leniently(line: bytes) -> Any:
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError:
-        raise _BadDocumentError(_NOT_UTF8) from None
+        raise BadDocumentError(NOT_UTF8) from None
     except (ValueError, RecursionError):
-        raise _BadDocumentError("not JSON") from None
+        raise BadDocumentError("not JSON") from None
 
 
-def checked_text(value: object) -> str:
-    """The value, if it is text a tokenizer can take."""
-    if not isinstance(value, str):
-        raise _BadDocumentError(_NULL if value is None else "text is not a string")
-    if not value or value.isspace():
-        raise _BadDocumentError(_BLANK)
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise _BadDocumentError("text has lone surrogates") from None
-    return value
-
-
-def diagnose(lines: bytes, reason: str, fields: Sequence[str]) -> str | None:
-    """What a .jsonl shard is that begins without a usable line, and what to do; None where nothing is known to be wrong.
-
-    reason: why the first line was skipped.
-    """
+def diagnose(lines: bytes) -> str | None:
+    """What a .jsonl shard is that begins without a usable line, and what to do; None where nothing is known to be wrong."""
     head = lines[:65536].lstrip()
     first = head.split(b"\n", 1)[0].strip()
     if head[:200].count(b"\x00") > 20:
         return "is UTF-16, not UTF-8: convert it"
     if b"\r" in first:
         return "ends its lines with CR alone: convert them to LF"
-    try:
-        value = orjson.loads(first)
-    except orjson.JSONDecodeError:
-        return None
-    if isinstance(value, dict) and reason not in (_TOO_LONG, _NULL, _BLANK):
-        return _no_text(fields, _paths(value))
     return None
-
-
-def _no_text(fields: Sequence[str], seen: Iterable[str]) -> str:
-    return (
-        f"has no text in field {' or '.join(map(repr, fields))}; fields seen: {', '.join(seen)}. "
-        "Name one with --data.text-field, or several with --data.text-template"
-    )
-
-
-def _paths(value: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of the fields of an object."""
-    for name, inner in itertools.islice(value.items(), 20):
-        if isinstance(inner, dict) and prefix.count(".") < 3:
-            yield from _paths(inner, f"{prefix}{name}.")
-        else:
-            yield prefix + name
 
 
 class ParquetDocuments:
@@ -379,7 +325,7 @@ class ParquetDocuments:
         self.options = options
         self.windows: ParquetWindows | None = None
         self.followed: dict[Stripe, int] = {}
-        self.text_of = text_getter(options)
+        self.text_of = text_getter(options.text_field, options.text_template)
 
     def follow(self, stripe: Stripe, block: int) -> None:
         self.followed[stripe] = block
@@ -404,7 +350,8 @@ class ParquetDocuments:
         rows = enumerate(zip(*window.table.columns, strict=True), window.row)
         documents = _documents_of(rows, lambda row: self._text_of(names, row), Restart(), self.options)
         if block == 0 and _nothing_usable(documents):
-            raise ContentError(f"{self.shard.name}: no document in its first window; row 0: {documents.skips[0].reason}")
+            bad = documents.skips[0]
+            raise ContentError(f"{self.shard.name}: no document in its first window; row {bad.offset}: {bad.reason}")
         return documents
 
     def offset_of(self, block: int) -> int:
@@ -419,7 +366,7 @@ class ParquetDocuments:
         try:
             value = {name: cell.as_py() for name, cell in zip(names, row, strict=True)}
         except UnicodeDecodeError:
-            raise _BadDocumentError(_NOT_UTF8) from None
+            raise BadDocumentError(NOT_UTF8) from None
         return self.text_of(value)
 
 
@@ -503,12 +450,10 @@ class ParquetWindows(Windows[_Rows]):
 
     def _cut(self) -> list[_Slice]:
         metadata = self.metadata
-        columns = [metadata.schema.column(number) for number in range(metadata.num_columns)]
-        names = [column.path for column in columns]
-        single = [column.path for column in columns if column.max_repetition_level == 0]  # others hold lists
-        if any(field not in single for field in self.options.fields):
-            raise ContentError(f"{self.shard.name}: {_no_text(self.options.fields, single)}")
-        self.columns = [names.index(field) for field in self.options.fields]
+        try:
+            self.columns = text_columns(metadata, self.options.fields, numbers=self.options.text_template is not None)
+        except ContentError as error:
+            raise ContentError(f"{self.shard.name}: {error}") from None
         slices, row = [], 0
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
@@ -578,8 +523,8 @@ class _RowPass:
 
     def _enter(self, window: _Slice) -> None:
         self.held, self.stop, self.group = [], 0, window.group
-        fields = self.windows.options.fields
-        self.batches = self.file.iter_batches(window.batch, row_groups=[window.group], columns=fields, use_threads=False)
+        paths = [self.windows.metadata.schema.column(column).path for column in self.windows.columns]
+        self.batches = self.file.iter_batches(window.batch, row_groups=[window.group], columns=paths, use_threads=False)
 
     def _drop_before(self, row: int) -> None:
         """Forget batches that end before a row."""
@@ -598,7 +543,7 @@ class ExampleDocuments:
     def __init__(self, shard: Shard, options: ReadOptions) -> None:
         self.shard = shard
         self.options = options
-        self.text_of = text_getter(options)
+        self.text_of = text_getter(options.text_field, options.text_template)
         self.reading: dict[Stripe, tuple[int, Iterator[Mapping[str, Any]]]] = {}  # the next example's number, and the rest
 
     def follow(self, stripe: Stripe, block: int) -> None:  # noqa: ARG002 (opened at the first read)
@@ -614,10 +559,14 @@ class ExampleDocuments:
         if not found:
             return None
         documents = _documents_of(enumerate(found, first), self.text_of, Restart(), self.options)
-        if block == 0 and documents.skips and not documents.texts and documents.skips[0].reason.startswith(_NO_FIELD):
-            raise ContentError(f"{self.shard.name}: {_no_text(self.options.fields, _paths(found[0]))}")
-        if block == 0 and _nothing_usable(documents):
-            raise ContentError(f"{self.shard.name}: no document in its first window; example 0: {documents.skips[0].reason}")
+        if block == 0:
+            bad = documents.skips[0].reason if documents.skips and not documents.texts and not documents.filtered else None
+            # The columns of a table are the same in all its rows.
+            fault = wrong_field(found, self.options.fields, bad, many=1 if self.shard.builder in ("csv", "arrow") else MANY)
+            if fault is None and _nothing_usable(documents):
+                fault = f"no document in its first window; example {documents.skips[0].offset}: {bad}"
+            if fault is not None:
+                raise ContentError(f"{self.shard.name}: {fault}")
         return documents
 
     def offset_of(self, block: int) -> int:

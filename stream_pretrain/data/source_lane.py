@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_pretrain.data.dealing import Stripe, deal
-from stream_pretrain.data.documents import DocumentReader, Documents, ReadOptions, open_reader
+from stream_pretrain.data.documents import DocumentReader, Documents, ReadOptions, Skip, open_reader
 from stream_pretrain.data.objectives import Labelled
 from stream_pretrain.data.packing import SMALLEST_FRAGMENT, Packing, Rows, assemble, place
 from stream_pretrain.data.pieces import PIECE_CHARACTERS
@@ -42,7 +42,9 @@ GROUP_ROWS = 16
 CAUSES = ("network", "reading", "tokenizing")
 """What a lane spends its time on: waiting for a store; decompressing and parsing; tokenizing and packing."""
 EMPTY_EPOCHS = 64
-"""A lane that is dealt no document in this many epochs on end gives up."""
+"""A lane that is dealt no document with text in this many epochs on end gives up..."""
+HOPELESS_DOCUMENTS = 100_000
+"""...as does one in which so many have none, one after the other: the field is wrong, and to read all of it may take days."""
 
 
 @dataclass(frozen=True)
@@ -319,9 +321,10 @@ class SourceLane:
             return
         self.cursor = cursor._replace(compressed=found.restart.compressed, uncompressed=found.restart.uncompressed)
         if self._at_start_of_window:
-            shard = self._shard(stripe)
-            self.unreported += [Skipped(cursor.epoch, shard, skip.offset, skip.reason) for skip in found.skips]
-            self.uncounted.update(read=found.read, skipped=len(found.skips), filtered=found.filtered)
+            self._report(stripe, "skipped", found.skips)
+            self._report(stripe, "empty", found.empty)
+            self.uncounted.update(read=found.read, filtered=found.filtered)
+            self._refuse_hopeless()
         self.window = _Window(
             _kept(found, self.plan.heldout_fraction), self._key(ORDER, stripe, block), self.tokenizer.piece_edges
         )
@@ -341,6 +344,12 @@ class SourceLane:
         """Whether no row of the cursor's window was given out; else what it holds is in the cursor's counts already."""
         cursor = self.cursor
         return cursor.rank == cursor.piece == cursor.token == cursor.taken == 0
+
+    def _report(self, stripe: Stripe, counted: str, skips: Sequence[Skip]) -> None:
+        """Name what no row is made of, and count it in a field of the cursor."""
+        shard = self._shard(stripe)
+        self.unreported += [Skipped(self.cursor.epoch, shard, skip.offset, skip.reason, skip.documents) for skip in skips]
+        self.uncounted[counted] += sum(skip.documents for skip in skips)
 
     def _skip_rest_of(self, stripe: Stripe, block: int, error: ContentError) -> None:
         """Name and count what a stripe holds from a window on that cannot be read."""
@@ -362,22 +371,33 @@ class SourceLane:
     def _next_epoch(self) -> None:
         self.empty_epochs = self.empty_epochs + 1 if self.cursor.rows == self.rows_before_epoch else 0
         self.rows_before_epoch = self.cursor.rows
-        # A lane that was dealt nothing costs nothing and is dealt something in another epoch; bad documents stay bad.
-        if self.plan.max_epochs is None and self.empty_epochs >= (2 if self.unreported else EMPTY_EPOCHS):
-            of = f" of source {self.plan.name}" if self.plan.name else ""
-            nothing = f"lane {self.number} of {self.plan.lanes} met no document{of} in {self.empty_epochs} epochs"
-            if self.unreported:
-                reasons = "; ".join(sorted({skip.reason for skip in self.unreported})[:3])
-                raise SourceError(
-                    f"{nothing}, but {len(self.unreported)} that had to be skipped ({reasons}): "
-                    "check --data.text-field and what the shards hold"
-                )
-            raise SourceError(
-                f"{nothing}: the corpus is empty, all of it is held out or filtered, or it is too small for so many lanes; "
-                "give fewer with --lanes, or a smaller --data.window-bytes"
-            )
+        # A lane that was dealt nothing, or nothing with text, is dealt something in another epoch; bad documents stay bad.
+        only_bad = (self.uncounted["skipped"] or self.uncounted["stripes"]) and not self.uncounted["empty"]
+        if self.plan.max_epochs is None and self.empty_epochs >= (2 if only_bad else EMPTY_EPOCHS):
+            raise self._met_nothing(f"in {self.empty_epochs} epochs")
         self.cursor = self.cursor._replace(epoch=self.cursor.epoch + 1, stripe=0, window=0, compressed=0, uncompressed=0)
         self._begin_epoch(self.cursor.epoch, 0)
+
+    def _refuse_hopeless(self) -> None:
+        """Raise SourceError where a lane meets no text for so long that there surely is none in the field."""
+        met = self.uncounted
+        if met["read"] >= HOPELESS_DOCUMENTS and met["empty"] + met["skipped"] == met["read"]:
+            raise self._met_nothing(f"in {met['read']:,} that it read")
+
+    def _met_nothing(self, where: str) -> SourceError:
+        of = f" of source {self.plan.name}" if self.plan.name else ""
+        nothing = f"lane {self.number} of {self.plan.lanes} met no document{of} {where}"
+        if self.unreported:
+            reasons = "; ".join(sorted({skip.reason for skip in self.unreported})[:3])
+            empty, skipped = self.uncounted["empty"], self.uncounted["skipped"]
+            return SourceError(
+                f"{nothing}, but {empty:,} without text and {skipped:,} that had to be skipped ({reasons}): "
+                "check --data.text-field and what the shards hold"
+            )
+        return SourceError(
+            f"{nothing}: the corpus is empty, all of it is held out or filtered, or it is too small for so many lanes; "
+            "give fewer with --lanes, or a smaller --data.window-bytes"
+        )
 
     def _after_window(self, cursor: Cursor) -> Cursor:
         self.window = None
@@ -408,8 +428,7 @@ class SourceLane:
         after = window.position_of(held, *left)
         shard = self._shard(stripe)
         if cursor.taken == 0 and (without := window.documents_without_tokens(held, cursor.rank, after)):
-            self.unreported += [Skipped(cursor.epoch, shard, offset, "no tokens") for offset in without]
-            self.uncounted["skipped"] += len(without)
+            self._report(stripe, "empty", [Skip(min(without), "no tokens", len(without))])
         if not placements:
             if cursor.taken:
                 raise self._astray(stripe, block)
@@ -447,13 +466,7 @@ def _kept(documents: Documents, heldout_fraction: float) -> Documents:
     if heldout_fraction == 0:
         return documents
     kept = [i for i, text in enumerate(documents.texts) if not is_heldout(text, heldout_fraction)]
-    return Documents(
-        [documents.texts[i] for i in kept],
-        [documents.offsets[i] for i in kept],
-        documents.skips,
-        documents.restart,
-        documents.filtered,
-    )
+    return replace(documents, texts=[documents.texts[i] for i in kept], offsets=[documents.offsets[i] for i in kept])
 
 
 def is_heldout(text: str, fraction: float) -> bool:

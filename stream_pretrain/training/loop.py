@@ -11,9 +11,8 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,48 +24,15 @@ from stream_pretrain.config import Config
 from stream_pretrain.data.batches import micro_batches, on_device
 from stream_pretrain.data.source_lane import CAUSES, Cursor
 from stream_pretrain.data.stream import LaneCursors, StepRows, StepStream, StreamPlan, lanes_of
-from stream_pretrain.errors import CheckpointError, ConfigError, ContentError, StreamPretrainError, TrainingError
-from stream_pretrain.stored import stored
+from stream_pretrain.errors import ConfigError, StreamPretrainError, TrainingError
 from stream_pretrain.training.optimizer import learning_rate
 from stream_pretrain.training.preemption import Interrupted, StopRequest
 from stream_pretrain.training.ranks import Ranks
+from stream_pretrain.training.totals import OF_WINDOWS, Totals, refuse_too_many_skipped
 from stream_pretrain.training.watchdog import Watchdog
 
 PATIENCE_SECONDS = 1_800.0
 """What a rank may take, besides the wait for a server, before torch ends those that wait for it."""
-JUDGED_DOCUMENTS = 1_000
-"""Documents after which the share of bad ones is judged."""
-
-
-@dataclass
-class Totals:
-    """What the run has done so far, over all ranks."""
-
-    step: int = 0
-    tokens: int = 0
-    documents: int = 0
-    read: int = 0
-    """Documents of the windows that were opened; the next three are parts of them."""
-    skipped: int = 0
-    empty: int = 0
-    filtered: int = 0
-    stripes: int = 0
-    """Stripes whose rest had to be skipped."""
-    bad_steps: int = 0
-    """Steps in a row without an update."""
-    segments: int = 0
-    source_tokens: list[int] = field(default_factory=list)
-    source_documents: list[int] = field(default_factory=list)
-
-    @classmethod
-    def from_json(cls, value: Any, sources: int, where: str) -> Totals:
-        """What a checkpoint says of so many sources. Raises: CheckpointError."""
-        totals: Totals = stored(cls, value, where)
-        counts = [*totals.source_tokens, *totals.source_documents]
-        numbers = [count for count in vars(totals).values() if isinstance(count, int)]
-        if min([*numbers, *counts]) < 0 or len(counts) not in (0, 2 * sources) or totals.bad_steps > totals.step:
-            raise CheckpointError(f"{where} are not those of a run with {sources} sources: use another checkpoint")
-        return totals
 
 
 @dataclass(frozen=True)
@@ -244,7 +210,7 @@ def training_steps(
 
         lengths = rows.rows.segment_length.astype(np.int64)
         counts = [rows.tokens, len(rows.row_lane), len(lengths)]
-        counts += rows.cursors[:, :, _OF_WINDOWS].sum(axis=(0, 1)).tolist()
+        counts += rows.cursors[:, :, _OF_WINDOWS].sum(axis=0).ravel().tolist()
         counts += [int(stop.requested), int(abandoned), *rows.seconds.tolist()]
         counts += rows.cursors[:, :, _DOCUMENTS].sum(axis=0).tolist()
         row_labels = (rows.labelled.labels >= 0).sum(axis=1)
@@ -258,17 +224,18 @@ def training_steps(
         loss_sum, correct_sum, *rest = on_host
         source_loss, rest = rest[:sources], rest[sources:]
         tokens, row_count, segments, *rest = rest
-        of_windows, (stops, abandons, *rest) = rest[: len(OF_WINDOWS)], rest[len(OF_WINDOWS) :]
+        of_windows, rest = rest[: sources * len(OF_WINDOWS)], rest[sources * len(OF_WINDOWS) :]
+        stops, abandons, *rest = rest
         data_seconds, rest = rest[: len(CAUSES)], rest[len(CAUSES) :]
         documents, source_labels, source_tokens = (list(map(int, rest[i * sources :][:sources])) for i in range(3))
         labels, done, norm = rest[3 * sources :]
         if abandons:
             raise Interrupted
         if row_count == 0:
-            _count(totals, of_windows)
+            totals.count(of_windows)
             _keep(cursors, rows)
             yield EndOfCorpus(rows)
-            _refuse_too_many_skipped(config, totals)
+            refuse_too_many_skipped(totals, config.data.max_bad_fraction)
             return
 
         updated = math.isfinite(loss_sum) and math.isfinite(norm)
@@ -284,7 +251,7 @@ def training_steps(
         totals.tokens += int(tokens)
         totals.segments += int(segments)
         totals.documents = sum(documents)
-        _count(totals, of_windows)
+        totals.count(of_windows)
         totals.source_documents = documents
         totals.source_tokens = [a + b for a, b in zip(totals.source_tokens or [0] * sources, source_tokens, strict=True)]
         totals.bad_steps = 0 if updated else totals.bad_steps + 1
@@ -313,18 +280,11 @@ def training_steps(
                 f"loss or gradient was not finite in {totals.bad_steps} steps in a row, the last was step {totals.step}: "
                 "lower --train.learning-rate, or look at the documents of these steps in OUT/bad_steps.jsonl"
             )
-        _refuse_too_many_skipped(config, totals)
+        refuse_too_many_skipped(totals, config.data.max_bad_fraction)
 
 
-OF_WINDOWS = ("read", "skipped", "empty", "filtered", "stripes")
-"""What cursors and `Totals` count a window at a time, as it is opened."""
 _OF_WINDOWS = list(map(Cursor._fields.index, OF_WINDOWS))
 _DOCUMENTS = Cursor._fields.index("documents")
-
-
-def _count(totals: Totals, of_windows: Sequence[float]) -> None:
-    for name, count in zip(OF_WINDOWS, of_windows, strict=True):
-        setattr(totals, name, int(count))
 
 
 def _keep(cursors: list[LaneCursors], rows: StepRows) -> None:
@@ -336,14 +296,6 @@ def _progress(config: Config, step: int, read: float) -> float:
     """Share of the run that lies before a step; `read` is the share of the epochs that was read."""
     steps = step / config.train.max_steps if config.train.max_steps is not None else 0.0
     return max(steps, read)
-
-
-def _refuse_too_many_skipped(config: Config, totals: Totals) -> None:
-    if totals.read >= JUDGED_DOCUMENTS and totals.skipped > config.data.max_bad_fraction * totals.read:
-        raise ContentError(
-            f"{totals.skipped} of the first {totals.read} documents had to be skipped, more than --data.max-bad-fraction "
-            f"{config.data.max_bad_fraction}: OUT/quarantine.jsonl names them"
-        )
 
 
 def _refuse_parameters_without_gradient(parameters: Mapping[str, torch.nn.Parameter]) -> None:

@@ -12,8 +12,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from stream_pretrain.data.source_lane import CAUSES
 from stream_pretrain.data.stream import LaneCursors, StreamPlan, lanes_of
 from stream_pretrain.model.flops import peak_bf16_flops, training_flops
-from stream_pretrain.training.loop import StepResult, Totals
+from stream_pretrain.training.loop import StepResult
 from stream_pretrain.training.ranks import Ranks
+from stream_pretrain.training.totals import Totals
 
 
 @dataclass
@@ -51,6 +52,7 @@ class MetricsWindow:
             "train/tokens": totals.tokens,
             "train/documents": totals.documents,
             "train/skipped_documents": totals.skipped,
+            "train/empty_documents": totals.empty,
             "train/filtered_documents": totals.filtered,
             "train/skipped_stripes": totals.stripes,
             "train/skipped_steps": len(results) - len(updated),
@@ -74,6 +76,7 @@ class MetricsWindow:
                 metrics[f"{name}/loss"] = sum(result.source_loss[number] for result in updated) / labels
             metrics[f"{name}/tokens"] = totals.source_tokens[number]
             metrics[f"{name}/documents"] = totals.source_documents[number]
+            metrics[f"{name}/empty_documents"] = totals.source_empty[number]
             metrics[f"{name}/epoch_least"] = min(epochs[number])
             metrics[f"{name}/epoch_most"] = max(epochs[number])
         return metrics
