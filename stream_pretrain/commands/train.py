@@ -20,7 +20,7 @@ import transformers
 from accelerate import Accelerator
 
 from stream_pretrain import data
-from stream_pretrain.config import Config, fixed_options, flatten, run_directory, secrets_of, shown_options
+from stream_pretrain.config import Config, defaults, fixed_options, flatten, run_directory, secrets_of, shown_options
 from stream_pretrain.data import PinnedCorpus
 from stream_pretrain.data.costs import memory_bound, reading_cost
 from stream_pretrain.data.lanes import LanePlan
@@ -66,6 +66,7 @@ from stream_pretrain.training.checkpoint import (
     verify,
     write_model,
 )
+from stream_pretrain.training.defaults import with_options
 from stream_pretrain.training.disk import replace_file, writing
 from stream_pretrain.training.evaluation import EvaluationSet
 from stream_pretrain.training.launcher import tell_launcher
@@ -260,7 +261,7 @@ def prepare(
     transformers.utils.logging.disable_progress_bar()  # the phases below say what goes on
     with stop.interruptible():
         start = ranks.from_first(lambda: decide_start(config, out, progress.warning, command))
-        checkpoint = start.checkpoint
+        config, checkpoint = with_options(config, start.defaults), start.checkpoint
         saved = None if checkpoint is None else ranks.from_first(lambda: read(checkpoint))
         with progress.phase("loading the model") as found:
             if checkpoint is None:
@@ -784,6 +785,7 @@ def _snapshot(setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWr
         "engine": setup.engine.to_json(),
         "parent": setup.parent,
         "world": setup.ranks.world,
+        "defaults": defaults(setup.config),
         **program(),
     }
     return Snapshot(

@@ -185,6 +185,7 @@ def read_trainer(checkpoint: Path) -> dict[str, Any]:
             raise CheckpointError(f"{where} {name} is missing: use another checkpoint")
         stored(kind, trainer[name], f"{where} {name}")
     stored(dict[str, Any], trainer.get("versions", {}), f"{where} versions")
+    stored(dict[str, Any], trainer.get("defaults", {}), f"{where} defaults")
     stored(Engine | None, trainer.get("engine"), f"{where} engine")
     stored(list[dict[str, Any]], trainer["fixed"].get("data.sources", []), f"{where} fixed.data.sources")
     if trainer["max_steps"] is not None and trainer["max_steps"] < 1:

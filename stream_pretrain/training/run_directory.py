@@ -19,19 +19,20 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from stream_pretrain.config import ALIASES, Config, fixed_options, flatten, without_places
+from stream_pretrain.config import ALIASES, Config, defaults, fixed_options, flatten, without_places
 from stream_pretrain.data.stream import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.names import escaped, in_shell
 from stream_pretrain.redaction import HIDDEN
 from stream_pretrain.training.checkpoint import latest, read_trainer, verify
+from stream_pretrain.training.defaults import defaults_of_then, in_words, with_options
 from stream_pretrain.training.disk import replace_file
 from stream_pretrain.training.folders import repair
 from stream_pretrain.training.manifest import json_of
@@ -186,6 +187,8 @@ class Start:
     """None: from step 0."""
     parent: str | None
     """Checkpoint of another run from which this one began."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Options that are not given and had another default when the run began, by dotted name."""
 
 
 def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None], command: Sequence[str]) -> Start:
@@ -219,15 +222,18 @@ def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None
         if not (checkpoint / "trainer.json").is_file():
             raise CheckpointError(f"{checkpoint} is not a checkpoint: give a folder such as OUT/checkpoints/step-00001000")
         verify(checkpoint)
-    step = 0
+    step, kept = 0, dict[str, Any]()
     if checkpoint is not None:
         trainer = read_trainer(checkpoint)
         new_out = path if not used else _unused(path)
         _refuse_version(trainer, checkpoint, _command_of_a_new_run(command, checkpoint, new_out, resume))
-        _refuse_drift(config, trainer["fixed"], checkpoint, new_out, command)
+        kept = defaults_of_then(config, trainer, checkpoint, command)
+        _refuse_drift(with_options(config, kept), trainer["fixed"], checkpoint, new_out, command)
+        for line in in_words(config, kept):
+            report(line)
         step = trainer["step"]
     out.begin(step=step, max_steps=config.train.max_steps, parent=parent)
-    return Start(checkpoint, parent)
+    return Start(checkpoint, parent, kept)
 
 
 def _refuse_version(trainer: dict[str, Any], checkpoint: Path, new_command: str) -> None:
@@ -245,7 +251,8 @@ def _refuse_drift(config: Config, was: dict[str, Any], checkpoint: Path, new_out
     """Compare the options that must not change with those of the checkpoint. Raises: CheckpointError."""
     now = without_places(json.loads(json.dumps(fixed_options(config))))
     may_change = flatten(config).keys() - now.keys()
-    was = without_places({**fixed_options(Config()), **was})  # an option that is newer than the checkpoint had its default
+    usual = {name: value for name, value in defaults(config).items() if name in now}
+    was = without_places({**usual, **was})  # an option that is newer than the checkpoint had its default
     changed = [name for name in sorted((was.keys() | now.keys()) - may_change) if was.get(name) != now.get(name)]
     if changed:
         lines = [f"  --{name.replace('_', '-')}: was {was.get(name)}, is {now.get(name)}" for name in changed]
