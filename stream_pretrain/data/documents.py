@@ -453,7 +453,7 @@ class ParquetWindows(Windows[_Rows]):
         try:
             self.columns = text_columns(metadata, self.options.fields, numbers=self.options.text_template is not None)
         except ContentError as error:
-            raise ContentError(f"{self.shard.name}: {error}") from None
+            raise ContentError(f"{self.shard.name}: {error}") from error
         slices, row = [], 0
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)

@@ -155,8 +155,14 @@ class WandbView:
 
         # The client reports its own errors over OpenTelemetry, and retries that loudly at exit while the server is down.
         os.environ.setdefault("OTEL_SDK_DISABLED", "true")
-        run_id = _run_id(out / "wandb-id")
         sent_path = out / SENT
+        try:
+            run_id = _run_id(out / "wandb-id")
+            sent: int | None = int(sent_path.read_text()) if sent_path.exists() else None
+            in_files = steps_held(out / "wandb", run_id) if mode == "offline" else set()
+        except (OSError, ValueError) as error:
+            report(f"W&B is off, its files in {out} cannot be used: {_one_line(error)}; metrics.jsonl has every metric")
+            return None
 
         def start(mode: Literal["online", "offline"]) -> Any:
             wandb.setup(settings=wandb.Settings(mode=mode, silent=True))
@@ -183,14 +189,11 @@ class WandbView:
             return started
 
         upload = f"upload with: wandb sync {out / 'wandb'}/offline-run-*-{run_id}"
-        sent: int | None = int(sent_path.read_text()) if sent_path.exists() else None
-        in_files: set[int] = set()
         try:
-            if mode == "offline":
-                in_files = steps_held(out / "wandb", run_id)
             started = start(mode)
             if mode == "online":
                 sent = started.summary.get("train/step")
+                _keep_step(sent_path, sent)
         except Interrupted:
             _end_client()
             raise
@@ -203,7 +206,6 @@ class WandbView:
                 return None
             return cls.open(run, out, "offline", f"online failed ({_one_line(error)})", config, report)
         if mode == "online":
-            _keep_step(sent_path, sent)
             report(f"W&B: {started.url}")
         else:
             report(f"W&B is offline{f', {reason}' if reason else ''}; {upload}")

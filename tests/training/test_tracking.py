@@ -1,5 +1,6 @@
 """The record (metrics.jsonl), and Weights & Biases without a server: disabled, offline, no key."""
 
+import errno
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from typing import Literal
 import pytest
 
 from stream_pretrain.config import RunConfig
-from stream_pretrain.training import wandb_files
+from stream_pretrain.training import tracking, wandb_files
 from stream_pretrain.training.records import trim_after
 from stream_pretrain.training.tracking import Tracker
 
@@ -209,6 +210,23 @@ class View:
         self.lines: list[tuple[int, dict[str, float]]] = []
         self.log = lambda step, metrics: self.lines.append((step, dict(metrics)))
         self.finish = lambda state: None
+
+
+def test_a_disk_without_room_for_the_id_of_the_run_is_one_line_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, chunks: list[bytes]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    said: list[str] = []
+    monkeypatch.setattr(tracking, "replace_file", full)
+    with Tracker.open(RunConfig(wandb="offline"), tmp_path, config={}, resumed_step=None, report=said.append) as tracker:
+        tracker.log(1, {"train/loss": 2.5})
+    assert said == [
+        f"W&B is off, its files in {tmp_path} cannot be used: [Errno 28] No space left on device; "
+        "metrics.jsonl has every metric"
+    ]
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 2.5}\n'
 
 
 def test_an_evaluation_that_comes_later_is_in_the_line_of_its_step(tmp_path: Path) -> None:
