@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -20,13 +21,14 @@ from stream_pretrain.data.csv_rows import HEAD_BYTES, CsvRows, csv_rows
 from stream_pretrain.data.dealing import Stripe
 from stream_pretrain.data.json_files import json_fault
 from stream_pretrain.data.parquet_columns import text_columns
+from stream_pretrain.data.read_again import say_whole_then
 from stream_pretrain.data.shard_filesystem import PROTOCOL, shard_url
 from stream_pretrain.data.sources import Shard
 from stream_pretrain.data.text_units import FileWindows, ParagraphWindows, paragraphs, whole
 from stream_pretrain.data.texts import MANY, NOT_UTF8, BadDocumentError, NoTextError, text_getter, wrong_field
 from stream_pretrain.data.transport import MIB, Restart, ShardBytes, ShardFile, TransportOptions, causes, in_words
 from stream_pretrain.data.windows import LineWindows, Windows
-from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError
+from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError, TransportError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -399,16 +401,28 @@ class ParquetWindows(Windows[_Rows]):
     """Batches that a window is read in, so that not much more than a window is held."""
 
     def __init__(self, shard: Shard, options: ReadOptions) -> None:
-        import pyarrow.parquet as pq
-
         super().__init__(shared=True)
         self.shard = shard
         self.options = options
         self.size = shard.size
-        with closing(self._bytes()) as file, self.damage("is no whole Parquet file"):
-            self.metadata = pq.read_metadata(file)
-            self.size = file.seek(0, os.SEEK_END)
+        self.is_remote = "://" in shard.url and not shard.url.startswith("file://")
+        try:
+            self.metadata = self.read_metadata()
+        except ContentError as damage:
+            if not self.is_remote:
+                raise
+            self.metadata = self.read_metadata()
+            say_whole_then(shard.name, "the end of the file", str(damage))
         self.slices = self._cut()
+
+    def read_metadata(self) -> pq.FileMetaData:
+        """What the end of the file says of the rest."""
+        import pyarrow.parquet as pq
+
+        with closing(self._bytes()) as file, self.damage("is no whole Parquet file"):
+            metadata = pq.read_metadata(file)
+            self.size = file.seek(0, os.SEEK_END)
+        return metadata
 
     def open_pass(self, stripe: Stripe, block: int, restart: Restart) -> _RowPass:  # noqa: ARG002
         return _RowPass(self, stripe, block)
@@ -486,6 +500,7 @@ class _RowPass:
         self.source, self.file = windows.open()
         self.group: int | None = None
         self.batches: Iterator[pa.RecordBatch] = iter(())
+        self.given: dict[int, bytes] = {}  # digests of the windows of the group that were given out, by their blocks
         self.held: list[pa.RecordBatch] = []  # the last of the group that were read...
         self.stop = 0  # ...up to this row of it
 
@@ -497,12 +512,39 @@ class _RowPass:
         self.file.close(force=True)
 
     def read(self, block: int) -> _Rows | None:
-        import pyarrow as pa
-
         assert block >= self.block
         self.block = block + 1
         if block >= len(self.windows.slices):
             return None
+        if not self.windows.is_remote:
+            return self._read(block)
+        group = self.windows.slices[block].group
+        self.given = {before: told for before, told in self.given.items() if self.windows.slices[before].group == group}
+        try:
+            rows = self._read(block)
+        except ContentError as damage:
+            rows = self._read_again(block, damage)
+        self.given[block] = _digest(rows)
+        return rows
+
+    def _read_again(self, block: int, damage: ContentError) -> _Rows:
+        """Ask the store once more for a row group that is damaged; what it gives then counts."""
+        same = self.windows.read_metadata().equals(self.windows.metadata)
+        self.close()
+        self.source, self.file = self.windows.open()
+        self.group = None
+        if not same or any(_digest(self._read(before)) != told for before, told in self.given.items()):
+            raise TransportError(
+                f"{damage}: it was damaged on its way: read again, what was given out of it before is something else; "
+                "check the network, a proxy or the memory of this machine; the same command goes on from the last checkpoint"
+            ) from damage
+        rows = self._read(block)
+        say_whole_then(self.windows.shard.name, f"row group {self.group}", str(damage))
+        return rows
+
+    def _read(self, block: int) -> _Rows:
+        import pyarrow as pa
+
         window = self.windows.slices[block]
         if window.count == 0:  # of a row group without rows
             return _Rows(window.row, pa.table({}))
@@ -530,6 +572,16 @@ class _RowPass:
         """Forget batches that end before a row."""
         while self.held and self.stop - sum(batch.num_rows for batch in self.held[1:]) <= row:
             del self.held[0]
+
+
+def _digest(rows: _Rows) -> bytes:
+    """Of the content of rows, however it was read in batches."""
+    import pyarrow as pa
+
+    written = pa.BufferOutputStream()
+    with pa.ipc.new_stream(written, rows.table.schema) as stream:
+        stream.write_table(rows.table.combine_chunks())
+    return hashlib.blake2b(written.getvalue(), digest_size=16).digest()
 
 
 class ExampleDocuments:

@@ -15,7 +15,7 @@ from typing import Any
 import requests
 import requests.adapters
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
+import urllib3.connection
 
 MOST_REDIRECTS = 20
 LONGEST_WAIT = 86400.0
@@ -171,20 +171,20 @@ class _Answer(http.client.HTTPResponse):
         return size
 
 
-class _Connection(HTTPConnection):
+class HTTPConnection(urllib3.connection.HTTPConnection):
     response_class = _Answer
 
 
-class _SecureConnection(HTTPSConnection):
+class HTTPSConnection(urllib3.connection.HTTPSConnection):
     response_class = _Answer
 
 
 class HTTPConnectionPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection
+    ConnectionCls = HTTPConnection
 
 
 class HTTPSConnectionPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _SecureConnection
+    ConnectionCls = HTTPSConnection
 
 
 _POOLS = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}

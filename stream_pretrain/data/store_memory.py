@@ -30,6 +30,10 @@ class StoreMemory:
             known[kind] = value
         return known
 
+    def forget(self, url: str) -> None:
+        """Take nothing that was told of a file for known."""
+        self._told.pop(url, None)
+
     def say_that_range_is_ignored(self, server: str) -> None:
         """Once for each server, however many shards it has."""
         if server not in self._without_ranges:

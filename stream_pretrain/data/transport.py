@@ -42,6 +42,7 @@ from huggingface_hub import get_token, hf_hub_url
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from stream_pretrain.data.http_session import RedirectError, Session, asked_wait, content_range, whole_number
+from stream_pretrain.data.read_again import FirstReading, OtherContentError, agreed, say_whole_then
 from stream_pretrain.data.store_memory import StoreMemory, compare
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError, TransportError
 from stream_pretrain.urls import without_secrets
@@ -138,7 +139,7 @@ class ShardBytes:
         compression: Compression,
         size: int | None,
         restart: Restart = Restart(),
-        options: TransportOptions = TransportOptions(),
+        options: TransportOptions | None = None,
         identity: str | None = None,
     ):
         """identity: what the shard was pinned by, `KIND:VALUE`; compared where its store tells a value of that kind."""
@@ -148,12 +149,13 @@ class ShardBytes:
         self._name = without_secrets(url)
         self._compression = compression
         self._size = size
-        self._data = _Compressed(url, self._name, size, restart.compressed, options, identity)
+        self._data = _Compressed(url, self._name, size, restart.compressed, options or TransportOptions(), identity)
         self._decoded = restart.uncompressed  # bytes that have left the decoder, counted from the shard's start
         self._chunks = self._plain() if compression == "none" else self._members()
         self._pending: tuple[Restart, bytes] | None = None
         self._frames: list[Restart] | None = None  # of the seek table; empty: the shard has none
         self._member = restart  # where the frame, member or stream begins that is being read
+        self._read_again_at: int | None = None
         self._error: StreamPretrainError | None = None
 
     @property
@@ -241,27 +243,81 @@ class ShardBytes:
                 continue
             if self._compression in ("zstd", "lz4") and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:
                 if not _skip_skippable(data):
+                    if self._reads_again(start):
+                        continue
                     raise self._damaged(start, _CUT, "skippable frame")
                 continue
             if not head.startswith(magic):
+                if self._reads_again(start):
+                    continue
                 if magic.startswith(head):
                     raise self._damaged(start, _CUT)
                 raise ContentError(
                     f"{self._name}: no {_MEMBER[self._compression]} begins at compressed byte {start.compressed} "
                     f"(uncompressed {start.uncompressed}); what is there looks like {_looks_like(head)}"
                 )
+            if self._read_again_at == start.compressed:
+                self._say_whole(start, f"no {_MEMBER[self._compression]} began there")
             if self._frames:
                 at = bisect.bisect_left(self._frames, start.compressed, key=lambda frame: frame.compressed)
                 listed = self._frames[min(at, len(self._frames) - 1)]
                 if listed.compressed == start.compressed and listed != start:
                     raise self._damaged(start, f"the seek table says it begins at uncompressed byte {listed.uncompressed}")
             try:
-                for chunk in _joined(decode(data)):
+                for chunk in self._content(start, decode):
                     self._decoded += len(chunk)
                     yield start, chunk
             except _DamageError as damage:
                 raise self._damaged(start, damage.reason) from damage.__cause__
         self._check_size()
+
+    def _content(self, start: Restart, decode: Callable[[_Compressed], Iterator[bytes]]) -> Iterator[bytes]:
+        """The content of the member that begins here; of a damaged one, its store is asked once more."""
+        data = self._data
+        if data.is_local:
+            yield from _joined(decode(data))
+            return
+        first = FirstReading()
+        try:
+            yield from first.of(_joined(self._before_another(decode)))
+            return
+        except _DamageError as damage:
+            reason = damage.reason
+        data.read_again(start.compressed)
+        try:
+            yield from first.rest_of(_joined(decode(data)))
+        except OtherContentError as error:
+            raise TransportError(
+                f"{self._name}: the {_MEMBER[self._compression]} that begins at compressed byte {start.compressed} was damaged "
+                f"on its way ({reason}): read again, its first {first.size} bytes, which were given out already, are others; "
+                "check the network, a proxy or the memory of this machine; the same command goes on from the last checkpoint"
+            ) from error
+        self._say_whole(start, reason)
+
+    def _before_another(self, decode: Callable[[_Compressed], Iterator[bytes]]) -> Iterator[bytes]:
+        """The content of the member that begins here, with damage where nothing that makes sense stands behind it."""
+        yield from decode(self._data)
+        head = bytes(self._data.peek(8))
+        magic = _MAGIC[self._compression]
+        padded = head[:1] == b"\0" and self._compression in ("gzip", "xz")
+        skippable = head[1:4] == b"\x2a\x4d\x18" and self._compression in ("zstd", "lz4")
+        if head and not (head.startswith(magic) or padded or skippable):
+            raise _DamageError(f"no {_MEMBER[self._compression]} begins where it ends")
+
+    def _reads_again(self, start: Restart) -> bool:
+        """Ask the store once more for what begins here and is damaged; false where that was done, or is of no use."""
+        if self._data.is_local or self._read_again_at == start.compressed:
+            return False
+        self._read_again_at = start.compressed
+        if start.compressed == 0:
+            self._data.forget()  # it may have been another file, such as a page of a proxy
+        self._data.read_again(start.compressed)
+        return True
+
+    def _say_whole(self, start: Restart, reason: str) -> None:
+        self._read_again_at = None
+        member = f"the {_MEMBER[self._compression]} that begins at compressed byte {start.compressed}"
+        say_whole_then(self._name, member, reason)
 
     def _damaged(self, start: Restart, reason: str, what: str | None = None) -> ContentError:
         known = (self._data.known_total, self._size)
@@ -304,7 +360,11 @@ class ShardBytes:
     def _frame_of(self, offset: int) -> Restart | None:
         """Where the frame begins that the seek table has `offset` in; None without a table."""
         if self._frames is None:
-            self._frames = _read_seek_table(self._data)
+            # The sizes of what frames hold are covered by no checksum, and the wrong one would be taken for the right place.
+            read = partial(_read_seek_table, self._data)
+            self._frames = read() if self._data.is_local else agreed(read)
+            if self._frames is None:
+                raise TransportError(f"{self._name}: its seek table is another one each time it is read; check the network")
         at = bisect.bisect_right(self._frames, offset, key=lambda frame: frame.uncompressed) - 1
         return self._frames[at] if at >= 0 else None
 
@@ -689,9 +749,11 @@ class _Compressed:
         self._name = name
         self._deadline = options.retry_deadline
         self._memory = options.memory
-        self._store = _store(url, name, size, options, identity)
-        self._local = isinstance(self._store, _LocalFile)
-        self._block_bytes = min(options.block_bytes, _LOCAL_BLOCK) if self._local else options.block_bytes
+        self._url = url
+        self._open = partial(_store, url, name, size, options, identity)
+        self._store = self._open()
+        self.is_local = isinstance(self._store, _LocalFile)
+        self._block_bytes = min(options.block_bytes, _LOCAL_BLOCK) if self.is_local else options.block_bytes
         self._buffer: bytes | bytearray = b""
         self._index = 0  # where `position` is in the buffer
         self._previous_end: int | None = None
@@ -736,7 +798,7 @@ class _Compressed:
         """Say which byte will be gone to next, so that the block there is on its way while others are worked on."""
         known = self._store.total
         beyond = offset > self.position + len(self._buffer) - self._index
-        if not self._local and self._store.seekable and beyond and known is not None and offset < known:
+        if not self.is_local and self._store.seekable and beyond and known is not None and offset < known:
             self._cancel()
             self._read_ahead(offset, offset + self._block_bytes)
 
@@ -744,6 +806,18 @@ class _Compressed:
         """Go on at this byte, be it before or behind."""
         self._cancel()
         self._buffer, self._index, self.position = b"", 0, offset
+
+    def forget(self) -> None:
+        """What was told of the file so far was perhaps not told of it."""
+        self._cancel()
+        self._store.close()
+        self._memory.forget(self._url)
+        self._store = self._open()
+
+    def read_again(self, offset: int) -> None:
+        """Go back to this byte, and ask the store for it by a new connection."""
+        self.begin_at(offset)
+        self._store.reset()
 
     def can_jump(self) -> bool:
         """Whether going far forward can be cheaper than reading on."""
@@ -773,7 +847,7 @@ class _Compressed:
             rest: Future[bytes | bytearray] = Future()
             rest.set_result(content[stop - start :])
             self._ahead = _ReadAhead(stop, threading.Event(), rest)
-        elif following is not None and not self._local:
+        elif following is not None and not self.is_local:
             self._read_ahead(*following)
         self._memory.seconds_waiting += time.perf_counter() - started
         return bytes(content[: stop - start])
@@ -793,7 +867,12 @@ class _Compressed:
             block = self._fetched(start, start + self._block_bytes)
         # After a jump nobody knows how far reading goes on: only a second block in a row is followed by a read-ahead.
         end = start + len(block)
-        if not self._local and block and self._previous_end == start and (self._store.total is None or end < self._store.total):
+        if (
+            not self.is_local
+            and block
+            and self._previous_end == start
+            and (self._store.total is None or end < self._store.total)
+        ):
             self._read_ahead(end, end + self._block_bytes)
         self._previous_end = end
         rest = memoryview(self._buffer)[self._index :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -136,8 +137,10 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     fetch = transport._Compressed._fetch
 
-    def counted(self: transport._Compressed, start: int, stop: int) -> bytes | bytearray:
-        content = fetch(self, start, stop)
+    def counted(
+        self: transport._Compressed, store: transport._Store, cancelled: threading.Event, start: int, stop: int
+    ) -> bytes | bytearray:
+        content = fetch(self, store, cancelled, start, stop)
         sizes.append(len(content))
         return content
 

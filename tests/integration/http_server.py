@@ -14,6 +14,7 @@ Each fault is spent on one request of its path, in order; a fault with "times": 
     status          answers `code` with `headers` and no body
     html            answers 200 with an HTML page
     html_untyped    likewise, as application/octet-stream
+    flip            the lowest bit of the byte `at` of the file is another one
     redirect        answers 302 to `to`
     none            answers as if there were no fault
 
@@ -87,6 +88,11 @@ def serve(folder: Path) -> Iterator[Server]:
             process.terminate()
 
 
+def flipped(content: bytes, at: int) -> bytes:
+    """A content with the lowest bit of a byte changed."""
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     folder: Path
@@ -150,6 +156,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         headers = {**tag, "Content-Type": "application/octet-stream"}
         if "encoding" in fault:
             headers["Content-Encoding"] = fault["encoding"]
+        if do == "flip":
+            content = flipped(content, fault["at"])
         status = 200
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked and fault.get("ranges", True):

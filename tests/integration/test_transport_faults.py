@@ -231,6 +231,9 @@ def test_what_a_server_compresses_by_itself_is_not_taken_for_the_shard(server: S
 
 def test_an_html_page_that_hides_its_type_is_found_by_its_first_bytes(server: Server) -> None:
     server.inject("single.jsonl.zst", {"do": "html_untyped"})
+    with opened(server, "single.jsonl.zst") as shard:
+        assert content_of(shard) == text(), "it was there once only"
+    server.inject("single.jsonl.zst", {"do": "html_untyped", "times": 2})
     with opened(server, "single.jsonl.zst") as shard, pytest.raises(ContentError, match="looks like an HTML page"):
         shard.read()
 

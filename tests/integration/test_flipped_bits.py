@@ -1,0 +1,176 @@
+"""A bit that something on the way changes: once, the documents are the same; always, the shard is damaged."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import logging
+import lzma
+import random
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import lz4.frame
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from stream_pretrain.data.dealing import Stripe
+from stream_pretrain.data.documents import ReadOptions, open_reader
+from stream_pretrain.data.sources import FORMATS, Shard
+from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions, compression_of
+from stream_pretrain.errors import ContentError, TransportError
+from tests.corpora import documents, json_lines
+from tests.data.test_transport import seek_table
+from tests.integration.http_server import Server, serve
+
+COUNT = 1200
+LINES = json_lines(documents(COUNT))
+CUTS = range(0, len(LINES), 100_003)
+PARTS = [LINES[start : start + 100_003] for start in CUTS]
+
+
+def zstd(content: bytes) -> bytes:
+    return zstandard.ZstdCompressor(write_checksum=True).compress(content)
+
+
+def seekable() -> bytes:
+    frames = [zstd(part) for part in PARTS]
+    return b"".join(frames) + seek_table([(len(frame), len(part)) for frame, part in zip(frames, PARTS, strict=True)])
+
+
+def parquet(path: Path) -> None:
+    table = pa.table({"text": documents(COUNT)})
+    pq.write_table(table, path, row_group_size=500, write_page_checksum=True, use_dictionary=False, data_page_size=20_000)
+
+
+SHARDS: dict[str, Callable[[], bytes]] = {
+    "one.jsonl.zst": lambda: zstd(LINES),
+    "many.jsonl.zst": lambda: b"".join(map(zstd, PARTS)),
+    "seekable.jsonl.zst": seekable,
+    "members.jsonl.gz": lambda: b"".join(gzip.compress(part, mtime=0) for part in PARTS),
+    "one.jsonl.gz": lambda: gzip.compress(LINES, mtime=0),
+    "streams.jsonl.bz2": lambda: b"".join(map(bz2.compress, PARTS)),
+    "streams.jsonl.xz": lambda: b"".join(map(lzma.compress, PARTS)),
+    "frames.jsonl.lz4": lambda: b"".join(lz4.frame.compress(part, content_checksum=True) for part in PARTS),
+    "pages.parquet": bytes,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flipped")
+    for name, content in SHARDS.items():
+        (folder / name).write_bytes(content())
+    parquet(folder / "pages.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    with serve(folder) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _as_it_is(server: Server) -> None:
+    server.forget()
+
+
+def read(server: Server, name: str, window_bytes: int = 64 * 1024) -> list[str]:
+    file_format = next(value for ending, value in FORMATS.items() if ending in name)
+    shard = Shard(server.url(name), name, None, None, file_format, compression_of(name))
+    options = TransportOptions(block_bytes=1 << 20, retry_deadline=5.0)
+    reader = open_reader(shard, ReadOptions("text", window_bytes, 1 << 20, options))
+    reader.follow(Stripe(0), 0)
+    texts: list[str] = []
+    restart, block = Restart(), 0
+    try:
+        while (found := reader.read(Stripe(0), block, restart)) is not None:
+            assert not found.skips
+            texts += found.texts
+            restart, block = found.restart, block + 1
+    finally:
+        reader.leave(Stripe(0))
+    return texts
+
+
+def places(size: int) -> list[int]:
+    """Bytes all over a shard, its first and its last ones among them."""
+    inside = random.Random(0)
+    return [0, 2, 5, *(inside.randrange(size) for _ in range(8)), size - 3]
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_a_bit_that_is_flipped_once_changes_no_document(
+    name: str, server: Server, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    size = (folder / name).stat().st_size
+    for at in places(size):
+        server.inject(name, {"do": "flip", "at": at})
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert read(server, name) == documents(COUNT), at
+        assert len(caplog.messages) <= 1
+        assert all("twice" in message for message in caplog.messages)
+        server.forget()
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_a_bit_that_is_always_flipped_is_damage(name: str, server: Server, folder: Path) -> None:
+    at = (folder / name).stat().st_size * 2 // 5
+    server.inject(name, {"do": "flip", "at": at, "times": 50})
+    with pytest.raises(ContentError, match=name):
+        read(server, name)
+
+
+@pytest.mark.parametrize("name", [name for name in SHARDS if "jsonl" in name])
+def test_the_damage_of_a_shard_in_a_store_is_met_as_in_a_folder(name: str, server: Server, folder: Path) -> None:
+    damaged = bytearray((folder / name).read_bytes())
+    damaged[len(damaged) * 3 // 5] ^= 1
+    (folder / f"damaged-{name}").write_bytes(damaged)
+    met = []
+    for url in (str(folder / f"damaged-{name}"), server.url(f"damaged-{name}")):
+        with closing(ShardBytes(url, compression_of(name), None)) as shard:
+            chunks: list[bytes] = []
+            with pytest.raises(ContentError) as caught:
+                chunks.extend(iter(shard.read, b""))
+            met.append((b"".join(chunks), str(caught.value).removeprefix(url)))
+    assert met[0] == met[1]
+
+
+def test_documents_that_were_given_out_before_the_damage_was_met_are_not_silently_replaced(
+    server: Server, folder: Path
+) -> None:
+    """In one large member, damage that only its checksum tells is met long after the bytes that are wrong."""
+    content = random.Random(1).randbytes(3_000_000).hex().encode()
+    stored = gzip.compress(content, 0, mtime=0)  # nothing but the checksum tells of a flipped bit
+    (folder / "large.jsonl.gz").write_bytes(stored)
+    for at, replaced in ((1000, True), (len(stored) - 1000, False)):
+        server.forget()
+        server.inject("large.jsonl.gz", {"do": "flip", "at": at})
+        with closing(ShardBytes(server.url("large.jsonl.gz"), "gzip", len(stored))) as shard:
+            if replaced:
+                with pytest.raises(
+                    TransportError,
+                    match=r"damaged on its way .* its first \d+ bytes, which were given out already, are others; .* goes on",
+                ):
+                    list(iter(shard.read, b""))
+            else:
+                assert b"".join(iter(shard.read, b"")) == content
+
+
+def test_a_seek_table_is_believed_when_it_is_the_same_twice(server: Server, folder: Path) -> None:
+    parts = [random.Random(part).randbytes(300_000) for part in range(12)]
+    frames = [zstd(part) for part in parts]
+    table = seek_table([(len(frame), len(part)) for frame, part in zip(frames, parts, strict=True)])
+    stored = b"".join(frames) + table
+    (folder / "table.jsonl.zst").write_bytes(stored)
+    size_of_the_third = len(stored) - len(table) + 8 + 2 * 8 + 4
+    server.inject("table.jsonl.zst", {"do": "none"}, {"do": "flip", "at": size_of_the_third})
+    options = TransportOptions(block_bytes=64 * 1024)
+    with closing(ShardBytes(server.url("table.jsonl.zst"), "zstd", len(stored), options=options)) as shard:
+        shard.skip_to(3_000_005)
+        assert shard.read() == parts[10][5:]
