@@ -48,13 +48,14 @@ def csv_rows(head: bytes, separator: str, fields: Sequence[str]) -> CsvRows:
     assert header is not None
     end = head[header.end() : header.end() + 2]
     if not (end.startswith(b"\n") or end == b"\r\n"):
-        return CsvRows({"converters": dict.fromkeys(fields, str)}, ends_in_crlf=False)
+        return CsvRows({"sep": separator, "converters": dict.fromkeys(fields, str)}, ends_in_crlf=False)
     crlf = end == b"\r\n"
     last = next(csv.reader(io.StringIO(header[0].decode("utf-8", "replace"), newline=""), delimiter=separator), [""])[-1]
     converters: dict[str, Callable[[str], str]] = {name: _last_cell if name == last else str for name in fields}
     if crlf:
         converters |= {f"{name}\r": _last_cell for name in fields}
-    return CsvRows({"converters": converters, "lineterminator": "\n", "skiprows": first[0].count(b"\n")}, crlf)
+    blank = first[0].count(b"\n")
+    return CsvRows({"sep": separator, "converters": converters, "lineterminator": "\n", "skiprows": blank}, crlf)
 
 
 def _last_cell(cell: str) -> str:

@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -652,10 +653,9 @@ class ExampleDocuments:
         if self.shard.builder == "text":
             options["sample_by"] = {"line": "line", "blank-line": "paragraph", "file": "document"}[self.options.text_documents]
         if self.shard.builder == "csv":
-            separator = "\t" if ".tsv" in PurePosixPath(self.shard.name.lower()).suffixes else ","
             # Text like "007" or "NA" stays as it is. In larger chunks of a wide file, pandas gives a column several types.
-            rows = csv_rows(self._head(), separator, self.options.fields)
-            options = {**rows.options, "sep": separator, "keep_default_na": False, "chunksize": self.EXAMPLES}
+            rows = self._csv_rows
+            options = {**rows.options, "keep_default_na": False, "chunksize": self.EXAMPLES}
         dataset = datasets.load_dataset(
             self.shard.builder,
             data_files=[shard_url(self.shard)],
@@ -670,8 +670,10 @@ class ExampleDocuments:
         if self.shard.builder == "webdataset" and self.shard.compression == "none":
             self._check_end_of_archive()
 
-    def _head(self) -> bytes:
-        """The first bytes of the content."""
+    @cached_property
+    def _csv_rows(self) -> CsvRows:
+        """Told from the first bytes of the content, once for all lanes."""
+        separator = "\t" if ".tsv" in PurePosixPath(self.shard.name.lower()).suffixes else ","
         shard, transport = self.shard, replace(self.options.transport, block_bytes=HEAD_BYTES)
         with closing(
             ShardBytes(shard.url, shard.compression, shard.size, options=transport, identity=shard.identity)
@@ -679,7 +681,7 @@ class ExampleDocuments:
             head = b""
             while len(head) < HEAD_BYTES and (chunk := content.read()):
                 head += chunk
-        return head[:HEAD_BYTES]
+        return csv_rows(head[:HEAD_BYTES], separator, self.options.fields)
 
     def _check_end_of_archive(self) -> None:
         """A tar archive that was cut between two files lacks nothing else that tells: it ends with blocks of zeros."""
