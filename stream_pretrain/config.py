@@ -86,13 +86,13 @@ class DataConfig:
     reader: Literal["auto", "datasets"] = "auto"
     """auto: own reader for JSON lines, text and Parquet, `datasets` for the rest; datasets: always `datasets`."""
     text_field: str = "text"
-    """Field that holds the text; dots reach into nested objects (doc.body.text)."""
+    """Field that holds the text; dots reach into nested objects (doc.body.text) and lists of them, whose texts are joined."""
     text_template: str | None = None
-    """Text made of several fields instead of one, for example "{title}\\n\\n{body}"; dots reach into nested objects."""
+    """Text made of several fields instead of one, for example "{title}\\n\\n{body}"; those without text are left empty."""
     text_documents: TextDocuments = "line"
     """What a document of a text file (.txt, .text) is: a line; the lines between blank lines; the whole file."""
     min_characters: int = 0
-    """Shorter documents are left out, and counted."""
+    """Shorter documents are left out, and counted; from 1 on, those that are blank, null or lack the field are too."""
     max_characters: int | None = None
     """Longer documents are left out, and counted."""
     special_tokens: Literal["text", "keep"] = "text"
@@ -115,7 +115,7 @@ class DataConfig:
     max_line_bytes: int = 64 * 1024 * 1024
     """A longer line, or other document of a text file, is skipped and counted."""
     max_bad_fraction: float = 0.01
-    """The run ends when more than this share of the documents had to be skipped (judged after 1,000 documents)."""
+    """The run ends when more than this share of the documents that were read had to be skipped (judged after 1,000)."""
     on_bad_shard: Literal["error", "skip"] = "error"
     """What a damaged shard does: end the run, or skip the window it is met in and the rest of that lane's stripe."""
     retry_deadline: float = 1800.0

@@ -497,7 +497,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
             if metrics:
                 tracker.log(totals.step, metrics)
             evaluated, stopped = bool(metrics), not metrics
-        warned_of: set[str] = set()
+        warned_of, stripes = set[str](), totals.stripes
         named, done, last_logged = totals.unused, 0.0, first_step
         present = [
             source
@@ -527,6 +527,12 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
                     # documents, and a start from it names them again: they belong to the step behind, whose records it drops.
                     behind = at_end and last_saved == totals.step
                     _name_skipped(setup, result.rows_seen, totals.step + behind)
+                    if totals.stripes > stripes:
+                        progress.warning(
+                            f"step {totals.step:,}: the rest of damaged stripes is skipped ({totals.stripes - stripes}): "
+                            "OUT/quarantine.jsonl names them"
+                        )
+                        stripes = totals.stripes
                     named = totals.unused
                 for source, line in sources_without_text(totals, setup.plan.lanes.sources, at_end=at_end).items():
                     if source not in warned_of:

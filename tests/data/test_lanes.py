@@ -250,6 +250,39 @@ def test_bad_lines_are_counted_once_and_ride_with_their_rows(tmp_path: Path) -> 
     assert (len(skipped), cursor.skipped, cursor.empty, cursor.documents, cursor.read) == (2, 1, 1, 98, 100)
 
 
+@pytest.mark.parametrize("style", ["plain", "zst-multi", "parquet"])
+def test_what_is_not_trained_on_is_counted_and_named_once_wherever_a_run_goes_on(tmp_path: Path, style: str) -> None:
+    for number in range(2):
+        texts: list[str | None] = list(documents(200, seed=number, longest=6))
+        texts[30:60] = [None] * 30  # more than a window has
+        texts[80:120:4] = [" "] * 10
+        texts[120:160:4] = ["\u200b"] * 10
+        write_shard(tmp_path / f"s{number}", texts, style)  # type: ignore[arg-type]
+    plan = plan_for(tmp_path, lanes=2, global_batch_size=2, max_epochs=2, window_bytes=900, heldout_fraction=0.1)
+    ends, named = [], [Counter[tuple[int, int, int, str]](), Counter[tuple[int, int, int, str]]()]
+    for goes_on in (False, True):
+        reading = [lane(plan, number) for number in range(2)]
+        for number in range(2):
+            while True:
+                row = reading[number].next_row()
+                skipped = reading[number].report_skipped() if row is None else row[3]
+                for skip in skipped:
+                    named[goes_on][skip.epoch, skip.shard, skip.offset, skip.reason] += skip.documents or 0
+                if row is None:
+                    break
+                if goes_on:
+                    reading[number] = lane(plan, number, tuple(reading[number].cursors))
+        ends.append([one.cursors for one in reading])
+    assert ends[0] == ends[1]
+    assert named[0] == named[1]
+    counts = Counter[str]()
+    for (cursor,) in ends[0]:
+        counts.update({name: getattr(cursor, name) for name in ("read", "empty", "skipped", "filtered", "documents")})
+    assert (counts["read"], counts["empty"], counts["skipped"], counts["filtered"]) == (800, 200, 0, 0)
+    assert 0 < 600 - counts["documents"] < 100, "those held out"
+    assert sum(named[0].values()) == 200
+
+
 def read_through(folder: Path, **options: object) -> tuple[list[Skipped], list[Cursor]]:
     """What the lanes skip in an epoch, two where not said otherwise, and where they stand then."""
     plan = plan_for(folder, **{"lanes": 2, "max_epochs": 1, "on_bad_shard": "skip"} | options)
