@@ -637,9 +637,13 @@ def _evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress:
         with writing(origin):
             replace_file(origin, [json.dumps(asked).encode()])
         evaluation.save_documents(kept, texts)
-    began = json.loads(origin.read_text(encoding="utf-8")) if origin.exists() else asked
+    began = asked
+    with suppress(FileNotFoundError):
+        began = evaluation.load_origin(origin)
     if began != asked:
-        was = ", ".join(f"--eval.{name} was {began[name]}, is {asked[name]}" for name in asked if began[name] != asked[name])
+        was = ", ".join(
+            f"--eval.{name} was {began.get(name)}, is {asked[name]}" for name in asked if began.get(name) != asked[name]
+        )
         progress.warning(f"the evaluation set is still the one the run began with ({was}): delete {kept} to have another")
     return evaluation.load_documents(kept)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +21,11 @@ from stream_pretrain.data.source_lane import is_heldout
 from stream_pretrain.data.sources import Shard
 from stream_pretrain.data.stream import StreamPlan
 from stream_pretrain.data.transport import Restart
-from stream_pretrain.errors import ContentError, SourceError
+from stream_pretrain.errors import CheckpointError, ContentError, SourceError
+from stream_pretrain.stored import stored
 from stream_pretrain.training.disk import replace_file, writing
 from stream_pretrain.training.ranks import Ranks
+from stream_pretrain.training.reading import lines_of, parsed, read_bytes
 
 MASKED_ROWS = 256
 """Rows of the evaluation set that are masked in one go."""
@@ -76,9 +79,24 @@ def save_documents(path: Path, texts: Sequence[str]) -> None:
 
 
 def load_documents(path: Path) -> list[str]:
-    """The evaluation set that was kept in OUT."""
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line)["text"] for line in file]
+    """The evaluation set that was kept in OUT. Raises: CheckpointError."""
+    texts = []
+    for number, line in enumerate(lines_of(path), start=1):
+        try:
+            texts.append(stored(str, stored(dict[str, Any], parsed(line), "")["text"], ""))
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{path}, line {number}: not a document; delete the file to have another set") from error
+    return texts
+
+
+def load_origin(path: Path) -> dict[str, Any]:
+    """The options that the evaluation set was collected by. Raises: FileNotFoundError, CheckpointError."""
+    content = read_bytes(path)
+    try:
+        options: dict[str, Any] = stored(dict[str, Any], parsed(content), "")
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a JSON object: delete it") from error
+    return options
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +41,17 @@ def read_bytes(path: Path) -> bytes:
     """What a file of a run holds. Raises: FileNotFoundError, and CheckpointError where it cannot be read."""
     try:
         return retried(path.read_bytes)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    """The lines of a file of a run. Raises: FileNotFoundError, and CheckpointError where it cannot be read."""
+    try:
+        with retried(lambda: path.open("rb")) as file:
+            yield from file
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stream_pretrain.training.disk import replace_file, sync, writing
+from stream_pretrain.training.reading import lines_of, parsed
 
 RECORDS = ("metrics.jsonl", "quarantine.jsonl", "bad_steps.jsonl")
 
@@ -57,8 +58,9 @@ def trim_after(path: Path, step: int | None) -> None:
     A last line that a kill has torn goes too. A file that is not there stays so. Raises: CheckpointError.
     """
     if path.exists():
-        with writing(path), path.open("rb") as lines:
-            replace_file(path, (line.rstrip(b"\n") + b"\n" for line in lines if step is not None and _is_up_to(step, line)))
+        with writing(path):
+            lines = (line for line in lines_of(path) if step is not None and _is_up_to(step, line))
+            replace_file(path, (line.rstrip(b"\n") + b"\n" for line in lines))
 
 
 def sync_records(out: Path) -> None:
@@ -93,7 +95,7 @@ def _write_whole(descriptor: int, content: bytes) -> None:
 
 def _is_up_to(step: int, line: bytes) -> bool:
     try:
-        record = json.loads(line)
+        record = parsed(line)
     except ValueError:  # torn
         return False
-    return isinstance(record, dict) and "step" in record and record["step"] <= step
+    return isinstance(record, dict) and isinstance(record.get("step"), int) and record["step"] <= step

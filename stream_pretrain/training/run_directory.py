@@ -36,7 +36,7 @@ from stream_pretrain.training.defaults import defaults_of_then, in_words, with_o
 from stream_pretrain.training.disk import replace_file
 from stream_pretrain.training.folders import repair
 from stream_pretrain.training.manifest import json_of
-from stream_pretrain.training.reading import parsed, read_bytes
+from stream_pretrain.training.reading import parsed, read_bytes, retried, unreadable
 from stream_pretrain.training.records import RECORDS
 from stream_pretrain.training.versions import program
 
@@ -413,12 +413,17 @@ def _owner(out: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     with open(descriptor, "rb") as lock:
-        content = lock.read()
+        try:
+            content = retried(lambda: os.pread(lock.fileno(), 4096, 0))
+        except OSError as error:
+            raise unreadable(out / "lock", error) from error
     try:
-        owner = json.loads(content)
+        owner = parsed(content)
     except ValueError:  # empty, or from a machine that lost power
         return None
-    return owner if isinstance(owner, dict) and owner.keys() == {"host", "pid", "time"} else None
+    kinds = {"host": str, "pid": int, "time": float}
+    is_owner = isinstance(owner, dict) and {name: type(value) for name, value in owner.items()} == kinds
+    return owner if is_owner else None
 
 
 def _say_who_owns(descriptor: int) -> None:

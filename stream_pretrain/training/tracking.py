@@ -6,7 +6,6 @@ What it misses is in the record, and is sent from there when the run resumes wit
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import secrets
@@ -21,8 +20,10 @@ import psutil
 from stream_pretrain.config import RunConfig
 from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.names import escaped
+from stream_pretrain.stored import stored
 from stream_pretrain.training.disk import replace_file
 from stream_pretrain.training.preemption import Interrupted
+from stream_pretrain.training.reading import lines_of, parsed
 from stream_pretrain.training.records import append, replace_last
 from stream_pretrain.training.versions import repository
 from stream_pretrain.training.wandb_files import steps_held
@@ -310,14 +311,13 @@ def _key_problem() -> str | None:
 
 def _read_record(path: Path) -> Iterator[tuple[int, dict[str, float | int]]]:
     """Steps and metrics of the record, in order, with NaN where a value was not finite."""
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                metrics = json.loads(line)
-                step = metrics.pop("step")
-            except (json.JSONDecodeError, AttributeError, KeyError) as error:
-                raise CheckpointError(f"{path}, line {number}: not a line of metrics; remove it and start again") from error
-            yield step, {name: math.nan if value is None else value for name, value in metrics.items()}
+    for number, line in enumerate(lines_of(path), start=1):
+        try:
+            metrics = stored(dict[str, Any], parsed(line), "")
+            step = stored(int, metrics.pop("step"), "")
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{path}, line {number}: not a line of metrics; remove it and start again") from error
+        yield step, {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
 def _run_id(path: Path) -> str:
