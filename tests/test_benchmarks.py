@@ -49,3 +49,17 @@ def test_the_packing_benchmark_has_its_figures_for_every_length(tmp_path: Path) 
     assert all(0.97 < fraction <= 1 for fraction in figures["real_token_fraction"].values())
     assert all(segments >= 1 for segments in figures["segments_per_document"].values())
     assert all(0 < fraction < 1 for fraction in figures["packing_fraction"].values())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)  # four processes that each import torch and transformers
+def test_the_checkpoint_benchmark_shows_each_save_and_ends_with_the_promised_figures(tmp_path: Path) -> None:
+    script = str(SCRIPTS / "bench_checkpoint")
+    done = trainers().run([script, "--quick"], {**ENVIRONMENT, "HF_HOME": str(tmp_path)}, tmp_path, timeout=500)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    figures = json.loads(lines[-1])
+    assert figures.keys() == {"blocking_ratio", "step_time_ratio_during_write"}
+    assert figures["blocking_ratio"] > 0
+    for contender in ("save_state", "async_save", "stream_pretrain"):
+        assert sum(line.startswith(contender) for line in lines) == 2, "a save, and the medians"
