@@ -111,7 +111,7 @@ class Forks:
         return _start(self.address, program, environment, stderr, stdout, cwd)
 
     def run(
-        self, program: Sequence[str], environment: Mapping[str, str], cwd: Path | None = None, timeout: float = 150
+        self, program: Sequence[str], environment: Mapping[str, str], cwd: Path | None = None, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""
         with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:

@@ -22,7 +22,7 @@ from tests.forks import ENVIRONMENT, Fork, trainers
 MARK = "STREAM_PRETRAIN_TEST_JOB"
 """The variable by which the processes of a job are known; those that are forks have its stderr."""
 
-START_SECONDS = 120.0
+START_SECONDS = 240.0
 """What torch alone may take to import on a busy machine; not part of any deadline that is tested."""
 
 
