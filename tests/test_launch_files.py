@@ -47,7 +47,7 @@ def test_a_slurm_job_is_queued_again_when_the_run_has_neither_finished_nor_faile
     tmp_path: Path, state: str, code: int, requeued: bool
 ) -> None:
     job = batch_script(tmp_path, 'echo "$@"; printf \'{{\\n  "state": "' + state + "\"\\n}}\\n' > {run}; exit 1")
-    said, _ = job.communicate(timeout=30)
+    said, _ = job.communicate(timeout=300)
     assert job.returncode == code, said
     assert "--rdzv-endpoint first-machine:29400" in said
     assert "-m stream_pretrain --output-dir" in said
@@ -58,7 +58,7 @@ def test_a_slurm_job_that_was_refused_is_not_queued_again_whatever_the_run_befor
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text('{\n  "state": "preempted"\n}\n')
     job = batch_script(tmp_path, "exit 1")
-    said, _ = job.communicate(timeout=30)
+    said, _ = job.communicate(timeout=300)
     assert job.returncode == 1, said
     assert "requeue" not in (tmp_path / "scontrol").read_text()
 
@@ -68,7 +68,7 @@ def test_a_slurm_job_that_is_told_to_stop_before_the_run_has_begun_is_queued_aga
     assert job.stdout is not None
     assert job.stdout.readline() == "ready\n"
     job.send_signal(10)
-    said, _ = job.communicate(timeout=30)
+    said, _ = job.communicate(timeout=300)
     assert job.returncode == 0, said
     assert "requeue 7" in (tmp_path / "scontrol").read_text()
 
@@ -79,7 +79,7 @@ def test_the_notice_of_slurm_reaches_the_ranks_and_is_waited_for(tmp_path: Path)
     assert job.stdout is not None
     assert job.stdout.readline() == "ready\n"
     job.send_signal(10)
-    said, _ = job.communicate(timeout=30)
+    said, _ = job.communicate(timeout=300)
     assert job.returncode == 0, said
     assert "preempted" in said
     assert "requeue 7" in (tmp_path / "scontrol").read_text()

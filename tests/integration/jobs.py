@@ -62,7 +62,7 @@ class Job:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still there after {seconds} s\n{self.stderr}") from None
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while left := self.processes():
             assert time.monotonic() < deadline, [process.cmdline() for process in left]
             time.sleep(0.05)

@@ -61,7 +61,7 @@ def test_a_hub_dataset_trains_at_once_and_no_shard_lands_on_the_disk(hub: AskedH
     command = [sys.executable, *program(tmp_path / "out", "--lanes=2", max_steps=20)]
     with tempfile.TemporaryDirectory() as scratch:
         environment = hub.environment(hub.home, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", TMPDIR=scratch)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         assert size_of(Path(scratch)) < 500_000, "nothing of the corpus is left in the temporary folder"
     steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]

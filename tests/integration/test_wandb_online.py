@@ -83,7 +83,7 @@ def run(code: str, directory: Path, url: str) -> list[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=300,
         check=False,
     )
     assert done.stderr == ""

@@ -88,7 +88,7 @@ def test_two_ranks_with_one_micro_batch_have_the_gradient_of_one_rank_with_two(t
             done = trainers().run(arguments, environment)
         else:
             done = subprocess.run(
-                [*torchrun, *arguments], env=environment, capture_output=True, text=True, timeout=170, check=False
+                [*torchrun, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
             )
         assert done.returncode == 0, done.stderr
         labels[world] = [(kept / f"labels-of-rank-{rank}").read_text() for rank in range(world)]

@@ -53,7 +53,7 @@ class Threads(Ranks):
 
     def gather(self, value: Any) -> list[Any]:
         self.values[self.index] = value
-        self.barrier.wait(timeout=10)
+        self.barrier.wait(timeout=120)
         return [self.values[index] for index in range(self.world)]
 
 

@@ -39,7 +39,7 @@ def run_python(code: str, directory: Path, *, ends: int = 0, **environment: str)
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.stderr == ""

@@ -13,7 +13,7 @@ from stream_pretrain.training.watchdog import Watchdog
 def test_a_stage_that_lasts_is_named_with_its_rank_at_doubling_intervals() -> None:
     said: queue.Queue[str] = queue.Queue()
     with Watchdog(Ranks(3, 8), said.put, seconds=0.2) as watchdog, watchdog.stage("waiting for data"):
-        reports = [said.get(timeout=30) for _ in range(3)]
+        reports = [said.get(timeout=120) for _ in range(3)]
     for report, least in zip(reports, (0.2, 0.4, 0.8), strict=True):
         found = re.fullmatch(r"rank 3 has been waiting for data for ([\d.]+) s", report)
         assert found is not None
@@ -24,11 +24,11 @@ def test_the_outer_stage_counts_anew_after_an_inner_one() -> None:
     said: queue.Queue[str] = queue.Queue()
     with Watchdog(Ranks(), said.put, seconds=0.2) as watchdog, watchdog.stage("computing"):
         with watchdog.stage("saving"):
-            assert "saving" in said.get(timeout=30)
+            assert "saving" in said.get(timeout=120)
         stage = watchdog._stage
         assert stage is not None
         assert stage[0] == "computing"
-        assert "rank 0 has been computing" in said.get(timeout=30)
+        assert "rank 0 has been computing" in said.get(timeout=120)
 
 
 def test_short_stages_and_no_stage_at_all_are_not_reported() -> None:
