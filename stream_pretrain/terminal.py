@@ -84,7 +84,7 @@ class _Lines(logging.Handler):
 
 def show_traceback(error: BaseException) -> None:
     """Print the traceback of an error; no line of its message can be taken for one of ours."""
-    text = "".join(traceback.format_exception(error))
+    text = printable("".join(traceback.format_exception(error)), kept="\n\t")
     sys.stderr.write(re.sub(r"^(?=error:|warning:)", "  ", text, flags=re.MULTILINE))
 
 

@@ -133,11 +133,11 @@ def test_no_secret_and_no_escape_gets_to_the_terminal_by_whatever_way() -> None:
 def test_a_traceback_forges_no_line_and_tells_no_secret() -> None:
     with terminal() as said:
         try:
-            raise ValueError("sekret-word\nerror: forged")
+            raise ValueError("sekret-word\nerror: forged\rerror: too")
         except ValueError as error:
             show_traceback(error)
     assert said.getvalue().startswith("Traceback (most recent call last)")
-    assert said.getvalue().endswith("ValueError: …\n  error: forged\n")
+    assert said.getvalue().endswith("ValueError: …\n  error: forged\\rerror: too\n")
 
 
 def test_a_fault_of_the_program_is_shown_with_its_traceback_and_without_secrets(

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from stream_pretrain.redaction import printable
 from stream_pretrain.training.disk import replace_file
 
 
@@ -18,6 +19,7 @@ def tell_launcher(why: str) -> None:
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
-        said = {"message": why, "extraInfo": {"py_callstack": why, "timestamp": str(int(time.time()))}}
+        line = printable(" ".join(why.split("\n")))  # torchrun prints it as it is
+        said = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}
         with suppress(OSError):  # it is on stderr as well
             replace_file(Path(path), [json.dumps({"message": said}).encode()])
