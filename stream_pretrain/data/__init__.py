@@ -5,6 +5,7 @@
     sources    what to read: ids, globs, URLs          -> shards, pinned
     dealing    which lane reads what in an epoch       -> stripes of shards
     transport  bytes of a shard from a restart point
+    threads    calls that may never return
     read_again  damage that was met once is read again
     http_session  requests to web servers, which end
     store_memory  what a stream has learnt of its stores

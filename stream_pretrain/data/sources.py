@@ -52,6 +52,7 @@ from stream_pretrain.data.shard_names import (
     of_most_frequent_kind,
     splits_by_name,
 )
+from stream_pretrain.data.threads import OneThread
 from stream_pretrain.data.transport import (
     Compression,
     TransportOptions,
@@ -60,7 +61,7 @@ from stream_pretrain.data.transport import (
     identity_of,
     told_by_servers,
 )
-from stream_pretrain.errors import SourceError
+from stream_pretrain.errors import SourceError, TransportError
 from stream_pretrain.names import escaped
 from stream_pretrain.urls import on_web, unsigned, without_secrets
 
@@ -141,9 +142,11 @@ def resolve(
         kind.clear_instance_cache()  # what was listed for another run of this process tells nothing of today
 
     if not data.dataset.startswith("@"):
-        found = _ask_for(data.dataset, data, commits)
+        with OneThread("listing") as asking:
+            found = _ask_for(data.dataset, data, commits, asking)
         return Corpus(data.dataset, found.revision, _sorted(found.files))
-    parts = [_ask_for(entry, data, commits) for entry in _entries(Path(data.dataset[1:]))]
+    with OneThread("listing") as asking:
+        parts = [_ask_for(entry, data, commits, asking) for entry in _entries(Path(data.dataset[1:]))]
     revisions = {part.revision for part in parts}
     return Corpus(data.dataset, revisions.pop() if len(revisions) == 1 else None, _sorted(_merged(parts)))
 
@@ -282,11 +285,30 @@ def _entries(file: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def _ask_for(entry: str, data: DataConfig, commits: Mapping[str, str]) -> _Found:
+LEAST_PATIENCE = 60.0
+"""Seconds that a listing may take however short the deadline of a retry is."""
+
+
+def _ask_for(entry: str, data: DataConfig, commits: Mapping[str, str], asking: OneThread) -> _Found:
     """What `entry` stands for; asked again where a store is busy or a connection breaks."""
     scheme, separator, rest = entry.partition("://")
     url = scheme.lower() + separator + rest if separator else entry
-    found = answered(lambda: _find(url, data, commits), without_secrets(url), data.retry_deadline)
+
+    def ask() -> _Found:
+        """In a thread: a library may wait without end, as where headers drip in."""
+        answer = asking.call(lambda: _find(url, data, commits))
+        patience = max(data.retry_deadline, LEAST_PATIENCE)
+        try:
+            return answer.result(patience)
+        except TimeoutError:
+            if answer.done():  # its own
+                raise
+            raise TransportError(
+                f"{without_secrets(url)}: no answer for {patience:g} s; check the network and the server, "
+                f"or raise --data.retry-deadline (now {data.retry_deadline:g} s)"
+            ) from None
+
+    found = answered(ask, without_secrets(url), data.retry_deadline)
     _say_mixture(without_secrets(url), list(found.files))
     return found
 

@@ -44,6 +44,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from stream_pretrain.data.http_session import RedirectError, Session, asked_wait, content_range, whole_number
 from stream_pretrain.data.read_again import FirstReading, OtherContentError, agreed, say_whole_then
 from stream_pretrain.data.store_memory import StoreMemory, compare
+from stream_pretrain.data.threads import in_thread
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError, TransportError
 from stream_pretrain.urls import without_secrets
 
@@ -891,7 +892,7 @@ class _Compressed:
     def _read_ahead(self, start: int, stop: int) -> None:
         cancelled = threading.Event()
         # By its arguments: when the thread gets to run, this block may have been let go of, with its store.
-        self._ahead = _ReadAhead(start, cancelled, _in_thread("read ahead", self._fetch, self._store, cancelled, start, stop))
+        self._ahead = _ReadAhead(start, cancelled, in_thread("read ahead", self._fetch, self._store, cancelled, start, stop))
 
     def _cancel(self) -> None:
         """Let go of the block that is on its way, without waiting for it: its server may be the one that stalls."""
@@ -938,20 +939,6 @@ class _Compressed:
             logger.warning("%s: %s at compressed byte %d; trying again in %.1f s", self._name, fault, at, wait)
             cancelled.wait(wait)
         return received
-
-
-def _in_thread(name: str, call: Callable[..., T], *arguments: Any) -> Future[T]:
-    """Run in a thread that keeps no process alive."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call(*arguments))
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return future
 
 
 def in_words(error: BaseException) -> str:
@@ -1034,7 +1021,7 @@ def _store(url: str, name: str, size: int | None, options: TransportOptions, ide
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # At a commit, a file stays the same; how the Hub stores it, which its ETag comes of, may change in the months of a run.
         return _HttpFile(resolve, name, headers, size, options.read_timeout, options.memory, {})
-    return _FsspecFile(url, name, storage_options, known)
+    return _FsspecFile(url, name, storage_options, max(options.retry_deadline, options.read_timeout), known)
 
 
 def identity_of(info: Mapping[str, Any]) -> dict[str, str]:
@@ -1071,7 +1058,7 @@ def told_by_servers(urls: Sequence[str], options: TransportOptions) -> list[tupl
                 kind = next((kind for kind in ("etag", "size") if kind in told), None)
                 found[number] = int(told["size"]) if "size" in told else None, f"{kind}:{told[kind]}" if kind else None
 
-    asking = [_in_thread("ask servers", ask_for_some, first) for first in range(min(_ASKED_AT_ONCE, len(urls)))]
+    asking = [in_thread("ask servers", ask_for_some, first) for first in range(min(_ASKED_AT_ONCE, len(urls)))]
     try:
         for done in as_completed(asking):
             done.result()
@@ -1339,9 +1326,10 @@ class _FsspecFile:
 
     seekable = True
 
-    def __init__(self, url: str, name: str, storage_options: dict[str, Any], known: dict[str, str]):
-        """known: what was told of the object before, by kind."""
+    def __init__(self, url: str, name: str, storage_options: dict[str, Any], patience: float, known: dict[str, str]):
+        """patience: seconds that a call may take; known: what was told of the object before, by kind."""
         self.total: int | None = None
+        self._patience = patience
         self._name = name
         self._known = known
         self._described = False
@@ -1350,15 +1338,30 @@ class _FsspecFile:
         self._opened: Any = None
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        if self._filesystem is None:
+            try:
+                self._filesystem, self._path = fsspec.core.url_to_fs(self._url, **self._storage_options)
+            except (ImportError, ValueError, TypeError) as error:
+                raise SourceError(f"{self._name}: fsspec cannot open it with --data.storage-options: {error}") from error
         if not self._described:
-            self._describe()
+            self._within_patience(self._describe)
         assert self.total is not None
         stop = min(stop, self.total)
         if start < stop:
-            content = self._range(start, stop)
+            content = self._within_patience(self._range, start, stop)
             if len(content) != stop - start:
                 raise _TransientError(f"asked for {stop - start} bytes, got {len(content)}")
             yield content
+
+    def _within_patience(self, call: Callable[..., T], *arguments: Any) -> T:
+        """What a library returns that may wait without end, as where headers drip in."""
+        answer = in_thread("store", call, *arguments)
+        try:
+            return answer.result(self._patience)
+        except TimeoutError:
+            if answer.done():  # its own
+                raise
+            raise _TransientError(f"nothing for {self._patience:g} s") from None
 
     def _range(self, start: int, stop: int) -> bytes:
         if self._opened is None:
@@ -1384,11 +1387,6 @@ class _FsspecFile:
         self._opened, self._described = None, False
 
     def _describe(self) -> None:
-        if self._filesystem is None:
-            try:
-                self._filesystem, self._path = fsspec.core.url_to_fs(self._url, **self._storage_options)
-            except (ImportError, ValueError, TypeError) as error:
-                raise SourceError(f"{self._name}: fsspec cannot open it with --data.storage-options: {error}") from error
         if hasattr(self._filesystem, "call_s3"):
             # An open file of S3 asks for each range of the object it was opened for, by its ETag; a path is what it is by then.
             self._opened = self._filesystem.open(self._path, "rb", cache_type="none")

@@ -50,6 +50,8 @@ class Proxy(Handler):
                 self.replaced[path] = fault["replace_with"]
         if fault["do"] == "status":
             return self.answer(fault["code"], dict(fault.get("headers", {})), b"")
+        if fault["do"] == "drip":
+            self.drip()
         if fault["do"] == "html":
             return self.answer(200, {"Content-Type": "text/html"}, HTML)
         return self.pass_on(fault, target)

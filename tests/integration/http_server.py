@@ -14,6 +14,7 @@ Each fault is spent on one request of its path, in order; a fault with "times": 
     status          answers `code` with `headers` and no body
     html            answers 200 with an HTML page
     html_untyped    likewise, as application/octet-stream
+    drip            headers come one by one, slowly and without end
     flip            the lowest bit of the byte `at` of the file is another one
     redirect        answers 302 to `to`
     none            answers as if there were no fault
@@ -144,6 +145,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(fault["code"], headers, b"")
         if do == "redirect":
             return self.answer(302, {"Location": fault["to"]}, b"")
+        if do == "drip":
+            return self.drip()
         if do in ("html", "html_untyped"):
             return self.answer(200, {"Content-Type": "text/html" if do == "html" else "application/octet-stream"}, HTML)
         if not file.is_file():
@@ -169,6 +172,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
             content = content[start:stop]
         return self.answer(status, headers, content, fault)
+
+    def drip(self) -> None:
+        with self.lock:
+            self.requests.append({"path": self.path, "range": self.headers.get("Range"), "status": 200})
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        while True:
+            self.wfile.write(b"y")
+            self.wfile.flush()
+            time.sleep(0.05)
 
     def answer(self, status: int, headers: dict[str, str], content: bytes, fault: dict[str, Any] | None = None) -> None:
         fault = fault or {"do": "none"}

@@ -5,10 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from stream_pretrain.data import transport
+from stream_pretrain.config import DataConfig
+from stream_pretrain.data import sources, transport
 from stream_pretrain.data.http_session import asked_wait
 from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions, told_by_servers
 from stream_pretrain.errors import StreamPretrainError, TransportError
@@ -187,3 +191,41 @@ def test_headers_of_the_user_that_cannot_be_sent_are_refused_in_one_line() -> No
             with closing(opened), pytest.raises(StreamPretrainError) as caught:
                 opened.read()
             assert "\n" not in str(caught.value)
+
+
+class Silent(MemoryFileSystem):  # type: ignore[misc]
+    """A store whose library waits without end."""
+
+    protocol = "silent"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    answers: ClassVar[threading.Event] = threading.Event()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        stripped: str = super()._strip_protocol(path.replace("silent://", "memory://"))
+        return stripped
+
+    def ls(self, path: str, detail: bool = True, **_: Any) -> Any:
+        self.answers.wait()
+        return super().ls(path, detail=detail)
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> Any:
+        self.answers.wait()
+        return super().cat_file(path, start, end)
+
+
+def test_a_library_that_waits_without_end_is_waited_for_until_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("silent", Silent, clobber=True)
+    Silent().pipe_file("/bucket/a.jsonl", CONTENT)
+    monkeypatch.setattr(sources, "LEAST_PATIENCE", 0.1)
+    options = TransportOptions(retry_deadline=0.1, read_timeout=0.1)
+    try:
+        with pytest.raises(TransportError, match=r"bucket/a.jsonl: no answer for 0\.1 s; .*--data\.retry-deadline"):
+            sources.resolve(DataConfig(dataset="silent://bucket/a.jsonl", retry_deadline=0.1))
+        opened = ShardBytes("silent://bucket/a.jsonl", "none", None, Restart(), options)
+        with closing(opened), pytest.raises(TransportError, match=r"\(nothing for 0\.1 s\), .*--data\.retry-deadline"):
+            opened.read()
+    finally:
+        Silent.answers.set()
+    assert sources.resolve(DataConfig(dataset="silent://bucket/a.jsonl")).shards[0].size == SIZE

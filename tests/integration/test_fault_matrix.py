@@ -57,6 +57,7 @@ FAULTS = {
     "body cut short, of unknown length": Fault(({"do": "short", "after": 9_000, "length": False},)),
     "nothing more comes": Fault(({"do": "stall", "after": 9_000},)),
     "bytes trickle in": Fault(({"do": "trickle", "bytes": 1_997},)),
+    "headers that drip in": Fault(({"do": "drip"},), {"Hub": SAME, "web": SAME, "S3": "ends: `--data.retry-deadline`"}),
     "429": Fault(({"do": "status", "code": 429},)),
     "429 with Retry-After": Fault(({"do": "status", "code": 429, "headers": {"Retry-After": "0"}},)),
     "500, 502, 503 and 504, longer than a client library waits": Fault(
@@ -219,7 +220,7 @@ def test_the_documents_are_those_of_a_clean_read_or_the_run_ends_with_a_name(
     ]
     server.proxy.inject(server.path + name, *faults)
     size = None if kind == "web" else (folder / name).stat().st_size  # a web server has no listing that tells it
-    deadline = 0.5 if "deadline" in fault else 20.0
+    deadline = 0.5 if "deadline" in expected else 20.0
     if expected == SAME:
         assert read(server, name, size, deadline) == documents(COUNT)
     else:
