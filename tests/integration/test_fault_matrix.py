@@ -220,7 +220,7 @@ def test_the_documents_are_those_of_a_clean_read_or_the_run_ends_with_a_name(
     ]
     server.proxy.inject(server.path + name, *faults)
     size = None if kind == "web" else (folder / name).stat().st_size  # a web server has no listing that tells it
-    deadline = 0.5 if "deadline" in expected else 20.0
+    deadline = 0.5 if "deadline" in fault else 4.0 if "deadline" in expected else 20.0
     if expected == SAME:
         assert read(server, name, size, deadline) == documents(COUNT)
     else:
