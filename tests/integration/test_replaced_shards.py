@@ -180,7 +180,7 @@ def test_many_web_files_are_pinned_at_the_first_start_and_compared_when_they_are
         texts(again.shards[1])
 
 
-def test_of_many_web_files_only_one_with_a_new_url_is_asked_for_at_a_resume(
+def test_of_many_web_files_one_that_is_signed_anew_is_read_by_its_new_url_and_not_asked_for_again(
     server: Server, listed: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "MOST_ASKED_AGAIN", 2)
@@ -188,7 +188,7 @@ def test_of_many_web_files_only_one_with_a_new_url_is_asked_for_at_a_resume(
     asked = len(server.log())
     (tmp_path / "list.txt").write_text((tmp_path / "list.txt").read_text().replace("b.jsonl", "b.jsonl?signature=new"))
     assert find_again(corpus, listed).shards[1].url == server.url("b.jsonl?signature=new")
-    assert [request["path"].partition("?")[0] for request in server.log()[asked:]] == ["/b.jsonl"]
+    assert len(server.log()) == asked
 
 
 def train(data: str, model: Path, out: Path, steps: int) -> subprocess.CompletedProcess[str]:
