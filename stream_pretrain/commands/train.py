@@ -574,7 +574,8 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
             stopped = True
         out.raise_if_lost()
         if totals.step == 0 and not stopped:
-            raise ContentError(f"{without_secrets(config.data.dataset or 'the mixture')}: {nothing_to_train_on(totals)}")
+            nothing = nothing_to_train_on(totals, (skip.reason for skip in result.rows_seen.skipped))
+            raise ContentError(f"{without_secrets(config.data.dataset or 'the mixture')}: {nothing}")
         with watchdog.stage("saving"):
             if last_saved < totals.step:
                 begin_save(setup, writer)

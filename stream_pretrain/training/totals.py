@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,9 +86,9 @@ def sources_without_text(totals: Totals, sources: Sequence[SourcePlan], *, at_en
     return lines
 
 
-def nothing_to_train_on(totals: Totals) -> str:
-    """What is said of a corpus that gave no row."""
+def nothing_to_train_on(totals: Totals, reasons: Iterable[str]) -> str:
+    """What is said of a corpus that gave no row; reasons: why, as far as they are known."""
     counts = {"without text": totals.empty, "that had to be skipped": totals.skipped, "left out as filtered": totals.filtered}
     met = " and ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-    named = ": OUT/quarantine.jsonl says why" if totals.empty or totals.skipped else ""
-    return f"holds no document to train on{f', but {met}' if met else ''}{named}"
+    why = " / ".join(sorted(set(reasons))[:3])
+    return f"holds no document to train on{f', but {met}' if met else ''}{f': {why}' if why else ''}"

@@ -111,7 +111,7 @@ def test_a_corpus_without_text_says_what_it_has(model: Path, tmp_path: Path) -> 
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         f"error: {corpus}: holds no document to train on, but 30 without text and 2 that had to be skipped: "
-        "OUT/quarantine.jsonl says why"
+        "not JSON / text is null"
     )
     assert [(record["why"], record["documents"]) for record in quarantine(corpus)] == [
         ("not JSON", 1),
