@@ -15,10 +15,11 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
-from stream_pretrain.data import PinnedCorpus, lane_plan, pin
-from stream_pretrain.data.objectives import Vocabulary
-from stream_pretrain.data.stream import StreamPlan, stream_plan
-from stream_pretrain.data.tokenization import Encoder
+from stream_pretrain.data.corpus.pinned import PinnedCorpus
+from stream_pretrain.data.lanes.pinning import lane_plan, pin
+from stream_pretrain.data.lanes.stream_plan import StreamPlan, stream_plan
+from stream_pretrain.data.rows.tokenization import Encoder
+from stream_pretrain.data.rows.vocabulary import Vocabulary
 
 VOCABULARY = 16_384
 MASK_RATE = 0.3

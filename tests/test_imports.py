@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "stream_pretrain"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
-    {"earlier", "errors", "names", "urls"},
+    {"earlier", "errors", "names", "units", "urls"},
     {"redaction", "stored"},
     {"config", "terminal"},
     {"data", "model"},
@@ -24,6 +24,9 @@ LAYERS = [
 ]
 """From the bottom to the top; parts of one layer do not know each other. "" is the package itself."""
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+ROOMS = ["randomness", "transport", "corpus", "documents", "rows", "lanes"]
+"""Of data/, from the bottom to the top: the way that a byte takes."""
+WITH_TORCH = {"stream_pretrain.data.rows.batches", "stream_pretrain.data.lanes.stream"}
 
 
 def part_of(module: Path) -> str:
@@ -70,11 +73,29 @@ def test_data_and_model_know_nothing_of_training_and_tracking(part: str, foreign
     assert packages & foreign == set()
 
 
-def test_the_stages_before_the_stream_run_without_torch() -> None:
-    stages = [module.stem for module in (PACKAGE / "data").glob("*.py") if module.stem not in ("__init__", "stream", "batches")]
-    assert {"sources", "lanes", "objectives"} <= set(stages)
-    code = "".join(f"import stream_pretrain.data.{stage}\n" for stage in stages)
+def test_every_module_of_data_imports_only_from_its_own_room_and_from_below() -> None:
+    seen = set()
+    for module in MODULES:
+        way = module.relative_to(PACKAGE).with_suffix("").parts
+        if way[0] == "data" and way[1] != "__init__":
+            seen.add(way[1])
+            rooms = {name.split(".")[2] for name in imported(module) if name.startswith("stream_pretrain.data.")}
+            assert [room for room in rooms if ROOMS.index(room) > ROOMS.index(way[1])] == [], module
+    assert seen == set(ROOMS)
+
+
+def test_all_of_data_but_the_stream_and_its_batches_runs_without_torch() -> None:
+    modules = {
+        ".".join(module.relative_to(PACKAGE.parent).with_suffix("").parts) for module in (PACKAGE / "data").rglob("*.py")
+    }
+    assert modules > WITH_TORCH
+    code = "".join(f"import {module.removesuffix('.__init__')}\n" for module in sorted(modules - WITH_TORCH))
     assert loaded_by(code, "torch", "transformers", "datasets", "accelerate", "wandb") == set()
+
+
+def test_randomness_needs_numpy_and_nothing_else() -> None:
+    heavy = {"torch", "transformers", "tokenizers", "datasets", "accelerate", "wandb", "pyarrow", "fsspec", "requests", "numpy"}
+    assert loaded_by("import stream_pretrain.data.randomness", *heavy) == {"numpy"}
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 
 from stream_pretrain import cli
 from stream_pretrain.config import storage_options, validate
-from stream_pretrain.data import PinnedCorpus, PinnedSource
-from stream_pretrain.data.sources import Corpus, Shard
+from stream_pretrain.data.corpus.pinned import PinnedCorpus, PinnedSource
+from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.redaction import Secrets, printable, redacted_options, redacted_url
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stream_pretrain.data.dealing import LEVEL
+from stream_pretrain.data.lanes.dealing import LEVEL
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from stream_pretrain.data.tokenizer_probe import Engine
+from stream_pretrain.data.rows.tokenizer_probe import Engine
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError, StreamPretrainError, TrainingError
 from stream_pretrain.names import utf8_path
 from stream_pretrain.stored import stored

@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from stream_pretrain.data.batches import Batch, micro_batches
-from stream_pretrain.data.dealing import Stripe
-from stream_pretrain.data.documents import ReadOptions, open_reader
-from stream_pretrain.data.objectives import Labelled, Vocabulary, mask, next_tokens
-from stream_pretrain.data.packing import Packing, Rows, assemble, gather, place
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.lanes.held_out import is_heldout
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.randomness import EVAL_MASK, keyed_generator
-from stream_pretrain.data.source_lane import is_heldout
-from stream_pretrain.data.sources import Shard
-from stream_pretrain.data.stream import StreamPlan
-from stream_pretrain.data.transport import Restart
+from stream_pretrain.data.rows.batches import Batch, micro_batches
+from stream_pretrain.data.rows.labels import Labelled, next_tokens
+from stream_pretrain.data.rows.masking import mask
+from stream_pretrain.data.rows.packing import Packing, Rows, assemble, gather, place
+from stream_pretrain.data.rows.vocabulary import Vocabulary
+from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import CheckpointError, ContentError, SourceError
 from stream_pretrain.stored import stored
 from stream_pretrain.training.disk import replace_file, writing
@@ -60,7 +63,7 @@ def _windows(shards: Sequence[Shard], options: ReadOptions, skip_bad_shards: boo
     for number, shard in enumerate(shards):
         reader, stripe, block = open_reader(shard, options), Stripe(number), 0
         reader.follow(stripe, 0)
-        restart = Restart()
+        restart = RestartPoint()
         try:
             while (found := reader.read(stripe, block, restart)) is not None:
                 yield found.texts

@@ -21,9 +21,13 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from stream_pretrain.config import Config
-from stream_pretrain.data.batches import micro_batches, on_device
-from stream_pretrain.data.source_lane import CAUSES, Cursor
-from stream_pretrain.data.stream import LaneCursors, StepRows, StepStream, StreamPlan, lanes_of
+from stream_pretrain.data.lanes.cursor import Cursor
+from stream_pretrain.data.lanes.source_lane import CAUSES
+from stream_pretrain.data.lanes.step_rows import StepRows
+from stream_pretrain.data.lanes.stream import StepStream, lanes_of
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
+from stream_pretrain.data.lanes.stream_state import LaneCursors
+from stream_pretrain.data.rows.batches import micro_batches, on_device
 from stream_pretrain.errors import ConfigError, StreamPretrainError, TrainingError
 from stream_pretrain.training.optimizer import learning_rate
 from stream_pretrain.training.preemption import Interrupted, StopRequest

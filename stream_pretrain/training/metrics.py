@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from stream_pretrain.data.source_lane import CAUSES
-from stream_pretrain.data.stream import LaneCursors, StreamPlan, lanes_of
+from stream_pretrain.data.lanes.source_lane import CAUSES
+from stream_pretrain.data.lanes.stream import lanes_of
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
+from stream_pretrain.data.lanes.stream_state import LaneCursors
 from stream_pretrain.model.flops import peak_bf16_flops, training_flops
 from stream_pretrain.training.loop import StepResult
 from stream_pretrain.training.ranks import Ranks

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from stream_pretrain.config import ALIASES, Config, defaults, fixed_options, flatten, without_places
-from stream_pretrain.data.stream import CURSOR_VERSION
+from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.names import escaped, in_shell
 from stream_pretrain.redaction import HIDDEN

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stream_pretrain.data.source_lane import SourcePlan
+from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.errors import CheckpointError, ContentError
 from stream_pretrain.stored import stored
 

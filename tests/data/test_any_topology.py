@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stream_pretrain.data.batches import Batch, micro_batches
-from stream_pretrain.data.source_lane import Cursor
-from stream_pretrain.data.stream import LaneCursors, StepRows, StepStream, StreamPlan, first_cursors, merged
+from stream_pretrain.data.lanes.cursor import Cursor
+from stream_pretrain.data.lanes.step_rows import StepRows, merged
+from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
+from stream_pretrain.data.lanes.stream_state import LaneCursors, first_cursors
+from stream_pretrain.data.rows.batches import Batch, micro_batches
 from tests.corpora import WORDS, documents, write_shard
 from tests.data.test_lanes import plan_for
 

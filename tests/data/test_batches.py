@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from stream_pretrain.data.batches import Batch, micro_batches
-from stream_pretrain.data.objectives import Labelled
-from stream_pretrain.data.packing import Placement, Rows, assemble
+from stream_pretrain.data.rows.batches import Batch, micro_batches
+from stream_pretrain.data.rows.labels import Labelled
+from stream_pretrain.data.rows.packing import Placement, Rows, assemble
 
 CLS, SEP, PAD, MASK = 2, 3, 0, 4
 

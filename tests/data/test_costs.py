@@ -10,11 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stream_pretrain import data
 from stream_pretrain.config import Config, DataConfig, TrainConfig
-from stream_pretrain.data import PinnedCorpus, PinnedSource, lane_plan
-from stream_pretrain.data.costs import memory_bound, reading_cost
-from stream_pretrain.data.sources import Compression, Corpus, Format, Shard
+from stream_pretrain.data.corpus.pinned import PinnedCorpus, PinnedSource
+from stream_pretrain.data.corpus.shard import Corpus, Shard
+from stream_pretrain.data.corpus.shard_names import Format
+from stream_pretrain.data.lanes import pinning
+from stream_pretrain.data.lanes.costs import memory_bound, reading_cost
+from stream_pretrain.data.lanes.pinning import lane_plan
+from stream_pretrain.data.transport.compression import Compression
 from stream_pretrain.errors import ConfigError
 from tests.corpora import documents, write_shard
 from tests.integration.http_server import serve
@@ -59,11 +62,11 @@ def test_remote_shards_are_not_read_many_times_unless_lanes_are_given(tmp_path: 
     with serve(tmp_path) as server:
         url = server.url("s.jsonl.gz")
         with pytest.raises(ConfigError, match=r"read 8\.0 times in an epoch, by 8 processes: give --lanes 8 to accept that"):
-            data.pin(with_options(dataset=url, workers=8), world=1)
-        assert data.pin(with_options(dataset=url, workers=8, lanes=8), world=1).lanes == 8
-        assert data.pin(with_options(dataset=url, workers=4), world=1).lanes == 8
+            pinning.pin(with_options(dataset=url, workers=8), world=1)
+        assert pinning.pin(with_options(dataset=url, workers=8, lanes=8), world=1).lanes == 8
+        assert pinning.pin(with_options(dataset=url, workers=4), world=1).lanes == 8
         assert {request["range"] for request in server.log()} == {"bytes=0-0"}
-    assert data.pin(with_options(dataset=str(tmp_path), workers=8), world=1).lanes == 8
+    assert pinning.pin(with_options(dataset=str(tmp_path), workers=8), world=1).lanes == 8
 
 
 def with_options(**options: object) -> Config:
@@ -84,8 +87,9 @@ def test_a_plain_shard_has_no_decompressor_and_keeps_no_windows_for_others() -> 
 WATCHED = """
 import resource, sys
 from pathlib import Path
-from stream_pretrain.data.costs import memory_bound
-from stream_pretrain.data.stream import StepStream, first_cursors
+from stream_pretrain.data.lanes.costs import memory_bound
+from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.data.lanes.stream_state import first_cursors
 from tests.data.test_lanes import plan_for
 
 plan = plan_for(Path(sys.argv[1]), dataset=f"@{sys.argv[1]}", lanes=64, global_batch_size=64, window_bytes=1 << 22)

@@ -10,10 +10,10 @@ import fsspec
 import pytest
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.csv_rows import csv_rows
-from stream_pretrain.data.documents import open_reader
-from stream_pretrain.data.sources import resolve
-from stream_pretrain.data.transport import Restart
+from stream_pretrain.data.corpus.resolve import resolve
+from stream_pretrain.data.documents.csv_rows import csv_rows
+from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.transport.restart_point import RestartPoint
 from tests.data.test_documents import OPTIONS, WHOLE, read, windows_of
 
 REPORTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "reports"
@@ -72,7 +72,7 @@ def test_a_remote_and_compressed_csv_file_is_read_the_same_way(tmp_path: Path) -
     [shard] = resolve(DataConfig(dataset="memory://rows/a.csv.bz2")).shards
     reader = open_reader(shard, OPTIONS)
     reader.follow(WHOLE, 0)
-    windows = [reader.read(WHOLE, block, Restart()) for block in range(2)]
+    windows = [reader.read(WHOLE, block, RestartPoint()) for block in range(2)]
     assert [window.texts for window in windows if window] == [["a\rb"] * 1000, ["a\rb"] * 500]
 
 

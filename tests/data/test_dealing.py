@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream_pretrain.data.dealing import LEVEL, Stripe, deal, lane_count
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.lanes.dealing import LEVEL, deal
+from stream_pretrain.data.lanes.lane_count import lane_count
 from stream_pretrain.errors import ConfigError
 
 RNG = np.random.default_rng(0)

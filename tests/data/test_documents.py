@@ -15,11 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data import documents
-from stream_pretrain.data.dealing import Stripe
-from stream_pretrain.data.documents import Documents, ReadOptions, Skip, open_reader
-from stream_pretrain.data.sources import Shard, resolve
-from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions
+from stream_pretrain.data.corpus.resolve import resolve
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.documents import lines as line_documents
+from stream_pretrain.data.documents.document import Documents, ReadOptions, Skip
+from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.transport.shard import ShardBytes
 from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.corpora import write_shard
 
@@ -39,7 +43,7 @@ def windows_of(path: Path, stripe: Stripe = WHOLE, **options: object) -> list[Do
     reader = open_reader(shard_of(path), replace(OPTIONS, **options))
     reader.follow(stripe, stripe.first)
     windows: list[Documents] = []
-    while (found := reader.read(stripe, stripe.first + len(windows) * stripe.count, Restart())) is not None:
+    while (found := reader.read(stripe, stripe.first + len(windows) * stripe.count, RestartPoint())) is not None:
         windows.append(found)
     assert reader.leave(stripe)
     return windows
@@ -214,13 +218,13 @@ def test_a_text_file_is_never_taken_for_bad_json(tmp_path: Path) -> None:
 def test_lanes_of_a_process_decompress_a_shared_shard_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_shard(tmp_path / "s", [f"document {i}" for i in range(500)], "zst")
     opened = []
-    monkeypatch.setattr(documents, "ShardBytes", lambda *args: opened.append(args) or ShardBytes(*args))
+    monkeypatch.setattr(line_documents, "ShardBytes", lambda *args: opened.append(args) or ShardBytes(*args))
     reader = open_reader(shard_of(path), replace(OPTIONS, window_bytes=1000))
     stripes = [Stripe(0, first, 3) for first in range(3)]
     for stripe in stripes:
         reader.follow(stripe, stripe.first)
     texts, block = [], 0
-    while (found := reader.read(stripes[block % 3], block, Restart())) is not None:
+    while (found := reader.read(stripes[block % 3], block, RestartPoint())) is not None:
         texts += found.texts
         block += 1
     assert texts == [f"document {i}" for i in range(500)]
@@ -290,11 +294,11 @@ def test_a_damaged_parquet_row_group_is_damage_and_named(tmp_path: Path, compres
     path.write_bytes(content)
     reader = open_reader(shard_of(path), OPTIONS)
     reader.follow(WHOLE, 0)
-    first = reader.read(WHOLE, 0, Restart())
+    first = reader.read(WHOLE, 0, RestartPoint())
     assert first is not None
     assert len(first.texts) == 100
     with pytest.raises(ContentError, match=r"^s.parquet: row group 1 is damaged \("):
-        reader.read(WHOLE, 1, Restart())
+        reader.read(WHOLE, 1, RestartPoint())
 
 
 def test_a_parquet_file_that_cannot_be_had_is_no_damage(tmp_path: Path) -> None:
@@ -304,7 +308,7 @@ def test_a_parquet_file_that_cannot_be_had_is_no_damage(tmp_path: Path) -> None:
     reader = open_reader(shard, OPTIONS)
     reader.follow(WHOLE, 0)
     with pytest.raises(TransportError, match=r"s.parquet: not found \(FileNotFoundError"):
-        reader.read(WHOLE, 0, Restart())
+        reader.read(WHOLE, 0, RestartPoint())
 
 
 def test_examples_are_read_in_windows_of_a_thousand(tmp_path: Path) -> None:
@@ -400,7 +404,7 @@ def test_datasets_is_not_given_a_shard_of_another_size_than_listed(tmp_path: Pat
     reader = open_reader(replace(shard_of(path), size=20), OPTIONS)
     reader.follow(WHOLE, 0)
     with pytest.raises(ContentError, match=r"s.csv: has 9 bytes, but 20 are listed: it was cut short or replaced$"):
-        reader.read(WHOLE, 0, Restart())
+        reader.read(WHOLE, 0, RestartPoint())
 
 
 def test_an_error_in_place_of_one_of_transport_is_that_of_transport(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +439,7 @@ def test_json_lines_can_be_read_by_datasets_too(tmp_path: Path) -> None:
     shard = replace(shard_of(path), format="examples", builder="json")
     reader = open_reader(shard, OPTIONS)
     reader.follow(WHOLE, 0)
-    found = reader.read(WHOLE, 0, Restart())
+    found = reader.read(WHOLE, 0, RestartPoint())
     assert found is not None
     assert found.texts == ["text 0", "text 1", "text 2"]
 

@@ -16,22 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from stream_pretrain import data
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
-from stream_pretrain.data.lanes import Lane
-from stream_pretrain.data.objectives import Vocabulary
-from stream_pretrain.data.source_lane import CAUSES, Cursor, Readers, Skipped
-from stream_pretrain.data.stream import (
-    LaneCursors,
-    StepStream,
-    StreamPlan,
-    cursors_from,
-    first_cursors,
-    lanes_of,
-    stream_plan,
-    stream_state,
-)
-from stream_pretrain.data.tokenization import Encoder
+from stream_pretrain.data.lanes import pinning
+from stream_pretrain.data.lanes.cursor import Cursor, Skipped
+from stream_pretrain.data.lanes.lane import Lane
+from stream_pretrain.data.lanes.readers import Readers
+from stream_pretrain.data.lanes.source_lane import CAUSES
+from stream_pretrain.data.lanes.stream import StepStream, lanes_of
+from stream_pretrain.data.lanes.stream_plan import StreamPlan, stream_plan
+from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors, stream_state
+from stream_pretrain.data.rows.tokenization import Encoder
+from stream_pretrain.data.rows.vocabulary import Vocabulary
 from stream_pretrain.errors import SourceError, TrainingError
 from tests.corpora import documents, json_lines, word_tokenizer, write_shard
 
@@ -48,9 +43,9 @@ def plan_for(folder: Path, **options: object) -> StreamPlan:
         train=TrainConfig(**{"max_steps": 1000, "global_batch_size": 8} | in_train),
         objective=ObjectiveConfig(**in_objective),
     )
-    pinned = data.pin(config, world=1)
+    pinned = pinning.pin(config, world=1)
     encoder = Encoder.of(TOKENIZER, causal=False)
-    return stream_plan(config, data.lane_plan(config, pinned), encoder, Vocabulary.of(TOKENIZER))
+    return stream_plan(config, pinning.lane_plan(config, pinned), encoder, Vocabulary.of(TOKENIZER))
 
 
 def lane(plan: StreamPlan, number: int, cursors: LaneCursors | None = None) -> Lane:
@@ -222,7 +217,7 @@ def test_a_second_epoch_has_the_same_documents_in_another_order(tmp_path: Path) 
 
 
 def test_held_out_documents_never_train(tmp_path: Path) -> None:
-    from stream_pretrain.data.source_lane import is_heldout
+    from stream_pretrain.data.lanes.held_out import is_heldout
 
     texts = documents(400)
     write_shard(tmp_path / "s", texts, "plain")

@@ -10,10 +10,10 @@ import fsspec
 import pytest
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.documents import open_reader
-from stream_pretrain.data.shard_names import splits_by_name
-from stream_pretrain.data.sources import resolve
-from stream_pretrain.data.transport import Restart
+from stream_pretrain.data.corpus.resolve import resolve
+from stream_pretrain.data.corpus.shard_names import splits_by_name
+from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import SourceError
 from tests.corpora import documents, json_lines
 from tests.data.test_documents import OPTIONS, WHOLE
@@ -33,7 +33,7 @@ def texts(dataset: object, **options: Any) -> list[str]:
     for shard in resolve(DataConfig(dataset=str(dataset), **options)).shards:
         reader = open_reader(shard, OPTIONS)
         reader.follow(WHOLE, 0)
-        window = reader.read(WHOLE, 0, Restart())
+        window = reader.read(WHOLE, 0, RestartPoint())
         assert window is not None
         found += window.texts
     return found

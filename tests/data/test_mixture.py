@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream_pretrain import data
 from stream_pretrain.config import Config, DataConfig, SourceConfig, TrainConfig, WeightChange
-from stream_pretrain.data.mixture import PARTS, choose, parts_of, phases_of
-from stream_pretrain.data.objectives import Vocabulary
-from stream_pretrain.data.source_lane import Cursor
-from stream_pretrain.data.stream import StreamPlan, cursors_from, first_cursors, stream_plan, stream_state
-from stream_pretrain.data.tokenization import Encoder
+from stream_pretrain.data.lanes import pinning
+from stream_pretrain.data.lanes.cursor import Cursor
+from stream_pretrain.data.lanes.mixture import PARTS, choose, parts_of, phases_of
+from stream_pretrain.data.lanes.stream_plan import StreamPlan, stream_plan
+from stream_pretrain.data.lanes.stream_state import cursors_from, first_cursors, stream_state
+from stream_pretrain.data.rows.tokenization import Encoder
+from stream_pretrain.data.rows.vocabulary import Vocabulary
 from tests.corpora import documents, write_shard
 from tests.data.test_lanes import TOKENIZER, lane, ledger
 
@@ -36,7 +37,7 @@ def plan_for(folder: Path, sources: dict[str, dict], lanes: int = 4, batch: int 
         train=TrainConfig(**{"max_steps": 1000, "global_batch_size": batch} | in_train),
     )
     encoder = Encoder.of(TOKENIZER, causal=False)
-    return stream_plan(config, data.lane_plan(config, data.pin(config, world=1)), encoder, Vocabulary.of(TOKENIZER))
+    return stream_plan(config, pinning.lane_plan(config, pinning.pin(config, world=1)), encoder, Vocabulary.of(TOKENIZER))
 
 
 def write_sources(folder: Path, **counts: int) -> None:
@@ -344,7 +345,7 @@ def test_sources_are_dealt_and_shuffled_each_in_its_own_way(tmp_path: Path) -> N
 
 
 def test_held_out_documents_of_a_source_never_train(tmp_path: Path) -> None:
-    from stream_pretrain.data.source_lane import is_heldout
+    from stream_pretrain.data.lanes.held_out import is_heldout
 
     write_sources(tmp_path, a=200, b=200)
     plan = plan_for(tmp_path, {"a": {"heldout_fraction": 0.3}, "b": {}}, max_epochs=1)

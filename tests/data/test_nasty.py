@@ -20,11 +20,15 @@ import pytest
 import zstandard
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.dealing import Stripe
-from stream_pretrain.data.documents import ReadOptions, open_reader
-from stream_pretrain.data.sources import Shard, resolve
-from stream_pretrain.data.transport import MIB, Restart, TransportOptions
+from stream_pretrain.data.corpus.resolve import resolve
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import ContentError
+from stream_pretrain.units import MIB
 
 NASTY = Path(__file__).resolve().parents[3] / "shared" / "data" / "nasty"
 MANIFEST = NASTY / "manifest.json"
@@ -147,7 +151,7 @@ def shards_of(name: str) -> tuple[Shard, ...]:
 def read(shard: Shard, text_field: str = "text") -> tuple[list[tuple[int, str]], list[tuple[int, str]], str | None]:
     """Texts and what was skipped, with their offsets, and the error that reading ended with."""
     options = ReadOptions(text_field, 100_000, 64 * MIB, TransportOptions())
-    reader, stripe, restart, block = open_reader(shard, options), Stripe(0), Restart(), 0
+    reader, stripe, restart, block = open_reader(shard, options), Stripe(0), RestartPoint(), 0
     reader.follow(stripe, 0)
     texts: list[tuple[int, str]] = []
     skipped: list[tuple[int, str]] = []
@@ -288,7 +292,7 @@ def test_the_field_that_the_message_names_holds_the_documents(name: str, text_fi
 def test_damage_is_met_at_the_same_place_after_a_resume(name: str, window_bytes: int) -> None:
     shard = shards_of(name)[0]
     options = ReadOptions("text", window_bytes, 64 * MIB, TransportOptions())
-    whole, restart, block = open_reader(shard, options), Restart(), 0
+    whole, restart, block = open_reader(shard, options), RestartPoint(), 0
     whole.follow(Stripe(0), 0)
     expected = None
     while expected is None:
@@ -317,7 +321,7 @@ def test_a_decompression_bomb_stays_small() -> None:
     tracemalloc.start()
     try:
         block = 0
-        while reader.read(Stripe(0), block, Restart()) is not None:
+        while reader.read(Stripe(0), block, RestartPoint()) is not None:
             block += 1
         _, most = tracemalloc.get_traced_memory()
     finally:

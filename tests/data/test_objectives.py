@@ -19,17 +19,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stream_pretrain.config import ObjectiveConfig
-from stream_pretrain.data.objectives import (
-    IGNORED,
-    Labelled,
-    Vocabulary,
-    label_slots,
-    mask,
-    mask_rates,
-    next_tokens,
-)
-from stream_pretrain.data.packing import Rows
 from stream_pretrain.data.randomness import EVAL_MASK, MASK, keyed_generator, uniform_uint32
+from stream_pretrain.data.rows.labels import IGNORED, Labelled, next_tokens
+from stream_pretrain.data.rows.masking import label_slots, mask, mask_rates
+from stream_pretrain.data.rows.packing import Rows
+from stream_pretrain.data.rows.vocabulary import Vocabulary
 from stream_pretrain.errors import ModelError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"

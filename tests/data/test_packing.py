@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from stream_pretrain.data.packing import SMALLEST_FRAGMENT, Packing, Placement, Rows, assemble, gather, place
+from stream_pretrain.data.rows.packing import SMALLEST_FRAGMENT, Packing, Placement, Rows, assemble, gather, place
 from tests.corpora import documents, write_shard
 from tests.data.test_lanes import lane, plan_for, texts_of
 

@@ -17,12 +17,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream_pretrain.data import transport
-from stream_pretrain.data.dealing import Stripe
-from stream_pretrain.data.documents import DocumentReader, Documents, ReadOptions, open_reader
-from stream_pretrain.data.sources import Shard
-from stream_pretrain.data.transport import MIB, Restart, ShardFile, TransportOptions
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.documents.document import DocumentReader, Documents, ReadOptions
+from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.transport import store, stored_bytes
+from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.transport.shard import ShardFile
 from stream_pretrain.errors import ContentError
+from stream_pretrain.units import MIB
 
 WHOLE = Stripe(0)
 
@@ -85,7 +89,7 @@ def test_lanes_that_begin_again_anywhere_read_each_row_once(
             for stripe, block in blocks.items():
                 reader.follow(stripe, block)
         stripe = data.draw(st.sampled_from(sorted(blocks, key=lambda s: s.first)), "lane")
-        found = reader.read(stripe, blocks[stripe], Restart())
+        found = reader.read(stripe, blocks[stripe], RestartPoint())
         if found is None:
             del blocks[stripe]
             assert reader.leave(stripe) == (not blocks)
@@ -109,14 +113,14 @@ def test_a_window_is_the_same_whichever_was_read_before(
     for block in data.draw(st.lists(st.integers(0, max(0, len(windows) - 1)), max_size=5), "blocks"):
         alone = opened(path, window_bytes)
         alone.follow(WHOLE, block)
-        assert alone.read(WHOLE, block, Restart()) == (windows[block] if windows else None)
+        assert alone.read(WHOLE, block, RestartPoint()) == (windows[block] if windows else None)
         alone.leave(WHOLE)
 
 
 def windows_of(reader: DocumentReader) -> list[Documents]:
     reader.follow(WHOLE, 0)
     windows: list[Documents] = []
-    while (found := reader.read(WHOLE, len(windows), Restart())) is not None:
+    while (found := reader.read(WHOLE, len(windows), RestartPoint())) is not None:
         windows.append(found)
     reader.leave(WHOLE)
     return windows
@@ -135,16 +139,16 @@ def large(tmp_path: Path) -> Path:
 def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Bytes of each request for a part of a shard."""
     sizes: list[int] = []
-    fetch = transport._Compressed._fetch
+    fetch = stored_bytes.StoredBytes._fetch
 
     def counted(
-        self: transport._Compressed, store: transport._Store, cancelled: threading.Event, start: int, stop: int
+        self: stored_bytes.StoredBytes, store: store.Store, cancelled: threading.Event, start: int, stop: int
     ) -> bytes | bytearray:
         content = fetch(self, store, cancelled, start, stop)
         sizes.append(len(content))
         return content
 
-    monkeypatch.setattr(transport._Compressed, "_fetch", counted)
+    monkeypatch.setattr(stored_bytes.StoredBytes, "_fetch", counted)
     return sizes
 
 
@@ -152,7 +156,7 @@ def test_of_a_row_group_little_more_than_a_window_is_fetched_and_held(large: Pat
     reader, before = opened(large, window_bytes=MIB, block_bytes=MIB), pa.total_allocated_bytes()
     stripe, held, block = WHOLE, 0, 0
     reader.follow(stripe, 0)
-    while reader.read(stripe, block, Restart()) is not None:
+    while reader.read(stripe, block, RestartPoint()) is not None:
         held, block = max(held, pa.total_allocated_bytes() - before), block + 1
         if block == 1:
             assert sum(fetched) < 4 * MIB
@@ -170,7 +174,7 @@ def test_lanes_that_keep_step_share_what_is_fetched_of_a_row_group(large: Path, 
         reader.follow(stripe, stripe.first)
     for turn in range(6):
         for stripe in stripes:
-            assert reader.read(stripe, stripe.first + 4 * turn, Restart()) is not None
+            assert reader.read(stripe, stripe.first + 4 * turn, RestartPoint()) is not None
     for stripe in stripes:
         reader.leave(stripe)
     assert sum(fetched) < 25 * MIB
@@ -223,7 +227,7 @@ def test_a_damaged_page_is_noticed_by_its_checksum(tmp_path: Path) -> None:
     reader = opened(path, MIB)
     reader.follow(WHOLE, 0)
     with pytest.raises(ContentError, match=r"^s.parquet: row group 0 is damaged \(.*CRC checksum"):
-        reader.read(WHOLE, 0, Restart())
+        reader.read(WHOLE, 0, RestartPoint())
     reader.leave(WHOLE)
 
 
@@ -238,10 +242,10 @@ def test_the_rows_before_the_damage_of_a_row_group_are_read_by_every_lane_and_af
         reader, block = opened(large, window_bytes=MIB), first
         reader.follow(stripe, first)
         with suppress(ContentError):
-            while reader.read(stripe, block, Restart()) is not None:
+            while reader.read(stripe, block, RestartPoint()) is not None:
                 block += stripe.count
         with pytest.raises(ContentError, match=r"^s.parquet: row group 0 is damaged \("):
-            reader.read(stripe, block, Restart())
+            reader.read(stripe, block, RestartPoint())
         reader.leave(stripe)
         return block
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from stream_pretrain.data import pieces
-from stream_pretrain.data.pieces import PIECE_CHARACTERS, kept_whole, piece_edges
-from stream_pretrain.data.tokenization import Encoder
+from stream_pretrain.data.rows import pieces
+from stream_pretrain.data.rows.pieces import PIECE_CHARACTERS, kept_whole, piece_edges
+from stream_pretrain.data.rows.tokenization import Encoder
 from tests.corpora import documents, json_lines, word_tokenizer
 from tests.data.test_lanes import lane, plan_for
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.dealing import Stripe
-from stream_pretrain.data.documents import Documents, open_reader
-from stream_pretrain.data.sources import resolve
-from stream_pretrain.data.transport import Restart
+from stream_pretrain.data.corpus.resolve import resolve
+from stream_pretrain.data.documents.document import Documents
+from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.transport.restart_point import RestartPoint
 from tests.data.test_documents import OPTIONS
 
 REPORTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "reports"
@@ -25,7 +26,7 @@ def windows_of(name: str, reader: str = "auto", **options: object) -> list[Docum
     for number, shard in enumerate(resolve(DataConfig(dataset=str(REPORTS / name), reader=reader)).shards):  # type: ignore[arg-type]
         opened, stripe, block = open_reader(shard, replace(OPTIONS, window_bytes=16_384, **options)), Stripe(number), 0  # type: ignore[arg-type]
         opened.follow(stripe, 0)
-        restart = Restart()
+        restart = RestartPoint()
         while (found := opened.read(stripe, block, restart)) is not None:
             windows.append(found)
             restart, block = found.restart, block + 1

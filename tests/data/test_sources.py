@@ -16,7 +16,9 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.sources import Corpus, Shard, check_unchanged, resolve
+from stream_pretrain.data.corpus.resolve import resolve
+from stream_pretrain.data.corpus.shard import Corpus, Shard
+from stream_pretrain.data.corpus.unchanged import check_unchanged
 from stream_pretrain.errors import SourceError, TransportError
 from stream_pretrain.urls import without_secrets
 

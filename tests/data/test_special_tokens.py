@@ -11,11 +11,12 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from stream_pretrain.config import ObjectiveConfig
-from stream_pretrain.data import pieces
-from stream_pretrain.data.objectives import Vocabulary, mask
-from stream_pretrain.data.packing import assemble, place
 from stream_pretrain.data.randomness import keyed_generator
-from stream_pretrain.data.tokenization import Encoder
+from stream_pretrain.data.rows import pieces
+from stream_pretrain.data.rows.masking import mask
+from stream_pretrain.data.rows.packing import assemble, place
+from stream_pretrain.data.rows.tokenization import Encoder
+from stream_pretrain.data.rows.vocabulary import Vocabulary
 from tests.corpora import VOCABULARY, word_tokenizer
 
 OWN = [AddedToken("[DRUG]", special=True), AddedToken("[GENE]", special=True, lstrip=True, rstrip=True)]

@@ -14,13 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stream_pretrain.config import Config, DataConfig, TrainConfig
-from stream_pretrain.data import lane_plan, pin
-from stream_pretrain.data.dealing import Stripe
-from stream_pretrain.data.documents import Skip, open_reader
-from stream_pretrain.data.source_lane import Cursor
-from stream_pretrain.data.sources import resolve
-from stream_pretrain.data.stream import LaneCursors, StepRows, StepStream, first_cursors
-from stream_pretrain.data.transport import Restart
+from stream_pretrain.data.corpus.resolve import resolve
+from stream_pretrain.data.documents.document import Skip
+from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.lanes.cursor import Cursor
+from stream_pretrain.data.lanes.pinning import lane_plan, pin
+from stream_pretrain.data.lanes.step_rows import StepRows
+from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.data.lanes.stream_state import LaneCursors, first_cursors
+from stream_pretrain.data.transport.restart_point import RestartPoint
 from tests.corpora import documents
 from tests.data.test_documents import OPTIONS, read, shard_of, windows_of
 from tests.data.test_lanes import plan_for
@@ -124,7 +127,7 @@ def test_neither_a_huge_paragraph_nor_a_huge_blank_line_stays_in_memory(tmp_path
     skips: list[Skip] = []
     largest = 0
     for block in itertools.count():
-        window = reader.read(Stripe(0), block, Restart())
+        window = reader.read(Stripe(0), block, RestartPoint())
         largest = max(largest, len(reader.windows.passes[0].buffer))  # type: ignore[attr-defined]
         if window is None:
             break
@@ -211,6 +214,6 @@ def test_the_reader_datasets_has_the_same_units(tmp_path: Path, unit: str, texts
     [shard] = resolve(DataConfig(dataset=str(tmp_path), reader="datasets")).shards
     reader = open_reader(shard, replace(OPTIONS, text_documents=unit))  # type: ignore[arg-type]
     reader.follow(Stripe(0), 0)
-    window = reader.read(Stripe(0), 0, Restart())
+    window = reader.read(Stripe(0), 0, RestartPoint())
     assert window is not None
     assert window.texts == texts

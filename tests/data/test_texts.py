@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stream_pretrain.data.documents import Documents, Skip, open_reader
-from stream_pretrain.data.transport import Restart
+from stream_pretrain.data.documents.document import Documents, Skip
+from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import ContentError
 from tests.data.test_documents import OPTIONS, WHOLE, shard_of
 
@@ -32,7 +33,7 @@ def window_of(path: Path, **options: object) -> Documents:
     shard = replace(shard_of(path), format="examples", builder="json") if datasets else shard_of(path)
     reader = open_reader(shard, replace(OPTIONS, **options))  # type: ignore[arg-type]
     reader.follow(WHOLE, 0)
-    found = reader.read(WHOLE, 0, Restart())
+    found = reader.read(WHOLE, 0, RestartPoint())
     assert found is not None
     return found
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from stream_pretrain.data.tokenization import Encoder
+from stream_pretrain.data.rows.tokenization import Encoder
 from stream_pretrain.errors import ModelError
 from tests.corpora import WORDS, documents, word_tokenizer
 

@@ -12,9 +12,9 @@ import tokenizers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from stream_pretrain.data import tokenization
-from stream_pretrain.data.tokenization import Encoder
-from stream_pretrain.data.tokenizer_probe import asked, note_on_engine, probe_texts, refuse_unlike
+from stream_pretrain.data.rows import tokenization
+from stream_pretrain.data.rows.tokenization import Encoder
+from stream_pretrain.data.rows.tokenizer_probe import asked, note_on_engine, probe_texts, refuse_unlike
 from stream_pretrain.errors import CheckpointError, ModelError
 from tests.corpora import word_tokenizer
 

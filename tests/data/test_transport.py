@@ -23,7 +23,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stream_pretrain.data.transport import Compression, Restart, ShardBytes, TransportOptions, compression_of
+from stream_pretrain.data.transport.compression import Compression, compression_of
+from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.transport.shard import ShardBytes
 from stream_pretrain.errors import ContentError, SourceError, TransportError
 
 NASTY = Path(__file__).resolve().parents[3] / "shared" / "data" / "nasty"
@@ -69,14 +72,14 @@ def write(folder: Path, content: bytes, compression: Compression = "zstd") -> Pa
     return path
 
 
-BEGIN = Restart()
+BEGIN = RestartPoint()
 
 
-def shard(path: Path, restart: Restart = BEGIN, size: int | None = None) -> ShardBytes:
+def shard(path: Path, restart: RestartPoint = BEGIN, size: int | None = None) -> ShardBytes:
     return ShardBytes(str(path), compression_of(str(path)), size, restart)
 
 
-def chunks_of(bytes_of_shard: ShardBytes) -> list[tuple[Restart, bytes]]:
+def chunks_of(bytes_of_shard: ShardBytes) -> list[tuple[RestartPoint, bytes]]:
     chunks = []
     while chunk := bytes_of_shard.read():
         chunks.append((bytes_of_shard.restart, chunk))
@@ -130,7 +133,7 @@ def test_members_follow_each_other_and_each_is_a_restart_point(compression: Comp
     first, second = (COMPRESS[compression](content) for content in (b"one\n", b"two\n"))
     empty = COMPRESS[compression](b"")
     with closing(shard(write(tmp_path, first + empty + second, compression))) as opened:
-        assert chunks_of(opened) == [(Restart(0, 0), b"one\n"), (Restart(len(first + empty), 4), b"two\n")]
+        assert chunks_of(opened) == [(RestartPoint(0, 0), b"one\n"), (RestartPoint(len(first + empty), 4), b"two\n")]
         assert opened.position == 8
 
 
@@ -141,7 +144,7 @@ def test_skippable_frames_are_skipped_wherever_they_stand(compression: Compressi
     path = write(tmp_path, nothing + ignored + frame + nothing + frame + ignored, compression)
     with closing(shard(path)) as opened:
         second = 300_016 + len(frame) + 8
-        assert chunks_of(opened) == [(Restart(300_016, 0), b"text\n"), (Restart(second, 5), b"text\n")]
+        assert chunks_of(opened) == [(RestartPoint(300_016, 0), b"text\n"), (RestartPoint(second, 5), b"text\n")]
 
 
 @pytest.mark.parametrize("compression", ["gzip", "xz"])
@@ -149,7 +152,7 @@ def test_zero_padding_after_and_between_members_is_accepted(compression: Compres
     member = COMPRESS[compression](b"text\n")
     path = write(tmp_path, member + bytes(100_000) + member + bytes(512), compression)
     with closing(shard(path)) as opened:
-        assert chunks_of(opened) == [(Restart(0, 0), b"text\n"), (Restart(len(member) + 100_000, 5), b"text\n")]
+        assert chunks_of(opened) == [(RestartPoint(0, 0), b"text\n"), (RestartPoint(len(member) + 100_000, 5), b"text\n")]
 
 
 def zstd_stream(content: bytes) -> bytes:
@@ -311,7 +314,7 @@ def test_another_size_than_listed_is_an_error_at_the_end(compression: Compressio
 def test_a_restart_point_behind_the_end_means_the_shard_was_replaced(tmp_path: Path) -> None:
     path = write(tmp_path, zstd_frame(b"text\n"))
     with (
-        closing(shard(path, Restart(1000, 9000))) as opened,
+        closing(shard(path, RestartPoint(1000, 9000))) as opened,
         pytest.raises(SourceError, match="go on at byte 1000: it was rep"),
     ):
         opened.read()
@@ -322,7 +325,7 @@ def test_damage_is_met_at_the_same_byte_wherever_the_pass_began(tmp_path: Path) 
     member[len(member) * 3 // 4] ^= 255
     path = write(tmp_path, gzip.compress(words(100_000)) + member, "gzip")
     content, message = content_before_error(path)
-    with closing(shard(path, Restart(len(gzip.compress(words(100_000))), len(words(100_000))))) as opened:
+    with closing(shard(path, RestartPoint(len(gzip.compress(words(100_000))), len(words(100_000))))) as opened:
         with pytest.raises(ContentError) as caught:
             chunks_of(opened)
         assert (opened.position, str(caught.value)) == (len(content), message)
@@ -357,19 +360,19 @@ def test_nothing_is_opened_before_the_first_read(tmp_path: Path) -> None:
         opened.skip_to(5)
         (tmp_path / "written-later.jsonl").write_bytes(b"text\nmore")
         assert (opened.position, opened.read(), opened.position) == (5, b"more", 9)
-        assert opened.restart == Restart(5, 5)
+        assert opened.restart == RestartPoint(5, 5)
         assert opened.compressed_bytes_read == 4
 
 
 def test_a_plain_file_is_read_from_any_byte(tmp_path: Path) -> None:
     content = random.Random(0).randbytes(5_000_000)
     path = write(tmp_path, content, "none")
-    with closing(shard(path, Restart(77, 77))) as opened:
+    with closing(shard(path, RestartPoint(77, 77))) as opened:
         assert opened.read() == content[77 : 77 + MIB]
-        assert opened.restart == Restart(77, 77)
+        assert opened.restart == RestartPoint(77, 77)
         opened.skip_to(4_000_000)
         rest = chunks_of(opened)
-        assert rest[0] == (Restart(4_000_000, 4_000_000), content[4_000_000:])
+        assert rest[0] == (RestartPoint(4_000_000, 4_000_000), content[4_000_000:])
         assert opened.compressed_bytes_read == MIB + len(rest[0][1])
         opened.skip_to(9_000_000)
         assert opened.read() == b""
@@ -395,7 +398,7 @@ def test_a_seek_table_leads_to_the_frame_without_reading_what_lies_between(tmp_p
     with closing(shard(path)) as opened:
         opened.skip_to(offset)
         assert opened.read() == contents[13][100:]
-        assert opened.restart == Restart(sum(map(len, frames[:13])), 13 * 512 * 1024)
+        assert opened.restart == RestartPoint(sum(map(len, frames[:13])), 13 * 512 * 1024)
         assert opened.compressed_bytes_read < 3 * MIB
         opened.skip_to(100 * MIB)
         assert (opened.read(), opened.position) == (b"", 8 * MIB)
@@ -418,9 +421,9 @@ def test_a_seek_table_with_wrong_offsets_is_an_error(tmp_path: Path) -> None:
             chunks_of(opened)
 
 
-def expected_chunk_start(offset: int, frames: list[tuple[int, int, bytes]]) -> Restart:
+def expected_chunk_start(offset: int, frames: list[tuple[int, int, bytes]]) -> RestartPoint:
     """Start of the frame that holds the byte; frames are (compressed start, uncompressed start, content)."""
-    return next(Restart(at, start) for at, start, content in frames if start <= offset < start + len(content))
+    return next(RestartPoint(at, start) for at, start, content in frames if start <= offset < start + len(content))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -458,7 +461,7 @@ def test_from_every_restart_and_after_every_skip_the_bytes_and_restart_points_ar
     whole = b"".join(content for _, _, content in frames)
     path = write(tmp_path, file + (seek_table(entries) if table else b""), compression)
 
-    starts = [Restart(), *(Restart(at, start) for at, start, _ in frames)]
+    starts = [RestartPoint(), *(RestartPoint(at, start) for at, start, _ in frames)]
     restart = data.draw(st.sampled_from(starts))
     skips = sorted(data.draw(st.lists(st.integers(restart.uncompressed, len(whole) + 10), max_size=5)))
     with closing(shard(path, restart)) as opened:
@@ -514,7 +517,7 @@ def test_any_store_of_fsspec_is_read_in_blocks_and_retried() -> None:
     content = random.Random(0).randbytes(700_000)
     url = flaky(zstd_frame(content), TimeoutError("slow"), OSError("gone"))
     options = TransportOptions(block_bytes=100_000, retry_deadline=30)
-    with closing(ShardBytes(url, "zstd", None, Restart(), options)) as opened:
+    with closing(ShardBytes(url, "zstd", None, RestartPoint(), options)) as opened:
         assert b"".join(chunk for _, chunk in chunks_of(opened)) == content
 
 
@@ -537,14 +540,14 @@ def test_a_process_that_may_open_no_more_files_says_so_at_once(tmp_path: Path, m
 
 def test_storage_options_are_handed_on_as_a_copy() -> None:
     options = TransportOptions(storage_options={"skip_instance_cache": True, "custom": 1})
-    with closing(ShardBytes(flaky(zstd_frame(b"text\n")), "zstd", None, Restart(), options)) as opened:
+    with closing(ShardBytes(flaky(zstd_frame(b"text\n")), "zstd", None, RestartPoint(), options)) as opened:
         assert opened.read() == b"text\n"
     assert options.storage_options == {"skip_instance_cache": True, "custom": 1}
 
 
 def test_a_store_that_keeps_failing_ends_at_the_deadline_with_the_option_named() -> None:
     url = flaky(zstd_frame(b"text\n"), *[OSError("gone")] * 50)
-    opened = ShardBytes(url, "zstd", None, Restart(), TransportOptions(retry_deadline=0.1))
+    opened = ShardBytes(url, "zstd", None, RestartPoint(), TransportOptions(retry_deadline=0.1))
     named = r"compressed byte 0 on .*OSError: gone.*--data\.retry-deadline \(now 0\.1 s\)"
     with closing(opened), pytest.raises(TransportError, match=named):
         opened.read()
@@ -569,7 +572,7 @@ def test_a_mistake_of_ours_is_not_taken_for_a_fault_of_transport() -> None:
 def test_a_store_whose_object_changes_between_retries_is_refused() -> None:
     content = random.Random(0).randbytes(3_000_000)
     url = flaky(zstd_frame(content))
-    with closing(ShardBytes(url, "zstd", None, Restart(), TransportOptions(block_bytes=100_000))) as opened:
+    with closing(ShardBytes(url, "zstd", None, RestartPoint(), TransportOptions(block_bytes=100_000))) as opened:
         opened.skip_to(10)
         opened.read()
         flaky(zstd_frame(content[1:]), OSError("gone"))

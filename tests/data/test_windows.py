@@ -19,9 +19,12 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stream_pretrain.data.dealing import Stripe
-from stream_pretrain.data.transport import Compression, Restart, ShardBytes, TransportOptions
-from stream_pretrain.data.windows import LineWindows, Window
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.documents.windows import LineWindows, Window
+from stream_pretrain.data.transport.compression import Compression
+from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.transport.shard import ShardBytes
 from stream_pretrain.errors import ContentError
 
 NO_LIMIT = 1 << 40
@@ -47,20 +50,20 @@ class Memory:
             max_line_bytes=max_line_bytes,
         )
 
-    def open(self, restart: Restart) -> MemoryBytes:
+    def open(self, restart: RestartPoint) -> MemoryBytes:
         self.opened += 1
         return MemoryBytes(self, restart)
 
-    def restart_of(self, offset: int) -> Restart:
+    def restart_of(self, offset: int) -> RestartPoint:
         """A frame's place in the file is twice its place in the content."""
         frame = self.frames[bisect.bisect_right(self.frames, offset) - 1]
-        return Restart(2 * frame, frame)
+        return RestartPoint(2 * frame, frame)
 
 
 class MemoryBytes:
     """What ShardBytes does, for a shard in memory."""
 
-    def __init__(self, shard: Memory, restart: Restart) -> None:
+    def __init__(self, shard: Memory, restart: RestartPoint) -> None:
         self.shard = shard
         self.position = restart.uncompressed
         self.restart = restart
@@ -93,7 +96,7 @@ def lines_of(content: bytes) -> list[tuple[int, bytes]]:
 
 
 def expected_windows(
-    content: bytes, window_bytes: int, max_line_bytes: int, restart_of: Callable[[int], Restart]
+    content: bytes, window_bytes: int, max_line_bytes: int, restart_of: Callable[[int], RestartPoint]
 ) -> list[Window]:
     """The windows by their definition; of the lines too long, only one that does not end within the block is left out."""
     expected = []
@@ -114,7 +117,7 @@ def expected_windows(
 def read_all(windows: LineWindows, stripe: Stripe = WHOLE) -> list[Window]:
     windows.follow(stripe, stripe.first)
     found: list[Window] = []
-    while (window := windows.read(stripe, stripe.first + len(found) * stripe.count, Restart())) is not None:
+    while (window := windows.read(stripe, stripe.first + len(found) * stripe.count, RestartPoint())) is not None:
         found.append(window)
     return found
 
@@ -146,7 +149,7 @@ def shards(draw: st.DrawFn) -> tuple[Memory, int, int]:
 @given(shards(), st.booleans())
 def test_a_window_is_the_lines_that_start_in_its_block(shard: tuple[Memory, int, int], compressed: bool) -> None:
     memory, window_bytes, longest = shard
-    restart_of = memory.restart_of if compressed else lambda offset: Restart(offset, offset)
+    restart_of = memory.restart_of if compressed else lambda offset: RestartPoint(offset, offset)
     expected = expected_windows(memory.content, window_bytes, longest, restart_of)
     assert read_all(memory.windows(window_bytes, compressed=compressed, max_line_bytes=longest)) == expected
     if longest == NO_LIMIT:
@@ -159,10 +162,10 @@ def test_lanes_that_share_a_shard_get_the_same_windows_in_any_order_and_after_a_
     shard: tuple[Memory, int, int], compressed: bool, count: int, data: st.DataObject
 ) -> None:
     memory, window_bytes, longest = shard
-    restart_of = memory.restart_of if compressed else lambda offset: Restart(offset, offset)
+    restart_of = memory.restart_of if compressed else lambda offset: RestartPoint(offset, offset)
     expected = expected_windows(memory.content, window_bytes, longest, restart_of)
     stripes = [Stripe(0, first, count) for first in range(count)]
-    standing = {stripe: (stripe.first, Restart()) for stripe in stripes}
+    standing = {stripe: (stripe.first, RestartPoint()) for stripe in stripes}
     reading = set(stripes)
     while reading:
         windows = memory.windows(window_bytes, compressed=compressed, max_line_bytes=longest)
@@ -196,7 +199,7 @@ def test_lanes_in_step_share_one_decompression_whoever_reads_first(order: tuple[
     for turn in range(7):
         for lane in order:
             block = lane + 4 * turn
-            window = windows.read(stripes[lane], block, Restart())
+            window = windows.read(stripes[lane], block, RestartPoint())
             found[block] = None if window is None else window.lines
     assert memory.opened == 1
     assert b"".join(found[block] or b"" for block in sorted(found)) == memory.content
@@ -209,8 +212,8 @@ def test_lanes_that_stand_apart_after_a_resume_share_one_decompression() -> None
     ahead, behind = Stripe(0, 0, 2), Stripe(0, 1, 2)
     windows.follow(ahead, 8)
     windows.follow(behind, 5)
-    first = windows.read(ahead, 8, Restart())
-    second = windows.read(behind, 5, Restart())
+    first = windows.read(ahead, 8, RestartPoint())
+    second = windows.read(behind, 5, RestartPoint())
     assert first is not None
     assert second is not None
     assert (first.lines, second.lines) == (b"0032\n0033\n0034\n0035\n", b"0020\n0021\n0022\n0023\n")
@@ -224,13 +227,13 @@ def test_a_lane_too_far_behind_gets_a_pass_of_its_own_and_the_right_windows() ->
     windows.follow(fast, 0)
     windows.follow(slow, 1)
     for block in range(0, 14, 2):
-        windows.read(fast, block, Restart())
+        windows.read(fast, block, RestartPoint())
     assert sorted(windows.kept) == [1, 3], "only the next few are kept for the slow one"
     assert memory.opened == 1
-    slow_lines = [window.lines for block in range(1, 25, 2) if (window := windows.read(slow, block, Restart()))]
+    slow_lines = [window.lines for block in range(1, 25, 2) if (window := windows.read(slow, block, RestartPoint()))]
     assert memory.opened == 2
     assert slow_lines == [memory.content[20 * block : 20 * block + 20] for block in range(1, 25, 2)]
-    fast_window = windows.read(fast, 14, Restart())
+    fast_window = windows.read(fast, 14, RestartPoint())
     assert fast_window is not None
     assert fast_window.lines == memory.content[280:300]
     assert not windows.leave(fast)
@@ -244,11 +247,11 @@ def test_a_plain_shard_is_read_by_each_stripe_on_its_own() -> None:
     lanes = [Stripe(0, 0, 2), Stripe(0, 1, 2)]
     windows.follow(lanes[0], 0)
     windows.follow(lanes[1], 1)
-    windows.read(lanes[0], 0, Restart())
-    windows.read(lanes[1], 1, Restart())
-    window = windows.read(lanes[0], 2, Restart())
+    windows.read(lanes[0], 0, RestartPoint())
+    windows.read(lanes[1], 1, RestartPoint())
+    window = windows.read(lanes[0], 2, RestartPoint())
     assert window is not None
-    assert window.restart == Restart(39, 39)
+    assert window.restart == RestartPoint(39, 39)
     assert (memory.opened, windows.kept) == (2, {})
 
 
@@ -261,7 +264,7 @@ def test_a_line_longer_than_allowed_never_stays_in_memory(longest: int, window_b
     windows.follow(WHOLE, 0)
     lines, left_out, largest = b"", [], 0
     for block in itertools.count():
-        window = windows.read(WHOLE, block, Restart())
+        window = windows.read(WHOLE, block, RestartPoint())
         largest = max(largest, len(windows.passes[0].buffer))
         if window is None:
             break
@@ -273,8 +276,8 @@ def test_a_line_longer_than_allowed_never_stays_in_memory(longest: int, window_b
 
 def test_a_line_too_long_hides_no_later_line_of_its_window() -> None:
     content = b"a\n" + b"x" * 60 + b"\nb\nc\n" + b"y" * 60 + b"\nd\n"
-    windows = Memory(content, chunk=10).windows(100, max_line_bytes=20).read(WHOLE, 0, Restart())
-    assert windows == Window(0, b"a\n" + b"x" * 60 + b"\nb\nc\n", Restart(), overlong=67)
+    windows = Memory(content, chunk=10).windows(100, max_line_bytes=20).read(WHOLE, 0, RestartPoint())
+    assert windows == Window(0, b"a\n" + b"x" * 60 + b"\nb\nc\n", RestartPoint(), overlong=67)
 
 
 def test_what_lies_before_damage_is_read_and_what_lies_behind_it_is_not() -> None:
@@ -284,13 +287,13 @@ def test_what_lies_before_damage_is_read_and_what_lies_behind_it_is_not() -> Non
         windows.follow(Stripe(0, 0, 2), 0)
         windows.follow(Stripe(0, 1, 2), 1)
         stripe = Stripe(0, first, 2)
-        good = [windows.read(stripe, block, Restart()) for block in range(first, 10, 2)]
+        good = [windows.read(stripe, block, RestartPoint()) for block in range(first, 10, 2)]
         assert [window.lines for window in good if window] == [
             memory.content[20 * block : 20 * block + 20] for block in range(first, 10, 2)
         ]
         for _ in range(2):
             with pytest.raises(ContentError, match="damaged at 205"):
-                windows.read(stripe, 10 + first, Restart())
+                windows.read(stripe, 10 + first, RestartPoint())
             assert memory.closed == memory.opened
 
 
@@ -323,8 +326,10 @@ def test_a_file_in_any_compression_has_the_windows_of_its_content(
     path.write_bytes(b"".join(members))
     starts = list(zip(itertools.accumulate(map(len, members), initial=0), cuts, strict=True))
 
-    def restart_of(offset: int) -> Restart:
-        return Restart(offset, offset) if compression == "none" else Restart(*[s for s in starts if s[1] <= offset][-1])
+    def restart_of(offset: int) -> RestartPoint:
+        return (
+            RestartPoint(offset, offset) if compression == "none" else RestartPoint(*[s for s in starts if s[1] <= offset][-1])
+        )
 
     def windows() -> LineWindows:
         return LineWindows(
@@ -371,7 +376,7 @@ def test_a_damaged_frame_costs_each_lane_the_same_whoever_shares_its_pass(
                 window_bytes=window_bytes,
                 max_line_bytes=NO_LIMIT,
             )
-            places = {lane: (lane, Restart()) for lane in group}
+            places = {lane: (lane, RestartPoint()) for lane in group}
             for lane in group:
                 windows.follow(Stripe(0, lane, lanes), lane)
                 got[lane] = [], False

@@ -12,9 +12,13 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data import sources, transport
-from stream_pretrain.data.http_session import asked_wait
-from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions, told_by_servers
+from stream_pretrain.data.corpus import resolve
+from stream_pretrain.data.transport import retrying
+from stream_pretrain.data.transport.http import told_by_servers
+from stream_pretrain.data.transport.http_session import asked_wait
+from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.transport.shard import ShardBytes
 from stream_pretrain.errors import StreamPretrainError, TransportError
 from tests.integration.raw_server import Answer, answering, dripping
 
@@ -26,14 +30,14 @@ PART = b"HTTP/1.1 206 Partial Content\r\n"
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "_BACKOFF_BASE", 0.01)
-    monkeypatch.setattr(transport, "_BACKOFF_CAP", 0.02)
+    monkeypatch.setattr(retrying, "_BACKOFF_BASE", 0.01)
+    monkeypatch.setattr(retrying, "_BACKOFF_CAP", 0.02)
 
 
 @contextmanager
 def shard(url: str, deadline: float = 20.0) -> Iterator[ShardBytes]:
     options = TransportOptions(retry_deadline=deadline, block_bytes=4096, read_timeout=0.3)
-    with closing(ShardBytes(url, "none", None, Restart(), options)) as opened:
+    with closing(ShardBytes(url, "none", None, RestartPoint(), options)) as opened:
         yield opened
 
 
@@ -187,7 +191,7 @@ def test_headers_of_the_user_that_cannot_be_sent_are_refused_in_one_line() -> No
     with answering(CONTENT, [b""]) as url:
         for value in ("a\nb", "☃"):
             options = TransportOptions(storage_options={"headers": {"X-Key": value}})
-            opened = ShardBytes(url, "none", None, Restart(), options)
+            opened = ShardBytes(url, "none", None, RestartPoint(), options)
             with closing(opened), pytest.raises(StreamPretrainError) as caught:
                 opened.read()
             assert "\n" not in str(caught.value)
@@ -218,14 +222,14 @@ class Silent(MemoryFileSystem):  # type: ignore[misc]
 def test_a_library_that_waits_without_end_is_waited_for_until_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.register_implementation("silent", Silent, clobber=True)
     Silent().pipe_file("/bucket/a.jsonl", CONTENT)
-    monkeypatch.setattr(sources, "LEAST_PATIENCE", 0.1)
+    monkeypatch.setattr(resolve, "LEAST_PATIENCE", 0.1)
     options = TransportOptions(retry_deadline=0.1, read_timeout=0.1)
     try:
         with pytest.raises(TransportError, match=r"bucket/a.jsonl: no answer for 0\.1 s; .*--data\.retry-deadline"):
-            sources.resolve(DataConfig(dataset="silent://bucket/a.jsonl", retry_deadline=0.1))
-        opened = ShardBytes("silent://bucket/a.jsonl", "none", None, Restart(), options)
+            resolve.resolve(DataConfig(dataset="silent://bucket/a.jsonl", retry_deadline=0.1))
+        opened = ShardBytes("silent://bucket/a.jsonl", "none", None, RestartPoint(), options)
         with closing(opened), pytest.raises(TransportError, match=r"\(nothing for 0\.1 s\), .*--data\.retry-deadline"):
             opened.read()
     finally:
         Silent.answers.set()
-    assert sources.resolve(DataConfig(dataset="silent://bucket/a.jsonl")).shards[0].size == SIZE
+    assert resolve.resolve(DataConfig(dataset="silent://bucket/a.jsonl")).shards[0].size == SIZE

@@ -31,9 +31,9 @@ FAULTS = [
 IMPATIENT = """
 import sys
 from stream_pretrain.cli import main
-from stream_pretrain.data import transport
+from stream_pretrain.data.transport import retrying
 
-transport._BACKOFF_BASE = 0.05
+retrying._BACKOFF_BASE = 0.05
 sys.exit(main())
 """
 

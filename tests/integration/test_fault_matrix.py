@@ -20,11 +20,16 @@ from typing import Any
 
 import pytest
 
-from stream_pretrain.data import transport
-from stream_pretrain.data.dealing import Stripe
-from stream_pretrain.data.documents import DocumentReader, ReadOptions, open_reader
-from stream_pretrain.data.sources import FORMATS, Compression, Format, Shard
-from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions, compression_of
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.corpus.shard_names import FORMATS, Format
+from stream_pretrain.data.documents.document import DocumentReader, ReadOptions
+from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.transport import retrying
+from stream_pretrain.data.transport.compression import Compression, compression_of
+from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.transport.shard import ShardBytes
 from stream_pretrain.errors import SourceError
 from tests.corpora import documents, write_shard
 from tests.integration.faulty_proxy import proxied
@@ -167,10 +172,10 @@ def read(store: Store, name: str, size: int | None, deadline: float) -> list[str
     options = TransportOptions(store.storage_options, retry_deadline=deadline, block_bytes=16 * KIB, read_timeout=0.5)
     reader = open_reader(shard, ReadOptions("text", 64 * KIB, 1 << 20, options))
     reader.follow(WHOLE, 0)
-    return read_on(reader, Restart(), 0)
+    return read_on(reader, RestartPoint(), 0)
 
 
-def read_on(reader: DocumentReader, restart: Restart, block: int) -> list[str]:
+def read_on(reader: DocumentReader, restart: RestartPoint, block: int) -> list[str]:
     """The documents from a window on, which is followed."""
     texts = []
     try:
@@ -193,7 +198,7 @@ def test_an_object_that_is_replaced_while_it_is_read_or_between_is_refused_thoug
             size = (folder / name).stat().st_size
             listed = bucket.info(f"bucket/{name}")["ETag"].strip('"')
             identity = f"etag:{listed}" if pinned else None
-            opened = partial(ShardBytes, f"s3://bucket/{name}", "none", size, Restart(), options, identity)
+            opened = partial(ShardBytes, f"s3://bucket/{name}", "none", size, RestartPoint(), options, identity)
             with closing(opened()) as shard:
                 assert shard.read()
                 bucket.pipe_file(f"bucket/{name}", bytes(size))
@@ -208,8 +213,8 @@ def test_an_object_that_is_replaced_while_it_is_read_or_between_is_refused_thoug
 def test_the_documents_are_those_of_a_clean_read_or_the_run_ends_with_a_name(
     fault: str, style: str, store: tuple[str, Store], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "_BACKOFF_BASE", 0.01)
-    monkeypatch.setattr(transport, "_BACKOFF_CAP", 0.05)
+    monkeypatch.setattr(retrying, "_BACKOFF_BASE", 0.01)
+    monkeypatch.setattr(retrying, "_BACKOFF_CAP", 0.05)
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 2)  # it waits ever longer between them
     kind, server = store
     name, expected = name_of(style), FAULTS[fault].on(kind)
@@ -245,13 +250,13 @@ def test_a_branch_that_moves_while_a_shard_is_read_changes_no_document(style: st
         shard = Shard(first + name, name, (repository / "main" / name).stat().st_size, None, *format_of(name))
         reader = open_reader(shard, ReadOptions("text", 64 * KIB, 1 << 20, options))
         reader.follow(WHOLE, 0)
-        begun = reader.read(WHOLE, 0, Restart())
+        begun = reader.read(WHOLE, 0, RestartPoint())
         assert begun is not None
         (repository / "refs.json").write_text('{"main": "later"}')
         assert begun.texts + read_on(reader, begun.restart, 1) == documents(COUNT)
         again = open_reader(shard, ReadOptions("text", 64 * KIB, 1 << 20, options))
         again.follow(WHOLE, 0)
-        assert read_on(again, Restart(), 0) == documents(COUNT)
+        assert read_on(again, RestartPoint(), 0) == documents(COUNT)
 
 
 def test_the_table_of_the_readme_says_what_these_tests_have_seen() -> None:

@@ -17,10 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from stream_pretrain.data.dealing import Stripe
-from stream_pretrain.data.documents import ReadOptions, open_reader
-from stream_pretrain.data.sources import FORMATS, Shard
-from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions, compression_of
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.corpus.shard_names import FORMATS
+from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.transport.compression import compression_of
+from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.transport.shard import ShardBytes
 from stream_pretrain.errors import ContentError, TransportError
 from tests.corpora import documents, json_lines
 from tests.data.test_transport import seek_table
@@ -86,7 +91,7 @@ def read(server: Server, name: str, window_bytes: int = 64 * 1024) -> list[str]:
     reader = open_reader(shard, ReadOptions("text", window_bytes, 1 << 20, options))
     reader.follow(Stripe(0), 0)
     texts: list[str] = []
-    restart, block = Restart(), 0
+    restart, block = RestartPoint(), 0
     try:
         while (found := reader.read(Stripe(0), block, restart)) is not None:
             assert not found.skips

@@ -15,11 +15,14 @@ import pyarrow as pa
 import pytest
 import zstandard
 
-from stream_pretrain.data import transport
-from stream_pretrain.data.dealing import Stripe
-from stream_pretrain.data.documents import ReadOptions, open_reader
-from stream_pretrain.data.sources import Shard
-from stream_pretrain.data.transport import Restart, TransportOptions, compression_of
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.transport import retrying
+from stream_pretrain.data.transport.compression import compression_of
+from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.corpora import json_lines
 from tests.integration.faulty_proxy import proxied
@@ -60,7 +63,7 @@ def server(folder: Path) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def no_faults(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.forget()
-    monkeypatch.setattr(transport, "_BACKOFF_BASE", 0.01)
+    monkeypatch.setattr(retrying, "_BACKOFF_BASE", 0.01)
 
 
 def documents(
@@ -83,7 +86,7 @@ def documents(
     reader.follow(WHOLE, 0)
     texts: list[str] = []
     block = 0
-    while (found := reader.read(WHOLE, block, Restart())) is not None:
+    while (found := reader.read(WHOLE, block, RestartPoint())) is not None:
         texts += found.texts
         block += 1
     assert reader.leave(WHOLE)

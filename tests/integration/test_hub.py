@@ -19,7 +19,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from stream_pretrain.data.sources import Corpus, Shard, check_unchanged
+from stream_pretrain.data.corpus.shard import Corpus, Shard
+from stream_pretrain.data.corpus.unchanged import check_unchanged
 from stream_pretrain.errors import SourceError
 from tests.forks import CHECKOUT
 from tests.integration.hub_server import AskedHub, asked
@@ -31,7 +32,7 @@ SECOND = "3f817a327985ae6c1b08dbeeced7bcf1da4c8c2c"
 RESOLVE = """
 import json, sys
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.sources import resolve
+from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.errors import StreamPretrainError
 
 for options in json.loads(sys.argv[1]):
@@ -44,7 +45,7 @@ for options in json.loads(sys.argv[1]):
 
 READ = """
 import sys
-from stream_pretrain.data.transport import ShardBytes
+from stream_pretrain.data.transport.shard import ShardBytes
 from stream_pretrain.errors import StreamPretrainError
 
 try:
@@ -57,7 +58,7 @@ except StreamPretrainError as error:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AskedHub]:
     root = tmp_path_factory.mktemp("hub")
-    with asked(root, "stream_pretrain.data.sources", "datasets", "huggingface_hub", "transformers", page_size=3) as hub:
+    with asked(root, "stream_pretrain.data.corpus.resolve", "datasets", "huggingface_hub", "transformers", page_size=3) as hub:
         yield hub
 
 
@@ -184,7 +185,7 @@ def test_shards_are_opened_by_range_and_leave_nothing_on_the_disk(hub: AskedHub)
     read = """
 import fsspec
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.sources import resolve
+from stream_pretrain.data.corpus.resolve import resolve
 
 for shard in resolve(DataConfig(dataset="org/corpus")).shards:
     with fsspec.open(shard.url, block_size=1024) as file:

@@ -17,12 +17,18 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data import sources, transport
-from stream_pretrain.data.dealing import Stripe
-from stream_pretrain.data.documents import ReadOptions, open_reader
-from stream_pretrain.data.sources import Corpus, Shard, described, find_again, resolve
-from stream_pretrain.data.store_memory import StoreMemory
-from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions
+from stream_pretrain.data.corpus import unchanged
+from stream_pretrain.data.corpus.resolve import resolve
+from stream_pretrain.data.corpus.shard import Corpus, Shard
+from stream_pretrain.data.corpus.unchanged import described, find_again
+from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.transport import retrying
+from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.transport.shard import ShardBytes
+from stream_pretrain.data.transport.store_memory import StoreMemory
 from stream_pretrain.errors import SourceError, TransportError
 from tests.corpora import documents, json_lines, write_shard, write_tiny_bert
 from tests.forks import ENVIRONMENT, trainers
@@ -63,7 +69,7 @@ def texts(shard: Shard, memory: StoreMemory | None = None) -> list[str]:
     reader = open_reader(shard, options)
     reader.follow(Stripe(0), 0)
     try:
-        found = reader.read(Stripe(0), 0, Restart())
+        found = reader.read(Stripe(0), 0, RestartPoint())
     finally:
         reader.leave(Stripe(0))
     assert found is not None
@@ -142,7 +148,7 @@ def test_a_signature_may_be_new_at_each_start_the_content_may_not(folder: Path, 
 def test_a_server_that_is_busy_at_the_start_is_asked_again(
     server: Server, listed: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "_BACKOFF_BASE", 0.01)
+    monkeypatch.setattr(retrying, "_BACKOFF_BASE", 0.01)
     server.inject("b.jsonl", {"do": "status", "code": 503, "times": 3}, {"do": "reset", "after": 0})
     assert [shard.size for shard in pinned(listed).shards] == [30, 30, 30]
 
@@ -165,7 +171,7 @@ def test_many_web_files_are_pinned_at_the_first_start_and_compared_when_they_are
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(sources, "MOST_ASKED_AGAIN", 2)
+    monkeypatch.setattr(unchanged, "MOST_ASKED_AGAIN", 2)
     with caplog.at_level(logging.WARNING):
         corpus = pinned(listed)
     [said] = caplog.messages
@@ -183,7 +189,7 @@ def test_many_web_files_are_pinned_at_the_first_start_and_compared_when_they_are
 def test_of_many_web_files_one_that_is_signed_anew_is_read_by_its_new_url_and_not_asked_for_again(
     server: Server, listed: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "MOST_ASKED_AGAIN", 2)
+    monkeypatch.setattr(unchanged, "MOST_ASKED_AGAIN", 2)
     corpus = pinned(listed)
     asked = len(server.log())
     (tmp_path / "list.txt").write_text((tmp_path / "list.txt").read_text().replace("b.jsonl", "b.jsonl?signature=new"))

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from stream_pretrain.data.dealing import Stripe
-from stream_pretrain.data.documents import ReadOptions
-from stream_pretrain.data.source_lane import Readers, SourcePlan
-from stream_pretrain.data.sources import Format, Shard
-from stream_pretrain.data.transport import Restart, TransportOptions
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.corpus.shard_names import Format
+from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.lanes.readers import Readers
+from stream_pretrain.data.lanes.source_plan import SourcePlan
+from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import SourceError
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.http_server import Server, serve
@@ -89,7 +92,7 @@ def test_each_stream_holds_a_server_to_what_it_was_told_itself(kind: str, folder
     def texts(stream: Readers, epoch: int) -> list[str]:
         reader = stream.follow(0, epoch, Stripe(0), 0)
         try:
-            found = reader.read(Stripe(0), 0, Restart())
+            found = reader.read(Stripe(0), 0, RestartPoint())
         finally:
             stream.leave(0, epoch, Stripe(0))
         assert found is not None

@@ -17,12 +17,16 @@ from typing import Any
 import pytest
 import zstandard
 
-from stream_pretrain.data import transport
-from stream_pretrain.data.dealing import Stripe
-from stream_pretrain.data.documents import ReadOptions, open_reader
-from stream_pretrain.data.sources import Shard
-from stream_pretrain.data.store_memory import StoreMemory
-from stream_pretrain.data.transport import Restart, ShardBytes, TransportOptions, compression_of
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.transport import http, retrying
+from stream_pretrain.data.transport.compression import compression_of
+from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.transport.shard import ShardBytes
+from stream_pretrain.data.transport.store_memory import StoreMemory
 from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.integration.http_server import Server, serve
 
@@ -81,7 +85,7 @@ def reading_ahead() -> list[threading.Thread]:
 
 def opened(server: Server, name: str, size: int | None = None, **options: Any) -> closing[ShardBytes]:
     chosen = TransportOptions(**{"block_bytes": BLOCK, "read_timeout": 5.0, "retry_deadline": 30.0, **options})
-    return closing(ShardBytes(server.url(name), compression_of(name), size, Restart(), chosen))
+    return closing(ShardBytes(server.url(name), compression_of(name), size, RestartPoint(), chosen))
 
 
 def content_of(shard: ShardBytes) -> bytes:
@@ -118,7 +122,7 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
 @pytest.mark.parametrize("name", SHARDS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_bytes_are_those_of_a_clean_read(name: str, fault: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "_BACKOFF_BASE", 0.01)
+    monkeypatch.setattr(retrying, "_BACKOFF_BASE", 0.01)
     server.inject(name, *FAULTS[fault])
     with opened(server, name, read_timeout=0.5) as shard:
         assert content_of(shard) == text()
@@ -337,7 +341,7 @@ def test_a_stripe_of_a_plain_shard_asks_for_its_next_window_before_it_is_wanted(
     reader.follow(stripe, 1)
     windows = []
     for block in (1, 4, 7):
-        window = reader.read(stripe, block, Restart())
+        window = reader.read(stripe, block, RestartPoint())
         assert window is not None
         windows.append(window.texts[0])
         patient(lambda: len(server.log()) == len(windows) + 1)
@@ -399,7 +403,7 @@ def test_a_block_that_is_let_go_of_closes_its_connection_when_its_thread_is_done
         behind = shard._data._store
     for thread in reading_ahead():
         thread.join()
-    assert isinstance(behind, transport._HttpFile)
+    assert isinstance(behind, http.HttpFile)
     assert behind is not shard._data._store
     assert behind._response is None
 
@@ -412,7 +416,7 @@ def test_a_seek_table_is_used_over_http(server: Server, folder: Path) -> None:
     with opened(server, "seekable.jsonl.zst") as shard:
         shard.skip_to(3_000_005)
         assert shard.read() == parts[10][5:]
-        assert shard.restart == Restart(sum(map(len, frames[:10])), 3_000_000)
+        assert shard.restart == RestartPoint(sum(map(len, frames[:10])), 3_000_000)
         assert shard.compressed_bytes_read < 700_000
 
 
@@ -465,7 +469,7 @@ def test_the_signature_of_a_url_stays_out_of_what_is_said_of_a_lost_connection(
         options.memory.answered = True
         with (
             caplog.at_level(logging.WARNING),
-            closing(ShardBytes(url, "none", None, Restart(), options)) as shard,
+            closing(ShardBytes(url, "none", None, RestartPoint(), options)) as shard,
             pytest.raises(TransportError, match=r"Max retries exceeded with url: /plain\.jsonl\?\.\.\. ") as caught,
         ):
             shard.read()
@@ -493,7 +497,7 @@ def test_a_file_of_the_hub_is_asked_for_with_its_revision_and_token(server: Serv
     path.mkdir(parents=True)
     (path / "a b.jsonl").write_bytes(b"text\n")
     options = TransportOptions(storage_options={"endpoint": server.url("").rstrip("/"), "token": "hf_test"})
-    with closing(ShardBytes("hf://datasets/org/name@0123abc/data/a b.jsonl", "none", 5, Restart(), options)) as shard:
+    with closing(ShardBytes("hf://datasets/org/name@0123abc/data/a b.jsonl", "none", 5, RestartPoint(), options)) as shard:
         assert shard.read() == b"text\n"
     assert server.log() == [
         {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stream_pretrain.config import TrainConfig
-from stream_pretrain.data.batches import Batch, on_device
+from stream_pretrain.data.rows.batches import Batch, on_device
 from stream_pretrain.model.packed_attention import PACKED_ATTENTION, packed_attention
 from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.training.optimizer import adamw

@@ -13,14 +13,14 @@ import torch
 from transformers import ModernBertConfig
 
 from stream_pretrain import cli
-from stream_pretrain.commands.train import Setup, prepare
 from stream_pretrain.config import Config, DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
-from stream_pretrain.data.stream import StepStream
+from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.training.loop import StepResult, accelerator_for, training_steps
 from stream_pretrain.training.preemption import stop_on_signals
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.run_directory import RunDirectory
+from stream_pretrain.training.start import Setup, prepare
 from stream_pretrain.training.watchdog import Watchdog
 from tests.corpora import SPECIAL, VOCABULARY, word_tokenizer
 

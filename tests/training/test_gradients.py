@@ -19,10 +19,10 @@ import sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from stream_pretrain.commands import train
-from stream_pretrain.commands.train import prepare
+from stream_pretrain.training import start
+from stream_pretrain.training.start import prepare
 from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
-from stream_pretrain.data.stream import StepStream
+from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.training.loop import accelerator_for, training_steps
 from stream_pretrain.training.preemption import StopRequest
@@ -35,7 +35,7 @@ torch.set_default_dtype(torch.float64)
 torch.nn.functional.cross_entropy, cross_entropy = (
     lambda logits, *rest, **more: cross_entropy(logits.double(), *rest, **more), torch.nn.functional.cross_entropy
 )
-train.PretrainingModel = lambda model, sources: PretrainingModel(model.double(), sources)
+start.PretrainingModel = lambda model, sources: PretrainingModel(model.double(), sources)
 corpus, model, out, kept = sys.argv[1:]
 config = Config(
     data=DataConfig(dataset=corpus, sequence_length=32, workers=0, lanes=4, window_bytes=4096, packing="none"),

@@ -11,7 +11,9 @@ import pytest
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from stream_pretrain.config import Config, DataConfig, ModelConfig, run_directory
-from stream_pretrain.data.sources import Corpus, check_unchanged, find_again, resolve
+from stream_pretrain.data.corpus.resolve import resolve
+from stream_pretrain.data.corpus.shard import Corpus
+from stream_pretrain.data.corpus.unchanged import check_unchanged, find_again
 from stream_pretrain.errors import SourceError
 from stream_pretrain.names import escaped, in_shell, utf8_path
 from stream_pretrain.redaction import printable

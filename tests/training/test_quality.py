@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
-from stream_pretrain.commands import train
-from stream_pretrain.data.stream import StepRows
+from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.pretraining import PretrainingModel
+from stream_pretrain.training import start
 from stream_pretrain.training.loop import StepResult
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, steps_of, tiny_run, write_tiny_modernbert
@@ -68,10 +68,10 @@ def one_segment_a_row(step: StepRows) -> dict[str, Tensor]:
         name: np.full((count, longest), fill) for name, fill in (("input_ids", 0), ("attention_mask", 0), ("labels", -100))
     }
     cuts = zip(rows.segment_row, rows.segment_start, rows.segment_length, strict=True)
-    for segment, (row, start, length) in enumerate(cuts):
-        batch["input_ids"][segment, :length] = labelled.input_ids[row, start : start + length]
+    for segment, (row, first, length) in enumerate(cuts):
+        batch["input_ids"][segment, :length] = labelled.input_ids[row, first : first + length]
         batch["attention_mask"][segment, :length] = 1
-        batch["labels"][segment, :length] = dense[row, start : start + length]
+        batch["labels"][segment, :length] = dense[row, first : first + length]
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
@@ -135,7 +135,7 @@ class Leaking(PretrainingModel):
 def test_a_leak_that_shows_only_where_it_trains_is_refused(
     corpus: Path, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "PretrainingModel", Leaking)
+    monkeypatch.setattr(start, "PretrainingModel", Leaking)
     with (
         pytest.raises(ModelError, match="not kept apart on this cpu: documents leak into each other by"),
         prepared(tiny_run(corpus, models["bert"], tmp_path, max_steps=1)),

@@ -20,7 +20,7 @@ import torch
 from transformers import BertConfig
 
 from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig, fixed_options
-from stream_pretrain.data.stream import CURSOR_VERSION
+from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training import checkpoint, run_directory
 from stream_pretrain.training.checkpoint import Snapshot

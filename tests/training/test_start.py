@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from stream_pretrain.commands.train import prepare
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.training.loop import accelerator_for
 from stream_pretrain.training.preemption import stop_on_signals
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.run_directory import RunDirectory
+from stream_pretrain.training.start import prepare
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import tiny_options
 from tests.training.runs import prepared, run_here, tiny_run

@@ -14,18 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stream_pretrain.commands import train
-from stream_pretrain.commands.train import begin_save
 from stream_pretrain.config import Config
-from stream_pretrain.data.source_lane import Cursor
-from stream_pretrain.data.stream import StepStream
-from stream_pretrain.data.tokenizer_probe import Engine
+from stream_pretrain.data.lanes.cursor import Cursor
+from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.data.rows.tokenizer_probe import Engine
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.model.loading import LoadedModel
+from stream_pretrain.training import start
 from stream_pretrain.training.checkpoint import BackgroundWriter
 from stream_pretrain.training.preemption import stop_on_signals
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks
+from stream_pretrain.training.run import begin_save
 from stream_pretrain.training.run_directory import RunDirectory
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, run_here, steps_of, tiny_run
@@ -209,12 +209,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def go_on(run: Run, checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin a new run where the checkpoint stands, as far as the first rows."""
     # What has nothing to do with the checkpoint, and takes most of the time.
-    monkeypatch.setattr(train, "_loaded_by_all", lambda *_: copy.deepcopy(run.loaded))
-    monkeypatch.setattr(train, "asked", lambda *_: run.engine)
-    monkeypatch.setattr(train, "isolation_fault", lambda *_: None)
+    monkeypatch.setattr(start, "_loaded_by_all", lambda *_: copy.deepcopy(run.loaded))
+    monkeypatch.setattr(start, "asked", lambda *_: run.engine)
+    monkeypatch.setattr(start, "isolation_fault", lambda *_: None)
     config = replace(run.config, run=replace(run.config.run, output_dir=str(out), resume=str(checkpoint)))
     with stop_on_signals() as stop, RunDirectory.own(out, [], unexpected) as owned:
-        setup = train.prepare(config, [], run.accelerator, Ranks(0, 1), Progress(None), stop, owned)
+        setup = start.prepare(config, [], run.accelerator, Ranks(0, 1), Progress(None), stop, owned)
         with StepStream(setup.plan, setup.cursors) as stream:
             for _ in range(3):
                 next(stream)
@@ -267,7 +267,7 @@ def test_the_command_ends_with_that_line_alone(kind: str, run: Run, tmp_path: Pa
         [
             *(f"--dataset={data.dataset}", f"--model.config={model.config}", f"--model.tokenizer={model.tokenizer}"),
             *("--sequence-length=64", "--lanes=8", "--data.window-bytes=2048", "--objective.mask-rate=0.3"),
-            *("--global-batch-size=8", "--train.precision=fp32", "--max-steps=9", "--run.wandb=disabled"),
+            *("--global-batch-size=8", "--start.precision=fp32", "--max-steps=9", "--run.wandb=disabled"),
             *(f"--output-dir={out}", f"--resume={checkpoint}"),
         ]
     )

@@ -1,0 +1,84 @@
+"""What a run reads and how it is dealt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from stream_pretrain.data.corpus.shard import Corpus, Shard
+from stream_pretrain.errors import CheckpointError
+from stream_pretrain.stored import stored
+
+
+@dataclass(frozen=True)
+class PinnedSource:
+    """What a run reads of a source and how it is cut up."""
+
+    name: str
+    """Empty where there is but one source, which needs no name."""
+    corpus: Corpus
+    window_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "window_bytes": self.window_bytes, **self.corpus.to_json()}
+
+
+@dataclass(frozen=True)
+class PinnedCorpus:
+    """What a run reads and how it is dealt: fixed at its first start, `corpus.json` in every checkpoint."""
+
+    sources: tuple[PinnedSource, ...]
+    lanes: int
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The shards of all sources, in the order that numbers them."""
+        return tuple(shard for source in self.sources for shard in source.corpus.shards)
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """As JSON, without secrets: at a resume, URLs are those that --dataset leads to then."""
+        sources = [source.to_json() for source in self.sources]
+        return json.dumps({"version": 1, "lanes": self.lanes, "sources": sources}).encode()
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> PinnedCorpus:
+        """Back from `encoded`. Raises: CheckpointError."""
+        was = stored(_StoredCorpus, value, "corpus.json:")
+        sources = tuple(
+            PinnedSource(source.name, Corpus(source.dataset, source.revision, source.shards), source.window_bytes)
+            for source in was.sources
+        )
+        pinned = cls(sources, was.lanes)
+        for source in sources:
+            names = [shard.name for shard in source.corpus.shards]
+            in_order = bool(names) and sorted(set(names)) == names
+            if not in_order or source.window_bytes < 1 or any((shard.size or 0) < 0 for shard in source.corpus.shards):
+                raise CheckpointError(
+                    f"corpus.json: shards of {source.corpus.dataset} are out of order: use another checkpoint"
+                )
+        if was.version != 1 or not sources or was.lanes < 1:
+            counts = f"version {was.version}, {len(sources)} sources, {was.lanes} lanes"
+            raise CheckpointError(f"corpus.json: {counts}: use another checkpoint")
+        return pinned
+
+
+@dataclass(frozen=True)
+class _StoredSource:
+    name: str
+    window_bytes: int
+    dataset: str
+    revision: str | None
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class _StoredCorpus:
+    """How `PinnedCorpus.encoded` lays it out."""
+
+    version: int
+    lanes: int
+    sources: tuple[_StoredSource, ...]

@@ -1,0 +1,150 @@
+"""What is read: ids, folders, globs and URLs become a pinned, sorted list of shards.
+
+    @FILE           one of the following a line, `#` starts a comment
+    path            a local file, folder or glob
+    scheme://...    a URL or glob that fsspec knows (https, s3, gs, hf, memory...): a file, a folder, a pattern
+    org/name        a dataset on the Hub, resolved by `datasets` and pinned to a commit
+
+Sizes and identities come from the one listing that finds the files; no shard is opened here, except for the first and
+last bytes of local files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import logging
+import os
+import re
+import urllib.parse
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import fsspec
+
+from stream_pretrain.config import DataConfig
+from stream_pretrain.data.corpus.found import Found, refuse_parts, say_mixture
+from stream_pretrain.data.corpus.hub import HUB_ID, HUB_URL, find_on_hub
+from stream_pretrain.data.corpus.listings import (
+    split_pattern,
+)
+from stream_pretrain.data.corpus.local import find_folder, find_local_glob, local_files
+from stream_pretrain.data.corpus.shard import Corpus, Shard, sorted_shards
+from stream_pretrain.data.corpus.stores import find_url
+from stream_pretrain.data.transport.retrying import answered
+from stream_pretrain.data.transport.threads import OneThread
+from stream_pretrain.errors import SourceError, TransportError
+from stream_pretrain.urls import without_secrets
+
+logger = logging.getLogger(__name__)
+
+
+def resolve(
+    data: DataConfig, *, split: str | None = None, dataset: str | None = None, commits: Mapping[str, str] = MappingProxyType({})
+) -> Corpus:
+    """Find and pin the shards of `data.dataset`; `split` and `dataset` replace the configured ones (evaluation sets).
+
+    commits: of Hub datasets, by id, that are pinned already; the others are pinned to where their revision is now.
+
+    Raises: SourceError for what does not exist or holds no shards, TransportError for what cannot be reached.
+    """
+    if dataset is not None:  # the other options name parts of the configured dataset
+        data = dataclasses.replace(
+            data, dataset=dataset, name=None, split="train", revision=None, data_files=None, data_dir=None
+        )
+    if split is not None:
+        data = dataclasses.replace(data, split=split, data_files=None)
+    assert data.dataset is not None, "validated before"
+    for kind in fsspec.registry.values():
+        kind.clear_instance_cache()  # what was listed for another run of this process tells nothing of today
+
+    if not data.dataset.startswith("@"):
+        with OneThread("listing") as asking:
+            found = _ask_for(data.dataset, data, commits, asking)
+        return Corpus(data.dataset, found.revision, sorted_shards(found.files))
+    with OneThread("listing") as asking:
+        parts = [_ask_for(entry, data, commits, asking) for entry in _entries(Path(data.dataset[1:]))]
+    revisions = {part.revision for part in parts}
+    return Corpus(data.dataset, revisions.pop() if len(revisions) == 1 else None, sorted_shards(_merged(parts)))
+
+
+def _merged(parts: Iterable[Found]) -> dict[str, Shard]:
+    """The files of all parts, by their paths below the folder that holds them all; a file found twice counts once."""
+    by_location: dict[str, Shard] = {}
+    for part in parts:
+        for name, shard in part.files.items():
+            location = f"{part.root}/{name}"
+            if by_location.setdefault(location, shard).url != shard.url:
+                urls = " and ".join(without_secrets(url) for url in (by_location[location].url, shard.url))
+                raise SourceError(f"{urls} are shards of one name, {without_secrets(location)}")
+    folders = [location.split("/")[:-1] for location in by_location]
+    levels = list(zip(*folders, strict=False))
+    common = next((level for level, names in enumerate(levels) if len(set(names)) > 1), len(levels))
+    return {"/".join(location.split("/")[common:]): shard for location, shard in by_location.items()}
+
+
+def _entries(file: Path) -> list[str]:
+    """The lines of @FILE without comments."""
+    if not file.is_file():
+        raise SourceError(f"@{file}: there is no such file")
+    try:
+        content = file.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"@{file}: is not UTF-8 text ({error.reason} at byte {error.start}): a list has one dataset a line"
+        ) from error
+    lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in content.splitlines()]
+    if not any(lines):
+        raise SourceError(f"@{file}: names no dataset")
+    return [line for line in lines if line]
+
+
+LEAST_PATIENCE = 60.0
+"""Seconds that a listing may take however short the deadline of a retry is."""
+
+
+def _ask_for(entry: str, data: DataConfig, commits: Mapping[str, str], asking: OneThread) -> Found:
+    """What `entry` stands for; asked again where a store is busy or a connection breaks."""
+    scheme, separator, rest = entry.partition("://")
+    url = scheme.lower() + separator + rest if separator else entry
+
+    def ask() -> Found:
+        """In a thread: a library may wait without end, as where headers drip in."""
+        answer = asking.call(lambda: find(url, data, commits))
+        patience = max(data.retry_deadline, LEAST_PATIENCE)
+        try:
+            return answer.result(patience)
+        except TimeoutError:
+            if answer.done():  # its own
+                raise
+            raise TransportError(
+                f"{without_secrets(url)}: no answer for {patience:g} s; check the network and the server, "
+                f"or raise --data.retry-deadline (now {data.retry_deadline:g} s)"
+            ) from None
+
+    found = answered(ask, without_secrets(url), data.retry_deadline)
+    say_mixture(without_secrets(url), list(found.files))
+    return found
+
+
+def find(entry: str, data: DataConfig, commits: Mapping[str, str]) -> Found:
+    """What `entry` stands for: a local path first, then a URL, then a Hub id."""
+    if hub := HUB_URL.fullmatch(entry.rstrip("/")):
+        revision = urllib.parse.unquote(hub["revision"] or "") or data.revision
+        return find_on_hub(entry, hub["id"], revision, hub["path"], data, commits)
+    if "://" in entry and not entry.startswith("file://"):
+        return find_url(entry, data)
+    path = Path(os.path.expanduser(entry.removeprefix("file://")))
+    if os.path.isfile(path):  # Path itself raises for a name that is too long, and above for a user who is not there
+        refuse_parts(entry, data, "name", "revision", "data_files", "data_dir")
+        return local_files(entry, path.parent, [path.name], data, chosen=True)
+    if os.path.isdir(path):
+        return find_folder(entry, path, data)
+    if glob.has_magic(entry):
+        refuse_parts(entry, data, "name", "revision", "data_files", "data_dir")
+        root, pattern = split_pattern(path.as_posix())
+        return find_local_glob(entry, Path(root), pattern, data)
+    if not HUB_ID.fullmatch(entry):
+        raise SourceError(f"{entry}: there is no such file or folder")
+    return find_on_hub(entry, entry, data.revision, None, data, commits)

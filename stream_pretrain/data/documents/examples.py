@@ -1,0 +1,138 @@
+"""Documents of the formats that `datasets` parses."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.documents.csv_rows import HEAD_BYTES, CsvRows, csv_rows
+from stream_pretrain.data.documents.shard_filesystem import PROTOCOL, shard_url
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.documents.texts import MANY, text_getter, wrong_field
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.transport.retrying import causes, in_words
+from stream_pretrain.data.transport.shard import ShardBytes, ShardFile
+from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError
+
+if TYPE_CHECKING:
+    pass
+from stream_pretrain.data.documents.document import Documents, ReadOptions, documents_of, nothing_usable
+
+
+class ExampleDocuments:
+    """Examples of any format that `datasets` streams. A window is `EXAMPLES` of them in a row.
+
+    There is nothing to seek by: a resume reads the examples before its window again, and a stripe those of the others.
+    """
+
+    EXAMPLES = 1000
+
+    def __init__(self, shard: Shard, options: ReadOptions) -> None:
+        self.shard = shard
+        self.options = options
+        self.text_of = text_getter(options.text_field, options.text_template)
+        self.reading: dict[Stripe, tuple[int, Iterator[Mapping[str, Any]]]] = {}  # the next example's number, and the rest
+
+    def follow(self, stripe: Stripe, block: int) -> None:  # noqa: ARG002 (opened at the first read)
+        self.reading[stripe] = 0, self._examples()
+
+    def leave(self, stripe: Stripe) -> bool:
+        del self.reading[stripe]
+        return not self.reading
+
+    def read(self, stripe: Stripe, block: int, restart: RestartPoint) -> Documents | None:  # noqa: ARG002
+        first = self.offset_of(block)
+        found = self._window(stripe, first)
+        if not found:
+            return None
+        documents = documents_of(enumerate(found, first), self.text_of, RestartPoint(), self.options)
+        if block == 0:
+            bad = documents.skips[0].reason if documents.skips and not documents.texts and not documents.filtered else None
+            # The columns of a table are the same in all its rows.
+            fault = wrong_field(found, self.options.fields, bad, many=1 if self.shard.builder in ("csv", "arrow") else MANY)
+            if fault is None and nothing_usable(documents):
+                fault = f"no document in its first window; example {documents.skips[0].offset}: {bad}"
+            if fault is not None:
+                raise ContentError(f"{self.shard.name}: {fault}")
+        return documents
+
+    def offset_of(self, block: int) -> int:
+        return block * self.EXAMPLES
+
+    def documents_from(self, stripe: Stripe, block: int) -> int | None:  # noqa: ARG002
+        return None
+
+    def _window(self, stripe: Stripe, first: int) -> list[Mapping[str, Any]]:
+        """The examples of the window that begins with number `first`."""
+        position, examples = self.reading[stripe]
+        assert first >= position
+        try:
+            found = list(itertools.islice(examples, first - position, first - position + self.EXAMPLES))
+        except Exception as error:  # every builder has errors of its own, some in place of the one that was in its way
+            for cause in causes(error):
+                if isinstance(cause, StreamPretrainError):
+                    raise cause from cause.__cause__
+            words = f"`datasets` ({self.shard.builder}) cannot read it: {in_words(error)}"
+            raise (SourceError if _of_this_machine(error) else ContentError)(f"{self.shard.name}: {words}") from error
+        self.reading[stripe] = first + len(found), examples
+        return found
+
+    def _examples(self) -> Iterator[Mapping[str, Any]]:
+        import datasets
+
+        if self.shard.size == 0:
+            return  # as in formats of our own; parsers want a header
+        options: dict[str, Any] = {}
+        rows = CsvRows({}, ends_in_crlf=False)
+        if self.shard.builder == "text":
+            options["sample_by"] = {"line": "line", "blank-line": "paragraph", "file": "document"}[self.options.text_documents]
+        if self.shard.builder == "csv":
+            # Text like "007" or "NA" stays as it is. In larger chunks of a wide file, pandas gives a column several types.
+            rows = self._csv_rows
+            options = {**rows.options, "keep_default_na": False, "chunksize": self.EXAMPLES}
+        dataset = datasets.load_dataset(
+            self.shard.builder,
+            data_files=[shard_url(self.shard)],
+            split="train",
+            streaming=True,
+            storage_options={PROTOCOL: {"shard": self.shard, "transport": self.options.transport}},
+            **options,
+        )
+        # Example by example, `datasets` would deal its files to the data workers of torch: the one file to the first worker.
+        for columns in dataset.iter(batch_size=self.EXAMPLES):
+            yield from rows.of(columns)
+        if self.shard.builder == "webdataset" and self.shard.compression == "none":
+            self._check_end_of_archive()
+
+    @cached_property
+    def _csv_rows(self) -> CsvRows:
+        """Told from the first bytes of the content, once for all lanes."""
+        separator = "\t" if ".tsv" in PurePosixPath(self.shard.name.lower()).suffixes else ","
+        shard, transport = self.shard, replace(self.options.transport, block_bytes=HEAD_BYTES)
+        with closing(
+            ShardBytes(shard.url, shard.compression, shard.size, options=transport, identity=shard.identity)
+        ) as content:
+            head = b""
+            while len(head) < HEAD_BYTES and (chunk := content.read()):
+                head += chunk
+        return csv_rows(head[:HEAD_BYTES], separator, self.options.fields)
+
+    def _check_end_of_archive(self) -> None:
+        """A tar archive that was cut between two files lacks nothing else that tells: it ends with blocks of zeros."""
+        with closing(ShardFile(self.shard.url, self.shard.size, self.options.transport, self.shard.identity)) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - tarfile.BLOCKSIZE))
+            if file.read().strip(b"\0"):
+                raise ContentError(f"{self.shard.name}: its end of archive is missing: the shard was cut short")
+
+
+def _of_this_machine(error: Exception) -> bool:
+    """Whether a package, memory or a file of `datasets` is missing here; else the shard cannot be parsed."""
+    return isinstance(error, (ImportError, MemoryError, NotImplementedError)) or getattr(error, "errno", None) is not None

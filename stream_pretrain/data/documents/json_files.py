@@ -1,0 +1,83 @@
+"""JSON that is not JSON lines: a file that is one array, one object around its records, or objects over several lines."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Sequence
+
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.transport.compression import Compression
+from stream_pretrain.names import in_shell
+
+_SEARCHED = 128 * 1024
+"""Of a file, in which fields are looked for."""
+
+_READ: dict[Compression, str] = {"gzip": "gzip -dc", "zstd": "zstd -dc", "bz2": "bzip2 -dc", "xz": "xz -dc", "lz4": "lz4 -dc"}
+
+_LIST = re.compile(r'"((?:[^"\\]|\\.)+)"\s*:\s*\[\s*\{')
+"""A field that holds a list of objects, as far as the object in its beginning."""
+
+
+def json_fault(content: bytes, shard: Shard, fields: Sequence[str], *, usable: bool) -> str | None:
+    """What a file that begins so is, and how to make JSON lines of it; None for JSON lines and for what is no JSON.
+
+    content: from the first byte on, with the whole first line where that is known.
+    fields: those that make a text.
+    usable: whether any line of it is a document, as the last object of a list may be.
+    """
+    first, newline, behind = content.lstrip().partition(b"\n")
+    line = first.decode("utf-8", "replace").strip()
+    goes_on, broken = _goes_on_or_is_broken(line, cut=not newline)
+    if broken or not line.startswith(("[", "{")):
+        return None
+    if line.startswith("["):
+        return None if usable and not goes_on else f"is one JSON array, not JSON lines: {_command(shard, '.[]')}"
+    if usable and not (goes_on and line.endswith(("{", "["))):
+        return None
+    if not goes_on and behind.strip():
+        return None  # objects, a line each
+    records = _records(content[:_SEARCHED].decode("utf-8", "replace"), fields[0].split(".")[0])
+    if records is not None:
+        return f"is one JSON object with its records in {records!r}, not JSON lines: {_command(shard, _all_of(records))}"
+    return f"has objects over several lines, not JSON lines: {_command(shard, '.')}" if goes_on and newline else None
+
+
+def _goes_on_or_is_broken(line: str, *, cut: bool) -> tuple[bool, bool]:
+    """Whether JSON begins in a line and ends in another one, or in what was cut off of it; and whether it is none at all."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        goes_on = error.pos >= len(line) or (cut and error.msg.startswith("Unterminated"))
+        return goes_on, not goes_on
+    except RecursionError:
+        return False, True
+    return False, False
+
+
+def _records(text: str, field: str) -> str | None:
+    """The field of an object that holds a list of objects, of which the first has the field that makes a text."""
+    for found in _LIST.finditer(text):
+        begin = found.end() - 1
+        try:
+            record, _ = json.JSONDecoder().raw_decode(text, begin)
+        except (ValueError, RecursionError):  # longer than what is searched
+            record = text[begin:]
+        if field in record:
+            return str(json.loads(f'"{found[1]}"'))
+    return None
+
+
+def _all_of(field: str) -> str:
+    return f".{field}[]" if re.fullmatch(r"[A-Za-z_]\w*", field, re.ASCII) else f".[{json.dumps(field)}][]"
+
+
+def _command(shard: Shard, query: str) -> str:
+    """The command that makes JSON lines of a file."""
+    name = posixpath.basename(shard.name)
+    stem = posixpath.splitext(name if shard.compression == "none" else posixpath.splitext(name)[0])[0]
+    made = in_shell([f"{stem}.lines.jsonl"])
+    if shard.compression == "none":
+        return f"{in_shell(['jq', '-c', query, name])} > {made}"
+    return f"{_READ[shard.compression]} {in_shell([name])} | {in_shell(['jq', '-c', query])} > {made}"

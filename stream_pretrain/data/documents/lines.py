@@ -1,0 +1,185 @@
+"""Documents of shards of lines: JSON lines and text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from stream_pretrain.config import TextDocuments
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.documents.csv_rows import HEAD_BYTES
+from stream_pretrain.data.documents.json_files import json_fault
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.documents.text_units import FileWindows, ParagraphWindows, paragraphs, whole
+from stream_pretrain.data.documents.texts import NOT_UTF8, BadDocumentError, text_getter, wrong_field
+from stream_pretrain.data.documents.windows import LineWindows
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.transport.shard import ShardBytes
+from stream_pretrain.errors import ContentError, SourceError
+
+if TYPE_CHECKING:
+    pass
+from stream_pretrain.data.documents.document import TOO_LONG, Documents, ReadOptions, Skip, documents_of, nothing_usable
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What a document of a shard of lines is."""
+
+    windows: type[LineWindows]
+    split: Callable[[bytes, int, int], Iterator[tuple[int, bytes]]]
+    """The documents of a window, with their offsets in the shard, from its bytes, its offset and the most bytes of one."""
+    too_long: str
+
+
+class LineDocuments:
+    """JSON lines (one object a line) or plain text (a line, a paragraph or the whole a document). Only LF ends a line."""
+
+    def __init__(self, shard: Shard, options: ReadOptions) -> None:
+        if shard.format == "text" and options.text_template is not None:
+            raise SourceError(f"{shard.name}: a line of text has no fields for --data.text-template: leave the option out")
+        self.shard = shard
+        self.options = options
+        self.unit = _UNITS[options.text_documents if shard.format == "text" else "line"]
+        self.windows = self.unit.windows(
+            self._open,
+            compressed=shard.compression != "none",
+            window_bytes=options.window_bytes,
+            max_line_bytes=options.max_line_bytes,
+        )
+        self.follow = self.windows.follow
+        self.leave = self.windows.leave
+        self.text_of: Callable[[bytes], str] = plain_text if shard.format == "text" else json_parser(options)
+
+    def _open(self, restart: RestartPoint) -> ShardBytes:
+        transport = self.options.transport
+        if self.shard.compression == "none" and any(stripe.count > 1 for stripe in self.windows.next_of):
+            # A stripe of a plain shard needs every k-th window: fetch that and its last line, not the windows of others.
+            window = self.options.window_bytes
+            transport = replace(transport, block_bytes=min(transport.block_bytes, window + window // 16))
+        return ShardBytes(self.shard.url, self.shard.compression, self.shard.size, restart, transport, self.shard.identity)
+
+    def read(self, stripe: Stripe, block: int, restart: RestartPoint) -> Documents | None:
+        window = self.windows.read(stripe, block, restart)
+        if window is None:
+            return None
+        lines = window.lines.removeprefix(b"\xef\xbb\xbf") if block == 0 else window.lines
+        offset = window.offset + len(window.lines) - len(lines)
+        found = self.unit.split(lines, offset, self.options.max_line_bytes)
+        documents = documents_of(found, self._text_of_short, window.restart, self.options)
+        if window.overlong is not None:
+            documents.skips.append(Skip(window.overlong, self.unit.too_long))
+        if block == 0:
+            self._check_first_window(lines, documents)
+        return documents
+
+    def offset_of(self, block: int) -> int:
+        return block * self.options.window_bytes
+
+    def documents_from(self, stripe: Stripe, block: int) -> int | None:  # noqa: ARG002
+        return None
+
+    def _text_of_short(self, line: bytes) -> str:
+        if len(line) > self.options.max_line_bytes:
+            raise BadDocumentError(self.unit.too_long)
+        return self.text_of(line)
+
+    def _head(self) -> bytes:
+        """The first bytes of the content."""
+        with closing(self._open(RestartPoint())) as content:
+            return content.read().removeprefix(b"\xef\xbb\xbf")[:HEAD_BYTES]
+
+    def _check_first_window(self, lines: bytes, documents: Documents) -> None:
+        fault = None
+        if lines.startswith((b"\xff\xfe", b"\xfe\xff")):
+            fault = "is UTF-16, not UTF-8: convert it"
+        elif self.shard.format == "jsonl":
+            fault = self._json_fault(lines, documents)
+        if fault is None and nothing_usable(documents):
+            first = documents.skips[0]
+            fault = (
+                f"no document in its first window; {len(documents.skips)} lines skipped, "
+                f"the first at byte {first.offset}: {first.reason}"
+            )
+        if fault is not None:
+            raise ContentError(f"{self.shard.name}: {fault}")
+
+    def _json_fault(self, lines: bytes, documents: Documents) -> str | None:
+        bad = documents.skips[0].reason if documents.skips and not documents.texts and not documents.filtered else None
+        fault = None
+        if documents.skips or not documents.texts:
+            content = lines if lines.strip() else self._head()  # a first line that is too long is not among them
+            fault = json_fault(content, self.shard, self.options.fields, usable=bool(documents.texts))
+        if fault is None and bad is not None:
+            fault = diagnose(lines)
+        return fault or wrong_field(_objects(lines), self.options.fields, bad)
+
+
+def _with_offsets(lines: bytes, offset: int, longest: int) -> Iterator[tuple[int, bytes]]:  # noqa: ARG001 (as `paragraphs`)
+    """The lines that are not blank, with their offsets in the shard."""
+    for line in lines.split(b"\n"):
+        if line and not line.isspace():
+            yield offset, line
+        offset += len(line) + 1
+
+
+_UNITS: dict[TextDocuments, _Unit] = {
+    "line": _Unit(LineWindows, _with_offsets, TOO_LONG),
+    "blank-line": _Unit(ParagraphWindows, paragraphs, "paragraph too long"),
+    "file": _Unit(FileWindows, whole, "file too long"),
+}
+
+
+def plain_text(document: bytes) -> str:
+    """The text of a document whose lines end in LF or CRLF; LF is between them."""
+    try:
+        return document.removesuffix(b"\r").replace(b"\r\n", b"\n").decode()
+    except UnicodeDecodeError:
+        raise BadDocumentError(NOT_UTF8) from None
+
+
+def json_parser(options: ReadOptions) -> Callable[[bytes], str]:
+    """A function from a JSON line to its text; the last of duplicate keys counts."""
+    text_of = text_getter(options.text_field, options.text_template)
+
+    return lambda line: text_of(_parsed(line))
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return _parse_leniently(line)
+
+
+def _objects(lines: bytes) -> Iterator[object]:
+    """What the lines hold that are JSON."""
+    for line in lines.split(b"\n"):
+        with suppress(BadDocumentError):
+            yield _parsed(line)
+
+
+def _parse_leniently(line: bytes) -> Any:
+    """JSON as Python writes it (NaN, Infinity, integers of any size), which a strict parser refuses."""
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError:
+        raise BadDocumentError(NOT_UTF8) from None
+    except (ValueError, RecursionError):
+        raise BadDocumentError("not JSON") from None
+
+
+def diagnose(lines: bytes) -> str | None:
+    """What a .jsonl shard is that begins without a usable line, and what to do; None where nothing is known to be wrong."""
+    head = lines[:65536].lstrip()
+    first = head.split(b"\n", 1)[0].strip()
+    if head[:200].count(b"\x00") > 20:
+        return "is UTF-16, not UTF-8: convert it"
+    if b"\r" in first:
+        return "ends its lines with CR alone: convert them to LF"
+    return None

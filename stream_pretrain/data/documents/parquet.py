@@ -1,0 +1,296 @@
+"""Documents of Parquet shards."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.documents.parquet_columns import text_columns
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.documents.texts import NOT_UTF8, BadDocumentError, text_getter
+from stream_pretrain.data.documents.windows import Windows
+from stream_pretrain.data.transport.read_again import say_whole_then
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.transport.retrying import in_words
+from stream_pretrain.data.transport.shard import ShardFile
+from stream_pretrain.errors import ContentError, TransportError
+from stream_pretrain.units import MIB
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+from stream_pretrain.data.documents.document import Documents, ReadOptions, documents_of, nothing_usable
+
+
+class ParquetDocuments:
+    """Rows of a Parquet shard. A window is a slice of a row group, which can be entered at its beginning alone.
+
+    Only the columns that make the text are read, in batches smaller than a window.
+    """
+
+    def __init__(self, shard: Shard, options: ReadOptions) -> None:
+        self.shard = shard
+        self.options = options
+        self.windows: ParquetWindows | None = None
+        self.followed: dict[Stripe, int] = {}
+        self.text_of = text_getter(options.text_field, options.text_template)
+
+    def follow(self, stripe: Stripe, block: int) -> None:
+        self.followed[stripe] = block
+        if self.windows is not None:
+            self.windows.follow(stripe, block)
+
+    def leave(self, stripe: Stripe) -> bool:
+        del self.followed[stripe]
+        if self.windows is not None:
+            self.windows.leave(stripe)
+        return not self.followed
+
+    def read(self, stripe: Stripe, block: int, restart: RestartPoint) -> Documents | None:
+        if self.windows is None:
+            self.windows = ParquetWindows(self.shard, self.options)
+            for follower, first in self.followed.items():
+                self.windows.follow(follower, first)
+        window = self.windows.read(stripe, block, restart)
+        if window is None:
+            return None
+        names = window.table.column_names
+        rows = enumerate(zip(*window.table.columns, strict=True), window.row)
+        documents = documents_of(rows, lambda row: self._text_of(names, row), RestartPoint(), self.options)
+        if block == 0 and nothing_usable(documents):
+            bad = documents.skips[0]
+            raise ContentError(f"{self.shard.name}: no document in its first window; row {bad.offset}: {bad.reason}")
+        return documents
+
+    def offset_of(self, block: int) -> int:
+        return 0 if self.windows is None else self.windows.slices[block].row  # without its metadata it cannot be entered at all
+
+    def documents_from(self, stripe: Stripe, block: int) -> int | None:
+        if self.windows is None:
+            return None
+        return sum(window.count for window in self.windows.slices[block :: stripe.count])
+
+    def _text_of(self, names: Sequence[str], row: tuple[pa.Scalar, ...]) -> str:
+        try:
+            value = {name: cell.as_py() for name, cell in zip(names, row, strict=True)}
+        except UnicodeDecodeError:
+            raise BadDocumentError(NOT_UTF8) from None
+        return self.text_of(value)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a window, with the columns that make the text."""
+
+    row: int
+    """Number of the first in the shard."""
+    table: pa.Table
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A window of a Parquet shard: rows [first, first + count) of a row group."""
+
+    group: int
+    first: int
+    count: int
+    row: int
+    """Number of its first row in the shard."""
+    batch: int
+    """Rows of the group that are read at once."""
+
+
+class ParquetWindows(Windows[_Rows]):
+    """The windows of a Parquet shard, for every lane of this process that reads a stripe of it."""
+
+    BATCHES = 4
+    """Batches that a window is read in, so that not much more than a window is held."""
+
+    def __init__(self, shard: Shard, options: ReadOptions) -> None:
+        super().__init__(shared=True)
+        self.shard = shard
+        self.options = options
+        self.size = shard.size
+        self.is_remote = "://" in shard.url and not shard.url.startswith("file://")
+        try:
+            self.metadata = self.read_metadata()
+        except ContentError as damage:
+            if not self.is_remote:
+                raise
+            self.metadata = self.read_metadata()
+            say_whole_then(shard.name, "the end of the file", str(damage))
+        self.slices = self._cut()
+
+    def read_metadata(self) -> pq.FileMetaData:
+        """What the end of the file says of the rest."""
+        import pyarrow.parquet as pq
+
+        with closing(self._bytes()) as file, self.damage("is no whole Parquet file"):
+            metadata = pq.read_metadata(file)
+            self.size = file.seek(0, os.SEEK_END)
+        return metadata
+
+    def open_pass(self, stripe: Stripe, block: int, restart: RestartPoint) -> _RowPass:  # noqa: ARG002
+        return _RowPass(self, stripe, block)
+
+    def comes_by(self, passed: int, block: int, restart: RestartPoint) -> bool:  # noqa: ARG002
+        return block < len(self.slices) and self.slices[passed].group == self.slices[block].group
+
+    def open(self) -> tuple[ShardFile, pq.ParquetFile]:
+        """The file once more, with a place of its own in its bytes."""
+        import pyarrow.parquet as pq
+
+        file = self._bytes()
+        buffer_size = max(MIB // 2, self.options.transport.block_bytes // len(self.options.fields))
+        # A buffer makes Arrow fetch a column piece by piece, where it would fetch all of a row group's without.
+        return file, pq.ParquetFile(
+            file, metadata=self.metadata, buffer_size=buffer_size, pre_buffer=False, page_checksum_verification=True
+        )
+
+    def parts_from(self, block: int) -> list[tuple[int, int]]:
+        """The bytes that will be read for a block: those of its row group and of the next one that any lane needs."""
+        if len(self.options.fields) > 1:
+            return []  # Arrow goes to and fro between columns
+        group = self.slices[block].group
+        behind = (
+            self.slices[later].group
+            for later in range(block + 1, len(self.slices))
+            if self.slices[later].group > group and any(later % stripe.count == stripe.first for stripe in self.next_of)
+        )
+        return [self._part(number) for number in (group, *itertools.islice(behind, 1))]
+
+    def _part(self, group: int) -> tuple[int, int]:
+        """Where the text column of a row group lies in the file."""
+        column = self.metadata.row_group(group).column(self.columns[0])
+        start = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+        return start, start + column.total_compressed_size
+
+    def _bytes(self) -> ShardFile:
+        return ShardFile(self.shard.url, self.size, self.options.transport, self.shard.identity)
+
+    def _cut(self) -> list[_Slice]:
+        metadata = self.metadata
+        try:
+            self.columns = text_columns(metadata, self.options.fields, numbers=self.options.text_template is not None)
+        except ContentError as error:
+            raise ContentError(f"{self.shard.name}: {error}") from error
+        slices, row = [], 0
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            size = sum(group.column(column).total_uncompressed_size for column in self.columns)
+            parts = max(1, min(group.num_rows, -(-size // self.options.window_bytes)))
+            edges = [group.num_rows * part // parts for part in range(parts + 1)]
+            batch = max(1, group.num_rows // (parts * self.BATCHES))
+            slices += [_Slice(number, first, stop - first, row + first, batch) for first, stop in itertools.pairwise(edges)]
+            row += group.num_rows
+        return slices
+
+    @contextmanager
+    def damage(self, what: str) -> Iterator[None]:
+        """Say which shard is damaged, and where, when Arrow cannot read it."""
+        import pyarrow as pa
+
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            raise ContentError(f"{self.shard.name}: {what} ({in_words(error)})") from error
+
+
+class _RowPass:
+    """Goes through row groups, each from its beginning."""
+
+    def __init__(self, windows: ParquetWindows, stripe: Stripe, block: int) -> None:
+        self.windows = windows
+        self.stripe = stripe
+        self.block = block
+        self.source, self.file = windows.open()
+        self.group: int | None = None
+        self.batches: Iterator[pa.RecordBatch] = iter(())
+        self.given: dict[int, bytes] = {}  # digests of the windows of the group that were given out, by their blocks
+        self.held: list[pa.RecordBatch] = []  # the last of the group that were read...
+        self.stop = 0  # ...up to this row of it
+
+    @property
+    def blocks(self) -> int:
+        return len(self.windows.slices)
+
+    def close(self) -> None:
+        self.file.close(force=True)
+
+    def read(self, block: int) -> _Rows | None:
+        assert block >= self.block
+        self.block = block + 1
+        if block >= len(self.windows.slices):
+            return None
+        if not self.windows.is_remote:
+            return self._read(block)
+        group = self.windows.slices[block].group
+        self.given = {before: told for before, told in self.given.items() if self.windows.slices[before].group == group}
+        try:
+            rows = self._read(block)
+        except ContentError as damage:
+            rows = self._read_again(block, damage)
+        self.given[block] = _digest(rows)
+        return rows
+
+    def _read_again(self, block: int, damage: ContentError) -> _Rows:
+        """Ask the store once more for a row group that is damaged; what it gives then counts."""
+        same = self.windows.read_metadata().equals(self.windows.metadata)
+        self.close()
+        self.source, self.file = self.windows.open()
+        self.group = None
+        if not same or any(_digest(self._read(before)) != told for before, told in self.given.items()):
+            raise TransportError(
+                f"{damage}: it was damaged on its way: read again, what was given out of it before is something else; "
+                "check the network, a proxy or the memory of this machine; the same command goes on from the last checkpoint"
+            ) from damage
+        rows = self._read(block)
+        say_whole_then(self.windows.shard.name, f"row group {self.group}", str(damage))
+        return rows
+
+    def _read(self, block: int) -> _Rows:
+        import pyarrow as pa
+
+        window = self.windows.slices[block]
+        if window.count == 0:  # of a row group without rows
+            return _Rows(window.row, pa.table({}))
+        with self.windows.damage(f"row group {window.group} is damaged"):
+            if window.group != self.group:
+                self.source.expected = self.windows.parts_from(block)
+                self._enter(window)
+            self._drop_before(window.first)
+            while self.stop < window.first + window.count:
+                batch = next(self.batches, None)
+                if batch is None:
+                    raise ContentError(f"{self.windows.shard.name}: row group {window.group} ends at its row {self.stop}")
+                self.held.append(batch)
+                self.stop += batch.num_rows
+                self._drop_before(window.first)
+            table = pa.Table.from_batches(self.held)
+        return _Rows(window.row, table.slice(table.num_rows - (self.stop - window.first), window.count))
+
+    def _enter(self, window: _Slice) -> None:
+        self.held, self.stop, self.group = [], 0, window.group
+        paths = [self.windows.metadata.schema.column(column).path for column in self.windows.columns]
+        self.batches = self.file.iter_batches(window.batch, row_groups=[window.group], columns=paths, use_threads=False)
+
+    def _drop_before(self, row: int) -> None:
+        """Forget batches that end before a row."""
+        while self.held and self.stop - sum(batch.num_rows for batch in self.held[1:]) <= row:
+            del self.held[0]
+
+
+def _digest(rows: _Rows) -> bytes:
+    """Of the content of rows, however it was read in batches."""
+    import pyarrow as pa
+
+    written = pa.BufferOutputStream()
+    with pa.ipc.new_stream(written, rows.table.schema) as stream:
+        stream.write_table(rows.table.combine_chunks())
+    return hashlib.blake2b(written.getvalue(), digest_size=16).digest()

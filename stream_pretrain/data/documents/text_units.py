@@ -1,0 +1,114 @@
+"""Text whose document is not a line: paragraphs between blank lines, or whole files. Windows and restart points as for lines.
+
+A paragraph is of the window in whose block the blank line in front of it starts, the first of a shard is of block 0. That is
+told by reading forward from where a line of the block starts, as for lines: whether a line that began before the block was
+blank could only be told from its beginning, which may lie anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.documents.windows import LinePass, LineWindows, Window
+from stream_pretrain.data.transport.restart_point import RestartPoint
+
+_NOT_BLANK = re.compile(rb"[^ \t\r\x0b\x0c]")  # LF is none, since it ends the blank line
+
+
+def paragraphs(content: bytes, offset: int, longest: int) -> Iterator[tuple[int, bytes]]:
+    """The paragraphs of a window, with their offsets in the shard. A line of more than `longest` bytes is never blank."""
+    start = 0
+    for blank in _blank_line(longest, rb"(?:\n|\Z)").finditer(content):
+        if blank.start() > start:
+            yield offset + start, content[start : blank.start()].removesuffix(b"\n")
+        start = blank.end()
+    if start < len(content):
+        yield offset + start, content[start:]
+
+
+def whole(content: bytes, offset: int, longest: int) -> Iterator[tuple[int, bytes]]:  # noqa: ARG001 (as `paragraphs`)
+    """The content as the one document, if there is any."""
+    if content and not content.isspace():
+        yield offset, content
+
+
+def _blank_line(longest: int, end: bytes) -> re.Pattern[bytes]:
+    return re.compile(rb"(?m:^)[ \t\r\x0b\x0c]{0,%d}+" % longest + end)
+
+
+class ParagraphWindows(LineWindows):
+    """The windows of a shard of paragraphs."""
+
+    def open_pass(self, stripe: Stripe, block: int, restart: RestartPoint) -> _ParagraphPass:
+        return _ParagraphPass(self, self.open_bytes(restart), stripe, block)
+
+
+class _ParagraphPass(LinePass):
+    """Of a window, `lines` begin at its first blank line, and end where its last paragraph does."""
+
+    def _window_of(self, block: int, line: int, end: int, restart: RestartPoint) -> Window:
+        last = self.buffer.rfind(b"\n", line - self.start, end - 1 - self.start) + 1 + self.start
+        last = max(last, line)
+        blank_lines = list(_blank_line(self.max_line_bytes, rb"\n").finditer(self.buffer, line - self.start, last - self.start))
+        first = 0 if block == 0 else self.start + blank_lines[0].start() if blank_lines else None
+        paragraph = self.start + blank_lines[-1].end() if blank_lines else line  # the one that `last` is of, if it is not blank
+        stop, overlong = last, None
+        following = self._behind_blank(last)
+        if following is not None:
+            first = last if first is None else first
+            paragraph = stop = following
+        if first is None:
+            return Window(end, b"", restart)
+        if following is None or (self._has(following) and self._behind_blank(following) is None):
+            stop, overlong = self._end_of_paragraph(paragraph, stop)
+        content = bytes(memoryview(self.buffer)[first - self.start : stop - self.start])
+        return Window(first, content, restart, overlong)
+
+    def _behind_blank(self, line: int) -> int | None:
+        """Where the line behind a blank one starts; None for a line that is not blank."""
+        searched = line
+        while (found := _NOT_BLANK.search(self.buffer, searched - self.start)) is None:
+            searched = self.start + len(self.buffer)
+            if searched - line > self.max_line_bytes:
+                return None
+            if not self._fill():
+                return searched
+        offset = self.start + found.start()
+        return offset + 1 if found[0] == b"\n" and offset - line <= self.max_line_bytes else None
+
+    def _end_of_paragraph(self, paragraph: int, line: int) -> tuple[int, int | None]:
+        """Where a paragraph stops, from a line of it on; one longer than allowed is left out, its offset named."""
+        searched = line
+        while True:
+            newline = self.buffer.find(b"\n", searched - self.start)
+            searched = self.start + (len(self.buffer) if newline < 0 else newline + 1)
+            if searched - (newline >= 0) - paragraph > self.max_line_bytes:
+                # Not held until its end is met: the next windows, in which no blank line starts, read past it.
+                return paragraph, paragraph
+            if newline >= 0 and self._behind_blank(searched) is not None:
+                return searched, None
+            if newline < 0 and not self._fill():
+                return searched, None
+
+
+class FileWindows(LineWindows):
+    """The one window of a shard that is one document."""
+
+    def open_pass(self, stripe: Stripe, block: int, restart: RestartPoint) -> _FilePass:
+        return _FilePass(self, self.open_bytes(restart), stripe, block)
+
+
+class _FilePass(LinePass):
+    @property
+    def blocks(self) -> int:
+        return 1
+
+    def read(self, block: int) -> Window | None:
+        self.block = block + 1
+        if block > 0 or not self._has(0):
+            return None
+        if self._has(self.max_line_bytes):
+            return Window(0, b"", RestartPoint(), overlong=0)
+        return Window(0, bytes(self.buffer), RestartPoint())

@@ -1,0 +1,231 @@
+"""What the text of a document is: the value of a field, or of several, however it is written down.
+
+"text": "one"                                  text_field text              one
+"text": ["one", null, "two"]                   text_field text              one, a blank line, two
+"body": [{"text": "one"}, {"text": "two"}]     text_field body.text         the same
+"title": null, "body": "one"                   text_template {title}{body}  one
+"""
+
+from __future__ import annotations
+
+import itertools
+import string
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+BETWEEN_PARTS = "\n\n"
+"""What is put between the texts of a list."""
+
+NOT_UTF8, NO_FIELD, NULL, BLANK = "not UTF-8", "no field", "text is null", "text is blank"
+
+MANY = 10
+"""Documents at the beginning of a shard that, if they are all of no use, say that it is not what it seems."""
+
+_FIELDS_SHOWN = 20
+
+_HOLDS = "field "
+
+_ABSENT = object()
+"""The value of a field that a document does not have."""
+
+
+class BadDocumentError(Exception):
+    """A document that cannot be used; the message is the reason that is counted."""
+
+
+class NoTextError(Exception):
+    """A document that has no text, which is nothing bad."""
+
+    def __init__(self, reason: str, value: object = None) -> None:
+        """value: the document, where it lacks a field."""
+        self.reason = reason
+        self.value = value
+
+    def __str__(self) -> str:
+        return self.reason if self.value is None else f"{self.reason}; {_fields_seen(seen_in(self.value))}"
+
+
+def text_getter(field: str, template: str | None) -> Callable[[object], str]:
+    """A function from an object to its text: a field, or a template filled with several.
+
+    It raises BadDocumentError and NoTextError.
+    """
+    if template is not None:
+        return _template_filler(template.replace("\\n", "\n"))  # a shell hands on a backslash and an n
+    names = field.split(".")
+
+    def text_of(value: object) -> str:
+        found = value[field] if type(value) is dict and field in value else _found(value, names)
+        text = found if type(found) is str else _written(found, field)
+        if not text or text.isspace():
+            raise _no_text_in([found], [field], value)
+        return text if text.isascii() else _encodable(text)
+
+    return text_of
+
+
+def _template_filler(template: str) -> Callable[[object], str]:
+    parts = [
+        (literal, name, [] if name is None else name.split(".")) for literal, name, _, _ in string.Formatter().parse(template)
+    ]
+    fields = list(dict.fromkeys(name for _, name, _ in parts if name is not None))
+
+    def fill(value: object) -> str:
+        found = {field: _found(value, field.split(".")) for field in fields}
+        texts = {field: str(part) if _is_number(part) else _written(part, field) for field, part in found.items()}
+        if not any(text and not text.isspace() for text in texts.values()):
+            raise _no_text_in(found.values(), fields, value)
+        return _encodable("".join(literal + ("" if name is None else texts[name]) for literal, name, _ in parts))
+
+    return fill
+
+
+def _no_text_in(found: Collection[object], fields: Sequence[str], value: object) -> NoTextError:
+    """Why there is no text in what was found in these fields of a document."""
+    if all(part is _ABSENT for part in found):
+        return NoTextError(f"{NO_FIELD} {' or '.join(fields)}", value)
+    return NoTextError(NULL if all(part is None or part is _ABSENT for part in found) else BLANK)
+
+
+def _found(value: object, names: Sequence[str], start: int = 0) -> object:
+    """A field of an object, or of one nested in it: `names[start:]` leads there, through lists as well."""
+    if start == len(names) or (value is None and start):
+        return value
+    if isinstance(value, list) and start:
+        found = [_found(one, names, start) for one in _flat(value) if one is not None]
+        return _ABSENT if found and all(one is _ABSENT for one in found) else [one for one in found if one is not _ABSENT]
+    if not isinstance(value, dict):
+        within = ".".join(names[:start])
+        raise BadDocumentError(f"{_HOLDS}{within!r} holds {kind_of(value)}, not an object" if start else "not an object")
+    for stop in range(len(names), start, -1):
+        name = ".".join(names[start:stop])  # names may have dots of their own: the longest counts
+        if name in value:
+            return _found(value[name], names, stop)
+    return _ABSENT
+
+
+def _written(value: object, field: str) -> str:
+    """A value as text, empty where there is none; of a list, its texts that are not blank."""
+    if value is None or value is _ABSENT:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise BadDocumentError(NOT_UTF8) from None
+    if isinstance(value, list):
+        parts = list(_flat(value))
+        if all(part is None or isinstance(part, str | bytes) for part in parts):
+            texts = [_written(part, field) for part in parts]
+            return BETWEEN_PARTS.join(text for text in texts if text and not text.isspace())
+    raise BadDocumentError(f"{_HOLDS}{field!r} holds {kind_of(value)}, not text")
+
+
+def _flat(values: list[Any]) -> Iterator[Any]:
+    """What is in a list, and in the lists in it."""
+    within = [iter(values)]
+    while within:
+        for value in within[-1]:
+            if isinstance(value, list):
+                within.append(iter(value))
+                break
+            yield value
+        else:
+            within.pop()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadDocumentError("text has lone surrogates") from None
+    return text
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in words: a number, an object with fields a, b, a list of numbers."""
+    if isinstance(value, list):
+        kinds = dict.fromkeys(_kind(one, plural=True) for one in value)
+        return f"a list of {' and '.join(kinds)}" if kinds else "an empty list"
+    return _kind(value, plural=False)
+
+
+def _kind(value: object, *, plural: bool) -> str:
+    match value:
+        case None:
+            return "null"
+        case str():
+            return "texts" if plural else "text"
+        case bool():
+            return "booleans" if plural else "a boolean"
+        case int() | float():
+            return "numbers" if plural else "a number"
+        case bytes():
+            return "bytes"
+        case list():
+            return "lists" if plural else "a list"
+        case dict():
+            fields = ", ".join(map(str, itertools.islice(value, _FIELDS_SHOWN)))
+            return ("objects" if plural else "an object") + (f" with fields {fields}" if fields else "")
+        case _:
+            return f"{'values' if plural else 'a value'} of type {type(value).__name__}"
+
+
+def wrong_field(values: Iterable[object], fields: Sequence[str], bad: str | None, *, many: int = MANY) -> str | None:
+    """What is wrong with the fields that were asked for, as the first documents of a shard tell; None where nothing is.
+
+    So many documents lack one, and none has it; or no document has text, and `bad` is why the first of them was skipped.
+    """
+    lacking: Counter[str] = Counter()
+    left = list(fields)
+    first: object = None
+    for value in values:
+        if not isinstance(value, dict):
+            continue
+        first = first or value
+        for field in tuple(left):
+            try:
+                found = _found(value, field.split("."))
+            except BadDocumentError:
+                continue
+            lacking[field] += found is _ABSENT
+            if found is not _ABSENT and found not in (None, []):
+                left.remove(field)
+        if not left:
+            break
+    if absent := [field for field in left if lacking[field] >= many]:
+        return no_text(absent, seen_in(first))
+    return f"{bad}; {name_one_of(seen_in(first))}" if bad is not None and bad.startswith(_HOLDS) else None
+
+
+def no_text(fields: Sequence[str], seen: Iterable[str]) -> str:
+    """That there is no text in these fields, and in which there may be."""
+    return f"has no text in field {' or '.join(map(repr, fields))}; {name_one_of(seen)}"
+
+
+def name_one_of(seen: Iterable[str]) -> str:
+    """Which fields there are, and how to name them."""
+    return f"{_fields_seen(seen)}. Name one with --data.text-field, or several with --data.text-template"
+
+
+def _fields_seen(seen: Iterable[str]) -> str:
+    return f"fields seen: {', '.join(seen) or 'none'}"
+
+
+def seen_in(value: object, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the fields of an object, as --data.text-field takes them."""
+    if not isinstance(value, Mapping):
+        return
+    for name, inner in itertools.islice(value.items(), _FIELDS_SHOWN):
+        one = next((one for one in _flat(inner) if one is not None), None) if isinstance(inner, list) else inner
+        if isinstance(one, dict) and prefix.count(".") < 3:
+            yield from seen_in(one, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"

@@ -1,0 +1,78 @@
+"""What reading a corpus costs with so many lanes and processes, worked out before anything is read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.documents.windows import Windows
+from stream_pretrain.data.lanes.lane_plan import LanePlan
+from stream_pretrain.data.lanes.source_plan import SourcePlan
+from stream_pretrain.units import MIB
+
+MOST_AMPLIFICATION = 4.0
+"""Above this, remote shards are only read when --lanes was given: somebody pays for the transfer."""
+
+DECOMPRESSOR_BYTES = 8 * MIB
+"""The window that zstd asks for up to level 19 (frames written with --long ask for more), or pages of a Parquet column."""
+
+
+@dataclass(frozen=True)
+class ReadingCost:
+    """Of an epoch, and of a start in its middle, with so many processes."""
+
+    stored_bytes: int
+    epoch_bytes: int
+    """Stored bytes that all processes read together."""
+    resume_bytes: int
+    """Stored bytes that are read again at a resume, at the most: up to the places in shards that cannot be entered there."""
+
+    @property
+    def amplification(self) -> float:
+        """How many times an epoch reads the corpus."""
+        return self.epoch_bytes / max(1, self.stored_bytes)
+
+
+def reading_cost(plan: LanePlan, world: int, workers: int) -> ReadingCost:
+    """Worked out for the first epoch. A zstd shard is taken for one frame: what it has is seen when it is opened."""
+    stored = epoch = resume = 0
+    for source in plan.sources:
+        sizes = [1 if shard.size is None else shard.size for shard in source.shards]
+        readers: dict[int, set[tuple[int, ...]]] = defaultdict(set)
+        last: set[tuple[int, tuple[int, ...]]] = set()
+        for lane in range(plan.lanes):
+            entered: list[int] = []
+            for stripe in source.stripes(0, lane):
+                reader = _reader(source, source.shards[stripe.shard], lane, world, workers)
+                readers[stripe.shard].add(reader)
+                if reader:
+                    entered.append(stripe.shard)
+            if entered:  # a lane is in one shard at a time, at worst in its largest
+                largest = max(entered, key=sizes.__getitem__)
+                last.add((largest, _reader(source, source.shards[largest], lane, world, workers)))
+        stored += sum(sizes)
+        epoch += sum(sizes[shard] * len(of_shard) for shard, of_shard in readers.items())
+        resume += sum(sizes[shard] for shard, _ in last)
+    return ReadingCost(stored, epoch, resume)
+
+
+def _reader(source: SourcePlan, shard: Shard, lane: int, world: int, workers: int) -> tuple[int, ...]:
+    """Who reads a shard as a whole, be it for a stripe: a process, or a lane; nobody where a stripe can be read alone."""
+    if shard.format == "examples" or source.whole:
+        return (lane,)
+    if shard.compression == "none":
+        return ()
+    return (lane % world, lane // world % max(workers, 1))
+
+
+def memory_bound(plan: LanePlan, lanes: int) -> int:
+    """Bytes that the readers of `lanes` lanes in one process hold at the most, without the tokenizer and Python itself."""
+    return sum(lanes * _bytes_of_reader(source, source.read.transport.block_bytes) for source in plan.sources)
+
+
+def _bytes_of_reader(source: SourcePlan, block_bytes: int) -> int:
+    shared = any(shard.compression != "none" or shard.format == "parquet" for shard in source.shards)
+    # A block and the one read ahead; a window as bytes and, at two bytes a character, as documents; those kept for others.
+    windows = 1 + 2 + (Windows.KEPT if shared else 0)
+    return 2 * block_bytes + (DECOMPRESSOR_BYTES if shared else 0) + windows * source.read.window_bytes

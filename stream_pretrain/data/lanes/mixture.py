@@ -1,0 +1,94 @@
+"""Which source the next row of a lane comes from: a smooth weighted round-robin with integer credits.
+
+Before every row each source earns its weight; the one that gives the row pays the sum of the weights. A credit is thus
+how far, in rows times that sum, a source is behind its share of the lane's rows, and begins at 0. A row of a source may
+come where that leaves the source less than a whole row ahead, and is due where it would else be a whole row behind.
+
+To give the row that is due first, of the sources that are behind, keeps all in time, for any weights. So does to give
+another one, if for every h before it is due itself fewer than h rows of the others are due in the next h. Lanes make use
+of that: each gives a source, where it may, at a time of its own.
+
+Sources: Baruah et al., "Proportionate progress" (1996), for the rows in which a row may come; Horn, "Some simple
+scheduling algorithms" (1974), for earliest due first and the count of due rows; Tijdeman, "The chairman assignment
+problem" (1980).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stream_pretrain.data.randomness import MIXTURE, keyed_generator
+
+PARTS = 1_000_000_000
+"""Weights are rounded to integers of about this sum: credits are exact, and a million rows are still within a
+thousandth of one of what was asked for."""
+
+_ROWS_AHEAD = 4096
+"""Due rows are counted so far ahead at most, which bounds what a choice costs; a source due later is not given early then."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of the sources from a step on."""
+
+    from_step: int
+    parts: tuple[int, ...]
+
+
+def parts_of(weights: Sequence[float]) -> tuple[int, ...]:
+    """Integers in proportion to some weights; a source with a weight keeps at least one part."""
+    total = sum(weights)
+    assert total > 0, "validated before"
+    return tuple(max(1, round(weight / total * PARTS)) if weight else 0 for weight in weights)
+
+
+def weights_at(schedule: Sequence[Weights], step: int) -> Weights:
+    """The weights of a step."""
+    return next(weights for weights in reversed(schedule) if weights.from_step <= step)
+
+
+def largest_shares(schedule: Sequence[Weights]) -> list[float]:
+    """The largest share of the rows that each source ever has."""
+    return [max(shares) for shares in zip(*([part / sum(w.parts) for part in w.parts] for w in schedule), strict=True)]
+
+
+def phases_of(seed: int, lane: int, lanes: int, sources: int) -> tuple[int, ...]:
+    """How far behind its share each source is, in a lane, when it should give a row: 1 to PARTS, which is a whole row.
+
+    Spread evenly over the lanes, so that they do not all ask for a rare source in the same step.
+    """
+    places = [keyed_generator(seed, MIXTURE, source).permutation(lanes)[lane] for source in range(sources)]
+    return tuple((int(place) + 1) * PARTS // lanes for place in places)
+
+
+def choose(credits: Sequence[int], parts: Sequence[int], phases: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+    """The source of the next row, and the credits behind it; a source without parts has left, or is not asked for now.
+
+    From credits of 0 on, no source is ever a whole row behind or ahead of its share.
+    """
+    total = sum(parts)
+    earned = [credit + part if part else 0 for credit, part in zip(credits, parts, strict=True)]
+
+    def rows_until(source: int, credit: int) -> int:
+        return -((earned[source] - credit) // parts[source])
+
+    behind = [source for source, credit in enumerate(earned) if credit > 0]
+    due = {source: rows_until(source, total) for source in behind}
+    first_due = min(behind, key=lambda source: due[source])
+    wanted = min(behind, key=lambda source: rows_until(source, phases[source] * total // PARTS))
+    chosen = wanted if due[first_due] > 0 and _may_go_first(wanted, due[wanted], earned, parts) else first_due
+    return chosen, tuple(credit - total if source == chosen else credit for source, credit in enumerate(earned))
+
+
+def _may_go_first(source: int, due: int, earned: Sequence[int], parts: Sequence[int]) -> bool:
+    """Whether all rows of the others can still come in time when a source gives this row."""
+    if earned[source] > sum(-credit for credit in earned if credit < 0):
+        return True  # all together they would be ahead by less than a row, and so no more rows are due than there are to give
+    if due > _ROWS_AHEAD:
+        return False
+    rows = np.arange(due)[:, None]
+    rows_due = np.maximum((np.array(earned) + rows * np.array(parts)) // sum(parts), 0).sum(axis=1, keepdims=True)
+    return bool((rows_due <= rows).all())

@@ -1,0 +1,227 @@
+"""Bytes to rows. Nothing here knows of models, training or tracking.
+
+    listings   the files of a folder, pattern or store
+    shard_names what names say: formats and splits
+    sources    what to read: ids, globs, URLs          -> shards, pinned
+    dealing    which lane reads what in an epoch       -> stripes of shards
+    transport  bytes of a shard from a restart point
+    threads    calls that may never return
+    read_again  damage that was met once is read again
+    http_session  requests to web servers, which end
+    store_memory  what a stream has learnt of its stores
+    windows    bytes cut into windows of whole lines
+    documents  lines, row groups or examples           -> texts
+    texts      what the text of a document is
+    parquet_columns  the columns that hold it
+    text_units paragraphs and files in place of lines
+    json_files JSON that is not JSON lines, and how to make it such
+    csv_rows   where the rows of a CSV file end
+    shard_filesystem  the same bytes for what `datasets` parses
+    pieces     long documents                          -> pieces
+    tokenization  texts                                -> ids; tokenizer_file is how the tokenizer is read for it
+    source_lane  windows shuffled, tokenized, packed   -> rows of one source, and the cursor behind each
+    mixture    which source gives the next row
+    lanes      the sources of the mixture              -> the rows of a lane
+    costs      what reading costs, before it is paid
+    objectives masks and labels
+    stream     the rows of a step, over ranks and workers
+    batches    rows                                    -> tensors of a micro-batch
+
+One direction. The only state is a cursor a lane; it rides along with the rows it stands behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stream_pretrain.config import Config, DataConfig, TextDocuments, sources_of, storage_options
+from stream_pretrain.data.corpus.pinned import PinnedCorpus, PinnedSource
+from stream_pretrain.data.corpus.resolve import resolve
+from stream_pretrain.data.corpus.shard import Corpus, Shard
+from stream_pretrain.data.corpus.unchanged import described, find_again
+from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.lanes.costs import MOST_AMPLIFICATION, reading_cost
+from stream_pretrain.data.lanes.lane_count import lane_count
+from stream_pretrain.data.lanes.lane_plan import LanePlan
+from stream_pretrain.data.lanes.mixture import Weights, largest_shares, parts_of
+from stream_pretrain.data.lanes.source_plan import EXPANSION, SourcePlan
+from stream_pretrain.data.transport.options import BLOCK_BYTES, TransportOptions
+from stream_pretrain.errors import CheckpointError, ConfigError
+
+FULL_WINDOW_BYTES = 4 * 1024 * 1024
+
+SMALLEST_WINDOW_BYTES = 16 * 1024
+
+WINDOW_ROWS = 128
+
+BYTES_PER_TOKEN = 4
+
+WINDOWS_PER_LANE = 2
+"""Windows a lane of a small corpus has at least, so that its documents are shuffled over more than one order..."""
+
+LEAST_WINDOW_ROWS = 96
+"""...as long as a window fills so many rows: the last one is half empty, on average."""
+
+SMALLEST_BLOCK_BYTES = 512 * 1024
+"""Bytes of one request for a source that gives few of the rows; one that gives all is asked for the block of the transport."""
+
+
+def pin(config: Config, world: int) -> PinnedCorpus:
+    """Find the shards of a new run, and fix its lanes and windows."""
+    options = sources_of(config.data)
+    corpora = [described(resolve(source), source) for source in options]
+    full = max(FULL_WINDOW_BYTES, WINDOW_ROWS * config.data.sequence_length * BYTES_PER_TOKEN)
+    lanes = lane_count(
+        None if config.data.lanes == "auto" else config.data.lanes,
+        global_batch_size=config.train.global_batch_size,
+        world=world,
+        workers=config.data.workers,
+        readable_units=sum(
+            _readable_units(shard, full, source.text_documents)
+            for source, corpus in zip(options, corpora, strict=True)
+            for shard in corpus.shards
+        ),
+    )
+    shares = largest_shares(weights(config.data))
+    names = [source.name for source in config.data.sources] or [""]
+    pinned = PinnedCorpus(
+        tuple(
+            PinnedSource(name, corpus, _window_bytes(config, corpus, lanes, full, share))
+            for name, corpus, share in zip(names, corpora, shares, strict=True)
+        ),
+        lanes,
+    )
+    _refuse_amplified_transfers(config, pinned, world)
+    return pinned
+
+
+def _refuse_amplified_transfers(config: Config, pinned: PinnedCorpus, world: int) -> None:
+    """Remote shards that many processes would read whole are read when the user says so: by --lanes."""
+    remote = any("://" in shard.url and not shard.url.startswith("file://") for shard in pinned.shards)
+    cost = reading_cost(lane_plan(config, pinned), world, config.data.workers)
+    if remote and config.data.lanes == "auto" and cost.amplification > MOST_AMPLIFICATION:
+        raise ConfigError(
+            f"{len(pinned.shards)} remote shards, which cannot be entered in their middle, would be read "
+            f"{cost.amplification:.1f} times in an epoch, by {world * max(1, config.data.workers)} processes: give "
+            f"--lanes {pinned.lanes} to accept that, or fewer --lanes or --workers, or more and smaller shards"
+        )
+
+
+def _window_bytes(config: Config, corpus: Corpus, lanes: int, full: int, share: float) -> int:
+    """The window of a source: the smaller its share of the rows, so that all windows of a lane have the size of one."""
+    if config.data.window_bytes != "auto":
+        full = config.data.window_bytes
+    most = full if share == 1 else max(SMALLEST_WINDOW_BYTES, int(full * share))
+    if config.data.window_bytes != "auto" or any(shard.size is None for shard in corpus.shards):
+        return most
+    total = sum(_uncompressed_bytes(shard) for shard in corpus.shards)
+    least = max(SMALLEST_WINDOW_BYTES, LEAST_WINDOW_ROWS * config.data.sequence_length * BYTES_PER_TOKEN)
+    return min(most, max(least, total // (lanes * WINDOWS_PER_LANE)))
+
+
+def weights(data: DataConfig) -> tuple[Weights, ...]:
+    """The weights of the sources by the step they come into force at."""
+    current = {source.name: source.weight for source in data.sources}
+    if not current:
+        return (Weights(0, parts_of([1])),)
+    schedule = [Weights(0, parts_of(list(current.values())))]
+    for change in data.weight_schedule:
+        current |= change.weights
+        schedule.append(Weights(change.from_step, parts_of(list(current.values()))))
+    return tuple(schedule)
+
+
+def found_again(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpus:
+    """The corpus of a run that goes on, with its shards where they lie now.
+
+    Raises: SourceError with the shards that differ, ConfigError for lanes or windows that do.
+    """
+    names = [source.name for source in config.data.sources] or [""]
+    if [source.name for source in pinned.sources] != names or config.train.global_batch_size % pinned.lanes:
+        found = ", ".join(source.name for source in pinned.sources)
+        raise CheckpointError(f"corpus.json is of another run (sources: {found}; {pinned.lanes} lanes): use another checkpoint")
+    given = [("--lanes", config.data.lanes, pinned.lanes)]
+    if config.data.window_bytes != "auto":
+        for source, share in zip(pinned.sources, largest_shares(weights(config.data)), strict=True):
+            wanted = _window_bytes(config, source.corpus, pinned.lanes, config.data.window_bytes, share)
+            given.append(("--data.window-bytes", wanted, source.window_bytes))
+    for option, value, fixed in given:
+        if value not in ("auto", fixed):
+            raise ConfigError(f"{option} is {value}, but the run began with {fixed} and cannot change it: leave the option out")
+    if pinned.lanes < world:
+        raise ConfigError(f"the run has {pinned.lanes} lanes, which is the most ranks it can have; {world} are started")
+    return replace(
+        pinned,
+        sources=tuple(
+            replace(source, corpus=find_again(source.corpus, options))
+            for source, options in zip(pinned.sources, sources_of(config.data), strict=True)
+        ),
+    )
+
+
+def lane_plan(config: Config, pinned: PinnedCorpus) -> LanePlan:
+    """The plan of the lanes of a run."""
+    plans: list[SourcePlan] = []
+    first_shard = 0
+    limits = [source.max_epochs for source in config.data.sources] or [None]
+    schedule = weights(config.data)
+    shares = largest_shares(schedule)
+    for source, options, max_epochs, share in zip(pinned.sources, sources_of(config.data), limits, shares, strict=True):
+        plan = SourcePlan(
+            name=source.name,
+            shards=source.corpus.shards,
+            first_shard=first_shard,
+            lanes=pinned.lanes,
+            seed=config.train.seed,
+            sequence_length=options.sequence_length,
+            packing=options.packing,
+            heldout_fraction=options.heldout_fraction,
+            max_epochs=config.train.max_epochs if max_epochs is None else max_epochs,
+            read=read_options(options, source.window_bytes, share),
+            skip_bad_shards=options.on_bad_shard == "skip",
+        )
+        # In a mixture every lane needs every source; one that is read a number of times must be dealt all the same.
+        windows = sum(plan.windows_of(shard) for shard in plan.shards)
+        plans.append(replace(plan, whole=len(pinned.sources) > 1 and plan.max_epochs is None and windows < pinned.lanes))
+        first_shard += len(plan.shards)
+    return LanePlan(
+        sources=tuple(plans),
+        weights=schedule,
+        rows_per_lane=config.train.global_batch_size // pinned.lanes,
+        lanes=pinned.lanes,
+        seed=config.train.seed,
+        sequence_length=config.data.sequence_length,
+        packing=config.data.packing,
+    )
+
+
+def read_options(data: DataConfig, window_bytes: int, share: float) -> ReadOptions:
+    """How documents are found in the shards of a source that gives this share of the rows."""
+    return ReadOptions(
+        text_field=data.text_field,
+        text_template=data.text_template,
+        text_documents=data.text_documents,
+        min_characters=data.min_characters,
+        max_characters=data.max_characters,
+        drop_duplicates=data.drop_duplicates,
+        window_bytes=window_bytes,
+        max_line_bytes=data.max_line_bytes,
+        transport=TransportOptions(
+            storage_options=storage_options(data.storage_options),
+            retry_deadline=data.retry_deadline,
+            block_bytes=max(SMALLEST_BLOCK_BYTES, int(BLOCK_BYTES * share)),
+        ),
+    )
+
+
+def _uncompressed_bytes(shard: Shard) -> int:
+    return int((shard.size or 0) * EXPANSION[shard.compression])
+
+
+def _readable_units(shard: Shard, window_bytes: int, text_documents: TextDocuments) -> int:
+    """Parts of a shard that can be read without reading the others."""
+    if shard.compression != "none" or shard.format == "examples" or shard.size is None:
+        return 1
+    if shard.format == "text" and text_documents == "file":
+        return 1
+    return max(1, shard.size // window_bytes)

@@ -1,0 +1,314 @@
+"""What a lane reads of one source, row by row, and the cursor that restores it exactly.
+
+    deal (epoch) -> stripes -> windows (shuffled) -> groups (tokenized, packed) -> rows
+                       ^          ^                     ^                           ^
+    the cursor:    epoch, stripe  window, restart       rank, piece, token          taken
+
+Every stage is a pure function of the one before and of keys made of the cursor's own numbers, so a cursor holds no
+text, no tokens and no random state. Tokens read past the end of a group are kept for the next as a cache; they are
+never part of the state.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_pretrain.data.documents.document import DocumentReader, Skip
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.lanes.cursor import Cursor, Skipped
+from stream_pretrain.data.lanes.held_out import kept
+from stream_pretrain.data.lanes.readers import Readers
+from stream_pretrain.data.lanes.source_plan import SourcePlan
+from stream_pretrain.data.lanes.tokenized_window import TokenizedWindow
+from stream_pretrain.data.randomness import MASK, ORDER
+from stream_pretrain.data.rows.labels import Labelled
+from stream_pretrain.data.rows.packing import SMALLEST_FRAGMENT, Rows, assemble, place
+from stream_pretrain.data.rows.tokenization import BatchTokenizer, Encoder
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.errors import CheckpointError, ContentError, SourceError
+
+GROUP_ROWS = 16
+
+CAUSES = ("network", "reading", "tokenizing")
+"""What a lane spends its time on: waiting for a store; decompressing and parsing; tokenizing and packing."""
+
+EMPTY_EPOCHS = 64
+"""A lane that is dealt no document with text in this many epochs on end gives up..."""
+
+HOPELESS_DOCUMENTS = 100_000
+"""...as does one in which so many have none, one after the other: the field is wrong, and to read all of it may take days."""
+
+
+@dataclass
+class Group:
+    """The next few rows of a window."""
+
+    rows: Rows
+    key: tuple[int, ...]
+    """Key of the masks: (seed, position in the corpus), the same on any topology."""
+    documents: NDArray[np.int64]
+    """[R] documents that begin in each row."""
+    origins: NDArray[np.int64]
+    """[S, 3] epoch, shard and offset in it of the document of each segment."""
+    after: tuple[int, int, int] | None
+    """Rank, piece and token that the next group begins with; None at the end of the window."""
+    labelled: dict[float, Labelled] = field(default_factory=dict)
+    """The rows with labels, at the mask rate they were last asked for with."""
+
+
+class SourceLane:
+    """The rows of one source in one lane, from a cursor on."""
+
+    def __init__(
+        self, plan: SourcePlan, number: int, encoder: Encoder, tokenizer: BatchTokenizer, readers: Readers, cursor: Cursor
+    ) -> None:
+        self.plan = plan
+        self.number = number
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.readers = readers
+        self.cursor = cursor
+        self.reader: DocumentReader | None = None
+        self.window: TokenizedWindow | None = None
+        self.group: Group | None = None
+        self.unreported: list[Skipped] = []
+        self.uncounted: Counter[str] = Counter()
+        """What was met since the last row, by the field of the cursor that counts it."""
+        self.seconds = np.zeros(len(CAUSES))
+        self.empty_epochs = 0
+        self.rows_before_epoch = cursor.rows
+        self.characters_per_token = 4.0
+        self.stripes: list[Stripe] = []
+        self._begin_epoch(cursor.epoch, cursor.stripe)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all the epochs that were asked for are read."""
+        return self.plan.ended(self.cursor)
+
+    def next_row(self) -> tuple[Group, int, list[Skipped]] | None:
+        """The next row as (group, index in it), with what was skipped on the way to it; None behind the last epoch."""
+        while self.group is None:
+            if self.ended:
+                return None
+            if self.window is None:
+                self._open_window()
+            else:
+                self._open_group(self.window)
+        group, index, cursor = self.group, self.cursor.taken, self.cursor
+        skipped, self.unreported = self.unreported, []
+        cursor = self._counted(cursor)._replace(
+            taken=index + 1, rows=cursor.rows + 1, documents=cursor.documents + int(group.documents[index])
+        )
+        if cursor.taken == len(group.rows.input_ids):
+            self.group = None
+            if group.after is None:
+                cursor = self._after_window(cursor)
+            else:
+                rank, piece, token = group.after
+                cursor = cursor._replace(rank=rank, piece=piece, token=token, taken=0)
+        self.cursor = cursor
+        return group, index, skipped
+
+    def report_skipped(self) -> list[Skipped]:
+        """What was skipped behind the last row of the last epoch; told once, like what rides with a row."""
+        skipped, self.unreported = self.unreported, []
+        self.cursor = self._counted(self.cursor)
+        return skipped
+
+    def _counted(self, cursor: Cursor) -> Cursor:
+        """A cursor behind what was met since the last row."""
+        if self.uncounted:
+            cursor = cursor._replace(**{name: getattr(cursor, name) + count for name, count in self.uncounted.items()})
+            self.uncounted.clear()
+        return cursor
+
+    def take_seconds(self) -> NDArray[np.float64]:
+        """[causes] seconds spent since this was asked last."""
+        seconds, self.seconds = self.seconds, np.zeros(len(CAUSES))
+        return seconds
+
+    def _begin_epoch(self, epoch: int, stripe: int) -> None:
+        self.stripes = self.plan.stripes(epoch, self.number) if not self.ended else []
+        self._follow(stripe)
+
+    def _follow(self, stripe: int) -> None:
+        if stripe < len(self.stripes):
+            block = self.stripes[stripe].first + self.cursor.window * self.stripes[stripe].count
+            self.reader = self.readers.follow(self.number, self.cursor.epoch, self.stripes[stripe], block)
+        else:
+            self.reader = None
+
+    def _open_window(self) -> None:
+        """Read the cursor's window, or move the cursor on to the next stripe or epoch."""
+        cursor = self.cursor
+        if self.reader is None:
+            self._next_epoch()
+            return
+        stripe = self.stripes[cursor.stripe]
+        block = stripe.first + cursor.window * stripe.count
+        began, waited, damaged = time.perf_counter(), self.readers.memory.seconds_waiting, False
+        try:
+            found = self.reader.read(stripe, block, RestartPoint(cursor.compressed, cursor.uncompressed))
+        except ContentError as error:
+            if not self.plan.skip_bad_shards:
+                raise
+            self._skip_rest_of(stripe, block, error)
+            found, damaged = None, True
+        waited = self.readers.memory.seconds_waiting - waited
+        self.seconds += waited, time.perf_counter() - began - waited, 0.0
+        if found is None:
+            if not self._at_start_of_window and not damaged:
+                raise self._astray(stripe, block)
+            self.readers.leave(self.number, cursor.epoch, stripe)
+            # Where a run goes on, damage may be met in a window that was read in part before.
+            self.cursor = self._after_window(cursor)._replace(stripe=cursor.stripe + 1, window=0, compressed=0, uncompressed=0)
+            self._follow(self.cursor.stripe)
+            return
+        self.cursor = cursor._replace(compressed=found.restart.compressed, uncompressed=found.restart.uncompressed)
+        if self._at_start_of_window:
+            self._report(stripe, "skipped", found.skips)
+            self._report(stripe, "empty", found.empty)
+            self.uncounted.update(read=found.read, filtered=found.filtered)
+            self._refuse_hopeless()
+        self.window = TokenizedWindow(
+            kept(found, self.plan.heldout_fraction), self._key(ORDER, stripe, block), self.tokenizer.piece_edges
+        )
+        if not self.window.has(cursor.rank, cursor.piece):
+            raise self._astray(stripe, block)
+
+    def _astray(self, stripe: Stripe, block: int) -> CheckpointError:
+        """What a run ends with that goes on from a place which is not there."""
+        where = f"{self.plan.shards[stripe.shard].name}, window {block}"
+        return CheckpointError(
+            f"lane {self.number} is to go on at a place of {where} that is not there: the checkpoint, or the shard, is not of "
+            "this run; use another checkpoint"
+        )
+
+    @property
+    def _at_start_of_window(self) -> bool:
+        """Whether no row of the cursor's window was given out; else what it holds is in the cursor's counts already."""
+        cursor = self.cursor
+        return cursor.rank == cursor.piece == cursor.token == cursor.taken == 0
+
+    def _report(self, stripe: Stripe, counted: str, skips: Sequence[Skip]) -> None:
+        """Name what no row is made of, and count it in a field of the cursor."""
+        shard = self._shard(stripe)
+        self.unreported += [Skipped(self.cursor.epoch, shard, skip.offset, skip.reason, skip.documents) for skip in skips]
+        self.uncounted[counted] += sum(skip.documents for skip in skips)
+
+    def _skip_rest_of(self, stripe: Stripe, block: int, error: ContentError) -> None:
+        """Name and count what a stripe holds from a window on that cannot be read."""
+        assert self.reader is not None
+        shard, offset = self._shard(stripe), self.reader.offset_of(block)
+        documents = self.reader.documents_from(stripe, block if self._at_start_of_window else block + stripe.count)
+        self.unreported.append(Skipped(self.cursor.epoch, shard, offset, f"rest of the stripe skipped: {error}", documents))
+        self.uncounted.update(stripes=1, read=documents or 0, skipped=documents or 0)
+
+    def _shard(self, stripe: Stripe) -> int:
+        """Number of the stripe's shard among those of all sources."""
+        return self.plan.first_shard + stripe.shard
+
+    def _key(self, purpose: int, stripe: Stripe, block: int) -> tuple[int, ...]:
+        """Key of a window's random numbers: its place in the corpus, and the lane where each reads it in its own way."""
+        key = (self.plan.seed, purpose, self.cursor.epoch, self._shard(stripe), block)
+        return (*key, self.number) if self.plan.whole else key
+
+    def _next_epoch(self) -> None:
+        self.empty_epochs = self.empty_epochs + 1 if self.cursor.rows == self.rows_before_epoch else 0
+        self.rows_before_epoch = self.cursor.rows
+        # A lane that was dealt nothing, or nothing with text, is dealt something in another epoch; bad documents stay bad.
+        only_bad = (self.uncounted["skipped"] or self.uncounted["stripes"]) and not self.uncounted["empty"]
+        if self.plan.max_epochs is None and self.empty_epochs >= (2 if only_bad else EMPTY_EPOCHS):
+            raise self._met_nothing(f"in {self.empty_epochs} epochs")
+        self.cursor = self.cursor._replace(epoch=self.cursor.epoch + 1, stripe=0, window=0, compressed=0, uncompressed=0)
+        self._begin_epoch(self.cursor.epoch, 0)
+
+    def _refuse_hopeless(self) -> None:
+        """Raise SourceError where a lane meets no text for so long that there surely is none in the field."""
+        met = self.uncounted
+        if met["read"] >= HOPELESS_DOCUMENTS and met["empty"] + met["skipped"] == met["read"]:
+            raise self._met_nothing(f"in {met['read']:,} that it read")
+
+    def _met_nothing(self, where: str) -> SourceError:
+        of = f" of source {self.plan.name}" if self.plan.name else ""
+        nothing = f"lane {self.number} of {self.plan.lanes} met no document{of} {where}"
+        if self.unreported:
+            reasons = "; ".join(sorted({skip.reason for skip in self.unreported})[:3])
+            empty, skipped = self.uncounted["empty"], self.uncounted["skipped"]
+            return SourceError(
+                f"{nothing}, but {empty:,} without text and {skipped:,} that had to be skipped ({reasons}): "
+                "check --data.text-field and what the shards hold"
+            )
+        return SourceError(
+            f"{nothing}: the corpus is empty, all of it is held out or filtered, or it is too small for so many lanes; "
+            "give fewer with --lanes, or a smaller --data.window-bytes"
+        )
+
+    def _after_window(self, cursor: Cursor) -> Cursor:
+        self.window = None
+        return cursor._replace(window=cursor.window + 1, rank=0, piece=0, token=0, taken=0)
+
+    def _open_group(self, window: TokenizedWindow) -> None:
+        """Tokenize and pack the documents from the cursor on."""
+        began = time.perf_counter()
+        cursor, length = self.cursor, self.plan.sequence_length
+        rows = GROUP_ROWS
+        if cursor.rows == cursor.taken:  # the lane's first group: shorter by lane, so that refills are spread over steps
+            rows = 1 + self.number * GROUP_ROWS // self.plan.lanes
+        framing = len(self.encoder.prefix) + len(self.encoder.suffix)
+        window.begin_group(cursor.rank, cursor.piece)
+        needed = cursor.token + rows * length + SMALLEST_FRAGMENT + 1
+        while window.has_more and window.positions(framing) < needed:
+            if self.plan.packing == "none" and window.complete_documents > rows:
+                break
+            characters = math.ceil((needed - window.positions(framing)) * self.characters_per_token)
+            self._tokenize(window, characters)
+        stripe = self.stripes[cursor.stripe]
+        block = stripe.first + cursor.window * stripe.count
+        if cursor.token and cursor.token >= next(iter(window.counts), 0):
+            raise self._astray(stripe, block)
+        held = window.held()
+        lengths = [document.tokens for document in held]
+        placements, left = place(lengths, cursor.token, rows, length, framing, self.plan.packing)
+        after = window.position_of(held, *left)
+        shard = self._shard(stripe)
+        if cursor.taken == 0 and (without := window.documents_without_tokens(held, cursor.rank, after)):
+            self._report(stripe, "empty", [Skip(min(without), "no tokens", len(without))])
+        if not placements:
+            if cursor.taken:
+                raise self._astray(stripe, block)
+            self.cursor = self._after_window(cursor)
+            return
+        packed = assemble(
+            placements, window.ids, np.cumsum([0, *lengths]), length, self.encoder.prefix, self.encoder.suffix, self.encoder.pad
+        )
+        if cursor.taken >= len(packed.input_ids):
+            raise self._astray(stripe, block)
+        begins = packed.segment_token == 0
+        if cursor.piece > 0:  # the first document has begun in a group before
+            begins &= packed.segment_document > 0
+        origins = np.empty((len(begins), 3), dtype=np.int64)
+        origins[:] = cursor.epoch, shard, 0
+        origins[:, 2] = window.offsets_of(held)[packed.segment_document]
+        self.group = Group(
+            rows=packed,
+            key=(*self._key(MASK, stripe, block), cursor.rank, cursor.piece, cursor.token),
+            documents=np.bincount(packed.segment_row[begins], minlength=len(packed.input_ids)),
+            origins=origins,
+            after=after,
+        )
+        self.seconds[2] += time.perf_counter() - began
+
+    def _tokenize(self, window: TokenizedWindow, characters: int) -> None:
+        texts = window.next_texts(characters)
+        ids, lengths = self.tokenizer.encode(texts, [piece > 0 for piece in window.pieces[-len(texts) :]])
+        window.append(ids, lengths, self.encoder.document_end)
+        self.characters_per_token = sum(map(len, texts)) / max(1, len(ids))

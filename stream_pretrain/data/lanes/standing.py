@@ -1,0 +1,68 @@
+"""Whether the lanes of a run can stand where a checkpoint says that they do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stream_pretrain.data.lanes.cursor import Cursor
+from stream_pretrain.data.lanes.lane_plan import LanePlan
+from stream_pretrain.data.lanes.mixture import PARTS
+from stream_pretrain.data.lanes.source_lane import GROUP_ROWS
+from stream_pretrain.data.lanes.source_plan import SourcePlan
+from stream_pretrain.errors import CheckpointError
+
+_MOST_WINDOWS = 2**32
+
+
+def refuse_impossible(cursors: Sequence[Sequence[Cursor]], plan: LanePlan, step: int) -> None:
+    """Raises: CheckpointError for cursors that no run of this plan can have behind a step, as far as sizes tell."""
+    for number, lane in enumerate(cursors):
+        where = f"stream.json: lane {number}"
+        if len(lane) != len(plan.sources):
+            raise _impossible(f"{where} has cursors for {len(lane)} sources, the run has {len(plan.sources)}")
+        for source, cursor in zip(plan.sources, lane, strict=True):
+            fault = fault_of(source, number, cursor)
+            if fault is not None:
+                raise _impossible(f"{where}, {f'source {source.name}, ' if source.name else ''}{fault}")
+        rows, asked = sum(cursor.rows for cursor in lane), step * plan.rows_per_lane
+        # A lane that had read its epochs gave fewer, whether or not it is to read more of them now.
+        has_ended = any(cursor.epoch and not any(cursor[1:9]) for cursor in lane)
+        if rows > asked or (rows < asked and not has_ended):
+            raise _impossible(f"{where} has given {rows} rows in {step} steps of {plan.rows_per_lane}")
+
+
+def fault_of(source: SourcePlan, lane: int, cursor: Cursor) -> str | None:
+    """What is wrong with a cursor by itself."""
+    for name, value in cursor._asdict().items():
+        if value < 0 and name != "credit":
+            return f"{name} is {value}"
+    if abs(cursor.credit) > 2 * PARTS:
+        return f"credit is {cursor.credit}"
+    if cursor.taken > min(GROUP_ROWS, cursor.rows):
+        return f"taken is {cursor.taken} of {cursor.rows} rows"
+    if cursor.window > _MOST_WINDOWS:
+        return f"window is {cursor.window}"
+    if source.ended(cursor):
+        return None
+    stripes = source.stripes(cursor.epoch, lane)
+    if cursor.stripe > len(stripes):
+        return f"stripe is {cursor.stripe} of {len(stripes)}"
+    if cursor.stripe == len(stripes):
+        return None
+    stripe = stripes[cursor.stripe]
+    shard = source.shards[stripe.shard]
+    if shard.size is None or shard.format not in ("jsonl", "text"):
+        return None
+    if cursor.compressed > shard.size:
+        return f"compressed is {cursor.compressed}, but {shard.name} has {shard.size} bytes"
+    if shard.compression == "none":
+        if cursor.uncompressed != cursor.compressed:
+            return f"uncompressed is {cursor.uncompressed}, but {shard.name} is not compressed"
+        last = stripe.first + (cursor.window - 1) * stripe.count
+        if cursor.window and last * source.read.window_bytes >= shard.size:
+            return f"window is {cursor.window}, but {shard.name} has fewer"
+    return None
+
+
+def _impossible(what: str) -> CheckpointError:
+    return CheckpointError(f"{what}: the files of the checkpoint are not of one run; use another one")

@@ -1,0 +1,42 @@
+"""The cursors of all lanes as stream.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stream_pretrain.data.lanes.cursor import Cursor
+from stream_pretrain.errors import CheckpointError
+from stream_pretrain.stored import stored
+
+CURSOR_VERSION = 2
+"""Of what `stream.json` holds; raised when the fields of a cursor change, or the rows that follow from one."""
+
+LaneCursors = tuple[Cursor, ...]
+"""Where a lane stands: a cursor for each source."""
+
+
+def stream_state(cursors: Sequence[LaneCursors]) -> dict[str, Any]:
+    """All lanes' cursors as JSON: what `stream.json` holds."""
+    lanes = [{"sources": [list(cursor) for cursor in lane]} for lane in cursors]
+    return {"version": CURSOR_VERSION, "fields": list(Cursor._fields), "lanes": lanes}
+
+
+def cursors_from(state: Mapping[str, Any], lanes: int) -> list[LaneCursors]:
+    """Cursors from `stream.json`. Raises CheckpointError for another version or number of lanes."""
+    if state.get("version") != CURSOR_VERSION or state.get("fields") != list(Cursor._fields):
+        raise CheckpointError(
+            f"stream.json: cursors of version {state.get('version')}, this program reads version {CURSOR_VERSION}"
+        )
+    found = stored(list[dict[str, list[list[int]]]], state.get("lanes"), "stream.json: lanes")
+    if len(found) != lanes:
+        raise CheckpointError(f"stream.json: cursors of {len(found)} lanes, the run has {lanes}")
+    for number, lane in enumerate(found):
+        if lane.keys() != {"sources"} or any(len(cursor) != len(Cursor._fields) for cursor in lane["sources"]):
+            raise CheckpointError(f"stream.json: lane {number} has no cursor of {len(Cursor._fields)} numbers a source")
+    return [tuple(Cursor(*cursor) for cursor in lane["sources"]) for lane in found]
+
+
+def first_cursors(lanes: int, sources: int = 1) -> list[LaneCursors]:
+    """Where all lanes stand at the start of a run."""
+    return [(Cursor(),) * sources for _ in range(lanes)]

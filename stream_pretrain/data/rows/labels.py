@@ -1,0 +1,66 @@
+"""Rows as a model sees them, and what it has to predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from stream_pretrain.data.rows.packing import Rows
+
+
+IGNORED = -100
+"""Label of a slot that holds none."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Rows as the model sees them, and what it has to predict.
+
+    Shapes: R rows of L positions with P slots for labels.
+    """
+
+    input_ids: NDArray[np.int32]
+    """[R, L], replacements included."""
+    label_positions: NDArray[np.int32]
+    """[R, P] positions in the row that have a label, ascending, padded with 0."""
+    labels: NDArray[np.int32]
+    """[R, P] what is to be predicted there, `IGNORED` where padded."""
+
+
+def next_tokens(rows: Rows) -> Labelled:
+    """Every position predicts the token after it in its segment; the last position of a segment has no label."""
+    has_next = filled(rows).ravel()
+    has_next[flat_starts(rows) + rows.segment_length - 1] = False
+    labelled = np.flatnonzero(has_next)
+    return lay_out(rows.input_ids, labelled, rows.input_ids.take(labelled + 1), rows.input_ids.shape[1])
+
+
+def flat_starts(rows: Rows) -> NDArray[np.int64]:
+    """First position of each segment, counted over the rows one after another."""
+    starts: NDArray[np.int64] = rows.segment_row.astype(np.int64) * rows.input_ids.shape[1] + rows.segment_start
+    return starts
+
+
+def filled(rows: Rows) -> NDArray[np.bool_]:
+    """[R, L] positions that hold a segment: padding is at the end of a row."""
+    row_count, length = rows.input_ids.shape
+    filled = np.bincount(rows.segment_row, weights=rows.segment_length, minlength=row_count).astype(np.int32)
+    fills: NDArray[np.bool_] = np.arange(length, dtype=np.int32) < filled[:, None]
+    return fills
+
+
+def lay_out(input_ids: NDArray[np.int32], labelled: NDArray[np.int64], values: NDArray[np.int32], slots: int) -> Labelled:
+    """Moves the labels, given by ascending flat position, to the front of their row's slots."""
+    row_count, length = input_ids.shape
+    edges = np.arange(row_count + 1) * length
+    count = np.diff(np.searchsorted(labelled, edges))
+    used = np.arange(slots) < count[:, None]
+    positions = np.zeros((row_count, slots), dtype=np.int32)
+    labels = np.full((row_count, slots), IGNORED, dtype=np.int32)
+    positions[used] = labelled - np.repeat(edges[:-1], count)
+    labels[used] = values
+    return Labelled(input_ids, positions, labels)

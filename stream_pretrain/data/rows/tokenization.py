@@ -1,0 +1,241 @@
+"""Text to token ids, in batches: flat arrays from here on."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.normalizers import BertNormalizer, Normalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, PreTokenizer
+
+from stream_pretrain.data.rows.pieces import WHITE, kept_whole, piece_edges
+from stream_pretrain.data.rows.tokenizer_file import (
+    SpecialTokens,
+    for_documents,
+    pieces_like_special_tokens,
+    stages_within_a_text,
+    without_pieces,
+)
+from stream_pretrain.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+# Characters that a normalizer may change by what stands beside them, with short plain text between them: a call for each word
+# of a text in another script would take longer than the table saves. Control characters are left out before accents are moved.
+_NOT_PLAIN = re.compile(r"([^\t\n\r -~]+(?:[\t\n\r -~]{1,8}[^\t\n\r -~]+)*)")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer reduced to `texts -> flat ids`, and the special tokens a segment is framed with.
+
+    It travels to worker processes as JSON text and is built there.
+    """
+
+    serialized: str
+    prefix: tuple[int, ...]
+    """Ids in front of every segment, [CLS] for BERT."""
+    suffix: tuple[int, ...]
+    """Ids behind every segment, [SEP] for BERT."""
+    document_end: tuple[int, ...]
+    """Ids behind the last token of a document, end-of-text for causal models."""
+    pad: int
+    """Id that fills the end of a row."""
+    kept: tuple[int, ...] = ()
+    """Ids of special tokens of the user's own that are recognised in documents."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What is read otherwise than the tokenizer's file says, one line each, to be shown once."""
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast, *, causal: bool, special_tokens: SpecialTokens = "text") -> Encoder:
+        """From a loaded fast tokenizer. Causal models end documents, masked ones frame segments.
+
+        Raises: ModelError where the tokenizer does not show what it frames a text with.
+        """
+        file = for_documents(tokenizer, special_tokens)
+        serialized, built = file.serialized, _build(file.serialized)
+        pieces = pieces_like_special_tokens(built)
+        if pieces:
+            serialized = without_pieces(serialized, pieces)
+        framed = built.encode("a", add_special_tokens=True)
+        special = framed.special_tokens_mask
+        if 0 not in special:
+            raise ModelError(
+                f"tokenizer {tokenizer.name_or_path}: it makes no token of 'a'; use one with a token for what is unknown"
+            )
+        first, last = special.index(0), len(special) - special[::-1].index(0)
+        prefix, suffix = tuple(framed.ids[:first]), tuple(framed.ids[last:])
+        end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+        return cls(
+            serialized=serialized,
+            prefix=prefix,
+            suffix=() if causal else suffix,
+            document_end=(end,) if causal and end is not None else (),
+            pad=0 if pad is None else pad,
+            kept=file.kept,
+            notes=file.notes,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all in the tokenizer's file that decides the ids."""
+        content = json.loads(self.serialized)
+        vocabulary = [content["model"].pop(name, None) for name in ("vocab", "merges")]
+        framing = [self.prefix, self.suffix, self.document_end, self.pad]
+        said = json.dumps([framing, vocabulary, _what_is_set(content)], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()
+
+    def build(self) -> BatchTokenizer:
+        """The tokenizer itself."""
+        return BatchTokenizer(self.serialized)
+
+
+def _what_is_set(value: Any) -> Any:
+    """Settings without those that are off: a later version of `tokenizers` may write some that there were not before."""
+    if isinstance(value, dict):
+        return {name: _what_is_set(inner) for name, inner in value.items() if inner is not None and inner is not False}
+    return [_what_is_set(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _build(serialized: str) -> Tokenizer:
+    """A tokenizer that neither truncates nor pads, and to which special-token strings in a document are plain text."""
+    tokenizer = Tokenizer.from_str(serialized)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+class BatchTokenizer:
+    """A tokenizer from texts to flat ids."""
+
+    def __init__(self, serialized: str) -> None:
+        """serialized: as `tokenizers` writes it, JSON."""
+        self.tokenizer = _build(serialized)
+        self.normalize: Callable[[str], str] | None = None
+        normalizer = self.tokenizer.normalizer
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        self.whole = kept_whole(token for token in added if not token.special)
+        of_bert = isinstance(normalizer, BertNormalizer) and isinstance(self.tokenizer.pre_tokenizer, BertPreTokenizer)
+        # Added tokens may be looked for before the text is normalized, and other pre-tokenizers may ask where a piece was.
+        if of_bert and self.whole is None:
+            self.normalize = _bert_normalize(normalizer)
+            self.tokenizer.normalizer = None
+
+    def piece_edges(self, text: str) -> list[int]:
+        """Where a long document is cut before it is tokenized: [0, ..., len(text)]."""
+        return piece_edges(text, self.whole)
+
+    def encode(self, texts: Sequence[str], goes_on: Sequence[bool] = ()) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Ids of all texts one after the other, int32 [tokens], and the number of tokens of each, int64 [texts].
+
+        goes_on: which of them are pieces of a document that is cut in front of them; none if empty.
+        """
+        if any(goes_on) and self.within is not None:
+            ids = self._ids(["" if within else text for text, within in zip(texts, goes_on, strict=True)])
+            for i in itertools.compress(range(len(texts)), goes_on):
+                ids[i] = self.within.ids(texts[i])
+        else:
+            ids = self._ids(texts)
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        return np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum())), lengths
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        if self.normalize is not None:
+            texts = list(map(self.normalize, texts))
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    @cached_property
+    def within(self) -> WithinText | None:
+        """How pieces that go on with a document are tokenized, where that differs from a text's beginning."""
+        stages = stages_within_a_text(self.tokenizer)
+        if stages is None:
+            return None
+        return min((WithinText(self.tokenizer, stages, reach) for reach in _REACHES), key=WithinText.faults)
+
+
+Reach = Literal["nothing", "piece", "word"]
+
+_REACHES: tuple[Reach, ...] = ("nothing", "piece", "word")
+
+
+@dataclass(frozen=True)
+class WithinText:
+    """A tokenizer for a text that goes on where another ended, so that no space gets into a word.
+
+    Many tokenizers put a space in front of a text, as if a word always began there; some do it with every word.
+    """
+
+    tokenizer: Tokenizer
+    """The one for whole texts."""
+    stages: tuple[Normalizer | None, PreTokenizer | None]
+    """Its stages without what they do to the beginning of a text..."""
+    reach: Reach
+    """...and what of a piece they are used for: nothing, all of it, or the word it begins in the middle of."""
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of a piece."""
+        end = {"nothing": 0, "piece": len(text), "word": len(_WHITE.split(text, maxsplit=1)[0])}[self.reach]
+        own = self.tokenizer.normalizer, self.tokenizer.pre_tokenizer
+        self.tokenizer.normalizer, self.tokenizer.pre_tokenizer = self.stages
+        head = self._encode(text[:end])
+        self.tokenizer.normalizer, self.tokenizer.pre_tokenizer = own
+        return head + self._encode(text[end:])
+
+    def faults(self) -> int:
+        """How many of some texts are others when they are read in two pieces: asked, since stages only tell what they are."""
+        found = 0
+        for first, second in _CUT_TEXTS:
+            whole, pieces = self._encode(first + second), self._encode(first) + self.ids(second)
+            same_words = not _WHITE.match(second)  # cut inside a word, it has other tokens, which are of the same text
+            found += self.tokenizer.decode(whole) != self.tokenizer.decode(pieces) if same_words else whole != pieces
+        return found
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+_WHITE = re.compile(f"[{WHITE}]")
+
+_CUT_TEXTS = [
+    ("a letter", " of a word, and more"),
+    ("the end", "\nof a line"),
+    ("two", "  spaces and\ta tab"),
+    ("in a wo", "rd, and be hind it"),
+    ("x", "x x"),
+    ("สวัส", "ดีชาวโลก ก"),
+    ("語", "文"),
+    ("7", "8"),
+]
+
+
+def _bert_normalize(normalizer: Normalizer) -> Callable[[str], str]:
+    """What BERT's normalizer makes of a text, sooner.
+
+    It takes a third of the time of a tokenizer, since `tokenizers` keeps where each character came from. An ASCII
+    character that is no control character it changes whatever stands beside it: a table does the same. Others are left to it.
+    """
+    ascii_table = {code: normalizer.normalize_str(chr(code)) or None for code in range(128)}
+
+    def normalize(text: str) -> str:
+        if text.isascii():
+            return text.translate(ascii_table)
+        runs = _NOT_PLAIN.split(text)  # plain ASCII and others by turns
+        runs[::2] = [run.translate(ascii_table) for run in runs[::2]]
+        runs[1::2] = map(normalizer.normalize_str, runs[1::2])
+        return "".join(runs)
+
+    return normalize

@@ -1,0 +1,152 @@
+"""How a tokenizer's file is read for documents: never by chance, and with the special tokens that documents may use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from tokenizers import Tokenizer
+from tokenizers.normalizers import Normalizer
+from tokenizers.pre_tokenizers import PreTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+SpecialTokens = Literal["text", "keep"]
+
+# What a model's settings call drawing at random: BPE that forgets merges, Unigram that samples from the best segmentations.
+_CHANCE = ("dropout", "alpha", "nbest_size")
+
+_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+_NAMED = 5
+"""So many of the user's tokens are named in a line."""
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A tokenizer as documents are read with it, in the JSON of `tokenizers`; the one that is exported stays as it came."""
+
+    serialized: str
+    kept: tuple[int, ...]
+    """Ids of special tokens that are recognised in documents."""
+    notes: tuple[str, ...]
+    """What is read otherwise than the file says, one line each."""
+
+
+def for_documents(tokenizer: PreTrainedTokenizerFast, special_tokens: SpecialTokens) -> TokenizerFile:
+    """Read a loaded tokenizer's file for documents.
+
+    special_tokens: what the special tokens of the user's own are in a document; those that the model itself has a use for
+    (mask, separator, padding...) are always text.
+    """
+    serialized: str = tokenizer.backend_tokenizer.to_str()
+    content = json.loads(serialized)
+    chance = {name: value for name in _CHANCE if (value := content["model"].get(name))}
+    content["model"].update(dict.fromkeys(chance))
+    notes = [
+        f"tokenizer {tokenizer.name_or_path}: {name} {value} draws at random and is switched off, so that a document has the "
+        "same ids at every reading; exports keep it"
+        for name, value in chance.items()
+    ]
+    roles = {str(getattr(tokenizer, role)) for role in _ROLES if getattr(tokenizer, role, None) is not None}
+    not_special = [token for token in content["added_tokens"] if token["content"] in roles and not token["special"]]
+    for token in not_special:
+        token["special"] = True
+    own = [token for token in content["added_tokens"] if token["special"] and token["content"] not in roles]
+    if own and special_tokens == "keep":
+        for token in own:
+            token["special"] = False  # to `tokenizers`: found in a text although its special tokens are not
+        notes.append(f"special tokens in documents are tokens, never drawn as a random replacement: {_names(own)}")
+    elif own:
+        notes.append(
+            f"special tokens in documents are read as text: {_names(own)}; --data.special-tokens keep has them as tokens"
+        )
+    elif special_tokens == "keep":
+        notes.append(f"--data.special-tokens keep changes nothing: tokenizer {tokenizer.name_or_path} has none of your own")
+    kept = own if special_tokens == "keep" else []
+    changed = bool(chance or kept or not_special)
+    return TokenizerFile(
+        json.dumps(content, ensure_ascii=False) if changed else serialized,
+        tuple(token["id"] for token in kept),
+        tuple(notes),
+    )
+
+
+def _names(tokens: Sequence[dict[str, Any]]) -> str:
+    names = [token["content"] for token in tokens]
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def pieces_like_special_tokens(tokenizer: Tokenizer) -> list[str]:
+    """Special tokens that a model makes of their text although none looks for them there: pieces like any other.
+
+    Unigram models have them so, and BPE with merges that lead there.
+    """
+    unknown = getattr(tokenizer.model, "unk_token", None)  # what a text has that no token is for is unknown, whatever it says
+    found = []
+    for token_id, token in tokenizer.get_added_tokens_decoder().items():
+        texts = [token.content, f"a{token.content}a", f" {token.content} "]
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False) if token.special else []
+        if token.content != unknown and any(token_id in encoding.ids for encoding in encodings):
+            found.append(token.content)
+    return found
+
+
+def without_pieces(serialized: str, names: Sequence[str]) -> str:
+    """A tokenizer to whose model these special tokens are no pieces: under names that are in no text, so that ids stay."""
+    content = json.loads(serialized)
+    model = content["model"]
+    renamed = {name: f"\uffff{name}\uffff" for name in names}
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {renamed.get(piece, piece): token_id for piece, token_id in model["vocab"].items()}
+    else:
+        model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
+    if "merges" in model:
+        model["merges"] = [merge for merge in model["merges"] if "".join(merge) not in renamed]
+    for token in content["added_tokens"]:
+        token["content"] = renamed.get(token["content"], token["content"])
+    return json.dumps(content, ensure_ascii=False)
+
+
+def stages_within_a_text(tokenizer: Tokenizer) -> tuple[Normalizer | None, PreTokenizer | None] | None:
+    """Normalizer and pre-tokenizer for a text that goes on where another ended: nothing is put, or cut off, in front.
+
+    None where they are the tokenizer's own.
+    """
+    own = [
+        None if stage is None else json.loads(stage.__getstate__()) for stage in (tokenizer.normalizer, tokenizer.pre_tokenizer)
+    ]
+    within = [None if stage is None else _within(stage) for stage in own]
+    if within == own:
+        return None
+    empty = {"type": "BPE", "vocab": {}, "merges": []}
+    stages: dict[str, Any] = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": within[0],
+        "pre_tokenizer": within[1],
+        "model": empty,
+    }
+    built = Tokenizer.from_str(json.dumps(stages))
+    return built.normalizer, built.pre_tokenizer
+
+
+def _within(stage: dict[str, Any]) -> dict[str, Any] | None:
+    """A stage without what it does to the beginning of a text; None where that is all it does."""
+    match stage["type"]:
+        case "Sequence":
+            parts = "normalizers" if "normalizers" in stage else "pretokenizers"
+            return {**stage, parts: [part for part in map(_within, stage[parts]) if part is not None]}
+        case "Prepend":
+            return None
+        case "Strip":
+            return {**stage, "strip_left": False}
+        case "Metaspace":
+            return {**stage, "prepend_scheme": "never"}
+        case "ByteLevel" if "add_prefix_space" in stage:
+            return {**stage, "add_prefix_space": False}
+    return stage

@@ -1,0 +1,139 @@
+"""What a tokenizer is asked at every start: whether a text always has the same ids, and those of the starts before."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import tokenizers
+
+from stream_pretrain.data.rows.tokenization import BatchTokenizer, Encoder
+from stream_pretrain.errors import CheckpointError, ModelError
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The library that makes ids of texts, and a hash of what it makes of some: kept in checkpoints."""
+
+    name: str
+    version: str
+    texts: str
+    """Hash of the texts, which another version of this program may choose otherwise."""
+    ids: str
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def asked(encoder: Encoder, name: str) -> Engine:
+    """Ask a tokenizer twice for the ids of some texts.
+
+    name: of the tokenizer, for the user.
+    Raises: ModelError where the answers differ.
+    """
+    tokenizer, texts = encoder.build(), probe_texts()
+    first = _ids(tokenizer, texts)
+    clear = getattr(tokenizer.tokenizer.model, "_clear_cache", None)
+    if clear is not None:  # what it remembers of the first time would hide chance
+        clear()
+    if _ids(tokenizer, texts) != first:
+        raise ModelError(
+            f"tokenizer {name}: it gives a text other ids each time it is asked, so that no run could go on where it stopped; "
+            "use one that does not draw at random"
+        )
+    return Engine("tokenizers", tokenizers.__version__, _digest(repr(texts).encode()), _digest(first))
+
+
+def note_on_engine(engine: Engine, recorded: Mapping[str, Any] | None) -> str | None:
+    """What is to be said of the engine of a run that goes on; `recorded`: what its checkpoint says, if it does.
+
+    Raises: CheckpointError where it gives other ids than the run began with.
+    """
+    if recorded is None:
+        return None
+    was, now = (
+        f"{name} {version}" for name, version in ((recorded["name"], recorded["version"]), (engine.name, engine.version))
+    )
+    if recorded["texts"] != engine.texts:
+        return (
+            f"the ids of {was}, which the run was read with, cannot be compared with those of {now}: other texts are asked for"
+        )
+    if recorded["ids"] != engine.ids:
+        what = (
+            f"{now} gives other ids than {was}, which the run was read with"
+            if was != now
+            else f"{now} gives other ids than before"
+        )
+        raise CheckpointError(
+            f"{what}: install {recorded['name']}=={recorded['version']}, or start a new run with another --output-dir"
+        )
+    return None if was == now else f"the run was read with {was}, now with {now}: the same ids"
+
+
+def refuse_unlike(engines: Sequence[Engine]) -> None:
+    """Refuse ranks that give the same text other ids. Raises: ModelError."""
+    for rank, engine in enumerate(engines):
+        if engine.ids != engines[0].ids:
+            raise ModelError(
+                f"{engine.name} {engine.version} of rank {rank} gives other ids than {engines[0].version} of rank 0: "
+                "install one version everywhere"
+            )
+
+
+def _ids(tokenizer: BatchTokenizer, texts: Sequence[str]) -> bytes:
+    """All ids of some texts as documents, and as pieces that go on with one, as bytes that tell the texts apart."""
+    answers = [tokenizer.encode(texts)]
+    if tokenizer.within is not None:
+        answers.append(tokenizer.encode(texts[:_WRITTEN], [True] * _WRITTEN))
+    return b"".join(ids.tobytes() + lengths.tobytes() for ids, lengths in answers)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@cache
+def probe_texts() -> tuple[str, ...]:
+    """Texts in every script, and signs that a new version of Unicode may have changed, between letters."""
+    return (*_TEXTS, *_sweep())
+
+
+_TEXTS = (
+    "The quick brown fox jumps over the lazy dog; it's 12,345.67 metres (≈ 7.7 mi) -- isn't it? “Yes…” ‘No’",
+    "straße Ærø naïve façade ŁÓDŹ İstanbul ıĞŞ ǅ ﬁ ﬂ Ǆ ẞ",
+    "e\u0301 a\u030a o\u0308\u0323 A\u0301\u0327 n\u0303\u0303 x\u0338 \u0344",
+    "Ξεσκεπάζω την ψυχοφθόρα βδελυγμία ΟΔΥΣΣΕΎΣ",
+    "Съешь же ещё этих мягких французских булок, Їжак ґедзь",
+    "Յուրաքանչյուր ոք ჩვენ ვართ ქართველები ⴀⴁ ᏣᎳᎩ",
+    "עברית שָׁלוֹם עולם العربيّة مرحبا بالعالم ﷺ ܫܠܡܐ ދިވެހި ߒߞߏ",
+    "नमस्ते क्षत्रिय हिन्दी বাংলা ক্ষ ਪੰਜਾਬੀ ગુજરાતી ଓଡ଼ିଆ தமிழ் తెలుగు ಕನ್ನಡ മലയാളം සිංහල",
+    "สวัสดีชาวโลก ภาษาไทย น้ำ ພາສາລາວ བོད་སྐད་ မြန်မာဘာသာ ភាសាខ្មែរ",
+    "አማርኛ ሰላም ᠮᠣᠩᠭᠣᠯ ⵜⴰⵎⴰⵣⵉⵖⵜ ꦗꦮ ᮞᮥᮔ᮪ᮓ ꯃꯤꯇꯩ",
+    "中文简体繁體漢字，標點。日本語ひらがなカタカナﾊﾝｶｸ ガ 한국어 \u1112\u1161\u11ab ㄅㄆㄇ 𠀀𪚥 豈",
+    "x\u2e43x x\u0a76x x\u166dx x\u2e5dx x\u061dx x\u1b7dx",
+    "👩\u200d👩\u200d👧\u200d👦 👍🏽 🇩🇪🇫🇷 ❤\ufe0f 🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f 🫠",
+    "\x00 a\x00b \x01\x02\x07\x08\x0b\x0c\x1b\x1f\x7f\x80\x85\x9f \ufeff\ufffd\ufffe\u200b\u200e\u202e\u2028\u2029\u00ad",
+    "a\tb\r\nc\rd\n\n\n  e   f\u00a0g\u2003h\u3000i ",
+    "[CLS] [SEP] [MASK] [PAD] [UNK] <s></s><pad><mask><unk> <|endoftext|> [unused1] <0x0A> ##ing ▁ ▁▁ Ġ Ċ",
+    "def f(x):\n    return {'a': [1, 2.5e-3, 0xFF], \"b\": x != None}  # comment\n\t<div class='c'>&amp;</div>",
+    "https://example.org/a_b-c?d=e&f=%20#g user@example.org C:\\dir\\file.txt 2024-02-29T12:34:56Z 1/2 ½ x² H₂O",
+    "x" * 300 + " " + "ab" * 150 + " " + "0" * 120 + " " + "สวัสดี" * 40 + " " + "!?" * 60 + " " * 70,
+    "",
+)
+
+_WRITTEN = len(_TEXTS)
+
+
+def _sweep() -> Iterator[str]:
+    """What no letter or number was in Unicode 3.2, and so may have become one, and some of all others: 16 to a word."""
+    known = unicodedata.ucd_3_2_0
+    alone = (range(0x21, 0x3400), range(0xA4D0, 0xAC00), range(0xFB00, 0x10000))
+    some = (range(0x21, 0x3400, 17), range(0x3400, 0xA4D0, 251), range(0xAC00, 0xD7A4, 251), range(0x10000, 0x32000, 61))
+    points = [point for block in alone for point in block if known.category(chr(point))[0] not in "LN"]
+    points += [point for block in some for point in block]
+    words = ["".join(f"a{chr(point)}" for point in points[first : first + 16]) for first in range(0, len(points), 16)]
+    return (" ".join(words[first : first + 16]) for first in range(0, len(words), 16))

@@ -1,0 +1,279 @@
+"""Files on web servers, by ranged GETs."""
+
+from __future__ import annotations
+
+import copy
+import re
+import threading
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
+from functools import partial
+from typing import Any
+
+import requests
+
+from stream_pretrain.data.transport.compression import compression_of
+from stream_pretrain.data.transport.http_session import RedirectError, Session, asked_wait, content_range, whole_number
+from stream_pretrain.data.transport.identity import bare_etag
+from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.retrying import (
+    ASK_FOR_ACCESS,
+    CHECK_ID,
+    CHECK_TOKEN,
+    TransientError,
+    answered,
+    in_words,
+    is_busy,
+)
+from stream_pretrain.data.transport.store import Store
+from stream_pretrain.data.transport.store_memory import StoreMemory, compare
+from stream_pretrain.data.transport.threads import in_thread
+from stream_pretrain.errors import SourceError, TransportError
+from stream_pretrain.units import KIB
+from stream_pretrain.urls import without_secrets
+
+_PIECE = 64 * KIB
+
+_CONNECT_TIMEOUT = 30.0
+
+_ASKED_AT_ONCE = 16
+
+
+def told_by_servers(urls: Sequence[str], options: TransportOptions) -> list[tuple[int | None, str | None]]:
+    """Size of each file on a web server, and `KIND:VALUE` that it is known again by. All are asked for their first byte.
+
+    Raises: TransportError for the first that cannot be had.
+    """
+    headers = http_headers(dict(options.storage_options))
+    found: list[tuple[int | None, str | None]] = [(None, None)] * len(urls)
+    given_up = threading.Event()
+
+    def ask_for_some(first: int) -> None:
+        with Session(headers) as session:
+            for number in range(first, len(urls), _ASKED_AT_ONCE):
+                if given_up.is_set():
+                    return
+                url, name = urls[number], without_secrets(urls[number])
+                ask = partial(_told, url, name, headers, options, session)
+                told = answered(ask, name, options.retry_deadline)
+                kind = next((kind for kind in ("etag", "size") if kind in told), None)
+                found[number] = int(told["size"]) if "size" in told else None, f"{kind}:{told[kind]}" if kind else None
+
+    asking = [in_thread("ask servers", ask_for_some, first) for first in range(min(_ASKED_AT_ONCE, len(urls)))]
+    try:
+        for done in as_completed(asking):
+            done.result()
+    finally:
+        given_up.set()
+    return found
+
+
+def _told(url: str, name: str, headers: Mapping[str, str], options: TransportOptions, session: Session) -> dict[str, str]:
+    """What a server tells of a file, by kind. Not by HEAD: a URL that is signed for GET refuses it."""
+    file = HttpFile(url, name, headers, None, options.read_timeout, options.memory, {}, session)
+    try:
+        next(file.pieces(0, 1), None)
+    finally:
+        file.reset_body()
+    return file.known
+
+
+def http_headers(storage_options: dict[str, Any]) -> dict[str, str]:
+    headers = storage_options.pop("headers", {})
+    if storage_options:
+        raise SourceError(f"--data.storage-options: http(s) knows only headers, not {', '.join(sorted(storage_options))}")
+    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+        raise SourceError('--data.storage-options: headers are an object of strings, like {"Authorization": "Bearer ..."}')
+    return dict(headers)
+
+
+class HttpFile:
+    """One ranged GET per call. A redirect's target is used again until it fails: signed URLs expire, a Hub counts requests.
+
+    A server that ignores Range sends everything: that body is kept open and read forward from call to call.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        headers: Mapping[str, str],
+        size: int | None,
+        read_timeout: float,
+        memory: StoreMemory,
+        known: dict[str, str],
+        session: Session | None = None,
+    ):
+        """known: what was told of the file before, by kind; `session` is used, and not closed, in place of an own one."""
+        self.total: int | None = None
+        self.seekable = True
+        self.known = known
+        self._memory = memory
+        self._url = url
+        self._name = name
+        self._size = size
+        self._own = headers
+        self._headers = {**headers, "Accept-Encoding": "identity"}
+        self._timeout = (_CONNECT_TIMEOUT, read_timeout)
+        self._session = session
+        self._target: tuple[str, Mapping[str, str | bytes]] | None = None  # where the last redirect led
+        self._response: requests.Response | None = None  # its body is being read
+        self._at = 0  # offset in the file of the body's next byte
+        self._end: int | None = None  # where the body must end
+        self._rest = b""  # read from the body, and not yet asked for
+
+    def pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        while start < self._bound(stop):
+            if self._response is None or self._at > start or (self._end is not None and self._end <= start):
+                self.reset_body()
+                self._request(start, self._bound(stop))
+                continue
+            piece = self._rest or self._response.raw.read1(_PIECE, decode_content=False)
+            self._rest = b""
+            if not piece and self._end is None:
+                self.total = self._end = self._at
+            if not piece and self._at != self._end:
+                raise TransientError(f"the answer ended at byte {self._at} of {self._end}")
+            wanted = self._bound(stop) - self._at
+            useful, self._rest = piece[max(0, start - self._at) : wanted], piece[wanted:]
+            self._at += min(len(piece), wanted)
+            if self._at == self._end:
+                self.reset_body()
+            if useful:
+                start += len(useful)
+                yield useful
+
+    def again(self) -> Store:
+        other = copy.copy(self)
+        other._session, other._response, other._rest = None, None, b""
+        return other
+
+    def reset(self) -> None:
+        self.reset_body()
+        self._target = None
+
+    def reset_body(self) -> None:
+        if self._response is not None:
+            self._response.close()
+        self._response, self._rest = None, b""
+
+    def close(self) -> None:
+        self.reset_body()
+        if self._session is not None:
+            self._session.close()
+
+    def _bound(self, stop: int) -> int:
+        return stop if self.total is None else min(stop, self.total)
+
+    def _request(self, start: int, stop: int) -> None:
+        """Open the body that holds byte `start`; nothing is opened where the file ends before it."""
+        if self._session is None:
+            self._session = Session(self._own)
+        url, headers = self._target or (self._url, self._headers)
+        ranged = {**headers, "Range": f"bytes={start}-{stop - 1}"}
+        try:
+            response = self._session.open(url, ranged, self._timeout)
+        except RedirectError as error:
+            raise TransportError(f"{self._name}: {error}; check the URL, a login or a proxy") from error
+        except ValueError as error:
+            if isinstance(error, requests.exceptions.InvalidHeader) and error.request is not None:
+                raise TransientError(in_words(error)) from error  # of the answer, such as two lengths
+            raise TransportError(
+                f"{self._name}: cannot be asked for ({in_words(error)}); check the URL, and where its server redirects to"
+            ) from error
+        self._response = response
+        if is_busy(response.status_code):
+            raise TransientError(f"HTTP {response.status_code}", wait=asked_wait(response.headers))
+        if response.status_code >= 400 and response.status_code != 416 and self._target is not None:
+            raise TransientError(f"HTTP {response.status_code} from the address it had redirected to", at_once=True)
+        first, end, known_total = content_range(response.headers.get("Content-Range", ""))
+        if response.status_code == 416 and known_total is not None:
+            self._remember(response, known_total)
+            self.reset_body()
+            if start < known_total:
+                raise TransientError(f"HTTP 416 for bytes {start}-{stop - 1} of {known_total}")
+            return
+        if response.status_code in (401, 403):
+            gated = response.headers.get("X-Error-Code") == "GatedRepo"
+            raise TransportError(
+                f"{self._name}: access refused (HTTP {response.status_code}); {ASK_FOR_ACCESS if gated else CHECK_TOKEN}"
+            )
+        if response.status_code in (404, 410):
+            raise TransportError(f"{self._name}: not found (HTTP {response.status_code}); {CHECK_ID}")
+        if response.status_code not in (200, 206):
+            raise TransportError(f"{self._name}: the server answers HTTP {response.status_code} to a GET with Range")
+        if response.headers.get("Content-Type", "").startswith("text/html"):
+            raise TransportError(
+                f"{self._name}: the server answers with an HTML page in place of the shard; check the URL, a login or a proxy"
+            )
+        encoding = response.headers.get("Content-Encoding", "").lower().removeprefix("x-")
+        # Of a compressed file many servers say so what it is; all else is an encoding of the server's own.
+        if encoding in ("gzip", "deflate", "br", "zstd") and encoding != compression_of(self._name):
+            raise TransportError(
+                f"{self._name}: the server sends it encoded (Content-Encoding: {encoding}) though asked for it as it is; "
+                "turn that off there, or name the file after its compression"
+            )
+        coding = response.headers.get("Transfer-Encoding", "").lower()
+        if coding != "chunked" and re.search(
+            "chunked|gzip|deflate|compress", coding
+        ):  # their frames would be taken for the file
+            raise TransientError(f"Transfer-Encoding {coding[:40]!r}")
+        if response.status_code == 200:
+            known_total = self._total_of_whole(response)
+            self._at, self._end = 0, known_total
+            if self.seekable:
+                self._memory.say_that_range_is_ignored(urllib.parse.urlsplit(response.url).netloc)
+            self.seekable = False
+        else:
+            if first is None or end is None or not first <= start < end:
+                raise TransportError(
+                    f"{self._name}: asked for bytes {start}-{stop - 1}, the server answers with "
+                    f"Content-Range {response.headers.get('Content-Range', 'missing')!r}; its Range support is broken"
+                )
+            if known_total is not None and known_total < end:
+                raise TransientError(f"Content-Range {response.headers['Content-Range'][:80]!r}")
+            known_total = next((size for size in (known_total, self.total, self._size) if size is not None), None)
+            if known_total is None:
+                raise TransportError(f"{self._name}: the server does not say how large the file is (Content-Range .../*)")
+            self._at, self._end = first, end
+        self._remember(response, known_total)
+        if response.history:
+            self._target = (response.url, dict(response.request.headers))
+
+    def _total_of_whole(self, response: requests.Response) -> int | None:
+        """Bytes of a body that is the whole file; None where the encoding of the body itself tells its end."""
+        if (length := _length(response)) is not None:
+            return length
+        known = self.total if self.total is not None else self._size
+        if known is not None or response.raw.chunked:
+            return known
+        assert self._session is not None
+        headers = {name: value for name, value in response.request.headers.items() if name != "Range"}
+        asked = self._session.head(response.url, headers=headers, timeout=self._timeout)
+        if is_busy(asked.status_code):
+            raise TransientError(f"HTTP {asked.status_code}", wait=asked_wait(asked.headers))
+        length = _length(asked) if asked.status_code == 200 else None
+        if length is None:
+            raise TransportError(
+                f"{self._name}: the server does not say how large the file is, so a connection that breaks would look like "
+                "its end; serve it with Content-Length"
+            )
+        return length
+
+    def _remember(self, response: requests.Response, total: int | None) -> None:
+        # Not the time of the last change: a file that is written anew with the same content is the same.
+        told = {"size": None if total is None else str(total), "etag": bare_etag(response.headers.get("ETag"))}
+        compare(self._name, self.known, {kind: value for kind, value in told.items() if value})
+        self.total = total if total is not None else self.total
+
+
+def _length(response: requests.Response) -> int | None:
+    """What an answer tells as the length of its body."""
+    told = response.headers.get("Content-Length")
+    if told is None:
+        return None
+    length = whole_number(told)
+    if length is None:
+        raise TransientError(f"Content-Length {told[:40]!r}")
+    return length

@@ -1,0 +1,29 @@
+"""How the bytes of shards are fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stream_pretrain.data.transport.store_memory import StoreMemory
+from stream_pretrain.units import MIB
+
+BLOCK_BYTES = 8 * MIB
+"""Stored bytes that one request asks a remote store for."""
+
+
+@dataclass(frozen=True)
+class TransportOptions:
+    """How shards are fetched.
+
+    Units: seconds; `retry_deadline` counts the time without a single new byte, `read_timeout` the silence after which a
+    connection is taken for dead.
+    """
+
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    retry_deadline: float = 1800.0
+    block_bytes: int = BLOCK_BYTES
+    read_timeout: float = 60.0
+    memory: StoreMemory = field(default_factory=StoreMemory, compare=False, repr=False)
+    """What was learnt of the stores; `Readers` give each stream its own."""

@@ -1,0 +1,340 @@
+"""The uncompressed bytes of one shard, in order, from a restart point.
+
+    store        bytes [start, stop) of the file as it lies there, in pieces; knows no retry
+    StoredBytes  retries below the decompressor, reads one block ahead, buffers
+    members      zstd and lz4 frames, gzip members, bz2 and xz streams: restart points lie between them
+    ShardBytes   chunks of bounded size, skipping forward
+    ShardFile    stored bytes anywhere, for formats that have an index
+
+A fault of transport (network, server) is retried at the byte that is missing and never changes a byte above; a fault of
+content (damage, truncation) is a ContentError, met after the same good bytes wherever the pass began.
+"""
+
+from __future__ import annotations
+
+import bisect
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from stream_pretrain.data.transport.compression import MAGIC, MEMBER, Compression, binary_format, looks_like
+from stream_pretrain.data.transport.decoding import CHUNK, CUT, SLICE, DamageError, decoder_of, joined, skip_skippable
+from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.read_again import FirstReading, OtherContentError, agreed, say_whole_then
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.transport.seek_table import read_seek_table
+from stream_pretrain.data.transport.stored_bytes import StoredBytes
+from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError, TransportError
+from stream_pretrain.urls import without_secrets
+
+logger = logging.getLogger(__name__)
+
+
+class ShardBytes:
+    """The uncompressed bytes of one shard, in order, from a restart point.
+
+    Opened by the first read. `position` is the offset of the next byte that read() returns; `restart` belongs to the chunk
+    that read() returned last and is a pure function of the shard and that chunk's offset, wherever the pass began.
+
+    Raises: ContentError where the shard is damaged, after all bytes before the damage that could be had were returned;
+    TransportError where the bytes cannot be had; SourceError where the file was replaced.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        compression: Compression,
+        size: int | None,
+        restart: RestartPoint | None = None,
+        options: TransportOptions | None = None,
+        identity: str | None = None,
+    ):
+        """identity: what the shard was pinned by, `KIND:VALUE`; compared where its store tells a value of that kind."""
+        restart = restart or RestartPoint()
+        self.position = restart.uncompressed
+        self.restart = restart
+        self._begin = restart
+        self._name = without_secrets(url)
+        self._compression = compression
+        self._size = size
+        self._data = StoredBytes(url, self._name, size, restart.compressed, options or TransportOptions(), identity)
+        self._decoded = restart.uncompressed  # bytes that have left the decoder, counted from the shard's start
+        self._chunks = self._plain() if compression == "none" else self._members()
+        self._pending: tuple[RestartPoint, bytes] | None = None
+        self._frames: list[RestartPoint] | None = None  # of the seek table; empty: the shard has none
+        self._member = restart  # where the frame, member or stream begins that is being read
+        self._read_again_at: int | None = None
+        self._error: StreamPretrainError | None = None
+
+    @property
+    def compressed_bytes_read(self) -> int:
+        """Bytes that came from the store, repeated ones included."""
+        return self._data.bytes_read
+
+    def read(self) -> bytes:
+        """The next chunk, of one frame or member; b"" at the end of the shard."""
+        following = self._pending or self._next()
+        self._pending = None
+        self.position = self._decoded
+        if following is None:
+            return b""
+        self.restart, chunk = following
+        return chunk
+
+    def skip_to(self, offset: int) -> None:
+        """Make the next read() start at this uncompressed offset; forward only, past the end means at the end.
+
+        Damage on the way is passed over where a seek table tells how, since not every pass comes by it.
+        """
+        assert offset >= self.position, "bytes are only skipped forward"
+        if self._compression == "zstd":
+            self._jump(offset)
+        elif self._compression == "none" and offset > self._decoded:
+            known = self._data.known_total
+            self._decoded = offset if known is None else max(self._decoded, min(offset, known))
+            self._data.seek(self._decoded)
+        pending, self._pending = self._pending, None
+        while self._decoded < offset:
+            try:
+                following = self._next()
+            except ContentError:
+                if not self._pass_over_damage(offset):
+                    raise
+                pending = None
+                continue
+            if following is None:
+                break
+            pending = following
+        if (left := self._decoded - offset) > 0:
+            assert pending is not None
+            restart, chunk = pending
+            self._pending = (restart, chunk[-left:])
+        self.position = min(offset, self._decoded)
+
+    def expect(self, offset: int) -> None:
+        """Say where skip_to() will go next, behind what was read: in a plain shard, it is fetched meanwhile."""
+        if self._compression == "none":
+            self._data.expect(offset)
+
+    def close(self) -> None:
+        """Let go of the file or connection."""
+        self._data.close()
+
+    def _next(self) -> tuple[RestartPoint, bytes] | None:
+        if self._error is not None:
+            raise self._error
+        try:
+            return next(self._chunks, None)
+        except StreamPretrainError as error:
+            self._error = error  # a finished generator would look like the end of the shard
+            raise
+
+    def _plain(self) -> Iterator[tuple[RestartPoint, bytes]]:
+        head = bytes(self._data.peek(_HEAD))
+        if self._data.position == 0 and (found := binary_format(head)):
+            raise ContentError(f"{self._name}: looks like {found}, but its name says plain text; name it after its format")
+        while piece := bytes(self._data.peek(CHUNK, least=1)):
+            start = RestartPoint(self._decoded, self._decoded)
+            self._data.advance(len(piece))
+            self._decoded += len(piece)
+            yield start, piece
+        self._decoded = min(self._decoded, self._data.total)
+        self._check_size()
+
+    def _members(self) -> Iterator[tuple[RestartPoint, bytes]]:
+        data, magic, decode = self._data, MAGIC[self._compression], decoder_of(self._compression)
+        while head := bytes(data.peek(_HEAD)):
+            start = self._member = RestartPoint(data.position, self._decoded)
+            if self._compression in ("gzip", "xz") and head[0] == 0 and start.compressed > 0:
+                padding = bytes(data.peek(SLICE))  # tar and tape tools pad with zeros
+                data.advance(len(padding) - len(padding.lstrip(b"\0")))
+                continue
+            if self._compression in ("zstd", "lz4") and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:
+                if not skip_skippable(data):
+                    if self._reads_again(start):
+                        continue
+                    raise self._damaged(start, CUT, "skippable frame")
+                continue
+            if not head.startswith(magic):
+                if self._reads_again(start):
+                    continue
+                if magic.startswith(head):
+                    raise self._damaged(start, CUT)
+                raise ContentError(
+                    f"{self._name}: no {MEMBER[self._compression]} begins at compressed byte {start.compressed} "
+                    f"(uncompressed {start.uncompressed}); what is there looks like {looks_like(head)}"
+                )
+            if self._read_again_at == start.compressed:
+                self._say_whole(start, f"no {MEMBER[self._compression]} began there")
+            if self._frames:
+                at = bisect.bisect_left(self._frames, start.compressed, key=lambda frame: frame.compressed)
+                listed = self._frames[min(at, len(self._frames) - 1)]
+                if listed.compressed == start.compressed and listed != start:
+                    raise self._damaged(start, f"the seek table says it begins at uncompressed byte {listed.uncompressed}")
+            try:
+                for chunk in self._content(start, decode):
+                    self._decoded += len(chunk)
+                    yield start, chunk
+            except DamageError as damage:
+                raise self._damaged(start, damage.reason) from damage.__cause__
+        self._check_size()
+
+    def _content(self, start: RestartPoint, decode: Callable[[StoredBytes], Iterator[bytes]]) -> Iterator[bytes]:
+        """The content of the member that begins here; of a damaged one, its store is asked once more."""
+        data = self._data
+        if data.is_local:
+            yield from joined(decode(data))
+            return
+        first = FirstReading()
+        try:
+            yield from first.of(joined(self._before_another(decode)))
+            return
+        except DamageError as damage:
+            reason = damage.reason
+        data.read_again(start.compressed)
+        try:
+            yield from first.rest_of(joined(decode(data)))
+        except OtherContentError as error:
+            raise TransportError(
+                f"{self._name}: the {MEMBER[self._compression]} that begins at compressed byte {start.compressed} was damaged "
+                f"on its way ({reason}): read again, its first {first.size} bytes, which were given out already, are others; "
+                "check the network, a proxy or the memory of this machine; the same command goes on from the last checkpoint"
+            ) from error
+        self._say_whole(start, reason)
+
+    def _before_another(self, decode: Callable[[StoredBytes], Iterator[bytes]]) -> Iterator[bytes]:
+        """The content of the member that begins here, with damage where nothing that makes sense stands behind it."""
+        yield from decode(self._data)
+        head = bytes(self._data.peek(8))
+        magic = MAGIC[self._compression]
+        padded = head[:1] == b"\0" and self._compression in ("gzip", "xz")
+        skippable = head[1:4] == b"\x2a\x4d\x18" and self._compression in ("zstd", "lz4")
+        if head and not (head.startswith(magic) or padded or skippable):
+            raise DamageError(f"no {MEMBER[self._compression]} begins where it ends")
+
+    def _reads_again(self, start: RestartPoint) -> bool:
+        """Ask the store once more for what begins here and is damaged; false where that was done, or is of no use."""
+        if self._data.is_local or self._read_again_at == start.compressed:
+            return False
+        self._read_again_at = start.compressed
+        if start.compressed == 0:
+            self._data.forget()  # it may have been another file, such as a page of a proxy
+        self._data.read_again(start.compressed)
+        return True
+
+    def _say_whole(self, start: RestartPoint, reason: str) -> None:
+        self._read_again_at = None
+        member = f"the {MEMBER[self._compression]} that begins at compressed byte {start.compressed}"
+        say_whole_then(self._name, member, reason)
+
+    def _damaged(self, start: RestartPoint, reason: str, what: str | None = None) -> ContentError:
+        known = (self._data.known_total, self._size)
+        sizes = "" if None in known or known[0] == known[1] else f" (the shard has {known[0]} bytes, {known[1]} are listed)"
+        return ContentError(
+            f"{self._name}: the {what or MEMBER[self._compression]} that begins at compressed byte {start.compressed} "
+            f"(uncompressed {start.uncompressed}) cannot be decompressed from uncompressed byte {self._decoded} on: "
+            f"{reason}{sizes}"
+        )
+
+    def _check_size(self) -> None:
+        if self._data.total < self._begin.compressed:
+            raise SourceError(
+                f"{self._name}: has {self._data.total} bytes, but reading was to go on at byte {self._begin.compressed}: "
+                "it was replaced since the run began"
+            )
+        if self._size is not None and self._data.total != self._size:
+            raise ContentError(_other_size(self._name, self._data.total, self._size))
+
+    def _jump(self, offset: int) -> None:
+        """Go to the frame of the seek table that holds `offset`, where that saves reading."""
+        if offset - self._decoded <= CHUNK or not self._data.can_jump():
+            return
+        frame = self._frame_of(offset)
+        if frame is not None and frame.uncompressed > self._decoded:
+            self._data.seek(frame.compressed)
+            self._decoded = frame.uncompressed
+            self._chunks = self._members()
+
+    def _pass_over_damage(self, offset: int) -> bool:
+        """Go to the frame that holds `offset`, where there is a seek table and it is not the damaged one."""
+        frame = self._frame_of(offset) if self._compression == "zstd" else None
+        if frame is None or frame.compressed <= self._member.compressed:
+            return False
+        self._data.begin_at(frame.compressed)
+        self._decoded = frame.uncompressed
+        self._chunks, self._error = self._members(), None
+        return True
+
+    def _frame_of(self, offset: int) -> RestartPoint | None:
+        """Where the frame begins that the seek table has `offset` in; None without a table."""
+        if self._frames is None:
+            # The sizes of what frames hold are covered by no checksum, and the wrong one would be taken for the right place.
+            read = partial(read_seek_table, self._data)
+            self._frames = read() if self._data.is_local else agreed(read)
+            if self._frames is None:
+                raise TransportError(f"{self._name}: its seek table is another one each time it is read; check the network")
+        at = bisect.bisect_right(self._frames, offset, key=lambda frame: frame.uncompressed) - 1
+        return self._frames[at] if at >= 0 else None
+
+
+_HEAD = 512
+
+
+def _other_size(name: str, found: int | None, listed: int) -> str:
+    return f"{name}: has {found} bytes, but {listed} are listed: it was cut short or replaced"
+
+
+class ShardFile(io.RawIOBase):
+    """The stored bytes of one shard as a file that is read anywhere, for formats that have an index of their own.
+
+    Every read is one range, fetched with the retries of ShardBytes, and raises as that does.
+    """
+
+    def __init__(self, url: str, size: int | None, options: TransportOptions, identity: str | None = None):
+        self.expected: Sequence[tuple[int, int]] = ()
+        """Parts that will be read from their beginnings on, in this order: a block of them is fetched ahead."""
+        self._name = without_secrets(url)
+        self._data = StoredBytes(url, self._name, size, 0, options, identity)
+        self._block_bytes = options.block_bytes
+        self._at = 0
+        if size is None:
+            self._data.apart(0, 1)  # the first answer says how large the file is
+            size = self._data.known_total
+        if size is None:
+            raise TransportError(f"{self._name}: the server does not say how large the file is")
+        self._size = size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        stop = self._size if size is None or size < 0 else min(self._size, self._at + size)
+        content = self._data.part(self._at, stop, self._following(stop)) if self._at < stop else b""
+        self._at += len(content)
+        if self._data.known_total not in (None, self._size):
+            raise ContentError(_other_size(self._name, self._data.known_total, self._size))
+        return content
+
+    def _following(self, stop: int) -> tuple[int, int] | None:
+        """What of the expected parts is read next behind a read that ends here."""
+        for begin, end in self.expected:
+            if end > stop:
+                start = max(begin, stop)
+                return start, min(end, start + self._block_bytes)
+        return None
+
+    def close(self) -> None:
+        self._data.close()
+        super().close()

@@ -1,0 +1,265 @@
+"""The bytes of a file as it lies in its store: retried, prefetched and buffered."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+import urllib.parse
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+
+from huggingface_hub import get_token, hf_hub_url
+
+from stream_pretrain.data.transport.http import HttpFile, http_headers
+from stream_pretrain.data.transport.object_store import FsspecFile
+from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.retrying import TransientError, fault_of, nobody_answers, unanswered
+from stream_pretrain.data.transport.store import LocalFile, Store
+from stream_pretrain.data.transport.threads import in_thread
+from stream_pretrain.errors import StreamPretrainError, TransportError
+from stream_pretrain.units import MIB
+
+logger = logging.getLogger(__name__)
+
+_LOCAL_BLOCK = MIB
+
+
+@dataclass(frozen=True)
+class _ReadAhead:
+    """A block on its way, with the store it comes from; nobody else uses that meanwhile."""
+
+    start: int
+    cancelled: threading.Event
+    block: Future[bytes | bytearray]
+
+
+class StoredBytes:
+    """The bytes of the file as it lies in the store, behind a buffer."""
+
+    def __init__(
+        self, url: str, name: str, size: int | None, start: int, options: TransportOptions, identity: str | None = None
+    ):
+        self.position = start
+        self.bytes_read = 0
+        self._name = name
+        self._deadline = options.retry_deadline
+        self._memory = options.memory
+        self._url = url
+        self._open = partial(open_store, url, name, size, options, identity)
+        self._store = self._open()
+        self.is_local = isinstance(self._store, LocalFile)
+        self._block_bytes = min(options.block_bytes, _LOCAL_BLOCK) if self.is_local else options.block_bytes
+        self._buffer: bytes | bytearray = b""
+        self._index = 0  # where `position` is in the buffer
+        self._previous_end: int | None = None
+        self._ahead: _ReadAhead | None = None
+
+    @property
+    def known_total(self) -> int | None:
+        """Size of the file, where the store has told it."""
+        return self._store.total
+
+    @property
+    def total(self) -> int:
+        """Size of the file; to be asked where its end was met, or of a store that can jump."""
+        assert self._store.total is not None
+        return self._store.total
+
+    def peek(self, count: int, least: int | None = None) -> memoryview:
+        """The next `count` bytes without going on; fewer only at the end of the shard, or where `least` are enough."""
+        wanted = count if least is None else least
+        while len(self._buffer) - self._index < wanted and self._refill():
+            pass
+        return memoryview(self._buffer)[self._index : self._index + count]
+
+    def advance(self, count: int) -> None:
+        """Go on by this much of what was peeked; a decoder's unused input is given back by a negative count."""
+        self.position += count
+        self._index += count
+        assert 0 <= self._index <= len(self._buffer)
+
+    def seek(self, offset: int) -> None:
+        """Go on at this byte; what lies between is not transferred unless it is already on its way."""
+        assert offset >= self.position
+        if self._ahead is not None and 0 <= offset - self._ahead.start < self._block_bytes:
+            self._buffer, self._index, self.position = b"", 0, self._ahead.start
+            self._refill()
+        if offset - self.position <= len(self._buffer) - self._index:
+            self.advance(offset - self.position)
+        else:
+            self._buffer, self._index, self.position = b"", 0, offset
+
+    def expect(self, offset: int) -> None:
+        """Say which byte will be gone to next, so that the block there is on its way while others are worked on."""
+        known = self._store.total
+        beyond = offset > self.position + len(self._buffer) - self._index
+        if not self.is_local and self._store.seekable and beyond and known is not None and offset < known:
+            self._cancel()
+            self._read_ahead(offset, offset + self._block_bytes)
+
+    def begin_at(self, offset: int) -> None:
+        """Go on at this byte, be it before or behind."""
+        self._cancel()
+        self._buffer, self._index, self.position = b"", 0, offset
+
+    def forget(self) -> None:
+        """What was told of the file so far was perhaps not told of it."""
+        self._cancel()
+        self._store.close()
+        self._memory.forget(self._url)
+        self._store = self._open()
+
+    def read_again(self, offset: int) -> None:
+        """Go back to this byte, and ask the store for it by a new connection."""
+        self.begin_at(offset)
+        self._store.reset()
+
+    def can_jump(self) -> bool:
+        """Whether going far forward can be cheaper than reading on."""
+        self.peek(1)
+        return self._store.seekable and self.position + len(self._buffer) - self._index < self.total
+
+    def apart(self, start: int, stop: int) -> bytes:
+        """Bytes [start, stop), leaving position and buffer as they are."""
+        started = time.perf_counter()
+        if self._ahead is not None:
+            self._ahead.block.exception()  # one request at a time; its outcome is looked at when its bytes are needed
+        content = bytes(self._fetched(start, stop))
+        self._memory.seconds_waiting += time.perf_counter() - started
+        return content
+
+    def part(self, start: int, stop: int, following: tuple[int, int] | None) -> bytes:
+        """Bytes [start, stop); those from `following[0]` to `following[1]` are on their way then, for the next call."""
+        started = time.perf_counter()
+        content: bytes | bytearray = b""
+        if self._ahead is not None and self._ahead.start == start:
+            ahead, self._ahead = self._ahead, None
+            content = self._counted(ahead.block.result())
+        if len(content) < stop - start:
+            self._cancel()
+            content += self._fetched(start + len(content), stop)
+        if len(content) > stop - start:  # less was asked for than was expected
+            rest: Future[bytes | bytearray] = Future()
+            rest.set_result(content[stop - start :])
+            self._ahead = _ReadAhead(stop, threading.Event(), rest)
+        elif following is not None and not self.is_local:
+            self._read_ahead(*following)
+        self._memory.seconds_waiting += time.perf_counter() - started
+        return bytes(content[: stop - start])
+
+    def close(self) -> None:
+        self._cancel()
+        self._store.close()
+
+    def _refill(self) -> bool:
+        started = time.perf_counter()
+        start = self.position + len(self._buffer) - self._index
+        if self._ahead is not None and self._ahead.start == start:
+            ahead, self._ahead = self._ahead, None
+            block = self._counted(ahead.block.result())
+        else:
+            self._cancel()
+            block = self._fetched(start, start + self._block_bytes)
+        # After a jump nobody knows how far reading goes on: only a second block in a row is followed by a read-ahead.
+        end = start + len(block)
+        if (
+            not self.is_local
+            and block
+            and self._previous_end == start
+            and (self._store.total is None or end < self._store.total)
+        ):
+            self._read_ahead(end, end + self._block_bytes)
+        self._previous_end = end
+        rest = memoryview(self._buffer)[self._index :]
+        self._buffer = b"".join((rest, block)) if rest else block
+        self._index = 0
+        self._memory.seconds_waiting += time.perf_counter() - started
+        return bool(block)
+
+    def _fetched(self, start: int, stop: int) -> bytes | bytearray:
+        return self._counted(self._fetch(self._store, threading.Event(), start, stop))
+
+    def _counted(self, block: bytes | bytearray) -> bytes | bytearray:
+        self.bytes_read += len(block)
+        return block
+
+    def _read_ahead(self, start: int, stop: int) -> None:
+        cancelled = threading.Event()
+        # By its arguments: when the thread gets to run, this block may have been let go of, with its store.
+        self._ahead = _ReadAhead(start, cancelled, in_thread("read ahead", self._fetch, self._store, cancelled, start, stop))
+
+    def _cancel(self) -> None:
+        """Let go of the block that is on its way, without waiting for it: its server may be the one that stalls."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and not ahead.block.done():
+            store, self._store = self._store, self._store.again()
+            ahead.cancelled.set()
+            ahead.block.add_done_callback(lambda _: store.close())
+
+    def _fetch(self, store: Store, cancelled: threading.Event, start: int, stop: int) -> bytes | bytearray:
+        """Bytes [start, stop), fewer only at the end of the file, or once cancelled. The one place where anything is retried.
+
+        Raises: TransportError after `retry_deadline` seconds without a new byte, or at once where trying again cannot help.
+        """
+        received = bytearray()
+        tries, progress = 0, time.monotonic()
+        while not cancelled.is_set():
+            try:
+                for piece in store.pieces(start + len(received), stop):
+                    received += piece
+                    self._memory.answered = True
+                    tries, progress = 0, time.monotonic()
+                    if cancelled.is_set():
+                        break
+                return received
+            except TransientError as passing:
+                fault = passing
+            except StreamPretrainError:
+                raise
+            except Exception as error:
+                if nobody_answers(error) and not self._memory.answered:
+                    raise unanswered(self._name, error) from error
+                fault = fault_of(error, self._name)
+            at = start + len(received)
+            store.reset()
+            wait = fault.wait_after(tries)
+            tries += 1
+            if time.monotonic() + wait - progress > self._deadline:
+                raise TransportError(
+                    f"{self._name}: nothing from compressed byte {at} on for {time.monotonic() - progress:.0f} s ({fault}), "
+                    f"and the next try would be in {wait:.0f} s; "
+                    f"check the network and the server, or raise --data.retry-deadline (now {self._deadline:g} s)"
+                ) from fault
+            logger.warning("%s: %s at compressed byte %d; trying again in %.1f s", self._name, fault, at, wait)
+            cancelled.wait(wait)
+        return received
+
+
+def open_store(url: str, name: str, size: int | None, options: TransportOptions, identity: str | None) -> Store:
+    storage_options = dict(options.storage_options)
+    known = options.memory.of(url, identity)
+    scheme = url.split("://")[0] if "://" in url else "file"
+    if scheme == "file":
+        return LocalFile(url.removeprefix("file://"))
+    if scheme in ("http", "https"):
+        return HttpFile(url, name, http_headers(storage_options), size, options.read_timeout, options.memory, known)
+    if scheme == "hf" and (found := _HUB_FILE.fullmatch(url)):
+        kind, repository, revision, path = found.groups()
+        resolve = hf_hub_url(
+            repository,
+            path,
+            repo_type={"datasets": "dataset", "spaces": "space"}.get(kind, "model"),
+            revision=urllib.parse.unquote(revision or "main"),
+            endpoint=storage_options.get("endpoint"),
+        )
+        token = storage_options.get("token") or get_token()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        # At a commit, a file stays the same; how the Hub stores it, which its ETag comes of, may change in the months of a run.
+        return HttpFile(resolve, name, headers, size, options.read_timeout, options.memory, {})
+    return FsspecFile(url, name, storage_options, max(options.retry_deadline, options.read_timeout), known)
+
+
+_HUB_FILE = re.compile(r"hf://(?!buckets/)(?:(datasets|spaces|models)/)?([^/@]+/[^/@]+)(?:@((?:refs/\w+/)?[^/]+))?/(.+)")

@@ -1,0 +1,100 @@
+"""The documents of the fixed evaluation set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from stream_pretrain.config import Config
+from stream_pretrain.data.corpus.resolve import resolve
+from stream_pretrain.data.lanes import pinning
+from stream_pretrain.data.lanes.lane_plan import LanePlan
+from stream_pretrain.data.lanes.mixture import largest_shares
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
+from stream_pretrain.errors import (
+    ConfigError,
+    SourceError,
+)
+from stream_pretrain.training import evaluation
+from stream_pretrain.training.disk import replace_file, writing
+from stream_pretrain.training.progress import Progress
+from stream_pretrain.urls import without_secrets
+
+
+def evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress: Progress) -> list[str]:
+    """The texts of the fixed evaluation set: collected once, kept in OUT."""
+    kept, origin = out / "evaluation.jsonl", out / "evaluation.json"
+    dataset = None if config.eval.dataset is None else without_secrets(config.eval.dataset)
+    asked = {"dataset": dataset, "split": config.eval.split, "documents": config.eval.documents}
+    if not kept.exists():
+        with progress.phase("collecting the evaluation set") as found:
+            texts = _collected(config, plan.lanes, found, progress.warning)
+            found(f"{len(texts)} documents")
+        with writing(origin):
+            replace_file(origin, [json.dumps(asked).encode()])
+        evaluation.save_documents(kept, texts)
+    began = asked
+    with suppress(FileNotFoundError):
+        began = evaluation.load_origin(origin)
+    if began != asked:
+        was = ", ".join(
+            f"--eval.{name} was {began.get(name)}, is {asked[name]}" for name in asked if began.get(name) != asked[name]
+        )
+        progress.warning(f"the evaluation set is still the one the run began with ({was}): delete {kept} to have another")
+    return evaluation.load_documents(kept)
+
+
+def _collected(config: Config, plan: LanePlan, report: Callable[[str], None], warn: Callable[[str], None]) -> list[str]:
+    """Documents of the split or dataset that was named, else of those held out of each source. Raises SourceError for none."""
+    named, split = config.eval.dataset, config.eval.split
+    if named is None and split is None:
+        return _held_out(config, plan, report, warn)
+    if config.data.sources and named is None:
+        raise ConfigError("--eval.split names a split of --dataset, but the corpus is a mixture: give --eval.dataset")
+    texts = evaluation.collect(
+        resolve(config.data, split=split, dataset=named).shards,
+        pinning.read_options(config.data, plan.sources[0].read.window_bytes, share=1),
+        documents=config.eval.documents,
+        heldout_fraction=None,
+        max_read_bytes=config.eval.max_read_bytes,
+        skip_bad_shards=config.data.on_bad_shard == "skip",
+        report=report,
+    )
+    if not texts:
+        raise SourceError(
+            f"no document for the evaluation set in {f'split {split}' if named is None else without_secrets(named)}: "
+            "name another, or raise --eval.max-read-bytes"
+        )
+    return texts
+
+
+def _held_out(config: Config, plan: LanePlan, report: Callable[[str], None], warn: Callable[[str], None]) -> list[str]:
+    """Documents held out of each source, by the largest share of the rows that it ever has."""
+    shares = zip(plan.sources, largest_shares(plan.weights), strict=True)
+    holding = [(source, share) for source, share in shares if source.heldout_fraction and share]
+    if not holding:
+        raise ConfigError("--eval-every needs documents: give --data.heldout-fraction, --eval.split or --eval.dataset")
+    total = sum(share for _, share in holding)
+    found = {
+        source.name: evaluation.collect(
+            source.shards,
+            source.read,
+            documents=max(1, round(config.eval.documents * share / total)),
+            heldout_fraction=source.heldout_fraction,
+            max_read_bytes=int(config.eval.max_read_bytes * share / total),
+            skip_bad_shards=source.skip_bad_shards,
+            report=report,
+        )
+        for source, share in holding
+    }
+    if not any(found.values()):
+        raise SourceError(
+            "no document for the evaluation set: raise --data.heldout-fraction or --eval.max-read-bytes, "
+            "or name an --eval.dataset"
+        )
+    for name, texts in found.items():
+        if not texts:
+            warn(f"source {name} gives the evaluation set no document: raise its heldout_fraction or --eval.max-read-bytes")
+    return [text for texts in found.values() for text in texts]
