@@ -9,15 +9,17 @@ shift
 before=$(cat "$OUT/run.json" 2>/dev/null)
 handled=SIGTERM,SIGINT,SIGQUIT,SIGUSR1
 [ -n "$(trap -p HUP)" ] || handled+=,SIGHUP # under nohup it is ignored: torchrun would heed it all the same
+told=no ranks=
+for signal in TERM INT USR1 HUP; do
+  # shellcheck disable=SC2064 # the signal of now
+  trap "told=yes; [ -z \"\$ranks\" ] || kill -$signal \"\$ranks\"" "$signal"
+done
 # shellcheck disable=SC2086 # several options in one variable
 torchrun ${RENDEZVOUS:---standalone} --nproc-per-node "${PROCESSES:-gpu}" \
   --signals-to-handle "$handled" \
   -m stream_pretrain --output-dir "$OUT" "$@" &
 ranks=$!
-told=no
-for signal in TERM INT USR1 HUP; do
-  trap "told=yes; kill -$signal $ranks" "$signal"
-done
+[ "$told" = no ] || kill -TERM "$ranks" # told before there were ranks
 # `wait` returns at every trapped signal: wait again until the ranks have saved and left.
 while kill -0 "$ranks" 2>/dev/null; do
   wait "$ranks"

@@ -267,7 +267,7 @@ def test_the_command_ends_with_that_line_alone(kind: str, run: Run, tmp_path: Pa
         [
             *(f"--dataset={data.dataset}", f"--model.config={model.config}", f"--model.tokenizer={model.tokenizer}"),
             *("--sequence-length=64", "--lanes=8", "--data.window-bytes=2048", "--objective.mask-rate=0.3"),
-            *("--global-batch-size=8", "--start.precision=fp32", "--max-steps=9", "--run.wandb=disabled"),
+            *("--global-batch-size=8", "--train.precision=fp32", "--max-steps=9", "--run.wandb=disabled"),
             *(f"--output-dir={out}", f"--resume={checkpoint}"),
         ]
     )
