@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from stream_pretrain.data.rows import pieces
 from stream_pretrain.data.rows.masking import mask
 from stream_pretrain.data.rows.packing import assemble, place
 from stream_pretrain.data.rows.tokenization import Encoder
+from stream_pretrain.data.rows.tokenizer_file import without_pieces
 from stream_pretrain.data.rows.vocabulary import Vocabulary
 from tests.corpora import VOCABULARY, word_tokenizer
 
@@ -177,6 +179,22 @@ def test_special_tokens_that_are_pieces_of_the_model_are_text_too(model: models.
     ordinary = "abc <x> ./ a/b <sx"
     expected = plain.encode(ordinary, add_special_tokens=False).ids
     assert Encoder.of(tokenizer, causal=True).build().encode([ordinary])[0].tolist() == expected
+
+
+@pytest.mark.parametrize("prefix", ["", "##"])
+def test_merges_that_lead_to_a_special_token_go_and_so_do_those_that_use_it(prefix: str) -> None:
+    behind = [f"{prefix}{sign}" for sign in "s>xb"]
+    vocabulary = {piece: number for number, piece in enumerate(["a", *"<s>xb", "<s", "<s>", "<s>x", "ab", *behind])}
+    merges = [["<", behind[0]], ["<s", behind[1]], ["<s>", behind[2]], ["a", behind[3]]]
+    plain = Tokenizer(models.BPE(vocabulary, [(first, second) for first, second in merges], continuing_subword_prefix=prefix))
+    plain.add_special_tokens(["<s>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", eos_token="<s>")
+    ids = Encoder.of(tokenizer, causal=True).build().encode(["ab", "<s>x"])[0].tolist()
+    assert ids == [vocabulary[piece] for piece in ("ab", "<s", behind[1], behind[2])]
+    file = json.loads(plain.to_str())
+    file["model"]["merges"] = [" ".join(merge) for merge in merges]  # as earlier versions of `tokenizers` wrote them
+    left = json.loads(without_pieces(json.dumps(file), ["<s>"]))["model"]["merges"]
+    assert left == [" ".join(merges[0]), " ".join(merges[3])]
 
 
 def test_a_mask_token_that_its_file_does_not_call_special_is_text() -> None:

@@ -106,10 +106,17 @@ def without_pieces(serialized: str, names: Sequence[str]) -> str:
     else:
         model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
     if "merges" in model:
-        model["merges"] = [merge for merge in model["merges"] if "".join(merge) not in renamed]
+        inside = len(model.get("continuing_subword_prefix") or "")
+        model["merges"] = [merge for merge in model["merges"] if not renamed.keys() & _pieces_of(merge, inside)]
     for token in content["added_tokens"]:
         token["content"] = renamed.get(token["content"], token["content"])
     return json.dumps(content, ensure_ascii=False)
+
+
+def _pieces_of(merge: str | Sequence[str], inside: int) -> set[str]:
+    """The two pieces of a merge and what they become; `inside`: characters that mark a piece which begins within a word."""
+    first, second = merge.split(" ") if isinstance(merge, str) else merge
+    return {first, second, first + second[inside:]}
 
 
 def stages_within_a_text(tokenizer: Tokenizer) -> tuple[Normalizer | None, PreTokenizer | None] | None:
