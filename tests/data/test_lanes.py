@@ -7,6 +7,7 @@ import gzip
 import json
 import multiprocessing
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -412,6 +413,24 @@ def test_a_causal_document_has_its_end_token_once(tmp_path: Path, tail: str) -> 
         tokens += row[1].rows.input_ids[row[2]].tolist()
     assert len(encoder.document_end) == 1
     assert tokens.count(encoder.document_end[0]) == 2
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_document_without_tokens_is_none_however_long_it_is_and_wherever_a_run_goes_on(tmp_path: Path, causal: bool) -> None:
+    nothing = "\u200b"
+    texts = [*documents(6), nothing, nothing * 70_000, nothing * 150_000, f"{nothing * 70_000}doc 000006{nothing * 140_000}"]
+    write_shard(tmp_path / "s", texts, "plain")
+    plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1, sequence_length=24, window_bytes=1 << 22)
+    plan = replace(plan, encoder=Encoder.of(TOKENIZER, causal=causal))
+    reading, resumed, rows = lane(plan, 0), lane(plan, 0), []
+    while row := rows_of(reading, 1):
+        rows += row
+        assert rows_of(resumed, 1) == row
+        resumed = lane(plan, 0, tuple(resumed.cursors))
+    for one in (reading, resumed):
+        one.report_skipped()
+        assert (one.cursors[0].read, one.cursors[0].documents, one.cursors[0].empty) == (10, 7, 3)
+    assert sum(row.count(plan.encoder.document_end[0]) for row in rows) == 7 if causal else not plan.encoder.document_end
 
 
 def test_a_step_says_what_its_readers_spent_their_time_on(tmp_path: Path) -> None:

@@ -97,18 +97,26 @@ class TokenizedWindow:
 
     def append(self, ids: NDArray[np.int32], lengths: NDArray[np.int64], document_end: tuple[int, ...]) -> None:
         """Take the tokens of the pieces that `next_texts` gave last."""
-        counts = lengths.tolist()
+        first, counts = len(self.counts), lengths.tolist()
+        self.counts += counts
         if document_end:
             ends = np.cumsum(lengths)
-            first = len(self.ranks) - len(counts)
-            # The last piece of a document; one of a long document also where the tokenizer makes nothing of it.
             last = (i for i in range(len(counts)) if self._next_of(first + i) != self.ranks[first + i])
-            whole = [i for i in last if counts[i] or self.pieces[first + i]]
-            ids = np.insert(ids, np.repeat(ends[whole], len(document_end)), np.tile(document_end, len(whole)))
-            for i in whole:
-                counts[i] += len(document_end)
+            ended = [i for i in last if self._has_token(first + i)]
+            ids = np.insert(ids, np.repeat(ends[ended], len(document_end)), np.tile(document_end, len(ended)))
+            for i in ended:
+                self.counts[first + i] += len(document_end)
         self.ids = np.concatenate([self.ids, ids])
-        self.counts += counts
+
+    def _has_token(self, entry: int) -> bool:
+        """Whether a document, up to this piece, has a token."""
+        while not self.counts[entry]:
+            if entry == 0:
+                return self.pieces[0] > 0  # a group only begins within a document that the one before had tokens of
+            if self.pieces[entry] == 0:
+                return False
+            entry -= 1
+        return True
 
     def _next_of(self, index: int) -> int:
         """Rank of the piece behind an entry."""
