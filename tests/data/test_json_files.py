@@ -85,6 +85,8 @@ def test_objects_over_several_lines_say_so(tmp_path: Path, indent: int) -> None:
     ("first", "bad"),
     [
         *((first, [0]) for first in ("[INFO] exporting", '["text"]', '{"text": "cut', '{"text": "cut", ')),
+        ('{"text": "a", "n": ' + "9" * 5_000 + "}", [0]),
+        ("[" * 5_000, [0]),
         *((first, []) for first in ('{"id": 1}', '{"data": [{"text": "x"}]}')),
     ],
 )
@@ -94,6 +96,12 @@ def test_a_bad_first_line_of_json_lines_is_one_bad_line(tmp_path: Path, first: s
     texts, skips = read(tmp_path / "a.jsonl")
     assert len(texts) == 30
     assert [skip.offset for skip in skips] == bad, "one that lacks the field has no text, which is nothing bad"
+
+
+def test_a_field_whose_name_is_no_json_is_no_list_of_records(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{\n"pa\\d": [{"text": "a"}]\n}\n')
+    with pytest.raises(ContentError, match="has objects over several lines, not JSON lines: jq -c . a.json >"):
+        read(tmp_path / "a.json")
 
 
 def test_a_shard_with_one_line_that_is_too_long_is_not_called_anything_else(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import posixpath
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.transport.compression import Compression
@@ -16,8 +17,8 @@ _SEARCHED = 128 * 1024
 
 _READ: dict[Compression, str] = {"gzip": "gzip -dc", "zstd": "zstd -dc", "bz2": "bzip2 -dc", "xz": "xz -dc", "lz4": "lz4 -dc"}
 
-_LIST = re.compile(r'"((?:[^"\\]|\\.)+)"\s*:\s*\[\s*\{')
-"""A field that holds a list of objects, as far as the object in its beginning."""
+_LIST = re.compile(r'("(?:[^"\\]|\\.)+")\s*:\s*\[\s*\{')
+"""A field that holds a list of objects, with its quotes, as far as the object in its beginning."""
 
 
 def json_fault(content: bytes, shard: Shard, fields: Sequence[str], *, usable: bool) -> str | None:
@@ -51,7 +52,7 @@ def _goes_on_or_is_broken(line: str, *, cut: bool) -> tuple[bool, bool]:
     except json.JSONDecodeError as error:
         goes_on = error.pos >= len(line) or (cut and error.msg.startswith("Unterminated"))
         return goes_on, not goes_on
-    except RecursionError:
+    except (ValueError, RecursionError):  # an integer of too many digits, or too deep
         return False, True
     return False, False
 
@@ -65,7 +66,8 @@ def _records(text: str, field: str) -> str | None:
         except (ValueError, RecursionError):  # longer than what is searched
             record = text[begin:]
         if field in record:
-            return str(json.loads(f'"{found[1]}"'))
+            with suppress(ValueError):  # a name with a wrong escape is no JSON
+                return str(json.loads(found[1]))
     return None
 
 
