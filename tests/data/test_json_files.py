@@ -100,7 +100,7 @@ def test_a_bad_first_line_of_json_lines_is_one_bad_line(tmp_path: Path, first: s
 
 def test_a_field_whose_name_is_no_json_is_no_list_of_records(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{\n"pa\\d": [{"text": "a"}]\n}\n')
-    with pytest.raises(ContentError, match="has objects over several lines, not JSON lines: jq -c . a.json >"):
+    with pytest.raises(ContentError, match=r"has objects over several lines, not JSON lines: jq -c \. a\.json >"):
         read(tmp_path / "a.json")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard_names import splits_by_name
+from stream_pretrain.data.corpus.unchanged import check_unchanged
 from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import SourceError
@@ -84,6 +86,40 @@ def test_what_two_links_lead_to_is_read_once_and_no_link_leads_around_in_a_circl
     (tmp_path / "c/train/newest").symlink_to("../v2")
     assert names(tmp_path / "c") == ["train/newest/a.jsonl"]
     assert not caplog.records, "v2/a.jsonl is read, though by another name"
+
+
+def test_a_file_and_links_to_it_are_one_shard(tmp_path: Path) -> None:
+    shard(tmp_path / "c/b.jsonl")
+    (tmp_path / "c/a-latest.jsonl").symlink_to("b.jsonl")
+    (tmp_path / "c/sub").mkdir()
+    (tmp_path / "c/sub/same.jsonl").symlink_to("../a-latest.jsonl")
+    for pattern in ("", "/**/*.jsonl"):
+        assert names(f"{tmp_path}/c{pattern}") == ["b.jsonl"]
+    assert names(f"{tmp_path}/c/*-latest.jsonl") == ["a-latest.jsonl"], "by the name that is asked for"
+    (tmp_path / "again").symlink_to("c")
+    (tmp_path / "list").write_text(f"{tmp_path}/c/a-latest.jsonl\n{tmp_path}/again/b.jsonl\n{tmp_path}/c\n")
+    assert names(f"@{tmp_path}/list") == ["b.jsonl"]
+
+
+def test_a_folder_of_links_alone_has_their_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As the cache of the Hub has its snapshots."""
+    for number, split in enumerate(["train", "test"]):
+        shard(tmp_path / f"blobs/{number}", seed=number)
+        (tmp_path / f"snapshots/1/{split}").mkdir(parents=True)
+        (tmp_path / f"snapshots/1/{split}/a.jsonl").symlink_to(f"../../../blobs/{number}")
+    (tmp_path / "snapshots/1/train/copy.jsonl").symlink_to("../../../blobs/0")
+    assert names(tmp_path / "snapshots/1") == ["train/a.jsonl"]
+    assert names(tmp_path / "snapshots/1", split="test") == ["test/a.jsonl"]
+    assert not caplog.records
+
+
+def test_a_run_that_reads_a_file_by_two_names_is_told_so_at_its_resume(tmp_path: Path) -> None:
+    shard(tmp_path / "a.jsonl")
+    (tmp_path / "latest.jsonl").symlink_to("a.jsonl")
+    now = resolve(DataConfig(dataset=str(tmp_path)))
+    twice = replace(now, shards=(*now.shards, replace(now.shards[0], url=f"{tmp_path}/latest.jsonl", name="latest.jsonl")))
+    with pytest.raises(SourceError, match=r"began with: latest\.jsonl is a link to a file that is read by another name;"):
+        check_unchanged(twice, now)
 
 
 # Splits by name

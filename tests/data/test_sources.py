@@ -102,10 +102,10 @@ def test_the_mixed_folder_has_five_shards() -> None:
 
 
 def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
-    write(tmp_path, "elsewhere/a.jsonl")
+    write(tmp_path, "elsewhere/a.jsonl", "elsewhere/blob")
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus/linked").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "corpus/b.jsonl").symlink_to(tmp_path / "elsewhere/a.jsonl")
+    (tmp_path / "corpus/b.jsonl").symlink_to(tmp_path / "elsewhere/blob")
     assert names(tmp_path / "corpus") == ["b.jsonl", "linked/a.jsonl"]
 
 

@@ -90,20 +90,20 @@ def is_run_below(root: Path) -> Callable[[str], bool]:
     return lambda folder: (root / folder / "run.json").is_file() and (root / folder / "lock").is_file()
 
 
-def once(root: Path, names: Iterable[str]) -> dict[tuple[str, str], str]:
-    """The files by where they lie, each by one of the ways that lead there: the one over no link to a folder, or the first."""
+def once(root: Path, names: Iterable[str]) -> dict[str, str]:
+    """The files by where they really lie, each by one of its names: one that no link is part of, else the first."""
     base = os.path.realpath(root)
 
     @cache
-    def real(folder: str) -> str:
+    def real_folder(folder: str) -> str:
         return os.path.realpath(root / folder)
 
-    def over_a_link(name: str) -> bool:
-        folder = posixpath.dirname(name)
-        return real(folder) != os.path.normpath(posixpath.join(base, folder))
-
-    found: dict[tuple[str, str], str] = {}
-    for name in sorted(names, key=lambda name: (over_a_link(name), name)):
+    def real(name: str) -> str:
         folder, file = posixpath.split(name)
-        found.setdefault((real(folder), file), name)
+        return os.path.realpath(root / name) if os.path.islink(root / name) else posixpath.join(real_folder(folder), file)
+
+    places = {name: real(name) for name in names}
+    found: dict[str, str] = {}
+    for name in sorted(places, key=lambda name: (places[name] != os.path.normpath(posixpath.join(base, name)), name)):
+        found.setdefault(places[name], name)
     return found

@@ -26,9 +26,7 @@ import fsspec
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus.found import Found, refuse_parts, say_mixture
 from stream_pretrain.data.corpus.hub import HUB_ID, HUB_URL, find_on_hub
-from stream_pretrain.data.corpus.listings import (
-    split_pattern,
-)
+from stream_pretrain.data.corpus.listings import once, split_pattern
 from stream_pretrain.data.corpus.local import find_folder, find_local_glob, local_files
 from stream_pretrain.data.corpus.shard import Corpus, Shard, sorted_shards
 from stream_pretrain.data.corpus.stores import find_url
@@ -78,6 +76,9 @@ def _merged(parts: Iterable[Found]) -> dict[str, Shard]:
             if by_location.setdefault(location, shard).url != shard.url:
                 urls = " and ".join(without_secrets(url) for url in (by_location[location].url, shard.url))
                 raise SourceError(f"{urls} are shards of one name, {without_secrets(location)}")
+    local = [location for location, shard in by_location.items() if "://" not in shard.url]
+    for location in set(local).difference(once(Path("/"), local).values()):
+        del by_location[location]
     folders = [location.split("/")[:-1] for location in by_location]
     levels = list(zip(*folders, strict=False))
     common = next((level for level, names in enumerate(levels) if len(set(names)) > 1), len(levels))

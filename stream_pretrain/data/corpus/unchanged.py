@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 
 from stream_pretrain.config import DataConfig, storage_options
 from stream_pretrain.data.corpus.hub import commits_of
@@ -78,7 +79,11 @@ def check_unchanged(pinned: Corpus, found: Corpus) -> None:
     before = {shard.name: shard for shard in pinned.shards}
     now = {shard.name: shard for shard in found.shards}
     differences = [
-        *(f"{name} is missing" for name in before if name not in now),
+        *(
+            f"{name} is {'a link to a file that is read by another name' if os.path.islink(shard.url) else 'missing'}"
+            for name, shard in before.items()
+            if name not in now
+        ),
         *(f"{name} is new" for name in now if name not in before),
         *(f"{name} changed" for name in before if name in now and _changed(before[name], now[name])),
     ]
