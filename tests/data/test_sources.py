@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from stream_pretrain.config import DataConfig
+from stream_pretrain.data.corpus import resolve as resolving
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.corpus.unchanged import check_unchanged
@@ -385,6 +387,22 @@ def test_no_password_and_no_signature_gets_into_names_and_messages(tmp_path: Pat
 )
 def test_what_is_shown_of_a_url(url: str, shown: str) -> None:
     assert without_secrets(url) == shown
+
+
+def test_a_local_listing_takes_as_long_as_its_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "sub/a.jsonl")
+    monkeypatch.setattr(resolving, "LEAST_PATIENCE", 0.0)
+    threads = set()
+    walk = os.walk
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        threads.add(threading.current_thread())
+        return walk(*arguments, **options)
+
+    monkeypatch.setattr(os, "walk", watched)
+    for dataset in (tmp_path, f"file://{tmp_path}", f"{tmp_path}/**/*.jsonl", tmp_path / "sub/a.jsonl"):
+        assert [Path(name).name for name in names(dataset, retry_deadline=0.0)] == ["a.jsonl"]
+    assert threads == {threading.current_thread()}
 
 
 # Object stores

@@ -29,15 +29,17 @@ from tests.data.test_documents import OPTIONS, read, shard_of, windows_of
 from tests.data.test_lanes import plan_for
 
 TOO_LONG = "paragraph too long"
+BOM = b"\xef\xbb\xbf"
 
 
 def naive(content: bytes, longest: int) -> tuple[list[tuple[int, str]], list[Skip]]:
-    """Paragraphs by their definition: neighbouring lines that are not blank."""
+    """Paragraphs by their definition: neighbouring lines that are not blank, behind a byte order mark."""
     texts: list[tuple[int, str]] = []
     skips: list[Skip] = []
     lines: list[bytes] = []
-    start = offset = 0
-    for line in [*content.split(b"\n"), b""]:
+    offset = 3 if content.startswith(BOM) else 0
+    start = offset
+    for line in [*content[offset:].split(b"\n"), b""]:
         if line.strip(b" \t\r\x0b\x0c") or len(line) > longest:
             start = start if lines else offset
             lines.append(line)
@@ -69,11 +71,17 @@ FRAMES: dict[str, Callable[[list[bytes]], bytes]] = {
 
 @pytest.mark.parametrize("name", FRAMES)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(lines=LINES, window_bytes=st.integers(1, 120), longest=st.sampled_from([10, 60, 1000]), data=st.data())
+@given(
+    mark=st.sampled_from([b"", BOM]),
+    lines=LINES,
+    window_bytes=st.integers(1, 120),
+    longest=st.sampled_from([10, 60, 1000]),
+    data=st.data(),
+)
 def test_paragraphs_are_those_of_a_naive_splitter_for_any_window_and_stripe_and_from_any_restart(
-    tmp_path: Path, name: str, lines: list[bytes], window_bytes: int, longest: int, data: st.DataObject
+    tmp_path: Path, name: str, mark: bytes, lines: list[bytes], window_bytes: int, longest: int, data: st.DataObject
 ) -> None:
-    content = b"\n".join(lines)
+    content = mark + b"\n".join(lines)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(content)), max_size=4)) | {0, len(content)})
     path = tmp_path / name
     path.write_bytes(FRAMES[name]([content[a:b] for a, b in itertools.pairwise(cuts)]))
@@ -102,6 +110,27 @@ def test_a_paragraph_may_be_as_long_as_allowed_and_no_longer(tmp_path: Path, len
     for window_bytes in range(1, 40):
         found = read(path, text_documents="blank-line", window_bytes=window_bytes, max_line_bytes=10)
         assert found == naive(content, 10)
+
+
+@pytest.mark.parametrize("unit", ["line", "blank-line", "file"])
+@pytest.mark.parametrize("name", FRAMES)
+def test_a_byte_order_mark_is_no_part_of_the_first_document(tmp_path: Path, name: str, unit: str) -> None:
+    path = tmp_path / name
+    for window_bytes in (1, 2, 3, 4, 1000):
+        path.write_bytes(FRAMES[name]([BOM + b"x" * 10]))
+        assert read(path, text_documents=unit, window_bytes=window_bytes, max_line_bytes=10) == ([(3, "x" * 10)], [])
+        path.write_bytes(FRAMES[name]([BOM + b"x" * 11]))
+        texts, skips = read(path, text_documents=unit, window_bytes=window_bytes, max_line_bytes=10)
+        assert (texts, [skip.offset for skip in skips]) == ([], [3])
+
+
+@pytest.mark.parametrize("unit", ["line", "blank-line", "file"])
+@pytest.mark.parametrize("least", [0, 1])
+def test_spaces_beyond_ascii_are_no_text(tmp_path: Path, unit: str, least: int) -> None:
+    (tmp_path / "s.txt").write_text("\u00a0\u3000\n")
+    [window] = windows_of(tmp_path / "s.txt", text_documents=unit, min_characters=least)
+    empty = () if least else (Skip(0, "text is blank", 1),)
+    assert (window.texts, window.skips, window.empty, window.filtered) == ([], [], empty, least)
 
 
 @pytest.mark.parametrize("name", FRAMES)

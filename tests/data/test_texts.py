@@ -179,6 +179,24 @@ def test_a_field_that_none_of_many_documents_has_is_the_wrong_one(tmp_path: Path
         read_as(form, tmp_path, documents, text_template="{titel}: {content}")
 
 
+@pytest.mark.parametrize("form", ["lines", "datasets"])
+@pytest.mark.parametrize(
+    ("field", "holder"),
+    [("text", {"text": None}), ("text", {"text": []}), ("a.b", {"a": {"b": None}}), ("a.b", {"a": [{"b": []}]})],
+)
+def test_a_field_that_is_there_and_empty_is_no_wrong_one(tmp_path: Path, form: str, field: str, holder: dict[str, Any]) -> None:
+    others = [{"title": "t"}] * 10
+    assert read_as(form, tmp_path, [*others, holder], text_field=field).texts == []
+    found = read_as(form, tmp_path, [*others, holder], text_template=f"{{title}}{{{field}}}")
+    assert found.texts == ["t"] * 10
+
+
+@pytest.mark.parametrize("holder", [{"a": None}, {"a": []}, {"a": {}}])
+def test_what_would_hold_a_field_and_holds_none_tells_nothing_of_it(tmp_path: Path, holder: dict[str, Any]) -> None:
+    with pytest.raises(ContentError, match=r"has no text in field 'a\.b'; fields seen: title"):
+        read_as("lines", tmp_path, [*[{"title": "t"}] * 10, holder], text_field="a.b")
+
+
 PAPERS = [
     {"title": "One", "paper": {"body": "first"}, "year": 1999},
     {"title": None, "paper": {"body": "no title"}, "year": 2000},

@@ -28,8 +28,8 @@ class Found:
     revision: str | None = None
 
 
-def say_mixture(entry: str, names: Sequence[str]) -> None:
-    """Files of two kinds in one place: some may lie there by chance."""
+def warn_of_several_formats(entry: str, names: Sequence[str]) -> None:
+    """Warn of files of several formats in one place: some may lie there by chance."""
     counts = count_kinds(names)
     most = min(counts, key=lambda kind: (-counts[kind], kind))
     if few := [name for name in names if kind_of(name) != most]:

@@ -24,7 +24,7 @@ from types import MappingProxyType
 import fsspec
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.corpus.found import Found, refuse_parts, say_mixture
+from stream_pretrain.data.corpus.found import Found, refuse_parts, warn_of_several_formats
 from stream_pretrain.data.corpus.hub import HUB_ID, HUB_URL, find_on_hub
 from stream_pretrain.data.corpus.listings import once, split_pattern
 from stream_pretrain.data.corpus.local import find_folder, find_local_glob, local_files
@@ -58,11 +58,11 @@ def resolve(
         kind.clear_instance_cache()  # what was listed for another run of this process tells nothing of today
 
     if not data.dataset.startswith("@"):
-        with OneThread("listing") as asking:
-            found = _ask_for(data.dataset, data, commits, asking)
+        with OneThread("listing") as thread:
+            found = _find(data.dataset, data, commits, thread)
         return Corpus(data.dataset, found.revision, sorted_shards(found.files))
-    with OneThread("listing") as asking:
-        parts = [_ask_for(entry, data, commits, asking) for entry in _entries(Path(data.dataset[1:]))]
+    with OneThread("listing") as thread:
+        parts = [_find(entry, data, commits, thread) for entry in _entries(Path(data.dataset[1:]))]
     revisions = {part.revision for part in parts}
     return Corpus(data.dataset, revisions.pop() if len(revisions) == 1 else None, sorted_shards(_merged(parts)))
 
@@ -102,40 +102,22 @@ def _entries(file: Path) -> list[str]:
 
 
 LEAST_PATIENCE = 60.0
-"""Seconds that a listing may take however short the deadline of a retry is."""
+"""Seconds that a remote listing may take, however short the deadline of a retry is."""
 
 
-def _ask_for(entry: str, data: DataConfig, commits: Mapping[str, str], asking: OneThread) -> Found:
-    """What `entry` stands for; asked again where a store is busy or a connection breaks."""
+def _find(entry: str, data: DataConfig, commits: Mapping[str, str], thread: OneThread) -> Found:
+    """What `entry` stands for: a local path first, then a URL, then a Hub id."""
     scheme, separator, rest = entry.partition("://")
     url = scheme.lower() + separator + rest if separator else entry
-
-    def ask() -> Found:
-        """In a thread: a library may wait without end, as where headers drip in."""
-        answer = asking.call(lambda: find(url, data, commits))
-        patience = max(data.retry_deadline, LEAST_PATIENCE)
-        try:
-            return answer.result(patience)
-        except TimeoutError:
-            if answer.done():  # its own
-                raise
-            raise TransportError(
-                f"{without_secrets(url)}: no answer for {patience:g} s; check the network and the server, "
-                f"or raise --data.retry-deadline (now {data.retry_deadline:g} s)"
-            ) from None
-
-    found = answered(ask, without_secrets(url), data.retry_deadline)
-    say_mixture(without_secrets(url), list(found.files))
+    found = _find_local(url, data) or _find_remote_in_time(url, data, commits, thread)
+    warn_of_several_formats(without_secrets(url), list(found.files))
     return found
 
 
-def find(entry: str, data: DataConfig, commits: Mapping[str, str]) -> Found:
-    """What `entry` stands for: a local path first, then a URL, then a Hub id."""
-    if hub := HUB_URL.fullmatch(entry.rstrip("/")):
-        revision = urllib.parse.unquote(hub["revision"] or "") or data.revision
-        return find_on_hub(entry, hub["id"], revision, hub["path"], data, commits)
+def _find_local(entry: str, data: DataConfig) -> Found | None:
+    """A local file, folder or glob; None where `entry` is none. A disk may take as long as it needs."""
     if "://" in entry and not entry.startswith("file://"):
-        return find_url(entry, data)
+        return None
     path = Path(os.path.expanduser(entry.removeprefix("file://")))
     if os.path.isfile(path):  # Path itself raises for a name that is too long, and above for a user who is not there
         refuse_parts(entry, data, "name", "revision", "data_files", "data_dir")
@@ -148,4 +130,34 @@ def find(entry: str, data: DataConfig, commits: Mapping[str, str]) -> Found:
         return find_local_glob(entry, Path(root), pattern, data)
     if not HUB_ID.fullmatch(entry):
         raise SourceError(f"{entry}: there is no such file or folder")
+    return None
+
+
+def _find_remote_in_time(url: str, data: DataConfig, commits: Mapping[str, str], thread: OneThread) -> Found:
+    """As `_find_remote`, asked again where a store is busy or a connection breaks, and given up where it never answers."""
+    deadline = max(data.retry_deadline, LEAST_PATIENCE)
+
+    def find() -> Found:
+        """In a thread: a library may wait without end, as where headers drip in."""
+        answer = thread.call(lambda: _find_remote(url, data, commits))
+        try:
+            return answer.result(deadline)
+        except TimeoutError:
+            if answer.done():  # its own
+                raise
+            raise TransportError(
+                f"{without_secrets(url)}: no answer for {deadline:g} s; check the network and the server, "
+                f"or raise --data.retry-deadline (now {data.retry_deadline:g} s)"
+            ) from None
+
+    return answered(find, without_secrets(url), data.retry_deadline)
+
+
+def _find_remote(entry: str, data: DataConfig, commits: Mapping[str, str]) -> Found:
+    """A dataset of the Hub, by its URL or id, or what lies at another URL."""
+    if hub := HUB_URL.fullmatch(entry.rstrip("/")):
+        revision = urllib.parse.unquote(hub["revision"] or "") or data.revision
+        return find_on_hub(entry, hub["id"], revision, hub["path"], data, commits)
+    if "://" in entry:
+        return find_url(entry, data)
     return find_on_hub(entry, entry, data.revision, None, data, commits)

@@ -16,8 +16,8 @@ from stream_pretrain.data.documents.csv_rows import HEAD_BYTES
 from stream_pretrain.data.documents.json_files import json_fault
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.documents.text_units import FileWindows, ParagraphWindows, paragraphs, whole
-from stream_pretrain.data.documents.texts import NOT_UTF8, BadDocumentError, text_getter, wrong_field
-from stream_pretrain.data.documents.windows import LineWindows
+from stream_pretrain.data.documents.texts import BLANK, NOT_UTF8, BadDocumentError, NoTextError, text_getter, wrong_field
+from stream_pretrain.data.documents.windows import BYTE_ORDER_MARK, LineWindows
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard import ShardBytes
 from stream_pretrain.errors import ContentError, SourceError
@@ -68,14 +68,12 @@ class LineDocuments:
         window = self.windows.read(stripe, block, restart)
         if window is None:
             return None
-        lines = window.lines.removeprefix(b"\xef\xbb\xbf") if block == 0 else window.lines
-        offset = window.offset + len(window.lines) - len(lines)
-        found = self.unit.split(lines, offset, self.options.max_line_bytes)
+        found = self.unit.split(window.lines, window.offset, self.options.max_line_bytes)
         documents = documents_of(found, self._text_of_short, window.restart, self.options)
         if window.overlong is not None:
             documents.skips.append(Skip(window.overlong, self.unit.too_long))
         if block == 0:
-            self._check_first_window(lines, documents)
+            self._check_first_window(window.lines, documents)
         return documents
 
     def offset_of(self, block: int) -> int:
@@ -92,7 +90,7 @@ class LineDocuments:
     def _head(self) -> bytes:
         """The first bytes of the content."""
         with closing(self._open(RestartPoint())) as content:
-            return content.read().removeprefix(b"\xef\xbb\xbf")[:HEAD_BYTES]
+            return content.read().removeprefix(BYTE_ORDER_MARK)[:HEAD_BYTES]
 
     def _check_first_window(self, lines: bytes, documents: Documents) -> None:
         fault = None
@@ -138,9 +136,12 @@ _UNITS: dict[TextDocuments, _Unit] = {
 def plain_text(document: bytes) -> str:
     """The text of a document whose lines end in LF or CRLF; LF is between them."""
     try:
-        return document.removesuffix(b"\r").replace(b"\r\n", b"\n").decode()
+        text = document.removesuffix(b"\r").replace(b"\r\n", b"\n").decode()
     except UnicodeDecodeError:
         raise BadDocumentError(NOT_UTF8) from None
+    if text.isspace():  # U+3000 and the like; lines that are blank in ASCII are no documents
+        raise NoTextError(BLANK)
+    return text
 
 
 def json_parser(options: ReadOptions) -> Callable[[bytes], str]:

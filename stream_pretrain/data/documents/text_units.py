@@ -35,7 +35,7 @@ def whole(content: bytes, offset: int, longest: int) -> Iterator[tuple[int, byte
 
 
 def _blank_line(longest: int, end: bytes) -> re.Pattern[bytes]:
-    return re.compile(rb"(?m:^)[ \t\r\x0b\x0c]{0,%d}+" % longest + end)
+    return re.compile(rb"(?:(?m:^)|(?<=\A\xef\xbb\xbf))[ \t\r\x0b\x0c]{0,%d}+" % longest + end)
 
 
 class ParagraphWindows(LineWindows):
@@ -52,7 +52,7 @@ class _ParagraphPass(LinePass):
         last = self.buffer.rfind(b"\n", line - self.start, end - 1 - self.start) + 1 + self.start
         last = max(last, line)
         blank_lines = list(_blank_line(self.max_line_bytes, rb"\n").finditer(self.buffer, line - self.start, last - self.start))
-        first = 0 if block == 0 else self.start + blank_lines[0].start() if blank_lines else None
+        first = line if block == 0 else self.start + blank_lines[0].start() if blank_lines else None
         paragraph = self.start + blank_lines[-1].end() if blank_lines else line  # the one that `last` is of, if it is not blank
         stop, overlong = last, None
         following = self._behind_blank(last)
@@ -109,6 +109,7 @@ class _FilePass(LinePass):
         self.block = block + 1
         if block > 0 or not self._has(0):
             return None
-        if self._has(self.max_line_bytes):
-            return Window(0, b"", RestartPoint(), overlong=0)
-        return Window(0, bytes(self.buffer), RestartPoint())
+        first = self._first_line()
+        if self._has(first + self.max_line_bytes):
+            return Window(first, b"", RestartPoint(), overlong=first)
+        return Window(first, bytes(self.buffer[first:]), RestartPoint())

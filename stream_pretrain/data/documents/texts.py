@@ -12,6 +12,7 @@ import itertools
 import string
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 BETWEEN_PARTS = "\n\n"
@@ -184,25 +185,37 @@ def wrong_field(values: Iterable[object], fields: Sequence[str], bad: str | None
     So many documents lack one, and none has it; or no document has text, and `bad` is why the first of them was skipped.
     """
     lacking: Counter[str] = Counter()
-    left = list(fields)
+    unseen = dict.fromkeys(fields)
     first: object = None
     for value in values:
         if not isinstance(value, dict):
             continue
         first = first or value
-        for field in tuple(left):
-            try:
-                found = _found(value, field.split("."))
-            except BadDocumentError:
+        for field in tuple(unseen):
+            names = field.split(".")
+            if _has_field(value, names):
+                del unseen[field]
                 continue
-            lacking[field] += found is _ABSENT
-            if found is not _ABSENT and found not in (None, []):
-                left.remove(field)
-        if not left:
+            with suppress(BadDocumentError):
+                lacking[field] += _found(value, names) is _ABSENT
+        if not unseen:
             break
-    if absent := [field for field in left if lacking[field] >= many]:
+    if absent := [field for field in unseen if lacking[field] >= many]:
         return no_text(absent, seen_in(first))
     return f"{bad}; {name_one_of(seen_in(first))}" if bad is not None and bad.startswith(_HOLDS) else None
+
+
+def _has_field(value: object, names: Sequence[str]) -> bool:
+    """Whether a document, or one of a list, has a field, whatever it holds."""
+    if isinstance(value, list):
+        return any(_has_field(one, names) for one in _flat(value))
+    return not names or (
+        isinstance(value, dict)
+        and any(
+            ".".join(names[:stop]) in value and (stop == len(names) or _has_field(value[".".join(names[:stop])], names[stop:]))
+            for stop in range(1, len(names) + 1)
+        )
+    )
 
 
 def no_text(fields: Sequence[str], seen: Iterable[str]) -> str:

@@ -18,6 +18,9 @@ from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard import ShardBytes
 from stream_pretrain.errors import ContentError
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""UTF-8's, in front of the first line, which begins behind it."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -215,10 +218,15 @@ class LinePass:
         restart = self._restart_of(begin)
         self._has(end - 2)  # the last byte that can be the newline before a line of this window
         newline = self.buffer.find(b"\n", 0, end - 1 - begin)
-        line = begin + newline + 1 if block else 0
+        line = begin + newline + 1 if block else self._first_line()
         if (block and newline < 0) or not self._has(line):
             return Window(end, b"", restart)
         return self._window_of(block, line, end, restart)
+
+    def _first_line(self) -> int:
+        """Where the first line of the shard starts, which `buffer` begins with."""
+        mark = len(BYTE_ORDER_MARK)
+        return mark if self._has(mark - 1) and self.buffer.startswith(BYTE_ORDER_MARK) else 0
 
     def _window_of(self, block: int, line: int, end: int, restart: RestartPoint) -> Window:  # noqa: ARG002 (for other units)
         """The window whose block ends at `end`, and whose first line starts at `line`."""
