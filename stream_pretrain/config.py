@@ -256,6 +256,8 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    given: frozenset[str] = field(default=frozenset(), compare=False)
+    """Options that are said on the command line or in a file, by dotted name, be it with their default."""
 
 
 ALIASES = {
@@ -296,12 +298,20 @@ CHANGEABLE = frozenset(
 )
 
 
+GROUPS: dict[str, Any] = {
+    group.name: group.default_factory
+    for group in dataclasses.fields(Config)
+    if group.default_factory is not dataclasses.MISSING
+}
+"""The dataclass of each group of options."""
+
+
 def flatten(config: Config) -> dict[str, Any]:
     """All options as one flat dictionary with dotted names, records as plain dictionaries, names that are not UTF-8 escaped."""
     return {
-        f"{group.name}.{option.name}": _plain(getattr(getattr(config, group.name), option.name))
-        for group in dataclasses.fields(config)
-        for option in dataclasses.fields(getattr(config, group.name))
+        f"{group}.{option.name}": _plain(getattr(getattr(config, group), option.name))
+        for group in GROUPS
+        for option in dataclasses.fields(getattr(config, group))
     }
 
 
@@ -431,7 +441,7 @@ def run_directory(config: Config) -> Path:
 
 def defaults(config: Config) -> dict[str, Any]:
     """The value of every option where it is not given."""
-    groups = {group.name: type(getattr(config, group.name))() for group in dataclasses.fields(config)}
+    groups: dict[str, Any] = {group: type(getattr(config, group))() for group in GROUPS}
     return flatten(dataclasses.replace(config, **groups))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -291,6 +292,18 @@ def test_help_and_version_import_nothing_heavy() -> None:
     for option in ("--help", "--version"):
         finished = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True, check=False)
         assert (finished.returncode, finished.stderr) == (0, "")
+
+
+def test_what_stdout_does_not_take_is_one_line_and_a_reader_that_has_gone_none() -> None:
+    code = "import sys; from stream_pretrain.cli import main; sys.exit(main(['--help']))"
+    with open("/dev/full", "wb") as full:
+        refused = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (refused.returncode, refused.stderr) == (1, "error: stdout cannot be written: No space left on device\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    left = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (left.returncode, left.stderr) == (141, "")
 
 
 def test_the_package_is_started_as_a_module_as_launchers_do() -> None:

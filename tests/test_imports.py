@@ -19,6 +19,7 @@ LAYERS = [
     {"data", "model"},
     {"training"},
     {"commands"},
+    {"arguments"},
     {"cli"},
     {"__main__", ""},
 ]

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from stream_pretrain import earlier
-from stream_pretrain.config import ALIASES, Config, defaults, flatten
+from stream_pretrain.config import Config, defaults, flatten
 from stream_pretrain.errors import DamagedCheckpointError
 
 
-def defaults_of_then(config: Config, trainer: Mapping[str, Any], checkpoint: Path, command: Sequence[str]) -> dict[str, Any]:
+def defaults_of_then(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of when the run began, by trainer.json of its checkpoint; one of an earlier version says nothing of them."""
+    then: dict[str, Any] = trainer.get("defaults", earlier.OPTIONS)
+    return then
+
+
+def kept_options(config: Config, then: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
     """The options that are not given and had another default when the run began, with that one.
 
-    trainer: what trainer.json of the checkpoint says; one of an earlier version says nothing of defaults.
     Raises: DamagedCheckpointError for a default of another type.
     """
-    then, now, given = trainer.get("defaults", earlier.OPTIONS), defaults(config), set(_given(command))
+    now = defaults(config)
     kept = {}
     for name, value in flatten(config).items():
         # How a run is recorded and kept is asked for before its checkpoints are read, and anew at each start.
-        if name.startswith("run.") or name in given or name not in then or value != now[name] or value == then[name]:
+        if name.startswith("run.") or name in config.given or name not in then or value != now[name] or value == then[name]:
             continue
         if type(then[name]) not in (type(value), type(None)) and value not in (None, "auto"):
             raise DamagedCheckpointError(
@@ -30,13 +35,6 @@ def defaults_of_then(config: Config, trainer: Mapping[str, Any], checkpoint: Pat
             )
         kept[name] = then[name]
     return kept
-
-
-def _given(command: Sequence[str]) -> Iterator[str]:
-    """The options that stand on a command line, by dotted name."""
-    for word in command:
-        name = word.partition("=")[0].removeprefix("--").replace("_", "-")
-        yield ALIASES.get(name, name.replace("-", "_"))
 
 
 def with_options(config: Config, options: Mapping[str, Any]) -> Config:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from stream_pretrain.config import Config
+from stream_pretrain.config import GROUPS, Config
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.redaction import HIDDEN, printable, redacted_options, redacted_sources, redacted_url
 from stream_pretrain.training.disk import replace_file
@@ -31,7 +31,8 @@ def _lines(config: Config, parent: str | None) -> Iterator[str]:
     yield "# The options of this run, written anew at each start: give this file to --config, and an --output-dir."
     if parent is not None:
         yield f"# It began from a checkpoint: --resume {printable(parent)}"
-    for group, options in dataclasses.asdict(config).items():  # as they were given: `flatten` has what may be shown
+    groups = {group: dataclasses.asdict(getattr(config, group)) for group in GROUPS}
+    for group, options in groups.items():  # as they were given: `flatten` has what may be shown
         yield f"{group}:"
         for option, value in options.items():
             name = f"{group}.{option}"
@@ -54,4 +55,7 @@ def _option(name: str, value: Any) -> Iterator[str]:
     if name == "data.sources" and (shown_sources := redacted_sources(value)) != value:
         yield f"# {HIDDEN} stands where a secret is left out: put it back, or give {option}"
         value = shown_sources
-    yield from yaml.safe_dump({short: value}, allow_unicode=True, sort_keys=False, width=10_000).splitlines()
+    dumped = yaml.safe_dump({short: value}, allow_unicode=True, sort_keys=False, width=10_000)
+    if printable(dumped, kept="\n") != dumped:  # line ends of Unicode, which YAML takes for some of its own
+        dumped = yaml.safe_dump({short: value}, sort_keys=False, width=10_000)
+    yield from dumped.splitlines()

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any, Literal
 
-from stream_pretrain.config import Config, defaults, fixed_options, flatten, shown_options
+from stream_pretrain.config import Config, fixed_options, flatten, shown_options
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream import StepStream, lanes_of
@@ -288,7 +288,7 @@ def _snapshot(setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWr
         "engine": setup.engine.to_json(),
         "parent": setup.parent,
         "world": setup.ranks.world,
-        "defaults": defaults(setup.config),
+        "defaults": setup.defaults,
         **program(),
     }
     return Snapshot(

@@ -32,7 +32,7 @@ from stream_pretrain.errors import CheckpointError
 from stream_pretrain.names import escaped, in_shell
 from stream_pretrain.redaction import HIDDEN
 from stream_pretrain.training.checkpoint import latest, read_trainer, verify
-from stream_pretrain.training.defaults import defaults_of_then, in_words, with_options
+from stream_pretrain.training.defaults import defaults_of_then, in_words, kept_options, with_options
 from stream_pretrain.training.disk import replace_file
 from stream_pretrain.training.folders import repair
 from stream_pretrain.training.manifest import json_of
@@ -187,7 +187,7 @@ class Start:
     """None: from step 0."""
     parent: str | None
     """Checkpoint of another run from which this one began."""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[str, Any] = field(default_factory=dict)
     """Options that are not given and had another default when the run began, by dotted name."""
 
 
@@ -227,7 +227,7 @@ def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None
         trainer = read_trainer(checkpoint)
         new_out = path if not used else _unused(path)
         _refuse_version(trainer, checkpoint, _command_of_a_new_run(command, checkpoint, new_out, resume))
-        kept = defaults_of_then(config, trainer, checkpoint, command)
+        kept = kept_options(config, defaults_of_then(trainer), checkpoint)
         _refuse_drift(with_options(config, kept), trainer["fixed"], checkpoint, new_out, command)
         for line in in_words(config, kept):
             report(line)

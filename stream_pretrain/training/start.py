@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from accelerate import Accelerator
 
-from stream_pretrain.config import Config
+from stream_pretrain.config import Config, defaults
 from stream_pretrain.data.corpus.found import in_words
 from stream_pretrain.data.corpus.pinned import PinnedCorpus
 from stream_pretrain.data.corpus.shard_names import count_kinds
@@ -38,7 +39,7 @@ from stream_pretrain.training.checkpoint import (
     read,
     verify,
 )
-from stream_pretrain.training.defaults import with_options
+from stream_pretrain.training.defaults import defaults_of_then, with_options
 from stream_pretrain.training.evaluation import EvaluationSet
 from stream_pretrain.training.evaluation_documents import evaluation_documents
 from stream_pretrain.training.manifest import MANIFEST
@@ -75,6 +76,8 @@ class Setup:
     cursors: list[LaneCursors]
     totals: Totals
     parent: str | None
+    defaults: Mapping[str, Any]
+    """Those of the run's first start; of an option that is newer, those of the start that first knew it."""
 
 
 def prepare(
@@ -90,7 +93,7 @@ def prepare(
     transformers.utils.logging.disable_progress_bar()  # the phases below say what goes on
     with stop.interruptible():
         start = ranks.from_first(lambda: decide_start(config, out, progress.warning, command))
-        config, checkpoint = with_options(config, start.defaults), start.checkpoint
+        config, checkpoint = with_options(config, start.kept), start.checkpoint
         saved = None if checkpoint is None else ranks.from_first(lambda: read(checkpoint))
         with progress.phase("loading the model") as found:
             if checkpoint is None:
@@ -152,13 +155,14 @@ def prepare(
             old = learning_rate(replace(config.train, max_steps=was), totals.step, totals.step / was)
             new = learning_rate(config.train, totals.step, totals.step / now)
             progress.notice(f"--max-steps was {was:,}, is {now:,}: the learning rate goes on with {new:.2e}, not {old:.2e}")
+    then = {} if saved is None else defaults_of_then(saved.trainer)
     if ranks.is_first:
         for name in RECORDS:
             trim_after(out.path / name, totals.step if saved is not None else None)
         write_options(config, start.parent, out.path)
     return Setup(
         config, accelerator, ranks, out, progress, stop, loaded, bare, model, optimizer, pinned, plan, engine, evaluation_set,
-        cursors, totals, start.parent,
+        cursors, totals, start.parent, {**defaults(config), **then},
     )  # fmt: skip
 
 

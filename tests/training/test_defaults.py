@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from stream_pretrain.config import Config, DataConfig, ModelConfig, TrainConfig, defaults, fixed_options
+from stream_pretrain import cli
+from stream_pretrain.config import GROUPS, Config, DataConfig, ModelConfig, TrainConfig, defaults, fixed_options
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError
-from stream_pretrain.training.defaults import defaults_of_then, with_options
+from stream_pretrain.training.defaults import defaults_of_then, kept_options, with_options
 from tests.corpora import documents, write_shard, write_tiny_bert
-from tests.training.runs import prepared, run_here, tiny_run
+from tests.training.runs import run_here
 from tests.training.test_run_directory import save
 from tests.training.test_run_directory import start as begin
 
@@ -46,42 +47,62 @@ def test_an_option_that_is_new_is_as_by_default_in_a_run_of_before(tmp_path: Pat
 
 def test_an_option_that_is_not_given_keeps_the_default_of_when_the_run_began(tmp_path: Path) -> None:
     trainer = {"fixed": fixed_options(TODAY), "defaults": json.loads(json.dumps(defaults(TODAY)))}
-    kept = defaults_of_then(later(), trainer, tmp_path, ["stream-pretrain"])
+    then = defaults_of_then(trainer)
+    kept = kept_options(later(), then, tmp_path)
     assert kept == {"data.sequence_length": 512, "train.learning_rate": 5e-4}
     config = with_options(later(), kept)
     assert (config.data.sequence_length, config.train.learning_rate) == (512, 5e-4)
-    assert defaults_of_then(later(sequence_length=64), trainer, tmp_path, []) == {"train.learning_rate": 5e-4}
-    given = ["stream-pretrain", "--sequence-length=1024", "--train.learning_rate", "1e-3"]
-    assert defaults_of_then(later(), trainer, tmp_path, given) == {}
+    assert kept_options(later(sequence_length=64), then, tmp_path) == {"train.learning_rate": 5e-4}
+
+
+def test_an_option_is_given_in_a_file_as_on_the_command_line_and_a_value_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("train:\n  learning-rate: 1e-3\n")
+    then = {"data.sequence_length": 512, "train.learning_rate": 5e-4, "train.seed": 1}
+
+    def kept(*arguments: str) -> set[str]:
+        return set(kept_options(dataclasses.replace(later(), given=cli.parse(arguments).given), then, tmp_path))
+
+    assert kept("--run.wandb-name", "seed") == {"data.sequence_length", "train.learning_rate", "train.seed"}
+    assert kept("--sequence-length=1024", f"--config={file}") == {"train.seed"}
+    assert kept(f"--config={file}", "--train.seed", "0") == {"data.sequence_length"}
 
 
 def test_a_checkpoint_of_an_earlier_version_had_the_defaults_of_then(tmp_path: Path) -> None:
     newest = save(tmp_path, 5, TODAY)
     lines: list[str] = []
     started = begin(tmp_path, later(), report=lines.append)
-    assert (started.checkpoint, started.defaults) == (newest, {"data.sequence_length": 512})
+    assert (started.checkpoint, started.kept) == (newest, {"data.sequence_length": 512})
     assert lines == ["--data.sequence-length stays 512, as by default when the run began (now 1024), unless you give it"]
 
 
 def test_a_default_of_another_type_is_no_default(tmp_path: Path) -> None:
-    trainer = {"fixed": {}, "defaults": {"train.learning_rate": "much"}}
     with pytest.raises(DamagedCheckpointError, match=r"trainer\.json: defaults\.train\.learning_rate is 'much'"):
-        defaults_of_then(TODAY, trainer, tmp_path, [])
+        kept_options(TODAY, {"train.learning_rate": "much"}, tmp_path)
 
 
-def test_a_run_goes_on_with_the_defaults_that_it_began_with(tmp_path: Path) -> None:
+def test_a_run_goes_on_with_the_defaults_that_it_began_with_however_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_shard(tmp_path / "s", documents(200), "plain")
     model = write_tiny_bert(tmp_path / "model")
-    config = tiny_run(tmp_path / "s.jsonl", model, tmp_path / "out", max_steps=1)
-    options = [
+    arguments = [
+        f"--dataset={tmp_path / 's.jsonl'}",
+        f"--model.config={model}",
+        f"--model.tokenizer={model}",
+        f"--output-dir={tmp_path / 'out'}",
+        "--lanes=8",
+        "--data.window-bytes=2048",
         "--sequence-length=64",
         "--global-batch-size=8",
-        "--max-steps=1",
         "--train.precision=fp32",
         "--run.wandb=disabled",
     ]
-    corpus = [f"--dataset={tmp_path / 's.jsonl'}", "--lanes=8", "--data.window-bytes=2048", f"--output-dir={tmp_path / 'out'}"]
-    done = run_here([*corpus, f"--model.config={model}", f"--model.tokenizer={model}", *options])
-    assert done.returncode == 0, done.stderr
-    with prepared(dataclasses.replace(config, train=LaterTrain(max_steps=2, global_batch_size=8, precision="fp32"))) as setup:
-        assert setup.config.train.learning_rate == 5e-4
+    assert run_here([*arguments, "--max-steps=1"]).returncode == 0
+    monkeypatch.setitem(GROUPS, "train", LaterTrain)
+    said = "--train.learning-rate stays 0.0005, as by default when the run began (now 0.001), unless you give it"
+    for steps in (2, 3):
+        gone_on = run_here([*arguments, f"--max-steps={steps}"])
+        assert (gone_on.returncode, said in gone_on.stderr) == (0, True), gone_on.stderr
+        trainer = json.loads((tmp_path / "out" / "checkpoints" / f"step-{steps:08d}" / "trainer.json").read_text())
+        assert trainer["defaults"]["train.learning_rate"] == 5e-4

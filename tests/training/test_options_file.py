@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from stream_pretrain import cli
@@ -47,11 +50,47 @@ def test_options_are_read_back_as_they_were_but_for_where_and_how_to_start(tmp_p
     assert cli.parse([f"--config={tmp_path / 'config.yaml'}"]) == dataclasses.replace(config, run=run)
 
 
+SIGNS = "~'\"\n\r\t\x85\u2028\u2029\ufeff: #-"
+"""Those with which YAML has ways of its own."""
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_any_text_and_any_number_is_read_back(data: st.DataObject) -> None:
+    kinds = {
+        st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(SIGNS)): ["data.text-field", "data.name"],
+        st.floats(0, 1e300): ["train.learning-rate", "data.retry-deadline"],
+        st.integers(1, 2**70): ["train.max-steps", "data.lanes"],
+    }
+    options = [f"--{name}={data.draw(values)}" for values, names in kinds.items() for name in names]
+    config = cli.parse([*options, "--dataset=~", *NEEDED])
+    with TemporaryDirectory() as folder:
+        written(config, Path(folder))
+        assert cli.parse([f"--config={folder}/config.yaml"]) == config
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [("text-field: ''", ""), ("text-field: '~'", "~"), ("text-field: null", "null"), ("name: ''", ""), ("name:", None)],
+)
+def test_what_is_left_out_is_none_and_what_is_in_quotes_is_text(tmp_path: Path, line: str, value: str | None) -> None:
+    (tmp_path / "a.yaml").write_text(f"data:\n  {line}\n")
+    data = cli.parse([f"--config={tmp_path / 'a.yaml'}"]).data
+    assert (data.name if line.startswith("name") else data.text_field) == value
+
+
+@pytest.mark.parametrize("line", ["text-field:", "text-field: ~"])
+def test_an_option_that_has_to_be_text_is_not_left_out(tmp_path: Path, line: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"data:\n  {line}\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: --data\.text-field: nothing is not text"):
+        cli.parse([f"--config={tmp_path / 'a.yaml'}"])
+
+
 def test_a_secret_stands_as_a_comment_with_its_option_and_a_start_without_it_says_so(tmp_path: Path) -> None:
     url = "http://me:PASSWORD@host/x.jsonl?sig=SIGNATURE"
-    options = '{"headers": {"X-Key": "SECRETKEY"}, "endpoint": "here"}'
-    given = [f"--dataset={url}", "--eval-every=1", f"--eval.dataset={url}", f"--data.storage-options={options}"]
-    text = written(cli.parse([*given, *NEEDED]), tmp_path)
+    keys = '{"headers": {"X-Key": "SECRETKEY"}, "endpoint": "here"}'
+    options = [f"--dataset={url}", "--eval-every=1", f"--eval.dataset={url}", f"--data.storage-options={keys}"]
+    text = written(cli.parse([*options, *NEEDED]), tmp_path)
     for secret in ("PASSWORD", "SIGNATURE", "SECRETKEY"):
         assert secret not in text
     lines = [line.strip() for line in text.splitlines()]

@@ -1,0 +1,284 @@
+"""The options of a command line and of the YAML files that it names, as a Config.
+
+Both give names and values, the files first, so that the command line wins. One reader turns a value into what its option takes,
+whether it is a word of the command line, text of a file or part of a JSON record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import typing
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal
+
+import yaml
+
+from stream_pretrain.config import ALIASES, GROUPS, Config
+from stream_pretrain.errors import ConfigError
+from stream_pretrain.redaction import HIDDEN, redacted_options, redacted_sources, redacted_url
+
+
+def parse(arguments: Sequence[str]) -> Config:
+    """The Config of the arguments and of the YAML files they name.
+
+    Raises:
+        ConfigError: an option is unknown (with the nearest name), lacks its value, or has one that is not of its type.
+    """
+    from_files: list[_Option] = []
+    from_line: list[_Option] = []
+    for name, value in _split(arguments):
+        if name == "config":
+            from_files += _read_file(Path(value))
+            if any(option.name == "model.trust-remote-code" for option in from_files):
+                raise ConfigError(
+                    f"--config {value}: model.trust-remote-code is only taken from the command line, since it runs what a "
+                    "model brings: give --model.trust-remote-code there"
+                )
+        else:
+            from_line.append(_Option(_resolve(name, ""), value, ""))
+    groups: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+    for option in from_files + from_line:
+        group, _, name = option.name.replace("-", "_").partition(".")
+        groups[group][name] = _value(option.value, TYPES[option.name], f"{option.origin}--{option.name}")
+    given = frozenset(f"{group}.{name}" for group, values in groups.items() for name in values)
+    return Config(**{name: GROUPS[name](**values) for name, values in groups.items()}, given=given)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Option:
+    name: str
+    """Dotted, with hyphens."""
+    value: Any
+    """Text; from a file also None, and what an option of records has."""
+    origin: str
+    """What an error message begins with: the file the option is from."""
+
+
+TYPES: dict[str, Any] = {
+    f"{group}.{name}".replace("_", "-"): kind
+    for group, options in GROUPS.items()
+    for name, kind in typing.get_type_hints(options).items()
+}
+"""The type of every option, by its dotted name with hyphens."""
+SHORT_NAMES = {alias: name.replace("_", "-") for alias, name in ALIASES.items()}
+
+
+def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Names and values of `--name=value`, `--name value` and, for booleans, the bare `--name`."""
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("--"):
+            raise ConfigError(f"unexpected argument {argument}: options are --name=value")
+        name, has_value, value = argument[2:].partition("=")
+        name = name.replace("_", "-")
+        if name == "debug" and not has_value:
+            continue
+        if not has_value:
+            if name != "config" and TYPES[_resolve(name, "")] is bool:
+                is_next = bool(remaining) and remaining[0].lower() in ("true", "false")
+                value = remaining.pop(0) if is_next else "true"
+            elif remaining and not remaining[0].startswith("--"):
+                value = remaining.pop(0)
+            else:
+                raise ConfigError(f"--{name} needs a value")
+        yield name, value
+
+
+class _Loader(yaml.BaseLoader):
+    """Values are text: YAML's own types would turn 0012345 into 5349 and no into false. No key is there twice."""
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> str | None:  # type: ignore[override]
+        """None for a value that is left out or `~`, which in quotes are text."""
+        return None if node.style is None and node.value in ("", "~") else super().construct_scalar(node)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise ConfigError(f"{node.start_mark.name}: line {key.start_mark.line + 1}: {name} is given twice")
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _read_file(path: Path) -> list[_Option]:
+    """The options of a YAML file."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = yaml.load(file, Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return []
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path}: a mapping of options to values is needed")
+    options = list(_flatten(content, "", f"{path}: "))
+    for name, count in Counter(option.name for option in options).items():
+        if count > 1:
+            raise ConfigError(f"{path}: {name} is given twice, under different names")
+    return options
+
+
+def _flatten(mapping: dict[str, Any], prefix: str, origin: str) -> Iterator[_Option]:
+    for key, value in mapping.items():
+        name = f"{prefix}{key}".replace("_", "-")
+        if name in GROUPS and value in (None, "null"):
+            continue
+        if isinstance(value, dict) and name in GROUPS:
+            yield from _flatten(value, f"{name}.", origin)
+            continue
+        if isinstance(value, dict) and name not in {*TYPES, *SHORT_NAMES}:
+            raise ConfigError(f"{origin}unknown group {name}{suggestion(name, sorted(GROUPS), '')}")
+        option = _resolve(name, origin)
+        if isinstance(value, dict | list) and _record_type(TYPES[option]) is None:
+            raise ConfigError(f"{origin}{name} takes one value, not a list or mapping; quote it if that is its text")
+        yield _Option(option, value, origin)
+
+
+def _resolve(name: str, origin: str) -> str:
+    """The dotted name of an option or alias."""
+    dotted = SHORT_NAMES.get(name, name)
+    if dotted in TYPES:
+        return dotted
+    raise ConfigError(f"{origin}unknown option --{name}{suggestion(name, [*SHORT_NAMES, *TYPES], '--')}")
+
+
+def suggestion(name: str, known: Sequence[str], prefix: str) -> str:
+    """The nearest valid name: one that ends with it, else one spelt alike."""
+    nearest = [option for option in known if option.endswith(f".{name}")] or difflib.get_close_matches(name, known, 1, 0.5)
+    if not nearest:  # a misspelt option without its group
+        spelt = {option.rpartition(".")[2]: option for option in known}
+        nearest = [spelt[last] for last in difflib.get_close_matches(name, spelt, 1)]
+    return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
+
+
+def _value(value: Any, kind: Any, where: str) -> Any:
+    """A value as an option of this type has it: from text, where whole numbers may be written 1e4, or from JSON.
+
+    Raises: ConfigError that begins with `where`.
+    """
+    if (record := _record_type(kind)) is not None:
+        return _records(value, record, where)
+    if typing.get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: a mapping is needed")
+        return {name: _value(inner, typing.get_args(kind)[1], f"{where}: {name}") for name, inner in value.items()}
+    kinds = _members(kind)
+    word = value.lower() if isinstance(value, str) else value
+    if any(typing.get_origin(member) is Literal and value in typing.get_args(member) for member in kinds):
+        return value
+    if NoneType in kinds and word in (None, "none", "null"):
+        return None
+    if bool in kinds and word in ("true", "false"):
+        return word == "true"
+    if str in kinds and isinstance(value, str):
+        return value
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        if int in kinds and (whole := _whole_number(value)) is not None:
+            return whole
+        with contextlib.suppress(ValueError):
+            if float in kinds:
+                return float(value)
+    shown = {dict: "a mapping", list: "a list", NoneType: "nothing"}.get(type(value), repr(value))
+    raise ConfigError(f"{where}: {shown} is not {_expected(kind)}")
+
+
+def _whole_number(value: str | float) -> int | None:
+    with contextlib.suppress(ValueError):
+        if isinstance(value, str):
+            return int(value)
+    with contextlib.suppress(ValueError):
+        if float(value).is_integer():
+            return int(float(value))
+    return None
+
+
+def _record_type(kind: Any) -> Any:
+    """The dataclass of an option that is a list of records; None for other options."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+
+
+def _records(value: Any, kind: Any, where: str) -> tuple[Any, ...]:
+    """Records from a list of mappings, or from JSON with one. Raises ConfigError for what is not one."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{where} is not JSON: {error}") from error
+    if not isinstance(value, list) or not all(isinstance(record, dict) for record in value):
+        example = ", ".join(f'"{name}": ...' for name in _required(kind))
+        raise ConfigError(f"{where}: a list of records is needed, such as [{{{example}}}]")
+    return tuple(_record(record, kind, f"{where}: record {number}") for number, record in enumerate(value, start=1))
+
+
+def _required(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+
+
+def _record(record: dict[str, Any], kind: Any, where: str) -> Any:
+    types = typing.get_type_hints(kind)
+    values = {}
+    for key, value in record.items():
+        name = key.replace("-", "_")
+        if name not in types:
+            raise ConfigError(f"{where}: unknown key {key}{suggestion(name, list(types), '')}")
+        values[name] = _value(value, types[name], f"{where}: {key}")
+    if missing := [name for name in _required(kind) if name not in values]:
+        raise ConfigError(f"{where}: {missing[0]} is missing")
+    return kind(**values)
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    """The members of a union."""
+    return typing.get_args(kind) if typing.get_origin(kind) not in (None, Literal) else (kind,)
+
+
+def _expected(kind: Any) -> str:
+    """A type in words."""
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "none"}
+    choices = {member: typing.get_args(member) for member in _members(kind)}
+    return " or ".join(
+        names[member] if not words else words[0] if len(words) == 1 else f"one of {', '.join(words)}"
+        for member, words in choices.items()
+    )
+
+
+def values_of(arguments: Sequence[str]) -> list[str]:
+    """The words of a command line that may be values: what follows `=`, and what stands alone."""
+    return [argument.partition("=")[2] if argument.startswith("--") else argument for argument in arguments]
+
+
+def without_secrets(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `…` in place of secrets, as they may be recorded and shown."""
+    shown: list[str] = []
+    name = ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            shown.append(f"{name}={_redacted(name, value)}" if equals else name)
+        else:
+            shown.append(_redacted(name, argument))
+    return shown
+
+
+def _redacted(argument: str, value: str) -> str:
+    name = argument.removeprefix("--").replace("_", "-")
+    if name == "data.storage-options":
+        return redacted_options(value)
+    if name != "data.sources":
+        return redacted_url(value)
+    try:
+        records = json.loads(value)
+        redacted = redacted_sources(records)
+    except (ValueError, TypeError, AttributeError):  # an error that is told as soon as the options are read
+        return HIDDEN
+    return value if redacted == records else json.dumps(redacted, ensure_ascii=False)
