@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 
 
+def is_remote(url: str) -> bool:
+    """Whether a store holds the file, and not a folder of this machine."""
+    return "://" in url and not url.startswith("file://")
+
+
 def on_web(url: str) -> bool:
     """Whether a web server holds the file: it has no listings, and the query may be a signature."""
     return url.lower().startswith(("http://", "https://"))

@@ -421,6 +421,18 @@ def test_a_seek_table_with_wrong_offsets_is_an_error(tmp_path: Path) -> None:
             chunks_of(opened)
 
 
+def test_a_seek_table_with_wrong_content_sizes_is_an_error_of_the_shard(tmp_path: Path) -> None:
+    parts = [random.Random(part).randbytes(4 * MIB) for part in range(3)]
+    frames = [zstd_frame(part) for part in parts]
+    table = seek_table([(len(frame), size * MIB) for frame, size in zip(frames, (7, 3, 2), strict=True)])
+    with closing(shard(write(tmp_path, b"".join(frames) + table))) as opened:
+        while opened.position < 5 * MIB:
+            opened.read()
+        for _ in range(2):
+            with pytest.raises(ContentError, match=r"frame that begins at compressed byte 4194\d+ .*the seek table says"):
+                opened.skip_to(8 * MIB)
+
+
 def expected_chunk_start(offset: int, frames: list[tuple[int, int, bytes]]) -> RestartPoint:
     """Start of the frame that holds the byte; frames are (compressed start, uncompressed start, content)."""
     return next(RestartPoint(at, start) for at, start, content in frames if start <= offset < start + len(content))

@@ -33,7 +33,7 @@ from stream_pretrain.data.corpus.stores import find_url
 from stream_pretrain.data.transport.retrying import answered
 from stream_pretrain.data.transport.threads import OneThread
 from stream_pretrain.errors import SourceError, TransportError
-from stream_pretrain.urls import without_secrets
+from stream_pretrain.urls import is_remote, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def _find(entry: str, data: DataConfig, commits: Mapping[str, str], thread: OneT
 
 def _find_local(entry: str, data: DataConfig) -> Found | None:
     """A local file, folder or glob; None where `entry` is none. A disk may take as long as it needs."""
-    if "://" in entry and not entry.startswith("file://"):
+    if is_remote(entry):
         return None
     path = Path(os.path.expanduser(entry.removeprefix("file://")))
     if os.path.isfile(path):  # Path itself raises for a name that is too long, and above for a user who is not there

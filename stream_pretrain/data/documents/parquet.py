@@ -21,6 +21,7 @@ from stream_pretrain.data.transport.retrying import in_words
 from stream_pretrain.data.transport.shard import ShardFile
 from stream_pretrain.errors import ContentError, TransportError
 from stream_pretrain.units import MIB
+from stream_pretrain.urls import is_remote
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -117,7 +118,7 @@ class ParquetWindows(Windows[_Rows]):
         self.shard = shard
         self.options = options
         self.size = shard.size
-        self.is_remote = "://" in shard.url and not shard.url.startswith("file://")
+        self.is_remote = is_remote(shard.url)
         try:
             self.metadata = self.read_metadata()
         except ContentError as damage:

@@ -9,7 +9,9 @@ from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.windows import Windows
 from stream_pretrain.data.lanes.lane_plan import LanePlan
 from stream_pretrain.data.lanes.source_plan import SourcePlan
+from stream_pretrain.data.transport.read_again import HELD_BACK_BYTES
 from stream_pretrain.units import MIB
+from stream_pretrain.urls import is_remote
 
 MOST_AMPLIFICATION = 4.0
 """Above this, remote shards are only read when --lanes was given: somebody pays for the transfer."""
@@ -75,4 +77,10 @@ def _bytes_of_reader(source: SourcePlan, block_bytes: int) -> int:
     shared = any(shard.compression != "none" or shard.format == "parquet" for shard in source.shards)
     # A block and the one read ahead; a window as bytes and, at two bytes a character, as documents; those kept for others.
     windows = 1 + 2 + (Windows.KEPT if shared else 0)
-    return 2 * block_bytes + (DECOMPRESSOR_BYTES if shared else 0) + windows * source.read.window_bytes
+    held = any(shard.compression != "none" and is_remote(shard.url) for shard in source.shards)
+    return (
+        2 * block_bytes
+        + (DECOMPRESSOR_BYTES if shared else 0)
+        + (HELD_BACK_BYTES if held else 0)
+        + windows * source.read.window_bytes
+    )

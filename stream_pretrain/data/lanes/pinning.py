@@ -47,6 +47,7 @@ from stream_pretrain.data.lanes.mixture import Weights, largest_shares, parts_of
 from stream_pretrain.data.lanes.source_plan import EXPANSION, SourcePlan
 from stream_pretrain.data.transport.options import BLOCK_BYTES, TransportOptions
 from stream_pretrain.errors import CheckpointError, ConfigError
+from stream_pretrain.urls import is_remote
 
 FULL_WINDOW_BYTES = 4 * 1024 * 1024
 
@@ -97,7 +98,7 @@ def pin(config: Config, world: int) -> PinnedCorpus:
 
 def _refuse_amplified_transfers(config: Config, pinned: PinnedCorpus, world: int) -> None:
     """Remote shards that many processes would read whole are read when the user says so: by --lanes."""
-    remote = any("://" in shard.url and not shard.url.startswith("file://") for shard in pinned.shards)
+    remote = any(is_remote(shard.url) for shard in pinned.shards)
     cost = reading_cost(lane_plan(config, pinned), world, config.data.workers)
     if remote and config.data.lanes == "auto" and cost.amplification > MOST_AMPLIFICATION:
         raise ConfigError(

@@ -120,6 +120,7 @@ class HttpFile:
         self._target: tuple[str, Mapping[str, str | bytes]] | None = None  # where the last redirect led
         self._response: requests.Response | None = None  # its body is being read
         self._at = 0  # offset in the file of the body's next byte
+        self._furthest = 0  # the highest that `_at` has been
         self._end: int | None = None  # where the body must end
         self._rest = b""  # read from the body, and not yet asked for
 
@@ -135,12 +136,14 @@ class HttpFile:
                 self.total = self._end = self._at
             if not piece and self._at != self._end:
                 raise TransientError(f"the answer ended at byte {self._at} of {self._end}")
-            wanted = self._bound(stop) - self._at
+            bound = self._bound(stop)
+            wanted = (bound if self._end is None else min(bound, self._end)) - self._at
             useful, self._rest = piece[max(0, start - self._at) : wanted], piece[wanted:]
             self._at += min(len(piece), wanted)
             if self._at == self._end:
                 self.reset_body()
-            if useful:
+            if useful or self._at > self._furthest:
+                self._furthest = max(self._furthest, self._at)
                 start += len(useful)
                 yield useful
 
@@ -150,8 +153,8 @@ class HttpFile:
         return other
 
     def reset(self) -> None:
-        self.reset_body()
-        self._target = None
+        self.close()
+        self._session, self._target = None, None
 
     def reset_body(self) -> None:
         if self._response is not None:

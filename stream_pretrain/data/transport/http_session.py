@@ -33,7 +33,7 @@ class Session(requests.Session):
     def __init__(self, own: Mapping[str, str]) -> None:
         super().__init__()
         self._own = tuple(own)
-        if "Authorization" in own:
+        if any(name.lower() == "authorization" for name in own):
             self.auth = _as_it_is  # or ~/.netrc would replace the token
         for scheme in ("http://", "https://"):
             self.mount(scheme, _Adapter())

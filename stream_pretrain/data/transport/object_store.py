@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import fsspec
@@ -27,10 +28,9 @@ class FsspecFile:
         self._patience = patience
         self._name = name
         self._known = known
-        self._described = False
         self._url, self._storage_options = url, storage_options
         self._filesystem: Any = None
-        self._opened: Any = None
+        self._opened: _Opened | None = None
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
         if self._filesystem is None:
@@ -38,18 +38,25 @@ class FsspecFile:
                 self._filesystem, self._path = fsspec.core.url_to_fs(self._url, **self._storage_options)
             except (ImportError, ValueError, TypeError) as error:
                 raise SourceError(f"{self._name}: fsspec cannot open it with --data.storage-options: {error}") from error
-        if not self._described:
-            self._within_patience(self._describe)
+        if self._opened is None:
+            opened = self._within_patience(_open, self._filesystem, self._path)
+            if (size := opened.info["size"]) is None:
+                raise TransportError(f"{self._name}: the store does not say how large the file is")
+            compare(self._name, self._known, {"size": str(size), **identity_of(opened.info)})
+            self.total, self._opened = size, opened
         assert self.total is not None
         stop = min(stop, self.total)
         if start < stop:
-            content = self._within_patience(self._range, start, stop)
+            content = self._within_patience(self._opened.range, start, stop)
             if len(content) != stop - start:
                 raise TransientError(f"asked for {stop - start} bytes, got {len(content)}")
             yield content
 
     def _within_patience(self, call: Callable[..., T], *arguments: Any) -> T:
-        """What a library returns that may wait without end, as where headers drip in."""
+        """What a library returns that may wait without end, as where headers drip in.
+
+        A call that is given up goes on in its thread: it is given what it needs, and changes nothing of this file.
+        """
         answer = in_thread("store", call, *arguments)
         try:
             return answer.result(self._patience)
@@ -58,17 +65,9 @@ class FsspecFile:
                 raise
             raise TransientError(f"nothing for {self._patience:g} s") from None
 
-    def _range(self, start: int, stop: int) -> bytes:
-        if self._opened is None:
-            content: bytes = self._filesystem.cat_file(self._path, start=start, end=stop)
-        else:
-            self._opened.seek(start)
-            content = self._opened.read(stop - start)
-        return content
-
     def again(self) -> Store:
         other = copy.copy(self)
-        other._opened, other._described = None, False
+        other._opened = None
         return other
 
     def reset(self) -> None:
@@ -77,19 +76,33 @@ class FsspecFile:
             self._filesystem.invalidate_cache()
 
     def close(self) -> None:
-        if self._opened is not None:
-            self._opened.close()
-        self._opened, self._described = None, False
+        if self._opened is not None and self._opened.file is not None:
+            self._opened.file.close()
+        self._opened = None
 
-    def _describe(self) -> None:
-        if hasattr(self._filesystem, "call_s3"):
-            # An open file of S3 asks for each range of the object it was opened for, by its ETag; a path is what it is by then.
-            self._opened = self._filesystem.open(self._path, "rb", cache_type="none")
-            info = self._opened.details
+
+@dataclass(frozen=True)
+class _Opened:
+    """An object as it was when it was opened."""
+
+    filesystem: Any
+    path: str
+    info: Mapping[str, Any]
+    file: Any
+    """Of S3: it asks for each range of the object that it was opened for, by its ETag; a path is what it is by then."""
+
+    def range(self, start: int, stop: int) -> bytes:
+        if self.file is None:
+            content: bytes = self.filesystem.cat_file(self.path, start=start, end=stop)
         else:
-            self._filesystem.invalidate_cache(self._path)  # a listing from the start of the run tells nothing of today
-            info = self._filesystem.info(self._path)
-        if info["size"] is None:
-            raise TransportError(f"{self._name}: the store does not say how large the file is")
-        compare(self._name, self._known, {"size": str(info["size"]), **identity_of(info)})
-        self.total, self._described = info["size"], True
+            self.file.seek(start)
+            content = self.file.read(stop - start)
+        return content
+
+
+def _open(filesystem: Any, path: str) -> _Opened:
+    if hasattr(filesystem, "call_s3"):
+        file = filesystem.open(path, "rb", cache_type="none")
+        return _Opened(filesystem, path, file.details, file)
+    filesystem.invalidate_cache(path)  # a listing from the start of the run tells nothing of today
+    return _Opened(filesystem, path, filesystem.info(path), None)

@@ -253,6 +253,11 @@ class ShardBytes:
             return
         frame = self._frame_of(offset)
         if frame is not None and frame.uncompressed > self._decoded:
+            if frame.compressed < self._data.position:
+                self._error = self._damaged(
+                    self._member, f"the seek table says that uncompressed byte {frame.uncompressed} lies before it"
+                )
+                raise self._error
             self._data.seek(frame.compressed)
             self._decoded = frame.uncompressed
             self._chunks = self._members()

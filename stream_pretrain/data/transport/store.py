@@ -18,13 +18,16 @@ class Store(Protocol):
     """Whether going forward costs less than reading what lies between."""
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
-        """Bytes [start, stop) as they arrive, fewer only at the end of the file. Raises what its library raises."""
+        """Bytes [start, stop) as they arrive, fewer only at the end of the file; b"" where others arrive on the way to them.
+
+        Raises what its library raises.
+        """
 
     def again(self) -> Store:
         """The same file with a connection of its own, and what is known of it."""
 
     def reset(self) -> None:
-        """After a fault: connect afresh."""
+        """After a fault: open the file anew, on a web server by a new connection; fsspec libraries have pools of their own."""
 
     def close(self) -> None: ...
 

@@ -21,6 +21,7 @@ from stream_pretrain.data.transport.store import LocalFile, Store
 from stream_pretrain.data.transport.threads import in_thread
 from stream_pretrain.errors import StreamPretrainError, TransportError
 from stream_pretrain.units import MIB
+from stream_pretrain.urls import is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -241,9 +242,9 @@ class StoredBytes:
 def open_store(url: str, name: str, size: int | None, options: TransportOptions, identity: str | None) -> Store:
     storage_options = dict(options.storage_options)
     known = options.memory.of(url, identity)
-    scheme = url.split("://")[0] if "://" in url else "file"
-    if scheme == "file":
+    if not is_remote(url):
         return LocalFile(url.removeprefix("file://"))
+    scheme = url.split("://")[0]
     if scheme in ("http", "https"):
         return HttpFile(url, name, http_headers(storage_options), size, options.read_timeout, options.memory, known)
     if scheme == "hf" and (found := _HUB_FILE.fullmatch(url)):
