@@ -56,6 +56,26 @@ def test_blank_lines_are_no_rows_wherever_they_stand(tmp_path: Path, end: bytes)
     assert texts(tmp_path / "s.csv", content) == ["a\rb", "c"]
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
+def test_a_row_may_have_fewer_cells_than_the_header(tmp_path: Path, end: bytes) -> None:
+    content = end.join(
+        [b"n,text,a,b", b"1,x,2,3", b"1,short", b'1,"cr\r"', b'1,"cr\r",,', b'1,"cr\r",2', b"1,,", b"1", b"1,y,,z", b""]
+    )
+    path = tmp_path / "s.csv"
+    path.write_bytes(content)
+    [window] = windows_of(path)
+    assert window.texts == ["x", "short", "cr\r", "cr\r", "cr\r", "y"]
+    assert [(one.reason, one.documents) for one in window.empty] == [("text is blank", 2)]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
+def test_an_empty_cell_of_a_single_column_has_no_text_quoted_or_not(tmp_path: Path, end: bytes) -> None:
+    (tmp_path / "s.csv").write_bytes(end.join([b"", b"text", b"a", b'""', b"", b"b\rc", b""]))
+    [window] = windows_of(tmp_path / "s.csv")
+    assert (window.texts, window.offsets, window.skips) == (["a", "b\rc"], [0, 3], [])
+    assert [(one.reason, one.documents) for one in window.empty] == [("text is blank", 2)]
+
+
 def test_a_header_may_have_a_byte_order_mark_and_line_ends_in_its_names(tmp_path: Path) -> None:
     content = b'\xef\xbb\xbf"a ""title""\r\n",text\n1,a\rb\n'
     assert texts(tmp_path / "s.csv", content) == ["a\rb"]

@@ -1,7 +1,7 @@
 """Where the rows of a CSV file end: at LF or CRLF, as its header does. A CR by itself is then text of a cell.
 
 pandas ends a row at any of LF, CRLF and CR, unless it is told a single character. LF is that one for files of both kinds;
-what it leaves of a CRLF, a CR behind the last cell, is taken off here.
+what it leaves of a CRLF, a CR behind the last cell that a row has, is taken off here.
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ class CsvRows:
     ends_in_crlf: bool
 
     def of(self, columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-        """The rows of some columns; lines without a cell are none."""
+        """The rows of some columns. A blank line is none; in a file of one column it is an empty cell, as a quoted one is."""
         names = [name.removesuffix("\r") for name in columns] if self.ends_in_crlf else list(columns)
         for values in zip(*columns.values(), strict=True):
-            if not (self.ends_in_crlf and _is_blank_line(values)):
-                yield dict(zip(names, values, strict=True))
+            cells = list(values)
+            if self.ends_in_crlf:
+                last = next((i for i in reversed(range(len(cells))) if not _is_empty(cells[i])), 0)
+                if last == 0 and cells[0] == "\r" and len(cells) > 1:
+                    continue
+                cells[last] = _without_cr(cells[last])
+            yield dict(zip(names, cells, strict=True))
 
 
 def csv_rows(head: bytes, separator: str, fields: Sequence[str]) -> CsvRows:
@@ -51,20 +56,26 @@ def csv_rows(head: bytes, separator: str, fields: Sequence[str]) -> CsvRows:
     if not (end.startswith(b"\n") or end == b"\r\n"):
         return CsvRows({"sep": separator, "converters": dict.fromkeys(fields, str)}, ends_in_crlf=False)
     crlf = end == b"\r\n"
-    last = next(csv.reader(io.StringIO(header[0].decode("utf-8", "replace"), newline=""), delimiter=separator), [""])[-1]
-    converters: dict[str, Callable[[str], str]] = {name: _last_cell if name == last else str for name in fields}
+    names = next(csv.reader(io.StringIO(header[0].decode("utf-8", "replace"), newline=""), delimiter=separator), [""])
+    converters: dict[str, Callable[[str], Any]] = {
+        name: _without_cr if name == names[-1] and not crlf else str for name in fields
+    }
     if crlf:
-        converters |= {f"{name}\r": _last_cell for name in fields}
-    blank = first[0].count(b"\n")
-    return CsvRows({"sep": separator, "converters": converters, "lineterminator": "\n", "skiprows": blank}, crlf)
+        converters |= {f"{name}\r": str for name in fields}
+    options = {
+        "sep": separator,
+        "converters": converters,
+        "lineterminator": "\n",
+        "skiprows": first[0].count(b"\n"),
+        "skip_blank_lines": len(names) > 1,
+    }
+    return CsvRows(options, crlf)
 
 
-def _last_cell(cell: str) -> str:
-    return cell.removesuffix("\r")
+def _without_cr(cell: Any) -> Any:
+    return cell.removesuffix("\r") if isinstance(cell, str) else cell
 
 
-def _is_blank_line(values: Sequence[Any]) -> bool:
-    """Whether CR is all that a row has: a line that pandas takes for a cell."""
-    first, *others = values
-    blank = first in ("", "\r") if not others else first == "\r"
-    return blank and all(value in ("", None) or value != value for value in others)  # NaN is not itself
+def _is_empty(cell: object) -> bool:
+    """Whether a row has no such cell, or an empty one, in whatever way pandas says so."""
+    return cell in ("", None) or cell != cell  # NaN is not itself
