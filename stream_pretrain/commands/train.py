@@ -57,7 +57,9 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
         def record_saved(step: int) -> None:
             out.record_saved(step)  # by the owner, which `out` is later on
 
-        writer = BackgroundWriter(out.path, record_saved, keep_last=config.run.keep_last, keep_every=config.run.keep_every)
+        writer = BackgroundWriter(
+            out.path, record_saved, progress.warning, keep_last=config.run.keep_last, keep_every=config.run.keep_every
+        )
 
         def record_end(why: str) -> None:
             if out.has_ended:

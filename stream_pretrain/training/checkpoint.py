@@ -58,6 +58,8 @@ class Snapshot:
     trainer: dict[str, Any]
     came_with: Mapping[str, bytes] = field(default_factory=dict)
     """Files that the model and its tokenizer came with, by name."""
+    untrained: frozenset[str] = frozenset()
+    """Names in `model` that no update changes."""
 
 
 @dataclass(frozen=True)
@@ -111,23 +113,31 @@ def write_model(
         put_in_place(directory, lambda folder: _write_pretrained(folder, model, model_config, tokenizer, came_with))
 
 
-def prune(directory: Path, *, newest: int, keep_last: int, keep_every: int, cursors: Path) -> None:
-    """Delete all but the last `keep_last` checkpoints up to step `newest` and those at multiples of `keep_every` (0: none).
+def prune(
+    directory: Path, *, newest: int, keep_last: int, keep_every: int, cursors: Path, report: Callable[[str], None]
+) -> None:
+    """Delete old checkpoints: keep the last `keep_last` up to step `newest`, and those at multiples of `keep_every` (0: none).
 
-    What is no checkpoint of the step that it is named after, or of a later one, is not this run's: it neither counts nor
-    goes. The stream.json of a deleted one stays as `cursors`/step-….json.
-    Raises: CheckpointError when the disk refuses.
+    The stream.json of a deleted checkpoint is kept as `cursors`/step-….json. A checkpoint that is damaged, or cannot be read
+    or deleted now, neither counts towards `keep_last` nor is deleted, but reported: it is no reason to end the training.
     """
     assert keep_last > 0
-    own = [(step, path) for step, path in _checkpoints(directory) if step <= newest and _is_of_step(path, step)]
-    try:
-        for step, checkpoint in own[:-keep_last]:
-            if keep_every == 0 or step % keep_every != 0:
+    intact: list[tuple[int, bytes, Path]] = []
+    for step, checkpoint in _checkpoints(directory):
+        try:
+            if step <= newest:
+                intact.append((step, _complete(checkpoint), checkpoint))
+        except (CheckpointError, OSError) as error:
+            report(f"{checkpoint.name} is not pruned: {error}")
+    for step, stream, checkpoint in intact[:-keep_last]:
+        if keep_every == 0 or step % keep_every != 0:
+            try:
                 cursors.mkdir(exist_ok=True)
-                replace_file(cursors / f"{checkpoint.name}.json", [file_of(checkpoint / "stream.json")])
+                replace_file(cursors / f"{checkpoint.name}.json", [stream])
+            except OSError as error:
+                report(f"{checkpoint.name} is not pruned: its cursors cannot be kept in {cursors} ({error.strerror})")
+            else:
                 delete(checkpoint)
-    except OSError as error:
-        raise CheckpointError(f"{directory}: an old checkpoint could not be removed ({error})") from error
 
 
 def verify(checkpoint: Path) -> None:
@@ -136,10 +146,7 @@ def verify(checkpoint: Path) -> None:
     Raises: DamagedCheckpointError naming what is wrong, CheckpointError for what cannot be read now or is of another version.
     """
     check_manifest(checkpoint, REQUIRED)
-    step = _step_of(checkpoint)
-    named = re.fullmatch(r"step-([0-9]+)", checkpoint.name)
-    if named and int(named[1]) != step:
-        raise DamagedCheckpointError(f"{checkpoint} holds step {step}: give it its name back, {_name(step)}")
+    _refuse_other_name(checkpoint)
 
 
 def latest(directory: Path, report: Callable[[str], None]) -> Path | None:
@@ -210,9 +217,13 @@ class BackgroundWriter:
     into: call `wait` before that is used again.
     """
 
-    def __init__(self, out: Path, saved: Callable[[int], None], *, keep_last: int, keep_every: int) -> None:
-        """saved: is told, in the thread, the step of each checkpoint that is whole."""
-        self._out, self._saved, self._keep_last, self._keep_every = out, saved, keep_last, keep_every
+    def __init__(
+        self, out: Path, saved: Callable[[int], None], report: Callable[[str], None], *, keep_last: int, keep_every: int
+    ) -> None:
+        """saved, report: called in the thread with the step of each finished checkpoint, and each new problem of pruning."""
+        self._out, self._saved, self._report = out, saved, report
+        self._keep_last, self._keep_every = keep_last, keep_every
+        self._reported = set[str]()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self.weights, self.optimizer = HostCopies(), HostCopies()
@@ -254,7 +265,8 @@ class BackgroundWriter:
             self._thread.shutdown()
 
     def _save(self, snapshot: Snapshot) -> None:
-        if not all_finite(snapshot.model.values()):  # an update can overflow after a finite loss; no step could go on from it
+        trained = (tensor for name, tensor in snapshot.model.items() if name not in snapshot.untrained)
+        if not all_finite(trained):  # an update can overflow after a finite loss; no step could go on from it
             raise TrainingError(
                 f"the weights are not finite after step {snapshot.step}: lower --train.learning-rate; "
                 "the same command goes on from the last checkpoint"
@@ -272,7 +284,13 @@ class BackgroundWriter:
             keep_last=self._keep_last,
             keep_every=self._keep_every,
             cursors=self._out / "cursors",
+            report=self._report_once,
         )
+
+    def _report_once(self, problem: str) -> None:
+        if problem not in self._reported:
+            self._reported.add(problem)
+            self._report(problem)
 
     def __enter__(self) -> Self:
         return self
@@ -306,11 +324,23 @@ def _step_of(checkpoint: Path) -> int:
     return step
 
 
-def _is_of_step(checkpoint: Path, step: int) -> bool:
-    try:
-        return _step_of(checkpoint) == step
-    except DamagedCheckpointError:
-        return False
+def _refuse_other_name(checkpoint: Path) -> None:
+    step = _step_of(checkpoint)
+    named = re.fullmatch(r"step-([0-9]+)", checkpoint.name)
+    if named and int(named[1]) != step:
+        raise DamagedCheckpointError(f"{checkpoint} holds step {step}: give it its name back, {_name(step)}")
+
+
+def _complete(checkpoint: Path) -> bytes:
+    """The stream.json of a checkpoint that has its step and its files; none is compared with the manifest.
+
+    Raises: CheckpointError, OSError.
+    """
+    _refuse_other_name(checkpoint)
+    for name in REQUIRED:
+        if not (checkpoint / name).is_file():
+            raise DamagedCheckpointError(f"{checkpoint / name} is missing: delete this checkpoint")
+    return file_of(checkpoint / "stream.json")
 
 
 @contextmanager

@@ -30,22 +30,26 @@ def put_in_place(final: Path, fill: Callable[[Path], None]) -> None:
     repair(final)
     temporary, old = _hidden("tmp", final), _hidden("old", final)
     delete(temporary)
+    undo: list[Callable[[], object]] = [lambda: delete(temporary)]
     try:
         temporary.mkdir()
         fill(temporary)
         flush(temporary)
         if not os.path.lexists(final):
             temporary.rename(final)
-        elif not exchange(temporary, final):
+            undo.append(lambda: final.rename(temporary))
+        elif exchange(temporary, final):
+            undo.append(lambda: exchange(temporary, final))
+        else:
             final.rename(old)
+            undo.append(lambda: old.rename(final))
             temporary.rename(final)
+            undo.append(lambda: final.rename(temporary))
         sync(final.parent)
     except BaseException:
-        with suppress(OSError):
-            if _steps_aside(final):
-                old.rename(final)
-        if not _steps_aside(final):  # else both stay, and `repair` chooses
-            delete(temporary)
+        with suppress(OSError):  # what cannot be undone stays, and `repair` chooses
+            for action in reversed(undo):
+                action()
         raise
     delete(temporary)
     delete(old)

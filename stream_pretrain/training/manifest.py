@@ -49,9 +49,13 @@ def file_of(path: Path) -> bytes:
 
     Raises: DamagedCheckpointError where it is missing or no file, CheckpointError where it cannot be read now.
     """
+
+    def read() -> bytes:
+        with os.fdopen(_opened(path), "rb") as file:
+            return file.read()
+
     try:
-        with os.fdopen(retried(lambda: _opened(path)), "rb") as file:
-            return retried(file.read)
+        return retried(read)  # opened anew: a file that has failed halfway goes on from there
     except OSError as error:
         raise _fault(path, error) from error
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import Module
 from torch.optim import Optimizer
 
 from stream_pretrain.errors import CheckpointError
@@ -56,13 +57,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_weights(weights: Mapping[str, Tensor], file: Path) -> None:
-    """Overwrite live weights with those of a file. Raises: CheckpointError where they are of another model or not finite."""
+def untrained(weights: Iterable[str], model: Module) -> frozenset[str]:
+    """Of the names of weights those that are of no trained parameter of the model: such weights are as they came."""
+    return frozenset(weights) - {name for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
+
+
+def load_weights(weights: Mapping[str, Tensor], file: Path, untrained: Collection[str] = ()) -> None:
+    """Overwrite live weights with those of a file.
+
+    Raises: CheckpointError where they are of another model, or not finite although they are trained.
+    """
     saved = read_tensors(file)
     _refuse_other_names(file, weights.keys(), saved.keys())
     for name, weight in weights.items():
         _refuse_other_kind(file, name, saved[name], weight.shape, weight.dtype)
-        if not all_finite([saved[name]]):
+        if name not in untrained and not all_finite([saved[name]]):
             raise CheckpointError(f"{file}: {name} is not finite: use another checkpoint")
     for name, weight in weights.items():
         weight.detach().copy_(saved[name])

@@ -39,8 +39,13 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
 
 def read_bytes(path: Path) -> bytes:
     """What a file of a run holds. Raises: FileNotFoundError, and CheckpointError where it cannot be read."""
+    return patiently(path, path.read_bytes)
+
+
+def patiently(path: Path, read: Callable[[], T]) -> T:
+    """What `read` finds in a file of a run. Raises: FileNotFoundError, and CheckpointError where it cannot be read."""
     try:
-        return retried(path.read_bytes)
+        return retried(read)
     except FileNotFoundError:
         raise
     except OSError as error:

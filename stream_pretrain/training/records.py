@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stream_pretrain.training.disk import replace_file, sync, writing
-from stream_pretrain.training.reading import lines_of, parsed
+from stream_pretrain.training.reading import lines_of, parsed, patiently, read_bytes
 
+_TAIL = 65_536
 RECORDS = ("metrics.jsonl", "quarantine.jsonl", "bad_steps.jsonl")
 
 
@@ -38,29 +39,41 @@ def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def replace_last(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Put lines in the place of the last one of a record. Raises: CheckpointError, with the record as it was."""
+    content, (begins, _) = read_bytes(path), _last_line(path)
     with writing(path):
-        content = path.read_bytes()
-        replace_file(path, [content[: _last_line(content)], *map(_encoded, lines)])
+        replace_file(path, [content[:begins], *map(_encoded, lines)])
 
 
 def has_evaluation(metrics: Path, step: int) -> bool:
-    """Whether the last line of a record of metrics is of this step, with an evaluation."""
-    content = metrics.read_bytes() if metrics.exists() else b""
-    if not content:
-        return False
-    last = json.loads(content[_last_line(content) :])
-    return last["step"] == step and "eval/loss" in last
+    """Whether the last line of a record of metrics is of this step, with an evaluation. Raises: CheckpointError."""
+    line = _last_line(metrics)[1] if metrics.exists() else b""
+    return _step_of(line) == step and "eval/loss" in parsed(line)
 
 
-def trim_after(path: Path, step: int | None) -> None:
+def trim_after(path: Path, step: int | None, report: Callable[[str], None]) -> None:
     """Keep of a record the lines with a "step" up to `step` (None: none), so that a resumed run logs each once.
 
-    A last line that a kill has torn goes too. A file that is not there stays so. Raises: CheckpointError.
+    A last line that a kill has torn is dropped too; other lines that are damaged are reported. A file that is not there
+    stays so. Raises: CheckpointError.
     """
-    if path.exists():
-        with writing(path):
-            lines = (line for line in lines_of(path) if step is not None and _is_up_to(step, line))
-            replace_file(path, (line.rstrip(b"\n") + b"\n" for line in lines))
+    if not path.exists():
+        return
+    damaged: list[int] = []
+
+    def kept() -> Iterator[bytes]:
+        for number, line in enumerate(lines_of(path), start=1):
+            found = _step_of(line)
+            if found is None:
+                damaged.append(number)
+            elif step is not None and found <= step:
+                yield line.rstrip(b"\n") + b"\n"
+        if damaged and damaged[-1] == number:
+            damaged.pop()
+
+    with writing(path):
+        replace_file(path, kept())
+    if damaged and step is not None:
+        report(f"{path}: damaged lines removed: {len(damaged)}, the first is line {damaged[0]}")
 
 
 def sync_records(out: Path) -> None:
@@ -72,9 +85,20 @@ def sync_records(out: Path) -> None:
         sync(out)
 
 
-def _last_line(content: bytes) -> int:
-    """Where it begins."""
-    return content.rfind(b"\n", 0, -1) + 1
+def _last_line(path: Path) -> tuple[int, bytes]:
+    """Where it begins, and what it is; nothing more is read. Raises: FileNotFoundError, CheckpointError."""
+
+    def read() -> tuple[int, bytes]:
+        with path.open("rb") as file:
+            start, content = file.seek(0, os.SEEK_END), b""
+            while start and b"\n" not in content[:-1]:
+                size = min(start, _TAIL)
+                start = file.seek(start - size)
+                content = file.read(size) + content
+        begins = content.rfind(b"\n", 0, -1) + 1
+        return start + begins, content[begins:]
+
+    return patiently(path, read)
 
 
 def _encoded(line: Mapping[str, Any]) -> bytes:
@@ -93,9 +117,10 @@ def _write_whole(descriptor: int, content: bytes) -> None:
         raise
 
 
-def _is_up_to(step: int, line: bytes) -> bool:
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of a record; None where the line is damaged."""
     try:
-        record = parsed(line)
-    except ValueError:  # torn
-        return False
-    return isinstance(record, dict) and isinstance(record.get("step"), int) and record["step"] <= step
+        step = parsed(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return step if isinstance(step, int) else None

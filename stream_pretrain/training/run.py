@@ -28,7 +28,7 @@ from stream_pretrain.training.loop import (
     training_steps,
 )
 from stream_pretrain.training.metrics import MetricsWindow
-from stream_pretrain.training.model_state import optimizer_tensors
+from stream_pretrain.training.model_state import optimizer_tensors, untrained
 from stream_pretrain.training.preemption import Interrupted, ignore_in_worker
 from stream_pretrain.training.records import append, has_evaluation
 from stream_pretrain.training.start import Setup
@@ -148,6 +148,11 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
                     break
         except Interrupted:
             stopped = True
+            out.raise_if_lost()
+            if last_logged < totals.step:
+                metrics = window.read(totals, setup.cursors)
+                progress.step(totals.step, config.train.max_steps, done, metrics)
+                tracker.log(totals.step, metrics, more=not evaluated and config.train.max_epochs is not None)
         out.raise_if_lost()
         if totals.step == 0 and not stopped:
             nothing = nothing_to_train_on(totals, (skip.reason for skip in result.rows_seen.skipped))
@@ -227,9 +232,9 @@ def _say_which_left(setup: Setup, present: Sequence[SourcePlan], metrics: Mappin
 
 def _say_what_is_not_read(setup: Setup) -> None:
     """Say which sources of a mixture are left where the run ends, since none of them has a weight any more."""
-    own = [setup.cursors[lane] for lane in lanes_of(setup.pinned.lanes, setup.ranks.index, setup.ranks.world)]
+    cursors = _all_cursors(setup)
     sources = enumerate(setup.plan.lanes.sources)
-    left = [source.name for number, source in sources if not all(source.ended(lane[number]) for lane in own)]
+    left = [source.name for number, source in sources if not all(source.ended(lane[number]) for lane in cursors)]
     if left:
         setup.progress.notice(
             f"step {setup.totals.step:,}: the run ends for want of documents: all sources with a weight are read; "
@@ -269,11 +274,17 @@ def _name_bad_step(setup: Setup, result: StepResult) -> None:
 
 def begin_save(setup: Setup, writer: BackgroundWriter) -> None:
     """Begin to write a checkpoint of this moment. All lanes' cursors come together; the first rank writes."""
-    own = {lane: setup.cursors[lane] for lane in lanes_of(setup.pinned.lanes, setup.ranks.index, setup.ranks.world)}
-    gathered = {lane: cursor for cursors in setup.ranks.gather(own) for lane, cursor in cursors.items()}
+    cursors = _all_cursors(setup)
     if setup.ranks.is_first:
         writer.wait()
-        writer.submit(_snapshot(setup, [gathered[lane] for lane in range(setup.pinned.lanes)], writer))
+        writer.submit(_snapshot(setup, cursors, writer))
+
+
+def _all_cursors(setup: Setup) -> list[LaneCursors]:
+    """The cursors of all lanes, each from the rank that trains on it. Called by all ranks."""
+    own = {lane: setup.cursors[lane] for lane in lanes_of(setup.pinned.lanes, setup.ranks.index, setup.ranks.world)}
+    gathered = {lane: cursors for of_rank in setup.ranks.gather(own) for lane, cursors in of_rank.items()}
+    return [gathered[lane] for lane in range(setup.pinned.lanes)]
 
 
 def _snapshot(setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWriter) -> Snapshot:
@@ -301,4 +312,5 @@ def _snapshot(setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWr
         corpus=setup.pinned.encoded,
         trainer=trainer,
         came_with=setup.loaded.came_with.files,
+        untrained=untrained(weights, setup.bare.model),
     )

@@ -341,13 +341,10 @@ def _open_lock(lock: Path, flags: int) -> int:
 
 def _is_at(lock: Path, descriptor: int) -> bool:
     """Whether the open file is still the one of this name."""
-    own = os.fstat(descriptor)
     try:
-        found = lock.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:  # a file server that does not answer says nothing
-        return True
+        own, found = os.fstat(descriptor), lock.lstat()
+    except OSError as error:  # a file server that does not answer says nothing
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
     return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
 
 

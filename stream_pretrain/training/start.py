@@ -43,7 +43,7 @@ from stream_pretrain.training.defaults import defaults_of_then, with_options
 from stream_pretrain.training.evaluation import EvaluationSet
 from stream_pretrain.training.evaluation_documents import evaluation_documents
 from stream_pretrain.training.manifest import MANIFEST
-from stream_pretrain.training.model_state import load_optimizer_tensors, load_weights
+from stream_pretrain.training.model_state import load_optimizer_tensors, load_weights, untrained
 from stream_pretrain.training.optimizer import adamw, learning_rate
 from stream_pretrain.training.options_file import write_options
 from stream_pretrain.training.preemption import StopRequest
@@ -98,7 +98,7 @@ def prepare(
         with progress.phase("loading the model") as found:
             if checkpoint is None:
                 ranks.from_first(lambda: _verify_given(config.model.init_from))
-            loaded = _loaded_by_all(config, accelerator, ranks)
+            loaded = _loaded_by_all(config, checkpoint, accelerator, ranks)
             precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
             found(f"{loaded.model.num_parameters() / 1e6:.1f}M parameters, {precision} on {_devices(accelerator)}")
         for note in loaded.notes:
@@ -132,7 +132,7 @@ def prepare(
     optimizer = adamw(bare, config.train)
     cursors, totals = first_cursors(pinned.lanes, len(pinned.sources)), Totals()
     if checkpoint is not None:  # DDP gives the weights of the first rank to the others
-        ranks.from_first(lambda: load_weights(export_state(loaded, bare)[0], checkpoint / "model.safetensors"))
+        ranks.from_first(lambda: _load_weights(loaded, bare, checkpoint))
     if config.model.compile:
         bare.compile(dynamic=False)
     model, optimizer = accelerator.prepare(bare, optimizer)
@@ -158,12 +158,17 @@ def prepare(
     then = {} if saved is None else defaults_of_then(saved.trainer)
     if ranks.is_first:
         for name in RECORDS:
-            trim_after(out.path / name, totals.step if saved is not None else None)
+            trim_after(out.path / name, totals.step if saved is not None else None, progress.warning)
         write_options(config, start.parent, out.path)
     return Setup(
         config, accelerator, ranks, out, progress, stop, loaded, bare, model, optimizer, pinned, plan, engine, evaluation_set,
         cursors, totals, start.parent, {**defaults(config), **then},
     )  # fmt: skip
+
+
+def _load_weights(loaded: LoadedModel, bare: PretrainingModel, checkpoint: Path) -> None:
+    weights, _ = export_state(loaded, bare)
+    load_weights(weights, checkpoint / "model.safetensors", untrained(weights, bare.model))
 
 
 def _where_it_stood(saved: Saved, plan: StreamPlan) -> tuple[list[LaneCursors], Totals]:
@@ -211,8 +216,14 @@ def _verify_given(weights: str | None) -> None:
         verify(Path(weights))
 
 
-def _loaded_by_all(config: Config, accelerator: Accelerator, ranks: Ranks) -> LoadedModel:
-    """The first rank refuses for all, one rank of each machine asks the Hub, and the others find what it fetched."""
+def _loaded_by_all(config: Config, checkpoint: Path | None, accelerator: Accelerator, ranks: Ranks) -> LoadedModel:
+    """The first rank refuses for all, one rank of each machine asks the Hub, and the others find what it fetched.
+
+    checkpoint: of a run that is resumed, which does without the weights that it began with.
+    """
+    if checkpoint is not None and config.model.init_from is not None:  # a rank that does not see it has them from the first
+        weights = str(checkpoint) if checkpoint.exists() else None
+        config = replace(config, model=replace(config.model, init_from=weights))
     loaded: LoadedModel | None = None
 
     def load() -> None:

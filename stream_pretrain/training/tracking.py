@@ -69,15 +69,15 @@ class Tracker:
         the record that is still to be sent is damaged.
         """
         path = out / "metrics.jsonl"
-        mode, reason = _choose_mode(run)
+        mode, reason = _choose_mode(run, out, report)
         view = None if mode == "disabled" else WandbView.open(run, out, mode, reason, config, report)
         tracker = cls(path, view)
         if resumed_step is not None and path.exists() and (view is not None or more):
             for step, metrics in _read_record(path):
                 if more and step == resumed_step:
                     tracker._held = step, metrics
-                elif view is not None and step <= resumed_step:
-                    view.log(step, metrics)
+                elif step <= resumed_step:
+                    tracker._show(step, metrics)
         return tracker
 
     def log(self, step: int, metrics: Mapping[str, float | int], *, more: bool = False) -> None:
@@ -87,6 +87,7 @@ class Tracker:
         Biases, whose lines cannot be changed, gets it then, or when the next step shows that none comes.
         """
         assert "step" not in metrics
+        added = metrics
         held, self._held = self._held, None
         same = held is not None and held[0] == step
         if held is not None and same:
@@ -95,20 +96,29 @@ class Tracker:
             values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
             write = replace_last if same else append
             write(self._record, [{"step": step, **values}])
-        if self._view is not None and held is not None and not same:
-            self._view.log(*held)
+        if held is not None and not same:
+            self._show(*held)
         if more:
             self._held = step, metrics
-        elif self._view is not None:
-            self._view.log(step, metrics)
+        elif same:
+            self._show(step, metrics, added)
+        else:
+            self._show(step, metrics)
 
     def finish(self, state: Literal["finished", "preempted", "failed"]) -> None:
         """End the Weights & Biases run in this state; a second call does nothing."""
         if self._view is not None:
             if state == "finished" and self._held is not None:
-                self._view.log(*self._held)
+                self._show(*self._held)
             self._view.finish(state)
             self._view = None
+
+    def _show(self, step: int, metrics: Mapping[str, float | int], added: Mapping[str, float | int] | None = None) -> None:
+        """Send the metrics of a step; where Weights & Biases has that step already, what was added to them since."""
+        if self._view is not None and not self._view.has(step):
+            self._view.log(step, metrics)
+        elif self._view is not None and added is not None:
+            self._view.log(step, added)
 
     def __enter__(self) -> Self:
         return self
@@ -152,8 +162,6 @@ class WandbView:
         if escaped(path := str(out.resolve())) != path:
             report(f"W&B is off: its client opens no path that is not UTF-8; {out / 'metrics.jsonl'} has every metric")
             return None
-        import wandb  # takes a second, so not before it is needed
-
         # The client reports its own errors over OpenTelemetry, and retries that loudly at exit while the server is down.
         os.environ.setdefault("OTEL_SDK_DISABLED", "true")
         sent_path = out / SENT
@@ -166,6 +174,8 @@ class WandbView:
             return None
 
         def start(mode: Literal["online", "offline"]) -> Any:
+            import wandb  # takes a second, so not before it is needed
+
             wandb.setup(settings=wandb.Settings(mode=mode, silent=True))
             started = wandb.init(
                 project=run.wandb_project,
@@ -200,7 +210,7 @@ class WandbView:
             raise
         # Any exception: the client raises private types, and none of them is worth a training run.
         except Exception as error:
-            with suppress(OSError):  # the client's process may be what failed
+            with suppress(Exception):  # the client's process may be what failed
                 _end_client()
             if mode == "offline":
                 report(f"W&B is off, it did not start: {_one_line(error)}; {out / 'metrics.jsonl'} has every metric")
@@ -212,11 +222,15 @@ class WandbView:
             report(f"W&B is offline{f', {reason}' if reason else ''}; {upload}")
         return cls(started, mode, sent, in_files, out, report)
 
+    def has(self, step: int) -> bool:
+        """Whether an earlier start has sent the metrics of a step."""
+        return (self._sent is not None and step <= self._sent) or step in self._in_files
+
     def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        """Hand the metrics to the client, which sends them in a process of its own; a step it has already is left out."""
+        """Hand metrics to the client, which sends them in a process of its own."""
         import wandb
 
-        if not self._working or (self._sent is not None and step <= self._sent) or step in self._in_files:
+        if not self._working:
             return
         try:
             self._run.log({"train/step": step, **metrics})
@@ -224,7 +238,7 @@ class WandbView:
         except (wandb.Error, OSError) as error:
             self._fail(error)
         else:
-            self._last = step
+            self._last = max(step, self._last or 0)
 
     def finish(self, state: Literal["finished", "preempted", "failed"]) -> None:
         """End the run in this state, within FINISH_SECONDS and some; the client and its process are gone afterwards."""
@@ -275,8 +289,8 @@ def _kill_client() -> None:
             child.kill()
 
 
-def _choose_mode(run: RunConfig) -> tuple[Mode, str | None]:
-    """The mode of this run, and why where the user did not ask for it."""
+def _choose_mode(run: RunConfig, out: Path, report: Callable[[str], None]) -> tuple[Mode, str | None]:
+    """The mode of this run, and why where the user did not ask for it. Raises: ConfigError."""
     wanted: str = run.wandb
     if wanted == "auto":
         wanted = os.environ.get("WANDB_MODE") or "auto"
@@ -285,14 +299,20 @@ def _choose_mode(run: RunConfig) -> tuple[Mode, str | None]:
             return "offline", None
         case "disabled":
             return "disabled", None
-        case "auto":
-            problem = _key_problem()
-            return ("online", None) if problem is None else ("offline", problem)
-        case "online":
-            problem = _key_problem()
-            if problem is not None:
+        case "auto" | "online":
+            try:
+                problem = _key_problem()
+            except Exception as error:  # it is not installed, or a variable of its environment has a wrong value
+                broken = f"its client does not start ({_one_line(error)})"
+                if run.wandb == "online":
+                    raise ConfigError(f"W&B is asked to be online, but {broken}, or choose --run.wandb disabled") from error
+                report(f"W&B is off, {broken}; {out / 'metrics.jsonl'} has every metric")
+                return "disabled", None
+            if problem is None:
+                return "online", None
+            if wanted == "online":
                 raise ConfigError(f"W&B is asked to be online, but there is {problem}, or choose --run.wandb offline")
-            return "online", None
+            return "offline", problem
         case _:
             raise ConfigError(f"WANDB_MODE is {wanted!r}: set it to online, offline or disabled")
 
@@ -327,4 +347,6 @@ def _run_id(path: Path) -> str:
 
 
 def _one_line(error: Exception) -> str:
+    if hasattr(error, "errors"):  # of pydantic, whose text has several lines, and the value, which may be a key
+        return "; ".join(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors())
     return " ".join(str(error).split()) or type(error).__name__

@@ -149,3 +149,42 @@ def test_a_run_goes_on_with_weights_that_are_not_trained(tmp_path: Path) -> None
     came, exported = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "out/model"))
     for name in ("bert.pooler.dense.weight", "cls.seq_relationship.bias"):
         assert torch.equal(came[name], exported[name])
+
+
+def test_weights_that_are_not_trained_need_not_be_finite(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(100), "plain")
+    model = BertForPreTraining(SMALL)
+    torch.nn.init.constant_(model.bert.pooler.dense.bias, float("nan"))
+    model.save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    sizes = ["--sequence-length=32", "--global-batch-size=4", "--micro-batch-size=4", "--run.wandb=disabled"]
+    run = [f"--dataset={tmp_path}/s.jsonl", f"--model={tmp_path}/model", *sizes, f"--output-dir={tmp_path / 'out'}"]
+    for steps in (1, 2):
+        finished = run_here([*run, f"--max-steps={steps}"])
+        assert finished.returncode == 0, finished.stderr
+    assert load_file(tmp_path / "out" / "model" / "model.safetensors")["bert.pooler.dense.bias"].isnan().all()
+
+
+def test_a_run_goes_on_without_the_checkpoint_that_it_began_from(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(100), "plain")
+    BertForPreTraining(SMALL).save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "LICENSE").write_text("do as you like")
+    (tmp_path / "model").rename(tmp_path / "weights")
+    SMALL.save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    sizes = ["--sequence-length=32", "--global-batch-size=4", "--micro-batch-size=4", "--run.wandb=disabled"]
+    model = [f"--model.config={tmp_path}/model", f"--model.tokenizer={tmp_path}/model", f"--init-from={tmp_path}/weights"]
+    run = [f"--dataset={tmp_path}/s.jsonl", *model, *sizes]
+    whole = run_here([*run, f"--output-dir={tmp_path / 'whole'}", "--max-steps=2", "--train.schedule=constant"])
+    assert whole.returncode == 0, whole.stderr
+    for steps in (1, 2):
+        finished = run_here([*run, f"--output-dir={tmp_path / 'out'}", f"--max-steps={steps}", "--train.schedule=constant"])
+        assert finished.returncode == 0, finished.stderr
+        if steps == 1:
+            (tmp_path / "weights").rename(tmp_path / "gone")
+    assert (tmp_path / "out" / "model" / "LICENSE").read_text() == "do as you like"
+    expected, found = (load_file(tmp_path / out / "model" / "model.safetensors") for out in ("whole", "out"))
+    assert "bert.pooler.dense.bias" in found
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)

@@ -224,11 +224,11 @@ def test_pruning_keeps_the_newest_and_every_nth_and_the_cursors_of_the_others(tm
     directory, cursors = tmp_path / "checkpoints", tmp_path / "cursors"
     for step in (1, 2, 3, 4, 5):
         checkpoint.write(small_snapshot(step), directory)
-    checkpoint.prune(directory, newest=5, keep_last=2, keep_every=2, cursors=cursors)
+    checkpoint.prune(directory, newest=5, keep_last=2, keep_every=2, cursors=cursors, report=unexpected)
     assert folders(directory) == ["step-00000002", "step-00000004", "step-00000005"]
     assert folders(cursors) == ["step-00000001.json", "step-00000003.json"]
     assert json.loads((cursors / "step-00000003.json").read_text()) == {"lanes": [[0, 3]]}
-    checkpoint.prune(directory, newest=5, keep_last=1, keep_every=0, cursors=cursors)
+    checkpoint.prune(directory, newest=5, keep_last=1, keep_every=0, cursors=cursors, report=unexpected)
     assert folders(directory) == ["step-00000005"]
 
 
@@ -239,7 +239,7 @@ def test_pruning_never_counts_a_checkpoint_that_was_put_aside(tmp_path: Path) ->
     flip_a_bit(directory / "step-00000003" / "model.safetensors")
     checkpoint.latest(directory, [].append)
     checkpoint.write(small_snapshot(2), directory)
-    checkpoint.prune(directory, newest=5, keep_last=1, keep_every=0, cursors=tmp_path / "cursors")
+    checkpoint.prune(directory, newest=5, keep_last=1, keep_every=0, cursors=tmp_path / "cursors", report=unexpected)
     assert folders(directory) == ["damaged-step-00000003", "step-00000002"]
 
 
@@ -322,7 +322,7 @@ def test_a_full_disk_while_the_tokenizer_is_written_is_the_same_error(tmp_path: 
 
 def test_the_background_writer_writes_and_prunes(tmp_path: Path) -> None:
     saved: list[int] = []
-    with BackgroundWriter(tmp_path, saved.append, keep_last=1, keep_every=0) as writer:
+    with BackgroundWriter(tmp_path, saved.append, unexpected, keep_last=1, keep_every=0) as writer:
         for step in (1, 2, 3):
             writer.submit(small_snapshot(step))
     assert saved == [1, 2, 3]
@@ -340,7 +340,7 @@ def test_a_submit_waits_for_the_write_before_it(tmp_path: Path, monkeypatch: pyt
         return directory
 
     monkeypatch.setattr(checkpoint, "write", slow)
-    with BackgroundWriter(tmp_path, lambda _: None, keep_last=1, keep_every=0) as writer:
+    with BackgroundWriter(tmp_path, lambda _: None, unexpected, keep_last=1, keep_every=0) as writer:
         writer.submit(small_snapshot(1))
         writer.check()  # does not wait
         events.append("training")
@@ -363,14 +363,14 @@ def test_a_checkpoint_is_told_once_it_is_whole_and_after_the_records_are_on_the_
         events.append(f"{step}: {folders(tmp_path / 'checkpoints')}")
 
     monkeypatch.setattr(checkpoint, "sync_records", synced)
-    with BackgroundWriter(tmp_path, saved, keep_last=1, keep_every=0) as writer:
+    with BackgroundWriter(tmp_path, saved, unexpected, keep_last=1, keep_every=0) as writer:
         writer.submit(small_snapshot(1))
     assert events == [f"records of {tmp_path.name}, beside []", "1: ['step-00000001']"]
 
 
 def failing_writer(tmp_path: Path) -> BackgroundWriter:
     (tmp_path / "checkpoints").touch()
-    return BackgroundWriter(tmp_path, pytest.fail, keep_last=1, keep_every=0)
+    return BackgroundWriter(tmp_path, pytest.fail, unexpected, keep_last=1, keep_every=0)
 
 
 def test_a_failed_write_is_raised_in_the_training_thread_once(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError
 from stream_pretrain.training import checkpoint, reading
-from stream_pretrain.training.checkpoint import latest, prune, verify
+from stream_pretrain.training.checkpoint import BackgroundWriter, latest, prune, verify
 from stream_pretrain.training.manifest import write_manifest
 from stream_pretrain.training.run_directory import RunDirectory
 from tests.training.test_checkpoint import flip_a_bit, folders, small_snapshot, unexpected
@@ -185,7 +185,9 @@ def test_pruning_neither_counts_nor_deletes_what_is_not_of_this_run(tmp_path: Pa
     shutil.copytree(directory / "step-00000001", directory / "step-000000001")
     checkpoint.write(small_snapshot(77), directory)  # of a run that is farther
     (directory / "step-00000004").mkdir()
-    prune(directory, newest=3, keep_last=2, keep_every=0, cursors=tmp_path / "cursors")
+    said: list[str] = []
+    prune(directory, newest=3, keep_last=2, keep_every=0, cursors=tmp_path / "cursors", report=said.append)
+    assert said == []
     assert folders(directory) == [
         "step-000000001",
         "step-00000002",
@@ -194,6 +196,33 @@ def test_pruning_neither_counts_nor_deletes_what_is_not_of_this_run(tmp_path: Pa
         "step-00000004",
         "step-00000077",
         "step-00000099",
+    ]
+
+
+@pytest.mark.parametrize("missing", ["stream.json", "trainer.json", "model.safetensors"])
+def test_pruning_neither_counts_nor_deletes_a_damaged_checkpoint_and_reports_it(missing: str, tmp_path: Path) -> None:
+    directory = tmp_path / "checkpoints"
+    for step in (1, 2, 3, 4, 5):
+        checkpoint.write(small_snapshot(step), directory)
+    for step in (2, 4):
+        (directory / f"step-0000000{step}" / missing).unlink()
+    said: list[str] = []
+    prune(directory, newest=5, keep_last=2, keep_every=0, cursors=tmp_path / "cursors", report=said.append)
+    assert folders(directory) == ["step-00000002", "step-00000003", "step-00000004", "step-00000005"]
+    assert [line.partition(":")[0] for line in said] == ["step-00000002 is not pruned", "step-00000004 is not pruned"]
+    assert all(missing in line for line in said)
+
+
+def test_cursors_that_cannot_be_kept_end_no_training(tmp_path: Path) -> None:
+    (tmp_path / "cursors").touch()
+    said: list[str] = []
+    with BackgroundWriter(tmp_path, lambda _: None, said.append, keep_last=1, keep_every=0) as writer:
+        for step in (1, 2, 3):
+            writer.submit(small_snapshot(step))
+    assert folders(tmp_path / "checkpoints") == ["step-00000001", "step-00000002", "step-00000003"]
+    assert said == [
+        f"step-0000000{step} is not pruned: its cursors cannot be kept in {tmp_path / 'cursors'} (File exists)"
+        for step in (1, 2)
     ]
 
 

@@ -119,6 +119,26 @@ def test_a_second_rename_that_fails_takes_the_first_one_back(tmp_path: Path, mon
     assert held(tmp_path) == {"model": "old"}
 
 
+@pytest.mark.usefixtures("exchanges")
+@pytest.mark.parametrize("before", ["old", None])
+def test_a_folder_whose_place_cannot_be_brought_to_the_disk_is_as_it_was(
+    before: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if before is not None:
+        put_in_place(tmp_path / "model", filled_with(before))
+    sync = folders.sync
+
+    def failing(path: Path) -> None:
+        if path == tmp_path:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(path)
+
+    monkeypatch.setattr(folders, "sync", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        put_in_place(tmp_path / "model", filled_with("new"))
+    assert held(tmp_path) == ({} if before is None else {"model": before})
+
+
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP])
 def test_a_system_without_an_exchange_is_told_from_one_that_fails(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

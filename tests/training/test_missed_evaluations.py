@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.training import evaluation, loop, records, wandb_files
 from stream_pretrain.training.checkpoint import BackgroundWriter, Snapshot
 from tests.corpora import documents, write_shard, write_tiny_bert
@@ -78,6 +79,23 @@ def test_one_that_falls_on_a_stop(
     assert record(tmp_path) == undisturbed
     assert recorded(tmp_path)["state"] == "finished"
     assert (tmp_path / "model").is_dir()
+
+
+@pytest.mark.parametrize("more", [(), ("--micro-batch-size=2",)], ids=["while it waits for data", "in the step"])
+def test_a_stop_between_two_logged_steps_logs_the_steps_until_there(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    command = [*arguments, f"--output-dir={tmp_path}", "--log-every=100", "--eval-every=100", *more]
+    with monkeypatch.context() as patched:
+        if more:  # the step is abandoned in front of its second micro-batch
+            patched.setattr(loop, "micro_batches", signalled(loop.micro_batches, 4))
+        else:
+            patched.setattr(StepStream, "__next__", signalled(StepStream.__next__, 4))
+        assert run_here(command).returncode == 0
+    assert (recorded(tmp_path)["state"], recorded(tmp_path)["step"]) == ("preempted", 3)
+    assert [line["step"] for line in record(tmp_path) if "train/loss" in line] == [3]
+    assert run_here(command).returncode == 0
+    assert [line["step"] for line in record(tmp_path) if "train/loss" in line] == [3, 6]
 
 
 @pytest.mark.parametrize(("number", "step"), [(2, 2), (4, 6), pytest.param(1, 0, marks=long)])

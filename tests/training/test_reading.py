@@ -14,16 +14,18 @@ from typing import Any
 import pytest
 
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.training import reading
+from stream_pretrain.training import manifest, reading
 from stream_pretrain.training.evaluation import load_documents, load_origin
-from stream_pretrain.training.records import trim_after
+from stream_pretrain.training.manifest import file_of
+from stream_pretrain.training.records import has_evaluation, trim_after
 from stream_pretrain.training.run_directory import RunDirectory
 from stream_pretrain.training.tracking import _read_record
 from tests.training.test_checkpoint import unexpected
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "metrics.jsonl": lambda path: list(_read_record(path)),
-    "quarantine.jsonl": lambda path: trim_after(path, 5),
+    "metrics": lambda path: has_evaluation(path, 1),
+    "quarantine.jsonl": lambda path: trim_after(path, 5, unexpected),
     "evaluation.jsonl": load_documents,
     "evaluation.json": load_origin,
     "run.json": lambda path: RunDirectory(path.parent, [], unexpected).recorded(),
@@ -78,6 +80,22 @@ def test_a_fault_that_passes_is_not_noticed(name: str, tmp_path: Path, monkeypat
     assert len(asked) == 4
 
 
+def test_a_file_that_fails_halfway_is_read_from_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = [errno.EIO, errno.EIO]
+
+    class Failing(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if faults:
+                super().read(2)
+                raise OSError(faults.pop(), "Input/output error")
+            return super().read(size)
+
+    (tmp_path / "stream.json").write_bytes(b'{"lanes": []}')
+    monkeypatch.setattr(manifest.os, "fdopen", lambda descriptor, mode: Failing(descriptor))
+    assert file_of(tmp_path / "stream.json") == b'{"lanes": []}'
+    assert not faults
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "evaluation.jsonl", "evaluation.json", "run.json"])
 @pytest.mark.parametrize("content", [b"{\n", b"[]\n", b"7\n", b"\xff\n", b"[" * 100_000])
 def test_what_is_no_object_is_one_line(name: str, content: bytes, tmp_path: Path) -> None:
@@ -97,7 +115,9 @@ def test_a_line_that_is_none_of_the_file_is_named_by_its_number(name: str, line:
 def test_a_line_of_a_record_with_a_step_that_is_no_number_goes(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     log.write_bytes(GOOD + b'{"step": "1"}\n{"step": null}\n' + b"[" * 100_000 + b"\n")
-    trim_after(log, 2)
+    said: list[str] = []
+    trim_after(log, 2, said.append)
+    assert len(said) == 1
     assert log.read_bytes() == GOOD
 
 

@@ -16,7 +16,7 @@ import pytest
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training import records
 from stream_pretrain.training.disk import replace_file
-from stream_pretrain.training.records import append, trim_after
+from stream_pretrain.training.records import append, has_evaluation, replace_last, trim_after
 
 
 def test_lines_are_appended_in_order(tmp_path: Path) -> None:
@@ -125,17 +125,42 @@ def test_a_file_that_cannot_be_replaced_is_as_it_was(tmp_path: Path) -> None:
 
 def test_a_log_keeps_each_surviving_step_once(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
-    log.write_bytes(b'{"step": 1, "loss":  2.0}\n{"step": 2}\n{"other": 1}\n{"step": 3}\n{"step": 4, "lo')
-    trim_after(log, 2)
+    log.write_bytes(b'{"step": 1, "loss":  2.0}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
+    trim_after(log, 2, pytest.fail)
     assert log.read_bytes() == b'{"step": 1, "loss":  2.0}\n{"step": 2}\n'
     log.write_bytes(b'{"step": 1}\n{"step": 2}')
-    trim_after(log, 2)
+    trim_after(log, 2, pytest.fail)
     assert log.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
-    trim_after(log, None)
+    trim_after(log, None, pytest.fail)
     assert log.read_bytes() == b""
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_log_that_is_not_there_stays_so(tmp_path: Path) -> None:
-    trim_after(tmp_path / "metrics.jsonl", 2)
+    trim_after(tmp_path / "metrics.jsonl", 2, pytest.fail)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damaged", [b"rubbish", b'{"other": 1}', b'{"step": 2, "lo{"step": 3}', b""])
+def test_a_damaged_line_that_is_not_the_last_one_is_reported(damaged: bytes, tmp_path: Path) -> None:
+    log, said = tmp_path / "metrics.jsonl", list[str]()
+    log.write_bytes(b'{"step": 1}\n' + damaged + b'\n{"step": 4}\n{"step": 5, "lo')
+    trim_after(log, 4, said.append)
+    assert log.read_bytes() == b'{"step": 1}\n{"step": 4}\n'
+    assert said == [f"{log}: damaged lines removed: 1, the first is line 2"]
+
+
+@pytest.mark.parametrize("length", [1, 65_500, 65_536, 200_000])
+def test_of_the_last_line_is_known_whether_it_has_an_evaluation(length: int, tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    assert not has_evaluation(log, 2)
+    log.touch()
+    assert not has_evaluation(log, 2)
+    append(log, [{"step": 1, "eval/loss": 1.0}, {"step": 2, "text": "x" * length}])
+    assert not has_evaluation(log, 2)
+    assert not has_evaluation(log, 1)
+    replace_last(log, [{"step": 2, "text": "x" * length, "eval/loss": 1.0}])
+    assert has_evaluation(log, 2)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2]
+    log.write_bytes(log.read_bytes()[:-3])
+    assert not has_evaluation(log, 2), "the line is torn"

@@ -207,6 +207,21 @@ def test_a_beat_that_fails_is_reported_and_does_not_end_the_run(tmp_path: Path, 
     assert lines[0] == "the lock of the run cannot be refreshed: [Errno 5] Input/output error"
 
 
+@pytest.mark.parametrize("asked", ["fstat", "lstat"])
+@pytest.mark.parametrize(("number", "lost"), [(errno.ESTALE, True), (errno.EIO, False)])
+def test_a_lock_of_which_a_file_server_knows_nothing_any_more_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, number: int, lost: bool
+) -> None:
+    def fail(*_: object, **__: object) -> os.stat_result:
+        raise OSError(number, os.strerror(number))
+
+    with RunDirectory.own(tmp_path, [], unexpected) as out:
+        with monkeypatch.context() as patched:
+            patched.setattr(run_directory.os, "fstat", fail) if asked == "fstat" else patched.setattr(Path, "lstat", fail)
+            assert out.is_lost is lost
+        assert not out.is_lost
+
+
 def test_a_lock_that_is_no_file_is_one_line_and_nothing_is_waited_for_or_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")

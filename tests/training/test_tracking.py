@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -168,10 +169,18 @@ tracker = open_tracker("offline", {resumed})
 for step in range({first}, {last} + 1):
     tracker.log(step, {{f"train/{{name}}": step + 0.03125 for name in range(20)}})
 """
-    kill = "os.kill(os.getpid(), 9)"
+    kill = """
+import psutil
+for client in psutil.Process().children(recursive=True):
+    client.kill()
+    client.wait()
+os.kill(os.getpid(), 9)
+"""
     run_python(log.format(resumed=None, first=1, last=killed_after) + kill, tmp_path, ends=-9)
-    assert len(steps_in_files(tmp_path / "OUT")) < killed_after, "the client writes in blocks"
-    trim_after(tmp_path / "OUT" / "metrics.jsonl", checkpoint)
+    [path] = (tmp_path / "OUT" / "wandb").glob("offline-run-*/*.wandb")
+    os.truncate(path, path.stat().st_size // wandb_files.BLOCK * wandb_files.BLOCK)  # the client writes in blocks
+    assert len(steps_in_files(tmp_path / "OUT")) < killed_after
+    trim_after(tmp_path / "OUT" / "metrics.jsonl", checkpoint, pytest.fail)
     run_python(log.format(resumed=checkpoint, first=checkpoint + 1, last=50) + "tracker.finish('finished')", tmp_path)
     assert steps_in_files(tmp_path / "OUT") == list(range(1, 51))
     record = (tmp_path / "OUT" / "metrics.jsonl").read_text().splitlines()
@@ -206,9 +215,10 @@ tracker.finish("finished")
 class View:
     """What Weights & Biases is handed."""
 
-    def __init__(self) -> None:
+    def __init__(self, already: Collection[int] = ()) -> None:
         self.lines: list[tuple[int, dict[str, float]]] = []
         self.log = lambda step, metrics: self.lines.append((step, dict(metrics)))
+        self.has = lambda step: step in already
         self.finish = lambda state: None
 
 
@@ -268,6 +278,54 @@ def test_a_resumed_run_completes_the_last_line(tmp_path: Path) -> None:
         '{"step": 1, "train/loss": 0.1}\n{"step": 2, "train/loss": null, "train/documents": 3, "eval/loss": 1.0}\n'
         '{"step": 3, "train/loss": 1.5}\n'
     )
+
+
+def test_an_evaluation_of_a_step_that_was_sent_before_is_sent_alone(tmp_path: Path) -> None:
+    view, record = View(already=[1, 2]), tmp_path / "metrics.jsonl"
+    record.write_text('{"step": 2, "train/loss": 2.0}\n')
+    tracker = Tracker(record, view)  # type: ignore[arg-type]
+    tracker._held = 2, {"train/loss": 2.0}  # as `open` leaves it
+    tracker.log(2, {"eval/loss": 1.0})
+    tracker.log(3, {"train/loss": 1.5})
+    assert view.lines == [(2, {"eval/loss": 1.0}), (3, {"train/loss": 1.5})]
+
+
+WRONG_SETTINGS = [("WANDB_BASE_URL", "garbage"), ("WANDB_SILENT", "maybe"), ("WANDB_INIT_TIMEOUT", "abc")]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_SETTINGS)
+def test_wrong_settings_of_wandb_are_one_line_and_the_run_goes_on_without(name: str, value: str, tmp_path: Path) -> None:
+    printed = run_python(
+        """
+for mode in ("auto", "offline"):
+    tracker = open_tracker(mode)
+    tracker.log(1, {"train/loss": 0.5})
+    tracker.finish("finished")
+try:
+    open_tracker("online")
+except ConfigError as error:
+    print(error)
+""",
+        tmp_path,
+        **{name: value},
+    )
+    auto, offline, online = printed.splitlines()
+    setting = name.removeprefix("WANDB_").lower()
+    assert auto.startswith(f"W&B is off, its client does not start ({setting}: ")
+    assert offline.startswith(f"W&B is off, it did not start: {setting}: ")
+    assert auto.endswith("; OUT/metrics.jsonl has every metric")
+    assert offline.endswith("; OUT/metrics.jsonl has every metric")
+    assert online.startswith(f"W&B is asked to be online, but its client does not start ({setting}: ")
+    assert (tmp_path / "OUT" / "metrics.jsonl").read_text() == 2 * '{"step": 1, "train/loss": 0.5}\n'
+
+
+def test_a_client_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    said: list[str] = []
+    for mode in ("auto", "offline"):
+        with Tracker.open(RunConfig(wandb=mode), tmp_path, config={}, resumed_step=None, report=said.append):  # type: ignore[arg-type]
+            pass
+    assert [line.partition(",")[0] for line in said] == ["W&B is off", "W&B is off"]
 
 
 def test_a_damaged_line_that_is_to_be_sent_is_named(tmp_path: Path) -> None:
