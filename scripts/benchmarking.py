@@ -15,11 +15,10 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
+from stream_pretrain.data.chain import stream_plan
 from stream_pretrain.data.corpus.pinned import PinnedCorpus
-from stream_pretrain.data.lanes.pinning import lane_plan, pin
-from stream_pretrain.data.lanes.stream_plan import StreamPlan, stream_plan
-from stream_pretrain.data.rows.tokenization import Encoder
-from stream_pretrain.data.rows.vocabulary import Vocabulary
+from stream_pretrain.data.lanes.pinning import pin
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
 
 VOCABULARY = 16_384
 MASK_RATE = 0.3
@@ -57,8 +56,7 @@ def plan_of_stream(files: str, tokenizer: PreTrainedTokenizerFast, sequence_leng
         train=TrainConfig(max_epochs=1),
     )
     pinned = pin(config, world=1)
-    encoder = Encoder.of(tokenizer, causal=False)
-    return pinned, stream_plan(config, lane_plan(config, pinned), encoder, Vocabulary.of(tokenizer))
+    return pinned, stream_plan(config, tokenizer, pinned)
 
 
 @dataclass

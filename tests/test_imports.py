@@ -25,7 +25,7 @@ LAYERS = [
 ]
 """From the bottom to the top; parts of one layer do not know each other. "" is the package itself."""
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-ROOMS = ["randomness", "transport", "corpus", "documents", "rows", "lanes"]
+ROOMS = ["randomness", "transport", "corpus", "documents", "rows", "lanes", "chain"]
 """Of data/, from the bottom to the top: the way that a byte takes."""
 WITH_TORCH = {"stream_pretrain.data.rows.batches", "stream_pretrain.data.lanes.stream"}
 

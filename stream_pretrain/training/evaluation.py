@@ -17,12 +17,10 @@ from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes.held_out import is_heldout
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
-from stream_pretrain.data.randomness import EVAL_MASK, keyed_generator
+from stream_pretrain.data.randomness import EVAL_MASK
 from stream_pretrain.data.rows.batches import Batch, micro_batches
-from stream_pretrain.data.rows.labels import Labelled, next_tokens
-from stream_pretrain.data.rows.masking import mask
+from stream_pretrain.data.rows.labels import Labelled
 from stream_pretrain.data.rows.packing import Packing, Rows, assemble, gather, place
-from stream_pretrain.data.rows.vocabulary import Vocabulary
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import CheckpointError, ContentError, SourceError
 from stream_pretrain.stored import stored
@@ -30,8 +28,8 @@ from stream_pretrain.training.disk import replace_file, writing
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.reading import lines_of, parsed, read_bytes
 
-MASKED_ROWS = 256
-"""Rows of the evaluation set that are masked in one go."""
+LABELLED_ROWS = 256
+"""Rows of the evaluation set that are labelled in one go."""
 
 
 def collect(
@@ -127,7 +125,7 @@ def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> E
     kept = np.concatenate([[0], np.cumsum(lengths[present])])
     assert int(kept[-1]) == int(offsets[-1])
     rows = assemble(placements, ids, kept, length, encoder.prefix, encoder.suffix, encoder.pad)
-    labelled = next_tokens(rows) if plan.vocabulary is None else _masked(rows, plan, plan.vocabulary)
+    labelled = _labelled(rows, plan)
     if not (labelled.labels >= 0).any():
         raise SourceError(
             "the documents of the evaluation set are too short for a single label: name others with --eval.dataset"
@@ -140,13 +138,12 @@ def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> E
     )
 
 
-def _masked(rows: Rows, plan: StreamPlan, vocabulary: Vocabulary) -> Labelled:
+def _labelled(rows: Rows, plan: StreamPlan) -> Labelled:
     """The rows with labels, a few at a time, since masking works on all the words that it is given at once."""
-    parts = []
-    for first in range(0, len(rows.input_ids), MASKED_ROWS):
-        part = gather([(rows, range(first, min(first + MASKED_ROWS, len(rows.input_ids))))], plan.lanes.sequence_length)
-        rates = np.full(len(part.input_ids), plan.objective.mask_rate)
-        parts.append(mask(part, vocabulary, plan.objective, rates, keyed_generator(plan.lanes.seed, EVAL_MASK, first)))
+    parts, objective = [], plan.objective
+    for first in range(0, len(rows.input_ids), LABELLED_ROWS):
+        part = gather([(rows, range(first, min(first + LABELLED_ROWS, len(rows.input_ids))))], plan.lanes.sequence_length)
+        parts.append(objective.label(part, objective.evaluation_rate, (plan.lanes.seed, EVAL_MASK, first)))
     return Labelled(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,19 +13,18 @@ import transformers
 from accelerate import Accelerator
 
 from stream_pretrain.config import Config, defaults
+from stream_pretrain.data.chain import stream_plan
 from stream_pretrain.data.corpus.found import in_words
 from stream_pretrain.data.corpus.pinned import PinnedCorpus
 from stream_pretrain.data.corpus.shard_names import count_kinds
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.standing import refuse_impossible
-from stream_pretrain.data.lanes.stream_plan import StreamPlan, stream_plan
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors
 from stream_pretrain.data.rows.tokenization import Encoder
 from stream_pretrain.data.rows.tokenizer_probe import Engine, asked, note_on_engine, refuse_unlike
-from stream_pretrain.data.rows.vocabulary import Vocabulary
 from stream_pretrain.errors import (
     CheckpointError,
-    ConfigError,
     ModelError,
 )
 from stream_pretrain.model.isolation import isolation_fault
@@ -109,18 +107,10 @@ def prepare(
             mixed = f"{len(pinned.sources)} sources, " if len(pinned.sources) > 1 else ""
             kinds = in_words(count_kinds(shard.name for shard in pinned.shards))
             found(f"{mixed}{len(pinned.shards)} shards ({kinds}), {human_bytes(sum(sizes))}, {pinned.lanes} lanes")
-        encoder = Encoder.of(loaded.tokenizer, causal=config.objective.name == "clm", special_tokens=config.data.special_tokens)
-        for note in encoder.notes:
+        plan = stream_plan(config, loaded.tokenizer, pinned)
+        for note in plan.encoder.notes:
             progress.notice(note)
-        engine = asked_of_all(config, encoder, ranks, saved, progress)
-        masked = config.objective.name == "mlm"
-        _refuse_short_rows(config, encoder)
-        plan = stream_plan(
-            config,
-            pinning.lane_plan(config, pinned),
-            encoder,
-            Vocabulary.of(loaded.tokenizer, config.objective.selection, encoder.kept) if masked else None,
-        )
+        engine = asked_of_all(config, plan.encoder, ranks, saved, progress)
         for line in advice(plan, ranks, config.data.workers):
             progress.warning(line)
         evaluation_set = None
@@ -137,7 +127,7 @@ def prepare(
         bare.compile(dynamic=False)
     model, optimizer = accelerator.prepare(bare, optimizer)
     with accelerator.autocast():  # asked again where it trains: a GPU computes attention with another kernel
-        fault = isolation_fault(bare, config.data.sequence_length, not masked, loaded.tokenizer.mask_token_id)
+        fault = isolation_fault(bare, config.data.sequence_length, plan.objective.causal, loaded.tokenizer.mask_token_id)
     if fault is not None:
         raise ModelError(f"the documents of a row are not kept apart on this {accelerator.device.type}: {fault}")
     if saved is not None and checkpoint is not None:
@@ -196,18 +186,6 @@ def asked_of_all(config: Config, encoder: Encoder, ranks: Ranks, saved: Saved | 
     if note is not None:
         progress.notice(note)
     return engine
-
-
-def _refuse_short_rows(config: Config, encoder: Encoder) -> None:
-    """Refuse rows in which, full as they may be, no token gets a label. Raises: ConfigError."""
-    length, framing = config.data.sequence_length, len(encoder.prefix) + len(encoder.suffix)
-    rates = (config.objective.mask_rate, config.objective.final_mask_rate or config.objective.mask_rate)
-    needed = framing + (2 if config.objective.name == "clm" else math.ceil(0.51 / min(rates)))
-    if length < needed:
-        raise ConfigError(
-            f"--sequence-length {length} is too short for a label in a row: {framing} positions are special tokens; "
-            f"give at least {needed}"
-        )
 
 
 def _verify_given(weights: str | None) -> None:

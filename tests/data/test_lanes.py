@@ -18,16 +18,17 @@ import pytest
 import zstandard
 
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
-from stream_pretrain.data.lanes import pinning
+from stream_pretrain.data.chain import stream_plan
 from stream_pretrain.data.lanes.cursor import Cursor, Skipped
 from stream_pretrain.data.lanes.lane import Lane
 from stream_pretrain.data.lanes.readers import Readers
 from stream_pretrain.data.lanes.source_lane import CAUSES
 from stream_pretrain.data.lanes.stream import StepStream, lanes_of
-from stream_pretrain.data.lanes.stream_plan import StreamPlan, stream_plan
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors, stream_state
+from stream_pretrain.data.rows.clm import Clm
+from stream_pretrain.data.rows.mlm import Mlm
 from stream_pretrain.data.rows.tokenization import Encoder
-from stream_pretrain.data.rows.vocabulary import Vocabulary
 from stream_pretrain.errors import SourceError, TrainingError
 from tests.corpora import documents, json_lines, word_tokenizer, write_shard
 
@@ -44,9 +45,7 @@ def plan_for(folder: Path, **options: object) -> StreamPlan:
         train=TrainConfig(**{"max_steps": 1000, "global_batch_size": 8} | in_train),
         objective=ObjectiveConfig(**in_objective),
     )
-    pinned = pinning.pin(config, world=1)
-    encoder = Encoder.of(TOKENIZER, causal=False)
-    return stream_plan(config, pinning.lane_plan(config, pinned), encoder, Vocabulary.of(TOKENIZER))
+    return stream_plan(config, TOKENIZER)
 
 
 def lane(plan: StreamPlan, number: int, cursors: LaneCursors | None = None) -> Lane:
@@ -405,7 +404,7 @@ def test_rows_hold_at_least_99_percent_real_tokens(tmp_path: Path) -> None:
 def test_a_causal_document_has_its_end_token_once(tmp_path: Path, tail: str) -> None:
     write_shard(tmp_path / "s", ["doc 000001 bara" + tail, "doc 000002"], "plain")
     plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1)
-    encoder = Encoder.of(TOKENIZER, causal=True)
+    encoder = Clm.framed(Encoder.of(TOKENIZER))
     source = plan.lanes.sources[0]
     reading = Lane(plan.lanes, 0, encoder, encoder.build(), [Readers(source)], (Cursor(),))
     tokens: list[int] = []
@@ -415,13 +414,15 @@ def test_a_causal_document_has_its_end_token_once(tmp_path: Path, tail: str) -> 
     assert tokens.count(encoder.document_end[0]) == 2
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_a_document_without_tokens_is_none_however_long_it_is_and_wherever_a_run_goes_on(tmp_path: Path, causal: bool) -> None:
+@pytest.mark.parametrize("objective", [Clm, Mlm])
+def test_a_document_without_tokens_is_none_however_long_it_is_and_wherever_a_run_goes_on(
+    tmp_path: Path, objective: type[Clm | Mlm]
+) -> None:
     nothing = "\u200b"
     texts = [*documents(6), nothing, nothing * 70_000, nothing * 150_000, f"{nothing * 70_000}doc 000006{nothing * 140_000}"]
     write_shard(tmp_path / "s", texts, "plain")
     plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1, sequence_length=24, window_bytes=1 << 22)
-    plan = replace(plan, encoder=Encoder.of(TOKENIZER, causal=causal))
+    plan = replace(plan, encoder=objective.framed(Encoder.of(TOKENIZER)))
     reading, resumed, rows = lane(plan, 0), lane(plan, 0), []
     while row := rows_of(reading, 1):
         rows += row
@@ -430,7 +431,7 @@ def test_a_document_without_tokens_is_none_however_long_it_is_and_wherever_a_run
     for one in (reading, resumed):
         one.report_skipped()
         assert (one.cursors[0].read, one.cursors[0].documents, one.cursors[0].empty) == (10, 7, 3)
-    assert sum(row.count(plan.encoder.document_end[0]) for row in rows) == 7 if causal else not plan.encoder.document_end
+    assert objective is Mlm or sum(row.count(3) for row in rows) == 7
 
 
 def test_a_step_says_what_its_readers_spent_their_time_on(tmp_path: Path) -> None:

@@ -14,13 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_pretrain.config import Config, DataConfig, SourceConfig, TrainConfig, WeightChange
-from stream_pretrain.data.lanes import pinning
+from stream_pretrain.data.chain import stream_plan
 from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.mixture import PARTS, choose, parts_of, phases_of
-from stream_pretrain.data.lanes.stream_plan import StreamPlan, stream_plan
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import cursors_from, first_cursors, stream_state
-from stream_pretrain.data.rows.tokenization import Encoder
-from stream_pretrain.data.rows.vocabulary import Vocabulary
 from tests.corpora import documents, write_shard
 from tests.data.test_lanes import TOKENIZER, lane, ledger
 
@@ -36,8 +34,7 @@ def plan_for(folder: Path, sources: dict[str, dict], lanes: int = 4, batch: int 
         ),
         train=TrainConfig(**{"max_steps": 1000, "global_batch_size": batch} | in_train),
     )
-    encoder = Encoder.of(TOKENIZER, causal=False)
-    return stream_plan(config, pinning.lane_plan(config, pinning.pin(config, world=1)), encoder, Vocabulary.of(TOKENIZER))
+    return stream_plan(config, TOKENIZER)
 
 
 def write_sources(folder: Path, **counts: int) -> None:

@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from stream_pretrain.config import ObjectiveConfig
+from stream_pretrain.config import Config, ObjectiveConfig, TrainConfig
 from stream_pretrain.data.randomness import EVAL_MASK, MASK, keyed_generator, uniform_uint32
-from stream_pretrain.data.rows.labels import IGNORED, Labelled, next_tokens
-from stream_pretrain.data.rows.masking import label_slots, mask, mask_rates
+from stream_pretrain.data.rows.clm import Clm
+from stream_pretrain.data.rows.labels import IGNORED, Labelled
+from stream_pretrain.data.rows.masking import label_slots, mask
+from stream_pretrain.data.rows.mlm import Mlm
+from stream_pretrain.data.rows.objective import objective_of
 from stream_pretrain.data.rows.packing import Rows
 from stream_pretrain.data.rows.vocabulary import Vocabulary
 from stream_pretrain.errors import ModelError
@@ -94,14 +97,14 @@ def chi_square(observed: NDArray[Any], expected: NDArray[Any] | float) -> float:
 
 def test_next_tokens_are_shifted_inside_segments_and_the_last_of_a_segment_has_none() -> None:
     rows = rows_of([[10, 11, 12], [20, 21]], [[30], [40, 41, 42]], length=6)
-    labelled = next_tokens(rows)
+    labelled = Clm().label(rows, 1.0, ())
     assert labelled.label_positions.tolist() == [[0, 1, 3, 0, 0, 0], [1, 2, 0, 0, 0, 0]]
     assert labelled.labels.tolist() == [[11, 12, 21, -100, -100, -100], [41, 42, -100, -100, -100, -100]]
     assert labelled.input_ids.tolist() == [[10, 11, 12, 20, 21, 0], [30, 40, 41, 42, 0, 0]]
 
 
 def test_the_last_row_position_has_no_next_token_even_when_the_row_is_full() -> None:
-    labelled = next_tokens(rows_of([[10, 11]], [[20, 21]], length=2))
+    labelled = Clm().label(rows_of([[10, 11]], [[20, 21]], length=2), 1.0, ())
     assert labelled.labels.tolist() == [[11, -100], [21, -100]]
 
 
@@ -115,18 +118,30 @@ def test_the_last_row_position_has_no_next_token_even_when_the_row_is_full() -> 
         ({"mask_rate": 0.3, "final_mask_rate": 0.15}, 154),
         ({"mask_rate": 0.15, "final_mask_rate": 0.3}, 154),
         ({"mask_rate": 0.25}, 128),
-        ({"name": "clm"}, 512),
     ],
 )
-def test_a_row_has_slots_for_the_highest_rate_of_the_schedule(options: dict[str, Any], slots: int) -> None:
-    assert label_slots(ObjectiveConfig(**options), 512) == slots
+def test_a_row_has_slots_for_the_highest_rate_of_the_schedule(
+    options: dict[str, Any], slots: int, vocabulary: Vocabulary
+) -> None:
+    assert Mlm(ObjectiveConfig(**options), vocabulary).label_slots(512) == slots
 
 
-def test_the_mask_rate_is_constant_or_linear_to_the_last_step() -> None:
-    steps = np.array([0, 1, 2, 3, 4, 9])
-    assert mask_rates(ObjectiveConfig(mask_rate=0.2), steps, None).tolist() == [0.2] * 6
-    falling = mask_rates(ObjectiveConfig(mask_rate=0.5, final_mask_rate=0.25), steps, 5)
-    assert falling.tolist() == [0.5, 0.4375, 0.375, 0.3125, 0.25, 0.25]
+def test_a_row_has_a_slot_for_every_next_token() -> None:
+    assert Clm().label_slots(512) == 512
+
+
+def test_the_objective_of_a_run_is_the_one_it_names(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert objective_of(Config(objective=ObjectiveConfig("clm")), tokenizer) == Clm()
+    masked = objective_of(Config(objective=ObjectiveConfig("mlm"), train=TrainConfig(max_steps=3)), tokenizer)
+    assert isinstance(masked, Mlm)
+    assert (masked.max_steps, masked.causal, Clm.causal) == (3, False, True)
+
+
+def test_the_mask_rate_is_constant_or_linear_to_the_last_step(vocabulary: Vocabulary) -> None:
+    steps = [0, 1, 2, 3, 4, 9]
+    assert list(map(Mlm(ObjectiveConfig(mask_rate=0.2), vocabulary).rate, steps)) == [0.2] * 6
+    falling = Mlm(ObjectiveConfig(mask_rate=0.5, final_mask_rate=0.25), vocabulary, 5)
+    assert list(map(falling.rate, steps)) == [0.5, 0.4375, 0.375, 0.3125, 0.25, 0.25]
 
 
 @settings(max_examples=60, deadline=None)
@@ -137,8 +152,8 @@ def test_no_step_of_a_schedule_needs_more_slots_than_a_row_has(
     first: float, last: float, max_steps: int, length: int, selection: Any
 ) -> None:
     objective = ObjectiveConfig(mask_rate=first, final_mask_rate=last, selection=selection)
-    rates = mask_rates(objective, np.arange(max_steps), max_steps)
     rows, vocabulary = plain(np.full((max_steps, length), 7, dtype=np.int32))
+    rates = np.array([Mlm(objective, vocabulary, max_steps).rate(step) for step in range(max_steps)])
     labelled = mask(rows, vocabulary, objective, rates, keyed_generator(1))
     assert labelled.labels.shape == (max_steps, label_slots(objective, length))
     counts = (labelled.labels != IGNORED).sum(axis=1)

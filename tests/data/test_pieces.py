@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stream_pretrain.data.rows import pieces
+from stream_pretrain.data.rows.mlm import Mlm
 from stream_pretrain.data.rows.pieces import PIECE_CHARACTERS, kept_whole, piece_edges
 from stream_pretrain.data.rows.tokenization import Encoder
 from tests.corpora import documents, json_lines, word_tokenizer
@@ -176,7 +177,7 @@ def ids_of(encoder: Encoder, text: str) -> list[int]:
 def test_the_ids_of_the_pieces_are_those_of_the_document(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_CHARACTERS", 64)
     plain = PREFIXING[name]()
-    encoder = Encoder.of(PreTrainedTokenizerFast(tokenizer_object=plain), causal=False)
+    encoder = Encoder.of(PreTrainedTokenizerFast(tokenizer_object=plain))
     ids = ids_of(encoder, LONG_TEXTS[text])
     whole = plain.encode(LONG_TEXTS[text], add_special_tokens=False).ids
     assert plain.decode(ids) == plain.decode(whole)
@@ -187,13 +188,13 @@ def test_words_cut_at_white_space_have_the_same_tokens() -> None:
     text = " ".join(documents(60))
     while len(text) < 3 * PIECE_CHARACTERS:
         text += " " + text
-    encoder = Encoder.of(word_tokenizer(), causal=False)
+    encoder = Encoder.of(word_tokenizer())
     assert ids_of(encoder, text) == encoder.build().encode([text])[0].tolist()
 
 
 def test_word_pieces_without_white_space_are_cut_at_signs_and_ideographs() -> None:
     tokenizer = word_tokenizer()
-    encoder = Encoder.of(tokenizer, causal=False)
+    encoder = Encoder.of(tokenizer)
     for text in ("bara,cost;" * 10_000, "bara文cost字" * 10_000):
         assert ids_of(encoder, text) == encoder.build().encode([text])[0].tolist()
 
@@ -220,7 +221,7 @@ def text_of_lane(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str:
     plan = plan_for(
         folder, lanes=1, window_bytes=1 << 22, max_epochs=1, sequence_length=512, packing="concat", global_batch_size=1
     )
-    plan = replace(plan, encoder=Encoder.of(tokenizer, causal=False))
+    plan = replace(plan, encoder=Mlm.framed(Encoder.of(tokenizer)))
     reading = lane(plan, 0)
     ids: list[int] = []
     while (found := reading.next_row()) is not None:
@@ -237,7 +238,7 @@ def test_a_group_that_lacks_less_than_a_character_reads_one(tmp_path: Path) -> N
     (tmp_path / "s.jsonl").write_bytes(json_lines(["ส"] * 400))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=PREFIXING["metaspace never"]())
     plan = plan_for(tmp_path, lanes=1, max_epochs=1, sequence_length=65, global_batch_size=1)
-    alone = lane(replace(plan, encoder=Encoder.of(tokenizer, causal=False)), 0)
+    alone = lane(replace(plan, encoder=Mlm.framed(Encoder.of(tokenizer))), 0)
     while alone.next_row() is not None:
         pass
     assert alone.cursors[0].documents == 400

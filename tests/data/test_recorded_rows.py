@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, SourceConfig, TrainConfig, WeightChange
-from stream_pretrain.data.lanes import pinning
+from stream_pretrain.data.chain import stream_plan
 from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.step_rows import StepRows, merged
 from stream_pretrain.data.lanes.stream import StepStream
-from stream_pretrain.data.lanes.stream_plan import StreamPlan, stream_plan
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import first_cursors
-from stream_pretrain.data.rows.tokenization import Encoder
-from stream_pretrain.data.rows.vocabulary import Vocabulary
 from tests.corpora import documents, word_tokenizer, write_shard
 
 STEPS = 12
@@ -74,11 +72,7 @@ def plan_of(name: str, corpus: Path) -> StreamPlan:
         objective=objective,
         train=TrainConfig(max_steps=40, global_batch_size=16, seed=3),
     )
-    tokenizer = word_tokenizer()
-    causal = objective.name == "clm"
-    encoder = Encoder.of(tokenizer, causal=causal)
-    vocabulary = None if causal else Vocabulary.of(tokenizer, objective.selection)
-    return stream_plan(config, pinning.lane_plan(config, pinning.pin(config, world=1)), encoder, vocabulary)
+    return stream_plan(config, word_tokenizer())
 
 
 def steps_of(plan: StreamPlan, *, world: int = 1, workers: int = 0, resumed_after: int | None = None) -> Iterator[StepRows]:

@@ -45,23 +45,23 @@ def gpt2() -> PreTrainedTokenizerFast:
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerFast, text: str, special_tokens: Literal["text", "keep"]) -> list[str]:
-    encoder = Encoder.of(tokenizer, causal=False, special_tokens=special_tokens)
+    encoder = Encoder.of(tokenizer, special_tokens)
     tokens: list[str] = tokenizer.convert_ids_to_tokens(encoder.build().encode([text])[0].tolist())
     return tokens
 
 
 def test_they_are_text_by_default_which_is_said() -> None:
     assert "[DRUG]" not in tokens_of(bert(), "bara [DRUG] cost", "text")
-    assert Encoder.of(bert(), causal=False).notes == (
+    assert Encoder.of(bert()).notes == (
         "special tokens in documents are read as text: [DRUG], [GENE]; --data.special-tokens keep has them as tokens",
     )
-    assert Encoder.of(word_tokenizer(), causal=False).notes == ()
+    assert Encoder.of(word_tokenizer()).notes == ()
 
 
 def test_many_are_not_all_named() -> None:
     tokenizer = word_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": [f"[X{i}]" for i in range(40)]})
-    assert "[X0], [X1], [X2], [X3], [X4] and 35 more;" in Encoder.of(tokenizer, causal=False).notes[0]
+    assert "[X0], [X1], [X2], [X3], [X4] and 35 more;" in Encoder.of(tokenizer).notes[0]
 
 
 def test_kept_ones_are_tokens_and_those_of_the_model_are_text() -> None:
@@ -70,7 +70,7 @@ def test_kept_ones_are_tokens_and_those_of_the_model_are_text() -> None:
     assert found[:4] == ["bara", "[DRUG]", "cost", "[DRUG]"]
     assert found[-3:] == ["cost", "[GENE]", "bara"]
     assert not {"[MASK]", "[SEP]", "[CLS]", "[PAD]"} & set(found)
-    assert Encoder.of(bert(), causal=False, special_tokens="keep").notes == (
+    assert Encoder.of(bert(), "keep").notes == (
         "special tokens in documents are tokens, never drawn as a random replacement: [DRUG], [GENE]",
     )
 
@@ -95,20 +95,20 @@ def test_the_text_around_them_has_the_ids_it_has_without_them() -> None:
 def test_a_mask_token_that_is_listed_with_them_stays_text() -> None:
     tokenizer = word_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["[MASK]", "[DRUG]"]})
-    encoder = Encoder.of(tokenizer, causal=False, special_tokens="keep")
+    encoder = Encoder.of(tokenizer, "keep")
     assert encoder.kept == (DRUG,)
     assert VOCABULARY.index("[MASK]") not in encoder.build().encode(["bara [MASK] [DRUG]"])[0]
 
 
 def test_without_any_of_ones_own_there_is_nothing_to_keep_which_is_said() -> None:
-    encoder = Encoder.of(word_tokenizer(), causal=False, special_tokens="keep")
+    encoder = Encoder.of(word_tokenizer(), "keep")
     assert encoder.kept == ()
     assert "--data.special-tokens keep changes nothing" in encoder.notes[0]
 
 
 def test_pieces_of_a_long_document_do_not_part_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_CHARACTERS", 32)
-    tokenizer = Encoder.of(bert(), causal=False, special_tokens="keep").build()
+    tokenizer = Encoder.of(bert(), "keep").build()
     for shift in range(32):
         text = "b" * shift + "[DRUG]" * 20
         edges = tokenizer.piece_edges(text)
@@ -118,7 +118,7 @@ def test_pieces_of_a_long_document_do_not_part_them(monkeypatch: pytest.MonkeyPa
 
 def test_kept_ones_are_masked_and_predicted_and_never_replace_another() -> None:
     tokenizer = bert()
-    kept = Encoder.of(tokenizer, causal=False, special_tokens="keep").kept
+    kept = Encoder.of(tokenizer, "keep").kept
     vocabulary = Vocabulary.of(tokenizer, "whole_word", kept)
     assert not vocabulary.special[[DRUG, GENE]].any()
     assert not {DRUG, GENE} & set(vocabulary.drawable.tolist())
@@ -136,7 +136,7 @@ def test_kept_ones_are_masked_and_predicted_and_never_replace_another() -> None:
 
 def test_a_kept_one_is_a_word_of_its_own() -> None:
     tokenizer = gpt2()
-    encoder = Encoder.of(tokenizer, causal=False, special_tokens="keep")
+    encoder = Encoder.of(tokenizer, "keep")
     vocabulary = Vocabulary.of(tokenizer, "whole_word", encoder.kept)
     ids = encoder.build().encode(["(([DRUG]))"])[0]
     assert vocabulary.begins_word(ids).tolist() == [True, False, True, True, False]
@@ -170,15 +170,15 @@ def test_special_tokens_that_are_pieces_of_the_model_are_text_too(model: models.
     plain.encode_special_tokens = True
     assert {1, 2} <= set(plain.encode(text, add_special_tokens=False).ids), "the model makes them of their text"
     plain.encode_special_tokens = False
-    ids = Encoder.of(tokenizer, causal=True).build().encode([text])[0].tolist()
+    ids = Encoder.of(tokenizer).build().encode([text])[0].tolist()
     assert not set(ids) & set(range(6))
     assert plain.decode(ids).replace("\u2581", " ").replace(" ", "") == text.replace(" ", "")
-    kept = Encoder.of(tokenizer, causal=True, special_tokens="keep")
+    kept = Encoder.of(tokenizer, "keep")
     assert [i for i in kept.build().encode([text])[0].tolist() if i < 6] == [5]
     assert kept.document_end == (2,)
     ordinary = "abc <x> ./ a/b <sx"
     expected = plain.encode(ordinary, add_special_tokens=False).ids
-    assert Encoder.of(tokenizer, causal=True).build().encode([ordinary])[0].tolist() == expected
+    assert Encoder.of(tokenizer).build().encode([ordinary])[0].tolist() == expected
 
 
 @pytest.mark.parametrize("prefix", ["", "##"])
@@ -189,7 +189,7 @@ def test_merges_that_lead_to_a_special_token_go_and_so_do_those_that_use_it(pref
     plain = Tokenizer(models.BPE(vocabulary, [(first, second) for first, second in merges], continuing_subword_prefix=prefix))
     plain.add_special_tokens(["<s>"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", eos_token="<s>")
-    ids = Encoder.of(tokenizer, causal=True).build().encode(["ab", "<s>x"])[0].tolist()
+    ids = Encoder.of(tokenizer).build().encode(["ab", "<s>x"])[0].tolist()
     assert ids == [vocabulary[piece] for piece in ("ab", "<s", behind[1], behind[2])]
     file = json.loads(plain.to_str())
     file["model"]["merges"] = [" ".join(merge) for merge in merges]  # as earlier versions of `tokenizers` wrote them
@@ -202,4 +202,4 @@ def test_a_mask_token_that_its_file_does_not_call_special_is_text() -> None:
     tokenizer.add_tokens([AddedToken("[BLANK]", normalized=False)])
     tokenizer._special_tokens_map["mask_token"] = "[BLANK]"
     assert tokenizer.mask_token_id == DRUG
-    assert DRUG not in Encoder.of(tokenizer, causal=False).build().encode(["bara [BLANK]"])[0]
+    assert DRUG not in Encoder.of(tokenizer).build().encode(["bara [BLANK]"])[0]

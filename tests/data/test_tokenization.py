@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from stream_pretrain.data.rows.clm import Clm
+from stream_pretrain.data.rows.mlm import Mlm
 from stream_pretrain.data.rows.tokenization import Encoder
 from stream_pretrain.errors import ModelError
 from tests.corpora import WORDS, documents, word_tokenizer
@@ -48,21 +50,26 @@ TOKENIZERS = {"bert": word_tokenizer, "roberta": roberta_like, "gpt2": gpt2_like
 
 
 @pytest.mark.parametrize(
-    ("name", "causal", "prefix", "suffix", "document_end", "pad"),
+    ("name", "objective", "prefix", "suffix", "document_end", "pad"),
     [
-        ("bert", False, (2,), (3,), (), 0),
-        ("bert", True, (2,), (), (3,), 0),
-        ("roberta", False, (0,), (2,), (), 1),
-        ("gpt2", False, (), (), (), 0),
-        ("gpt2", True, (), (), (0,), 0),
-        ("llama", False, (1,), (), (), 2),
-        ("llama", True, (1,), (), (2,), 2),
+        ("bert", Mlm, (2,), (3,), (), 0),
+        ("bert", Clm, (2,), (), (3,), 0),
+        ("roberta", Mlm, (0,), (2,), (), 1),
+        ("gpt2", Mlm, (), (), (), 0),
+        ("gpt2", Clm, (), (), (0,), 0),
+        ("llama", Mlm, (1,), (), (), 2),
+        ("llama", Clm, (1,), (), (2,), 2),
     ],
 )
 def test_the_framing_of_a_segment_is_what_the_tokenizer_puts_around_a_text(
-    name: str, causal: bool, prefix: tuple[int, ...], suffix: tuple[int, ...], document_end: tuple[int, ...], pad: int
+    name: str,
+    objective: type[Mlm | Clm],
+    prefix: tuple[int, ...],
+    suffix: tuple[int, ...],
+    document_end: tuple[int, ...],
+    pad: int,
 ) -> None:
-    encoder = Encoder.of(TOKENIZERS[name](), causal=causal)
+    encoder = objective.framed(Encoder.of(TOKENIZERS[name]()))
     assert (encoder.prefix, encoder.suffix, encoder.document_end, encoder.pad) == (prefix, suffix, document_end, pad)
 
 
@@ -70,7 +77,7 @@ def test_padding_and_truncation_that_were_saved_with_a_tokenizer_are_no_framing(
     tokenizer = word_tokenizer()
     tokenizer.backend_tokenizer.enable_padding(length=8, pad_id=0, pad_token="[PAD]")
     tokenizer.backend_tokenizer.enable_truncation(max_length=8)
-    encoder = Encoder.of(tokenizer, causal=False)
+    encoder = Encoder.of(tokenizer)
     assert (encoder.prefix, encoder.suffix) == ((2,), (3,))
     ids, lengths = encoder.build().encode([" ".join(WORDS), WORDS[0]])
     assert lengths.tolist() == [len(WORDS), 1]
@@ -81,7 +88,7 @@ def test_a_tokenizer_that_makes_nothing_of_a_letter_is_refused() -> None:
     tokenizer = loaded(Tokenizer(models.WordPiece({"[CLS]": 0}, unk_token="[UNK]")))
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("a", "")
     with pytest.raises(ModelError, match="it makes no token of 'a'"):
-        Encoder.of(tokenizer, causal=False)
+        Encoder.of(tokenizer)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -89,7 +96,7 @@ def test_ids_are_those_of_the_plain_tokenizer(name: str) -> None:
     tokenizer = TOKENIZERS[name]()
     texts = [*documents(50), "ba a", "", "ünïcödé \U0001f600", "b" * 1000, " \n"]
     expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    ids, lengths = Encoder.of(tokenizer, causal=False).build().encode(texts)
+    ids, lengths = Encoder.of(tokenizer).build().encode(texts)
     assert ids.tolist() == [i for one in expected for i in one]
     assert lengths.tolist() == [len(one) for one in expected]
     assert (ids.dtype, lengths.dtype) == (np.int32, np.int64)
@@ -123,7 +130,7 @@ def test_what_berts_normalizer_does_is_the_same_done_sooner(text: str, options: 
     plain.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     plain.normalizer = normalizers.BertNormalizer(**options)
     plain.encode_special_tokens = True
-    tokenizer = Encoder.of(loaded(plain, mask_token="[MASK]", eos_token="[MASK]"), causal=False).build()
+    tokenizer = Encoder.of(loaded(plain, mask_token="[MASK]", eos_token="[MASK]")).build()
     assert tokenizer.tokenizer.normalizer is None
     assert tokenizer.encode([text])[0].tolist() == plain.encode(text, add_special_tokens=False).ids
 
@@ -132,13 +139,13 @@ def test_added_tokens_are_found_before_the_text_is_normalized() -> None:
     tokenizer = word_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.add_tokens([AddedToken("IL-6", normalized=False)])
-    ids, _ = Encoder.of(tokenizer, causal=False).build().encode(["IL-6 il-6"])
+    ids, _ = Encoder.of(tokenizer).build().encode(["IL-6 il-6"])
     assert ids.tolist()[0] == tokenizer.convert_tokens_to_ids("IL-6")
     assert ids.tolist().count(ids[0]) == 1
 
 
 def test_nothing_is_encoded_to_nothing() -> None:
-    ids, lengths = Encoder.of(word_tokenizer(), causal=False).build().encode([])
+    ids, lengths = Encoder.of(word_tokenizer()).build().encode([])
     assert (ids.tolist(), lengths.tolist(), ids.dtype) == ([], [], np.int32)
 
 
@@ -149,7 +156,7 @@ def test_nothing_is_encoded_to_nothing() -> None:
 def test_special_token_strings_in_a_document_are_text(name: str, text: str) -> None:
     tokenizer = TOKENIZERS[name]()
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    ids, _ = Encoder.of(tokenizer, causal=False).build().encode([text])
+    ids, _ = Encoder.of(tokenizer).build().encode([text])
     assert special & set(tokenizer(text, add_special_tokens=False)["input_ids"])
     assert len(ids) > 1
     assert not special & set(ids.tolist())

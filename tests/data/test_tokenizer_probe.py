@@ -37,14 +37,14 @@ def readings(encoder: Encoder, text: str) -> set[tuple[int, ...]]:
 def test_bpe_that_forgets_merges_at_random_does_so_no_more_and_is_exported_as_it_came() -> None:
     tokenizer = byte_level(dropout=0.3)
     assert len({tuple(tokenizer("ba" * 20)["input_ids"]) for _ in range(20)}) > 1
-    encoder = Encoder.of(tokenizer, causal=True)
-    assert readings(encoder, "ba" * 20) == readings(Encoder.of(byte_level(), causal=True), "ba" * 20)
+    encoder = Encoder.of(tokenizer)
+    assert readings(encoder, "ba" * 20) == readings(Encoder.of(byte_level()), "ba" * 20)
     assert readings(encoder, "ba" * 20) == {(258,) * 10}
     (note,) = encoder.notes
     assert "dropout 0.3 draws at random and is switched off" in note
     assert json.loads(tokenizer.backend_tokenizer.to_str())["model"]["dropout"] == pytest.approx(0.3)
     asked(encoder, "here")
-    assert Encoder.of(byte_level(dropout=0.0), causal=True).notes == ()
+    assert Encoder.of(byte_level(dropout=0.0)).notes == ()
 
 
 @pytest.mark.parametrize("setting", ["dropout", "alpha", "nbest_size"])
@@ -59,7 +59,7 @@ def test_whatever_a_file_calls_drawing_at_random_is_switched_off(setting: str, m
             return json.dumps(content)
 
     monkeypatch.setattr(type(tokenizer), "backend_tokenizer", Backend())
-    encoder = Encoder.of(tokenizer, causal=True)
+    encoder = Encoder.of(tokenizer)
     assert json.loads(encoder.serialized)["model"][setting] is None
     assert f"{setting} 0.25 draws at random" in encoder.notes[0]
 
@@ -74,11 +74,11 @@ def test_any_other_source_of_chance_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(tokenization, "_build", by_chance)
     with pytest.raises(ModelError, match="tokenizer here: it gives a text other ids each time it is asked"):
-        asked(Encoder.of(byte_level(), causal=True), "here")
+        asked(Encoder.of(byte_level()), "here")
 
 
 def test_an_upgrade_that_changes_no_id_is_said_and_one_that_does_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = Encoder.of(byte_level(), causal=True)
+    encoder = Encoder.of(byte_level())
     began = json.loads(json.dumps(asked(encoder, "here").to_json()))
     assert note_on_engine(asked(encoder, "here"), began) is None
     assert note_on_engine(asked(encoder, "here"), None) is None
@@ -97,7 +97,7 @@ def test_an_upgrade_that_changes_no_id_is_said_and_one_that_does_is_refused(monk
 
 
 def test_ranks_that_give_other_ids_are_refused() -> None:
-    engine = asked(Encoder.of(byte_level(), causal=True), "here")
+    engine = asked(Encoder.of(byte_level()), "here")
     refuse_unlike([engine, replace(engine, version="0.99.0")])
     with pytest.raises(ModelError, match=r"tokenizers 0\.99\.0 of rank 1 gives other ids than .* of rank 0"):
         refuse_unlike([engine, replace(engine, version="0.99.0", ids="others")])
@@ -108,7 +108,7 @@ def ids_with(normalizer: normalizers.Normalizer | None) -> str:
     """The hash of the ids where a tokenizer does something else with a text first."""
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.normalizer = normalizer
-    return asked(Encoder.of(tokenizer, causal=True), "here").ids
+    return asked(Encoder.of(tokenizer), "here").ids
 
 
 @pytest.mark.parametrize(
@@ -129,14 +129,14 @@ def test_the_texts_tell_a_change_in_any_script_or_sign(normalizer: normalizers.N
 @pytest.mark.parametrize("sign", "\u2e43\u0a76")
 def test_a_sign_that_becomes_punctuation_is_told_by_word_pieces(sign: str) -> None:
     tokenizer = word_tokenizer()
-    before = asked(Encoder.of(tokenizer, causal=False), "here").ids
+    before = asked(Encoder.of(tokenizer), "here").ids
     isolated = pre_tokenizers.Split(sign, "isolated")
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([isolated, pre_tokenizers.BertPreTokenizer()])
-    assert asked(Encoder.of(tokenizer, causal=False), "here").ids != before
+    assert asked(Encoder.of(tokenizer), "here").ids != before
 
 
 def test_a_setting_that_a_later_version_writes_and_that_is_off_is_no_other_tokenizer() -> None:
-    encoder = Encoder.of(byte_level(), causal=True)
+    encoder = Encoder.of(byte_level())
     content = json.loads(encoder.serialized)
     content["model"] |= {"new_setting": None, "newer_setting": False}
     assert replace(encoder, serialized=json.dumps(content)).fingerprint == encoder.fingerprint
@@ -153,7 +153,7 @@ def test_the_documents_of_a_report_have_the_same_ids_at_every_reading() -> None:
     texts = [json.loads(line)["text"] for line in (REPORTS / "bpe_dropout" / "a.jsonl").read_bytes().splitlines()]
     assert len(texts) == 400
     tokenizer = AutoTokenizer.from_pretrained(REPORTS / "tokenizers" / "gpt2_dropout")
-    encoder = Encoder.of(tokenizer, causal=True)
+    encoder = Encoder.of(tokenizer)
     first, second = (encoder.build().encode(texts)[0].tolist() for _ in range(2))
     assert first == second
     tokenizer.backend_tokenizer.model.dropout = None

@@ -60,7 +60,7 @@ class Group:
     after: tuple[int, int, int] | None
     """Rank, piece and token that the next group begins with; None at the end of the window."""
     labelled: dict[float, Labelled] = field(default_factory=dict)
-    """The rows with labels, at the mask rate they were last asked for with."""
+    """The rows with labels, at the rate they were last asked for with."""
 
 
 class SourceLane:

@@ -12,9 +12,7 @@ from stream_pretrain.data.lanes.cursor import Cursor, Skipped
 from stream_pretrain.data.lanes.lane import Lane
 from stream_pretrain.data.lanes.source_lane import CAUSES, Group
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
-from stream_pretrain.data.randomness import keyed_generator
-from stream_pretrain.data.rows.labels import Labelled, next_tokens
-from stream_pretrain.data.rows.masking import mask
+from stream_pretrain.data.rows.labels import Labelled
 from stream_pretrain.data.rows.packing import Rows, gather
 
 
@@ -93,16 +91,11 @@ def step_of(lanes: Sequence[Lane], plan: StreamPlan) -> StepRows:
 
 
 def _labels_of(group: Group, plan: StreamPlan, step: int) -> Labelled:
-    """The labelled rows of a group at the mask rate of a step; made once for each rate."""
-    rate = 1.0 if plan.vocabulary is None else plan.mask_rate(step)
+    """The labelled rows of a group at the rate of a step; made once for each rate."""
+    rate = plan.objective.rate(step)
     if rate not in group.labelled:
         group.labelled.clear()
-        if plan.vocabulary is None:
-            group.labelled[rate] = next_tokens(group.rows)
-        else:
-            rates = np.full(len(group.rows.input_ids), rate)
-            generator = keyed_generator(*group.key)
-            group.labelled[rate] = mask(group.rows, plan.vocabulary, plan.objective, rates, generator)
+        group.labelled[rate] = plan.objective.label(group.rows, rate, group.key)
     return group.labelled[rate]
 
 
@@ -111,11 +104,9 @@ def _gather_labels(runs: Sequence[_Run], plan: StreamPlan) -> Labelled:
         empty = np.empty((0, width), dtype=np.int32)
         return np.concatenate([empty, *(getattr(run.labelled, name)[run.which.start : run.which.stop] for run in runs)])
 
-    return Labelled(
-        input_ids=stacked("input_ids", plan.lanes.sequence_length),
-        label_positions=stacked("label_positions", plan.label_slots),
-        labels=stacked("labels", plan.label_slots),
-    )
+    length = plan.lanes.sequence_length
+    slots = plan.objective.label_slots(length)
+    return Labelled(stacked("input_ids", length), stacked("label_positions", slots), stacked("labels", slots))
 
 
 def merged(parts: Sequence[StepRows]) -> StepRows:

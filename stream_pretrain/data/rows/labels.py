@@ -31,14 +31,6 @@ class Labelled:
     """[R, P] what is to be predicted there, `IGNORED` where padded."""
 
 
-def next_tokens(rows: Rows) -> Labelled:
-    """Every position predicts the token after it in its segment; the last position of a segment has no label."""
-    has_next = filled(rows).ravel()
-    has_next[flat_starts(rows) + rows.segment_length - 1] = False
-    labelled = np.flatnonzero(has_next)
-    return lay_out(rows.input_ids, labelled, rows.input_ids.take(labelled + 1), rows.input_ids.shape[1])
-
-
 def flat_starts(rows: Rows) -> NDArray[np.int64]:
     """First position of each segment, counted over the rows one after another."""
     starts: NDArray[np.int64] = rows.segment_row.astype(np.int64) * rows.input_ids.shape[1] + rows.segment_start

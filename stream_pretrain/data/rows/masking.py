@@ -1,4 +1,4 @@
-"""Rows to model inputs and labels: masked language modelling and next-token prediction.
+"""Which tokens of a row are masked, and what stands there instead.
 
     rows ──> which positions may be masked ──> select: tokens, words or spans ──> labels ──> replace 80/10/10
 
@@ -8,17 +8,14 @@ All draws come from one generator per group, so the labels are a pure function o
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_pretrain.config import ObjectiveConfig
 from stream_pretrain.data.randomness import uniform_uint32, uniform_uint64
-
-if TYPE_CHECKING:
-    from stream_pretrain.data.rows.packing import Rows
 from stream_pretrain.data.rows.labels import Labelled, filled, flat_starts, lay_out
+from stream_pretrain.data.rows.packing import Rows
 from stream_pretrain.data.rows.vocabulary import Vocabulary
 
 LONGEST_SPAN = 10
@@ -31,22 +28,7 @@ _SPAN_WORDS = (1 + np.searchsorted(_CUMULATIVE, (np.arange(1 << 16) + 0.5) / (1 
 
 def label_slots(objective: ObjectiveConfig, sequence_length: int) -> int:
     """P: labels a row can have at most, at any step of the run."""
-    if objective.name == "clm":
-        return sequence_length
-    return math.ceil(_highest_rate(objective) * sequence_length)
-
-
-def mask_rates(objective: ObjectiveConfig, steps: NDArray[np.integer[Any]], max_steps: int | None) -> NDArray[np.float64]:
-    """The mask rate of each step, a pure function of the step.
-
-    Constant, or linear from `mask_rate` at step 0 to `final_mask_rate` at step `max_steps - 1`, and constant after it.
-    """
-    if objective.final_mask_rate is None:
-        return np.full(steps.shape, objective.mask_rate)
-    assert max_steps is not None, "a mask rate that changes needs an end"
-    progress = np.clip(steps / max(max_steps - 1, 1), 0.0, 1.0)
-    rates: NDArray[np.float64] = objective.mask_rate * (1 - progress) + objective.final_mask_rate * progress
-    return rates
+    return math.ceil(max(objective.mask_rate, objective.final_mask_rate or 0.0) * sequence_length)
 
 
 def mask(
@@ -90,10 +72,6 @@ def mask(
     replaced.ravel()[masked] = vocabulary.mask_id
     replaced.ravel()[randomized] = vocabulary.drawable[drawn]
     return lay_out(replaced, labelled, input_ids.take(labelled), slots)
-
-
-def _highest_rate(objective: ObjectiveConfig) -> float:
-    return max(objective.mask_rate, objective.final_mask_rate or 0.0)
 
 
 def _select_tokens(maskable: NDArray[np.bool_], budget: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:

@@ -58,8 +58,8 @@ class Encoder:
     """What is read otherwise than the tokenizer's file says, one line each, to be shown once."""
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerFast, *, causal: bool, special_tokens: SpecialTokens = "text") -> Encoder:
-        """From a loaded fast tokenizer. Causal models end documents, masked ones frame segments.
+    def of(cls, tokenizer: PreTrainedTokenizerFast, special_tokens: SpecialTokens = "text") -> Encoder:
+        """From a loaded fast tokenizer, with all it frames a text and ends a document with: an objective uses some of it.
 
         Raises: ModelError where the tokenizer does not show what it frames a text with.
         """
@@ -81,8 +81,8 @@ class Encoder:
         return cls(
             serialized=serialized,
             prefix=prefix,
-            suffix=() if causal else suffix,
-            document_end=(end,) if causal and end is not None else (),
+            suffix=suffix,
+            document_end=() if end is None else (end,),
             pad=0 if pad is None else pad,
             kept=file.kept,
             notes=file.notes,

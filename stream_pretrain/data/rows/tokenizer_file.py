@@ -52,7 +52,7 @@ def for_documents(tokenizer: PreTrainedTokenizerFast, special_tokens: SpecialTok
         "same ids at every reading; exports keep it"
         for name, value in chance.items()
     ]
-    roles = {str(getattr(tokenizer, role)) for role in _ROLES if getattr(tokenizer, role, None) is not None}
+    roles = _roles(tokenizer)
     not_special = [token for token in content["added_tokens"] if token["content"] in roles and not token["special"]]
     for token in not_special:
         token["special"] = True
@@ -67,13 +67,25 @@ def for_documents(tokenizer: PreTrainedTokenizerFast, special_tokens: SpecialTok
         )
     elif special_tokens == "keep":
         notes.append(f"--data.special-tokens keep changes nothing: tokenizer {tokenizer.name_or_path} has none of your own")
-    kept = own if special_tokens == "keep" else []
+    kept = kept_tokens(tokenizer, special_tokens)
     changed = bool(chance or kept or not_special)
     return TokenizerFile(
         json.dumps(content, ensure_ascii=False) if changed else serialized,
-        tuple(token["id"] for token in kept),
+        kept,
         tuple(notes),
     )
+
+
+def kept_tokens(tokenizer: PreTrainedTokenizerFast, special_tokens: SpecialTokens) -> tuple[int, ...]:
+    """Ids of the user's own special tokens, where documents keep them."""
+    tokens, roles = tokenizer.added_tokens_decoder, _roles(tokenizer)
+    own = (token_id for token_id, token in tokens.items() if token.special and token.content not in roles)
+    return tuple(own) if special_tokens == "keep" else ()
+
+
+def _roles(tokenizer: PreTrainedTokenizerFast) -> set[str]:
+    """The special tokens that the model itself has a use for."""
+    return {str(getattr(tokenizer, role)) for role in _ROLES if getattr(tokenizer, role, None) is not None}
 
 
 def _names(tokens: Sequence[dict[str, Any]]) -> str:

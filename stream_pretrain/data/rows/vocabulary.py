@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_pretrain.errors import ModelError
-
-if TYPE_CHECKING:
-    pass
 from stream_pretrain.data.rows.words import BEGINS, BEGINS_ALWAYS, CLASSES, token_edges
+from stream_pretrain.errors import ModelError
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,12 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_pretrain.errors import ModelError
-
-if TYPE_CHECKING:
-    pass
-
 
 #
 # WordPiece: a token with the prefix ## continues a word, every other one begins one; equal to the tokenizer's own `word_ids`.

@@ -1,0 +1,53 @@
+"""Next-token prediction."""
+
+# ruff: noqa: ARG002, ARG003 (objectives have these arguments in common, and this one needs few)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from stream_pretrain.config import Config
+from stream_pretrain.data.rows.labels import Labelled, filled, flat_starts, lay_out
+from stream_pretrain.data.rows.packing import Rows
+from stream_pretrain.data.rows.tokenization import Encoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Clm:
+    """Next-token prediction: every token is predicted from those before it in its document."""
+
+    name: ClassVar = "clm"
+    causal: ClassVar = True
+    evaluation_rate: ClassVar = 1.0
+
+    @classmethod
+    def of(cls, config: Config, tokenizer: PreTrainedTokenizerFast) -> Clm:
+        return cls()
+
+    @staticmethod
+    def framed(encoder: Encoder) -> Encoder:
+        """A document has an end-of-text token behind its last segment, and a segment has nothing behind it."""
+        return replace(encoder, suffix=())
+
+    def label_slots(self, sequence_length: int) -> int:
+        return sequence_length
+
+    def shortest_row(self, framing: int) -> int:
+        return framing + 2
+
+    def rate(self, step: int) -> float:
+        return 1.0
+
+    def label(self, rows: Rows, rate: float, key: Sequence[int]) -> Labelled:
+        """Every position predicts the token after it in its segment; the last position of a segment has no label."""
+        has_next = filled(rows).ravel()
+        has_next[flat_starts(rows) + rows.segment_length - 1] = False
+        labelled = np.flatnonzero(has_next)
+        return lay_out(rows.input_ids, labelled, rows.input_ids.take(labelled + 1), rows.input_ids.shape[1])
