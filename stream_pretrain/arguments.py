@@ -21,7 +21,8 @@ import yaml
 
 from stream_pretrain.config import ALIASES, GROUPS, Config
 from stream_pretrain.errors import ConfigError
-from stream_pretrain.redaction import HIDDEN, redacted_options, redacted_sources, redacted_url
+from stream_pretrain.redaction import redacted_options, redacted_sources
+from stream_pretrain.urls import HIDDEN, redacted_url
 
 
 def parse(arguments: Sequence[str]) -> Config:

@@ -19,8 +19,8 @@ from typing import Any, Literal
 from stream_pretrain import earlier
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.names import escaped
-from stream_pretrain.redaction import HIDDEN, Secrets, redacted_url, says_hidden
-from stream_pretrain.urls import user_and_query, without_secrets
+from stream_pretrain.redaction import Secrets, says_hidden
+from stream_pretrain.urls import HIDDEN, redacted_url, user_and_query, without_secrets
 
 Auto = Literal["auto"]
 TextDocuments = Literal["line", "blank-line", "file"]

@@ -13,12 +13,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from stream_pretrain.names import escaped
-from stream_pretrain.urls import user_and_query
-
-HIDDEN = "…"
+from stream_pretrain.urls import HIDDEN, redacted_url, user_and_query
 
 # Names in storage options whose values say where, not who.
 _NO_SECRETS = frozenset({"endpoint", "endpoint_url", "region", "region_name", "project", "profile", "account_name"})
+_NUMBERS = re.compile(
+    "age|attempts|batch|block|blocksize|bytes|cache|chunk|concurrency|connect|connections|count|days|delay|depth|expiry|hours|"
+    "interval|length|level|limit|listings|max|min|minutes|mode|parallel|part|pool|port|retries|retry|seconds|size|ssl|threads|"
+    "timeout|times|trials|ttl|verbose|verify|version|wait|workers"
+)
+"""Words in names of storage options whose values are numbers, and no secrets."""
+_NAMES_OF_SECRETS = re.compile(
+    "sig|token|secret|passw|pwd|credential|auth|key|session|policy|sas|ticket|jwt|code|hash|hmac", re.IGNORECASE
+)
+_WORD = re.compile(r"[a-z]+([/._-][a-z]+)*")
 _SECRET_VARIABLES = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|ACCESS_KEY_ID|ACCOUNT_KEY|CONNECTION_STRING)$"
 )
@@ -26,16 +34,12 @@ _PROXIES = re.compile(r"(https?|ftp|all)_proxy", re.IGNORECASE)
 # In the text of a library: a user in front of @, and a query, which also stands alone where only the path is told.
 _USER = re.compile(r"(?<=://)(?:[^\s/?#'\"<>@:]*:[^\s/'\"<>]*@)|(?<=https://)[^\s/?#'\"<>@]+@|(?<=http://)[^\s/?#'\"<>@]+@")
 _QUERY = re.compile(r"\?[^\s'\")>]+=[^\s'\")>]+")
-_SHORTEST, _SURE = 3, 8
-"""Shorter values are not searched for; those below the second length only as words of their own, and no usual ones."""
+_SHORTEST, _SURE, _LONG = 3, 8, 24
+"""Shorter values are not searched for; those below the second length only as words of their own, and no usual ones.
+
+Of a query, words such as `training` are no secret where they are not long and their name does not say that they are one.
+"""
 _USUAL = frozenset({"true", "false", "none", "null", "auto", "json", "default"})
-
-
-def redacted_url(url: str) -> str:
-    """The URL with `…` in place of its user and its query."""
-    user, query = user_and_query(url)
-    shown = url.replace(f"://{user}@", f"://{HIDDEN}@", 1) if user else url
-    return f"{shown.removesuffix(query)}{HIDDEN}" if query else shown
 
 
 def redacted_options(storage_options: str) -> str:
@@ -67,6 +71,8 @@ def _redacted(name: str, value: Any) -> Any:
             return [_redacted(name, inner) for inner in value]
         case str():
             return redacted_url(value) if name in _NO_SECRETS else HIDDEN
+        case int() | float() if not _is_plain_number(name, value):
+            return HIDDEN
         case _:
             return value
 
@@ -82,6 +88,12 @@ def says_hidden(value: Any) -> bool:
             return isinstance(value, str) and value == HIDDEN
 
 
+def _is_plain_number(name: str, value: float) -> bool:
+    """Whether a number is none that stands for a password or a key."""
+    words = re.findall("[a-z]+", re.sub("([A-Z])", r"_\1", name).lower())
+    return isinstance(value, bool) or any(map(_NUMBERS.fullmatch, words))
+
+
 class Secrets:
     """Values that must not be shown, to be searched for in text that is not ours."""
 
@@ -90,7 +102,7 @@ class Secrets:
         long = sorted((form for form in forms if len(form) >= _SURE), key=len, reverse=True)
         short = sorted(form for form in forms if _SHORTEST <= len(form) < _SURE and form.lower() not in _USUAL)
         short = [form for form in short if not form.isdigit()]
-        alternatives = [*map(re.escape, long), *(rf"(?<!\w){re.escape(form)}(?!\w)" for form in short)]
+        alternatives = [*map(re.escape, long), *(rf"(?:(?<!\w)|(?=\W)){re.escape(form)}(?!\w)" for form in short)]
         self._known = re.compile("|".join(alternatives)) if alternatives else None
 
     @classmethod
@@ -116,8 +128,12 @@ def _of_url(url: str) -> Iterator[str]:
     yield password
     if len(name) >= _SURE:  # a short one may be part of any path
         yield name
-    for part in query.split("&"):
-        yield part.partition("=")[2] if "=" in part else part
+    for part in re.split("[?#;&]", query):
+        key, equals, value = part.partition("=")
+        if not equals:
+            yield f"?{part}"  # which is any word, such as a name of a branch, where nothing is in front of it
+        elif _NAMES_OF_SECRETS.search(key) or len(value) >= _LONG or (len(value) >= _SURE and not _WORD.fullmatch(value)):
+            yield value
 
 
 def _of_options(name: str, value: Any) -> Iterator[str]:
@@ -133,6 +149,8 @@ def _of_options(name: str, value: Any) -> Iterator[str]:
         case str():
             yield value
             yield from (word for word in value.split() if len(word) >= _SURE)  # Bearer and a token
+        case int() | float() if not _is_plain_number(name, value):
+            yield str(value)
 
 
 def _of_variable(name: str, value: str) -> Iterator[str]:

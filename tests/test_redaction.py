@@ -14,7 +14,8 @@ from stream_pretrain.config import storage_options, validate
 from stream_pretrain.data.corpus.pinned import PinnedCorpus, PinnedSource
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.errors import ConfigError
-from stream_pretrain.redaction import Secrets, printable, redacted_options, redacted_url
+from stream_pretrain.redaction import Secrets, printable, redacted_options
+from stream_pretrain.urls import redacted_url
 
 NEEDED = ("--model=bert", "--max-steps=3")
 
@@ -27,6 +28,20 @@ NEEDED = ("--model=bert", "--max-steps=3")
         ("sftp://me:secret@host/a", "sftp://…@host/a"),
         ("simplecache::https://me:secret@host/a.zip?sig=a/b", "simplecache::https://…@host/a.zip?…"),
         ("abfs://container@account.net/a?sv=1&sig=abc", "abfs://container@account.net/a?…"),
+        ("abfs://container@account.net/a?sv=1&sig=SIG/ab=", "abfs://container@account.net/a?…"),
+        ("gs://bucket/a?SECRET", "gs://bucket/a?…"),
+        ("s3://KEY:sec/ret@bucket/a@b", "s3://…@bucket/a@b"),
+        ("sftp://me:pass@host:22/a@b", "sftp://…@host:22/a@b"),
+        ("https://me:pa/ss@host/a", "https://…@host/a"),
+        ("https://host/a#token=S", "https://host/a#…"),
+        ("https://host/a;jsessionid=S?b", "https://host/a;…"),
+        ("https://host/a;b/c", "https://host/a;b/c"),
+        ("https://host/a?from=http://me:pw@other/", "https://host/a?…"),
+        ("hdfs://name:8020/a@b/c", "hdfs://name:8020/a@b/c"),
+        ("http://[::1]:8000/a@b", "http://[::1]:8000/a@b"),
+        ("gs://bucket/20??-lang=en", "gs://bucket/20??-lang=en"),
+        ("s3://bucket/part-????", "s3://bucket/part-????"),
+        ("zip://a?.csv::s3://b/c.zip", "zip://a?.csv::s3://b/c.zip"),
         ("s3://bucket/part-?.jsonl", "s3://bucket/part-?.jsonl"),
         ("hf://datasets/org/name@main/a?b=c", "hf://datasets/org/name@main/a?b=c"),
         ("folder/a?b=c@d", "folder/a?b=c@d"),
@@ -43,6 +58,10 @@ def test_a_url_is_shown_with_dots_in_place_of_its_secrets(url: str, shown: str) 
         ('{"headers":{"X-Key":"K"}}', '{"headers": {"X-Key": "…"}}'),
         ('{"key": "a", "endpoint_url": "http://me:pw@h", "ssl": 0}', '{"key": "…", "endpoint_url": "http://…@h", "ssl": 0}'),
         ('{"anon":true}', '{"anon":true}'),
+        (
+            '{"password": 12345678901234, "pin": [1.5], "port": 443, "blockSize": 5, "read-timeout": 2.5, "x": null}',
+            '{"password": "…", "pin": ["…"], "port": 443, "blockSize": 5, "read-timeout": 2.5, "x": null}',
+        ),
         ("@keys.json", "@keys.json"),
         ("{token: abc", "…"),
     ],
@@ -175,6 +194,14 @@ def test_text_of_libraries_is_searched_for_secrets() -> None:
         secrets.hide("404 for https://me:pw@other/x?a=b&c=d (Caused by /x?sig=1)")
         == "404 for https://…@other/x?… (Caused by /x?…)"
     )
+
+
+def test_a_number_is_a_secret_and_a_usual_word_of_a_query_is_none() -> None:
+    options = {"password": 12345678901234, "block_size": 52428800, "client_kwargs": {"pin": 8765432109}}
+    secrets = Secrets.of(["https://h/a?ref=training&access=abcdefgh1&token=training2", "gs://b/c?SECRET"], [options], {})
+    assert secrets.hide("12345678901234 8765432109 abcdefgh1 training2 b/c?SECRET") == "… … … … b/c…"
+    for kept in ("training of 52428800 bytes", "SECRETARY"):
+        assert secrets.hide(kept) == kept
 
 
 def test_a_name_is_shown_in_one_line_that_a_terminal_shows_as_it_is() -> None:

@@ -11,8 +11,9 @@ import yaml
 
 from stream_pretrain.config import GROUPS, Config
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.redaction import HIDDEN, printable, redacted_options, redacted_sources, redacted_url
+from stream_pretrain.redaction import printable, redacted_options, redacted_sources
 from stream_pretrain.training.disk import replace_file
+from stream_pretrain.urls import HIDDEN, redacted_url
 
 NAME = "config.yaml"
 _OF_THE_START = ("run.output_dir", "run.resume")

@@ -30,7 +30,6 @@ from stream_pretrain.config import ALIASES, Config, defaults, fixed_options, fla
 from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.names import escaped, in_shell
-from stream_pretrain.redaction import HIDDEN
 from stream_pretrain.training.checkpoint import latest, read_trainer, verify
 from stream_pretrain.training.defaults import defaults_of_then, in_words, kept_options, with_options
 from stream_pretrain.training.disk import replace_file
@@ -39,6 +38,7 @@ from stream_pretrain.training.manifest import json_of
 from stream_pretrain.training.reading import parsed, read_bytes, retried, unreadable
 from stream_pretrain.training.records import RECORDS
 from stream_pretrain.training.versions import program
+from stream_pretrain.urls import HIDDEN
 
 FILES = ("run.json", *RECORDS, "evaluation.jsonl", "evaluation.json", "wandb-id")
 """What OUT may hold besides its lock and its folders."""
