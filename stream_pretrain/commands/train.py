@@ -29,6 +29,7 @@ from stream_pretrain.training.loop import (
     accelerate_for_one_run,
     accelerator_for,
 )
+from stream_pretrain.training.out_files import CHECKPOINTS, MODEL
 from stream_pretrain.training.peers import HEARD_SECONDS, NO_LIFE, POLL_SECONDS, SILENT_POLLS, STOPPED, Peers, between_ranks
 from stream_pretrain.training.preemption import Interrupted, StopRequest
 from stream_pretrain.training.progress import Progress
@@ -121,11 +122,11 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
                 ranks.wait()
             peers.part()
         if state == "preempted":
-            saved = any((out.path / "checkpoints").glob("step-*"))
+            saved = any((out.path / CHECKPOINTS).glob("step-*"))
             goes_on = "goes on from the last checkpoint" if saved else "starts it again: no step was done"
             progress.notice(f"stopped by {stop.signal or 'a signal to another rank'}; the same command {goes_on}")
         else:
-            progress.notice(f"finished; the model is in {out.path / 'model'}")
+            progress.notice(f"finished; the model is in {out.path / MODEL}")
     if ranks.world > 1:
         # Not here, where DDP would be the last to hold it, and wait for its threads with the lock that they need to end.
         atexit.register(torch.distributed.destroy_process_group)

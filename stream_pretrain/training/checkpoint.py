@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -32,10 +31,11 @@ from stream_pretrain.data.rows.tokenizer_probe import Engine
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError, StreamPretrainError, TrainingError
 from stream_pretrain.names import utf8_path
 from stream_pretrain.stored import stored
-from stream_pretrain.training.disk import replace_file
+from stream_pretrain.training.disk import replace_file, writing
 from stream_pretrain.training.folders import delete, flush, put_in_place
 from stream_pretrain.training.manifest import check_manifest, file_of, json_of, write_manifest
 from stream_pretrain.training.model_state import HostCopies, all_finite
+from stream_pretrain.training.out_files import CHECKPOINTS, CURSORS
 from stream_pretrain.training.records import sync_records
 
 REQUIRED = ("config.json", "model.safetensors", "optimizer.safetensors", "stream.json", "corpus.json", "trainer.json")
@@ -92,7 +92,7 @@ def write(snapshot: Snapshot, directory: Path) -> Path:
         flush(folder)
         write_manifest(folder)
 
-    with _written(final):
+    with writing(final):
         directory.mkdir(exist_ok=True)
         put_in_place(final, fill)
     return final
@@ -109,7 +109,7 @@ def write_model(
 
     Raises: CheckpointError when the disk refuses; what was there is untouched then.
     """
-    with _written(directory):
+    with writing(directory):
         put_in_place(directory, lambda folder: _write_pretrained(folder, model, model_config, tokenizer, came_with))
 
 
@@ -271,7 +271,7 @@ class BackgroundWriter:
                 f"the weights are not finite after step {snapshot.step}: lower --train.learning-rate; "
                 "the same command goes on from the last checkpoint"
             )
-        directory = self._out / "checkpoints"
+        directory = self._out / CHECKPOINTS
         sync_records(self._out)  # a checkpoint counts on the lines of the steps before it
         write(snapshot, directory)
         self._saved(snapshot.step)
@@ -279,11 +279,11 @@ class BackgroundWriter:
 
     def _prune(self, newest: int) -> None:
         prune(
-            self._out / "checkpoints",
+            self._out / CHECKPOINTS,
             newest=newest,
             keep_last=self._keep_last,
             keep_every=self._keep_every,
-            cursors=self._out / "cursors",
+            cursors=self._out / CURSORS,
             report=self._report_once,
         )
 
@@ -341,16 +341,6 @@ def _complete(checkpoint: Path) -> bytes:
         if not (checkpoint / name).is_file():
             raise DamagedCheckpointError(f"{checkpoint / name} is missing: delete this checkpoint")
     return file_of(checkpoint / "stream.json")
-
-
-@contextmanager
-def _written(final: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{final} could not be written ({error}): make room there and start the same command again"
-        ) from error
 
 
 def _write_pretrained(

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from stream_pretrain.errors import CheckpointError
 
 
@@ -29,12 +31,13 @@ def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Around what a run cannot go on without: a disk that refuses ends it by the name of the file. Raises: CheckpointError."""
+def writing(path: Path | str, advice: str = "make room, then start again") -> Iterator[None]:
+    """Around a write that the run needs: a refusal of the disk names the file, and what to do. Raises: CheckpointError."""
     try:
         yield
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written ({error.strerror}): make room, then start again") from error
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path} cannot be written ({why}): {advice}") from error
 
 
 def sync(path: Path) -> None:

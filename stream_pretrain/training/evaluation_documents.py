@@ -19,13 +19,14 @@ from stream_pretrain.errors import (
 )
 from stream_pretrain.training import evaluation
 from stream_pretrain.training.disk import replace_file, writing
+from stream_pretrain.training.out_files import EVALUATION, EVALUATION_ORIGIN
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.urls import without_secrets
 
 
 def evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress: Progress) -> list[str]:
     """The texts of the fixed evaluation set: collected once, kept in OUT."""
-    kept, origin = out / "evaluation.jsonl", out / "evaluation.json"
+    kept, origin = out / EVALUATION, out / EVALUATION_ORIGIN
     dataset = None if config.eval.dataset is None else without_secrets(config.eval.dataset)
     asked = {"dataset": dataset, "split": config.eval.split, "documents": config.eval.documents}
     if not kept.exists():

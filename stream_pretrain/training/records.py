@@ -1,9 +1,5 @@
 """What a run appends to: one line of JSON for each event, every line whole.
 
-metrics.jsonl      one line per logged step
-quarantine.jsonl   skipped documents
-bad_steps.jsonl    documents of steps that changed nothing
-
 A line that was appended has been handed to the system. `sync_records` brings all of them to the disk: it is for the thread
 that writes checkpoints, so that training waits for no disk, and a checkpoint finds every line of the steps before it.
 """
@@ -17,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from stream_pretrain.training.disk import replace_file, sync, writing
+from stream_pretrain.training.out_files import RECORDS
 from stream_pretrain.training.reading import lines_of, parsed, patiently, read_bytes
 
 _TAIL = 65_536
-RECORDS = ("metrics.jsonl", "quarantine.jsonl", "bad_steps.jsonl")
 
 
 def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

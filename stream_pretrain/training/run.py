@@ -29,6 +29,7 @@ from stream_pretrain.training.loop import (
 )
 from stream_pretrain.training.metrics import MetricsWindow
 from stream_pretrain.training.model_state import optimizer_tensors, untrained
+from stream_pretrain.training.out_files import BAD_STEPS, METRICS, MODEL, QUARANTINE
 from stream_pretrain.training.preemption import Interrupted, ignore_in_worker
 from stream_pretrain.training.records import append, has_evaluation
 from stream_pretrain.training.start import Setup
@@ -57,7 +58,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
             in_worker=ignore_in_worker,
         )
     )
-    evaluated = ranks.from_first(lambda: has_evaluation(out.path / "metrics.jsonl", totals.step))
+    evaluated = ranks.from_first(lambda: has_evaluation(out.path / METRICS, totals.step))
     evaluated = evaluated or setup.evaluation_set is None
     tracker = stack.enter_context(_tracker(setup, more=not evaluated))
     stack.enter_context(writer)
@@ -169,7 +170,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
                 writer.weights.of(weights),
                 settings,
                 setup.loaded.tokenizer,
-                out.path / "model",
+                out.path / MODEL,
                 setup.loaded.came_with.files,
             )
         out.record(state, step=totals.step)
@@ -258,7 +259,7 @@ def _name_skipped(setup: Setup, rows: StepRows, step: int) -> None:
         for skip in skipped
     ]
     if setup.ranks.is_first:
-        append(setup.out.path / "quarantine.jsonl", records)
+        append(setup.out.path / QUARANTINE, records)
 
 
 def _name_bad_step(setup: Setup, result: StepResult) -> None:
@@ -269,7 +270,7 @@ def _name_bad_step(setup: Setup, result: StepResult) -> None:
     seen = sorted({(epoch, shards[shard].name, offset) for origins in gathered for epoch, shard, offset in origins})
     if setup.ranks.is_first:
         documents = [{"epoch": epoch, "shard": shard, "offset": offset} for epoch, shard, offset in seen]
-        append(setup.out.path / "bad_steps.jsonl", [{"step": result.step, "documents": documents}])
+        append(setup.out.path / BAD_STEPS, [{"step": result.step, "documents": documents}])
 
 
 def begin_save(setup: Setup, writer: BackgroundWriter) -> None:

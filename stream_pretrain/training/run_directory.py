@@ -1,30 +1,18 @@
-"""OUT, the folder of one run: who owns it, how the run stands, and from where a start goes on.
-
-lock             held by the process that trains; names it, and beats as long as it lives
-run.json         state of the run, for people and schedulers
-config.yaml      its options, as --config takes them
-metrics.jsonl    one line per logged step
-checkpoints/     whole checkpoints; cursors/ holds where the lanes stood in those deleted since
-model/           the final model
-"""
+"""OUT as its owner sees it: how the run stands, and from where a start goes on."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
-import signal
 import socket
-import stat
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 from stream_pretrain.config import ALIASES, Config, defaults, fixed_options, flatten, without_places
 from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
@@ -32,22 +20,16 @@ from stream_pretrain.errors import CheckpointError
 from stream_pretrain.names import escaped, in_shell
 from stream_pretrain.training.checkpoint import latest, read_trainer, verify
 from stream_pretrain.training.defaults import defaults_of_then, in_words, kept_options, with_options
-from stream_pretrain.training.disk import replace_file
+from stream_pretrain.training.disk import replace_file, writing
 from stream_pretrain.training.folders import repair
+from stream_pretrain.training.lock import held, is_at
 from stream_pretrain.training.manifest import json_of
-from stream_pretrain.training.reading import parsed, read_bytes, retried, unreadable
-from stream_pretrain.training.records import RECORDS
+from stream_pretrain.training.out_files import CHECKPOINTS, FILES, LOCK, METRICS, MODEL, RUN
+from stream_pretrain.training.reading import parsed, read_bytes
 from stream_pretrain.training.versions import program
 from stream_pretrain.urls import HIDDEN
 
-FILES = ("run.json", *RECORDS, "evaluation.jsonl", "evaluation.json", "wandb-id")
-"""What OUT may hold besides its lock and its folders."""
 STATES = ("running", "preempted", "finished", "failed")
-BEAT_SECONDS = 15.0
-SILENT_SECONDS = 60.0
-"""An owner on another machine that has not been heard of for so long is no more."""
-LEASE_SECONDS = 120.0
-"""So long a file server may keep the lock of a machine that it has lost."""
 
 
 class RunDirectory:
@@ -67,31 +49,22 @@ class RunDirectory:
     def own(cls, path: Path, command: Sequence[str], report: Callable[[str], None]) -> Iterator[Self]:
         """Create OUT where it is missing, and keep every other process out of it until the end of the block.
 
-        Waits up to a minute, and says so, when a process on another machine was heard of lately: where a shared file
-        system does not enforce locks between machines, only its beat tells whether it lives. Where OUT or its lock is removed
-        in the block, this process gets a SIGTERM, so that no wait keeps it from asking `raise_if_lost`.
         Raises: CheckpointError when OUT is in use or cannot be written.
         """
-        descriptor = _lock(path, report)
-        released = threading.Event()
-        beat = threading.Thread(target=_beat, args=(descriptor, path, released, report), name="heartbeat", daemon=True)
-        beat.start()
-        try:
-            yield cls(path, command, report, descriptor)
-        finally:
-            released.set()
-            beat.join()
-            try:
-                os.ftruncate(descriptor, 0)
-            except OSError as error:  # must not hide how the run ended: who starts it elsewhere waits for a minute
-                report(f"{path / 'lock'} still names this process: {error.strerror}")
-            finally:
-                os.close(descriptor)
+        with writing(f"--output-dir {path}", "give another folder"):
+            path.mkdir(parents=True, exist_ok=True)
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, "it is not writable")
+            for name in FILES:
+                if (path / name).exists() and not (path / name).is_file():
+                    raise CheckpointError(f"{path / name} is not a file: remove it, or give another --output-dir")
+        with held(path, report) as lock:
+            yield cls(path, command, report, lock)
 
     @property
     def is_lost(self) -> bool:
         """Whether OUT or its lock was removed or replaced, so that another process may own what is there now."""
-        return self._lock is not None and not _is_at(self.path / "lock", self._lock)
+        return self._lock is not None and not is_at(self.path / LOCK, self._lock)
 
     def raise_if_lost(self) -> None:
         """To be called before something is written to OUT. Raises: CheckpointError when OUT is not this process's any more."""
@@ -117,7 +90,7 @@ class RunDirectory:
             "parent": parent,
             **program(),
         }
-        with _usable(self.path):
+        with writing(f"--output-dir {self.path}", "give another folder"):
             self._write()
 
     def record(self, state: str, *, step: int | None = None, error: str | None = None, **facts: Any) -> None:
@@ -154,13 +127,13 @@ class RunDirectory:
 
     def recorded(self) -> dict[str, Any]:
         """What run.json says; empty where there is none. Raises: CheckpointError."""
-        path = self.path / "run.json"
+        path = self.path / RUN
         try:
-            held = read_bytes(path)
+            found = read_bytes(path)
         except FileNotFoundError:
             return {}
         try:
-            content = parsed(held)
+            content = parsed(found)
         except ValueError as error:
             raise CheckpointError(f"{path} is not JSON: delete it, the checkpoints are all a run needs") from error
         if not isinstance(content, dict) or not isinstance(content.get("parent"), str | None):
@@ -176,7 +149,7 @@ class RunDirectory:
             self._report(f"{self.path / 'run.json'} could not be written: {failure.strerror}")
 
     def _write(self) -> None:
-        replace_file(self.path / "run.json", [json.dumps(self._run, indent=2).encode(), b"\n"])
+        replace_file(self.path / RUN, [json.dumps(self._run, indent=2).encode(), b"\n"])
 
 
 @dataclass(frozen=True)
@@ -199,12 +172,12 @@ def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None
     Raises: CheckpointError, also when an option that must not change in a run has changed.
     """
     resume, path = config.run.resume, out.path
-    with _usable(path):
-        repair(path / "model")
+    with writing(f"--output-dir {path}", "give another folder"):
+        repair(path / MODEL)
     recorded = out.recorded()
-    has_checkpoints = any((path / "checkpoints").glob("step-*"))
-    used = has_checkpoints or (path / "model").exists() or _size(path / "metrics.jsonl") > 0
-    if not recorded and not has_checkpoints and (path / "model").exists():
+    has_checkpoints = any((path / CHECKPOINTS).glob("step-*"))
+    used = has_checkpoints or (path / MODEL).exists() or _size(path / METRICS) > 0
+    if not recorded and not has_checkpoints and (path / MODEL).exists():
         raise CheckpointError(f"{path / 'model'} would be replaced, but is not from a run: give another --output-dir")
     if resume == "no":
         if used:
@@ -216,7 +189,7 @@ def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None
         parent = str(Path(resume).resolve())
         if used and recorded.get("parent") != parent:
             raise CheckpointError(f"{path} holds another run, --resume {resume} begins a new one: give another --output-dir")
-    checkpoint = latest(path / "checkpoints", report)
+    checkpoint = latest(path / CHECKPOINTS, report)
     if checkpoint is None and parent is not None:
         checkpoint = Path(parent)
         if not (checkpoint / "trainer.json").is_file():
@@ -287,158 +260,6 @@ def _unused(out: Path) -> Path:
     while (candidate := Path(f"{out}-{number}")).exists():
         number += 1
     return candidate
-
-
-def _lock(out: Path, report: Callable[[str], None]) -> int:
-    """Take OUT/lock; returns its open descriptor, whose end, however it comes, frees the lock."""
-    with _usable(out):
-        out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK):
-            raise PermissionError(errno.EACCES, "it is not writable")
-        for name in FILES:
-            if (out / name).exists() and not (out / name).is_file():
-                raise CheckpointError(f"{out / name} is not a file: remove it, or give another --output-dir")
-        descriptor = _open_lock(out / "lock", os.O_RDWR | os.O_CREAT)
-    try:
-        owner = _owner(out)
-        enforced = _flock(descriptor, out, owner, report)
-        if owner is not None and not (enforced and owner["host"] == socket.gethostname()):
-            _outlast(out, owner, report)
-        if not _is_at(out / "lock", descriptor):
-            raise CheckpointError(f"{out / 'lock'} was removed while this process waited for it: start the same command again")
-        with _usable(out):
-            _say_who_owns(descriptor)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-@contextmanager
-def _usable(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"--output-dir {out} cannot be used ({error.strerror}): give another folder") from error
-
-
-def _open_lock(lock: Path, flags: int) -> int:
-    """Neither follows a link, which may lead to any file, nor waits for the other end of a pipe. Raises: CheckpointError."""
-    descriptor: int | None = None
-    try:
-        descriptor = os.open(lock, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise
-        is_file = False
-    if descriptor is None or not is_file:
-        if descriptor is not None:
-            os.close(descriptor)
-        raise CheckpointError(f"{lock} is not a file, or a link to one: remove it, or give another --output-dir")
-    return descriptor
-
-
-def _is_at(lock: Path, descriptor: int) -> bool:
-    """Whether the open file is still the one of this name."""
-    try:
-        own, found = os.fstat(descriptor), lock.lstat()
-    except OSError as error:  # a file server that does not answer says nothing
-        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
-    return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
-
-
-def _flock(descriptor: int, out: Path, owner: dict[str, Any] | None, report: Callable[[str], None]) -> bool:
-    """Take the lock; False where the file system has none. Raises: CheckpointError when it is held."""
-    deadline: float | None = None
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            # Held, but by one that does not beat: perhaps a machine that was lost, whose locks the server still keeps.
-            if owner is None or _silence(owner) < SILENT_SECONDS or (deadline is not None and time.monotonic() >= deadline):
-                _refuse(out, owner)
-            if deadline is None:
-                deadline = time.monotonic() + LEASE_SECONDS
-                report(
-                    f"{out} is locked by process {owner['pid']} on {owner['host']}, which was last heard of "
-                    f"{_silence(owner):.0f} s ago: waiting {LEASE_SECONDS:.0f} s for the lock"
-                )
-            time.sleep(1.0)
-            owner = _owner(out)
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-                raise CheckpointError(
-                    f"{out / 'lock'} cannot be locked ({error.strerror}): give another --output-dir"
-                ) from error
-            return False
-        else:
-            return True
-
-
-def _silence(owner: dict[str, Any]) -> float:
-    """Seconds since the owner was heard of; not below 0 where the clocks of the machines differ."""
-    return max(0.0, time.time() - float(owner["time"]))
-
-
-def _outlast(out: Path, owner: dict[str, Any], report: Callable[[str], None]) -> None:
-    """Wait until the last owner is known to be gone. Raises: CheckpointError when it shows a sign of life."""
-    silence = _silence(owner)
-    if silence >= SILENT_SECONDS:
-        return
-    wait = SILENT_SECONDS - silence
-    report(f"{out} was used by process {owner['pid']} on {owner['host']}: waiting {wait:.0f} s to see whether it still is")
-    end = time.monotonic() + wait
-    while time.monotonic() < end:
-        time.sleep(1.0)
-        now = _owner(out)
-        if now is None:
-            return
-        if now != owner:
-            _refuse(out, now)
-
-
-def _refuse(out: Path, owner: dict[str, Any] | None) -> NoReturn:
-    who = "another process" if owner is None else f"process {owner['pid']} on {owner['host']}"
-    raise CheckpointError(f"{out} is in use by {who}: wait for it to end, or give another --output-dir")
-
-
-def _owner(out: Path) -> dict[str, Any] | None:
-    """Who wrote itself into the lock last, if it did not take itself out again."""
-    try:  # opened anew each time: that is when network file systems look at the server
-        descriptor = _open_lock(out / "lock", os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    with open(descriptor, "rb") as lock:
-        try:
-            content = retried(lambda: os.pread(lock.fileno(), 4096, 0))
-        except OSError as error:
-            raise unreadable(out / "lock", error) from error
-    try:
-        owner = parsed(content)
-    except ValueError:  # empty, or from a machine that lost power
-        return None
-    kinds = {"host": str, "pid": int, "time": float}
-    is_owner = isinstance(owner, dict) and {name: type(value) for name, value in owner.items()} == kinds
-    return owner if is_owner else None
-
-
-def _say_who_owns(descriptor: int) -> None:
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-    content = json.dumps(owner).ljust(255).encode() + b"\n"  # one size, so that no reader sees two mixed
-    if os.pwrite(descriptor, content, 0) < len(content):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _beat(descriptor: int, out: Path, released: threading.Event, report: Callable[[str], None]) -> None:
-    while not released.wait(BEAT_SECONDS):
-        if not _is_at(out / "lock", descriptor):
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        try:
-            _say_who_owns(descriptor)
-        except OSError as error:  # saving the next checkpoint is what decides whether the run can go on
-            report(f"the lock of the run cannot be refreshed: {error}")
 
 
 def _size(path: Path) -> int:

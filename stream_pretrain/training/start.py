@@ -44,10 +44,11 @@ from stream_pretrain.training.manifest import MANIFEST
 from stream_pretrain.training.model_state import load_optimizer_tensors, load_weights, untrained
 from stream_pretrain.training.optimizer import adamw, learning_rate
 from stream_pretrain.training.options_file import write_options
+from stream_pretrain.training.out_files import RECORDS
 from stream_pretrain.training.preemption import StopRequest
 from stream_pretrain.training.progress import Progress, human_bytes
 from stream_pretrain.training.ranks import Ranks
-from stream_pretrain.training.records import RECORDS, trim_after
+from stream_pretrain.training.records import trim_after
 from stream_pretrain.training.run_directory import RunDirectory, decide_start
 from stream_pretrain.training.totals import Totals
 

@@ -22,6 +22,7 @@ from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.names import escaped
 from stream_pretrain.stored import stored
 from stream_pretrain.training.disk import replace_file
+from stream_pretrain.training.out_files import METRICS, WANDB, WANDB_ID, WANDB_SENT
 from stream_pretrain.training.preemption import Interrupted
 from stream_pretrain.training.reading import lines_of, parsed
 from stream_pretrain.training.records import append, replace_last
@@ -32,7 +33,6 @@ Mode = Literal["online", "offline", "disabled"]
 
 INIT_SECONDS = 30  # a start waits no longer for a server that does not answer
 LEAVE_SECONDS = 3  # the client's process has that long to leave when there is nothing to send any more
-SENT = "wandb-sent-step"  # in OUT: the last step that the server is known to have
 FINISH_SECONDS = 15  # a launcher kills 30 s after SIGTERM, and the last checkpoint comes first
 
 
@@ -68,7 +68,7 @@ class Tracker:
         Raises: ConfigError when Weights & Biases is asked to be online and has no key; CheckpointError when a line of
         the record that is still to be sent is damaged.
         """
-        path = out / "metrics.jsonl"
+        path = out / METRICS
         mode, reason = _choose_mode(run, out, report)
         view = None if mode == "disabled" else WandbView.open(run, out, mode, reason, config, report)
         tracker = cls(path, view)
@@ -160,15 +160,15 @@ class WandbView:
     ) -> Self | None:
         """Start the run, or attach to it when `out` has one; offline when the server fails, none when that fails too."""
         if escaped(path := str(out.resolve())) != path:
-            report(f"W&B is off: its client opens no path that is not UTF-8; {out / 'metrics.jsonl'} has every metric")
+            report(f"W&B is off: its client opens no path that is not UTF-8; {out / METRICS} has every metric")
             return None
         # The client reports its own errors over OpenTelemetry, and retries that loudly at exit while the server is down.
         os.environ.setdefault("OTEL_SDK_DISABLED", "true")
-        sent_path = out / SENT
+        sent_path = out / WANDB_SENT
         try:
-            run_id = _run_id(out / "wandb-id")
+            run_id = _run_id(out / WANDB_ID)
             sent: int | None = int(sent_path.read_text()) if sent_path.exists() else None
-            in_files = steps_held(out / "wandb", run_id) if mode == "offline" else set()
+            in_files = steps_held(out / WANDB, run_id) if mode == "offline" else set()
         except (OSError, ValueError) as error:
             report(f"W&B is off, its files in {out} cannot be used: {_one_line(error)}; metrics.jsonl has every metric")
             return None
@@ -199,7 +199,7 @@ class WandbView:
             started.define_metric("*", step_metric="train/step")
             return started
 
-        upload = f"upload with: wandb sync {out / 'wandb'}/offline-run-*-{run_id}"
+        upload = f"upload with: wandb sync {out / WANDB}/offline-run-*-{run_id}"
         try:
             started = start(mode)
             if mode == "online":
@@ -213,7 +213,7 @@ class WandbView:
             with suppress(Exception):  # the client's process may be what failed
                 _end_client()
             if mode == "offline":
-                report(f"W&B is off, it did not start: {_one_line(error)}; {out / 'metrics.jsonl'} has every metric")
+                report(f"W&B is off, it did not start: {_one_line(error)}; {out / METRICS} has every metric")
                 return None
             return cls.open(run, out, "offline", f"online failed ({_one_line(error)})", config, report)
         if mode == "online":
@@ -249,7 +249,7 @@ class WandbView:
                     self._run.mark_preempting()
                 self._run.finish(exit_code=exit_code)
                 if self._mode == "online" and self._working:  # all of it has arrived
-                    _keep_step(self._out / SENT, self._last)
+                    _keep_step(self._out / WANDB_SENT, self._last)
             finally:
                 _end_client(exit_code)  # here and not at exit, where a failure would print a traceback
         # Any exception, as at the start: training is over and saved.
@@ -259,7 +259,7 @@ class WandbView:
     def _fail(self, error: Exception) -> None:
         if self._working:
             self._working = False
-            self._report(f"W&B stopped: {_one_line(error)}; {self._out / 'metrics.jsonl'} has every metric")
+            self._report(f"W&B stopped: {_one_line(error)}; {self._out / METRICS} has every metric")
 
 
 def _keep_step(path: Path, step: int | None) -> None:
@@ -306,7 +306,7 @@ def _choose_mode(run: RunConfig, out: Path, report: Callable[[str], None]) -> tu
                 broken = f"its client does not start ({_one_line(error)})"
                 if run.wandb == "online":
                     raise ConfigError(f"W&B is asked to be online, but {broken}, or choose --run.wandb disabled") from error
-                report(f"W&B is off, {broken}; {out / 'metrics.jsonl'} has every metric")
+                report(f"W&B is off, {broken}; {out / METRICS} has every metric")
                 return "disabled", None
             if problem is None:
                 return "online", None

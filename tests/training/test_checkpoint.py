@@ -302,9 +302,9 @@ for limit in (100, 10_000, 399_999):  # met in the first file, early in the weig
     lines = run_beside(full, tmp_path)
     assert len(lines) == 3
     for line in lines:
-        assert "step-00000002 could not be written (" in line
+        assert "step-00000002 cannot be written (" in line
         assert "File too large" in line
-        assert line.endswith("make room there and start the same command again ['step-00000001']")
+        assert line.endswith("make room, then start again ['step-00000001']")
     assert checkpoint.latest(tmp_path, unexpected) == tmp_path / "step-00000001"
 
 
@@ -315,7 +315,7 @@ def test_a_full_disk_while_the_tokenizer_is_written_is_the_same_error(tmp_path: 
         raise Exception("No space left on device (os error 28)")
 
     monkeypatch.setattr(snapshot.tokenizer, "save_pretrained", full)
-    with pytest.raises(CheckpointError, match="could not be written \\(tokenizer: No space left"):
+    with pytest.raises(CheckpointError, match="cannot be written \\(tokenizer: No space left"):
         checkpoint.write(snapshot, tmp_path)
     assert folders(tmp_path) == []
 
@@ -376,10 +376,10 @@ def failing_writer(tmp_path: Path) -> BackgroundWriter:
 def test_a_failed_write_is_raised_in_the_training_thread_once(tmp_path: Path) -> None:
     with failing_writer(tmp_path) as writer:
         writer.submit(small_snapshot(1))
-        with pytest.raises(CheckpointError, match="step-00000001 could not be written"):
+        with pytest.raises(CheckpointError, match="step-00000001 cannot be written"):
             writer.submit(small_snapshot(2))
         writer.check()
-    with pytest.raises(CheckpointError, match="step-00000003 could not be written"), failing_writer(tmp_path) as writer:
+    with pytest.raises(CheckpointError, match="step-00000003 cannot be written"), failing_writer(tmp_path) as writer:
         writer.submit(small_snapshot(3))
 
 
@@ -388,4 +388,4 @@ def test_a_failed_write_does_not_hide_what_ended_the_training(tmp_path: Path) ->
     writer.submit(small_snapshot(1))
     with pytest.raises(ZeroDivisionError) as caught, writer:
         _ = 1 / 0
-    assert "step-00000001 could not be written" in caught.value.__notes__[0]
+    assert "step-00000001 cannot be written" in caught.value.__notes__[0]

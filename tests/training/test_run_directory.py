@@ -22,7 +22,7 @@ from transformers import BertConfig
 from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig, fixed_options
 from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.training import checkpoint, run_directory
+from stream_pretrain.training import checkpoint, lock, run_directory
 from stream_pretrain.training.checkpoint import Snapshot
 from stream_pretrain.training.preemption import Interrupted, stop_on_signals
 from stream_pretrain.training.run_directory import RunDirectory, Start, decide_start
@@ -152,7 +152,7 @@ def test_the_lock_that_a_file_server_keeps_for_a_lost_machine_is_waited_for(
         ]
         owner(tmp_path, "elsewhere", age=70)
         fcntl.flock(kept, fcntl.LOCK_EX)
-        monkeypatch.setattr(run_directory, "LEASE_SECONDS", 1.0)
+        monkeypatch.setattr(lock, "LEASE_SECONDS", 1.0)
         with (
             pytest.raises(CheckpointError, match="in use by process 12 on elsewhere"),
             RunDirectory.own(tmp_path, [], lines.append),
@@ -167,7 +167,7 @@ def test_without_locks_in_the_file_system_the_beat_decides_on_one_machine_too(
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    monkeypatch.setattr(run_directory, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.1)
     with (
         RunDirectory.own(tmp_path, [], unexpected),
         pytest.raises(CheckpointError, match=f"in use by process {os.getpid()} on"),
@@ -178,11 +178,11 @@ def test_without_locks_in_the_file_system_the_beat_decides_on_one_machine_too(
 
 def test_the_owner_beats_and_takes_itself_out_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beaten = threading.Event()
-    say = run_directory._say_who_owns
-    monkeypatch.setattr(run_directory, "BEAT_SECONDS", 0.01)
+    say = lock._say_who_owns
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
     with RunDirectory.own(tmp_path, [], unexpected):
         first = json.loads((tmp_path / "lock").read_text())
-        monkeypatch.setattr(run_directory, "_say_who_owns", lambda descriptor: (say(descriptor), beaten.set()))
+        monkeypatch.setattr(lock, "_say_who_owns", lambda descriptor: (say(descriptor), beaten.set()))
         assert beaten.wait(60)
         assert json.loads((tmp_path / "lock").read_text())["time"] > first["time"]
         assert first["pid"] == os.getpid()
@@ -200,9 +200,9 @@ def test_a_beat_that_fails_is_reported_and_does_not_end_the_run(tmp_path: Path, 
     def fail(descriptor: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(run_directory, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
     with RunDirectory.own(tmp_path, [], report):
-        monkeypatch.setattr(run_directory, "_say_who_owns", fail)
+        monkeypatch.setattr(lock, "_say_who_owns", fail)
         assert reported.wait(60)
     assert lines[0] == "the lock of the run cannot be refreshed: [Errno 5] Input/output error"
 
@@ -217,7 +217,7 @@ def test_a_lock_of_which_a_file_server_knows_nothing_any_more_is_lost(
 
     with RunDirectory.own(tmp_path, [], unexpected) as out:
         with monkeypatch.context() as patched:
-            patched.setattr(run_directory.os, "fstat", fail) if asked == "fstat" else patched.setattr(Path, "lstat", fail)
+            patched.setattr(lock.os, "fstat", fail) if asked == "fstat" else patched.setattr(Path, "lstat", fail)
             assert out.is_lost is lost
         assert not out.is_lost
 
@@ -274,7 +274,7 @@ def test_a_folder_that_is_lost_is_written_no_more_and_every_wait_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lose: Callable[[Path], None]
 ) -> None:
     path = tmp_path / "out"
-    monkeypatch.setattr(run_directory, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
     with stop_on_signals() as stop, RunDirectory.own(path, [], unexpected) as out:
         decide_start(config(), out, unexpected, COMMAND)
         out.raise_if_lost()
@@ -294,7 +294,7 @@ def test_a_folder_that_is_lost_is_written_no_more_and_every_wait_ends(
 
 def test_a_disk_that_has_no_room_for_the_lock_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "pwrite", lambda descriptor, content, offset: 7)
-    with pytest.raises(CheckpointError, match=r"--output-dir \S+ cannot be used \(No space left on device\)"):
+    with pytest.raises(CheckpointError, match=r"--output-dir \S+ cannot be written \(No space left on device\)"):
         start(tmp_path)
 
 
@@ -310,14 +310,14 @@ def test_a_lock_that_is_removed_while_it_is_waited_for_is_not_taken(tmp_path: Pa
 def test_a_folder_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "out"):
-        with pytest.raises(CheckpointError, match=r"--output-dir \S+ cannot be used \((File exists|Not a directory)\)"):
+        with pytest.raises(CheckpointError, match=r"--output-dir \S+ cannot be written \((File exists|Not a directory)\)"):
             start(out)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_one_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(CheckpointError, match=r"cannot be used \(it is not writable\)"):
+    with pytest.raises(CheckpointError, match=r"cannot be written \(it is not writable\)"):
         start(tmp_path)
 
 
@@ -404,7 +404,7 @@ def test_a_full_disk_does_not_hide_how_the_run_ended(tmp_path: Path, monkeypatch
         monkeypatch.setattr(run_directory, "replace_file", full)
         out.record("failed", error="TrainingError: nan")
         assert lines == [f"{tmp_path / 'run.json'} could not be written: No space left on device"]
-        with pytest.raises(CheckpointError, match="cannot be used \\(No space left on device\\)"):
+        with pytest.raises(CheckpointError, match="cannot be written \\(No space left on device\\)"):
             decide_start(config(), out, unexpected, [])
 
 
