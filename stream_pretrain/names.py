@@ -13,7 +13,7 @@ _BYTES = re.compile("[\udc80-\udcff]")
 
 
 def escaped(text: str) -> str:
-    r"""The text with `\xE9` in place of a byte that is not UTF-8, as all that is shown or recorded has it."""
+    r"""The text with `\xe9` in place of a byte that is not UTF-8, as all that is shown or recorded has it."""
     return _BYTES.sub(lambda found: rf"\x{ord(found[0]) - 0xDC00:02x}", text)
 
 

@@ -14,9 +14,8 @@ from accelerate import Accelerator
 
 from stream_pretrain.config import Config, defaults
 from stream_pretrain.data.chain import stream_plan
-from stream_pretrain.data.corpus.found import in_words
+from stream_pretrain.data.corpus.formats import count_formats, show_counts
 from stream_pretrain.data.corpus.pinned import PinnedCorpus
-from stream_pretrain.data.corpus.shard_names import count_kinds
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.standing import refuse_impossible
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
@@ -106,7 +105,7 @@ def prepare(
             pinned = ranks.from_first(lambda: _pinned_corpus(config, saved, ranks.world))
             sizes = [shard.size for shard in pinned.shards if shard.size is not None]
             mixed = f"{len(pinned.sources)} sources, " if len(pinned.sources) > 1 else ""
-            kinds = in_words(count_kinds(shard.name for shard in pinned.shards))
+            kinds = show_counts(count_formats(shard.name for shard in pinned.shards))
             found(f"{mixed}{len(pinned.shards)} shards ({kinds}), {human_bytes(sum(sizes))}, {pinned.lanes} lanes")
         plan = stream_plan(config, loaded.tokenizer, pinned)
         for note in plan.encoder.notes:

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stream_pretrain.config import Config, DataConfig, TrainConfig
+from stream_pretrain.data.corpus.formats import Format
 from stream_pretrain.data.corpus.pinned import PinnedCorpus, PinnedSource
 from stream_pretrain.data.corpus.shard import Corpus, Shard
-from stream_pretrain.data.corpus.shard_names import Format
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.costs import memory_bound, reading_cost
 from stream_pretrain.data.lanes.pinning import lane_plan

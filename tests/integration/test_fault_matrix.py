@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
+from stream_pretrain.data.corpus.formats import BY_ENDING, Format
 from stream_pretrain.data.corpus.shard import Shard
-from stream_pretrain.data.corpus.shard_names import FORMATS, Format
 from stream_pretrain.data.documents.document import DocumentReader, ReadOptions
 from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.documents.stripe import Stripe
@@ -163,7 +163,7 @@ def store(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[str, S
 
 
 def format_of(name: str) -> tuple[Format, Compression]:
-    return next(value for ending, value in FORMATS.items() if ending in name), compression_of(name)
+    return next(value.read_as for ending, value in BY_ENDING.items() if ending in name), compression_of(name)
 
 
 def read(store: Store, name: str, size: int | None, deadline: float) -> list[str]:

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from stream_pretrain.data.corpus.formats import BY_ENDING
 from stream_pretrain.data.corpus.shard import Shard
-from stream_pretrain.data.corpus.shard_names import FORMATS
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.documents.stripe import Stripe
@@ -85,7 +85,7 @@ def _as_it_is(server: Server) -> None:
 
 
 def read(server: Server, name: str, window_bytes: int = 64 * 1024) -> list[str]:
-    file_format = next(value for ending, value in FORMATS.items() if ending in name)
+    file_format = next(value.read_as for ending, value in BY_ENDING.items() if ending in name)
     shard = Shard(server.url(name), name, None, None, file_format, compression_of(name))
     options = TransportOptions(block_bytes=1 << 20, retry_deadline=5.0)
     reader = open_reader(shard, ReadOptions("text", window_bytes, 1 << 20, options))

@@ -17,10 +17,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.corpus import unchanged
+from stream_pretrain.data.corpus import stores
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
-from stream_pretrain.data.corpus.unchanged import described, find_again
+from stream_pretrain.data.corpus.stores import with_web_sizes
+from stream_pretrain.data.corpus.unchanged import resolve_pinned
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.documents.stripe import Stripe
@@ -60,7 +61,7 @@ def listed(server: Server, tmp_path: Path) -> DataConfig:
 
 
 def pinned(data: DataConfig) -> Corpus:
-    return described(resolve(data), data)
+    return with_web_sizes(resolve(data), data)
 
 
 def texts(shard: Shard, memory: StoreMemory | None = None) -> list[str]:
@@ -93,10 +94,10 @@ def test_a_web_file_is_pinned_by_its_size_and_etag_or_its_size_alone(server: Ser
 @pytest.mark.parametrize(("name", "content"), [("b.jsonl", NEW), ("b.jsonl", LONGER), ("untagged-c.jsonl", LONGER)])
 def test_a_web_file_replaced_between_two_starts_is_named(folder: Path, listed: DataConfig, name: str, content: bytes) -> None:
     corpus = pinned(listed)
-    assert find_again(corpus, listed) == corpus
+    assert resolve_pinned(corpus, listed) == corpus
     (folder / name).write_bytes(content)
     with pytest.raises(SourceError, match=rf"is not the corpus this run began with: {name} changed; restore it or start a new"):
-        find_again(corpus, listed)
+        resolve_pinned(corpus, listed)
 
 
 @pytest.mark.parametrize(("name", "content"), [("b.jsonl", NEW), ("untagged-c.jsonl", LONGER)])
@@ -123,7 +124,7 @@ def test_a_web_file_written_anew_with_the_same_content_is_the_same(folder: Path,
     corpus = pinned(listed)
     for file in folder.iterdir():
         os.utime(file, (1, 1))
-    assert find_again(corpus, listed) == corpus
+    assert resolve_pinned(corpus, listed) == corpus
     assert [texts(shard) for shard in corpus.shards] == [["old text"]] * 3
 
 
@@ -133,16 +134,16 @@ def test_where_neither_size_nor_etag_is_told_nothing_is_known_again_by(folder: P
     corpus = pinned(data)
     assert [(shard.size, shard.identity) for shard in corpus.shards] == [(None, None)]
     os.utime(folder / "untagged-c.jsonl", (1e9, 1e9))
-    assert find_again(corpus, data) == corpus
+    assert resolve_pinned(corpus, data) == corpus
 
 
 def test_a_signature_may_be_new_at_each_start_the_content_may_not(folder: Path, server: Server) -> None:
     first, second = (DataConfig(dataset=server.url(f"a.jsonl?signature={n}")) for n in (1, 2))
     corpus = pinned(first)
-    assert find_again(corpus, second).shards[0].url == server.url("a.jsonl?signature=2")
+    assert resolve_pinned(corpus, second).shards[0].url == server.url("a.jsonl?signature=2")
     (folder / "a.jsonl").write_bytes(NEW)
     with pytest.raises(SourceError, match=r"a\.jsonl changed; restore it"):
-        find_again(corpus, second)
+        resolve_pinned(corpus, second)
 
 
 def test_a_server_that_is_busy_at_the_start_is_asked_again(
@@ -171,7 +172,7 @@ def test_many_web_files_are_pinned_at_the_first_start_and_compared_when_they_are
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(unchanged, "MOST_ASKED_AGAIN", 2)
+    monkeypatch.setattr(stores, "MOST_ASKED_AGAIN", 2)
     with caplog.at_level(logging.WARNING):
         corpus = pinned(listed)
     [said] = caplog.messages
@@ -179,7 +180,7 @@ def test_many_web_files_are_pinned_at_the_first_start_and_compared_when_they_are
     asked = len(server.log())
 
     (folder / "b.jsonl").write_bytes(NEW)
-    again = find_again(corpus, listed)
+    again = resolve_pinned(corpus, listed)
     assert again == corpus
     assert len(server.log()) == asked
     with pytest.raises(SourceError, match=r"/b\.jsonl: was replaced since the run began .*; restore it or start a new run"):
@@ -189,11 +190,11 @@ def test_many_web_files_are_pinned_at_the_first_start_and_compared_when_they_are
 def test_of_many_web_files_one_that_is_signed_anew_is_read_by_its_new_url_and_not_asked_for_again(
     server: Server, listed: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unchanged, "MOST_ASKED_AGAIN", 2)
+    monkeypatch.setattr(stores, "MOST_ASKED_AGAIN", 2)
     corpus = pinned(listed)
     asked = len(server.log())
     (tmp_path / "list.txt").write_text((tmp_path / "list.txt").read_text().replace("b.jsonl", "b.jsonl?signature=new"))
-    assert find_again(corpus, listed).shards[1].url == server.url("b.jsonl?signature=new")
+    assert resolve_pinned(corpus, listed).shards[1].url == server.url("b.jsonl?signature=new")
     assert len(server.log()) == asked
 
 

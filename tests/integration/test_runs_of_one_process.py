@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from stream_pretrain.data.corpus.formats import Format
 from stream_pretrain.data.corpus.shard import Shard
-from stream_pretrain.data.corpus.shard_names import Format
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes.readers import Readers

@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from stream_pretrain.config import Config, DataConfig, ModelConfig, run_directory
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus
-from stream_pretrain.data.corpus.unchanged import check_unchanged, find_again
+from stream_pretrain.data.corpus.unchanged import check_unchanged, resolve_pinned
 from stream_pretrain.errors import SourceError
 from stream_pretrain.names import escaped, in_shell, utf8_path
 from stream_pretrain.redaction import printable
@@ -71,7 +71,7 @@ def test_a_pinned_shard_is_found_again_by_the_name_it_is_shown_by(tmp_path: Path
     pinned = Corpus.from_json(orjson.loads(orjson.dumps(resolve(data).to_json())))
     assert [shard.name for shard in pinned.shards] == ["b.jsonl", r"caf\xe9.jsonl.gz"]
     assert [os.path.exists(shard.url) for shard in pinned.shards] == [True, False]
-    found = find_again(pinned, data)
+    found = resolve_pinned(pinned, data)
     assert [Path(shard.url).read_bytes() for shard in found.shards] == [b"2", b"1"]
     check_unchanged(pinned, found)
     (tmp_path / r"caf\xe9.jsonl.gz").write_bytes(b"3")

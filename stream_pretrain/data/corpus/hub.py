@@ -1,24 +1,17 @@
-"""Datasets of the Hub."""
+"""Datasets of the Hub, each pinned to a commit."""
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stream_pretrain.config import DataConfig, storage_options
-from stream_pretrain.data.corpus.found import Found, of_other_kinds, refuse_parts, require, require_split, say_what_is_left_out
-from stream_pretrain.data.corpus.listings import (
-    is_run_among,
-    without_runs,
-)
-from stream_pretrain.data.corpus.shard import BUILDER_OF_FORMAT, Corpus, builder_of, shard_at
-from stream_pretrain.data.corpus.shard_names import (
-    BUILDERS,
-    is_shard,
-)
-from stream_pretrain.data.corpus.splits import splits_of
+from stream_pretrain.data.corpus.formats import FILE_FORMATS, is_shard
+from stream_pretrain.data.corpus.listings import Listing, at_least_one, is_run_among, refuse_options, without_runs
+from stream_pretrain.data.corpus.shard import Corpus, shard_at
+from stream_pretrain.data.corpus.splits import Splits, choose_split, dataset_builder, of_other_formats, splits_of_builder
 from stream_pretrain.data.corpus.stores import list_files
 from stream_pretrain.errors import SourceError
 
@@ -36,12 +29,9 @@ def commits_of(corpus: Corpus) -> dict[str, str]:
     return {dataset_id: commits.pop() for dataset_id, commits in found.items() if len(commits) == 1}
 
 
-# The Hub
-
-
-def find_on_hub(
+def list_hub_dataset(
     entry: str, dataset_id: str, revision: str | None, path: str | None, data: DataConfig, commits: Mapping[str, str]
-) -> Found:
+) -> Listing:
     """A Hub dataset, or the file, folder or pattern `path` in it, at its commit in `commits`, else the one `revision` is at."""
     from huggingface_hub import HfFileSystem  # here, because importing it takes a second and local corpora do without
 
@@ -53,39 +43,47 @@ def find_on_hub(
     filesystem: Any = HfFileSystem(token=token)
     builder = None
     if path is not None:
-        refuse_parts(entry, data, "name", "data_files", "data_dir")
+        refuse_options(entry, data, "name", "data_files", "data_dir")
         files = list_files(filesystem, f"{root}/{path}", entry)
     elif data.data_files is not None:
-        refuse_parts(entry, data, "name")
+        refuse_options(entry, data, "name")
         files = list_files(filesystem, posixpath.join(root, data.data_dir or "", data.data_files), f"{entry}/{data.data_files}")
     else:
         location = f"hf://datasets/{canonical_id}"
-        asked = builder_of(entry, location, data, data_dir=data.data_dir, revision=commit, token=token)
-        builder = str(asked.name)
-        splits = {split: [url.removeprefix(f"hf://{root}/") for url in urls] for split, urls in splits_of(asked).items()}
-        below = f"{data.data_dir}/" if data.data_dir else ""
-        known = _listed_on_hub(filesystem, root)
-        shards = [n for n in without_runs(known, is_run_among(known)) if n.startswith(below) and is_shard(n)]
-        if len(asked.builder_configs) > 1:  # the files of other configurations are not left out by mistake
-            shards = []
-        require_split(entry, data.split, splits, shards)
-        say_what_is_left_out(entry, shards, splits, of_other_kinds(shards, splits))
-        wanted = [f"{root}/{name}" for name in splits[data.split]]
-        listed = {
-            info["name"]: info
-            for folder in sorted({posixpath.dirname(name) for name in wanted})
-            for info in filesystem.ls(folder, detail=True)
-        }
-        files = {name: listed[name] for name in wanted}
-    inner_names = {name.removeprefix(f"{root}/"): name for name in files}
-    found = {}
-    for inner in without_runs(inner_names, is_run_among(_listed_on_hub(filesystem, root))):
-        name, info = inner_names[inner], files[inner_names[inner]]
-        # Endings this module does not know are left to the builder that `datasets` chose for them.
-        if is_shard(inner) or builder not in {None, *BUILDER_OF_FORMAT.values(), *BUILDERS.values()}:
-            found[inner] = shard_at(f"hf://{name}", inner, info["size"], _hub_identity(info), data, builder)
-    require(found, entry)
-    return Found(f"hf://datasets/{canonical_id}", found, commit)
+        chosen = dataset_builder(entry, location, data, data_dir=data.data_dir, revision=commit, token=token)
+        builder = str(chosen.name)
+        names = choose_split(entry, data.split, _splits_on_hub(chosen, filesystem, root, data.data_dir))
+        files = _infos_of(filesystem, [f"{root}/{name}" for name in names])
+    paths = {path.removeprefix(f"{root}/"): path for path in files}
+    builders = {None, *(file_format.builder for file_format in FILE_FORMATS)}
+    shards = {}
+    for name in without_runs(paths, is_run_among(_listed_on_hub(filesystem, root))):
+        # Endings that are not known here are left to the builder that `datasets` has chosen for them.
+        if is_shard(name) or builder not in builders:
+            info = files[paths[name]]
+            shards[name] = shard_at(f"hf://{paths[name]}", name, info["size"], _hub_identity(info), data, builder)
+    at_least_one(shards, entry)
+    return Listing(f"hf://datasets/{canonical_id}", shards, commit)
+
+
+def _splits_on_hub(builder: Any, filesystem: Any, root: str, data_dir: str | None) -> Splits:
+    splits = {split: [url.removeprefix(f"hf://{root}/") for url in urls] for split, urls in splits_of_builder(builder).items()}
+    below = f"{data_dir}/" if data_dir else ""
+    listed = _listed_on_hub(filesystem, root)
+    shards = [name for name in without_runs(listed, is_run_among(listed)) if name.startswith(below) and is_shard(name)]
+    # The files of other configurations are not left out by mistake.
+    left_out = set(shards).difference(*splits.values()) if len(builder.builder_configs) == 1 else set()
+    return Splits(splits, left_out, of_other_formats(shards, splits))
+
+
+def _infos_of(filesystem: Any, paths: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What the listings of their folders tell of some files."""
+    listed = {
+        info["name"]: info
+        for folder in sorted({posixpath.dirname(path) for path in paths})
+        for info in filesystem.ls(folder, detail=True)
+    }
+    return {path: listed[path] for path in paths}
 
 
 def _listed_on_hub(filesystem: Any, root: str) -> list[str]:

@@ -1,23 +1,77 @@
-"""Which files a folder or a pattern has: links to folders are followed, runs that lie there are left alone."""
+"""Which files a place has: links are followed, the folders of runs are left alone, each file counts once."""
 
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from fsspec.utils import glob_translate
 
+from stream_pretrain.config import DataConfig
+from stream_pretrain.data.corpus.formats import BY_ENDING, count_formats, format_label, show_counts
+from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.errors import SourceError
+
+logger = logging.getLogger(__name__)
 
 # What a run leaves in its folder that looks like a corpus.
 _OF_A_RUN = re.compile(
     r"(checkpoints|cursors|model|wandb)/.*|(metrics|quarantine|bad_steps|evaluation)\.jsonl|(run|evaluation)\.json"
 )
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The shards that one entry of --dataset stands for."""
+
+    root: str
+    """The folder or URL that their names are paths below."""
+    shards: dict[str, Shard]
+    """By name."""
+    revision: str | None = None
+    """Commit of a Hub dataset."""
+
+
+def refuse_options(entry: str, data: DataConfig, *options: str) -> None:
+    """Refuse options that choose a part of a dataset for an entry that has no such parts."""
+    for option in options:
+        if getattr(data, option) is not None:
+            raise SourceError(f"{entry}: --data.{option.replace('_', '-')} has no meaning for it, leave the option out")
+    if data.split != "train" and data.data_files is None:
+        raise SourceError(f"{entry}: there is no split {data.split!r}, only train")
+
+
+def at_least_one(names: Iterable[str], entry: str, otherwise: str = "no shard") -> list[str]:
+    """The names. Raises: SourceError that begins with `otherwise` where there is none."""
+    listed = list(names)
+    if not listed:
+        raise SourceError(f"{entry}: {otherwise} there; shards end in {' '.join(BY_ENDING)}, compressed or not")
+    return listed
+
+
+def warn_of_several_formats(entry: str, names: Collection[str]) -> None:
+    """Some files may lie in a place by chance."""
+    counts = count_formats(names)
+    most = min(counts, key=lambda label: (-counts[label], label))
+    if few := [name for name in names if format_label(name) != most]:
+        logger.warning(
+            "%s: files of several formats are read (%s): is %s meant? --data.data-files or a glob chooses",
+            entry,
+            show_counts(counts),
+            some_of(few),
+        )
+
+
+def some_of(names: Collection[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def matching_files(root: Path, pattern: str) -> list[str]:
@@ -90,7 +144,7 @@ def is_run_below(root: Path) -> Callable[[str], bool]:
     return lambda folder: (root / folder / "run.json").is_file() and (root / folder / "lock").is_file()
 
 
-def once(root: Path, names: Iterable[str]) -> dict[str, str]:
+def unique_files(root: Path, names: Iterable[str]) -> dict[str, str]:
     """The files by where they really lie, each by one of its names: one that no link is part of, else the first."""
     base = os.path.realpath(root)
 
@@ -103,7 +157,7 @@ def once(root: Path, names: Iterable[str]) -> dict[str, str]:
         return os.path.realpath(root / name) if os.path.islink(root / name) else posixpath.join(real_folder(folder), file)
 
     places = {name: real(name) for name in names}
-    found: dict[str, str] = {}
+    unique: dict[str, str] = {}
     for name in sorted(places, key=lambda name: (places[name] != os.path.normpath(posixpath.join(base, name)), name)):
-        found.setdefault(places[name], name)
-    return found
+        unique.setdefault(places[name], name)
+    return unique

@@ -1,4 +1,4 @@
-"""What a run reads and how it is dealt."""
+"""What a run is pinned to at its first start: its corpora, lanes and windows, as `corpus.json` has them."""
 
 from __future__ import annotations
 

@@ -1,19 +1,18 @@
-"""What is read: ids, folders, globs and URLs become a pinned, sorted list of shards.
+"""Ids, folders, globs and URLs become a corpus: a sorted list of shards.
 
     @FILE           one of the following a line, `#` starts a comment
     path            a local file, folder or glob
     scheme://...    a URL or glob that fsspec knows (https, s3, gs, hf, memory...): a file, a folder, a pattern
     org/name        a dataset on the Hub, resolved by `datasets` and pinned to a commit
 
-Sizes and identities come from the one listing that finds the files; no shard is opened here, except for the first and
-last bytes of local files.
+Sizes and identities come from the listing that finds the files (local.py, hub.py, stores.py); no shard is opened here, except
+for the first and last bytes of local files.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import glob
-import logging
 import os
 import re
 import urllib.parse
@@ -24,18 +23,15 @@ from types import MappingProxyType
 import fsspec
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.corpus.found import Found, refuse_parts, warn_of_several_formats
-from stream_pretrain.data.corpus.hub import HUB_ID, HUB_URL, find_on_hub
-from stream_pretrain.data.corpus.listings import once, split_pattern
-from stream_pretrain.data.corpus.local import find_folder, find_local_glob, local_files
+from stream_pretrain.data.corpus.hub import HUB_ID, HUB_URL, list_hub_dataset
+from stream_pretrain.data.corpus.listings import Listing, refuse_options, split_pattern, unique_files, warn_of_several_formats
+from stream_pretrain.data.corpus.local import list_folder, list_local_files, list_local_glob
 from stream_pretrain.data.corpus.shard import Corpus, Shard, sorted_shards
-from stream_pretrain.data.corpus.stores import find_url
+from stream_pretrain.data.corpus.stores import list_url
 from stream_pretrain.data.transport.retrying import answered
 from stream_pretrain.data.transport.threads import OneThread
 from stream_pretrain.errors import SourceError, TransportError
 from stream_pretrain.urls import is_remote, without_secrets
-
-logger = logging.getLogger(__name__)
 
 
 def resolve(
@@ -57,27 +53,26 @@ def resolve(
     for kind in fsspec.registry.values():
         kind.clear_instance_cache()  # what was listed for another run of this process tells nothing of today
 
-    if not data.dataset.startswith("@"):
-        with OneThread("listing") as thread:
-            found = _find(data.dataset, data, commits, thread)
-        return Corpus(data.dataset, found.revision, sorted_shards(found.files))
+    is_list = data.dataset.startswith("@")
     with OneThread("listing") as thread:
-        parts = [_find(entry, data, commits, thread) for entry in _entries(Path(data.dataset[1:]))]
-    revisions = {part.revision for part in parts}
-    return Corpus(data.dataset, revisions.pop() if len(revisions) == 1 else None, sorted_shards(_merged(parts)))
+        entries = _entries(Path(data.dataset[1:])) if is_list else [data.dataset]
+        listings = [_list(entry, data, commits, thread) for entry in entries]
+    revisions = {listing.revision for listing in listings}
+    shards = _merged(listings) if is_list else listings[0].shards
+    return Corpus(data.dataset, revisions.pop() if len(revisions) == 1 else None, sorted_shards(shards))
 
 
-def _merged(parts: Iterable[Found]) -> dict[str, Shard]:
-    """The files of all parts, by their paths below the folder that holds them all; a file found twice counts once."""
+def _merged(listings: Iterable[Listing]) -> dict[str, Shard]:
+    """The shards of all listings, by their paths below the folder that holds them all; a file found twice counts once."""
     by_location: dict[str, Shard] = {}
-    for part in parts:
-        for name, shard in part.files.items():
-            location = f"{part.root}/{name}"
+    for listing in listings:
+        for name, shard in listing.shards.items():
+            location = f"{listing.root}/{name}"
             if by_location.setdefault(location, shard).url != shard.url:
                 urls = " and ".join(without_secrets(url) for url in (by_location[location].url, shard.url))
                 raise SourceError(f"{urls} are shards of one name, {without_secrets(location)}")
-    local = [location for location, shard in by_location.items() if "://" not in shard.url]
-    for location in set(local).difference(once(Path("/"), local).values()):
+    local = [location for location, shard in by_location.items() if not is_remote(shard.url)]
+    for location in set(local).difference(unique_files(Path("/"), local).values()):
         del by_location[location]
     folders = [location.split("/")[:-1] for location in by_location]
     levels = list(zip(*folders, strict=False))
@@ -105,41 +100,41 @@ LEAST_PATIENCE = 60.0
 """Seconds that a remote listing may take, however short the deadline of a retry is."""
 
 
-def _find(entry: str, data: DataConfig, commits: Mapping[str, str], thread: OneThread) -> Found:
+def _list(entry: str, data: DataConfig, commits: Mapping[str, str], thread: OneThread) -> Listing:
     """What `entry` stands for: a local path first, then a URL, then a Hub id."""
     scheme, separator, rest = entry.partition("://")
     url = scheme.lower() + separator + rest if separator else entry
-    found = _find_local(url, data) or _find_remote_in_time(url, data, commits, thread)
-    warn_of_several_formats(without_secrets(url), list(found.files))
-    return found
+    listing = _list_local(url, data) or _list_remote_in_time(url, data, commits, thread)
+    warn_of_several_formats(without_secrets(url), list(listing.shards))
+    return listing
 
 
-def _find_local(entry: str, data: DataConfig) -> Found | None:
+def _list_local(entry: str, data: DataConfig) -> Listing | None:
     """A local file, folder or glob; None where `entry` is none. A disk may take as long as it needs."""
     if is_remote(entry):
         return None
     path = Path(os.path.expanduser(entry.removeprefix("file://")))
     if os.path.isfile(path):  # Path itself raises for a name that is too long, and above for a user who is not there
-        refuse_parts(entry, data, "name", "revision", "data_files", "data_dir")
-        return local_files(entry, path.parent, [path.name], data, chosen=True)
+        refuse_options(entry, data, "name", "revision", "data_files", "data_dir")
+        return list_local_files(entry, path.parent, [path.name], data, named=True)
     if os.path.isdir(path):
-        return find_folder(entry, path, data)
+        return list_folder(entry, path, data)
     if glob.has_magic(entry):
-        refuse_parts(entry, data, "name", "revision", "data_files", "data_dir")
+        refuse_options(entry, data, "name", "revision", "data_files", "data_dir")
         root, pattern = split_pattern(path.as_posix())
-        return find_local_glob(entry, Path(root), pattern, data)
+        return list_local_glob(entry, Path(root), pattern, data)
     if not HUB_ID.fullmatch(entry):
         raise SourceError(f"{entry}: there is no such file or folder")
     return None
 
 
-def _find_remote_in_time(url: str, data: DataConfig, commits: Mapping[str, str], thread: OneThread) -> Found:
-    """As `_find_remote`, asked again where a store is busy or a connection breaks, and given up where it never answers."""
+def _list_remote_in_time(url: str, data: DataConfig, commits: Mapping[str, str], thread: OneThread) -> Listing:
+    """As `_list_remote`, asked again where a store is busy or a connection breaks, and given up where it never answers."""
     deadline = max(data.retry_deadline, LEAST_PATIENCE)
 
-    def find() -> Found:
+    def find() -> Listing:
         """In a thread: a library may wait without end, as where headers drip in."""
-        answer = thread.call(lambda: _find_remote(url, data, commits))
+        answer = thread.call(lambda: _list_remote(url, data, commits))
         try:
             return answer.result(deadline)
         except TimeoutError:
@@ -153,11 +148,11 @@ def _find_remote_in_time(url: str, data: DataConfig, commits: Mapping[str, str],
     return answered(find, without_secrets(url), data.retry_deadline)
 
 
-def _find_remote(entry: str, data: DataConfig, commits: Mapping[str, str]) -> Found:
+def _list_remote(entry: str, data: DataConfig, commits: Mapping[str, str]) -> Listing:
     """A dataset of the Hub, by its URL or id, or what lies at another URL."""
     if hub := HUB_URL.fullmatch(entry.rstrip("/")):
         revision = urllib.parse.unquote(hub["revision"] or "") or data.revision
-        return find_on_hub(entry, hub["id"], revision, hub["path"], data, commits)
+        return list_hub_dataset(entry, hub["id"], revision, hub["path"], data, commits)
     if "://" in entry:
-        return find_url(entry, data)
-    return find_on_hub(entry, entry, data.revision, None, data, commits)
+        return list_url(entry, data)
+    return list_hub_dataset(entry, entry, data.revision, None, data, commits)

@@ -1,4 +1,4 @@
-"""Shards and the corpus they make: what is pinned at the first start of a run."""
+"""A shard, and the corpus that shards make."""
 
 from __future__ import annotations
 
@@ -8,18 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.corpus.shard_names import (
-    BUILDERS,
-    FORMATS,
-    Format,
-    ending_of,
-)
+from stream_pretrain.data.corpus.formats import BY_ENDING, Format, ending_of
 from stream_pretrain.data.transport.compression import Compression, compression_of
 from stream_pretrain.errors import SourceError
 from stream_pretrain.names import escaped
 from stream_pretrain.urls import without_secrets
-
-BUILDER_OF_FORMAT = {"jsonl": "json", "text": "text", "parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -74,24 +67,8 @@ def shard_at(
     url: str, name: str, size: int | None, identity: str | None, data: DataConfig, builder: str | None = None
 ) -> Shard:
     """The shard at `url`; its ending says how it is read, else `builder` does."""
-    compression = compression_of(name)
-    ending = ending_of(name)
-    file_format = FORMATS.get(ending, "examples")
-    if file_format == "examples":
-        return Shard(url, name, size, identity, file_format, compression, BUILDERS.get(ending, builder))
-    if data.reader == "datasets":
-        return Shard(url, name, size, identity, "examples", compression, BUILDER_OF_FORMAT[file_format])
-    return Shard(url, name, size, identity, file_format, compression)
-
-
-def builder_of(entry: str, location: str, data: DataConfig, **chosen: str | None) -> Any:
-    """What `datasets` reads a folder or a Hub dataset with: it knows their configurations and splits."""
-    import datasets
-
-    try:
-        return datasets.load_dataset_builder(location, data.name, **chosen)
-    except datasets.exceptions.DatasetNotFoundError as error:
-        said = " ".join(str(error).split()).rstrip(".")
-        raise SourceError(f"{entry}: {said}; the token of an account that may read it goes into HF_TOKEN") from error
-    except (FileNotFoundError, ValueError, RuntimeError) as error:  # the last for a dataset with a script of its own
-        raise SourceError(f"{entry}: {' '.join(str(error).split())}") from error
+    known = BY_ENDING.get(ending_of(name))
+    read_as: Format = "examples" if known is None or data.reader == "datasets" else known.read_as
+    if read_as == "examples":
+        builder = builder if known is None else known.builder
+    return Shard(url, name, size, identity, read_as, compression_of(name), builder if read_as == "examples" else None)

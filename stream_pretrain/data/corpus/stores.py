@@ -1,8 +1,10 @@
-"""URLs and patterns of URLs that fsspec knows."""
+"""Files, folders and patterns at URLs: of web servers and of the stores that fsspec knows."""
 
 from __future__ import annotations
 
+import dataclasses
 import glob
+import logging
 import posixpath
 import urllib.parse
 from collections.abc import Mapping
@@ -11,36 +13,40 @@ from typing import Any
 import fsspec
 
 from stream_pretrain.config import DataConfig, storage_options
-from stream_pretrain.data.corpus.found import Found, refuse_parts, require
+from stream_pretrain.data.corpus.formats import has_known_ending, is_shard
 from stream_pretrain.data.corpus.listings import (
+    Listing,
+    at_least_one,
     is_run_among,
+    refuse_options,
     split_pattern,
     without_runs,
 )
-from stream_pretrain.data.corpus.shard import shard_at
-from stream_pretrain.data.corpus.shard_names import (
-    has_known_ending,
-    is_shard,
-)
+from stream_pretrain.data.corpus.shard import Corpus, shard_at
+from stream_pretrain.data.transport.http import told_by_servers
 from stream_pretrain.data.transport.identity import identity_of
+from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.errors import SourceError
 from stream_pretrain.urls import on_web, unsigned, without_secrets
 
-# Other stores
+logger = logging.getLogger(__name__)
+
+MOST_ASKED_AGAIN = 2000
+"""Files on web servers that are asked for one by one at every start, which takes seconds; more are at the first alone."""
 
 
-def find_url(url: str, data: DataConfig) -> Found:
+def list_url(url: str, data: DataConfig) -> Listing:
     """A file, a folder or a pattern at a URL."""
     entry = without_secrets(url)
-    refuse_parts(entry, data, "name", "revision", "data_files", "data_dir")
+    refuse_options(entry, data, "name", "revision", "data_files", "data_dir")
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError as error:
         raise SourceError(f"{entry}: is not a URL: {error}") from error
     if on_web(url) and "*" not in unsigned(url):  # a web server has no listings
         name = posixpath.basename(urllib.parse.unquote(parts.path))
-        require(filter(has_known_ending, [name]), entry, "the ending says no format")
-        return Found(entry.rpartition("/")[0], {name: shard_at(url, name, None, None, data)})
+        at_least_one(filter(has_known_ending, [name]), entry, "the ending says no format")
+        return Listing(entry.rpartition("/")[0], {name: shard_at(url, name, None, None, data)})
     try:
         filesystem, path = fsspec.url_to_fs(url, **storage_options(data.storage_options))
     except (ImportError, ValueError, TypeError) as error:
@@ -50,7 +56,7 @@ def find_url(url: str, data: DataConfig) -> Found:
     root = posixpath.dirname(path) if single else split_pattern(path)[0] if glob.has_magic(path) else path.rstrip("/")
     names = {file.removeprefix(root).lstrip("/"): file for file in files}
     names = {name: names[name] for name in without_runs(names, is_run_among(names))}
-    kept = require((name for name in names if is_shard(name) or (single and has_known_ending(name))), entry)
+    kept = at_least_one((name for name in names if is_shard(name) or (single and has_known_ending(name))), entry)
     shards = {
         name: shard_at(
             filesystem.unstrip_protocol(names[name]),
@@ -61,7 +67,7 @@ def find_url(url: str, data: DataConfig) -> Found:
         )
         for name in kept
     }
-    return Found(filesystem.unstrip_protocol(root), shards)
+    return Listing(filesystem.unstrip_protocol(root), shards)
 
 
 def identity_in_listing(info: Mapping[str, Any]) -> str | None:
@@ -97,3 +103,31 @@ def _list_literally(filesystem: Any, path: str) -> dict[str, dict[str, Any]]:
     if path in siblings and siblings[path]["type"] == "file":
         return {path: siblings[path]}
     return dict(filesystem.find(path, detail=True))
+
+
+def with_web_sizes(corpus: Corpus, data: DataConfig, pinned: Corpus | None = None) -> Corpus:
+    """A corpus with the sizes and identities of its files on web servers, which no listing tells.
+
+    pinned: what the run began with. Of many files, those that it knows are not asked for again: each is compared with it
+    when it is opened.
+    Raises: TransportError for what cannot be had.
+    """
+    unknown = [shard.url for shard in corpus.shards if shard.size is None and on_web(shard.url)]
+    if len(unknown) > MOST_ASKED_AGAIN:
+        known = set() if pinned is None else {without_secrets(shard.url) for shard in pinned.shards}
+        unknown = [url for url in unknown if without_secrets(url) not in known]
+    if len(unknown) > MOST_ASKED_AGAIN:
+        logger.warning(
+            "%s: asking servers for the size and ETag of %d files, one by one: some hundreds a second",
+            without_secrets(corpus.dataset),
+            len(unknown),
+        )
+    if not unknown:
+        return corpus
+    options = TransportOptions(storage_options(data.storage_options), data.retry_deadline)
+    answers = dict(zip(unknown, told_by_servers(unknown, options), strict=True))
+    shards = []
+    for shard in corpus.shards:
+        size, identity = answers.get(shard.url, (shard.size, shard.identity))
+        shards.append(dataclasses.replace(shard, size=size, identity=identity))
+    return dataclasses.replace(corpus, shards=tuple(shards))

@@ -38,7 +38,8 @@ from stream_pretrain.config import Config, DataConfig, TextDocuments, sources_of
 from stream_pretrain.data.corpus.pinned import PinnedCorpus, PinnedSource
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
-from stream_pretrain.data.corpus.unchanged import described, find_again
+from stream_pretrain.data.corpus.stores import with_web_sizes
+from stream_pretrain.data.corpus.unchanged import resolve_pinned
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.lanes.costs import MOST_AMPLIFICATION, reading_cost
 from stream_pretrain.data.lanes.lane_count import lane_count
@@ -70,7 +71,7 @@ SMALLEST_BLOCK_BYTES = 512 * 1024
 def pin(config: Config, world: int) -> PinnedCorpus:
     """Find the shards of a new run, and fix its lanes and windows."""
     options = sources_of(config.data)
-    corpora = [described(resolve(source), source) for source in options]
+    corpora = [with_web_sizes(resolve(source), source) for source in options]
     full = max(FULL_WINDOW_BYTES, WINDOW_ROWS * config.data.sequence_length * BYTES_PER_TOKEN)
     lanes = lane_count(
         None if config.data.lanes == "auto" else config.data.lanes,
@@ -154,7 +155,7 @@ def found_again(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpu
     return replace(
         pinned,
         sources=tuple(
-            replace(source, corpus=find_again(source.corpus, options))
+            replace(source, corpus=resolve_pinned(source.corpus, options))
             for source, options in zip(pinned.sources, sources_of(config.data), strict=True)
         ),
     )

@@ -1,0 +1,76 @@
+"""What the name of a file says: its format, and whether it is a shard of a corpus."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from stream_pretrain.data.transport.compression import compression_of
+
+Format = Literal["jsonl", "text", "parquet", "examples"]
+"""What reads a shard (documents/reader.py); "examples" is what `datasets` parses."""
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """Files that are read in one way."""
+
+    read_as: Format
+    label: str
+    """In messages."""
+    builder: str
+    """The builder of `datasets` for them: of "examples", and of all with --data.reader datasets."""
+    endings: tuple[str, ...]
+    """Each may be followed by the ending of a compression."""
+
+
+FILE_FORMATS = (
+    FileFormat("jsonl", "JSON lines", "json", (".jsonl", ".json", ".ndjson")),
+    FileFormat("text", "text", "text", (".txt", ".text")),
+    FileFormat("parquet", "Parquet", "parquet", (".parquet",)),
+    FileFormat("examples", "CSV", "csv", (".csv", ".tsv")),
+    FileFormat("examples", "Arrow", "arrow", (".arrow",)),
+    FileFormat("examples", "WebDataset", "webdataset", (".tar",)),
+)
+BY_ENDING = {ending: file_format for file_format in FILE_FORMATS for ending in file_format.endings}
+
+# Files that lie beside the shards of a corpus and have a shard's ending.
+_NOT_SHARDS = re.compile(
+    r"(readme|licen[cs]e|notice|changelog)(\..*)?|(config|state|dataset_infos?|dataset_dict)\.json", re.IGNORECASE
+)
+
+
+def ending_of(name: str) -> str:
+    """The ending that says the format, below the one of a compression."""
+    stem = name if compression_of(name) == "none" else posixpath.splitext(name)[0]
+    return posixpath.splitext(stem)[1].lower()
+
+
+def has_known_ending(name: str) -> bool:
+    return ending_of(name) in BY_ENDING
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file of a folder or glob belongs to the corpus, by its path in it."""
+    parts = name.split("/")
+    hidden = any(part.startswith(".") for part in parts)
+    return not hidden and not _NOT_SHARDS.fullmatch(parts[-1]) and has_known_ending(name)
+
+
+def format_label(name: str) -> str:
+    """The format of a file as messages call it; "other" where its ending says none."""
+    return BY_ENDING[ending_of(name)].label if has_known_ending(name) else "other"
+
+
+def count_formats(names: Iterable[str]) -> Counter[str]:
+    """How many files have each format, by its label."""
+    return Counter(map(format_label, names))
+
+
+def show_counts(counts: Mapping[str, int]) -> str:
+    """As in "2,000 JSON lines, 1 text", the most frequent first."""
+    return ", ".join(f"{count:,} {label}" for label, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
