@@ -8,8 +8,8 @@ from stream_pretrain.config import Config
 from stream_pretrain.data.corpus.pinned import PinnedCorpus
 from stream_pretrain.data.lanes.pinning import lane_plan, pin
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
+from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.objective import Objective, objective_of
-from stream_pretrain.data.rows.tokenization import Encoder
 from stream_pretrain.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from stream_pretrain.data.rows.tokenizer_probe import Engine
+from stream_pretrain.data.rows.tokenizer_probe import EngineRecord
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError, StreamPretrainError, TrainingError
 from stream_pretrain.names import utf8_path
 from stream_pretrain.stored import stored
@@ -193,7 +193,7 @@ def read_trainer(checkpoint: Path) -> dict[str, Any]:
         stored(kind, trainer[name], f"{where} {name}")
     stored(dict[str, Any], trainer.get("versions", {}), f"{where} versions")
     stored(dict[str, Any], trainer.get("defaults", {}), f"{where} defaults")
-    stored(Engine | None, trainer.get("engine"), f"{where} engine")
+    stored(EngineRecord | None, trainer.get("engine"), f"{where} engine")
     stored(list[dict[str, Any]], trainer["fixed"].get("data.sources", []), f"{where} fixed.data.sources")
     if trainer["max_steps"] is not None and trainer["max_steps"] < 1:
         raise CheckpointError(f"{where} max_steps is {trainer['max_steps']}: use another checkpoint")

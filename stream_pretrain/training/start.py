@@ -20,8 +20,8 @@ from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.standing import refuse_impossible
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors
-from stream_pretrain.data.rows.tokenization import Encoder
-from stream_pretrain.data.rows.tokenizer_probe import Engine, asked, note_on_engine, refuse_unlike
+from stream_pretrain.data.rows.encoder import Encoder
+from stream_pretrain.data.rows.tokenizer_probe import EngineRecord, note_on_engine, probed, refuse_unlike
 from stream_pretrain.errors import (
     CheckpointError,
     ModelError,
@@ -69,7 +69,7 @@ class Setup:
     optimizer: torch.optim.Optimizer
     pinned: PinnedCorpus
     plan: StreamPlan
-    engine: Engine
+    engine: EngineRecord
     evaluation_set: EvaluationSet | None
     cursors: list[LaneCursors]
     totals: Totals
@@ -110,7 +110,7 @@ def prepare(
         plan = stream_plan(config, loaded.tokenizer, pinned)
         for note in plan.encoder.notes:
             progress.notice(note)
-        engine = asked_of_all(config, plan.encoder, ranks, saved, progress)
+        engine = engine_of_all(config, plan.encoder, ranks, saved, progress)
         for line in advice(plan, ranks, config.data.workers):
             progress.warning(line)
         evaluation_set = None
@@ -169,11 +169,11 @@ def _where_it_stood(saved: Saved, plan: StreamPlan) -> tuple[list[LaneCursors], 
     return cursors, totals
 
 
-def asked_of_all(config: Config, encoder: Encoder, ranks: Ranks, saved: Saved | None, progress: Progress) -> Engine:
+def engine_of_all(config: Config, encoder: Encoder, ranks: Ranks, saved: Saved | None, progress: Progress) -> EngineRecord:
     """What makes the ids, when it makes the same on all ranks as when the run began. Raises: CheckpointError, ModelError."""
     name = config.model.tokenizer or config.model.path
     assert name is not None, "validated: a model from scratch has a tokenizer"
-    engine = asked(encoder, name)
+    engine = probed(encoder, name)
     refuse_unlike(ranks.gather(engine))
     if saved is None:
         return engine

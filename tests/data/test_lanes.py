@@ -27,8 +27,8 @@ from stream_pretrain.data.lanes.stream import StepStream, lanes_of
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors, stream_state
 from stream_pretrain.data.rows.clm import Clm
+from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.mlm import Mlm
-from stream_pretrain.data.rows.tokenization import Encoder
 from stream_pretrain.errors import SourceError, TrainingError
 from tests.corpora import documents, json_lines, word_tokenizer, write_shard
 

@@ -18,9 +18,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stream_pretrain.data.rows import pieces
+from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.mlm import Mlm
 from stream_pretrain.data.rows.pieces import PIECE_CHARACTERS, kept_whole, piece_edges
-from stream_pretrain.data.rows.tokenization import Encoder
 from tests.corpora import documents, json_lines, word_tokenizer
 from tests.data.test_lanes import lane, plan_for
 

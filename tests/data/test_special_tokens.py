@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from stream_pretrain.config import ObjectiveConfig
 from stream_pretrain.data.randomness import keyed_generator
 from stream_pretrain.data.rows import pieces
+from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.masking import mask
 from stream_pretrain.data.rows.packing import assemble, place
-from stream_pretrain.data.rows.tokenization import Encoder
 from stream_pretrain.data.rows.tokenizer_file import without_pieces
 from stream_pretrain.data.rows.vocabulary import Vocabulary
 from tests.corpora import VOCABULARY, word_tokenizer

@@ -10,8 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from stream_pretrain.data.rows.clm import Clm
+from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.mlm import Mlm
-from stream_pretrain.data.rows.tokenization import Encoder
 from stream_pretrain.errors import ModelError
 from tests.corpora import WORDS, documents, word_tokenizer
 

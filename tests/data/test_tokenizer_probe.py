@@ -12,9 +12,9 @@ import tokenizers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from stream_pretrain.data.rows import tokenization
-from stream_pretrain.data.rows.tokenization import Encoder
-from stream_pretrain.data.rows.tokenizer_probe import asked, note_on_engine, probe_texts, refuse_unlike
+from stream_pretrain.data.rows import tokenizers_engine
+from stream_pretrain.data.rows.encoder import Encoder
+from stream_pretrain.data.rows.tokenizer_probe import note_on_engine, probe_texts, probed, refuse_unlike
 from stream_pretrain.errors import CheckpointError, ModelError
 from tests.corpora import word_tokenizer
 
@@ -43,7 +43,7 @@ def test_bpe_that_forgets_merges_at_random_does_so_no_more_and_is_exported_as_it
     (note,) = encoder.notes
     assert "dropout 0.3 draws at random and is switched off" in note
     assert json.loads(tokenizer.backend_tokenizer.to_str())["model"]["dropout"] == pytest.approx(0.3)
-    asked(encoder, "here")
+    probed(encoder, "here")
     assert Encoder.of(byte_level(dropout=0.0)).notes == ()
 
 
@@ -65,25 +65,25 @@ def test_whatever_a_file_calls_drawing_at_random_is_switched_off(setting: str, m
 
 
 def test_any_other_source_of_chance_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = tokenization._build
+    build = tokenizers_engine.plain_tokenizer
 
     def by_chance(serialized: str) -> Tokenizer:
         tokenizer = build(serialized)
         tokenizer.model.dropout = 0.1
         return tokenizer
 
-    monkeypatch.setattr(tokenization, "_build", by_chance)
+    monkeypatch.setattr(tokenizers_engine, "plain_tokenizer", by_chance)
     with pytest.raises(ModelError, match="tokenizer here: it gives a text other ids each time it is asked"):
-        asked(Encoder.of(byte_level()), "here")
+        probed(Encoder.of(byte_level()), "here")
 
 
 def test_an_upgrade_that_changes_no_id_is_said_and_one_that_does_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder.of(byte_level())
-    began = json.loads(json.dumps(asked(encoder, "here").to_json()))
-    assert note_on_engine(asked(encoder, "here"), began) is None
-    assert note_on_engine(asked(encoder, "here"), None) is None
+    began = json.loads(json.dumps(probed(encoder, "here").to_json()))
+    assert note_on_engine(probed(encoder, "here"), began) is None
+    assert note_on_engine(probed(encoder, "here"), None) is None
     monkeypatch.setattr(tokenizers, "__version__", "0.99.0")
-    later = asked(encoder, "here")
+    later = probed(encoder, "here")
     was = f"tokenizers {began['version']}"
     assert note_on_engine(later, began) == f"the run was read with {was}, now with tokenizers 0.99.0: the same ids"
     expected = (
@@ -97,7 +97,7 @@ def test_an_upgrade_that_changes_no_id_is_said_and_one_that_does_is_refused(monk
 
 
 def test_ranks_that_give_other_ids_are_refused() -> None:
-    engine = asked(Encoder.of(byte_level()), "here")
+    engine = probed(Encoder.of(byte_level()), "here")
     refuse_unlike([engine, replace(engine, version="0.99.0")])
     with pytest.raises(ModelError, match=r"tokenizers 0\.99\.0 of rank 1 gives other ids than .* of rank 0"):
         refuse_unlike([engine, replace(engine, version="0.99.0", ids="others")])
@@ -108,7 +108,7 @@ def ids_with(normalizer: normalizers.Normalizer | None) -> str:
     """The hash of the ids where a tokenizer does something else with a text first."""
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.normalizer = normalizer
-    return asked(Encoder.of(tokenizer), "here").ids
+    return probed(Encoder.of(tokenizer), "here").ids
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,10 @@ def test_the_texts_tell_a_change_in_any_script_or_sign(normalizer: normalizers.N
 @pytest.mark.parametrize("sign", "\u2e43\u0a76")
 def test_a_sign_that_becomes_punctuation_is_told_by_word_pieces(sign: str) -> None:
     tokenizer = word_tokenizer()
-    before = asked(Encoder.of(tokenizer), "here").ids
+    before = probed(Encoder.of(tokenizer), "here").ids
     isolated = pre_tokenizers.Split(sign, "isolated")
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([isolated, pre_tokenizers.BertPreTokenizer()])
-    assert asked(Encoder.of(tokenizer), "here").ids != before
+    assert probed(Encoder.of(tokenizer), "here").ids != before
 
 
 def test_a_setting_that_a_later_version_writes_and_that_is_off_is_no_other_tokenizer() -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from stream_pretrain.config import Config
 from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.stream import StepStream
-from stream_pretrain.data.rows.tokenizer_probe import Engine
+from stream_pretrain.data.rows.tokenizer_probe import EngineRecord
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.model.loading import LoadedModel
 from stream_pretrain.training import start
@@ -184,7 +184,7 @@ class Run:
     config: Config
     accelerator: Any
     loaded: LoadedModel
-    engine: Engine
+    engine: EngineRecord
 
     def saved(self, step: int) -> Path:
         return Path(str(self.config.run.output_dir)) / "checkpoints" / f"step-{step:08d}"
@@ -210,7 +210,7 @@ def go_on(run: Run, checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch
     """Begin a new run where the checkpoint stands, as far as the first rows."""
     # What has nothing to do with the checkpoint, and takes most of the time.
     monkeypatch.setattr(start, "_loaded_by_all", lambda *_: copy.deepcopy(run.loaded))
-    monkeypatch.setattr(start, "asked", lambda *_: run.engine)
+    monkeypatch.setattr(start, "probed", lambda *_: run.engine)
     monkeypatch.setattr(start, "isolation_fault", lambda *_: None)
     config = replace(run.config, run=replace(run.config.run, output_dir=str(out), resume=str(checkpoint)))
     with stop_on_signals() as stop, RunDirectory.own(out, [], unexpected) as owned:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tokenizers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
@@ -36,7 +37,7 @@ def test_a_run_goes_on_with_the_same_ids_alone(arguments: list[str], tmp_path: P
     trainer = json.loads((tmp_path / "out" / "checkpoints" / "step-00000001" / "trainer.json").read_text())
     assert trainer["engine"]["name"] == "tokenizers"
 
-    monkeypatch.setattr(tokenizer_probe.tokenizers, "__version__", "0.99.0")
+    monkeypatch.setattr(tokenizers, "__version__", "0.99.0")
     upgraded = run_here([*arguments, out, "--max-steps=2"])
     assert upgraded.returncode == 0, upgraded.stderr
     assert (
@@ -44,7 +45,7 @@ def test_a_run_goes_on_with_the_same_ids_alone(arguments: list[str], tmp_path: P
         in upgraded.stderr
     )
 
-    monkeypatch.setattr(start, "asked", lambda *of: replace(tokenizer_probe.asked(*of), ids="others"))
+    monkeypatch.setattr(start, "probed", lambda *of: replace(tokenizer_probe.probed(*of), ids="others"))
     refused = run_here([*arguments, out, "--max-steps=3"])
     assert refused.returncode == 1
     assert "error: tokenizers 0.99.0 gives other ids than before: install tokenizers==0.99.0, or start" in refused.stderr

@@ -9,7 +9,8 @@ from stream_pretrain.data.lanes.lane_plan import LanePlan
 from stream_pretrain.data.lanes.mixture import choose, phases_of
 from stream_pretrain.data.lanes.readers import Readers
 from stream_pretrain.data.lanes.source_lane import Group, SourceLane
-from stream_pretrain.data.rows.tokenization import BatchTokenizer, Encoder
+from stream_pretrain.data.rows.encoder import Encoder
+from stream_pretrain.data.rows.engine import Engine
 
 
 class Lane:
@@ -20,14 +21,14 @@ class Lane:
         plan: LanePlan,
         number: int,
         encoder: Encoder,
-        tokenizer: BatchTokenizer,
+        engine: Engine,
         readers: Sequence[Readers],
         cursors: Sequence[Cursor],
     ) -> None:
         self.plan = plan
         self.number = number
         self.sources = [
-            SourceLane(source, number, encoder, tokenizer, reader, cursor)
+            SourceLane(source, number, encoder, engine, reader, cursor)
             for source, reader, cursor in zip(plan.sources, readers, cursors, strict=True)
         ]
         self.credits: Sequence[int] = [cursor.credit for cursor in cursors]

@@ -28,9 +28,10 @@ from stream_pretrain.data.lanes.readers import Readers
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.lanes.tokenized_window import TokenizedWindow
 from stream_pretrain.data.randomness import MASK, ORDER
+from stream_pretrain.data.rows.encoder import Encoder
+from stream_pretrain.data.rows.engine import Engine
 from stream_pretrain.data.rows.labels import Labelled
 from stream_pretrain.data.rows.packing import SMALLEST_FRAGMENT, Rows, assemble, place
-from stream_pretrain.data.rows.tokenization import BatchTokenizer, Encoder
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import CheckpointError, ContentError, SourceError
 
@@ -67,12 +68,12 @@ class SourceLane:
     """The rows of one source in one lane, from a cursor on."""
 
     def __init__(
-        self, plan: SourcePlan, number: int, encoder: Encoder, tokenizer: BatchTokenizer, readers: Readers, cursor: Cursor
+        self, plan: SourcePlan, number: int, encoder: Encoder, engine: Engine, readers: Readers, cursor: Cursor
     ) -> None:
         self.plan = plan
         self.number = number
         self.encoder = encoder
-        self.tokenizer = tokenizer
+        self.engine = engine
         self.readers = readers
         self.cursor = cursor
         self.reader: DocumentReader | None = None
@@ -179,7 +180,7 @@ class SourceLane:
             self.uncounted.update(read=found.read, filtered=found.filtered)
             self._refuse_hopeless()
         self.window = TokenizedWindow(
-            kept(found, self.plan.heldout_fraction), self._key(ORDER, stripe, block), self.tokenizer.piece_edges
+            kept(found, self.plan.heldout_fraction), self._key(ORDER, stripe, block), self.engine.piece_edges
         )
         if not self.window.has(cursor.rank, cursor.piece):
             raise self._astray(stripe, block)
@@ -309,6 +310,6 @@ class SourceLane:
 
     def _tokenize(self, window: TokenizedWindow, characters: int) -> None:
         texts = window.next_texts(characters)
-        ids, lengths = self.tokenizer.encode(texts, [piece > 0 for piece in window.pieces[-len(texts) :]])
+        ids, lengths = self.engine.encode(texts, [piece > 0 for piece in window.pieces[-len(texts) :]])
         window.append(ids, lengths, self.encoder.document_end)
         self.characters_per_token = sum(map(len, texts)) / max(1, len(ids))

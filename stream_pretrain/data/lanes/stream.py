@@ -49,11 +49,11 @@ class RowStream(IterableDataset[StepRows | StreamPretrainError]):
         index, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         numbers = lanes_of(self.plan.lanes.lanes, self.rank, self.world)[index::workers]
         try:
-            tokenizer = self.plan.encoder.build()
+            engine = self.plan.encoder.build()
             memory = StoreMemory()
             readers = [Readers(source, memory) for source in self.plan.lanes.sources]
             lanes = [
-                Lane(self.plan.lanes, number, self.plan.encoder, tokenizer, readers, self.cursors[number]) for number in numbers
+                Lane(self.plan.lanes, number, self.plan.encoder, engine, readers, self.cursors[number]) for number in numbers
             ]
             while True:
                 yield step_of(lanes, self.plan)

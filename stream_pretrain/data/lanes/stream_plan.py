@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stream_pretrain.data.lanes.lane_plan import LanePlan
+from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.objective import Objective
-from stream_pretrain.data.rows.tokenization import Encoder
 
 
 @dataclass(frozen=True)

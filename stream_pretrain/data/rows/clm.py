@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from stream_pretrain.config import Config
+from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.labels import Labelled, filled, flat_starts, lay_out
 from stream_pretrain.data.rows.packing import Rows
-from stream_pretrain.data.rows.tokenization import Encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

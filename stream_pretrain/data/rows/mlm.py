@@ -11,10 +11,10 @@ import numpy as np
 
 from stream_pretrain.config import Config, ObjectiveConfig
 from stream_pretrain.data.randomness import keyed_generator
+from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.labels import Labelled
 from stream_pretrain.data.rows.masking import label_slots, mask
 from stream_pretrain.data.rows.packing import Rows
-from stream_pretrain.data.rows.tokenization import Encoder
 from stream_pretrain.data.rows.tokenizer_file import kept_tokens
 from stream_pretrain.data.rows.vocabulary import Vocabulary
 

@@ -1,4 +1,4 @@
-"""What a tokenizer is asked at every start: whether a text always has the same ids, and those of the starts before."""
+"""What an engine is asked at every start: whether a text always has the same ids, and those of the starts before."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
-import tokenizers
-
-from stream_pretrain.data.rows.tokenization import BatchTokenizer, Encoder
+from stream_pretrain.data.rows.encoder import Encoder
+from stream_pretrain.data.rows.engine import Engine
 from stream_pretrain.errors import CheckpointError, ModelError
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineRecord:
     """The library that makes ids of texts, and a hash of what it makes of some: kept in checkpoints."""
 
     name: str
@@ -29,26 +28,24 @@ class Engine:
         return asdict(self)
 
 
-def asked(encoder: Encoder, name: str) -> Engine:
-    """Ask a tokenizer twice for the ids of some texts.
+def probed(encoder: Encoder, name: str) -> EngineRecord:
+    """Ask an engine twice for the ids of some texts.
 
     name: of the tokenizer, for the user.
     Raises: ModelError where the answers differ.
     """
-    tokenizer, texts = encoder.build(), probe_texts()
-    first = _ids(tokenizer, texts)
-    clear = getattr(tokenizer.tokenizer.model, "_clear_cache", None)
-    if clear is not None:  # what it remembers of the first time would hide chance
-        clear()
-    if _ids(tokenizer, texts) != first:
+    engine, texts = encoder.build(), probe_texts()
+    first = _ids(engine, texts)
+    engine.forget()  # what it remembers of the first time would hide chance
+    if _ids(engine, texts) != first:
         raise ModelError(
             f"tokenizer {name}: it gives a text other ids each time it is asked, so that no run could go on where it stopped; "
             "use one that does not draw at random"
         )
-    return Engine("tokenizers", tokenizers.__version__, _digest(repr(texts).encode()), _digest(first))
+    return EngineRecord(engine.name, engine.version, _digest(repr(texts).encode()), _digest(first))
 
 
-def note_on_engine(engine: Engine, recorded: Mapping[str, Any] | None) -> str | None:
+def note_on_engine(engine: EngineRecord, recorded: Mapping[str, Any] | None) -> str | None:
     """What is to be said of the engine of a run that goes on; `recorded`: what its checkpoint says, if it does.
 
     Raises: CheckpointError where it gives other ids than the run began with.
@@ -74,7 +71,7 @@ def note_on_engine(engine: Engine, recorded: Mapping[str, Any] | None) -> str | 
     return None if was == now else f"the run was read with {was}, now with {now}: the same ids"
 
 
-def refuse_unlike(engines: Sequence[Engine]) -> None:
+def refuse_unlike(engines: Sequence[EngineRecord]) -> None:
     """Refuse ranks that give the same text other ids. Raises: ModelError."""
     for rank, engine in enumerate(engines):
         if engine.ids != engines[0].ids:
@@ -84,11 +81,11 @@ def refuse_unlike(engines: Sequence[Engine]) -> None:
             )
 
 
-def _ids(tokenizer: BatchTokenizer, texts: Sequence[str]) -> bytes:
+def _ids(engine: Engine, texts: Sequence[str]) -> bytes:
     """All ids of some texts as documents, and as pieces that go on with one, as bytes that tell the texts apart."""
-    answers = [tokenizer.encode(texts)]
-    if tokenizer.within is not None:
-        answers.append(tokenizer.encode(texts[:_WRITTEN], [True] * _WRITTEN))
+    answers = [engine.encode(texts)]
+    if engine.tells_beginnings:
+        answers.append(engine.encode(texts[:_WRITTEN], [True] * _WRITTEN))
     return b"".join(ids.tobytes() + lengths.tobytes() for ids, lengths in answers)
 
 

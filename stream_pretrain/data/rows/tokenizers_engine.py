@@ -1,115 +1,30 @@
-"""Text to token ids, in batches: flat arrays from here on."""
+"""Tokenizing with the library `tokenizers`."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
+import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer, Normalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, PreTokenizer
 
 from stream_pretrain.data.rows.pieces import WHITE, kept_whole, piece_edges
-from stream_pretrain.data.rows.tokenizer_file import (
-    SpecialTokens,
-    for_documents,
-    pieces_like_special_tokens,
-    stages_within_a_text,
-    without_pieces,
-)
-from stream_pretrain.errors import ModelError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
+from stream_pretrain.data.rows.tokenizer_file import stages_within_a_text
 
 # Characters that a normalizer may change by what stands beside them, with short plain text between them: a call for each word
 # of a text in another script would take longer than the table saves. Control characters are left out before accents are moved.
 _NOT_PLAIN = re.compile(r"([^\t\n\r -~]+(?:[\t\n\r -~]{1,8}[^\t\n\r -~]+)*)")
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """A tokenizer reduced to `texts -> flat ids`, and the special tokens a segment is framed with.
-
-    It travels to worker processes as JSON text and is built there.
-    """
-
-    serialized: str
-    prefix: tuple[int, ...]
-    """Ids in front of every segment, [CLS] for BERT."""
-    suffix: tuple[int, ...]
-    """Ids behind every segment, [SEP] for BERT."""
-    document_end: tuple[int, ...]
-    """Ids behind the last token of a document, end-of-text for causal models."""
-    pad: int
-    """Id that fills the end of a row."""
-    kept: tuple[int, ...] = ()
-    """Ids of special tokens of the user's own that are recognised in documents."""
-    notes: tuple[str, ...] = field(default=(), compare=False)
-    """What is read otherwise than the tokenizer's file says, one line each, to be shown once."""
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerFast, special_tokens: SpecialTokens = "text") -> Encoder:
-        """From a loaded fast tokenizer, with all it frames a text and ends a document with: an objective uses some of it.
-
-        Raises: ModelError where the tokenizer does not show what it frames a text with.
-        """
-        file = for_documents(tokenizer, special_tokens)
-        serialized, built = file.serialized, _build(file.serialized)
-        pieces = pieces_like_special_tokens(built)
-        if pieces:
-            serialized = without_pieces(serialized, pieces)
-        framed = built.encode("a", add_special_tokens=True)
-        special = framed.special_tokens_mask
-        if 0 not in special:
-            raise ModelError(
-                f"tokenizer {tokenizer.name_or_path}: it makes no token of 'a'; use one with a token for what is unknown"
-            )
-        first, last = special.index(0), len(special) - special[::-1].index(0)
-        prefix, suffix = tuple(framed.ids[:first]), tuple(framed.ids[last:])
-        end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
-        return cls(
-            serialized=serialized,
-            prefix=prefix,
-            suffix=suffix,
-            document_end=() if end is None else (end,),
-            pad=0 if pad is None else pad,
-            kept=file.kept,
-            notes=file.notes,
-        )
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash of all in the tokenizer's file that decides the ids."""
-        content = json.loads(self.serialized)
-        vocabulary = [content["model"].pop(name, None) for name in ("vocab", "merges")]
-        framing = [self.prefix, self.suffix, self.document_end, self.pad]
-        said = json.dumps([framing, vocabulary, _what_is_set(content)], sort_keys=True)
-        return hashlib.sha256(said.encode()).hexdigest()
-
-    def build(self) -> BatchTokenizer:
-        """The tokenizer itself."""
-        return BatchTokenizer(self.serialized)
-
-
-def _what_is_set(value: Any) -> Any:
-    """Settings without those that are off: a later version of `tokenizers` may write some that there were not before."""
-    if isinstance(value, dict):
-        return {name: _what_is_set(inner) for name, inner in value.items() if inner is not None and inner is not False}
-    return [_what_is_set(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _build(serialized: str) -> Tokenizer:
+def plain_tokenizer(serialized: str) -> Tokenizer:
     """A tokenizer that neither truncates nor pads, and to which special-token strings in a document are plain text."""
     tokenizer = Tokenizer.from_str(serialized)
     tokenizer.no_truncation()
@@ -118,12 +33,14 @@ def _build(serialized: str) -> Tokenizer:
     return tokenizer
 
 
-class BatchTokenizer:
-    """A tokenizer from texts to flat ids."""
+class TokenizersEngine:
+    """The engine of the library `tokenizers`."""
+
+    name = "tokenizers"
 
     def __init__(self, serialized: str) -> None:
         """serialized: as `tokenizers` writes it, JSON."""
-        self.tokenizer = _build(serialized)
+        self.tokenizer = plain_tokenizer(serialized)
         self.normalize: Callable[[str], str] | None = None
         normalizer = self.tokenizer.normalizer
         added = self.tokenizer.get_added_tokens_decoder().values()
@@ -134,15 +51,23 @@ class BatchTokenizer:
             self.normalize = _bert_normalize(normalizer)
             self.tokenizer.normalizer = None
 
+    @property
+    def version(self) -> str:
+        return tokenizers.__version__
+
+    @property
+    def tells_beginnings(self) -> bool:
+        return self.within is not None
+
+    def forget(self) -> None:
+        clear = getattr(self.tokenizer.model, "_clear_cache", None)
+        if clear is not None:
+            clear()
+
     def piece_edges(self, text: str) -> list[int]:
-        """Where a long document is cut before it is tokenized: [0, ..., len(text)]."""
         return piece_edges(text, self.whole)
 
     def encode(self, texts: Sequence[str], goes_on: Sequence[bool] = ()) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Ids of all texts one after the other, int32 [tokens], and the number of tokens of each, int64 [texts].
-
-        goes_on: which of them are pieces of a document that is cut in front of them; none if empty.
-        """
         if any(goes_on) and self.within is not None:
             ids = self._ids(["" if within else text for text, within in zip(texts, goes_on, strict=True)])
             for i in itertools.compress(range(len(texts)), goes_on):
