@@ -13,9 +13,9 @@ import torch
 
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.documents.filters import is_heldout
 from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.documents.stripe import Stripe
-from stream_pretrain.data.lanes.held_out import is_heldout
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.randomness import EVAL_MASK
 from stream_pretrain.data.rows.batches import Batch, micro_batches

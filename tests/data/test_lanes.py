@@ -217,7 +217,7 @@ def test_a_second_epoch_has_the_same_documents_in_another_order(tmp_path: Path) 
 
 
 def test_held_out_documents_never_train(tmp_path: Path) -> None:
-    from stream_pretrain.data.lanes.held_out import is_heldout
+    from stream_pretrain.data.documents.filters import is_heldout
 
     texts = documents(400)
     write_shard(tmp_path / "s", texts, "plain")

@@ -342,7 +342,7 @@ def test_sources_are_dealt_and_shuffled_each_in_its_own_way(tmp_path: Path) -> N
 
 
 def test_held_out_documents_of_a_source_never_train(tmp_path: Path) -> None:
-    from stream_pretrain.data.lanes.held_out import is_heldout
+    from stream_pretrain.data.documents.filters import is_heldout
 
     write_sources(tmp_path, a=200, b=200)
     plan = plan_for(tmp_path, {"a": {"heldout_fraction": 0.3}, "b": {}}, max_epochs=1)

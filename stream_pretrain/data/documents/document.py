@@ -1,20 +1,14 @@
-"""What a window holds: documents, and what was skipped."""
+"""What a reader gives: the documents of a window, what was left out of them, and how it is asked for."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Protocol
 
 from stream_pretrain.config import TextDocuments, template_fields
 from stream_pretrain.data.documents.stripe import Stripe
-from stream_pretrain.data.documents.texts import MANY, BadDocumentError, NoTextError
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -49,13 +43,23 @@ class Documents:
 
 
 class DocumentReader(Protocol):
-    """Windows of documents of one shard, for the lanes of this process."""
+    """Windows of documents of one shard, for the lanes of this process; used by one thread.
 
-    def follow(self, stripe: Stripe, block: int) -> None: ...
+    A lane calls follow() once for its stripe, read() for each window of it in order, and leave() at the end.
+    """
 
-    def leave(self, stripe: Stripe) -> bool: ...
+    def follow(self, stripe: Stripe, block: int) -> None:
+        """Say that a lane will read this stripe from this window on."""
 
-    def read(self, stripe: Stripe, block: int, restart: RestartPoint) -> Documents | None: ...
+    def leave(self, stripe: Stripe) -> bool:
+        """Say that a lane is done with a stripe; true when no lane of the process reads the shard any more."""
+
+    def read(self, stripe: Stripe, block: int, restart: RestartPoint) -> Documents | None:
+        """A window of the stripe, the same whoever reads it; None when the shard ends before it.
+
+        restart: that of this window or of any before it; the nearer it is, the less is decompressed again.
+        Raises: ContentError for a damaged or unusable shard, TransportError, SourceError for one that was replaced.
+        """
 
     def offset_of(self, block: int) -> int:
         """Where a window begins, as documents count it: an uncompressed byte of a line format, else a row number."""
@@ -83,47 +87,3 @@ class ReadOptions:
     def fields(self) -> list[str]:
         """Dotted names of the fields that make the text."""
         return [self.text_field] if self.text_template is None else template_fields(self.text_template)
-
-
-Found = TypeVar("Found")
-
-
-def documents_of(
-    found: Iterable[tuple[int, Found]], text_of: Callable[[Found], str], restart: RestartPoint, options: ReadOptions
-) -> Documents:
-    """The texts of what was found in a window, each given with its offset, and what had to be skipped or was left out."""
-    texts: list[str] = []
-    offsets: list[int] = []
-    skips: list[Skip] = []
-    empty: dict[str, Skip] = {}
-    filtered = 0
-    longest = math.inf if options.max_characters is None else options.max_characters
-    seen: set[str] = set()
-    for offset, candidate in found:
-        try:
-            text = text_of(candidate)
-        except BadDocumentError as bad:
-            skips.append(Skip(offset, str(bad)))
-            continue
-        except NoTextError as none:
-            if options.min_characters:
-                filtered += 1
-            else:
-                first = empty.get(none.reason) or Skip(offset, str(none), 0)
-                empty[none.reason] = replace(first, documents=first.documents + 1)
-            continue
-        if not options.min_characters <= len(text) <= longest or text in seen:
-            filtered += 1
-            continue
-        if options.drop_duplicates:
-            seen.add(text)
-        texts.append(text)
-        offsets.append(offset)
-    return Documents(texts, offsets, skips, restart, filtered, tuple(empty.values()))
-
-
-def nothing_usable(documents: Documents) -> bool:
-    return not documents.texts and not documents.filtered and len(documents.skips) >= MANY
-
-
-TOO_LONG = "line too long"

@@ -1,4 +1,4 @@
-"""Documents of the formats that `datasets` parses."""
+"""The reader of the formats that `datasets` parses: CSV, Arrow, WebDataset, and any with --data.reader datasets."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.csv_rows import HEAD_BYTES, CsvRows, csv_rows
+from stream_pretrain.data.documents.document import Documents, ReadOptions
+from stream_pretrain.data.documents.filters import nothing_usable, usable_documents
 from stream_pretrain.data.documents.shard_filesystem import PROTOCOL, shard_url
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.documents.texts import MANY, text_getter, wrong_field
@@ -21,10 +23,6 @@ from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.retrying import causes, in_words
 from stream_pretrain.data.transport.shard import ShardBytes, ShardFile
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError
-
-if TYPE_CHECKING:
-    pass
-from stream_pretrain.data.documents.document import Documents, ReadOptions, documents_of, nothing_usable
 
 
 class ExampleDocuments:
@@ -50,14 +48,14 @@ class ExampleDocuments:
 
     def read(self, stripe: Stripe, block: int, restart: RestartPoint) -> Documents | None:  # noqa: ARG002
         first = self.offset_of(block)
-        found = self._window(stripe, first)
-        if not found:
+        examples = self._window(stripe, first)
+        if not examples:
             return None
-        documents = documents_of(enumerate(found, first), self.text_of, RestartPoint(), self.options)
+        documents = usable_documents(enumerate(examples, first), self.text_of, RestartPoint(), self.options)
         if block == 0:
             bad = documents.skips[0].reason if documents.skips and not documents.texts and not documents.filtered else None
             # The columns of a table are the same in all its rows.
-            fault = wrong_field(found, self.options.fields, bad, many=1 if self.shard.builder in ("csv", "arrow") else MANY)
+            fault = wrong_field(examples, self.options.fields, bad, many=1 if self.shard.builder in ("csv", "arrow") else MANY)
             if fault is None and nothing_usable(documents):
                 fault = f"no document in its first window; example {documents.skips[0].offset}: {bad}"
             if fault is not None:

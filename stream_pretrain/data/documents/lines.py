@@ -1,4 +1,4 @@
-"""Documents of shards of lines: JSON lines and text."""
+"""The reader of JSON lines and of text, whose document is a line, a paragraph or a file."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from stream_pretrain.config import TextDocuments
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.csv_rows import HEAD_BYTES
+from stream_pretrain.data.documents.document import Documents, ReadOptions, Skip
+from stream_pretrain.data.documents.filters import nothing_usable, usable_documents
 from stream_pretrain.data.documents.json_files import json_fault
 from stream_pretrain.data.documents.stripe import Stripe
-from stream_pretrain.data.documents.text_units import FileWindows, ParagraphWindows, paragraphs, whole
+from stream_pretrain.data.documents.text_units import FileWindows, ParagraphWindows, paragraphs, whole_file
 from stream_pretrain.data.documents.texts import BLANK, NOT_UTF8, BadDocumentError, NoTextError, text_getter, wrong_field
 from stream_pretrain.data.documents.windows import BYTE_ORDER_MARK, LineWindows
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard import ShardBytes
 from stream_pretrain.errors import ContentError, SourceError
-
-if TYPE_CHECKING:
-    pass
-from stream_pretrain.data.documents.document import TOO_LONG, Documents, ReadOptions, Skip, documents_of, nothing_usable
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,8 @@ class LineDocuments:
         window = self.windows.read(stripe, block, restart)
         if window is None:
             return None
-        found = self.unit.split(window.lines, window.offset, self.options.max_line_bytes)
-        documents = documents_of(found, self._text_of_short, window.restart, self.options)
+        candidates = self.unit.split(window.lines, window.offset, self.options.max_line_bytes)
+        documents = usable_documents(candidates, self._text_of_short, window.restart, self.options)
         if window.overlong is not None:
             documents.skips.append(Skip(window.overlong, self.unit.too_long))
         if block == 0:
@@ -118,7 +116,7 @@ class LineDocuments:
         return fault or wrong_field(_objects(lines), self.options.fields, bad)
 
 
-def _with_offsets(lines: bytes, offset: int, longest: int) -> Iterator[tuple[int, bytes]]:  # noqa: ARG001 (as `paragraphs`)
+def lines_with_offsets(lines: bytes, offset: int, longest: int) -> Iterator[tuple[int, bytes]]:  # noqa: ARG001 (as `paragraphs`)
     """The lines that are not blank, with their offsets in the shard."""
     for line in lines.split(b"\n"):
         if line and not line.isspace():
@@ -127,9 +125,9 @@ def _with_offsets(lines: bytes, offset: int, longest: int) -> Iterator[tuple[int
 
 
 _UNITS: dict[TextDocuments, _Unit] = {
-    "line": _Unit(LineWindows, _with_offsets, TOO_LONG),
+    "line": _Unit(LineWindows, lines_with_offsets, "line too long"),
     "blank-line": _Unit(ParagraphWindows, paragraphs, "paragraph too long"),
-    "file": _Unit(FileWindows, whole, "file too long"),
+    "file": _Unit(FileWindows, whole_file, "file too long"),
 }
 
 

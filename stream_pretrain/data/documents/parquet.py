@@ -1,4 +1,4 @@
-"""Documents of Parquet shards."""
+"""The reader of Parquet, by slices of row groups."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.documents.document import Documents, ReadOptions
+from stream_pretrain.data.documents.filters import nothing_usable, usable_documents
 from stream_pretrain.data.documents.parquet_columns import text_columns
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.documents.texts import NOT_UTF8, BadDocumentError, text_getter
@@ -26,7 +28,6 @@ from stream_pretrain.urls import is_remote
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
-from stream_pretrain.data.documents.document import Documents, ReadOptions, documents_of, nothing_usable
 
 
 class ParquetDocuments:
@@ -63,7 +64,7 @@ class ParquetDocuments:
             return None
         names = window.table.column_names
         rows = enumerate(zip(*window.table.columns, strict=True), window.row)
-        documents = documents_of(rows, lambda row: self._text_of(names, row), RestartPoint(), self.options)
+        documents = usable_documents(rows, lambda row: self._text_of(names, row), RestartPoint(), self.options)
         if block == 0 and nothing_usable(documents):
             bad = documents.skips[0]
             raise ContentError(f"{self.shard.name}: no document in its first window; row {bad.offset}: {bad.reason}")
@@ -232,7 +233,7 @@ class _RowPass:
         if not self.windows.is_remote:
             return self._read(block)
         group = self.windows.slices[block].group
-        self.given = {before: told for before, told in self.given.items() if self.windows.slices[before].group == group}
+        self.given = {before: digest for before, digest in self.given.items() if self.windows.slices[before].group == group}
         try:
             rows = self._read(block)
         except ContentError as damage:
@@ -246,7 +247,7 @@ class _RowPass:
         self.close()
         self.source, self.file = self.windows.open()
         self.group = None
-        if not same or any(_digest(self._read(before)) != told for before, told in self.given.items()):
+        if not same or any(_digest(self._read(before)) != digest for before, digest in self.given.items()):
             raise TransportError(
                 f"{damage}: it was damaged on its way: read again, what was given out of it before is something else; "
                 "check the network, a proxy or the memory of this machine; the same command goes on from the last checkpoint"

@@ -1,25 +1,24 @@
-"""The documents of a window: bytes, row groups or examples in; texts and what had to be skipped out."""
+"""Which reader a shard has. A new format is a file beside these, a line here and a record in corpus/formats.py."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
+from stream_pretrain.data.corpus.formats import Format
 from stream_pretrain.data.corpus.shard import Shard
-
-if TYPE_CHECKING:
-    pass
 from stream_pretrain.data.documents.document import DocumentReader, ReadOptions
 from stream_pretrain.data.documents.examples import ExampleDocuments
 from stream_pretrain.data.documents.lines import LineDocuments
 from stream_pretrain.data.documents.parquet import ParquetDocuments
 
+READERS: dict[Format, Callable[[Shard, ReadOptions], DocumentReader]] = {
+    "jsonl": LineDocuments,
+    "text": LineDocuments,
+    "parquet": ParquetDocuments,
+    "examples": ExampleDocuments,
+}
+
 
 def open_reader(shard: Shard, options: ReadOptions) -> DocumentReader:
-    """The reader for a shard's format."""
-    match shard.format:
-        case "jsonl" | "text":
-            return LineDocuments(shard, options)
-        case "parquet":
-            return ParquetDocuments(shard, options)
-        case "examples":
-            return ExampleDocuments(shard, options)
+    """The reader of a shard, which opens it at the first read."""
+    return READERS[shard.format](shard, options)

@@ -28,7 +28,7 @@ def paragraphs(content: bytes, offset: int, longest: int) -> Iterator[tuple[int,
         yield offset + start, content[start:]
 
 
-def whole(content: bytes, offset: int, longest: int) -> Iterator[tuple[int, bytes]]:  # noqa: ARG001 (as `paragraphs`)
+def whole_file(content: bytes, offset: int, longest: int) -> Iterator[tuple[int, bytes]]:  # noqa: ARG001 (as `paragraphs`)
     """The content as the one document, if there is any."""
     if content and not content.isspace():
         yield offset, content

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_pretrain.data.documents.document import DocumentReader, Skip
+from stream_pretrain.data.documents.filters import without_held_out
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes.cursor import Cursor, Skipped
-from stream_pretrain.data.lanes.held_out import kept
 from stream_pretrain.data.lanes.readers import Readers
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.lanes.tokenized_window import TokenizedWindow
@@ -180,7 +180,7 @@ class SourceLane:
             self.uncounted.update(read=found.read, filtered=found.filtered)
             self._refuse_hopeless()
         self.window = TokenizedWindow(
-            kept(found, self.plan.heldout_fraction), self._key(ORDER, stripe, block), self.engine.piece_edges
+            without_held_out(found, self.plan.heldout_fraction), self._key(ORDER, stripe, block), self.engine.piece_edges
         )
         if not self.window.has(cursor.rank, cursor.piece):
             raise self._astray(stripe, block)

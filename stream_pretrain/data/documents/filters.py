@@ -1,0 +1,75 @@
+"""Which documents are trained on: here they are dropped for their length, as copies, without text, or held out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TypeVar
+
+from stream_pretrain.data.documents.document import Documents, ReadOptions, Skip
+from stream_pretrain.data.documents.texts import MANY, BadDocumentError, NoTextError
+from stream_pretrain.data.transport.restart_point import RestartPoint
+
+Candidate = TypeVar("Candidate")
+
+
+def usable_documents(
+    candidates: Iterable[tuple[int, Candidate]],
+    text_of: Callable[[Candidate], str],
+    restart: RestartPoint,
+    options: ReadOptions,
+) -> Documents:
+    """The documents of a window that can be used, and what became of the others: all readers give theirs through here.
+
+    candidates: with their offsets in the shard.
+    text_of: raises BadDocumentError for one that is skipped, NoTextError for one without text.
+    """
+    texts: list[str] = []
+    offsets: list[int] = []
+    skips: list[Skip] = []
+    empty: dict[str, Skip] = {}
+    filtered = 0
+    longest = math.inf if options.max_characters is None else options.max_characters
+    seen: set[str] = set()
+    for offset, candidate in candidates:
+        try:
+            text = text_of(candidate)
+        except BadDocumentError as bad:
+            skips.append(Skip(offset, str(bad)))
+            continue
+        except NoTextError as none:
+            if options.min_characters:
+                filtered += 1
+            else:
+                first = empty.get(none.reason) or Skip(offset, str(none), 0)
+                empty[none.reason] = replace(first, documents=first.documents + 1)
+            continue
+        if not options.min_characters <= len(text) <= longest or text in seen:  # too short, too long, a copy
+            filtered += 1
+            continue
+        if options.drop_duplicates:
+            seen.add(text)
+        texts.append(text)
+        offsets.append(offset)
+    return Documents(texts, offsets, skips, restart, filtered, tuple(empty.values()))
+
+
+def nothing_usable(documents: Documents) -> bool:
+    """Whether a window has so many bad documents, and no other, that its shard is not what it seems."""
+    return not documents.texts and not documents.filtered and len(documents.skips) >= MANY
+
+
+def without_held_out(documents: Documents, heldout_fraction: float) -> Documents:
+    """The documents that are trained on."""
+    if heldout_fraction == 0:
+        return documents
+    train = [i for i, text in enumerate(documents.texts) if not is_heldout(text, heldout_fraction)]
+    return replace(documents, texts=[documents.texts[i] for i in train], offsets=[documents.offsets[i] for i in train])
+
+
+def is_heldout(text: str, fraction: float) -> bool:
+    """Whether a document is held out of training: decided by its text alone, so that its copies are too."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2.0**64
