@@ -386,6 +386,12 @@ def test_a_corpus_smaller_than_the_lanes_is_read_by_all_of_them_in_turn(tmp_path
     assert [len(rows_of(lane(plan, number), 3)) for number in range(8)] == [3] * 8
 
 
+def test_the_fields_of_a_stored_cursor_keep_their_names() -> None:
+    assert stream_state(first_cursors(1))["fields"][:9] == [
+        *("epoch", "stripe", "compressed", "uncompressed", "window", "rank", "piece", "token", "taken")
+    ]
+
+
 def test_lanes_are_dealt_to_ranks_round_robin() -> None:
     assert [lanes_of(8, rank, 3) for rank in range(3)] == [[0, 3, 6], [1, 4, 7], [2, 5]]
 
@@ -466,7 +472,7 @@ def test_a_window_that_is_damaged_where_a_run_goes_on_costs_no_document_of_the_n
     reading = lane(plan, 0)
     rows_of(reading, 20)
     stands = reading.cursors[0]
-    assert stands.rank > 0
+    assert stands.next_document > 0
     assert stands.taken > 0
     first, other = plan.lanes.sources[0].stripes(0, 0)
     path = tmp_path / f"s{first.shard}.jsonl.zst"

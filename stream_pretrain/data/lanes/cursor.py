@@ -13,11 +13,11 @@ class Cursor(NamedTuple):
     stripe: int = 0
     """Index into the lane's stripes of this epoch."""
     compressed: int = 0
-    """RestartPoint point from which the window can be read."""
+    """Restart point from which the window can be read: a byte of the file, and the byte of its content that it is."""
     uncompressed: int = 0
     window: int = 0
     """Windows of the stripe that came before."""
-    rank: int = 0
+    next_document: int = 0
     """The group begins with this document of the shuffled window..."""
     piece: int = 0
     """...this piece of it..."""

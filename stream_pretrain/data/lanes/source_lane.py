@@ -2,7 +2,7 @@
 
     deal (epoch) -> stripes -> windows (shuffled) -> groups (tokenized, packed) -> rows
                        ^          ^                     ^                           ^
-    the cursor:    epoch, stripe  window, restart       rank, piece, token          taken
+    the cursor:    epoch, stripe  window, restart       next_document, piece, token taken
 
 Every stage is a pure function of the one before and of keys made of the cursor's own numbers, so a cursor holds no
 text, no tokens and no random state. Tokens read past the end of a group are kept for the next as a cache; they are
@@ -59,7 +59,7 @@ class Group:
     origins: NDArray[np.int64]
     """[S, 3] epoch, shard and offset in it of the document of each segment."""
     after: tuple[int, int, int] | None
-    """Rank, piece and token that the next group begins with; None at the end of the window."""
+    """Document, piece and token that the next group begins with; None at the end of the window."""
     labelled: dict[float, Labelled] = field(default_factory=dict)
     """The rows with labels, at the rate they were last asked for with."""
 
@@ -113,8 +113,8 @@ class SourceLane:
             if group.after is None:
                 cursor = self._after_window(cursor)
             else:
-                rank, piece, token = group.after
-                cursor = cursor._replace(rank=rank, piece=piece, token=token, taken=0)
+                document, piece, token = group.after
+                cursor = cursor._replace(next_document=document, piece=piece, token=token, taken=0)
         self.cursor = cursor
         return group, index, skipped
 
@@ -182,7 +182,7 @@ class SourceLane:
         self.window = TokenizedWindow(
             without_held_out(found, self.plan.heldout_fraction), self._key(ORDER, stripe, block), self.engine.piece_edges
         )
-        if not self.window.has(cursor.rank, cursor.piece):
+        if not self.window.has(cursor.next_document, cursor.piece):
             raise self._astray(stripe, block)
 
     def _astray(self, stripe: Stripe, block: int) -> CheckpointError:
@@ -197,7 +197,7 @@ class SourceLane:
     def _at_start_of_window(self) -> bool:
         """Whether no row of the cursor's window was given out; else what it holds is in the cursor's counts already."""
         cursor = self.cursor
-        return cursor.rank == cursor.piece == cursor.token == cursor.taken == 0
+        return cursor.next_document == cursor.piece == cursor.token == cursor.taken == 0
 
     def _report(self, stripe: Stripe, counted: str, skips: Sequence[Skip]) -> None:
         """Name what no row is made of, and count it in a field of the cursor."""
@@ -255,7 +255,7 @@ class SourceLane:
 
     def _after_window(self, cursor: Cursor) -> Cursor:
         self.window = None
-        return cursor._replace(window=cursor.window + 1, rank=0, piece=0, token=0, taken=0)
+        return cursor._replace(window=cursor.window + 1, next_document=0, piece=0, token=0, taken=0)
 
     def _open_group(self, window: TokenizedWindow) -> None:
         """Tokenize and pack the documents from the cursor on."""
@@ -265,7 +265,7 @@ class SourceLane:
         if cursor.rows == cursor.taken:  # the lane's first group: shorter by lane, so that refills are spread over steps
             rows = 1 + self.number * GROUP_ROWS // self.plan.lanes
         framing = len(self.encoder.prefix) + len(self.encoder.suffix)
-        window.begin_group(cursor.rank, cursor.piece)
+        window.begin_group(cursor.next_document, cursor.piece)
         needed = cursor.token + rows * length + SMALLEST_FRAGMENT + 1
         while window.has_more and window.positions(framing) < needed:
             if self.plan.packing == "none" and window.complete_documents > rows:
@@ -276,12 +276,12 @@ class SourceLane:
         block = stripe.first + cursor.window * stripe.count
         if cursor.token and cursor.token >= next(iter(window.counts), 0):
             raise self._astray(stripe, block)
-        held = window.held()
-        lengths = [document.tokens for document in held]
+        tokenized = window.tokenized()
+        lengths = [document.tokens for document in tokenized]
         placements, left = place(lengths, cursor.token, rows, length, framing, self.plan.packing)
-        after = window.position_of(held, *left)
+        after = window.position_of(tokenized, *left)
         shard = self._shard(stripe)
-        if cursor.taken == 0 and (without := window.documents_without_tokens(held, cursor.rank, after)):
+        if cursor.taken == 0 and (without := window.documents_without_tokens(tokenized, cursor.next_document, after)):
             self._report(stripe, "empty", [Skip(min(without), "no tokens", len(without))])
         if not placements:
             if cursor.taken:
@@ -298,10 +298,10 @@ class SourceLane:
             begins &= packed.segment_document > 0
         origins = np.empty((len(begins), 3), dtype=np.int64)
         origins[:] = cursor.epoch, shard, 0
-        origins[:, 2] = window.offsets_of(held)[packed.segment_document]
+        origins[:, 2] = window.offsets_of(tokenized)[packed.segment_document]
         self.group = Group(
             rows=packed,
-            key=(*self._key(MASK, stripe, block), cursor.rank, cursor.piece, cursor.token),
+            key=(*self._key(MASK, stripe, block), cursor.next_document, cursor.piece, cursor.token),
             documents=np.bincount(packed.segment_row[begins], minlength=len(packed.input_ids)),
             origins=origins,
             after=after,

@@ -12,6 +12,9 @@ from stream_pretrain.stored import stored
 CURSOR_VERSION = 2
 """Of what `stream.json` holds; raised when the fields of a cursor change, or the rows that follow from one."""
 
+_FIELDS = ["rank" if name == "next_document" else name for name in Cursor._fields]
+"""What the file calls the fields of a cursor."""
+
 LaneCursors = tuple[Cursor, ...]
 """Where a lane stands: a cursor for each source."""
 
@@ -19,12 +22,12 @@ LaneCursors = tuple[Cursor, ...]
 def stream_state(cursors: Sequence[LaneCursors]) -> dict[str, Any]:
     """All lanes' cursors as JSON: what `stream.json` holds."""
     lanes = [{"sources": [list(cursor) for cursor in lane]} for lane in cursors]
-    return {"version": CURSOR_VERSION, "fields": list(Cursor._fields), "lanes": lanes}
+    return {"version": CURSOR_VERSION, "fields": _FIELDS, "lanes": lanes}
 
 
 def cursors_from(state: Mapping[str, Any], lanes: int) -> list[LaneCursors]:
     """Cursors from `stream.json`. Raises CheckpointError for another version or number of lanes."""
-    if state.get("version") != CURSOR_VERSION or state.get("fields") != list(Cursor._fields):
+    if state.get("version") != CURSOR_VERSION or state.get("fields") != _FIELDS:
         raise CheckpointError(
             f"stream.json: cursors of version {state.get('version')}, this program reads version {CURSOR_VERSION}"
         )
