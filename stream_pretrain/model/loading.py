@@ -331,11 +331,16 @@ def _came_with(
             notes.append(f"the licence and other files of {name} are in no export: {_first_line(error)}")
             return None
 
+    code = OF_CODE if config.trust_remote_code else ()
     files: dict[str, bytes] = {}
+    if config.config is not None and code:
+        architecture = str(Path(config.config).parent) if Path(config.config).is_file() else config.config
+        files |= files_of(folder(architecture, None, code), code)
     if tokenizer.name_or_path:
         revision = config.revision if config.tokenizer is None else None
-        files |= files_of(folder(tokenizer.name_or_path, revision, OF_TOKENIZER), OF_TOKENIZER)
-    of_model = (*OF_MODEL, *(OF_CODE if config.trust_remote_code else ()))
+        of_tokenizer = (*OF_TOKENIZER, *code)
+        files |= files_of(folder(tokenizer.name_or_path, revision, of_tokenizer), of_tokenizer)
+    of_model = (*OF_MODEL, *code)
     origin = None
     for name, revision in ((config.path, config.revision), (config.init_from, None)):
         if name is not None:  # the weights are of the last, which may be a checkpoint that has no files of the first

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForMaskedLM
 
 from stream_pretrain import cli
 from stream_pretrain.config import ModelConfig, ObjectiveConfig
 from stream_pretrain.errors import ConfigError, ModelError
-from stream_pretrain.model.loading import load_model, load_tokenizer
+from stream_pretrain.model.loading import export_state, load_model, load_tokenizer
+from stream_pretrain.training.checkpoint import write_model
 from tests.corpora import word_tokenizer
 from tests.model.families import tiny_model
 
@@ -75,6 +77,18 @@ def test_a_model_with_its_own_code_trains_where_the_command_line_says_so(own_mod
     loaded = load_model(config, MLM, load_tokenizer(config), 24, 0)
     assert type(loaded.model).__name__ == "OwnModel"
     assert (own_model.parent / "ran").exists()
+
+
+@pytest.mark.parametrize("options", [["--model={}"], ["--model.config={}", "--model.tokenizer={}"]], ids=["from", "scratch"])
+def test_an_export_has_the_code_that_its_model_needs(own_model: Path, options: list[str]) -> None:
+    config = cli.parse([*(option.format(own_model) for option in options), "--model.trust-remote-code"]).model
+    loaded = load_model(config, MLM, load_tokenizer(config), 24, 0)
+    out = own_model.parent / "export"
+    weights, settings = export_state(loaded, loaded.model)
+    write_model(
+        {name: weight.clone() for name, weight in weights.items()}, settings, loaded.tokenizer, out, loaded.came_with.files
+    )
+    assert type(AutoModelForMaskedLM.from_pretrained(out, trust_remote_code=True)).__name__ == "OwnModel"
 
 
 def test_code_that_a_usual_model_also_brings_is_not_run(own_model: Path) -> None:
