@@ -19,10 +19,8 @@ from typing import Any, Literal
 
 import yaml
 
-from stream_pretrain.config import ALIASES, GROUPS, Config
+from stream_pretrain.config import ALIASES, GROUPS, Config, redacted_text
 from stream_pretrain.errors import ConfigError
-from stream_pretrain.redaction import redacted_options, redacted_sources
-from stream_pretrain.urls import HIDDEN, redacted_url
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -265,21 +263,11 @@ def without_secrets(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
-            shown.append(f"{name}={_redacted(name, value)}" if equals else name)
+            shown.append(f"{name}={redacted_text(_underscored(name), value)}" if equals else name)
         else:
-            shown.append(_redacted(name, argument))
+            shown.append(redacted_text(_underscored(name), argument))
     return shown
 
 
-def _redacted(argument: str, value: str) -> str:
-    name = argument.removeprefix("--").replace("_", "-")
-    if name == "data.storage-options":
-        return redacted_options(value)
-    if name != "data.sources":
-        return redacted_url(value)
-    try:
-        records = json.loads(value)
-        redacted = redacted_sources(records)
-    except (ValueError, TypeError, AttributeError):  # an error that is told as soon as the options are read
-        return HIDDEN
-    return value if redacted == records else json.dumps(redacted, ensure_ascii=False)
+def _underscored(argument: str) -> str:
+    return argument.removeprefix("--").replace("-", "_")

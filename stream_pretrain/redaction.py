@@ -54,15 +54,6 @@ def redacted_options(storage_options: str) -> str:
     return storage_options if redacted == value else json.dumps(redacted, ensure_ascii=False)
 
 
-def redacted_sources(sources: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Records of a mixture with `…` in place of secrets."""
-    redact = {"dataset": redacted_url, "storage_options": redacted_options, "storage-options": redacted_options}
-    return [
-        {name: redact[name](value) if name in redact and isinstance(value, str) else value for name, value in record.items()}
-        for record in sources
-    ]
-
-
 def _redacted(name: str, value: Any) -> Any:
     match value:
         case dict():

@@ -26,6 +26,11 @@ class LaterData(DataConfig):
 
 
 @dataclass(frozen=True)
+class LaterDefault(DataConfig):
+    sequence_length: int = 1024
+
+
+@dataclass(frozen=True)
 class LaterSource(SourceConfig):
     dummy: str | None = None
 
@@ -37,14 +42,21 @@ def test_a_new_option_with_its_default_changes_no_name() -> None:
     assert run_directory(dataclasses.replace(later, data=LaterData(dataset="org/c", dummy=True))) != run_directory(today)
 
 
-def test_a_new_key_of_a_source_changes_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_key_of_a_source_changes_no_name() -> None:
     sources = [{"name": "a", "dataset": "x"}, {"name": "b", "dataset": "y", "weight": 2.0}]
     mixture = [f"--data.sources={json.dumps(sources)}", "--model=bert"]
     before = named(*mixture)
     later = DataConfig(sources=(LaterSource("a", "x"), LaterSource("b", "y", 2.0)))
-    monkeypatch.setattr(config, "SourceConfig", LaterSource)
     assert run_directory(Config(data=later, model=config.ModelConfig(path="bert"))).as_posix() == before
     assert named(f"--data.sources={json.dumps(sources[::-1])}", "--model=bert") != before
+
+
+def test_an_option_that_is_given_names_the_run_alike_whatever_the_default_is_today() -> None:
+    command = ["--dataset=org/c", "--model=bert", "--max-steps=3"]
+    for given in ({}, {"sequence_length": 1024}, {"sequence_length": 512}):
+        today = cli.parse([*command, *(f"--data.{name}={value}" for name, value in given.items())])
+        later = LaterDefault(dataset="org/c", **given)
+        assert run_directory(dataclasses.replace(today, data=later)) == run_directory(today)
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stream_pretrain import earlier
-from stream_pretrain.config import Config, defaults, flatten
+from stream_pretrain.config import EARLIER_DEFAULTS, Config, defaults, flatten
 from stream_pretrain.errors import DamagedCheckpointError
 
 
 def defaults_of_then(trainer: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of when the run began, by trainer.json of its checkpoint; one of an earlier version says nothing of them."""
-    then: dict[str, Any] = trainer.get("defaults", earlier.OPTIONS)
+    then: dict[str, Any] = trainer.get("defaults", EARLIER_DEFAULTS)
     return then
 
 

@@ -9,15 +9,14 @@ from typing import Any
 
 import yaml
 
-from stream_pretrain.config import GROUPS, Config
+from stream_pretrain.config import GROUPS, Config, redacted
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.redaction import printable, redacted_options, redacted_sources
+from stream_pretrain.redaction import printable
 from stream_pretrain.training.disk import replace_file
-from stream_pretrain.urls import HIDDEN, redacted_url
+from stream_pretrain.urls import HIDDEN
 
 NAME = "config.yaml"
 _OF_THE_START = ("run.output_dir", "run.resume")
-_REDACTED = {"data.dataset": redacted_url, "eval.dataset": redacted_url, "data.storage_options": redacted_options}
 
 
 def write_options(config: Config, parent: str | None, out: Path) -> None:
@@ -46,16 +45,16 @@ def _option(name: str, value: Any) -> Iterator[str]:
     if name == "model.trust_remote_code":
         yield f"# {short}: {str(value).lower()}   # taken from the command line only: {option}"
         return
-    if name in _REDACTED and value is not None and (shown := _REDACTED[name](value)) != value:
+    if isinstance(value, str) and (shown := redacted(name, value)) != value:
         yield f"# {short}: {printable(shown)}   # a secret is left out: give {option}"
         return
     if isinstance(value, tuple):
         value = [{key: inner for key, inner in record.items() if inner is not None} for record in value]
         if not value:
             return  # nothing is its only value that the parser has no word for
-    if name == "data.sources" and (shown_sources := redacted_sources(value)) != value:
-        yield f"# {HIDDEN} stands where a secret is left out: put it back, or give {option}"
-        value = shown_sources
+        if (shown := redacted(name, value)) != value:
+            yield f"# {HIDDEN} stands where a secret is left out: put it back, or give {option}"
+            value = shown
     dumped = yaml.safe_dump({short: value}, allow_unicode=True, sort_keys=False, width=10_000)
     if printable(dumped, kept="\n") != dumped:  # line ends of Unicode, which YAML takes for some of its own
         dumped = yaml.safe_dump({short: value}, sort_keys=False, width=10_000)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stream_pretrain import cli
-from stream_pretrain.config import GROUPS, Config, DataConfig, ModelConfig, TrainConfig, defaults, fixed_options
+from stream_pretrain.config import GROUPS, Config, DataConfig, ModelConfig, TrainConfig, defaults, fixed_options, option
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError
 from stream_pretrain.training.defaults import defaults_of_then, kept_options, with_options
 from tests.corpora import documents, write_shard, write_tiny_bert
@@ -31,7 +31,7 @@ class LaterData(DataConfig):
 
 @dataclass(frozen=True)
 class LaterTrain(TrainConfig):
-    learning_rate: float = 1e-3
+    learning_rate: float = option(1e-3, may_change=True)
 
 
 def later(**data: object) -> Config:

@@ -1,0 +1,55 @@
+"""Every option of a run, what it may be, and which of them name and fix the run. Nothing heavy is imported here."""
+
+from stream_pretrain.config.option import option
+from stream_pretrain.config.options import (
+    ALIASES,
+    GROUPS,
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    RunConfig,
+    SourceConfig,
+    TextDocuments,
+    TrainConfig,
+    WeightChange,
+    defaults,
+    fixed_options,
+    flatten,
+    sources_of,
+    without_places,
+)
+from stream_pretrain.config.run_name import EARLIER_DEFAULTS, run_directory
+from stream_pretrain.config.secrets import redacted, redacted_text, secrets_of, shown_options, storage_options
+from stream_pretrain.config.validation import template_fields, validate
+
+__all__ = [
+    "ALIASES",
+    "EARLIER_DEFAULTS",
+    "GROUPS",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "RunConfig",
+    "SourceConfig",
+    "TextDocuments",
+    "TrainConfig",
+    "WeightChange",
+    "defaults",
+    "fixed_options",
+    "flatten",
+    "option",
+    "redacted",
+    "redacted_text",
+    "run_directory",
+    "secrets_of",
+    "shown_options",
+    "sources_of",
+    "storage_options",
+    "template_fields",
+    "validate",
+    "without_places",
+]

@@ -1,0 +1,333 @@
+"""Every option of a run, declared once: the docstring under a field is its `--help`.
+
+Frozen dataclasses of plain values. This module imports nothing heavy, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from stream_pretrain.config.option import option
+from stream_pretrain.names import escaped
+
+Auto = Literal["auto"]
+TextDocuments = Literal["line", "blank-line", "file"]
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source of a mixture. What is left out, and can be said of all sources, is as the option of the same name says."""
+
+    name: str
+    dataset: str = option(secret="url")
+    weight: float = option(1.0, bounds="not negative")
+    """Its share of the tokens, relative to the weights of the others."""
+    max_epochs: int | None = option(None, bounds="positive")
+    """The source leaves the mixture once it was read this many times; default: --max-epochs."""
+    config: str | None = None
+    """Configuration of the dataset, as --data.name."""
+    split: str = "train"
+    revision: str | None = None
+    data_files: str | None = None
+    data_dir: str | None = None
+    storage_options: str | None = option(None, secret="keys")
+    text_field: str | None = None
+    text_template: str | None = None
+    text_documents: TextDocuments | None = None
+    min_characters: int | None = option(None, bounds="not negative")
+    max_characters: int | None = option(None, bounds="positive")
+    heldout_fraction: float | None = option(None, bounds="fraction")
+
+
+@dataclass(frozen=True)
+class WeightChange:
+    """Other weights from a step on; a source that is not named keeps its own."""
+
+    from_step: int
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which documents are read, and how they become rows."""
+
+    dataset: str | None = option(None, short="dataset", secret="url")
+    """Corpus to stream: a Hub id (org/name), a local folder, a file, a glob, a URL, or @FILE with one of these a line."""
+    sources: tuple[SourceConfig, ...] = ()
+    """Mixture, instead of --dataset: a list of records with name, dataset, weight and, if need be, max_epochs, config, split,
+    revision, data_files, data_dir, storage_options, text_field, text_template, text_documents, min_characters,
+    max_characters, heldout_fraction. Weights are shares of the tokens."""
+    weight_schedule: tuple[WeightChange, ...] = ()
+    """Other weights from a step on: a list of records with from_step and weights (name: weight)."""
+    name: str | None = None
+    """Configuration of the dataset, where it has several."""
+    split: str = "train"
+    """Split to train on."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub dataset; pinned to a commit at the first start."""
+    data_files: str | None = None
+    """Pattern of files to read inside a Hub dataset or local folder, instead of a split."""
+    data_dir: str | None = None
+    """Folder to read inside a Hub dataset or local folder."""
+    storage_options: str | None = option(None, may_change=True, secret="keys")
+    """JSON object handed to fsspec when a shard is opened, for example '{"anon": true}', or @FILE: not recorded."""
+    reader: Literal["auto", "datasets"] = "auto"
+    """auto: own reader for JSON lines, text and Parquet, `datasets` for the rest; datasets: always `datasets`."""
+    text_field: str = "text"
+    """Field that holds the text; dots reach into nested objects (doc.body.text) and lists of them, whose texts are joined."""
+    text_template: str | None = None
+    """Text made of several fields instead of one, for example "{title}\\n\\n{body}"; those without text are left empty."""
+    text_documents: TextDocuments = "line"
+    """What a document of a text file (.txt, .text) is: a line; the lines between blank lines; the whole file."""
+    min_characters: int = option(0, bounds="not negative")
+    """Shorter documents are left out, and counted; from 1 on, those that are blank, null or lack the field are too."""
+    max_characters: int | None = option(None, bounds="positive")
+    """Longer documents are left out, and counted."""
+    special_tokens: Literal["text", "keep"] = "text"
+    """What special tokens of your own, such as [DRUG], are in a document: text, or (keep) the tokens. Those that the model has
+    a use for, such as [MASK], [SEP] and <pad>, are always text."""
+    drop_duplicates: bool = False
+    """Leave out documents whose text another of the same window has, and count them."""
+    sequence_length: int = option(512, short="sequence-length", bounds="positive")
+    """Tokens of a row."""
+    packing: Literal["best_fit", "concat", "none"] = "best_fit"
+    """best_fit: several documents a row, chosen to fill it; concat: documents in reading order; none: one a row, padded."""
+    # "auto" depends on the machine, here and below; what it gave is pinned in corpus.json.
+    lanes: int | Auto = option("auto", short="lanes", bounds="positive", may_change=True)
+    """Fixed sub-streams of the corpus, dealt to ranks and workers; divides the global batch, never changes in a run."""
+    workers: int = option(1, short="workers", bounds="not negative", may_change=True)
+    """Data worker processes per rank; 0 reads inside the training process. Does not change the rows of a step."""
+    window_bytes: int | Auto = option("auto", bounds="positive", may_change=True)
+    """Uncompressed bytes that are shuffled as a unit; the window of a source of a mixture is its share of them."""
+    heldout_fraction: float = option(0.0, bounds="fraction")
+    """Share of the documents, chosen by a hash of their text, that never trains and serves evaluation."""
+    max_line_bytes: int = option(64 * 1024 * 1024, bounds="positive")
+    """A longer line, or other document of a text file, is skipped and counted."""
+    max_bad_fraction: float = option(0.01, bounds="fraction", may_change=True)
+    """The run ends when more than this share of the documents that were read had to be skipped (judged after 1,000)."""
+    on_bad_shard: Literal["error", "skip"] = option("error", may_change=True)
+    """What a damaged shard does: end the run, or skip the window it is met in and the rest of that lane's stripe."""
+    retry_deadline: float = option(1800.0, bounds="not negative", may_change=True)
+    """Seconds a failing connection is retried before the run ends."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model is trained, and how it is computed."""
+
+    path: str | None = option(None, short="model")
+    """Model to continue from: a Hub id or a local folder. Leave out and give --model.config for a model from scratch."""
+    config: str | None = None
+    """Train from scratch: a config.json (or a folder or Hub id that has one). Needs --model.tokenizer."""
+    tokenizer: str | None = None
+    """Tokenizer, where it is not the model's own: a Hub id or a local folder."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    init_from: str | None = option(None, short="init-from")
+    """Take the weights (and nothing else) from this checkpoint or model folder; the run itself starts at step 0."""
+    resize_embeddings: bool = False
+    """Allow the embedding to grow to the tokenizer's size, padded to a multiple of 64."""
+    gradient_checkpointing: bool = option(False, may_change=True)
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = option(False, may_change=True)
+    """Use torch.compile on the model."""
+    trust_remote_code: bool = option(False, may_change=True)
+    """Run the Python code that the folder of the model or tokenizer brings (auto_map). On the command line only."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is predicted."""
+
+    name: Literal["mlm", "clm"] = "mlm"
+    """mlm: masked language modelling; clm: next-token prediction."""
+    mask_rate: float = option(0.3, bounds="fraction")
+    """Share of a row's maskable positions that get a label (mlm)."""
+    final_mask_rate: float | None = option(None, bounds="fraction", may_change=True)
+    """Mask rate reached linearly at the last step; none keeps the rate constant."""
+    selection: Literal["token", "whole_word", "span"] = "token"
+    """Which positions are chosen together: single tokens, all tokens of a word, or geometric spans (SpanBERT)."""
+    mask_share: float = option(0.8, bounds="fraction")
+    """Share of the labelled positions replaced by the mask token."""
+    random_share: float = option(0.1, bounds="fraction")
+    """Share of the labelled positions replaced by a random token; the remainder is kept as it is."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The steps: how many, how large, how fast."""
+
+    max_steps: int | None = option(None, short="max-steps", bounds="positive", may_change=True)
+    """Optimizer steps of the run."""
+    max_epochs: int | None = option(None, short="max-epochs", bounds="positive", may_change=True)
+    """Read every document this many times; the run ends there or at --max-steps, whichever comes first."""
+    global_batch_size: int = option(256, short="global-batch-size", bounds="positive")
+    """Rows of one optimizer step, over all ranks."""
+    micro_batch_size: int = option(32, short="micro-batch-size", bounds="positive", may_change=True)
+    """Rows that go through the model at once on one device; changes memory and speed, not the result."""
+    seed: int = option(0, short="seed", bounds="not negative")
+    """Decides order, masks, initial weights and dropout."""
+    learning_rate: float = option(5e-4, bounds="positive", may_change=True)
+    """Peak learning rate."""
+    schedule: Literal["wsd", "cosine", "linear", "constant"] = option("wsd", may_change=True)
+    """Shape after warm-up; wsd holds the peak, then decays by 1 - sqrt over the last --train.decay-fraction of the run."""
+    warmup_steps: int = option(0, bounds="not negative", may_change=True)
+    """Steps of linear warm-up from 0. Where they reach into the decay, the lower of the two rates holds."""
+    decay_fraction: float = option(0.2, bounds="fraction", may_change=True)
+    """Share of the run that decays (wsd)."""
+    final_learning_rate: float = option(0.0, bounds="not negative", may_change=True)
+    """Learning rate that the decay leads to, reached where the run ends (wsd, cosine, linear)."""
+    beta1: float = option(0.9, bounds="fraction", may_change=True)
+    """AdamW: decay of the first moment."""
+    beta2: float = option(0.98, bounds="fraction", may_change=True)
+    """AdamW: decay of the second moment."""
+    epsilon: float = option(1e-8, bounds="positive", may_change=True)
+    """AdamW: added to the denominator."""
+    weight_decay: float = option(0.01, bounds="not negative", may_change=True)
+    """AdamW: decoupled weight decay; never on biases and norms."""
+    max_grad_norm: float = option(1.0, bounds="positive", may_change=True)
+    """Gradients are scaled down to this norm."""
+    precision: Literal["auto", "fp32", "bf16"] = option("auto", may_change=True)
+    """auto: bf16 autocast on a GPU that has it, fp32 elsewhere."""
+    max_bad_steps: int = option(10, bounds="not negative", may_change=True)
+    """So many steps in a row may have a non-finite loss or gradient; one more ends the run."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation on documents that never train."""
+
+    every: int = option(0, short="eval-every", bounds="not negative", may_change=True)
+    """Steps between evaluations; 0 evaluates never. Needs held-out documents, a split or a dataset."""
+    documents: int = option(500, bounds="positive", may_change=True)
+    """Documents in the fixed evaluation set."""
+    split: str | None = option(None, may_change=True)
+    """Split of the corpus that serves as the evaluation set."""
+    dataset: str | None = option(None, may_change=True, secret="url")
+    """Other dataset (as --dataset) that serves as the evaluation set."""
+    max_read_bytes: int = option(1024 * 1024 * 1024, bounds="positive", may_change=True)
+    """Uncompressed bytes read at most while collecting the evaluation set."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where the run lives, and what it leaves there."""
+
+    output_dir: str | None = option(None, short="output-dir", may_change=True)
+    """Folder of the run. Default: runs/<dataset>-<model>-<hash of what must not change>; the same command resumes it."""
+    resume: str = option("auto", short="resume", may_change=True)
+    """auto: go on where OUT stands; no: refuse a used OUT; PATH of a checkpoint: start a new run from it."""
+    save_every: int = option(1000, short="save-every", bounds="positive", may_change=True)
+    """Steps between checkpoints; one is always written at the end."""
+    keep_last: int = option(3, bounds="positive", may_change=True)
+    """Checkpoints kept, newest first."""
+    keep_every: int = option(0, bounds="not negative", may_change=True)
+    """Checkpoints at multiples of this step are kept for good; 0 keeps none for good."""
+    log_every: int = option(10, short="log-every", bounds="positive", may_change=True)
+    """Steps between lines of metrics."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = option("auto", may_change=True)
+    """auto: online with an API key, offline without."""
+    wandb_project: str = option("stream_pretrain", may_change=True)
+    """Weights & Biases project."""
+    wandb_entity: str | None = option(None, may_change=True)
+    """Weights & Biases team or user."""
+    wandb_name: str | None = option(None, may_change=True)
+    """Name of the run in Weights & Biases; default: the folder's name."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All options of a run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    given: frozenset[str] = field(default=frozenset(), compare=False)
+    """Options that are said on the command line or in a file, by dotted name, be it with their default."""
+
+
+GROUPS: dict[str, Any] = {
+    group.name: group.default_factory
+    for group in dataclasses.fields(Config)
+    if group.default_factory is not dataclasses.MISSING
+}
+"""The dataclass of each group of options."""
+
+ALIASES: dict[str, str] = {
+    short: f"{group}.{option.name}"
+    for group, options in GROUPS.items()
+    for option in dataclasses.fields(options)
+    if (short := option.metadata.get("short")) is not None
+}
+"""Short names of the options everybody uses: one is an alias of the other."""
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """All options as one flat dictionary with dotted names, records as plain dictionaries, names that are not UTF-8 escaped."""
+    return {
+        f"{group}.{option.name}": _plain(getattr(getattr(config, group), option.name))
+        for group in GROUPS
+        for option in dataclasses.fields(getattr(config, group))
+    }
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case tuple():
+            return [{key: _plain(inner) for key, inner in dataclasses.asdict(record).items()} for record in value]
+        case str():
+            return escaped(value)
+        case _:
+            return value
+
+
+def sources_of(data: DataConfig) -> tuple[DataConfig, ...]:
+    """The options of each source, as if it were the only dataset."""
+    own = {"name", "weight", "max_epochs", "config"}
+    return tuple(
+        dataclasses.replace(
+            data,
+            sources=(),
+            weight_schedule=(),
+            name=source.config,
+            **{
+                option.name: value
+                for option in dataclasses.fields(source)
+                if option.name not in own and (value := getattr(source, option.name)) is not None
+            },
+        )
+        for source in data.sources
+    ) or (data,)
+
+
+def defaults(config: Config) -> dict[str, Any]:
+    """The value of every option where it is not given."""
+    groups: dict[str, Any] = {group: type(getattr(config, group))() for group in GROUPS}
+    return flatten(dataclasses.replace(config, **groups))
+
+
+def fixed_options(config: Config) -> dict[str, Any]:
+    """The options that must not change in a run (seed, batch, objective, corpus...), by dotted name."""
+    may_change = {
+        f"{group}.{option.name}"
+        for group in GROUPS
+        for option in dataclasses.fields(getattr(config, group))
+        if option.metadata.get("may_change")
+    }
+    return {name: value for name, value in flatten(config).items() if name not in may_change}
+
+
+def without_places(fixed: dict[str, Any]) -> dict[str, Any]:
+    """Fixed options but for where the corpus lies: one that was moved is known again by its shards.
+
+    What a source does not say is left out too: a run that began before there was such a key said nothing either.
+    """
+    places = ("dataset", "storage_options")
+    records = fixed.get("data.sources", [])
+    records = [{k: v for k, v in record.items() if k not in places and v is not None} for record in records]
+    return {**{name: value for name, value in fixed.items() if name != "data.dataset"}, "data.sources": records}

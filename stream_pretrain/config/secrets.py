@@ -1,0 +1,104 @@
+"""Which options may hold a secret, and what of them is recorded and shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stream_pretrain.config.option import Secret
+from stream_pretrain.config.options import GROUPS, Config, SourceConfig
+from stream_pretrain.errors import ConfigError
+from stream_pretrain.redaction import Secrets, redacted_options
+from stream_pretrain.urls import HIDDEN, redacted_url, without_secrets
+
+_REDACT = {"url": redacted_url, "keys": redacted_options}
+
+
+def _kinds(options: Any) -> dict[str, Secret]:
+    return {option.name: kind for option in dataclasses.fields(options) if (kind := option.metadata.get("secret"))}
+
+
+_OPTIONS = {f"{group}.{name}": kind for group, options in GROUPS.items() for name, kind in _kinds(options).items()}
+_RECORDS = {"data.sources": _kinds(SourceConfig)}
+
+
+def storage_options(given: str | None) -> dict[str, Any]:
+    """Storage options as they were given: JSON, or @FILE with that in it. Raises: ConfigError for what is no object."""
+    option, text = "--data.storage-options", given or "{}"
+    if text.startswith("@"):
+        option = f"{option} {text}"
+        try:
+            text = Path(text[1:]).read_text("utf-8-sig")
+        except OSError as error:
+            raise ConfigError(f"{option}: the file cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{option}: the file is not UTF-8 text") from error
+    try:
+        parsed = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{option} is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"{option} must be a JSON object")
+    return parsed
+
+
+def secrets_of(config: Config, environment: Mapping[str, str]) -> Secrets:
+    """What must not be shown of the options and of the variables of the environment."""
+    found = [secret for group in GROUPS for secret in _secrets(getattr(config, group))]
+    return Secrets.of(
+        [value for kind, value in found if kind == "url"],
+        [storage_options(value) for kind, value in found if kind == "keys"],
+        environment,
+    )
+
+
+def _secrets(options: Any) -> Iterator[tuple[Secret, str]]:
+    """What may hold secrets in a group of options or in a record, with what it is."""
+    kinds = _kinds(options)
+    for name, value in vars(options).items():
+        if isinstance(value, tuple):
+            for record in value:
+                yield from _secrets(record)
+        elif name in kinds and value is not None:
+            yield kinds[name], value
+
+
+def redacted(name: str, value: Any) -> Any:
+    """The value of an option, or the records of one, with `…` in place of secrets; name: dotted, with underscores."""
+    if name not in _RECORDS:
+        return _REDACT[_OPTIONS[name]](value) if name in _OPTIONS and value is not None else value
+    kinds = {key: kind for own, kind in _RECORDS[name].items() for key in (own, own.replace("_", "-"))}
+    return [
+        {key: _REDACT[kinds[key]](inner) if key in kinds and isinstance(inner, str) else inner for key, inner in record.items()}
+        for record in value
+    ]
+
+
+def redacted_text(name: str, text: str) -> str:
+    """The value of an option as a command line has it, with `…` in place of secrets; that of any option may be a URL."""
+    if name not in _RECORDS:
+        return _REDACT[_OPTIONS.get(name, "url")](text)
+    try:
+        records = json.loads(text)
+        shown = redacted(name, records)
+    except (ValueError, TypeError, AttributeError):  # an error that is told as soon as the options are read
+        return HIDDEN
+    return text if shown == records else json.dumps(shown, ensure_ascii=False)
+
+
+def shown_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options by dotted name, without signatures and keys."""
+
+    def shown(kind: Secret | None, value: Any) -> Any:
+        return value if kind is None or value is None else without_secrets(value) if kind == "url" else None
+
+    return {
+        name: [{key: shown(_RECORDS[name].get(key), inner) for key, inner in record.items()} for record in value]
+        if name in _RECORDS
+        else shown(_OPTIONS.get(name), value)
+        for name, value in options.items()
+        if _OPTIONS.get(name) != "keys"
+    }

@@ -1,0 +1,155 @@
+"""What options cannot be, alone and together."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import string
+from typing import Any
+
+from stream_pretrain.config.options import GROUPS, Config, DataConfig, sources_of
+from stream_pretrain.config.secrets import storage_options
+from stream_pretrain.errors import ConfigError
+from stream_pretrain.redaction import says_hidden
+from stream_pretrain.urls import HIDDEN, redacted_url, user_and_query
+
+
+def validate(config: Config) -> None:
+    """Refuse, before anything is read, what cannot run. Raises ConfigError with the option and what to do."""
+
+    def refuse_unless(condition: bool, message: str) -> None:
+        if not condition:
+            raise ConfigError(message)
+
+    data, model, objective, train = config.data, config.model, config.objective, config.train
+    given = [source.dataset for source in data.sources] if data.dataset is None else [data.dataset]
+    refuse_unless(bool(given) and all(map(str.strip, given)), "--dataset is missing: give a Hub id, folder, glob or URL")
+    refuse_unless(data.dataset is None or not data.sources, "give either --dataset or --data.sources, not both")
+    _validate_mixture(data)
+    refuse_unless(
+        (model.path is None) != (model.config is None),
+        "give either --model (continue from it) or --model.config with --model.tokenizer (from scratch)",
+    )
+    refuse_unless(
+        model.config is None or model.tokenizer is not None,
+        "--model.config trains from scratch and needs --model.tokenizer",
+    )
+    refuse_unless(
+        train.max_steps is not None or train.max_epochs is not None, "give --max-steps or --max-epochs: the run needs an end"
+    )
+    for group in GROUPS:
+        _refuse_out_of_bounds(getattr(config, group), f"--{group}.")
+    refuse_unless(
+        objective.name != "mlm" or (0 < objective.mask_rate < 1 and objective.final_mask_rate != 1),
+        f"--objective.mask-rate must be between 0 and 1, both excluded, not {objective.mask_rate}",
+    )
+    refuse_unless(
+        objective.mask_share + objective.random_share <= 1,
+        "--objective.mask-share and --objective.random-share add up to more than 1",
+    )
+    refuse_unless(
+        data.lanes == "auto" or train.global_batch_size % data.lanes == 0,
+        f"--lanes {data.lanes} must divide --global-batch-size {train.global_batch_size}",
+    )
+    refuse_unless(
+        objective.final_mask_rate is None or train.max_steps is not None,
+        "--objective.final-mask-rate is reached at the last step and needs --max-steps",
+    )
+    refuse_unless(
+        train.beta1 < 1 and train.beta2 < 1,
+        f"--train.beta1 {train.beta1} and --train.beta2 {train.beta2} must be below 1",
+    )
+    refuse_unless(
+        train.final_learning_rate <= train.learning_rate,
+        f"--train.final-learning-rate {train.final_learning_rate} is what the rate decays to: it must not be above "
+        f"--train.learning-rate {train.learning_rate}",
+    )
+    refuse_unless(
+        train.final_learning_rate == 0 or train.schedule != "constant",
+        "--train.final-learning-rate needs a --train.schedule that decays (wsd, cosine, linear), not constant",
+    )
+    refuse_unless(
+        config.eval.every > 0 or (config.eval.dataset is None and config.eval.split is None),
+        "--eval.dataset and --eval.split say what to evaluate on: give --eval-every as well",
+    )
+    refuse_unless(
+        re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", config.run.output_dir or "") is None,
+        f"--output-dir {config.run.output_dir} is a URL: give a folder; a bucket has to be mounted",
+    )
+    _refuse_hidden("--eval.dataset", config.eval.dataset)
+    for source in sources_of(data):
+        _validate_source(source)
+
+
+def _refuse_out_of_bounds(options: Any, where: str) -> None:
+    """Refuse a number of a group of options, or of a record, that is not within the bounds of its field."""
+    for option in dataclasses.fields(options):
+        value, bounds = getattr(options, option.name), option.metadata.get("bounds")
+        name = where + (option.name.replace("_", "-") if where.endswith(".") else option.name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if not math.isfinite(value):
+            raise ConfigError(f"{name} must be finite, not {value}")
+        if bounds == "positive" and value <= 0:
+            raise ConfigError(f"{name} must be above 0, not {value}")
+        if bounds == "not negative" and value < 0:
+            raise ConfigError(f"{name} must not be negative, not {value}")
+        if bounds == "fraction" and not 0 <= value <= 1:
+            raise ConfigError(f"{name} must be between 0 and 1, not {value}")
+
+
+def _validate_source(data: DataConfig) -> None:
+    _refuse_hidden("--dataset", data.dataset)
+    if says_hidden(storage_options(data.storage_options)):
+        raise ConfigError(f"--data.storage-options has {HIDDEN} in place of a secret: put it back")
+    if data.text_template is not None:
+        try:
+            fields = template_fields(data.text_template)
+        except ValueError as error:
+            raise ConfigError(f"--data.text-template {data.text_template!r}: {error}") from error
+        if not fields:
+            raise ConfigError(f"--data.text-template {data.text_template!r} names no field, as {{title}} would")
+    if data.max_characters is not None and not data.min_characters <= data.max_characters:
+        raise ConfigError(f"--data.max-characters {data.max_characters} is below --data.min-characters {data.min_characters}")
+
+
+def _refuse_hidden(option: str, url: str | None) -> None:
+    """Refuse what was copied from where secrets are left out."""
+    if url is not None and any(HIDDEN in part for part in user_and_query(url)):
+        raise ConfigError(f"{option} {redacted_url(url)} has {HIDDEN} in place of a secret: put it back")
+
+
+def template_fields(template: str) -> list[str]:
+    """The fields that a text template names. Raises ValueError for a template that is none."""
+    parts = list(string.Formatter().parse(template))
+    for _, field_name, specification, conversion in parts:
+        if field_name == "" or specification or conversion or re.search(r"[\[\]]", field_name or ""):
+            raise ValueError("a field is its name in braces, {title}, and nothing else; write {{ and }} for braces")
+    return list(dict.fromkeys(field_name for _, field_name, _, _ in parts if field_name is not None))
+
+
+def _validate_mixture(data: DataConfig) -> None:
+    names = [source.name for source in data.sources]
+    for name in names:
+        if names.count(name) > 1 or not re.fullmatch(r"[\w.-]+", name):
+            raise ConfigError(f"--data.sources: {name!r} must be a name of its own, of letters, digits, `.`, `-` and `_`")
+    for source in data.sources:
+        _refuse_out_of_bounds(source, f"--data.sources: {source.name}: ")
+    current = {source.name: source.weight for source in data.sources}
+    if current and not any(current.values()):
+        raise ConfigError("--data.sources: no source has a weight")
+    last = 0
+    for change in data.weight_schedule:
+        where = f"--data.weight-schedule: from_step {change.from_step}:"
+        if change.from_step <= last:
+            raise ConfigError(f"{where} must be above {last}")
+        for name, weight in change.weights.items():
+            if name not in current:
+                raise ConfigError(f"{where} there is no source {name!r}, only {', '.join(names) or 'none'}")
+            if weight < 0 or not math.isfinite(weight):
+                raise ConfigError(f"{where} weight of {name} must not be negative, not {weight}")
+        current |= change.weights
+        if not any(current.values()):
+            raise ConfigError(f"{where} no source has a weight")
+        last = change.from_step
