@@ -19,8 +19,8 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stream_pretrain.data.documents.line_windows import LineWindows, Window
 from stream_pretrain.data.documents.stripe import Stripe
-from stream_pretrain.data.documents.windows import LineWindows, Window
 from stream_pretrain.data.transport.compression import Compression
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint

@@ -16,10 +16,10 @@ from stream_pretrain.data.documents.csv_rows import HEAD_BYTES
 from stream_pretrain.data.documents.document import Documents, ReadOptions, Skip
 from stream_pretrain.data.documents.filters import nothing_usable, usable_documents
 from stream_pretrain.data.documents.json_files import json_fault
+from stream_pretrain.data.documents.line_windows import BYTE_ORDER_MARK, LineWindows
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.documents.text_units import FileWindows, ParagraphWindows, paragraphs, whole_file
 from stream_pretrain.data.documents.texts import BLANK, NOT_UTF8, BadDocumentError, NoTextError, text_getter, wrong_field
-from stream_pretrain.data.documents.windows import BYTE_ORDER_MARK, LineWindows
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard import ShardBytes
 from stream_pretrain.errors import ContentError, SourceError

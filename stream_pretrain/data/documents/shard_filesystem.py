@@ -1,6 +1,6 @@
 """A shard as a file that `datasets` opens: `shard://NAME`, in a file system that holds this one file.
 
-`datasets` gets the bytes that our own readers get: fetched with the retries of `transport.py`, which lie below the
+`datasets` gets the bytes that our own readers get: fetched with the retries of transport/, which lie below the
 decompressor, decompressed there, and compared with the listed size. What it has left to do is to parse them.
 """
 

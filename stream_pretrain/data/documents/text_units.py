@@ -1,8 +1,8 @@
-"""Text whose document is not a line: paragraphs between blank lines, or whole files. Windows and restart points as for lines.
+"""Text whose document is not a line: paragraphs between blank lines, or whole files. Offsets and restart points as for lines.
 
-A paragraph is of the window in whose block the blank line in front of it starts, the first of a shard is of block 0. That is
-told by reading forward from where a line of the block starts, as for lines: whether a line that began before the block was
-blank could only be told from its beginning, which may lie anywhere.
+A paragraph is in the window in whose block the blank line in front of it starts; the first of a shard is in window 0. So a
+window is found by reading forward from the first line of its block, as for lines. By where paragraphs themselves start it would
+not be: the line before one may have begun long before the block, and whether it is blank is seen from its beginning only.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from stream_pretrain.data.documents.line_windows import LinePass, LineWindows, Window
 from stream_pretrain.data.documents.stripe import Stripe
-from stream_pretrain.data.documents.windows import LinePass, LineWindows, Window
 from stream_pretrain.data.transport.restart_point import RestartPoint
 
 _NOT_BLANK = re.compile(rb"[^ \t\r\x0b\x0c]")  # LF is none, since it ends the blank line
