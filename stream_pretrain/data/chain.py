@@ -1,4 +1,17 @@
-"""The way from a corpus to the rows of a step, in one place."""
+"""The way from the bytes of a corpus to the rows of a step, in one place. Nothing in data/ knows of models or training.
+
+    resolve    corpus/     what to read: ids, globs, URLs           -> shards
+    pin        lanes/      how many lanes, how large windows        -> what a run never changes
+    deal       lanes/      which lane reads what in an epoch        -> stripes of shards
+    read       transport/  bytes of a shard from a restart point
+    window     documents/  bytes cut at the ends of documents       -> texts
+    tokenize   rows/       texts of a shuffled window               -> ids
+    pack       rows/       ids of documents                         -> rows
+    label      rows/       what of a row is predicted               -> masks and labels
+    stream     lanes/      the rows of a step, over ranks and workers, each with the cursor behind it
+
+The only state is a cursor for each lane and source; it travels with the rows it stands behind.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +30,38 @@ if TYPE_CHECKING:
 
 
 def stream_plan(config: Config, tokenizer: PreTrainedTokenizerFast, pinned: PinnedCorpus | None = None) -> StreamPlan:
-    """All that decides the rows of a run; `pinned`: its corpus, where it is found already."""
-    pinned = pinned or pin(config, world=1)
-    objective = objective_of(config, tokenizer)
-    encoder = objective.framed(Encoder.of(tokenizer, config.data.special_tokens))
-    _refuse_short_rows(config.data.sequence_length, encoder, objective)
-    return StreamPlan(lane_plan(config, pinned), encoder, objective)
+    """All that decides the rows of a run; `StepStream(plan, cursors)` reads them.
+
+    pinned: the corpus of a run that goes on, or of the other ranks; else it is resolved.
+    Raises: SourceError, ConfigError, ModelError, before any shard is read.
+
+    A shard of six lines of 26 bytes, read in windows of 52 bytes by two lanes. Lane 1 is dealt the first and the last window,
+    lane 0 the one between them; a row holds one document. Behind each row stands the cursor of its lane: windows read, the
+    document of the shuffled window that the group of rows begins with, and rows taken of the group.
+
+    >>> config = Config(
+    ...     data=DataConfig(dataset=shard, lanes=2, window_bytes=52, sequence_length=4, packing="none"),
+    ...     objective=ObjectiveConfig("clm"),
+    ...     train=TrainConfig(global_batch_size=2, max_epochs=1),
+    ... )
+    >>> with StepStream(stream_plan(config, tokenizer), first_cursors(2)) as stream:
+    ...     for step in itertools.islice(stream, 4):
+    ...         for lane, ids in zip(step.row_lane.tolist(), step.rows.input_ids):
+    ...             cursor = Cursor(*step.cursors[lane, 0].tolist())
+    ...             print(f"lane {lane}:", tokenizer.decode(ids), (cursor.window, cursor.next_document, cursor.taken))
+    lane 0: [CLS] doc bamp [SEP] (0, 1, 0)
+    lane 1: [CLS] doc bast [SEP] (0, 0, 1)
+    lane 0: [CLS] doc ball [SEP] (1, 0, 0)
+    lane 1: [CLS] doc bara [SEP] (1, 0, 0)
+    lane 1: [CLS] doc band [SEP] (1, 0, 1)
+    lane 1: [CLS] doc cora [SEP] (2, 0, 0)
+    """
+    pinned = pinned or pin(config, world=1)  # resolve, pin
+    lanes = lane_plan(config, pinned)  # deal, read, window, pack
+    objective = objective_of(config, tokenizer)  # label
+    encoder = objective.framed(Encoder.of(tokenizer, config.data.special_tokens))  # tokenize
+    _refuse_short_rows(lanes.sequence_length, encoder, objective)
+    return StreamPlan(lanes, encoder, objective)
 
 
 def _refuse_short_rows(sequence_length: int, encoder: Encoder, objective: Objective) -> None:

@@ -1,34 +1,4 @@
-"""Bytes to rows. Nothing here knows of models, training or tracking.
-
-    listings   the files of a folder, pattern or store
-    shard_names what names say: formats and splits
-    sources    what to read: ids, globs, URLs          -> shards, pinned
-    dealing    which lane reads what in an epoch       -> stripes of shards
-    transport  bytes of a shard from a restart point
-    threads    calls that may never return
-    read_again  damage that was met once is read again
-    http_session  requests to web servers, which end
-    store_memory  what a stream has learnt of its stores
-    windows    bytes cut into windows of whole lines
-    documents  lines, row groups or examples           -> texts
-    texts      what the text of a document is
-    parquet_columns  the columns that hold it
-    text_units paragraphs and files in place of lines
-    json_files JSON that is not JSON lines, and how to make it such
-    csv_rows   where the rows of a CSV file end
-    shard_filesystem  the same bytes for what `datasets` parses
-    pieces     long documents                          -> pieces
-    tokenization  texts                                -> ids; tokenizer_file is how the tokenizer is read for it
-    source_lane  windows shuffled, tokenized, packed   -> rows of one source, and the cursor behind each
-    mixture    which source gives the next row
-    lanes      the sources of the mixture              -> the rows of a lane
-    costs      what reading costs, before it is paid
-    objectives masks and labels
-    stream     the rows of a step, over ranks and workers
-    batches    rows                                    -> tensors of a micro-batch
-
-One direction. The only state is a cursor a lane; it rides along with the rows it stands behind.
-"""
+"""What a run reads and how it is dealt: found at its first start, and found again at every other."""
 
 from __future__ import annotations
 
