@@ -25,11 +25,8 @@ from stream_pretrain.training.checkpoint import (
     BackgroundWriter,
 )
 from stream_pretrain.training.launcher import tell_launcher
-from stream_pretrain.training.loop import (
-    accelerate_for_one_run,
-    accelerator_for,
-)
 from stream_pretrain.training.out_files import CHECKPOINTS, MODEL
+from stream_pretrain.training.parallelism import accelerate_for_one_run, accelerator_for
 from stream_pretrain.training.peers import HEARD_SECONDS, NO_LIFE, POLL_SECONDS, SILENT_POLLS, STOPPED, Peers, between_ranks
 from stream_pretrain.training.preemption import Interrupted, StopRequest
 from stream_pretrain.training.progress import Progress

@@ -213,8 +213,7 @@ def read(checkpoint: Path) -> Saved:
 class BackgroundWriter:
     """Writes checkpoints, and prunes old ones, on one thread beside the training. A context manager.
 
-    An error of the thread is raised in the training thread by the next call. It owns the memory that snapshots are copied
-    into: call `wait` before that is used again.
+    An error of the thread is raised in the training thread by the next call. It owns the memory that snapshots are copied into.
     """
 
     def __init__(
@@ -228,13 +227,13 @@ class BackgroundWriter:
         self._pending: Future[None] | None = None
         self.weights, self.optimizer = HostCopies(), HostCopies()
 
-    def submit(self, snapshot: Snapshot) -> None:
-        """Start writing, after the previous write has ended.
+    def submit(self, snapshot: Callable[[], Snapshot]) -> None:
+        """Wait for the previous write, take a snapshot, which is copied into the memory of the last one, and start writing it.
 
-        Raises: CheckpointError where that has failed, TrainingError where its weights were not finite.
+        Raises: CheckpointError where the previous write has failed, TrainingError where its weights were not finite.
         """
         self.wait()
-        self._pending = self._thread.submit(self._save, snapshot)
+        self._pending = self._thread.submit(self._save, snapshot())
 
     def prune(self, newest: int) -> None:
         """Start pruning what a process that was killed has left to prune up to a step, after the previous write has ended."""

@@ -1,41 +1,25 @@
-"""Steps to records, evaluations and checkpoints."""
+"""A run from its first step to its last: steps to metrics, evaluations and checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
-from typing import Any, Literal
+from typing import Literal
 
-from stream_pretrain.config import Config, fixed_options, flatten, shown_options
-from stream_pretrain.data.lanes.source_plan import SourcePlan
-from stream_pretrain.data.lanes.step_rows import StepRows
-from stream_pretrain.data.lanes.stream import StepStream, lanes_of
-from stream_pretrain.data.lanes.stream_state import LaneCursors, stream_state
-from stream_pretrain.errors import (
-    ContentError,
-)
-from stream_pretrain.model.loading import export_state
+from stream_pretrain.config import flatten, shown_options
+from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.errors import ContentError
 from stream_pretrain.training import evaluation
-from stream_pretrain.training.checkpoint import (
-    BackgroundWriter,
-    Snapshot,
-    write_model,
-)
-from stream_pretrain.training.loop import (
-    EndOfCorpus,
-    StepResult,
-    training_steps,
-)
+from stream_pretrain.training.checkpoint import BackgroundWriter
+from stream_pretrain.training.loop import EndOfCorpus, StepResult, training_steps
 from stream_pretrain.training.metrics import MetricsWindow
-from stream_pretrain.training.model_state import optimizer_tensors, untrained
-from stream_pretrain.training.out_files import BAD_STEPS, METRICS, MODEL, QUARANTINE
+from stream_pretrain.training.notices import CorpusNotices
+from stream_pretrain.training.out_files import METRICS
 from stream_pretrain.training.preemption import Interrupted, ignore_in_worker
-from stream_pretrain.training.records import append, has_evaluation
+from stream_pretrain.training.records import has_evaluation
+from stream_pretrain.training.saving import Saves
 from stream_pretrain.training.start import Setup
-from stream_pretrain.training.totals import nothing_to_train_on, sources_without_text
+from stream_pretrain.training.totals import nothing_to_train_on
 from stream_pretrain.training.tracking import Tracker
-from stream_pretrain.training.versions import program
 from stream_pretrain.training.watchdog import Watchdog
 from stream_pretrain.urls import without_secrets
 
@@ -45,142 +29,144 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
 
     What is to be put away goes on `stack`: that may take longer than the other ranks wait to be told of an error.
     """
-    config, ranks, out = setup.config, setup.ranks, setup.out
-    totals, progress = setup.totals, setup.progress
-    first_step = totals.step
+    out, totals, workers = setup.out, setup.totals, setup.config.data.workers
+    rank, world = setup.ranks.index, setup.ranks.world
     stream = stack.enter_context(
-        StepStream(
-            setup.plan,
-            setup.cursors,
-            rank=ranks.index,
-            world=ranks.world,
-            workers=config.data.workers,
-            in_worker=ignore_in_worker,
-        )
+        StepStream(setup.plan, setup.cursors, rank=rank, world=world, workers=workers, in_worker=ignore_in_worker)
     )
-    evaluated = ranks.from_first(lambda: has_evaluation(out.path / METRICS, totals.step))
-    evaluated = evaluated or setup.evaluation_set is None
-    tracker = stack.enter_context(_tracker(setup, more=not evaluated))
+    evaluations = Evaluations(setup)
+    tracker = stack.enter_context(_tracker(setup, more=evaluations.may_come()))
     stack.enter_context(writer)
-    if ranks.is_first and first_step:
-        writer.prune(first_step)
-    window = MetricsWindow(setup.plan, setup.loaded.model, setup.accelerator.device, ranks)
-    last_saved = first_step
+    if setup.ranks.is_first and totals.step:
+        writer.prune(totals.step)
+    log, saves, notices = StepLog(setup), Saves(setup, writer), CorpusNotices(setup)
     stopped = False
     with watchdog.stage("computing"):
-        if not evaluated and _is_evaluated(config, totals.step):  # one that a signal or a kill has taken from the last start
+        if evaluations.is_due():  # one that a signal or a kill has taken from the last start
             with watchdog.stage("evaluating"):
-                metrics = _evaluate(setup)
-            if metrics:
-                tracker.log(totals.step, metrics)
-            evaluated, stopped = bool(metrics), not metrics
-        warned_of, stripes = set[str](), totals.stripes
-        named, done, last_logged = totals.unused, 0.0, first_step
-        present = [
-            source
-            for number, source in enumerate(setup.plan.lanes.sources)
-            if not all(source.ended(lane[number]) for lane in setup.cursors)
-        ]
-        steps = training_steps(
-            config,
-            setup.plan,
-            setup.model,
-            setup.optimizer,
-            setup.accelerator,
-            ranks,
-            stream,
-            setup.cursors,
-            totals,
-            setup.stop,
-            watchdog,
-        )
+                made_up = evaluations.run()
+            if made_up:
+                tracker.log(totals.step, made_up)
+            stopped = not made_up
         try:
-            for result in steps:
+            for result in training_steps(setup, stream, watchdog):
                 at_end = isinstance(result, EndOfCorpus)
                 out.raise_if_lost()
                 writer.check()
-                if totals.unused != named:
-                    # Behind the last row no step comes. Where the last one is saved, its checkpoint stands in front of these
-                    # documents, and a start from it names them again: they belong to the step behind, whose records it drops.
-                    behind = at_end and last_saved == totals.step
-                    _name_skipped(setup, result.rows_seen, totals.step + behind)
-                    if totals.stripes > stripes:
-                        progress.warning(
-                            f"step {totals.step:,}: the rest of damaged stripes is skipped ({totals.stripes - stripes}): "
-                            "OUT/quarantine.jsonl names them"
-                        )
-                        stripes = totals.stripes
-                    named = totals.unused
-                for source, line in sources_without_text(totals, setup.plan.lanes.sources, at_end=at_end).items():
-                    if source not in warned_of:
-                        progress.warning(line)
-                        warned_of.add(source)
-                if not isinstance(result, EndOfCorpus):
-                    done = result.progress
-                    window.results.append(result)
-                    evaluated = setup.evaluation_set is None
-                    if not result.updated:
-                        _name_bad_step(setup, result)
+                notices.of_step(result, last_saved=saves.last_step)
+                if isinstance(result, StepResult):
+                    log.add(result)
+                    evaluations.begin_step()
                     stopped = result.stop
-                ends = at_end or stopped or totals.step == config.train.max_steps
-                metrics = {}
-                if last_logged < totals.step and (ends or totals.step % config.run.log_every == 0):
-                    metrics |= window.read(totals, setup.cursors)
-                    progress.step(totals.step, config.train.max_steps, done, metrics)
-                    last_logged = totals.step
-                    present = _say_which_left(setup, present, metrics)
-                due = not evaluated and (at_end or _is_evaluated(config, totals.step))
-                if due and not stopped:
+                ends = at_end or stopped or totals.step == setup.config.train.max_steps
+                metrics: dict[str, float | int] = {}
+                if log.is_due(ends=ends):
+                    metrics |= log.read()
+                    notices.of_metrics(metrics)
+                if not stopped and evaluations.is_due(at_end=at_end):
                     with watchdog.stage("evaluating"):
-                        found = _evaluate(setup)
+                        found = evaluations.run()
                     metrics |= found
-                    evaluated, stopped = bool(found), not found
+                    stopped = not found
                 if metrics:
-                    more = not evaluated and (due or config.train.max_epochs is not None)
-                    tracker.log(totals.step, metrics, more=more)
-                # While steps are bad none is saved: weights that are not finite would be in every checkpoint that is kept.
-                if totals.bad_steps == 0 and last_saved < totals.step and (ends or totals.step % config.run.save_every == 0):
+                    tracker.log(totals.step, metrics, more=evaluations.may_come_later(at_end=at_end))
+                if saves.is_due(ends=ends):
                     with watchdog.stage("saving"):
-                        begin_save(setup, writer)
-                    last_saved = totals.step
+                        saves.begin()
                 if at_end:
-                    _say_what_is_not_read(setup)
+                    notices.of_end()
                 if stopped:
                     break
         except Interrupted:
             stopped = True
             out.raise_if_lost()
-            if last_logged < totals.step:
-                metrics = window.read(totals, setup.cursors)
-                progress.step(totals.step, config.train.max_steps, done, metrics)
-                tracker.log(totals.step, metrics, more=not evaluated and config.train.max_epochs is not None)
+            if log.is_due(ends=True):
+                tracker.log(totals.step, log.read(), more=evaluations.may_come_later())
         out.raise_if_lost()
         if totals.step == 0 and not stopped:
             nothing = nothing_to_train_on(totals, (skip.reason for skip in result.rows_seen.skipped))
-            raise ContentError(f"{without_secrets(config.data.dataset or 'the mixture')}: {nothing}")
+            raise ContentError(f"{without_secrets(setup.config.data.dataset or 'the mixture')}: {nothing}")
         with watchdog.stage("saving"):
-            if last_saved < totals.step:
-                begin_save(setup, writer)
-            writer.wait()
+            saves.end()
         out.raise_if_lost()
         state: Literal["preempted", "finished"] = "preempted" if stopped else "finished"
-        if state == "finished" and ranks.is_first:
-            weights, settings = export_state(setup.loaded, setup.bare)
-            write_model(
-                writer.weights.of(weights),
-                settings,
-                setup.loaded.tokenizer,
-                out.path / MODEL,
-                setup.loaded.came_with.files,
-            )
+        if state == "finished":
+            saves.export()
         out.record(state, step=totals.step)
         tracker.finish(state)
     return state
 
 
-def _is_evaluated(config: Config, step: int) -> bool:
-    """Whether a run evaluates after a step, where it does at all; it also does at the end of the corpus."""
-    return step == config.train.max_steps or step % config.eval.every == 0
+class Evaluations:
+    """Which evaluations are owed: one after every --eval-every steps, after --max-steps and at the end of the corpus.
+
+    One that a stop takes away is owed by the next start. Every method is called by all ranks.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        recorded = setup.ranks.from_first(lambda: has_evaluation(setup.out.path / METRICS, setup.totals.step))
+        self._is_done = recorded or setup.evaluation_set is None  # of the last step
+
+    def begin_step(self) -> None:
+        """A step is done, which may be evaluated."""
+        self._is_done = self._setup.evaluation_set is None
+
+    def is_due(self, *, at_end: bool = False) -> bool:
+        """Whether the last step is to be evaluated now."""
+        config, step = self._setup.config, self._setup.totals.step
+        return not self._is_done and (at_end or step == config.train.max_steps or step % config.eval.every == 0)
+
+    def may_come(self) -> bool:
+        """Whether the last step may have an evaluation yet."""
+        return not self._is_done
+
+    def may_come_later(self, *, at_end: bool = False) -> bool:
+        """Whether it may have one after this line of metrics: it is owed, or the corpus may turn out to end there."""
+        return self.is_due(at_end=at_end) or (not self._is_done and self._setup.config.train.max_epochs is not None)
+
+    def run(self) -> dict[str, float]:
+        """Loss and accuracy on the evaluation set; nothing, and still owed, when a rank was asked to stop meanwhile."""
+        setup = self._setup
+        assert setup.evaluation_set is not None
+        with setup.parallel.accelerator.autocast():
+            metrics = evaluation.evaluate(
+                setup.parallel.bare,
+                setup.evaluation_set,
+                setup.parallel.device,
+                setup.ranks,
+                stop=lambda: setup.stop.requested,
+            )
+        if metrics:
+            setup.progress.notice(f"step {setup.totals.step:,}  held-out loss {metrics['eval/loss']:.4f}")
+        self._is_done = bool(metrics)
+        return metrics
+
+
+class StepLog:
+    """The steps that no metrics were read of yet. Every method is called by all ranks."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup, self._last_step, self._share = setup, setup.totals.step, 0.0
+        self._window = MetricsWindow(setup.plan, setup.loaded.model, setup.parallel.device, setup.ranks)
+
+    def add(self, result: StepResult) -> None:
+        """A step is done."""
+        self._window.results.append(result)
+        self._share = result.progress
+
+    def is_due(self, *, ends: bool) -> bool:
+        """Whether the last step is to be logged, `ends` where the run ends behind it."""
+        step = self._setup.totals.step
+        return self._last_step < step and (ends or step % self._setup.config.run.log_every == 0)
+
+    def read(self) -> dict[str, float | int]:
+        """The metrics of the steps since the last log line, which are shown as well."""
+        totals, max_steps = self._setup.totals, self._setup.config.train.max_steps
+        metrics = self._window.read(totals, self._setup.cursors)
+        self._setup.progress.step(totals.step, max_steps, self._share, metrics)
+        self._last_step = totals.step
+        return metrics
 
 
 def _tracker(setup: Setup, *, more: bool) -> Tracker:
@@ -199,119 +185,3 @@ def _tracker(setup: Setup, *, more: bool) -> Tracker:
             )
     except Interrupted:
         return Tracker.silent()  # all ranks stop together, in front of the first step
-
-
-def _evaluate(setup: Setup) -> dict[str, float]:
-    """Loss and accuracy on the evaluation set; nothing when a stop was asked for meanwhile, of any rank."""
-    assert setup.evaluation_set is not None
-    with setup.accelerator.autocast():
-        metrics = evaluation.evaluate(
-            setup.bare,
-            setup.evaluation_set,
-            setup.accelerator.device,
-            setup.ranks,
-            stop=lambda: setup.stop.requested,
-        )
-    if metrics:
-        setup.progress.notice(f"step {setup.totals.step:,}  held-out loss {metrics['eval/loss']:.4f}")
-    return metrics
-
-
-def _say_which_left(setup: Setup, present: Sequence[SourcePlan], metrics: Mapping[str, float]) -> list[SourcePlan]:
-    """Say which sources of a mixture all lanes have read as often as they were asked to; returns those that are left."""
-    ended = [s for s in present if s.max_epochs is not None and metrics.get(f"train/{s.name}/epoch_least", 0) >= s.max_epochs]
-    left = [source for source in present if source not in ended]
-    lanes = setup.plan.lanes
-    goes_on = lanes.parts_of_row(setup.totals.step * lanes.rows_per_lane, [source not in left for source in lanes.sources])
-    for source in ended if goes_on else []:  # else the run ends
-        setup.progress.notice(
-            f"step {setup.totals.step:,}: source {source.name} leaves the mixture, its max_epochs {source.max_epochs} are "
-            "read; the others share its part"
-        )
-    return left
-
-
-def _say_what_is_not_read(setup: Setup) -> None:
-    """Say which sources of a mixture are left where the run ends, since none of them has a weight any more."""
-    cursors = _all_cursors(setup)
-    sources = enumerate(setup.plan.lanes.sources)
-    left = [source.name for number, source in sources if not all(source.ended(lane[number]) for lane in cursors)]
-    if left:
-        setup.progress.notice(
-            f"step {setup.totals.step:,}: the run ends for want of documents: all sources with a weight are read; "
-            f"left without one: {', '.join(left)}"
-        )
-
-
-def _name_skipped(setup: Setup, rows: StepRows, step: int) -> None:
-    """Record the documents that were skipped on the way to the rows of a step, on any rank."""
-    shards = setup.pinned.shards
-    records = [
-        {
-            "step": step,
-            "epoch": skip.epoch,
-            "shard": shards[skip.shard].name,
-            "offset": skip.offset,
-            "documents": skip.documents,
-            "why": skip.reason,
-        }
-        for skipped in setup.ranks.gather(rows.skipped)
-        for skip in skipped
-    ]
-    if setup.ranks.is_first:
-        append(setup.out.path / QUARANTINE, records)
-
-
-def _name_bad_step(setup: Setup, result: StepResult) -> None:
-    """Record the documents of a step that changed nothing, of all ranks."""
-    setup.progress.warning(f"step {result.step}: loss or gradient not finite, no update")
-    shards = setup.pinned.shards
-    gathered = setup.ranks.gather(result.rows_seen.origins.tolist())
-    seen = sorted({(epoch, shards[shard].name, offset) for origins in gathered for epoch, shard, offset in origins})
-    if setup.ranks.is_first:
-        documents = [{"epoch": epoch, "shard": shard, "offset": offset} for epoch, shard, offset in seen]
-        append(setup.out.path / BAD_STEPS, [{"step": result.step, "documents": documents}])
-
-
-def begin_save(setup: Setup, writer: BackgroundWriter) -> None:
-    """Begin to write a checkpoint of this moment. All lanes' cursors come together; the first rank writes."""
-    cursors = _all_cursors(setup)
-    if setup.ranks.is_first:
-        writer.wait()
-        writer.submit(_snapshot(setup, cursors, writer))
-
-
-def _all_cursors(setup: Setup) -> list[LaneCursors]:
-    """The cursors of all lanes, each from the rank that trains on it. Called by all ranks."""
-    own = {lane: setup.cursors[lane] for lane in lanes_of(setup.pinned.lanes, setup.ranks.index, setup.ranks.world)}
-    gathered = {lane: cursors for of_rank in setup.ranks.gather(own) for lane, cursors in of_rank.items()}
-    return [gathered[lane] for lane in range(setup.pinned.lanes)]
-
-
-def _snapshot(setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWriter) -> Snapshot:
-    """What a checkpoint of this moment holds, copied into the memory of the writer."""
-    weights, settings = export_state(setup.loaded, setup.bare)
-    trainer: dict[str, Any] = {
-        "step": setup.totals.step,
-        "totals": asdict(setup.totals),
-        "fixed": shown_options(fixed_options(setup.config)),
-        "max_steps": setup.config.train.max_steps,
-        "tokenizer": setup.plan.encoder.fingerprint,
-        "engine": setup.engine.to_json(),
-        "parent": setup.parent,
-        "world": setup.ranks.world,
-        "defaults": setup.defaults,
-        **program(),
-    }
-    return Snapshot(
-        step=setup.totals.step,
-        model=writer.weights.of(weights),
-        model_config=settings,
-        tokenizer=setup.loaded.tokenizer,
-        optimizer=writer.optimizer.of(optimizer_tensors(setup.optimizer, setup.bare.model.named_parameters())),
-        stream=stream_state(cursors),
-        corpus=setup.pinned.encoded,
-        trainer=trainer,
-        came_with=setup.loaded.came_with.files,
-        untrained=untrained(weights, setup.bare.model),
-    )

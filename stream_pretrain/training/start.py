@@ -27,7 +27,7 @@ from stream_pretrain.errors import (
     ModelError,
 )
 from stream_pretrain.model.isolation import isolation_fault
-from stream_pretrain.model.loading import LoadedModel, export_state, load_model, load_tokenizer
+from stream_pretrain.model.loading import LoadedModel, load_model, load_tokenizer
 from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.training import evaluation
 from stream_pretrain.training.advice import advice
@@ -40,10 +40,10 @@ from stream_pretrain.training.defaults import defaults_of_then, with_options
 from stream_pretrain.training.evaluation import EvaluationSet
 from stream_pretrain.training.evaluation_documents import evaluation_documents
 from stream_pretrain.training.manifest import MANIFEST
-from stream_pretrain.training.model_state import load_optimizer_tensors, load_weights, untrained
 from stream_pretrain.training.optimizer import adamw, learning_rate
 from stream_pretrain.training.options_file import write_options
 from stream_pretrain.training.out_files import RECORDS
+from stream_pretrain.training.parallelism import DataParallel, load_trained_weights
 from stream_pretrain.training.preemption import StopRequest
 from stream_pretrain.training.progress import Progress, human_bytes
 from stream_pretrain.training.ranks import Ranks
@@ -57,16 +57,12 @@ class Setup:
     """A run that is ready to train."""
 
     config: Config
-    accelerator: Accelerator
+    parallel: DataParallel
     ranks: Ranks
     out: RunDirectory
     progress: Progress
     stop: StopRequest
     loaded: LoadedModel
-    bare: PretrainingModel
-    """The model itself, around which Accelerate may have put DDP."""
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
     pinned: PinnedCorpus
     plan: StreamPlan
     engine: EngineRecord
@@ -119,26 +115,19 @@ def prepare(
             evaluation_set = evaluation.evaluation_set(texts, plan, config.train.micro_batch_size)
 
     bare = PretrainingModel(loaded.model, len(pinned.sources)).train()
-    optimizer = adamw(bare, config.train)
     cursors, totals = first_cursors(pinned.lanes, len(pinned.sources)), Totals()
-    if checkpoint is not None:  # DDP gives the weights of the first rank to the others
-        ranks.from_first(lambda: _load_weights(loaded, bare, checkpoint))
+    if checkpoint is not None:
+        load_trained_weights(ranks, loaded, bare, checkpoint / "model.safetensors")
     if config.model.compile:
         bare.compile(dynamic=False)
-    model, optimizer = accelerator.prepare(bare, optimizer)
+    parallel = DataParallel.of(accelerator, ranks, loaded, bare, adamw(bare, config.train))
     with accelerator.autocast():  # asked again where it trains: a GPU computes attention with another kernel
         fault = isolation_fault(bare, config.data.sequence_length, plan.objective.causal, loaded.tokenizer.mask_token_id)
     if fault is not None:
         raise ModelError(f"the documents of a row are not kept apart on this {accelerator.device.type}: {fault}")
     if saved is not None and checkpoint is not None:
         cursors, totals = ranks.from_first(lambda: _where_it_stood(saved, plan))
-        load_optimizer_tensors(
-            optimizer,
-            bare.model.named_parameters(),
-            checkpoint / "optimizer.safetensors",
-            updates=totals.step - totals.bad_steps,
-            ranks=ranks,
-        )
+        parallel.load_optimizer(checkpoint / "optimizer.safetensors", updates=totals.step - totals.bad_steps)
         progress.notice(f"going on after step {totals.step:,}, from {checkpoint}")
         was, now = saved.trainer["max_steps"], config.train.max_steps
         if was is not None and now is not None and was != now:
@@ -151,14 +140,9 @@ def prepare(
             trim_after(out.path / name, totals.step if saved is not None else None, progress.warning)
         write_options(config, start.parent, out.path)
     return Setup(
-        config, accelerator, ranks, out, progress, stop, loaded, bare, model, optimizer, pinned, plan, engine, evaluation_set,
-        cursors, totals, start.parent, {**defaults(config), **then},
+        config, parallel, ranks, out, progress, stop, loaded, pinned, plan, engine, evaluation_set, cursors, totals,
+        start.parent, {**defaults(config), **then},
     )  # fmt: skip
-
-
-def _load_weights(loaded: LoadedModel, bare: PretrainingModel, checkpoint: Path) -> None:
-    weights, _ = export_state(loaded, bare)
-    load_weights(weights, checkpoint / "model.safetensors", untrained(weights, bare.model))
 
 
 def _where_it_stood(saved: Saved, plan: StreamPlan) -> tuple[list[LaneCursors], Totals]:

@@ -28,8 +28,8 @@ ranks.SPREAD_BYTES = 1000  # many loads, and tensors that are cut
 
 def told(*arguments):
     setup = prepare(*arguments)
-    state = optimizer_tensors(setup.optimizer, setup.bare.model.named_parameters())
-    weights, said = export_state(setup.loaded, setup.bare)[0], repr((setup.totals, setup.cursors))
+    state = optimizer_tensors(setup.parallel.optimizer, setup.parallel.bare.model.named_parameters())
+    weights, said = export_state(setup.loaded, setup.parallel.bare)[0], repr((setup.totals, setup.cursors))
     save_file({**weights, **state}, f"{folder}/had.{rank}", {"said": said})
     return setup
 

@@ -15,7 +15,8 @@ from transformers import ModernBertConfig
 from stream_pretrain import cli
 from stream_pretrain.config import Config, DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
 from stream_pretrain.data.lanes.stream import StepStream
-from stream_pretrain.training.loop import StepResult, accelerator_for, training_steps
+from stream_pretrain.training.loop import StepResult, training_steps
+from stream_pretrain.training.parallelism import accelerator_for
 from stream_pretrain.training.preemption import stop_on_signals
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks
@@ -48,19 +49,8 @@ def prepared(config: Config) -> Iterator[Setup]:
 def steps_of(setup: Setup, optimizer: torch.optim.Optimizer | None = None) -> Iterator[StepResult]:
     """The steps of the run, with its own optimizer or another."""
     with StepStream(setup.plan, setup.cursors) as stream:
-        steps = training_steps(
-            setup.config,
-            setup.plan,
-            setup.model,
-            optimizer or setup.optimizer,
-            setup.accelerator,
-            setup.ranks,
-            stream,
-            setup.cursors,
-            setup.totals,
-            setup.stop,
-            Watchdog(setup.ranks, setup.progress.warning),
-        )
+        parallel = replace(setup.parallel, optimizer=optimizer or setup.parallel.optimizer)
+        steps = training_steps(replace(setup, parallel=parallel), stream, Watchdog(setup.ranks, setup.progress.warning))
         yield from (step for step in steps if isinstance(step, StepResult))
 
 

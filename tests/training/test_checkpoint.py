@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -324,7 +325,7 @@ def test_the_background_writer_writes_and_prunes(tmp_path: Path) -> None:
     saved: list[int] = []
     with BackgroundWriter(tmp_path, saved.append, unexpected, keep_last=1, keep_every=0) as writer:
         for step in (1, 2, 3):
-            writer.submit(small_snapshot(step))
+            writer.submit(partial(small_snapshot, step))
     assert saved == [1, 2, 3]
     assert folders(tmp_path / "checkpoints") == ["step-00000003"]
     assert folders(tmp_path / "cursors") == ["step-00000001.json", "step-00000002.json"]
@@ -341,11 +342,11 @@ def test_a_submit_waits_for_the_write_before_it(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(checkpoint, "write", slow)
     with BackgroundWriter(tmp_path, lambda _: None, unexpected, keep_last=1, keep_every=0) as writer:
-        writer.submit(small_snapshot(1))
+        writer.submit(partial(small_snapshot, 1))
         writer.check()  # does not wait
         events.append("training")
         go_on.set()
-        writer.submit(small_snapshot(2))
+        writer.submit(partial(small_snapshot, 2))
         assert "end 1" in events
     assert [event for event in events if event != "training"] == ["begin 1", "end 1", "begin 2", "end 2"]
     assert events.index("training") < events.index("end 1")
@@ -364,7 +365,7 @@ def test_a_checkpoint_is_told_once_it_is_whole_and_after_the_records_are_on_the_
 
     monkeypatch.setattr(checkpoint, "sync_records", synced)
     with BackgroundWriter(tmp_path, saved, unexpected, keep_last=1, keep_every=0) as writer:
-        writer.submit(small_snapshot(1))
+        writer.submit(partial(small_snapshot, 1))
     assert events == [f"records of {tmp_path.name}, beside []", "1: ['step-00000001']"]
 
 
@@ -375,17 +376,17 @@ def failing_writer(tmp_path: Path) -> BackgroundWriter:
 
 def test_a_failed_write_is_raised_in_the_training_thread_once(tmp_path: Path) -> None:
     with failing_writer(tmp_path) as writer:
-        writer.submit(small_snapshot(1))
+        writer.submit(partial(small_snapshot, 1))
         with pytest.raises(CheckpointError, match="step-00000001 cannot be written"):
-            writer.submit(small_snapshot(2))
+            writer.submit(partial(small_snapshot, 2))
         writer.check()
     with pytest.raises(CheckpointError, match="step-00000003 cannot be written"), failing_writer(tmp_path) as writer:
-        writer.submit(small_snapshot(3))
+        writer.submit(partial(small_snapshot, 3))
 
 
 def test_a_failed_write_does_not_hide_what_ended_the_training(tmp_path: Path) -> None:
     writer = failing_writer(tmp_path)
-    writer.submit(small_snapshot(1))
+    writer.submit(partial(small_snapshot, 1))
     with pytest.raises(ZeroDivisionError) as caught, writer:
         _ = 1 / 0
     assert "step-00000001 cannot be written" in caught.value.__notes__[0]

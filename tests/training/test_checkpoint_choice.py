@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,7 @@ def test_cursors_that_cannot_be_kept_end_no_training(tmp_path: Path) -> None:
     said: list[str] = []
     with BackgroundWriter(tmp_path, lambda _: None, said.append, keep_last=1, keep_every=0) as writer:
         for step in (1, 2, 3):
-            writer.submit(small_snapshot(step))
+            writer.submit(partial(small_snapshot, step))
     assert folders(tmp_path / "checkpoints") == ["step-00000001", "step-00000002", "step-00000003"]
     assert said == [
         f"step-0000000{step} is not pruned: its cursors cannot be kept in {tmp_path / 'cursors'} (File exists)"

@@ -16,6 +16,7 @@ from tests.forks import CHECKOUT, ENVIRONMENT, trainers
 PROGRAM = """
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
@@ -24,7 +25,8 @@ from stream_pretrain.training.start import prepare
 from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.model.pretraining import PretrainingModel
-from stream_pretrain.training.loop import accelerator_for, training_steps
+from stream_pretrain.training.loop import training_steps
+from stream_pretrain.training.parallelism import accelerator_for
 from stream_pretrain.training.preemption import StopRequest
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks
@@ -54,15 +56,13 @@ class Keep:
     param_groups = [{}]
     def step(self):
         if ranks.is_first:
-            found = {name: parameter.grad for name, parameter in setup.bare.model.named_parameters()}
+            found = {name: parameter.grad for name, parameter in setup.parallel.bare.model.named_parameters()}
             save_file({name: gradient.contiguous() for name, gradient in found.items()}, Path(kept) / "gradients.safetensors")
     def zero_grad(self): ...
 
 with StepStream(setup.plan, setup.cursors, rank=ranks.index, world=ranks.world) as stream:
-    [step] = training_steps(
-        config, setup.plan, setup.model, Keep(), accelerator, ranks, stream, setup.cursors, setup.totals, stop,
-        Watchdog(ranks, print),
-    )
+    setup = replace(setup, parallel=replace(setup.parallel, optimizer=Keep()))
+    [step] = training_steps(setup, stream, Watchdog(ranks, print))
     labels = int((step.rows_seen.labelled.labels >= 0).sum())
 Path(kept, f"labels-of-rank-{ranks.index}").write_text(f"{labels} of {step.labels}")
 os._exit(0)  # a thread of gloo that lets go of a tensor while the interpreter ends would abort the process

@@ -36,7 +36,7 @@ def test_the_work_of_a_step_is_what_mfu_takes_it_for(objective: str, tmp_path: P
     config = replace(config, data=replace(config.data, lanes=2, window_bytes="auto"))
     with prepared(config) as setup, FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         (step,) = steps_of(setup)
-        expected = useful_flops(setup.bare.model.config, [step])
+        expected = useful_flops(setup.parallel.bare.model.config, [step])
     assert step.segments > 2 * step.rows
     filled = step.tokens / (step.rows * config.data.sequence_length)
     assert filled > 0.9

@@ -129,7 +129,7 @@ def test_one_whose_step_is_lost_with_it(
     command = [*arguments, f"--output-dir={tmp_path}", "--save-every=2"]
     submit, saved = BackgroundWriter.submit, 0
 
-    def killed(writer: BackgroundWriter, snapshot: Snapshot) -> None:
+    def killed(writer: BackgroundWriter, snapshot: Callable[[], Snapshot]) -> None:
         nonlocal saved
         saved += 1
         if saved == 2:

@@ -113,8 +113,8 @@ def test_packed_rows_follow_the_loss_curve_of_one_padded_document_a_row(
         schedule="constant",
     )  # fmt: skip
     with prepared(config) as setup:
-        make_attention_matter(setup.bare)
-        initial = {name: weight.clone() for name, weight in setup.bare.model.state_dict().items()}
+        make_attention_matter(setup.parallel.bare)
+        initial = {name: weight.clone() for name, weight in setup.parallel.bare.model.state_dict().items()}
         steps = list(steps_of(setup))
     expected = plain_training(plain_copy(models[family], attention, initial), steps, learning_rate=3e-3)
 
@@ -151,10 +151,10 @@ def weights_after(corpus: Path, model: Path, out: Path, micro_batch_size: int) -
     )  # fmt: skip
     config = replace(config, data=replace(config.data, packing="none"))
     with prepared(config) as setup:
-        make_attention_matter(setup.bare)
-        setup.bare.double()
-        steps = list(steps_of(setup, torch.optim.SGD(setup.bare.parameters())))
-        return torch.cat([weight.flatten() for weight in setup.bare.model.state_dict().values()]), steps
+        make_attention_matter(setup.parallel.bare)
+        setup.parallel.bare.double()
+        steps = list(steps_of(setup, torch.optim.SGD(setup.parallel.bare.parameters())))
+        return torch.cat([weight.flatten() for weight in setup.parallel.bare.model.state_dict().values()]), steps
 
 
 def test_the_update_does_not_depend_on_the_micro_batch_size(models: dict[str, Path], tmp_path: Path) -> None:

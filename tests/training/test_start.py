@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stream_pretrain.errors import ConfigError
-from stream_pretrain.training.loop import accelerator_for
+from stream_pretrain.training.parallelism import accelerator_for
 from stream_pretrain.training.preemption import stop_on_signals
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks

@@ -26,13 +26,13 @@ def test_a_step_of_many_micro_batches_is_left_at_a_signal_as_if_it_had_not_begun
 
     with prepared(config) as setup:
         steps = steps_of(setup)
-        setup.model.register_forward_pre_hook(signal_in_the_second_step)
+        setup.parallel.model.register_forward_pre_hook(signal_in_the_second_step)
         assert next(steps).step == 1
-        weights = {name: weight.clone() for name, weight in setup.bare.state_dict().items()}
+        weights = {name: weight.clone() for name, weight in setup.parallel.bare.state_dict().items()}
         cursors = list(setup.cursors)
         with pytest.raises(Interrupted):
             next(steps)
         assert forwards == 8 + 3 + 1, "the last micro-batch, in which the ranks meet, is the only one that follows"
         assert setup.totals.step == 1
         assert setup.cursors == cursors
-        assert all(torch.equal(weight, weights[name]) for name, weight in setup.bare.state_dict().items())
+        assert all(torch.equal(weight, weights[name]) for name, weight in setup.parallel.bare.state_dict().items())

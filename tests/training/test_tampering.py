@@ -25,8 +25,8 @@ from stream_pretrain.training.checkpoint import BackgroundWriter
 from stream_pretrain.training.preemption import stop_on_signals
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks
-from stream_pretrain.training.run import begin_save
 from stream_pretrain.training.run_directory import RunDirectory
+from stream_pretrain.training.saving import begin_save
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, run_here, steps_of, tiny_run
 from tests.training.test_checkpoint import unexpected
@@ -203,7 +203,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             for step in steps_of(setup):
                 if step.step in (3, 9):
                     begin_save(setup, writer)
-        return Run(config, setup.accelerator, setup.loaded, setup.engine)
+        return Run(config, setup.parallel.accelerator, setup.loaded, setup.engine)
 
 
 def go_on(run: Run, checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

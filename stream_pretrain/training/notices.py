@@ -1,0 +1,107 @@
+"""What a run says and records of its corpus: documents without use, sources that end, documents of bad steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from stream_pretrain.data.lanes.source_plan import SourcePlan
+from stream_pretrain.data.lanes.step_rows import StepRows
+from stream_pretrain.data.lanes.stream_state import LaneCursors
+from stream_pretrain.training.loop import EndOfCorpus, StepResult
+from stream_pretrain.training.out_files import BAD_STEPS, QUARANTINE
+from stream_pretrain.training.records import append
+from stream_pretrain.training.saving import all_cursors
+from stream_pretrain.training.start import Setup
+from stream_pretrain.training.totals import sources_without_text
+
+
+class CorpusNotices:
+    """What has been said of the corpus so far. Every method is called by all ranks; the first one speaks and writes."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._unused, self._stripes = setup.totals.unused, setup.totals.stripes
+        self._without_text = set[str]()
+        self._present = self._left_over(setup.cursors)
+
+    def of_step(self, result: StepResult | EndOfCorpus, *, last_saved: int) -> None:
+        """Name what was skipped on the way to a step or to the end of the corpus, and the documents of a bad step.
+
+        The records of a step go when a run resumes in front of it. Documents between the last row and the end of the corpus
+        are recorded with the last step; or, where its checkpoint is begun already, with the step behind it: a resume from
+        that checkpoint meets them again, and records them anew.
+        """
+        setup, totals = self._setup, self._setup.totals
+        at_end = isinstance(result, EndOfCorpus)
+        if totals.unused != self._unused:
+            self._record_skipped(result.rows_seen, totals.step + (at_end and last_saved == totals.step))
+            if totals.stripes > self._stripes:
+                setup.progress.warning(
+                    f"step {totals.step:,}: the rest of damaged stripes is skipped ({totals.stripes - self._stripes}): "
+                    "OUT/quarantine.jsonl names them"
+                )
+                self._stripes = totals.stripes
+            self._unused = totals.unused
+        for source, line in sources_without_text(totals, setup.plan.lanes.sources, at_end=at_end).items():
+            if source not in self._without_text:
+                setup.progress.warning(line)
+                self._without_text.add(source)
+        if isinstance(result, StepResult) and not result.updated:
+            self._record_bad_step(result)
+
+    def of_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Say which sources of a mixture have left since: all lanes have read them as often as they were asked to."""
+        setup, lanes = self._setup, self._setup.plan.lanes
+        ended = [
+            source for source in self._present
+            if source.max_epochs is not None and metrics.get(f"train/{source.name}/epoch_least", 0) >= source.max_epochs
+        ]  # fmt: skip
+        self._present = [source for source in self._present if source not in ended]
+        row = setup.totals.step * lanes.rows_per_lane
+        goes_on = lanes.parts_of_row(row, [source not in self._present for source in lanes.sources])
+        for source in ended if goes_on else []:  # else the run ends
+            setup.progress.notice(
+                f"step {setup.totals.step:,}: source {source.name} leaves the mixture, its max_epochs {source.max_epochs} are "
+                "read; the others share its part"
+            )
+
+    def of_end(self) -> None:
+        """Say which sources of a mixture no lane reads to their end, since none of them has a weight any more."""
+        if left := self._left_over(all_cursors(self._setup)):
+            self._setup.progress.notice(
+                f"step {self._setup.totals.step:,}: the run ends for want of documents: all sources with a weight are read; "
+                f"left without one: {', '.join(source.name for source in left)}"
+            )
+
+    def _left_over(self, cursors: Sequence[LaneCursors]) -> list[SourcePlan]:
+        """The sources that some lane has not read as often as it was asked to."""
+        sources = enumerate(self._setup.plan.lanes.sources)
+        return [source for number, source in sources if not all(source.ended(lane[number]) for lane in cursors)]
+
+    def _record_skipped(self, rows: StepRows, step: int) -> None:
+        shards = self._setup.pinned.shards
+        skips = [skip for skipped in self._setup.ranks.gather(rows.skipped) for skip in skipped]
+        if self._setup.ranks.is_first:
+            append(
+                self._setup.out.path / QUARANTINE,
+                [
+                    {
+                        "step": step,
+                        "epoch": skip.epoch,
+                        "shard": shards[skip.shard].name,
+                        "offset": skip.offset,
+                        "documents": skip.documents,
+                        "why": skip.reason,
+                    }
+                    for skip in skips
+                ],
+            )
+
+    def _record_bad_step(self, result: StepResult) -> None:
+        self._setup.progress.warning(f"step {result.step}: loss or gradient not finite, no update")
+        shards = self._setup.pinned.shards
+        gathered = self._setup.ranks.gather(result.rows_seen.origins.tolist())
+        seen = sorted({(epoch, shards[shard].name, offset) for origins in gathered for epoch, shard, offset in origins})
+        if self._setup.ranks.is_first:
+            documents = [{"epoch": epoch, "shard": shard, "offset": offset} for epoch, shard, offset in seen]
+            append(self._setup.out.path / BAD_STEPS, [{"step": result.step, "documents": documents}])
