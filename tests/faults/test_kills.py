@@ -71,4 +71,5 @@ def test_a_run_killed_at_every_place_ends_like_one_that_is_not(undisturbed: Undi
     behind = [point.meets("kill-after") for point in undisturbed.points if point.call not in ("fsync", "unlink")]
     rows = [row for kills in (before, within, behind) for row in rows_of(kills)]
     chosen = rows[part::PARTS]
-    assert sum(killed(undisturbed, row, tmp_path / "out") for row in chosen) > 0.9 * sum(map(len, chosen))
+    # A kill can leave less to do behind it, so that a later place of the row is not met.
+    assert sum(killed(undisturbed, row, tmp_path / "out") for row in chosen) > 0.75 * sum(map(len, chosen))

@@ -43,4 +43,4 @@ def test_a_run_stopped_at_seven_places_ends_like_one_that_is_not(undisturbed: Un
 @pytest.mark.timeout(900)
 def test_a_run_stopped_at_many_places_ends_like_one_that_is_not(undisturbed: Undisturbed, tmp_path: Path) -> None:
     rows = rows_of([at(number) for number in range(2, 112)])
-    assert sum(stopped(undisturbed, row[::-1], tmp_path / f"out{number}") for number, row in enumerate(rows)) >= 50
+    assert sum(stopped(undisturbed, row[::-1], tmp_path / f"out{number}") for number, row in enumerate(rows)) >= 25
