@@ -20,6 +20,7 @@ import sys
 import textwrap
 import typing
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
 
@@ -67,10 +68,13 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
         if command not in _commands():
             raise ConfigError(f"unknown command {command}{suggestion(command, _commands(), '')}; see {PROGRAM} --help")
     if "--help" in options or "-h" in options:
-        return _print(_help())
+        return _print(_help(command))
     if "--version" in options:
         return _print(importlib.metadata.version("stream_pretrain"))
     config = parse(options)
+    for name in sorted(config.given):
+        if name.partition(".")[0] not in _groups(command):
+            raise ConfigError(f"{command} has no option --{name.replace('_', '-')}; see {PROGRAM} {command} --help")
     stderr.secrets = secrets_of(config, os.environ)
     validate(config)
     from stream_pretrain.training.preemption import stop_on_signals
@@ -83,6 +87,22 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
 
 def _commands() -> list[str]:
     return [module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__)]
+
+
+def _source(command: str) -> ast.Module:
+    """The file of a command: to import it takes seconds."""
+    [path] = commands.__path__
+    return ast.parse((Path(path) / f"{command.replace('-', '_')}.py").read_bytes())
+
+
+def _groups(command: str) -> Sequence[str]:
+    """The groups of options that a command takes, as its file says."""
+    [groups] = [
+        ast.literal_eval(line.value)
+        for line in _source(command).body
+        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "GROUPS"
+    ]
+    return tuple(groups)
 
 
 _WIDTH = 120
@@ -101,20 +121,22 @@ def _print(text: str) -> int:
     return 0
 
 
-def _help() -> str:
-    width = max(map(len, SHORT_NAMES))
+def _help(command: str) -> str:
+    groups = _groups(command)
+    short_names = {short: dotted for short, dotted in SHORT_NAMES.items() if dotted.partition(".")[0] in groups}
+    width = max(map(len, short_names), default=0)
     lines = [
         f"usage: {PROGRAM} [COMMAND] [--OPTION=VALUE ...]",
         "",
-        f"Commands: {', '.join(_commands())}; without one, train.",
+        f"Commands: {', '.join(_commands())}; without one, train. These are the options of {command}.",
         "",
         "Short names:",
-        *(f"  --{alias:{width}}  --{dotted}" for alias, dotted in SHORT_NAMES.items()),
+        *(f"  --{alias:{width}}  --{dotted}" for alias, dotted in short_names.items()),
         "",
         "  --config FILE.yaml  options from a file, nested or dotted; the command line overrides them",
         "  --version           print the version",
         "  --debug             show the traceback of an error",
-        *(line for group in GROUPS for line in _help_of(group)),
+        *(line for group in groups for line in _help_of(group)),
     ]
     return "\n".join(lines)
 

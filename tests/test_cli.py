@@ -283,6 +283,18 @@ def test_help_shows_short_names_first_then_every_option_with_its_default(capsys:
     assert "(default: 0.0005)" in text
 
 
+def test_a_command_shows_and_takes_the_options_of_the_groups_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "look.py").write_text('GROUPS = ("data",)\n')
+    monkeypatch.setattr(cli.commands, "__path__", [str(tmp_path)])
+    assert cli.main(["look", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert ("--data.dataset" in text, "--lanes" in text, "--train.seed" in text) == (True, True, False)
+    said = one_line_error(capsys, "look", "--dataset=x", "--seed=3")
+    assert said == "look has no option --train.seed; see stream-pretrain look --help"
+
+
 def test_help_and_version_import_nothing_heavy() -> None:
     code = (
         "import sys; from stream_pretrain.cli import main; code = main(sys.argv[1:]);"

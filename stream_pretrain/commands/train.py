@@ -36,6 +36,9 @@ from stream_pretrain.training.run_directory import RunDirectory
 from stream_pretrain.training.start import Setup, prepare
 from stream_pretrain.training.watchdog import Watchdog
 
+GROUPS = ("data", "model", "objective", "train", "eval", "run")
+"""The groups of options that this command takes."""
+
 
 @accelerate_for_one_run()
 def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
