@@ -57,8 +57,8 @@ def text_getter(field: str, template: str | None) -> Callable[[object], str]:
     names = field.split(".")
 
     def text_of(value: object) -> str:
-        found = value[field] if type(value) is dict and field in value else _found(value, names)
-        text = found if type(found) is str else _written(found, field)
+        found = value[field] if type(value) is dict and field in value else _value_at(value, names)
+        text = found if type(found) is str else _as_text(found, field)
         if not text or text.isspace():
             raise _no_text_in([found], [field], value)
         return text if text.isascii() else _encodable(text)
@@ -73,8 +73,8 @@ def _template_filler(template: str) -> Callable[[object], str]:
     fields = list(dict.fromkeys(name for _, name, _ in parts if name is not None))
 
     def fill(value: object) -> str:
-        found = {field: _found(value, field.split(".")) for field in fields}
-        texts = {field: str(part) if _is_number(part) else _written(part, field) for field, part in found.items()}
+        found = {field: _value_at(value, field.split(".")) for field in fields}
+        texts = {field: str(part) if _is_number(part) else _as_text(part, field) for field, part in found.items()}
         if not any(text and not text.isspace() for text in texts.values()):
             raise _no_text_in(found.values(), fields, value)
         return _encodable("".join(literal + ("" if name is None else texts[name]) for literal, name, _ in parts))
@@ -89,12 +89,12 @@ def _no_text_in(found: Collection[object], fields: Sequence[str], value: object)
     return NoTextError(NULL if all(part is None or part is _ABSENT for part in found) else BLANK)
 
 
-def _found(value: object, names: Sequence[str], start: int = 0) -> object:
+def _value_at(value: object, names: Sequence[str], start: int = 0) -> object:
     """A field of an object, or of one nested in it: `names[start:]` leads there, through lists as well."""
     if start == len(names) or (value is None and start):
         return value
     if isinstance(value, list) and start:
-        found = [_found(one, names, start) for one in _flat(value) if one is not None]
+        found = [_value_at(one, names, start) for one in _flat(value) if one is not None]
         return _ABSENT if found and all(one is _ABSENT for one in found) else [one for one in found if one is not _ABSENT]
     if not isinstance(value, dict):
         within = ".".join(names[:start])
@@ -102,11 +102,11 @@ def _found(value: object, names: Sequence[str], start: int = 0) -> object:
     for stop in range(len(names), start, -1):
         name = ".".join(names[start:stop])  # names may have dots of their own: the longest counts
         if name in value:
-            return _found(value[name], names, stop)
+            return _value_at(value[name], names, stop)
     return _ABSENT
 
 
-def _written(value: object, field: str) -> str:
+def _as_text(value: object, field: str) -> str:
     """A value as text, empty where there is none; of a list, its texts that are not blank."""
     if value is None or value is _ABSENT:
         return ""
@@ -120,7 +120,7 @@ def _written(value: object, field: str) -> str:
     if isinstance(value, list):
         parts = list(_flat(value))
         if all(part is None or isinstance(part, str | bytes) for part in parts):
-            texts = [_written(part, field) for part in parts]
+            texts = [_as_text(part, field) for part in parts]
             return BETWEEN_PARTS.join(text for text in texts if text and not text.isspace())
     raise BadDocumentError(f"{_HOLDS}{field!r} holds {kind_of(value)}, not text")
 
@@ -197,7 +197,7 @@ def wrong_field(values: Iterable[object], fields: Sequence[str], bad: str | None
                 del unseen[field]
                 continue
             with suppress(BadDocumentError):
-                lacking[field] += _found(value, names) is _ABSENT
+                lacking[field] += _value_at(value, names) is _ABSENT
         if not unseen:
             break
     if absent := [field for field in unseen if lacking[field] >= many]:
