@@ -1,12 +1,12 @@
 """Which source the next row of a lane comes from: a smooth weighted round-robin with integer credits.
 
-Before every row each source earns its weight; the one that gives the row pays the sum of the weights. A credit is thus
-how far, in rows times that sum, a source is behind its share of the lane's rows, and begins at 0. A row of a source may
-come where that leaves the source less than a whole row ahead, and is due where it would else be a whole row behind.
+Before every row, each source earns its weight as credit; the source that gives the row pays the sum of the weights. A
+source's credit, divided by that sum, is how many rows it is behind its share. No source may be a whole row ahead or behind:
+only sources with a positive credit can give the next row, and a row is due before its source would fall a whole row behind.
 
-To give the row that is due first, of the sources that are behind, keeps all in time, for any weights. So does to give
-another one, if for every h before it is due itself fewer than h rows of the others are due in the next h. Lanes make use
-of that: each gives a source, where it may, at a time of its own.
+Two rules keep this for any weights. Taking the source whose row is due first (earliest deadline first) is always safe.
+Taking another one first is safe if the rows of the others that are due still fit: among any next h rows, at most h are due.
+Lanes use the second rule to spread a rare source over the steps: each lane has a phase at which it prefers to give it.
 
 Sources: Baruah et al., "Proportionate progress" (1996), for the rows in which a row may come; Horn, "Some simple
 scheduling algorithms" (1974), for earliest due first and the count of due rows; Tijdeman, "The chairman assignment

@@ -7,7 +7,7 @@ from dataclasses import replace
 from stream_pretrain.config import Config, DataConfig, TextDocuments, sources_of, storage_options
 from stream_pretrain.data.corpus.pinned import PinnedCorpus, PinnedSource
 from stream_pretrain.data.corpus.resolve import resolve
-from stream_pretrain.data.corpus.shard import Corpus, Shard
+from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.corpus.stores import with_web_sizes
 from stream_pretrain.data.corpus.unchanged import resolve_pinned
 from stream_pretrain.data.documents.document import ReadOptions
@@ -15,34 +15,18 @@ from stream_pretrain.data.lanes.costs import MOST_AMPLIFICATION, reading_cost
 from stream_pretrain.data.lanes.lane_count import lane_count
 from stream_pretrain.data.lanes.lane_plan import LanePlan
 from stream_pretrain.data.lanes.mixture import Weights, largest_shares, parts_of
-from stream_pretrain.data.lanes.source_plan import EXPANSION, SourcePlan
-from stream_pretrain.data.transport.options import BLOCK_BYTES, TransportOptions
+from stream_pretrain.data.lanes.sizes import full_window_bytes, request_bytes, window_bytes
+from stream_pretrain.data.lanes.source_plan import SourcePlan
+from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.urls import is_remote
-
-FULL_WINDOW_BYTES = 4 * 1024 * 1024
-
-SMALLEST_WINDOW_BYTES = 16 * 1024
-
-WINDOW_ROWS = 128
-
-BYTES_PER_TOKEN = 4
-
-WINDOWS_PER_LANE = 2
-"""Windows a lane of a small corpus has at least, so that its documents are shuffled over more than one order..."""
-
-LEAST_WINDOW_ROWS = 96
-"""...as long as a window fills so many rows: the last one is half empty, on average."""
-
-SMALLEST_BLOCK_BYTES = 512 * 1024
-"""Bytes of one request for a source that gives few of the rows; one that gives all is asked for the block of the transport."""
 
 
 def pin(config: Config, world: int) -> PinnedCorpus:
     """Find the shards of a new run, and fix its lanes and windows."""
     options = sources_of(config.data)
     corpora = [with_web_sizes(resolve(source), source) for source in options]
-    full = max(FULL_WINDOW_BYTES, WINDOW_ROWS * config.data.sequence_length * BYTES_PER_TOKEN)
+    full = full_window_bytes(config.data.sequence_length)
     lanes = lane_count(
         None if config.data.lanes == "auto" else config.data.lanes,
         global_batch_size=config.train.global_batch_size,
@@ -58,7 +42,7 @@ def pin(config: Config, world: int) -> PinnedCorpus:
     names = [source.name for source in config.data.sources] or [""]
     pinned = PinnedCorpus(
         tuple(
-            PinnedSource(name, corpus, _window_bytes(config, corpus, lanes, full, share))
+            PinnedSource(name, corpus, window_bytes(config.data, corpus, lanes, share))
             for name, corpus, share in zip(names, corpora, shares, strict=True)
         ),
         lanes,
@@ -77,18 +61,6 @@ def _refuse_amplified_transfers(config: Config, pinned: PinnedCorpus, world: int
             f"{cost.amplification:.1f} times in an epoch, by {world * max(1, config.data.workers)} processes: give "
             f"--lanes {pinned.lanes} to accept that, or fewer --lanes or --workers, or more and smaller shards"
         )
-
-
-def _window_bytes(config: Config, corpus: Corpus, lanes: int, full: int, share: float) -> int:
-    """The window of a source: the smaller its share of the rows, so that all windows of a lane have the size of one."""
-    if config.data.window_bytes != "auto":
-        full = config.data.window_bytes
-    most = full if share == 1 else max(SMALLEST_WINDOW_BYTES, int(full * share))
-    if config.data.window_bytes != "auto" or any(shard.size is None for shard in corpus.shards):
-        return most
-    total = sum(_uncompressed_bytes(shard) for shard in corpus.shards)
-    least = max(SMALLEST_WINDOW_BYTES, LEAST_WINDOW_ROWS * config.data.sequence_length * BYTES_PER_TOKEN)
-    return min(most, max(least, total // (lanes * WINDOWS_PER_LANE)))
 
 
 def weights(data: DataConfig) -> tuple[Weights, ...]:
@@ -115,7 +87,7 @@ def found_again(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpu
     given = [("--lanes", config.data.lanes, pinned.lanes)]
     if config.data.window_bytes != "auto":
         for source, share in zip(pinned.sources, largest_shares(weights(config.data)), strict=True):
-            wanted = _window_bytes(config, source.corpus, pinned.lanes, config.data.window_bytes, share)
+            wanted = window_bytes(config.data, source.corpus, pinned.lanes, share)
             given.append(("--data.window-bytes", wanted, source.window_bytes))
     for option, value, fixed in given:
         if value not in ("auto", fixed):
@@ -181,13 +153,9 @@ def read_options(data: DataConfig, window_bytes: int, share: float) -> ReadOptio
         transport=TransportOptions(
             storage_options=storage_options(data.storage_options),
             retry_deadline=data.retry_deadline,
-            block_bytes=max(SMALLEST_BLOCK_BYTES, int(BLOCK_BYTES * share)),
+            block_bytes=request_bytes(share),
         ),
     )
-
-
-def _uncompressed_bytes(shard: Shard) -> int:
-    return int((shard.size or 0) * EXPANSION[shard.compression])
 
 
 def _readable_units(shard: Shard, window_bytes: int, text_documents: TextDocuments) -> int:

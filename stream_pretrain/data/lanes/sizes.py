@@ -1,0 +1,46 @@
+"""How much of a source is read at a time: its windows, and its requests."""
+
+from __future__ import annotations
+
+from stream_pretrain.config import DataConfig
+from stream_pretrain.data.corpus.shard import Corpus
+from stream_pretrain.data.lanes.source_plan import EXPANSION
+from stream_pretrain.data.transport.options import BLOCK_BYTES
+
+FULL_WINDOW_BYTES = 4 * 1024 * 1024
+
+SMALLEST_WINDOW_BYTES = 16 * 1024
+
+WINDOW_ROWS = 128
+
+BYTES_PER_TOKEN = 4
+
+WINDOWS_PER_LANE = 2
+"""Windows a lane of a small corpus has at least, so that its documents are shuffled over more than one order..."""
+
+LEAST_WINDOW_ROWS = 96
+"""...as long as a window fills so many rows: the last one is half empty, on average."""
+
+SMALLEST_BLOCK_BYTES = 512 * 1024
+"""Bytes of one request for a source that gives few of the rows; one that gives all is asked for the block of the transport."""
+
+
+def full_window_bytes(sequence_length: int) -> int:
+    """The window of a source that gives all rows, of a corpus that is large enough."""
+    return max(FULL_WINDOW_BYTES, WINDOW_ROWS * sequence_length * BYTES_PER_TOKEN)
+
+
+def window_bytes(data: DataConfig, corpus: Corpus, lanes: int, share: float) -> int:
+    """The window of a source: the smaller its share of the rows, so that all windows of a lane have the size of one."""
+    full = full_window_bytes(data.sequence_length) if data.window_bytes == "auto" else data.window_bytes
+    most = full if share == 1 else max(SMALLEST_WINDOW_BYTES, int(full * share))
+    if data.window_bytes != "auto" or any(shard.size is None for shard in corpus.shards):
+        return most
+    total = sum(int((shard.size or 0) * EXPANSION[shard.compression]) for shard in corpus.shards)
+    least = max(SMALLEST_WINDOW_BYTES, LEAST_WINDOW_ROWS * data.sequence_length * BYTES_PER_TOKEN)
+    return min(most, max(least, total // (lanes * WINDOWS_PER_LANE)))
+
+
+def request_bytes(share: float) -> int:
+    """Bytes of one request for a source: the smaller its share of the rows, so that a lane does not hold a block of each."""
+    return max(SMALLEST_BLOCK_BYTES, int(BLOCK_BYTES * share))
