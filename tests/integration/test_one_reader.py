@@ -18,12 +18,12 @@ BLIND = """
 import os, sys
 from safetensors.torch import save_file
 from stream_pretrain import cli
-from stream_pretrain.training import start
+from stream_pretrain.commands import train
 from stream_pretrain.model.loading import export_state
 from stream_pretrain.training import ranks
 from stream_pretrain.training.model_state import optimizer_tensors
 
-rank, folder, prepare = int(os.environ["RANK"]), os.getcwd(), start.prepare
+rank, folder, prepare = int(os.environ["RANK"]), os.getcwd(), train.prepare
 ranks.SPREAD_BYTES = 1000  # many loads, and tensors that are cut
 
 def told(*arguments):
@@ -33,7 +33,7 @@ def told(*arguments):
     save_file({**weights, **state}, f"{folder}/had.{rank}", {"said": said})
     return setup
 
-start.prepare = told
+train.prepare = told
 if rank > 0:
     os.chdir("/")  # where the OUT that is named is not
 sys.exit(cli.main())
