@@ -7,6 +7,8 @@ import gzip
 import logging
 import lzma
 import random
+import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -153,18 +155,39 @@ def test_documents_that_were_given_out_before_the_damage_was_met_are_not_silentl
     content = random.Random(1).randbytes(3_000_000).hex().encode()
     stored = gzip.compress(content, 0, mtime=0)  # nothing but the checksum tells of a flipped bit
     (folder / "large.jsonl.gz").write_bytes(stored)
-    for at, replaced in ((1000, True), (len(stored) - 1000, False)):
+    for at, place in ((1000, 0), (3_500_000, 3 * 1024**2), (len(stored) - 1000, None)):
         server.forget()
         server.inject("large.jsonl.gz", {"do": "flip", "at": at})
         with closing(ShardBytes(server.url("large.jsonl.gz"), "gzip", len(stored))) as shard:
-            if replaced:
-                with pytest.raises(
-                    TransportError,
-                    match=r"damaged on its way .* its first \d+ bytes, which were given out already, are others; .* goes on",
-                ):
-                    list(iter(shard.read, b""))
-            else:
+            if place is None:
                 assert b"".join(iter(shard.read, b"")) == content
+                continue
+            began = time.strftime("%Y-%m-%d %H:%M:%S")
+            with pytest.raises(TransportError, match=r"was damaged on its way .* give the same command") as caught:
+                list(iter(shard.read, b""))
+            said = re.search(r"else from uncompressed byte (\d+) on.* since (.{19}): delete the checkpoints", str(caught.value))
+            assert said is not None
+            assert int(said[1]) == place
+            assert began <= said[2] <= time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+BEHIND = {"rubbish": b"garbage behind it", "a magic number that is cut": b"\x1f"}
+
+
+@pytest.mark.parametrize("behind", BEHIND)
+def test_what_is_always_behind_a_member_is_not_said_to_be_whole_when_it_is_read_again(
+    behind: str, server: Server, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored = gzip.compress(LINES, mtime=0)
+    (folder / "more.jsonl.gz").write_bytes(stored + BEHIND[behind])
+    chunks: list[bytes] = []
+    with (
+        closing(ShardBytes(server.url("more.jsonl.gz"), "gzip", None)) as shard,
+        pytest.raises(ContentError, match=rf"compressed byte {len(stored)} \(uncompressed {len(LINES)}\)"),
+    ):
+        chunks.extend(iter(shard.read, b""))
+    assert b"".join(chunks) == LINES
+    assert caplog.messages == []
 
 
 def test_a_seek_table_is_believed_when_it_is_the_same_twice(server: Server, folder: Path) -> None:

@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from stream_pretrain.data.corpus.shard import Shard
-from stream_pretrain.data.transport.compression import Compression
+from stream_pretrain.data.transport.compression import CODECS
 from stream_pretrain.names import in_shell
 
 _SEARCHED = 128 * 1024
 """Of a file, in which fields are looked for."""
-
-_UNPACK: dict[Compression, str] = {"gzip": "gzip -dc", "zstd": "zstd -dc", "bz2": "bzip2 -dc", "xz": "xz -dc", "lz4": "lz4 -dc"}
 
 _LIST = re.compile(r'("(?:[^"\\]|\\.)+")\s*:\s*\[\s*\{')
 """A field that holds a list of objects, with its quotes, as far as the object in its beginning."""
@@ -82,4 +80,4 @@ def _command(shard: Shard, query: str) -> str:
     made = in_shell([f"{stem}.lines.jsonl"])
     if shard.compression == "none":
         return f"{in_shell(['jq', '-c', query, name])} > {made}"
-    return f"{_UNPACK[shard.compression]} {in_shell([name])} | {in_shell(['jq', '-c', query])} > {made}"
+    return f"{CODECS[shard.compression].command} {in_shell([name])} | {in_shell(['jq', '-c', query])} > {made}"

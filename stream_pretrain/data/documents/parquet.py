@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from stream_pretrain.data.documents.parquet_columns import text_columns
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.documents.texts import NOT_UTF8, BadDocumentError, text_getter
 from stream_pretrain.data.documents.windows import Windows
-from stream_pretrain.data.transport.read_again import say_whole_then
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.retrying import in_words
+from stream_pretrain.data.transport.second_reading import TwoReadings, read_twice, spoilt
 from stream_pretrain.data.transport.shard import ShardFile
-from stream_pretrain.errors import ContentError, TransportError
+from stream_pretrain.errors import ContentError
 from stream_pretrain.units import MIB
 from stream_pretrain.urls import is_remote
 
@@ -119,14 +120,10 @@ class ParquetWindows(Windows[_Rows]):
         self.shard = shard
         self.options = options
         self.size = shard.size
+        self.opened = time.time()
         self.is_remote = is_remote(shard.url)
-        try:
-            self.metadata = self.read_metadata()
-        except ContentError as damage:
-            if not self.is_remote:
-                raise
-            self.metadata = self.read_metadata()
-            say_whole_then(shard.name, "the end of the file", str(damage))
+        read = self.read_metadata
+        self.metadata = read_twice(read, shard.name, "the end of the file") if self.is_remote else read()
         self.slices = self._cut()
 
     def read_metadata(self) -> pq.FileMetaData:
@@ -214,7 +211,8 @@ class _RowPass:
         self.source, self.file = windows.open()
         self.group: int | None = None
         self.batches: Iterator[pa.RecordBatch] = iter(())
-        self.given: dict[int, bytes] = {}  # digests of the windows of the group that were given out, by their blocks
+        self.given: dict[int, int] = {}  # blocks of the group that were given out, by the offset of their content in...
+        self.readings: TwoReadings | None = None  # ...what was given out of it
         self.held: list[pa.RecordBatch] = []  # the last of the group that were read...
         self.stop = 0  # ...up to this row of it
 
@@ -233,28 +231,32 @@ class _RowPass:
         if not self.windows.is_remote:
             return self._read(block)
         group = self.windows.slices[block].group
-        self.given = {before: digest for before, digest in self.given.items() if self.windows.slices[before].group == group}
+        if self.readings is None or group != self.group:
+            self.given = {}
+            self.readings = TwoReadings(self.windows.shard.name, f"row group {group}", self._place)
         try:
             rows = self._read(block)
         except ContentError as damage:
-            rows = self._read_again(block, damage)
-        self.given[block] = _digest(rows)
+            rows = self._read_again(block, self.readings, str(damage))
+        self.given[block] = self.readings.size
+        self.readings.give(_content(rows))
         return rows
 
-    def _read_again(self, block: int, damage: ContentError) -> _Rows:
+    def _read_again(self, block: int, readings: TwoReadings, damage: str) -> _Rows:
         """Ask the store once more for a row group that is damaged; what it gives then counts."""
         same = self.windows.read_metadata().equals(self.windows.metadata)
         self.close()
         self.source, self.file = self.windows.open()
         self.group = None
-        if not same or any(_digest(self._read(before)) != digest for before, digest in self.given.items()):
-            raise TransportError(
-                f"{damage}: it was damaged on its way: read again, what was given out of it before is something else; "
-                "check the network, a proxy or the memory of this machine; the same command goes on from the last checkpoint"
-            ) from damage
-        rows = self._read(block)
-        say_whole_then(self.windows.shard.name, f"row group {self.group}", str(damage))
-        return rows
+        if not same:
+            raise spoilt(self.windows.shard.name, "the end of the file", damage, "row 0", self.windows.opened)
+        deque(readings.second(damage, (_content(self._read(number)) for number in (*self.given, block))), maxlen=0)
+        return self._read(block)
+
+    def _place(self, offset: int) -> str:
+        """Where in the shard content that was given out came from."""
+        block = max((block for block, begin in self.given.items() if begin <= offset), default=self.block)
+        return f"row {self.windows.slices[block].row}"
 
     def _read(self, block: int) -> _Rows:
         import pyarrow as pa
@@ -288,11 +290,12 @@ class _RowPass:
             del self.held[0]
 
 
-def _digest(rows: _Rows) -> bytes:
-    """Of the content of rows, however it was read in batches."""
+def _content(rows: _Rows) -> bytes:
+    """The content of rows, however it was read in batches."""
     import pyarrow as pa
 
     written = pa.BufferOutputStream()
     with pa.ipc.new_stream(written, rows.table.schema) as stream:
         stream.write_table(rows.table.combine_chunks())
-    return hashlib.blake2b(written.getvalue(), digest_size=16).digest()
+    content: bytes = written.getvalue().to_pybytes()
+    return content

@@ -9,7 +9,7 @@ from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.windows import Windows
 from stream_pretrain.data.lanes.lane_plan import LanePlan
 from stream_pretrain.data.lanes.source_plan import SourcePlan
-from stream_pretrain.data.transport.read_again import HELD_BACK_BYTES
+from stream_pretrain.data.transport.second_reading import HELD_BACK_BYTES
 from stream_pretrain.units import MIB
 from stream_pretrain.urls import is_remote
 

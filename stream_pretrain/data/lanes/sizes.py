@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus.shard import Corpus
-from stream_pretrain.data.lanes.source_plan import EXPANSION
+from stream_pretrain.data.transport.compression import expansion_of
 from stream_pretrain.data.transport.options import BLOCK_BYTES
 
 FULL_WINDOW_BYTES = 4 * 1024 * 1024
@@ -36,7 +36,7 @@ def window_bytes(data: DataConfig, corpus: Corpus, lanes: int, share: float) -> 
     most = full if share == 1 else max(SMALLEST_WINDOW_BYTES, int(full * share))
     if data.window_bytes != "auto" or any(shard.size is None for shard in corpus.shards):
         return most
-    total = sum(int((shard.size or 0) * EXPANSION[shard.compression]) for shard in corpus.shards)
+    total = sum(int((shard.size or 0) * expansion_of(shard.compression)) for shard in corpus.shards)
     least = max(SMALLEST_WINDOW_BYTES, LEAST_WINDOW_ROWS * data.sequence_length * BYTES_PER_TOKEN)
     return min(most, max(least, total // (lanes * WINDOWS_PER_LANE)))
 

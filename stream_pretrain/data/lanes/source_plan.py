@@ -15,9 +15,7 @@ from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.dealing import deal
 from stream_pretrain.data.randomness import DEAL, keyed_generator
 from stream_pretrain.data.rows.packing import Packing
-
-EXPANSION = {"none": 1.0, "zstd": 3.5, "gzip": 3.0, "bz2": 4.0, "xz": 4.0, "lz4": 2.0}
-"""Uncompressed bytes for a stored byte, as text usually compresses: estimates the windows of a shard."""
+from stream_pretrain.data.transport.compression import expansion_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class SourcePlan:
             return self.lanes
         if shard.format == "text" and self.read.text_documents == "file":
             return 1
-        return max(1, round(shard.size * EXPANSION[shard.compression] / self.read.window_bytes))
+        return max(1, round(shard.size * expansion_of(shard.compression) / self.read.window_bytes))
 
     def stripes(self, epoch: int, lane: int) -> list[Stripe]:
         """What a lane reads in an epoch, in order."""

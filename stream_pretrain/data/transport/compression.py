@@ -1,46 +1,81 @@
-"""The compressions a shard can have: their endings, magic bytes and members."""
+"""The compressions a shard can have, one record each: a further one is a record here, and its decoder."""
 
 from __future__ import annotations
 
+import bz2
+import lzma
 import os
 import re
 import urllib.parse
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
 
-Compression = Literal["none", "zstd", "gzip", "bz2", "xz", "lz4"]
+from stream_pretrain.data.transport.decoders import MOST_MEMORY, Decoder, GzipMember, ZstdFrame, lz4_frame
 
-_ENDINGS: dict[str, Compression] = {
-    ".zst": "zstd",
-    ".zstd": "zstd",
-    ".gz": "gzip",
-    ".gzip": "gzip",
-    ".bgz": "gzip",
-    ".bz2": "bz2",
-    ".xz": "xz",
-    ".lz4": "lz4",
-}
+Compression: TypeAlias = str
+"""A name in `CODECS`, or "none"."""
 
-MAGIC: dict[Compression, bytes] = {
-    "zstd": b"\x28\xb5\x2f\xfd",
-    "gzip": b"\x1f\x8b",
-    "bz2": b"BZh",
-    "xz": b"\xfd7zXZ\x00",
-    "lz4": b"\x04\x22\x4d\x18",
-}
 
-MEMBER: dict[Compression, str] = {
-    "zstd": "zstd frame",
-    "gzip": "gzip member",
-    "bz2": "bz2 stream",
-    "xz": "xz stream",
-    "lz4": "lz4 frame",
+@dataclass(frozen=True)
+class Codec:
+    """What is to know of a compression. A shard is a sequence of members, each of which can be decompressed alone."""
+
+    endings: tuple[str, ...]
+    """Of file names, in lower case."""
+    magic: bytes
+    """What a member begins with."""
+    member: str
+    """What messages call a member."""
+    expansion: float
+    """Uncompressed bytes for a compressed byte, as text usually compresses: estimates the windows of a shard."""
+    command: str
+    """Writes the content of a file to its standard output."""
+    decoder: Callable[[], Decoder]
+    """For one member."""
+    is_zero_padded: bool = False
+    """Zeros may stand behind a member, as tar and tape tools write them."""
+    has_skippable_frames: bool = False
+    """Between its members, as RFC 8878 (section 3.1.2) has them."""
+    has_seek_table: bool = False
+
+
+CODECS: Mapping[Compression, Codec] = {
+    "zstd": Codec(
+        (".zst", ".zstd"),
+        b"\x28\xb5\x2f\xfd",
+        "zstd frame",
+        3.5,
+        "zstd -dc",
+        ZstdFrame,
+        has_skippable_frames=True,
+        has_seek_table=True,
+    ),
+    "gzip": Codec((".gz", ".gzip", ".bgz"), b"\x1f\x8b", "gzip member", 3.0, "gzip -dc", GzipMember, is_zero_padded=True),
+    "bz2": Codec((".bz2",), b"BZh", "bz2 stream", 4.0, "bzip2 -dc", bz2.BZ2Decompressor),
+    "xz": Codec(
+        (".xz",),
+        b"\xfd7zXZ\x00",
+        "xz stream",
+        4.0,
+        "xz -dc",
+        lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MOST_MEMORY),
+        is_zero_padded=True,
+    ),
+    "lz4": Codec((".lz4",), b"\x04\x22\x4d\x18", "lz4 frame", 2.0, "lz4 -dc", lz4_frame, has_skippable_frames=True),
 }
 
 
 def compression_of(name: str) -> Compression:
     """How a file (a name, path or URL) is compressed, by its ending."""
     path = urllib.parse.urlsplit(name).path if "://" in name else name
-    return _ENDINGS.get(os.path.splitext(path)[1].lower(), "none")
+    ending = os.path.splitext(path)[1].lower()
+    return next((compression for compression, codec in CODECS.items() if ending in codec.endings), "none")
+
+
+def expansion_of(compression: Compression) -> float:
+    """Uncompressed bytes for a stored byte, as text usually compresses."""
+    return CODECS[compression].expansion if compression in CODECS else 1.0
 
 
 def binary_format(head: bytes) -> str | None:
@@ -49,8 +84,9 @@ def binary_format(head: bytes) -> str | None:
         return "a Git LFS pointer in place of the data (run `git lfs pull`, or give the URL of the data)"
     if re.match(rb"BZh[1-9]1AY&SY", head):
         return "bz2"
-    magics: list[tuple[str, bytes]] = [*MAGIC.items(), ("zip", b"PK\x03\x04"), ("Parquet", b"PAR1")]
-    return next((name for name, magic in magics if name != "bz2" and head.startswith(magic)), None)
+    magics = {name: codec.magic for name, codec in CODECS.items() if name != "bz2"}  # its three letters may begin a text
+    magics |= {"zip": b"PK\x03\x04", "Parquet": b"PAR1"}
+    return next((name for name, magic in magics.items() if head.startswith(magic)), None)
 
 
 def looks_like(head: bytes) -> str:

@@ -16,14 +16,15 @@ import bisect
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
-from stream_pretrain.data.transport.compression import MAGIC, MEMBER, Compression, binary_format, looks_like
-from stream_pretrain.data.transport.decoding import CHUNK, CUT, SLICE, DamageError, decoder_of, joined, skip_skippable
+from stream_pretrain.data.transport.compression import CODECS, Compression, binary_format, looks_like
+from stream_pretrain.data.transport.decoders import DamageError
+from stream_pretrain.data.transport.decoding import CHUNK, CUT, SLICE, decode, is_skippable, joined, skip_skippable
 from stream_pretrain.data.transport.options import TransportOptions
-from stream_pretrain.data.transport.read_again import FirstReading, OtherContentError, agreed, say_whole_then
 from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.transport.second_reading import TwoReadings, agreed
 from stream_pretrain.data.transport.seek_table import read_seek_table
 from stream_pretrain.data.transport.stored_bytes import StoredBytes
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError, TransportError
@@ -57,15 +58,16 @@ class ShardBytes:
         self.restart = restart
         self._begin = restart
         self._name = without_secrets(url)
-        self._compression = compression
         self._size = size
         self._data = StoredBytes(url, self._name, size, restart.compressed, options or TransportOptions(), identity)
         self._decoded = restart.uncompressed  # bytes that have left the decoder, counted from the shard's start
-        self._chunks = self._plain() if compression == "none" else self._members()
+        self._is_plain = compression == "none"
+        if not self._is_plain:
+            self._codec = CODECS[compression]
+        self._chunks = self._plain() if self._is_plain else self._members()
         self._pending: tuple[RestartPoint, bytes] | None = None
         self._frames: list[RestartPoint] | None = None  # of the seek table; empty: the shard has none
         self._member = restart  # where the frame, member or stream begins that is being read
-        self._read_again_at: int | None = None
         self._error: StreamPretrainError | None = None
 
     @property
@@ -89,9 +91,9 @@ class ShardBytes:
         Damage on the way is passed over where a seek table tells how, since not every pass comes by it.
         """
         assert offset >= self.position, "bytes are only skipped forward"
-        if self._compression == "zstd":
+        if not self._is_plain:
             self._jump(offset)
-        elif self._compression == "none" and offset > self._decoded:
+        elif offset > self._decoded:
             known = self._data.known_total
             self._decoded = offset if known is None else max(self._decoded, min(offset, known))
             self._data.seek(self._decoded)
@@ -115,7 +117,7 @@ class ShardBytes:
 
     def expect(self, offset: int) -> None:
         """Say where skip_to() will go next, behind what was read: in a plain shard, it is fetched meanwhile."""
-        if self._compression == "none":
+        if self._is_plain:
             self._data.expect(offset)
 
     def close(self) -> None:
@@ -144,96 +146,79 @@ class ShardBytes:
         self._check_size()
 
     def _members(self) -> Iterator[tuple[RestartPoint, bytes]]:
-        data, magic, decode = self._data, MAGIC[self._compression], decoder_of(self._compression)
-        while head := bytes(data.peek(_HEAD)):
-            start = self._member = RestartPoint(data.position, self._decoded)
-            if self._compression in ("gzip", "xz") and head[0] == 0 and start.compressed > 0:
-                padding = bytes(data.peek(SLICE))  # tar and tape tools pad with zeros
-                data.advance(len(padding) - len(padding.lstrip(b"\0")))
-                continue
-            if self._compression in ("zstd", "lz4") and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:
-                if not skip_skippable(data):
-                    if self._reads_again(start):
-                        continue
-                    raise self._damaged(start, CUT, "skippable frame")
-                continue
-            if not head.startswith(magic):
-                if self._reads_again(start):
-                    continue
-                if magic.startswith(head):
-                    raise self._damaged(start, CUT)
-                raise ContentError(
-                    f"{self._name}: no {MEMBER[self._compression]} begins at compressed byte {start.compressed} "
-                    f"(uncompressed {start.uncompressed}); what is there looks like {looks_like(head)}"
-                )
-            if self._read_again_at == start.compressed:
-                self._say_whole(start, f"no {MEMBER[self._compression]} began there")
-            if self._frames:
-                at = bisect.bisect_left(self._frames, start.compressed, key=lambda frame: frame.compressed)
-                listed = self._frames[min(at, len(self._frames) - 1)]
-                if listed.compressed == start.compressed and listed != start:
-                    raise self._damaged(start, f"the seek table says it begins at uncompressed byte {listed.uncompressed}")
+        while self._data.peek(1):
+            start = self._member = RestartPoint(self._data.position, self._decoded)
+            self._compare_with_seek_table(start)
             try:
-                for chunk in self._content(start, decode):
+                for chunk in joined(self._part()) if self._data.is_local else self._part_of_store(start):
                     self._decoded += len(chunk)
                     yield start, chunk
+            except NoMemberError as damage:
+                found = RestartPoint(self._data.position, self._decoded)
+                if self._codec.magic.startswith(damage.head):
+                    raise self._damaged(found, CUT) from damage
+                raise ContentError(
+                    f"{self._name}: no {self._codec.member} begins at compressed byte {found.compressed} "
+                    f"(uncompressed {found.uncompressed}); what is there looks like {looks_like(damage.head)}"
+                ) from damage
             except DamageError as damage:
-                raise self._damaged(start, damage.reason) from damage.__cause__
+                raise self._damaged(start, damage.reason, damage.what) from damage.__cause__
         self._check_size()
 
-    def _content(self, start: RestartPoint, decode: Callable[[StoredBytes], Iterator[bytes]]) -> Iterator[bytes]:
-        """The content of the member that begins here; of a damaged one, its store is asked once more."""
-        data = self._data
-        if data.is_local:
-            yield from joined(decode(data))
+    def _part(self) -> Iterator[bytes]:
+        """The content of what begins here: of a member, with a look behind it, or none, of padding and skippable frames.
+
+        Raises: DamageError, behind all content that could be had.
+        """
+        codec, data = self._codec, self._data
+        head = bytes(data.peek(_HEAD))
+        if not head:
             return
-        first = FirstReading()
+        if head[0] == 0 and codec.is_zero_padded and data.position > 0:
+            padding = bytes(data.peek(SLICE))
+            data.advance(len(padding) - len(padding.lstrip(b"\0")))
+        elif codec.has_skippable_frames and is_skippable(head):
+            if not skip_skippable(data):
+                raise DamageError(CUT, "skippable frame")
+        elif head.startswith(codec.magic):
+            yield from decode(data, codec.decoder())
+            behind = bytes(data.peek(_HEAD))
+            begins = behind.startswith(codec.magic) or codec.magic.startswith(behind)
+            padded = codec.is_zero_padded and behind[:1] == b"\0"
+            if not (begins or padded or (codec.has_skippable_frames and is_skippable(behind))):
+                raise NoMemberError(f"no {codec.member} begins where it ends", behind)
+        else:
+            raise NoMemberError(f"no {codec.member} began there", head)
+
+    def _part_of_store(self, start: RestartPoint) -> Iterator[bytes]:
+        """The same; where it is damaged, the store is asked once more."""
+        readings = TwoReadings(
+            self._name,
+            f"the {self._codec.member} that begins at compressed byte {start.compressed}",
+            lambda offset: f"uncompressed byte {start.uncompressed + offset}",
+        )
         try:
-            yield from first.of(joined(self._before_another(decode)))
+            yield from readings.first(joined(self._part()))
             return
         except DamageError as damage:
             reason = damage.reason
-        data.read_again(start.compressed)
-        try:
-            yield from first.rest_of(joined(decode(data)))
-        except OtherContentError as error:
-            raise TransportError(
-                f"{self._name}: the {MEMBER[self._compression]} that begins at compressed byte {start.compressed} was damaged "
-                f"on its way ({reason}): read again, its first {first.size} bytes, which were given out already, are others; "
-                "check the network, a proxy or the memory of this machine; the same command goes on from the last checkpoint"
-            ) from error
-        self._say_whole(start, reason)
-
-    def _before_another(self, decode: Callable[[StoredBytes], Iterator[bytes]]) -> Iterator[bytes]:
-        """The content of the member that begins here, with damage where nothing that makes sense stands behind it."""
-        yield from decode(self._data)
-        head = bytes(self._data.peek(8))
-        magic = MAGIC[self._compression]
-        padded = head[:1] == b"\0" and self._compression in ("gzip", "xz")
-        skippable = head[1:4] == b"\x2a\x4d\x18" and self._compression in ("zstd", "lz4")
-        if head and not (head.startswith(magic) or padded or skippable):
-            raise DamageError(f"no {MEMBER[self._compression]} begins where it ends")
-
-    def _reads_again(self, start: RestartPoint) -> bool:
-        """Ask the store once more for what begins here and is damaged; false where that was done, or is of no use."""
-        if self._data.is_local or self._read_again_at == start.compressed:
-            return False
-        self._read_again_at = start.compressed
-        if start.compressed == 0:
-            self._data.forget()  # it may have been another file, such as a page of a proxy
+            if isinstance(damage, NoMemberError) and self._data.position == 0:
+                self._data.forget()  # it may have been another file, such as a page of a proxy
         self._data.read_again(start.compressed)
-        return True
+        yield from readings.second(reason, joined(self._part()))
 
-    def _say_whole(self, start: RestartPoint, reason: str) -> None:
-        self._read_again_at = None
-        member = f"the {MEMBER[self._compression]} that begins at compressed byte {start.compressed}"
-        say_whole_then(self._name, member, reason)
+    def _compare_with_seek_table(self, start: RestartPoint) -> None:
+        if self._frames and bytes(self._data.peek(len(self._codec.magic))) == self._codec.magic:
+            at = bisect.bisect_left(self._frames, start.compressed, key=lambda frame: frame.compressed)
+            listed = self._frames[min(at, len(self._frames) - 1)]
+            if listed.compressed == start.compressed and listed != start:
+                raise self._damaged(start, f"the seek table says it begins at uncompressed byte {listed.uncompressed}")
 
     def _damaged(self, start: RestartPoint, reason: str, what: str | None = None) -> ContentError:
         known = (self._data.known_total, self._size)
         sizes = "" if None in known or known[0] == known[1] else f" (the shard has {known[0]} bytes, {known[1]} are listed)"
         return ContentError(
-            f"{self._name}: the {what or MEMBER[self._compression]} that begins at compressed byte {start.compressed} "
+            f"{self._name}: the {what or self._codec.member} that begins at compressed byte {start.compressed} "
             f"(uncompressed {start.uncompressed}) cannot be decompressed from uncompressed byte {self._decoded} on: "
             f"{reason}{sizes}"
         )
@@ -249,7 +234,7 @@ class ShardBytes:
 
     def _jump(self, offset: int) -> None:
         """Go to the frame of the seek table that holds `offset`, where that saves reading."""
-        if offset - self._decoded <= CHUNK or not self._data.can_jump():
+        if not self._codec.has_seek_table or offset - self._decoded <= CHUNK or not self._data.can_jump():
             return
         frame = self._frame_of(offset)
         if frame is not None and frame.uncompressed > self._decoded:
@@ -264,7 +249,7 @@ class ShardBytes:
 
     def _pass_over_damage(self, offset: int) -> bool:
         """Go to the frame that holds `offset`, where there is a seek table and it is not the damaged one."""
-        frame = self._frame_of(offset) if self._compression == "zstd" else None
+        frame = self._frame_of(offset)
         if frame is None or frame.compressed <= self._member.compressed:
             return False
         self._data.begin_at(frame.compressed)
@@ -274,6 +259,8 @@ class ShardBytes:
 
     def _frame_of(self, offset: int) -> RestartPoint | None:
         """Where the frame begins that the seek table has `offset` in; None without a table."""
+        if self._is_plain or not self._codec.has_seek_table:
+            return None
         if self._frames is None:
             # The sizes of what frames hold are covered by no checksum, and the wrong one would be taken for the right place.
             read = partial(read_seek_table, self._data)
@@ -282,6 +269,14 @@ class ShardBytes:
                 raise TransportError(f"{self._name}: its seek table is another one each time it is read; check the network")
         at = bisect.bisect_right(self._frames, offset, key=lambda frame: frame.uncompressed) - 1
         return self._frames[at] if at >= 0 else None
+
+
+class NoMemberError(DamageError):
+    """Where a member should begin, something else does."""
+
+    def __init__(self, reason: str, head: bytes):
+        super().__init__(reason)
+        self.head = head
 
 
 _HEAD = 512
