@@ -95,7 +95,8 @@ def test_bytes_that_arrive_on_the_way_to_those_asked_for_count_as_progress(monke
     monkeypatch.setattr(retrying, "_BACKOFF_BASE", 0.01)
     now = [0.0]
     clock = types.SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0], sleep=lambda _: None)
-    monkeypatch.setattr(stored_bytes, "time", clock)
+    for module in (retrying, stored_bytes):
+        monkeypatch.setattr(module, "time", clock)
 
     def come_late_and_break_off(connection: socket.socket) -> None:
         now[0] += 1000.0

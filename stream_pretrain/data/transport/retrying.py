@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import TypeVar
 
 import requests
@@ -41,38 +42,73 @@ class TransientError(Exception):
         return growing if self.wait is None else max(self.wait, growing)
 
 
-def answered(ask: Callable[[], T], name: str, deadline: float) -> T:
-    """What `ask` returns; asked again for up to `deadline` seconds while a network or server fails as may pass.
+class Retrying:
+    """One operation on a store, tried again while it fails as may pass: the only loop that waits for a server.
 
-    Raises: TransportError at the deadline, or at once where asking again cannot help, or where nobody answers: that is not
-    waited for, since nothing has begun and the name may be a slip of the pen.
+        for attempt in Retrying("a.jsonl", deadline=1800.0):
+            with attempt:
+                return ask()
+
+    Raises: TransportError once `deadline` seconds have brought no success and no `progress()`, or at once where trying again
+    cannot help, or where nobody answers and nobody has before: nothing has begun then, and the name may be a slip of the pen.
     """
-    tries, began = 0, time.monotonic()
-    while True:
-        try:
-            return ask()
-        except StreamPretrainError:
-            raise
-        except TransientError as passing:
-            fault = passing
-        except Exception as error:
-            if nobody_answers(error):
-                raise unanswered(name, error) from error
-            fault = fault_of(error, name)
-        wait = fault.wait_after(tries)
-        tries += 1
-        if time.monotonic() + wait - began > deadline:
+
+    def __init__(
+        self, name: str, deadline: float, *, answered: bool = False, pause: Callable[[float], object] = time.sleep
+    ) -> None:
+        """answered: whether the store has answered before; pause: waits so many seconds, or until it is told otherwise."""
+        self._name, self._deadline, self._answered, self._pause = name, deadline, answered, pause
+        self._tries, self._since = 0, time.monotonic()
+        self._failed = False
+        self.byte: int | None = None
+        """The compressed byte that is asked for, where messages should say it."""
+
+    def progress(self) -> None:
+        """Something new has come: the deadline and the growing waits begin anew."""
+        self._answered = True
+        self._tries, self._since = 0, time.monotonic()
+
+    def __iter__(self) -> Iterator[Retrying]:
+        self._failed = True
+        while self._failed:
+            self._failed = False
+            yield self
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> bool:
+        if not isinstance(error, Exception) or isinstance(error, StreamPretrainError):
+            return False
+        fault = error if isinstance(error, TransientError) else self._transient(error)
+        wait = fault.wait_after(self._tries)
+        self._tries += 1
+        silent = time.monotonic() - self._since
+        if silent + wait > self._deadline:
+            nothing = "no good answer" if self.byte is None else f"nothing from compressed byte {self.byte} on"
             raise TransportError(
-                f"{name}: no good answer for {time.monotonic() - began:.0f} s ({fault}), "
-                f"and the next try would be in {wait:.0f} s; "
-                f"check the network and the server, or raise --data.retry-deadline (now {deadline:g} s)"
+                f"{self._name}: {nothing} for {silent:.0f} s ({fault}), and the next try would be in {wait:.0f} s; "
+                f"check the network and the server, or raise --data.retry-deadline (now {self._deadline:g} s)"
             ) from fault
-        logger.warning("%s: %s; asking again in %.1f s", name, fault, wait)
-        time.sleep(wait)
+        place = "" if self.byte is None else f" at compressed byte {self.byte}"
+        logger.warning("%s: %s%s; trying again in %.1f s", self._name, fault, place, wait)
+        self._pause(wait)
+        self._failed = True
+        return True
+
+    def _transient(self, error: Exception) -> TransientError:
+        if nobody_answers(error) and not self._answered:
+            raise TransportError(
+                f"{self._name}: no server answers ({in_words(error)}); check the network and the name"
+            ) from error
+        return fault_of(error, self._name)
 
 
-def unanswered(name: str, error: BaseException) -> TransportError:
-    return TransportError(f"{name}: no server answers ({in_words(error)}); check the network and the name")
+def answered(ask: Callable[[], T], name: str, deadline: float) -> T:
+    """What `ask` returns, asked again as `Retrying` says."""
+    for attempt in Retrying(name, deadline):
+        with attempt:
+            return ask()
+    raise AssertionError("ends by an answer or an error")
 
 
 def nobody_answers(error: BaseException) -> bool:

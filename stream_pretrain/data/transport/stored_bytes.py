@@ -7,7 +7,9 @@ import re
 import threading
 import time
 import urllib.parse
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,10 +18,10 @@ from huggingface_hub import get_token, hf_hub_url
 from stream_pretrain.data.transport.http import HttpFile, http_headers
 from stream_pretrain.data.transport.object_store import FsspecFile
 from stream_pretrain.data.transport.options import TransportOptions
-from stream_pretrain.data.transport.retrying import TransientError, fault_of, nobody_answers, unanswered
+from stream_pretrain.data.transport.retrying import Retrying
 from stream_pretrain.data.transport.store import LocalFile, Store
 from stream_pretrain.data.transport.threads import in_thread
-from stream_pretrain.errors import StreamPretrainError, TransportError
+from stream_pretrain.errors import StreamPretrainError
 from stream_pretrain.units import MIB
 from stream_pretrain.urls import is_remote
 
@@ -201,42 +203,37 @@ class StoredBytes:
             ahead.block.add_done_callback(lambda _: store.close())
 
     def _fetch(self, store: Store, cancelled: threading.Event, start: int, stop: int) -> bytes | bytearray:
-        """Bytes [start, stop), fewer only at the end of the file, or once cancelled. The one place where anything is retried.
+        """Bytes [start, stop), fewer only at the end of the file, or once cancelled.
 
         Raises: TransportError after `retry_deadline` seconds without a new byte, or at once where trying again cannot help.
         """
         received = bytearray()
-        tries, progress = 0, time.monotonic()
-        while not cancelled.is_set():
-            try:
+        retrying = Retrying(self._name, self._deadline, answered=self._memory.answered, pause=cancelled.wait)
+        retrying.byte = start
+        for attempt in retrying:
+            if cancelled.is_set():
+                break
+            with attempt, _resetting(store):
                 for piece in store.pieces(start + len(received), stop):
                     received += piece
                     self._memory.answered = True
-                    tries, progress = 0, time.monotonic()
+                    retrying.progress()
+                    retrying.byte = start + len(received)
                     if cancelled.is_set():
                         break
-                return received
-            except TransientError as passing:
-                fault = passing
-            except StreamPretrainError:
-                raise
-            except Exception as error:
-                if nobody_answers(error) and not self._memory.answered:
-                    raise unanswered(self._name, error) from error
-                fault = fault_of(error, self._name)
-            at = start + len(received)
-            store.reset()
-            wait = fault.wait_after(tries)
-            tries += 1
-            if time.monotonic() + wait - progress > self._deadline:
-                raise TransportError(
-                    f"{self._name}: nothing from compressed byte {at} on for {time.monotonic() - progress:.0f} s ({fault}), "
-                    f"and the next try would be in {wait:.0f} s; "
-                    f"check the network and the server, or raise --data.retry-deadline (now {self._deadline:g} s)"
-                ) from fault
-            logger.warning("%s: %s at compressed byte %d; trying again in %.1f s", self._name, fault, at, wait)
-            cancelled.wait(wait)
         return received
+
+
+@contextmanager
+def _resetting(store: Store) -> Iterator[None]:
+    """Let go of the connection that a fault came by."""
+    try:
+        yield
+    except StreamPretrainError:
+        raise
+    except Exception:
+        store.reset()
+        raise
 
 
 def open_store(url: str, name: str, size: int | None, options: TransportOptions, identity: str | None) -> Store:
