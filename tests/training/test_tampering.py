@@ -148,7 +148,7 @@ def kinds() -> Iterator[tuple[str, Change]]:
     for name in ("compressed", "uncompressed", "stripe", "window", "taken", "rows"):
         yield f"{name} is far off", cursor_with(10**9, name)
     yield "a place far off", cursor_with(10**9, "compressed", "uncompressed")
-    for name in ("rank", "piece", "token", "taken"):
+    for name in ("next_document", "piece", "token", "taken"):
         yield f"{name} is off", cursor_with(15 if name == "taken" else 10**6, name)
     yield "credit is far off", cursor_with(10**12, "credit")
     for file in ("stream.json", "trainer.json", "optimizer.safetensors"):

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from stream_pretrain.data.corpus.shard import Corpus, Shard
+from stream_pretrain.data.transport.compression import CODECS
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.stored import stored
 
@@ -60,6 +61,12 @@ class PinnedCorpus:
                 raise CheckpointError(
                     f"corpus.json: shards of {source.corpus.dataset} are out of order: use another checkpoint"
                 )
+            for shard in source.corpus.shards:
+                if shard.compression not in ("none", *CODECS):
+                    raise CheckpointError(
+                        f"corpus.json: {shard.name} has compression {shard.compression!r}, which this version does not read: "
+                        "use another checkpoint"
+                    )
         if was.version != 1 or not sources or was.lanes < 1:
             counts = f"version {was.version}, {len(sources)} sources, {was.lanes} lanes"
             raise CheckpointError(f"corpus.json: {counts}: use another checkpoint")
