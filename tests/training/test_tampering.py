@@ -22,6 +22,7 @@ from stream_pretrain.errors import CheckpointError
 from stream_pretrain.model.loading import LoadedModel
 from stream_pretrain.training import start
 from stream_pretrain.training.checkpoint import BackgroundWriter
+from stream_pretrain.training.parallelism import accelerate_for_one_run, accelerator_for
 from stream_pretrain.training.preemption import stop_on_signals
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks
@@ -182,7 +183,6 @@ class Run:
     """A run that has saved steps 3 and 9, and what its start takes its time for."""
 
     config: Config
-    accelerator: Any
     loaded: LoadedModel
     engine: EngineRecord
 
@@ -203,7 +203,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             for step in steps_of(setup):
                 if step.step in (3, 9):
                     begin_save(setup, writer)
-        return Run(config, setup.parallel.accelerator, setup.loaded, setup.engine)
+        return Run(config, setup.loaded, setup.engine)
 
 
 def go_on(run: Run, checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,8 +213,8 @@ def go_on(run: Run, checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(start, "probed", lambda *_: run.engine)
     monkeypatch.setattr(start, "isolation_fault", lambda *_: None)
     config = replace(run.config, run=replace(run.config.run, output_dir=str(out), resume=str(checkpoint)))
-    with stop_on_signals() as stop, RunDirectory.own(out, [], unexpected) as owned:
-        setup = start.prepare(config, [], run.accelerator, Ranks(0, 1), Progress(None), stop, owned)
+    with accelerate_for_one_run(), stop_on_signals() as stop, RunDirectory.own(out, [], unexpected) as owned:
+        setup = start.prepare(config, [], accelerator_for(config), Ranks(0, 1), Progress(None), stop, owned)
         with StepStream(setup.plan, setup.cursors) as stream:
             for _ in range(3):
                 next(stream)
