@@ -9,7 +9,7 @@ loop sets the learning rate.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -73,9 +73,9 @@ class DataParallel:
         """Live weights and configuration, as `export_state` gives them. Called by the first rank only, which has them all."""
         return export_state(self.loaded, self.bare)
 
-    def untrained(self) -> frozenset[str]:
-        """Names in `export` of weights that no update changes."""
-        return untrained(self.export()[0], self.bare.model)
+    def untrained(self, exported: Iterable[str]) -> frozenset[str]:
+        """Of the names of exported weights those that no update changes."""
+        return untrained(exported, self.bare.model)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Live state of the optimizer by the names of the parameters. Called by the first rank only, which has it all."""

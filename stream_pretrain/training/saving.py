@@ -89,5 +89,5 @@ def _snapshot(setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWr
         corpus=setup.pinned.encoded,
         trainer=trainer,
         came_with=setup.loaded.came_with.files,
-        untrained=setup.parallel.untrained(),
+        untrained=setup.parallel.untrained(weights),
     )
