@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -19,6 +20,9 @@ from stream_pretrain.training.ranks import Ranks
 STATES = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW knows of a parameter: its updates, a scalar, and two tensors of the parameter's shape."""
 
+_COPY_THREADS = 4
+"""One core does not copy as fast as the memory can."""
+
 
 class HostCopies:
     """Copies of tensors in memory of the host that is taken once: new memory costs several times what the copy does."""
@@ -28,17 +32,22 @@ class HostCopies:
 
     def of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Contiguous copies on the CPU, which the next call overwrites; names, shapes and types are those of the first one."""
-        copies = {name: self._copy(name, tensor.detach()) for name, tensor in tensors.items()}
+        copies = {name: self._memory_for(name, tensor) for name, tensor in tensors.items()}
         if any(tensor.is_cuda for tensor in tensors.values()):
+            for name, tensor in tensors.items():
+                copies[name].copy_(tensor.detach(), non_blocking=True)
             torch.cuda.synchronize()
+        else:
+            with ThreadPoolExecutor(_COPY_THREADS) as threads:
+                list(threads.map(lambda name: copies[name].copy_(tensors[name].detach()), tensors))
         return copies
 
-    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+    def _memory_for(self, name: str, tensor: Tensor) -> Tensor:
         if name not in self._memory:
             self._memory[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         memory = self._memory[name]
         assert (memory.shape, memory.dtype) == (tensor.shape, tensor.dtype), name
-        return memory.copy_(tensor, non_blocking=True)
+        return memory
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
