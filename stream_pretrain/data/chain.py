@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from stream_pretrain.config import Config
 from stream_pretrain.data.corpus.pinned import PinnedCorpus
-from stream_pretrain.data.lanes.pinning import lane_plan, pin
+from stream_pretrain.data.lanes.pinning import pin, row_layout, share_schedule, source_plans
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.objective import Objective, objective_of
@@ -57,11 +57,12 @@ def stream_plan(config: Config, tokenizer: PreTrainedTokenizerFast, pinned: Pinn
     lane 1: [CLS] doc cora [SEP] (2, 0, 0)
     """
     pinned = pinned or pin(config, world=1)  # resolve, pin
-    lanes = lane_plan(config, pinned)  # deal, read, window, pack
+    sources = source_plans(config, pinned)  # deal, read, window
+    layout = row_layout(config, pinned.lanes)  # pack
     objective = objective_of(config, tokenizer)  # label
     encoder = objective.framed(Encoder.of(tokenizer, config.data.special_tokens))  # tokenize
-    _refuse_short_rows(lanes.sequence_length, encoder, objective)
-    return StreamPlan(lanes, encoder, objective)
+    _refuse_short_rows(layout.sequence_length, encoder, objective)
+    return StreamPlan(sources, share_schedule(config.data), layout, encoder, objective)
 
 
 def _refuse_short_rows(sequence_length: int, encoder: Encoder, objective: Objective) -> None:

@@ -16,18 +16,18 @@ from stream_pretrain.training.ranks import Ranks
 
 def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
     """What the user may want to start otherwise."""
-    lanes = plan.lanes.lanes
+    lanes = plan.layout.lanes
     if lanes % ranks.world:
         idle = 1 - lanes / (-(-lanes // ranks.world) * ranks.world)
         yield f"{lanes} lanes do not divide evenly over {ranks.world} ranks: {idle:.0%} of every step is idle"
-    for source in plan.lanes.sources:
+    for source in plan.sources:
         if source.whole:
             yield f"source {source.name} is too small to be dealt to {lanes} lanes: each reads all of it, in its own order"
-    asked = [source for source in plan.lanes.sources if source.read.text_documents != "line"]
+    asked = [source for source in plan.sources if source.read.text_documents != "line"]
     if asked and not any("text" in (shard.format, shard.builder) for source in asked for shard in source.shards):
         unit = asked[0].read.text_documents
         yield f"--data.text-documents {unit} changes nothing: it is for .txt and .text files, and there are none"
-    cost = reading_cost(plan.lanes, ranks.world, workers)
+    cost = reading_cost(plan.sources, ranks.world, workers)
     if cost.amplification > 1.05:
         yield (
             f"shards that cannot be entered in their middle are shared by processes: an epoch reads the corpus "
@@ -35,7 +35,7 @@ def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
             "fewer --lanes or --workers read less, as do more and smaller shards"
         )
     processes, memory = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * max(1, workers), _physical_memory()
-    held = memory_bound(plan.lanes, -(-lanes // (ranks.world * max(1, workers))))
+    held = memory_bound(plan.sources, -(-lanes // (ranks.world * max(1, workers))))
     if held * processes > memory / 2:
         yield (
             f"readers may hold {human_bytes(held)} in each of {processes} processes, and this machine has "

@@ -110,7 +110,7 @@ class EvaluationSet:
 
 def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> EvaluationSet:
     """Pack and mask the evaluation set: a pure function of the texts, the seed and the objective."""
-    encoder, length = plan.encoder, plan.lanes.sequence_length
+    encoder, length = plan.encoder, plan.layout.sequence_length
     ids, lengths = encoder.build().encode(texts)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     present = np.flatnonzero(lengths)
@@ -119,7 +119,7 @@ def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> E
     counts = lengths[present].tolist()
     framing = len(encoder.prefix) + len(encoder.suffix)
     most_rows = sum(-(-count // (length - framing)) for count in counts)
-    packing: Packing = "none" if plan.lanes.packing == "none" else "concat"
+    packing: Packing = "none" if plan.layout.packing == "none" else "concat"
     placements, left = place(counts, 0, most_rows + 1, length, framing, packing)
     assert left == (len(counts), 0), "every document of the evaluation set has its rows"
     kept = np.concatenate([[0], np.cumsum(lengths[present])])
@@ -142,8 +142,8 @@ def _labelled(rows: Rows, plan: StreamPlan) -> Labelled:
     """The rows with labels, a few at a time, since masking works on all the words that it is given at once."""
     parts, objective = [], plan.objective
     for first in range(0, len(rows.input_ids), LABELLED_ROWS):
-        part = gather([(rows, range(first, min(first + LABELLED_ROWS, len(rows.input_ids))))], plan.lanes.sequence_length)
-        parts.append(objective.label(part, objective.evaluation_rate, (plan.lanes.seed, EVAL_MASK, first)))
+        part = gather([(rows, range(first, min(first + LABELLED_ROWS, len(rows.input_ids))))], plan.layout.sequence_length)
+        parts.append(objective.label(part, objective.evaluation_rate, (plan.layout.seed, EVAL_MASK, first)))
     return Labelled(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from stream_pretrain.config import Config
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.lanes import pinning
-from stream_pretrain.data.lanes.lane_plan import LanePlan
 from stream_pretrain.data.lanes.mixture import largest_shares
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.errors import (
@@ -31,7 +30,7 @@ def evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress: 
     asked = {"dataset": dataset, "split": config.eval.split, "documents": config.eval.documents}
     if not kept.exists():
         with progress.phase("collecting the evaluation set") as found:
-            texts = _collected(config, plan.lanes, found, progress.warning)
+            texts = _collected(config, plan, found, progress.warning)
             found(f"{len(texts)} documents")
         with writing(origin):
             replace_file(origin, [json.dumps(asked).encode()])
@@ -47,7 +46,7 @@ def evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress: 
     return evaluation.load_documents(kept)
 
 
-def _collected(config: Config, plan: LanePlan, report: Callable[[str], None], warn: Callable[[str], None]) -> list[str]:
+def _collected(config: Config, plan: StreamPlan, report: Callable[[str], None], warn: Callable[[str], None]) -> list[str]:
     """Documents of the split or dataset that was named, else of those held out of each source. Raises SourceError for none."""
     named, split = config.eval.dataset, config.eval.split
     if named is None and split is None:
@@ -71,9 +70,9 @@ def _collected(config: Config, plan: LanePlan, report: Callable[[str], None], wa
     return texts
 
 
-def _held_out(config: Config, plan: LanePlan, report: Callable[[str], None], warn: Callable[[str], None]) -> list[str]:
+def _held_out(config: Config, plan: StreamPlan, report: Callable[[str], None], warn: Callable[[str], None]) -> list[str]:
     """Documents held out of each source, by the largest share of the rows that it ever has."""
-    shares = zip(plan.sources, largest_shares(plan.weights), strict=True)
+    shares = zip(plan.sources, largest_shares(plan.schedule), strict=True)
     holding = [(source, share) for source, share in shares if source.heldout_fraction and share]
     if not holding:
         raise ConfigError("--eval-every needs documents: give --data.heldout-fraction, --eval.split or --eval.dataset")

@@ -77,7 +77,7 @@ def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iter
     Raises TrainingError after too many steps in a row without an update, ContentError when too much is unreadable.
     """
     config, ranks, totals, parallel = setup.config, setup.ranks, setup.totals, setup.parallel
-    lanes, sources = setup.plan.lanes.lanes, len(setup.plan.lanes.sources)
+    lanes, sources = setup.plan.layout.lanes, len(setup.plan.sources)
     parameters = {name: parameter for name, parameter in parallel.model.named_parameters() if parameter.requires_grad}
     is_checked = False
 
@@ -87,7 +87,7 @@ def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iter
         waited = time.perf_counter() - started
 
         own_lanes = lanes_of(lanes, ranks.index, ranks.world)
-        progress = sum(setup.plan.lanes.progress(lane, setup.cursors[lane]) for lane in own_lanes)
+        progress = sum(setup.plan.progress(lane, setup.cursors[lane]) for lane in own_lanes)
         labels_and_progress = _tensor([float((rows.labelled.labels >= 0).sum()), progress], parallel.device)
         with watchdog.stage("waiting for the other ranks"):
             ranks.sum(labels_and_progress)
@@ -188,11 +188,11 @@ def _backward(setup: Setup, rows: StepRows, scale: Tensor, watchdog: Watchdog) -
     True: a request to stop has left out micro-batches, since the step may be longer than a launcher waits.
     """
     config, plan, parallel = setup.config, setup.plan, setup.parallel
-    rows_of_rank = len(lanes_of(plan.lanes.lanes, 0, setup.ranks.world)) * plan.lanes.rows_per_lane  # the first has the most
+    rows_of_rank = len(lanes_of(plan.layout.lanes, 0, setup.ranks.world)) * plan.layout.rows_per_lane  # the first has the most
     size = min(config.train.micro_batch_size, rows_of_rank)
     micro_batches_a_step = math.ceil(rows_of_rank / size)
     torch.manual_seed(_seed(config.train.seed, setup.totals.step, setup.ranks.index))  # dropout: nothing to save or restore
-    losses = torch.zeros(2 + len(plan.lanes.sources), dtype=torch.float64, device=parallel.device)
+    losses = torch.zeros(2 + len(plan.sources), dtype=torch.float64, device=parallel.device)
     left_out = False
     batches = micro_batches(rows.rows, rows.labelled, rows.row_source, size, micro_batches_a_step, plan.encoder.pad)
     for number, batch in enumerate(on_device(batches, parallel.device), start=1):

@@ -60,7 +60,7 @@ class MetricsWindow:
             "train/skipped_steps": len(results) - len(updated),
             "train/epoch_least": min(map(min, source_epochs)),
             "train/epoch_most": max(map(max, source_epochs)),
-            "train/real_token_fraction": tokens / (rows * self.plan.lanes.sequence_length),
+            "train/real_token_fraction": tokens / (rows * self.plan.layout.sequence_length),
             "train/segments_per_row": sum(result.segments for result in results) / rows,
             "train/segments_per_document": totals.segments / max(1, totals.documents),
         }
@@ -71,7 +71,7 @@ class MetricsWindow:
     def _of_sources(self, updated: Sequence[StepResult], totals: Totals, epochs: Sequence[set[int]]) -> dict[str, float | int]:
         """What each source of a mixture gave, and the loss on it where it gave anything."""
         metrics: dict[str, float | int] = {}
-        for number, source in enumerate(self.plan.lanes.sources):
+        for number, source in enumerate(self.plan.sources):
             name = f"train/{source.name}"
             labels = sum(result.source_labels[number] for result in updated)
             if labels:

@@ -42,7 +42,7 @@ class CorpusNotices:
                 )
                 self._stripes = totals.stripes
             self._unused = totals.unused
-        for source, line in sources_without_text(totals, setup.plan.lanes.sources, at_end=at_end).items():
+        for source, line in sources_without_text(totals, setup.plan.sources, at_end=at_end).items():
             if source not in self._without_text:
                 setup.progress.warning(line)
                 self._without_text.add(source)
@@ -51,14 +51,14 @@ class CorpusNotices:
 
     def of_metrics(self, metrics: Mapping[str, float]) -> None:
         """Say which sources of a mixture have left since: all lanes have read them as often as they were asked to."""
-        setup, lanes = self._setup, self._setup.plan.lanes
+        setup, plan = self._setup, self._setup.plan
         ended = [
             source for source in self._present
             if source.max_epochs is not None and metrics.get(f"train/{source.name}/epoch_least", 0) >= source.max_epochs
         ]  # fmt: skip
         self._present = [source for source in self._present if source not in ended]
-        row = setup.totals.step * lanes.rows_per_lane
-        goes_on = lanes.parts_of_row(row, [source not in self._present for source in lanes.sources])
+        row = setup.totals.step * plan.layout.rows_per_lane
+        goes_on = plan.parts_of_row(row, [source not in self._present for source in plan.sources])
         for source in ended if goes_on else []:  # else the run ends
             setup.progress.notice(
                 f"step {setup.totals.step:,}: source {source.name} leaves the mixture, its max_epochs {source.max_epochs} are "
@@ -75,7 +75,7 @@ class CorpusNotices:
 
     def _left_over(self, cursors: Sequence[LaneCursors]) -> list[SourcePlan]:
         """The sources that some lane has not read as often as it was asked to."""
-        sources = enumerate(self._setup.plan.lanes.sources)
+        sources = enumerate(self._setup.plan.sources)
         return [source for number, source in sources if not all(source.ended(lane[number]) for lane in cursors)]
 
     def _record_skipped(self, rows: StepRows, step: int) -> None:

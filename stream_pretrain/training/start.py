@@ -147,9 +147,9 @@ def prepare(
 
 def _where_it_stood(saved: Saved, plan: StreamPlan) -> tuple[list[LaneCursors], Totals]:
     """The cursors and the totals of a checkpoint. Raises: CheckpointError for what the run can never have been at."""
-    cursors = cursors_from(saved.stream, plan.lanes.lanes)
-    totals = Totals.from_json(saved.trainer["totals"], len(plan.lanes.sources), "trainer.json: totals")
-    refuse_impossible(cursors, plan.lanes, totals.step)
+    cursors = cursors_from(saved.stream, plan.layout.lanes)
+    totals = Totals.from_json(saved.trainer["totals"], len(plan.sources), "trainer.json: totals")
+    refuse_impossible(cursors, plan, totals.step)
     return cursors, totals
 
 

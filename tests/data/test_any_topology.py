@@ -39,7 +39,7 @@ def steps_over(plan: StreamPlan, world: int, workers: int) -> list[StepRows]:
     """The steps of all ranks together."""
     with ExitStack() as stack:
         streams = [
-            stack.enter_context(StepStream(plan, first_cursors(plan.lanes.lanes), rank=rank, world=world, workers=workers))
+            stack.enter_context(StepStream(plan, first_cursors(plan.layout.lanes), rank=rank, world=world, workers=workers))
             for rank in range(world)
         ]
         return [merged([next(stream) for stream in streams]) for _ in range(STEPS)]

@@ -16,7 +16,7 @@ from stream_pretrain.data.corpus.pinned import PinnedCorpus, PinnedSource
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.costs import memory_bound, reading_cost
-from stream_pretrain.data.lanes.pinning import lane_plan
+from stream_pretrain.data.lanes.pinning import source_plans
 from stream_pretrain.data.transport.compression import Compression
 from stream_pretrain.errors import ConfigError
 from tests.corpora import documents, write_shard
@@ -46,14 +46,14 @@ def corpus_of(count: int, size: int, compression: Compression, file_format: Form
 def test_a_shard_that_lanes_of_several_processes_share_is_read_by_each(
     count: int, compression: Compression, world: int, workers: int, times: float, again: int
 ) -> None:
-    cost = reading_cost(lane_plan(CONFIG, corpus_of(count, 100 * MIB, compression)), world, workers)
+    cost = reading_cost(source_plans(CONFIG, corpus_of(count, 100 * MIB, compression)), world, workers)
     assert cost.amplification == times
     assert cost.resume_bytes == again * 100 * MIB
     assert cost.stored_bytes == count * 100 * MIB
 
 
 def test_a_format_without_bytes_is_read_by_every_lane_that_shares_it() -> None:
-    assert reading_cost(lane_plan(CONFIG, corpus_of(1, 100 * MIB, "none", "examples")), 1, 1).amplification == 8
+    assert reading_cost(source_plans(CONFIG, corpus_of(1, 100 * MIB, "none", "examples")), 1, 1).amplification == 8
 
 
 def test_remote_shards_are_not_read_many_times_unless_lanes_are_given(tmp_path: Path) -> None:
@@ -75,19 +75,19 @@ def with_options(**options: object) -> Config:
 
 @pytest.mark.parametrize(("compression", "file_format"), [("zstd", "jsonl"), ("none", "parquet")])
 def test_the_memory_of_a_worker_is_bounded_by_its_lanes(compression: Compression, file_format: Format) -> None:
-    plan = lane_plan(CONFIG, corpus_of(8, 100 * MIB, compression, file_format))
+    plan = source_plans(CONFIG, corpus_of(8, 100 * MIB, compression, file_format))
     assert memory_bound(plan, 1) == 2 * 8 * MIB + 8 * MIB + 5 * MIB  # two blocks, the decompressor, windows
     assert memory_bound(plan, 64) == 64 * memory_bound(plan, 1)
 
 
 def test_what_is_held_back_of_a_compressed_shard_in_a_store_counts() -> None:
     shard = Shard("https://here.test/s.jsonl.zst", "s", 100 * MIB, None, "jsonl", "zstd")
-    plan = lane_plan(CONFIG, PinnedCorpus((PinnedSource("", Corpus("x", None, (shard,) * 8), MIB),), 8))
+    plan = source_plans(CONFIG, PinnedCorpus((PinnedSource("", Corpus("x", None, (shard,) * 8), MIB),), 8))
     assert memory_bound(plan, 1) == 2 * 8 * MIB + 8 * MIB + 5 * MIB + MIB
 
 
 def test_a_plain_shard_has_no_decompressor_and_keeps_no_windows_for_others() -> None:
-    assert memory_bound(lane_plan(CONFIG, corpus_of(8, 100 * MIB, "none")), 1) == 2 * 8 * MIB + 3 * MIB
+    assert memory_bound(source_plans(CONFIG, corpus_of(8, 100 * MIB, "none")), 1) == 2 * 8 * MIB + 3 * MIB
 
 
 WATCHED = """
@@ -103,7 +103,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with StepStream(plan, first_cursors(64)) as stream:
     for _ in range(40):
         assert len(next(stream).row_lane) == 64
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, memory_bound(plan.lanes, 64))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, memory_bound(plan.sources, 64))
 """
 
 

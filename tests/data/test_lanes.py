@@ -49,9 +49,9 @@ def plan_for(folder: Path, **options: object) -> StreamPlan:
 
 
 def lane(plan: StreamPlan, number: int, cursors: LaneCursors | None = None) -> Lane:
-    sources = plan.lanes.sources
+    sources = plan.sources
     readers = [Readers(source) for source in sources]
-    return Lane(plan.lanes, number, plan.encoder, plan.encoder.build(), readers, cursors or (Cursor(),) * len(sources))
+    return Lane(plan, number, plan.encoder.build(), readers, cursors or (Cursor(),) * len(sources))
 
 
 def rows_of(lane: Lane, count: int) -> list[list[int]]:
@@ -119,7 +119,7 @@ def ledger(
 ) -> tuple[list, list[LaneCursors]]:
     """What the steps see, as plain values; and where the lanes stand after them."""
     seen = []
-    cursors = list(cursors or first_cursors(plan.lanes.lanes, len(plan.lanes.sources)))
+    cursors = list(cursors or first_cursors(plan.layout.lanes, len(plan.sources)))
     with StepStream(plan, cursors, workers=workers) as stream:
         for _ in range(steps):
             step = next(stream)
@@ -282,7 +282,7 @@ def read_through(folder: Path, **options: object) -> tuple[list[Skipped], list[C
     """What the lanes skip in an epoch, two where not said otherwise, and where they stand then."""
     plan = plan_for(folder, **{"lanes": 2, "max_epochs": 1, "on_bad_shard": "skip"} | options)
     skipped, cursors = [], []
-    for reading in (lane(plan, number) for number in range(plan.lanes.lanes)):
+    for reading in (lane(plan, number) for number in range(plan.layout.lanes)):
         while (row := reading.next_row()) is not None:
             skipped += row[3]
         skipped += reading.report_skipped()
@@ -411,8 +411,8 @@ def test_a_causal_document_has_its_end_token_once(tmp_path: Path, tail: str) -> 
     write_shard(tmp_path / "s", ["doc 000001 bara" + tail, "doc 000002"], "plain")
     plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1)
     encoder = Clm.framed(Encoder.of(TOKENIZER))
-    source = plan.lanes.sources[0]
-    reading = Lane(plan.lanes, 0, encoder, encoder.build(), [Readers(source)], (Cursor(),))
+    source = plan.sources[0]
+    reading = Lane(replace(plan, encoder=encoder), 0, encoder.build(), [Readers(source)], (Cursor(),))
     tokens: list[int] = []
     while (row := reading.next_row()) is not None:
         tokens += row[1].rows.input_ids[row[2]].tolist()
@@ -474,7 +474,7 @@ def test_a_window_that_is_damaged_where_a_run_goes_on_costs_no_document_of_the_n
     stands = reading.cursors[0]
     assert stands.next_document > 0
     assert stands.taken > 0
-    first, other = plan.lanes.sources[0].stripes(0, 0)
+    first, other = plan.sources[0].stripes(0, 0)
     path = tmp_path / f"s{first.shard}.jsonl.zst"
     path.write_bytes(path.read_bytes()[:-50] + bytes(50))
     reading, seen = lane(plan, 0, (stands,)), Counter[int]()

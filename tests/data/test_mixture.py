@@ -222,7 +222,7 @@ def test_a_source_leaves_after_its_epochs_and_the_others_share_its_part(tmp_path
         assert rest[1] / rest[0] == pytest.approx(3, rel=0.15)
     reading = [lane(plan, number) for number in range(2)]
     seen: Counter[tuple[int, int]] = Counter()
-    shard = plan.lanes.sources[2].first_shard
+    shard = plan.sources[2].first_shard
     for each in reading:
         for _ in range(120):
             row = each.next_row()
@@ -237,7 +237,7 @@ def test_a_source_leaves_after_its_epochs_and_the_others_share_its_part(tmp_path
 def test_a_source_too_small_for_every_lane_is_read_whole_by_each_in_its_own_order(tmp_path: Path) -> None:
     write_sources(tmp_path, a=300, tiny=12)
     plan = plan_for(tmp_path, {"a": {"weight": 1}, "tiny": {"weight": 1}}, lanes=4)
-    assert [source.whole for source in plan.lanes.sources] == [False, True]
+    assert [source.whole for source in plan.sources] == [False, True]
     orders = []
     for number in range(4):
         reading, order = lane(plan, number), []
@@ -256,19 +256,19 @@ def test_the_windows_of_a_mixture_are_together_as_large_as_that_of_one_source(tm
     names = [f"s{i}" for i in range(20)]
     write_sources(tmp_path, **dict.fromkeys(names, 3))
     plan = plan_for(tmp_path, {name: {"weight": 1} for name in names}, window_bytes=4_000_000)
-    windows = [source.read.window_bytes for source in plan.lanes.sources]
+    windows = [source.read.window_bytes for source in plan.sources]
     assert windows == [200_000] * 20
     uneven = plan_for(tmp_path, {"s0": {"weight": 3}, "s1": {"weight": 1}}, window_bytes=4_000_000)
-    assert [source.read.window_bytes for source in uneven.lanes.sources] == [3_000_000, 1_000_000]
+    assert [source.read.window_bytes for source in uneven.sources] == [3_000_000, 1_000_000]
 
 
 def test_the_requests_of_a_mixture_are_together_about_as_large_as_that_of_one_source(tmp_path: Path) -> None:
     names = [f"s{i}" for i in range(20)]
     write_sources(tmp_path, **dict.fromkeys(names, 3))
     even = plan_for(tmp_path, {name: {"weight": 1} for name in names})
-    assert [source.read.transport.block_bytes for source in even.lanes.sources] == [512 * 1024] * 20
+    assert [source.read.transport.block_bytes for source in even.sources] == [512 * 1024] * 20
     uneven = plan_for(tmp_path, {"s0": {"weight": 3}, "s1": {"weight": 1}})
-    assert [source.read.transport.block_bytes for source in uneven.lanes.sources] == [6 * 2**20, 2 * 2**20]
+    assert [source.read.transport.block_bytes for source in uneven.sources] == [6 * 2**20, 2 * 2**20]
 
 
 def test_a_lane_without_a_source_that_has_a_weight_goes_on_by_the_next_weights_that_give_one(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_lane_without_a_source_that_has_a_weight_goes_on_by_the_next_weights_t
 def test_an_epoch_of_all_sources_sees_every_document_once_and_ends(tmp_path: Path) -> None:
     write_sources(tmp_path, a=90, b=31, c=7)
     plan = plan_for(tmp_path, {"a": {"weight": 1}, "b": {"weight": 5}, "c": {"weight": 1}}, max_epochs=1, max_steps=None)
-    assert [source.whole for source in plan.lanes.sources] == [False, False, False]
+    assert [source.whole for source in plan.sources] == [False, False, False]
     seen: Counter[tuple[int, int]] = Counter()
     for number in range(4):
         reading, before = lane(plan, number), -1.0
@@ -307,10 +307,10 @@ def test_an_epoch_of_all_sources_sees_every_document_once_and_ends(tmp_path: Pat
             segments = row[1].rows.segments_of(range(row[2], row[2] + 1))
             first = row[1].rows.segment_token[segments] == 0
             seen.update((shard, offset) for _, shard, offset in row[1].origins[segments][first].tolist())
-            progress = plan.lanes.progress(number, reading.cursors)
+            progress = plan.progress(number, reading.cursors)
             assert before <= progress <= 1
             before = progress
-        assert plan.lanes.progress(number, reading.cursors) == 1
+        assert plan.progress(number, reading.cursors) == 1
     assert set(seen.values()) == {1}
     assert len(seen) == 128
 
@@ -323,12 +323,12 @@ def test_the_epochs_of_a_source_whose_weight_has_gone_are_not_waited_for(tmp_pat
     for number in range(4):
         reading, before = lane(plan, number), -1.0
         while reading.next_row() is not None:
-            progress = plan.lanes.progress(number, reading.cursors)
+            progress = plan.progress(number, reading.cursors)
             assert before <= progress <= 1
             assert reading.rows >= 120 or progress < 0.5
             before = progress
-        assert 0 < plan.lanes.sources[1].progress(number, reading.cursors[1]) < 1
-        assert plan.lanes.progress(number, reading.cursors) == 1
+        assert 0 < plan.sources[1].progress(number, reading.cursors[1]) < 1
+        assert plan.progress(number, reading.cursors) == 1
 
 
 def test_sources_are_dealt_and_shuffled_each_in_its_own_way(tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_sources_are_dealt_and_shuffled_each_in_its_own_way(tmp_path: Path) -> N
         for shard in range(6):
             write_shard(tmp_path / name / f"s{shard}", documents(40, seed=shard), "plain")
     plan = plan_for(tmp_path, {"a": {}, "b": {}})
-    dealt = [[source.stripes(epoch, 0) for epoch in range(4)] for source in plan.lanes.sources]
+    dealt = [[source.stripes(epoch, 0) for epoch in range(4)] for source in plan.sources]
     assert dealt[0] != dealt[1]
 
 
@@ -362,14 +362,14 @@ def test_a_larger_share_in_a_later_phase_decides_the_window(tmp_path: Path) -> N
     write_sources(tmp_path, a=3, b=3)
     change = (WeightChange(5, {"a": 1, "b": 3}),)
     plan = plan_for(tmp_path, {"a": {"weight": 3}, "b": {"weight": 1}}, window_bytes=4_000_000, weight_schedule=change)
-    assert [source.read.window_bytes for source in plan.lanes.sources] == [3_000_000, 3_000_000]
+    assert [source.read.window_bytes for source in plan.sources] == [3_000_000, 3_000_000]
 
 
 def test_one_dataset_is_a_mixture_of_one(tmp_path: Path) -> None:
     write_sources(tmp_path, a=50)
     named = plan_for(tmp_path, {"a": {"weight": 0.3}})
     alone = plan_for(tmp_path, {}, dataset=str(tmp_path / "a"))
-    assert replace(named.lanes.sources[0], name="") == alone.lanes.sources[0]
+    assert replace(named.sources[0], name="") == alone.sources[0]
     assert ledger(named, 5, workers=0)[0] == ledger(alone, 5, workers=0)[0]
 
 
@@ -377,6 +377,6 @@ def test_the_steps_of_a_phase_follow_each_other(tmp_path: Path) -> None:
     write_sources(tmp_path, a=50, b=50)
     changes = (WeightChange(3, {"a": 2}), WeightChange(8, {"b": 4}))
     plan = plan_for(tmp_path, {"a": {"weight": 1}, "b": {"weight": 1}}, weight_schedule=changes)
-    assert [weights.from_step for weights in plan.lanes.weights] == [0, 3, 8]
-    assert all(np.subtract(b.parts, a.parts).any() for a, b in pairwise(plan.lanes.weights))
-    assert [plan.lanes.weights_of_row(row).from_step for row in (0, 5, 6, 15, 16, 999)] == [0, 0, 3, 3, 8, 8]
+    assert [weights.from_step for weights in plan.schedule] == [0, 3, 8]
+    assert all(np.subtract(b.parts, a.parts).any() for a, b in pairwise(plan.schedule))
+    assert [plan.shares_of_row(row).from_step for row in (0, 5, 6, 15, 16, 999)] == [0, 0, 3, 3, 8, 8]

@@ -77,7 +77,7 @@ def plan_of(name: str, corpus: Path) -> StreamPlan:
 
 def steps_of(plan: StreamPlan, *, world: int = 1, workers: int = 0, resumed_after: int | None = None) -> Iterator[StepRows]:
     """The first steps of a run, of all ranks together; perhaps resumed on the way."""
-    cursors = first_cursors(plan.lanes.lanes, len(plan.lanes.sources))
+    cursors = first_cursors(plan.layout.lanes, len(plan.sources))
     stops = [STEPS] if resumed_after is None else [resumed_after, STEPS - resumed_after]
     for steps in stops:
         with ExitStack() as stack:

@@ -19,7 +19,7 @@ from stream_pretrain.data.documents.document import Skip
 from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes.cursor import Cursor
-from stream_pretrain.data.lanes.pinning import lane_plan, pin
+from stream_pretrain.data.lanes.pinning import pin, source_plans
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_state import LaneCursors, first_cursors
@@ -230,7 +230,7 @@ def test_a_file_that_is_one_document_is_dealt_as_a_whole(tmp_path: Path) -> None
     stripes: dict[str, set[int]] = {}
     for unit in ("line", "blank-line", "file"):
         config = Config(DataConfig(dataset=str(tmp_path), text_documents=unit, lanes=8), train=TrainConfig(max_steps=1))  # type: ignore[arg-type]
-        [source] = lane_plan(config, pin(config, 1)).sources
+        [source] = source_plans(config, pin(config, 1))
         stripes[unit] = {stripe.count for lane in range(8) for stripe in source.stripes(0, lane)}
         assert {source.windows_of(shard) for shard in source.shards} == {1 if unit == "file" else 4}
     assert max(stripes["blank-line"]) > 1

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.windows import Windows
-from stream_pretrain.data.lanes.lane_plan import LanePlan
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.transport.second_reading import HELD_BACK_BYTES
 from stream_pretrain.units import MIB
@@ -36,14 +36,14 @@ class ReadingCost:
         return self.epoch_bytes / max(1, self.stored_bytes)
 
 
-def reading_cost(plan: LanePlan, world: int, workers: int) -> ReadingCost:
+def reading_cost(sources: Sequence[SourcePlan], world: int, workers: int) -> ReadingCost:
     """Worked out for the first epoch. A zstd shard is taken for one frame: what it has is seen when it is opened."""
     stored = epoch = resume = 0
-    for source in plan.sources:
+    for source in sources:
         sizes = [1 if shard.size is None else shard.size for shard in source.shards]
         readers: dict[int, set[tuple[int, ...]]] = defaultdict(set)
         last: set[tuple[int, tuple[int, ...]]] = set()
-        for lane in range(plan.lanes):
+        for lane in range(source.layout.lanes):
             entered: list[int] = []
             for stripe in source.stripes(0, lane):
                 reader = _reader(source, source.shards[stripe.shard], lane, world, workers)
@@ -68,9 +68,9 @@ def _reader(source: SourcePlan, shard: Shard, lane: int, world: int, workers: in
     return (lane % world, lane // world % max(workers, 1))
 
 
-def memory_bound(plan: LanePlan, lanes: int) -> int:
+def memory_bound(sources: Sequence[SourcePlan], lanes: int) -> int:
     """Bytes that the readers of `lanes` lanes in one process hold at the most, without the tokenizer and Python itself."""
-    return sum(lanes * _bytes_of_reader(source, source.read.transport.block_bytes) for source in plan.sources)
+    return sum(lanes * _bytes_of_reader(source, source.read.transport.block_bytes) for source in sources)
 
 
 def _bytes_of_reader(source: SourcePlan, block_bytes: int) -> int:

@@ -1,15 +1,14 @@
-"""A lane: one fixed sub-stream of the corpus. Its rows come from every source of the mixture, by their weights."""
+"""A lane: one fixed sub-stream of the corpus. Its rows come from every source of the mixture, by their shares."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from stream_pretrain.data.lanes.cursor import Cursor, Skipped
-from stream_pretrain.data.lanes.lane_plan import LanePlan
 from stream_pretrain.data.lanes.mixture import choose, phases_of
 from stream_pretrain.data.lanes.readers import Readers
 from stream_pretrain.data.lanes.source_lane import Group, SourceLane
-from stream_pretrain.data.rows.encoder import Encoder
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.rows.engine import Engine
 
 
@@ -18,9 +17,8 @@ class Lane:
 
     def __init__(
         self,
-        plan: LanePlan,
+        plan: StreamPlan,
         number: int,
-        encoder: Encoder,
         engine: Engine,
         readers: Sequence[Readers],
         cursors: Sequence[Cursor],
@@ -28,11 +26,11 @@ class Lane:
         self.plan = plan
         self.number = number
         self.sources = [
-            SourceLane(source, number, encoder, engine, reader, cursor)
+            SourceLane(source, number, plan.encoder, engine, reader, cursor)
             for source, reader, cursor in zip(plan.sources, readers, cursors, strict=True)
         ]
         self.credits: Sequence[int] = [cursor.credit for cursor in cursors]
-        self.phases = phases_of(plan.seed, number, plan.lanes, len(plan.sources))
+        self.phases = phases_of(plan.layout.seed, number, plan.layout.lanes, len(plan.sources))
         self.rows = sum(cursor.rows for cursor in cursors)
         """Rows the lane has given out since the run began."""
         self.left: list[Skipped] = []
@@ -56,7 +54,7 @@ class Lane:
             if not parts:
                 return None
             credits = self.credits
-            if row > 0 and self.plan.weights_of_row(row - 1) is not self.plan.weights_of_row(row):  # the shares begin anew
+            if row > 0 and self.plan.shares_of_row(row - 1) is not self.plan.shares_of_row(row):  # the shares begin anew
                 credits = [0] * len(parts)
             chosen, credits = choose(credits, parts, self.phases)
             found = self.sources[chosen].next_row()

@@ -23,19 +23,20 @@ import numpy as np
 from stream_pretrain.data.randomness import MIXTURE, keyed_generator
 
 PARTS = 1_000_000_000
-"""Weights are rounded to integers of about this sum: credits are exact, and a million rows are still within a
-thousandth of one of what was asked for."""
+"""The weights that a user gives are rounded to integers of about this sum: credits are exact, and a million rows are still
+within a thousandth of one of what was asked for."""
 
 _ROWS_AHEAD = 4096
 """Due rows are counted so far ahead at most, which bounds what a choice costs; a source due later is not given early then."""
 
 
 @dataclass(frozen=True)
-class Weights:
-    """The weights of the sources from a step on."""
+class Shares:
+    """The shares of the sources in the rows, from a step on."""
 
     from_step: int
     parts: tuple[int, ...]
+    """Of about `PARTS`."""
 
 
 def parts_of(weights: Sequence[float]) -> tuple[int, ...]:
@@ -45,14 +46,15 @@ def parts_of(weights: Sequence[float]) -> tuple[int, ...]:
     return tuple(max(1, round(weight / total * PARTS)) if weight else 0 for weight in weights)
 
 
-def weights_at(schedule: Sequence[Weights], step: int) -> Weights:
-    """The weights of a step."""
-    return next(weights for weights in reversed(schedule) if weights.from_step <= step)
+def shares_at(schedule: Sequence[Shares], step: int) -> Shares:
+    """The shares of a step."""
+    return next(shares for shares in reversed(schedule) if shares.from_step <= step)
 
 
-def largest_shares(schedule: Sequence[Weights]) -> list[float]:
-    """The largest share of the rows that each source ever has."""
-    return [max(shares) for shares in zip(*([part / sum(w.parts) for part in w.parts] for w in schedule), strict=True)]
+def largest_shares(schedule: Sequence[Shares]) -> list[float]:
+    """The largest share of the rows that each source ever has, of 1."""
+    of_source = zip(*([part / sum(shares.parts) for part in shares.parts] for shares in schedule), strict=True)
+    return [max(fractions) for fractions in of_source]
 
 
 def phases_of(seed: int, lane: int, lanes: int, sources: int) -> tuple[int, ...]:

@@ -13,8 +13,8 @@ from stream_pretrain.data.corpus.unchanged import resolve_pinned
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.lanes.costs import MOST_AMPLIFICATION, reading_cost
 from stream_pretrain.data.lanes.lane_count import lane_count
-from stream_pretrain.data.lanes.lane_plan import LanePlan
-from stream_pretrain.data.lanes.mixture import Weights, largest_shares, parts_of
+from stream_pretrain.data.lanes.mixture import Shares, largest_shares, parts_of
+from stream_pretrain.data.lanes.row_layout import RowLayout
 from stream_pretrain.data.lanes.sizes import full_window_bytes, request_bytes, window_bytes
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.transport.options import TransportOptions
@@ -38,7 +38,7 @@ def pin(config: Config, world: int) -> PinnedCorpus:
             for shard in corpus.shards
         ),
     )
-    shares = largest_shares(weights(config.data))
+    shares = largest_shares(share_schedule(config.data))
     names = [source.name for source in config.data.sources] or [""]
     pinned = PinnedCorpus(
         tuple(
@@ -54,7 +54,7 @@ def pin(config: Config, world: int) -> PinnedCorpus:
 def _refuse_amplified_transfers(config: Config, pinned: PinnedCorpus, world: int) -> None:
     """Remote shards that many processes would read whole are read when the user says so: by --lanes."""
     remote = any(is_remote(shard.url) for shard in pinned.shards)
-    cost = reading_cost(lane_plan(config, pinned), world, config.data.workers)
+    cost = reading_cost(source_plans(config, pinned), world, config.data.workers)
     if remote and config.data.lanes == "auto" and cost.amplification > MOST_AMPLIFICATION:
         raise ConfigError(
             f"{len(pinned.shards)} remote shards, which cannot be entered in their middle, would be read "
@@ -63,15 +63,15 @@ def _refuse_amplified_transfers(config: Config, pinned: PinnedCorpus, world: int
         )
 
 
-def weights(data: DataConfig) -> tuple[Weights, ...]:
-    """The weights of the sources by the step they come into force at."""
+def share_schedule(data: DataConfig) -> tuple[Shares, ...]:
+    """The shares of the sources by the step they come into force at."""
     current = {source.name: source.weight for source in data.sources}
     if not current:
-        return (Weights(0, parts_of([1])),)
-    schedule = [Weights(0, parts_of(list(current.values())))]
+        return (Shares(0, parts_of([1])),)
+    schedule = [Shares(0, parts_of(list(current.values())))]
     for change in data.weight_schedule:
         current |= change.weights
-        schedule.append(Weights(change.from_step, parts_of(list(current.values()))))
+        schedule.append(Shares(change.from_step, parts_of(list(current.values()))))
     return tuple(schedule)
 
 
@@ -86,7 +86,7 @@ def found_again(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpu
         raise CheckpointError(f"corpus.json is of another run (sources: {found}; {pinned.lanes} lanes): use another checkpoint")
     given = [("--lanes", config.data.lanes, pinned.lanes)]
     if config.data.window_bytes != "auto":
-        for source, share in zip(pinned.sources, largest_shares(weights(config.data)), strict=True):
+        for source, share in zip(pinned.sources, largest_shares(share_schedule(config.data)), strict=True):
             wanted = window_bytes(config.data, source.corpus, pinned.lanes, share)
             given.append(("--data.window-bytes", wanted, source.window_bytes))
     for option, value, fixed in given:
@@ -103,22 +103,30 @@ def found_again(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpu
     )
 
 
-def lane_plan(config: Config, pinned: PinnedCorpus) -> LanePlan:
-    """The plan of the lanes of a run."""
+def row_layout(config: Config, lanes: int) -> RowLayout:
+    """How the rows of a run with so many lanes are laid out."""
+    return RowLayout(
+        lanes=lanes,
+        global_batch_size=config.train.global_batch_size,
+        sequence_length=config.data.sequence_length,
+        packing=config.data.packing,
+        seed=config.train.seed,
+    )
+
+
+def source_plans(config: Config, pinned: PinnedCorpus) -> tuple[SourcePlan, ...]:
+    """What the lanes of a run read of each source."""
     plans: list[SourcePlan] = []
     first_shard = 0
     limits = [source.max_epochs for source in config.data.sources] or [None]
-    schedule = weights(config.data)
-    shares = largest_shares(schedule)
+    layout = row_layout(config, pinned.lanes)
+    shares = largest_shares(share_schedule(config.data))
     for source, options, max_epochs, share in zip(pinned.sources, sources_of(config.data), limits, shares, strict=True):
         plan = SourcePlan(
             name=source.name,
             shards=source.corpus.shards,
             first_shard=first_shard,
-            lanes=pinned.lanes,
-            seed=config.train.seed,
-            sequence_length=options.sequence_length,
-            packing=options.packing,
+            layout=layout,
             heldout_fraction=options.heldout_fraction,
             max_epochs=config.train.max_epochs if max_epochs is None else max_epochs,
             read=read_options(options, source.window_bytes, share),
@@ -128,15 +136,7 @@ def lane_plan(config: Config, pinned: PinnedCorpus) -> LanePlan:
         windows = sum(plan.windows_of(shard) for shard in plan.shards)
         plans.append(replace(plan, whole=len(pinned.sources) > 1 and plan.max_epochs is None and windows < pinned.lanes))
         first_shard += len(plan.shards)
-    return LanePlan(
-        sources=tuple(plans),
-        weights=schedule,
-        rows_per_lane=config.train.global_batch_size // pinned.lanes,
-        lanes=pinned.lanes,
-        seed=config.train.seed,
-        sequence_length=config.data.sequence_length,
-        packing=config.data.packing,
-    )
+    return tuple(plans)
 
 
 def read_options(data: DataConfig, window_bytes: int, share: float) -> ReadOptions:

@@ -219,7 +219,7 @@ class SourceLane:
 
     def _key(self, purpose: int, stripe: Stripe, block: int) -> tuple[int, ...]:
         """Key of a window's random numbers: its place in the corpus, and the lane where each reads it in its own way."""
-        key = (self.plan.seed, purpose, self.cursor.epoch, self._shard(stripe), block)
+        key = (self.plan.layout.seed, purpose, self.cursor.epoch, self._shard(stripe), block)
         return (*key, self.number) if self.plan.whole else key
 
     def _next_epoch(self) -> None:
@@ -240,7 +240,7 @@ class SourceLane:
 
     def _met_nothing(self, where: str) -> SourceError:
         of = f" of source {self.plan.name}" if self.plan.name else ""
-        nothing = f"lane {self.number} of {self.plan.lanes} met no document{of} {where}"
+        nothing = f"lane {self.number} of {self.plan.layout.lanes} met no document{of} {where}"
         if self.unreported:
             reasons = "; ".join(sorted({skip.reason for skip in self.unreported})[:3])
             empty, skipped = self.uncounted["empty"], self.uncounted["skipped"]
@@ -260,15 +260,15 @@ class SourceLane:
     def _open_group(self, window: TokenizedWindow) -> None:
         """Tokenize and pack the documents from the cursor on."""
         began = time.perf_counter()
-        cursor, length = self.cursor, self.plan.sequence_length
+        cursor, length = self.cursor, self.plan.layout.sequence_length
         rows = GROUP_ROWS
         if cursor.rows == cursor.taken:  # the lane's first group: shorter by lane, so that refills are spread over steps
-            rows = 1 + self.number * GROUP_ROWS // self.plan.lanes
+            rows = 1 + self.number * GROUP_ROWS // self.plan.layout.lanes
         framing = len(self.encoder.prefix) + len(self.encoder.suffix)
         window.begin_group(cursor.next_document, cursor.piece)
         needed = cursor.token + rows * length + SMALLEST_FRAGMENT + 1
         while window.has_more and window.positions(framing) < needed:
-            if self.plan.packing == "none" and window.complete_documents > rows:
+            if self.plan.layout.packing == "none" and window.complete_documents > rows:
                 break
             characters = math.ceil((needed - window.positions(framing)) * self.characters_per_token)
             self._tokenize(window, characters)
@@ -278,7 +278,7 @@ class SourceLane:
             raise self._astray(stripe, block)
         tokenized = window.tokenized()
         lengths = [document.tokens for document in tokenized]
-        placements, left = place(lengths, cursor.token, rows, length, framing, self.plan.packing)
+        placements, left = place(lengths, cursor.token, rows, length, framing, self.plan.layout.packing)
         after = window.position_of(tokenized, *left)
         shard = self._shard(stripe)
         if cursor.taken == 0 and (without := window.documents_without_tokens(tokenized, cursor.next_document, after)):

@@ -13,8 +13,8 @@ from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.dealing import deal
+from stream_pretrain.data.lanes.row_layout import RowLayout
 from stream_pretrain.data.randomness import DEAL, keyed_generator
-from stream_pretrain.data.rows.packing import Packing
 from stream_pretrain.data.transport.compression import expansion_of
 
 
@@ -26,10 +26,7 @@ class SourcePlan:
     shards: tuple[Shard, ...]
     first_shard: int
     """Number of the first of them among the shards of all sources."""
-    lanes: int
-    seed: int
-    sequence_length: int
-    packing: Packing
+    layout: RowLayout
     heldout_fraction: float
     max_epochs: int | None
     read: ReadOptions
@@ -40,7 +37,7 @@ class SourcePlan:
     def windows_of(self, shard: Shard) -> int:
         """Windows of a shard as far as its size tells."""
         if shard.size is None or shard.format == "examples":
-            return self.lanes
+            return self.layout.lanes
         if shard.format == "text" and self.read.text_documents == "file":
             return 1
         return max(1, round(shard.size * expansion_of(shard.compression) / self.read.window_bytes))
@@ -48,13 +45,13 @@ class SourcePlan:
     def stripes(self, epoch: int, lane: int) -> list[Stripe]:
         """What a lane reads in an epoch, in order."""
         if self.whole:
-            order = keyed_generator(self.seed, DEAL, epoch, self.first_shard, lane).permutation(len(self.shards))
+            order = keyed_generator(self.layout.seed, DEAL, epoch, self.first_shard, lane).permutation(len(self.shards))
             return [Stripe(shard) for shard in order.tolist()]
         if epoch not in self._dealt:
             sizes = [shard.size for shard in self.shards]
             windows = [self.windows_of(shard) for shard in self.shards]
             self._dealt.pop(epoch - 2, None)
-            self._dealt[epoch] = deal(sizes, windows, self.lanes, self.seed, epoch, self.first_shard)
+            self._dealt[epoch] = deal(sizes, windows, self.layout.lanes, self.layout.seed, epoch, self.first_shard)
         return self._dealt[epoch][lane]
 
     @cached_property

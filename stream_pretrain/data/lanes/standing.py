@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stream_pretrain.data.lanes.cursor import Cursor
-from stream_pretrain.data.lanes.lane_plan import LanePlan
 from stream_pretrain.data.lanes.mixture import PARTS
 from stream_pretrain.data.lanes.source_lane import GROUP_ROWS
 from stream_pretrain.data.lanes.source_plan import SourcePlan
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.errors import CheckpointError
 
 _MOST_WINDOWS = 2**32
 
 
-def refuse_impossible(cursors: Sequence[Sequence[Cursor]], plan: LanePlan, step: int) -> None:
+def refuse_impossible(cursors: Sequence[Sequence[Cursor]], plan: StreamPlan, step: int) -> None:
     """Raises: CheckpointError for cursors that no run of this plan can have behind a step, as far as sizes tell."""
     for number, lane in enumerate(cursors):
         where = f"stream.json: lane {number}"
@@ -24,11 +24,11 @@ def refuse_impossible(cursors: Sequence[Sequence[Cursor]], plan: LanePlan, step:
             fault = fault_of(source, number, cursor)
             if fault is not None:
                 raise _impossible(f"{where}, {f'source {source.name}, ' if source.name else ''}{fault}")
-        rows, asked = sum(cursor.rows for cursor in lane), step * plan.rows_per_lane
+        rows, asked = sum(cursor.rows for cursor in lane), step * plan.layout.rows_per_lane
         # A lane that had read its epochs gave fewer, whether or not it is to read more of them now.
         has_ended = any(cursor.epoch and not any(cursor[1:9]) for cursor in lane)
         if rows > asked or (rows < asked and not has_ended):
-            raise _impossible(f"{where} has given {rows} rows in {step} steps of {plan.rows_per_lane}")
+            raise _impossible(f"{where} has given {rows} rows in {step} steps of {plan.layout.rows_per_lane}")
 
 
 def fault_of(source: SourcePlan, lane: int, cursor: Cursor) -> str | None:

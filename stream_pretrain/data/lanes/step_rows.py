@@ -53,14 +53,14 @@ class _Run:
 
 
 def step_of(lanes: Sequence[Lane], plan: StreamPlan) -> StepRows:
-    """The next rows of some lanes, `plan.lanes.rows_per_lane` of each."""
+    """The next rows of some lanes, `plan.layout.rows_per_lane` of each."""
     runs: list[_Run] = []
     row_source: list[int] = []
     row_lane: list[int] = []
     skipped: list[Skipped] = []
     for lane in lanes:
-        step = lane.rows // plan.lanes.rows_per_lane
-        for _ in range(plan.lanes.rows_per_lane):
+        step = lane.rows // plan.layout.rows_per_lane
+        for _ in range(plan.layout.rows_per_lane):
             row = lane.next_row()
             if row is None:
                 skipped += lane.report_skipped()
@@ -75,12 +75,10 @@ def step_of(lanes: Sequence[Lane], plan: StreamPlan) -> StepRows:
             skipped += passed_over
     return StepRows(
         lanes=np.array([lane.number for lane in lanes], dtype=np.int64),
-        cursors=np.array([lane.cursors for lane in lanes], dtype=np.int64).reshape(
-            -1, len(plan.lanes.sources), len(Cursor._fields)
-        ),
+        cursors=np.array([lane.cursors for lane in lanes], dtype=np.int64).reshape(-1, len(plan.sources), len(Cursor._fields)),
         row_lane=np.array(row_lane, dtype=np.int64),
         row_source=np.array(row_source, dtype=np.int64),
-        rows=gather([(run.group.rows, run.which) for run in runs], plan.lanes.sequence_length),
+        rows=gather([(run.group.rows, run.which) for run in runs], plan.layout.sequence_length),
         labelled=_gather_labels(runs, plan),
         skipped=tuple(skipped),
         origins=np.concatenate(
@@ -104,7 +102,7 @@ def _gather_labels(runs: Sequence[_Run], plan: StreamPlan) -> Labelled:
         empty = np.empty((0, width), dtype=np.int32)
         return np.concatenate([empty, *(getattr(run.labelled, name)[run.which.start : run.which.stop] for run in runs)])
 
-    length = plan.lanes.sequence_length
+    length = plan.layout.sequence_length
     slots = plan.objective.label_slots(length)
     return Labelled(stacked("input_ids", length), stacked("label_positions", slots), stacked("labels", slots))
 

@@ -38,7 +38,7 @@ class RowStream(IterableDataset[StepRows | StreamPretrainError]):
     """The rows of a rank from given cursors on; endless, with empty items once its lanes have ended."""
 
     def __init__(self, plan: StreamPlan, cursors: Sequence[LaneCursors], rank: int, world: int) -> None:
-        assert len(cursors) == plan.lanes.lanes
+        assert len(cursors) == plan.layout.lanes
         self.plan = plan
         self.cursors = tuple(cursors)
         self.rank = rank
@@ -47,14 +47,12 @@ class RowStream(IterableDataset[StepRows | StreamPretrainError]):
     def __iter__(self) -> Iterator[StepRows | StreamPretrainError]:
         worker = get_worker_info()
         index, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        numbers = lanes_of(self.plan.lanes.lanes, self.rank, self.world)[index::workers]
+        numbers = lanes_of(self.plan.layout.lanes, self.rank, self.world)[index::workers]
         try:
             engine = self.plan.encoder.build()
             memory = StoreMemory()
-            readers = [Readers(source, memory) for source in self.plan.lanes.sources]
-            lanes = [
-                Lane(self.plan.lanes, number, self.plan.encoder, engine, readers, self.cursors[number]) for number in numbers
-            ]
+            readers = [Readers(source, memory) for source in self.plan.sources]
+            lanes = [Lane(self.plan, number, engine, readers, self.cursors[number]) for number in numbers]
             while True:
                 yield step_of(lanes, self.plan)
         except StreamPretrainError as error:
@@ -91,7 +89,7 @@ class StepStream:
                 batch_size=None,
                 collate_fn=_as_it_is,
                 num_workers=workers,
-                prefetch_factor=steps_ahead(plan.lanes.rows_per_lane) if workers else None,
+                prefetch_factor=steps_ahead(plan.layout.rows_per_lane) if workers else None,
                 worker_init_fn=_WorkerInit(in_worker),
                 generator=torch.Generator(),  # leaves the global one, which dropout uses, untouched
             )
