@@ -16,7 +16,7 @@ from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, first_cursors
 from stream_pretrain.data.rows.batches import Batch, micro_batches
 from tests.corpora import WORDS, documents, write_shard
-from tests.data.test_lanes import plan_for
+from tests.data.plans import plan_for
 
 STEPS = 12
 Row = tuple[list[int], list[int], list[int]]

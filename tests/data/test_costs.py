@@ -96,7 +96,7 @@ from pathlib import Path
 from stream_pretrain.data.lanes.costs import memory_bound
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_state import first_cursors
-from tests.data.test_lanes import plan_for
+from tests.data.plans import plan_for
 
 plan = plan_for(Path(sys.argv[1]), dataset=f"@{sys.argv[1]}", lanes=64, global_batch_size=64, window_bytes=1 << 22)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -14,7 +14,7 @@ from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.documents.csv_rows import csv_rows
 from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from tests.data.test_documents import OPTIONS, WHOLE, read, windows_of
+from tests.data.shards import OPTIONS, WHOLE, read, windows_of
 
 REPORTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "reports"
 

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from stream_pretrain.errors import ContentError
-from tests.data.test_documents import read
+from tests.data.shards import read
 
 RECORDS = [{"id": number, "authors": [{"name": "a"}], "text": f"text {number} [ {{ "} for number in range(30)]
 BOM = b"\xef\xbb\xbf"

@@ -17,46 +17,20 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
-from stream_pretrain.data.chain import stream_plan
 from stream_pretrain.data.lanes.cursor import Cursor, Skipped
 from stream_pretrain.data.lanes.lane import Lane
 from stream_pretrain.data.lanes.readers import Readers
 from stream_pretrain.data.lanes.source_lane import CAUSES
 from stream_pretrain.data.lanes.stream import StepStream, lanes_of
-from stream_pretrain.data.lanes.stream_plan import StreamPlan
-from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors, stream_state
+from stream_pretrain.data.lanes.stream_state import cursors_from, first_cursors, stream_state
 from stream_pretrain.data.rows.clm import Clm
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.mlm import Mlm
 from stream_pretrain.errors import SourceError, TrainingError
-from tests.corpora import documents, json_lines, word_tokenizer, write_shard
+from tests.corpora import documents, json_lines, write_shard
+from tests.data.plans import TOKENIZER, lane, ledger, plan_for, rows_of, texts_of
 
 STYLES = ["plain", "zst", "zst-multi", "gz", "parquet"]
-TOKENIZER = word_tokenizer()
-
-
-def plan_for(folder: Path, **options: object) -> StreamPlan:
-    in_data = {name: value for name, value in options.items() if name in DataConfig.__dataclass_fields__}
-    in_train = {name: value for name, value in options.items() if name in TrainConfig.__dataclass_fields__}
-    in_objective = {name: value for name, value in options.items() if name in ObjectiveConfig.__dataclass_fields__}
-    config = Config(
-        data=DataConfig(**{"dataset": str(folder), "sequence_length": 64, "lanes": 4, "window_bytes": 12_000} | in_data),
-        train=TrainConfig(**{"max_steps": 1000, "global_batch_size": 8} | in_train),
-        objective=ObjectiveConfig(**in_objective),
-    )
-    return stream_plan(config, TOKENIZER)
-
-
-def lane(plan: StreamPlan, number: int, cursors: LaneCursors | None = None) -> Lane:
-    sources = plan.sources
-    readers = [Readers(source) for source in sources]
-    return Lane(plan, number, plan.encoder.build(), readers, cursors or (Cursor(),) * len(sources))
-
-
-def rows_of(lane: Lane, count: int) -> list[list[int]]:
-    picks = [lane.next_row() for _ in range(count)]
-    return [pick[1].rows.input_ids[pick[2]].tolist() for pick in picks if pick is not None]
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -83,16 +57,6 @@ def test_a_document_that_begins_with_nothing_to_tokenize_is_counted_all_the_same
     assert alone.cursors[0].documents == 20
 
 
-def texts_of(row: list[int]) -> list[int]:
-    """Numbers of the documents that begin in a row."""
-    tokens = TOKENIZER.convert_ids_to_tokens(row)
-    return [
-        int("".join(token.removeprefix("##") for token in tokens[i + 1 : i + 7]))
-        for i, token in enumerate(tokens)
-        if token == "doc"
-    ]
-
-
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("packing", ["best_fit", "concat", "none"])
 def test_a_lane_goes_on_from_every_position_as_if_it_had_never_stopped(tmp_path: Path, style: str, packing: str) -> None:
@@ -112,27 +76,6 @@ def test_a_lane_goes_on_from_every_position_as_if_it_had_never_stopped(tmp_path:
         assert rows_of(resumed, 20) == rows[k : k + 20], f"after row {k}"
         assert list(resumed.cursors[0]) == states[k + 20], f"after row {k}"
         assert len(json.dumps(states[k])) <= 256
-
-
-def ledger(
-    plan: StreamPlan, steps: int, workers: int, cursors: list[LaneCursors] | None = None
-) -> tuple[list, list[LaneCursors]]:
-    """What the steps see, as plain values; and where the lanes stand after them."""
-    seen = []
-    cursors = list(cursors or first_cursors(plan.layout.lanes, len(plan.sources)))
-    with StepStream(plan, cursors, workers=workers) as stream:
-        for _ in range(steps):
-            step = next(stream)
-            seen.append(
-                [
-                    step.row_lane.tolist(),
-                    step.row_source.tolist(),
-                    *(value.tolist() for part in (step.rows, step.labelled) for value in vars(part).values()),
-                ]
-            )
-            for number, of_sources in zip(step.lanes.tolist(), step.cursors.tolist(), strict=True):
-                cursors[number] = tuple(Cursor(*cursor) for cursor in of_sources)
-    return seen, cursors
 
 
 def test_the_rows_of_every_step_are_the_same_for_any_number_of_workers_also_when_it_changes(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import SourceError
 from tests.corpora import documents, json_lines
-from tests.data.test_documents import OPTIONS, WHOLE
+from tests.data.shards import OPTIONS, WHOLE
 
 
 def names(dataset: object, **options: Any) -> list[str]:

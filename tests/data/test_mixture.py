@@ -20,7 +20,7 @@ from stream_pretrain.data.lanes.mixture import PARTS, choose, parts_of, phases_o
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import cursors_from, first_cursors, stream_state
 from tests.corpora import documents, write_shard
-from tests.data.test_lanes import TOKENIZER, lane, ledger
+from tests.data.plans import TOKENIZER, lane, ledger
 
 
 def plan_for(folder: Path, sources: dict[str, dict], lanes: int = 4, batch: int = 8, **options: object) -> StreamPlan:

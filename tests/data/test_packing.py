@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stream_pretrain.data.rows.packing import SMALLEST_FRAGMENT, Packing, Placement, Rows, assemble, gather, place
 from tests.corpora import documents, write_shard
-from tests.data.test_lanes import lane, plan_for, texts_of
+from tests.data.plans import lane, plan_for, texts_of
 
 PACKINGS: list[Packing] = ["best_fit", "concat", "none"]
 CLS, SEP, PAD = 2, 3, 0

@@ -22,7 +22,7 @@ from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.mlm import Mlm
 from stream_pretrain.data.rows.pieces import PIECE_CHARACTERS, kept_whole, piece_edges
 from tests.corpora import documents, json_lines, word_tokenizer
-from tests.data.test_lanes import lane, plan_for
+from tests.data.plans import lane, plan_for
 
 HALF = PIECE_CHARACTERS // 2
 REPORTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "reports"

@@ -13,7 +13,7 @@ from stream_pretrain.data.documents.document import Documents
 from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from tests.data.test_documents import OPTIONS
+from tests.data.shards import OPTIONS
 
 REPORTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "reports"
 

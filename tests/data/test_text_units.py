@@ -25,8 +25,8 @@ from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_state import LaneCursors, first_cursors
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from tests.corpora import documents
-from tests.data.test_documents import OPTIONS, read, shard_of, windows_of
-from tests.data.test_lanes import plan_for
+from tests.data.plans import plan_for
+from tests.data.shards import OPTIONS, read, shard_of, windows_of
 
 TOO_LONG = "paragraph too long"
 BOM = b"\xef\xbb\xbf"

@@ -15,7 +15,7 @@ from stream_pretrain.data.documents.document import Documents, Skip
 from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import ContentError
-from tests.data.test_documents import OPTIONS, WHOLE, shard_of
+from tests.data.shards import OPTIONS, WHOLE, shard_of
 
 PAPER: dict[str, Any] = {
     "title": "One",

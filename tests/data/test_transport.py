@@ -5,18 +5,14 @@ from __future__ import annotations
 import bz2
 import errno
 import gzip
-import lzma
 import os
 import random
-import struct
 import tracemalloc
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import lz4.frame
 import pytest
 import zstandard
 from fsspec.implementations.memory import MemoryFileSystem
@@ -28,36 +24,12 @@ from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard import ShardBytes
 from stream_pretrain.errors import ContentError, SourceError, TransportError
+from tests.data.compressed import COMPRESS, COMPRESSED, seek_table, skippable, zstd_frame
 
 NASTY = Path(__file__).resolve().parents[3] / "shared" / "data" / "nasty"
 MIB = 1024**2
 
 ENDING = {"none": "", "zstd": ".zst", "gzip": ".gz", "bz2": ".bz2", "xz": ".xz", "lz4": ".lz4"}
-
-
-def zstd_frame(content: bytes, **options: Any) -> bytes:
-    return zstandard.ZstdCompressor(level=1, **options).compress(content)
-
-
-COMPRESS: dict[Compression, Callable[[bytes], bytes]] = {
-    "none": bytes,
-    "zstd": lambda content: zstd_frame(content, write_checksum=True),
-    "gzip": lambda content: gzip.compress(content, 1, mtime=0),
-    "bz2": lambda content: bz2.compress(content, 1),
-    "xz": lambda content: lzma.compress(content, preset=0),
-    "lz4": lambda content: lz4.frame.compress(content, content_checksum=True),
-}
-COMPRESSED: list[Compression] = ["zstd", "gzip", "bz2", "xz", "lz4"]
-
-
-def skippable(content: bytes) -> bytes:
-    return struct.pack("<II", 0x184D2A50, len(content)) + content
-
-
-def seek_table(frames: list[tuple[int, int]]) -> bytes:
-    entries = b"".join(struct.pack("<II", compressed, uncompressed) for compressed, uncompressed in frames)
-    content = entries + struct.pack("<IBI", len(frames), 0, 0x8F92EAB1)
-    return struct.pack("<II", 0x184D2A5E, len(content)) + content
 
 
 def words(count: int, seed: int = 0) -> bytes:

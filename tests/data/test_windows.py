@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import bisect
-import bz2
-import gzip
 import itertools
-import lzma
 import random
 import struct
 from collections import Counter
@@ -26,9 +23,10 @@ from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard import ShardBytes
 from stream_pretrain.errors import ContentError
+from tests.data.compressed import COMPRESS
+from tests.data.shards import WHOLE
 
 NO_LIMIT = 1 << 40
-WHOLE = Stripe(0)
 
 
 @dataclass
@@ -295,21 +293,6 @@ def test_what_lies_before_damage_is_read_and_what_lies_behind_it_is_not() -> Non
             with pytest.raises(ContentError, match="damaged at 205"):
                 windows.read(stripe, 10 + first, RestartPoint())
             assert memory.closed == memory.opened
-
-
-def lz4_frame(piece: bytes) -> bytes:
-    frame: bytes = pytest.importorskip("lz4.frame").compress(piece)
-    return frame
-
-
-COMPRESS: dict[Compression, Callable[[bytes], bytes]] = {
-    "none": lambda piece: piece,
-    "zstd": zstandard.ZstdCompressor(write_checksum=True).compress,
-    "gzip": lambda piece: gzip.compress(piece, 1),
-    "bz2": bz2.compress,
-    "xz": lzma.compress,
-    "lz4": lz4_frame,
-}
 
 
 @pytest.mark.parametrize("compression", COMPRESS)

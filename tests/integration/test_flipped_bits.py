@@ -30,7 +30,7 @@ from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard import ShardBytes
 from stream_pretrain.errors import ContentError, TransportError
 from tests.corpora import documents, json_lines
-from tests.data.test_transport import seek_table
+from tests.data.compressed import seek_table
 from tests.integration.http_server import Server, serve
 
 COUNT = 1200

@@ -1,0 +1,41 @@
+"""Shards read to their ends: their windows, documents, and what was skipped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from stream_pretrain.config import DataConfig
+from stream_pretrain.data.corpus.resolve import resolve
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.documents.document import Documents, ReadOptions, Skip
+from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.restart_point import RestartPoint
+
+OPTIONS = ReadOptions("text", window_bytes=1 << 20, max_line_bytes=1 << 20, transport=TransportOptions())
+WHOLE = Stripe(0)
+
+
+def shard_of(path: Path) -> Shard:
+    (shard,) = resolve(DataConfig(dataset=str(path))).shards
+    return shard
+
+
+def windows_of(path: Path, stripe: Stripe = WHOLE, **options: object) -> list[Documents]:
+    """The windows of a stripe of a file."""
+    reader = open_reader(shard_of(path), replace(OPTIONS, **options))
+    reader.follow(stripe, stripe.first)
+    windows: list[Documents] = []
+    while (found := reader.read(stripe, stripe.first + len(windows) * stripe.count, RestartPoint())) is not None:
+        windows.append(found)
+    assert reader.leave(stripe)
+    return windows
+
+
+def read(path: Path, **options: object) -> tuple[list[tuple[int, str]], list[Skip]]:
+    """Texts of a file with their offsets, and what was skipped."""
+    windows = windows_of(path, **options)
+    texts = [pair for window in windows for pair in zip(window.offsets, window.texts, strict=True)]
+    return texts, [skip for window in windows for skip in window.skips]
