@@ -28,7 +28,7 @@ from stream_pretrain import commands
 from stream_pretrain.arguments import SHORT_NAMES, TYPES, parse, suggestion, values_of, without_secrets
 from stream_pretrain.config import GROUPS, Config, flatten, secrets_of, validate
 from stream_pretrain.errors import ConfigError, StreamPretrainError
-from stream_pretrain.names import escaped
+from stream_pretrain.non_utf8_names import escaped
 from stream_pretrain.redaction import Secrets, printable
 from stream_pretrain.terminal import ClearStream, clear_stderr, show_traceback, unfailing_stderr
 from stream_pretrain.training.launcher import tell_launcher
@@ -77,7 +77,7 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
             raise ConfigError(f"{command} has no option --{name.replace('_', '-')}; see {PROGRAM} {command} --help")
     stderr.secrets = secrets_of(config, os.environ)
     validate(config)
-    from stream_pretrain.training.preemption import stop_on_signals
+    from stream_pretrain.training.signals import stop_on_signals
 
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
         module = importlib.import_module(f"{commands.__name__}.{command.replace('-', '_')}")

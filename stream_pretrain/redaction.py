@@ -12,7 +12,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from stream_pretrain.names import escaped
+from stream_pretrain.non_utf8_names import escaped
 from stream_pretrain.urls import HIDDEN, redacted_url, user_and_query
 
 # Names in storage options whose values say where, not who.

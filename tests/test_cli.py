@@ -31,7 +31,7 @@ from stream_pretrain.config import (
     without_places,
 )
 from stream_pretrain.errors import ConfigError
-from stream_pretrain.training.preemption import StopRequest
+from stream_pretrain.training.signals import StopRequest
 
 NEEDED = ["--dataset=corpus", "--model=model", "--max-steps=3"]
 

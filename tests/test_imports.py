@@ -13,8 +13,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "stream_pretrain"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
-    {"errors", "names", "units", "urls"},
-    {"redaction", "stored"},
+    {"errors", "non_utf8_names", "units", "urls"},
+    {"redaction", "typed_json"},
     {"config", "terminal"},
     {"data", "model"},
     {"training"},

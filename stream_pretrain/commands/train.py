@@ -28,11 +28,11 @@ from stream_pretrain.training.launcher import tell_launcher
 from stream_pretrain.training.out_files import CHECKPOINTS, MODEL
 from stream_pretrain.training.parallelism import accelerate_for_one_run, accelerator_for
 from stream_pretrain.training.peers import HEARD_SECONDS, NO_LIFE, POLL_SECONDS, SILENT_POLLS, STOPPED, Peers, between_ranks
-from stream_pretrain.training.preemption import Interrupted, StopRequest
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.run import train
 from stream_pretrain.training.run_directory import RunDirectory
+from stream_pretrain.training.signals import Interrupted, StopRequest
 from stream_pretrain.training.start import Setup, prepare
 from stream_pretrain.training.watchdog import Watchdog
 

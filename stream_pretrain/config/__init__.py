@@ -1,6 +1,6 @@
 """Every option of a run, what it may be, and which of them name and fix the run. Nothing heavy is imported here."""
 
-from stream_pretrain.config.option import option
+from stream_pretrain.config.option_field import option
 from stream_pretrain.config.options import (
     ALIASES,
     GROUPS,

@@ -9,8 +9,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from stream_pretrain.config.option import option
-from stream_pretrain.names import escaped
+from stream_pretrain.config.option_field import option
+from stream_pretrain.non_utf8_names import escaped
 
 Auto = Literal["auto"]
 TextDocuments = Literal["line", "blank-line", "file"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stream_pretrain.config.option import Secret
+from stream_pretrain.config.option_field import Secret
 from stream_pretrain.config.options import GROUPS, Config, SourceConfig
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.redaction import Secrets, redacted_options

@@ -24,21 +24,21 @@ from transformers import (
 
 from stream_pretrain.config import ModelConfig, ObjectiveConfig
 from stream_pretrain.errors import ModelError
-from stream_pretrain.model.came_with import (
+from stream_pretrain.model.isolation import choose_attention, make_causal
+from stream_pretrain.model.packed_attention import one_document
+from stream_pretrain.model.passthrough import (
     OF_CODE,
     OF_MODEL,
     OF_TOKENIZER,
-    CameWith,
+    Passthrough,
     files_of,
     folder_of,
     read_weights,
     weights_left_over,
 )
-from stream_pretrain.model.isolation import choose_attention, make_causal
-from stream_pretrain.model.packed_attention import one_document
 from stream_pretrain.model.positions import evaluating, ordinary_token_ids, refuse_beyond_positions
 from stream_pretrain.model.pretraining import PretrainingModel
-from stream_pretrain.names import utf8_name
+from stream_pretrain.non_utf8_names import utf8_name
 
 # What model families call the dropout of the attention probabilities.
 _ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
@@ -63,7 +63,7 @@ class LoadedModel:
     """What was changed or added, one line each, to be shown once."""
     original_settings: dict[str, Any]
     """Settings of the configuration that training changes and an export restores."""
-    came_with: CameWith
+    passthrough: Passthrough
 
 
 def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> PreTrainedTokenizerFast:
@@ -149,7 +149,7 @@ def load_model(
             settings.vocab_size = vocabulary
             model = _from_scratch(name, config, settings, kind)
 
-    came_with, said = _came_with(config, tokenizer, model, unexpected, local_files_only)
+    passthrough, said = _passthrough(config, tokenizer, model, unexpected, local_files_only)
     notes += said
     model.config.architectures = [type(model).__name__]
     refuse_beyond_positions(model, name, sequence_length)
@@ -161,7 +161,7 @@ def load_model(
         if not model.supports_gradient_checkpointing:
             raise ModelError(f"{name} does not support --model.gradient-checkpointing: leave the option out")
         recompute_activations(model)
-    return LoadedModel(model, tokenizer, tuple(notes), original_settings, came_with)
+    return LoadedModel(model, tokenizer, tuple(notes), original_settings, passthrough)
 
 
 def recompute_activations(model: PreTrainedModel) -> None:
@@ -181,7 +181,7 @@ def export_state(loaded: LoadedModel, model: nn.Module) -> tuple[dict[str, Tenso
     assert isinstance(bare, PreTrainedModel), "unwrap the model before exporting it"
     tied = bare.all_tied_weights_keys
     state = {key: tensor.detach() for key, tensor in bare.state_dict().items() if key not in tied}
-    state |= loaded.came_with.weights
+    state |= loaded.passthrough.weights
     settings = copy.deepcopy(bare.config)
     for option, value in loaded.original_settings.items():
         setattr(settings, option, value)
@@ -313,13 +313,13 @@ def _from_checkpoint(
     return model, info["unexpected_keys"]
 
 
-def _came_with(
+def _passthrough(
     config: ModelConfig,
     tokenizer: PreTrainedTokenizerFast,
     model: PreTrainedModel,
     unexpected: set[str],
     local_files_only: bool,
-) -> tuple[CameWith, list[str]]:
+) -> tuple[Passthrough, list[str]]:
     """What exports have besides the trained weights, as it came with those and with the tokenizer; and what is to be said."""
 
     notes: list[str] = []
@@ -355,7 +355,7 @@ def _came_with(
         for what, names in (("not trained, exported as they came", list(weights)), ("not used, and in no export", left_out))
         if names
     ]
-    return CameWith(weights, files), notes
+    return Passthrough(weights, files), notes
 
 
 def _load_weights(

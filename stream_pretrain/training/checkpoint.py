@@ -29,14 +29,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from stream_pretrain.data.rows.tokenizer_probe import EngineRecord
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError, StreamPretrainError, TrainingError
-from stream_pretrain.names import utf8_path
-from stream_pretrain.stored import stored
-from stream_pretrain.training.disk import replace_file, writing
-from stream_pretrain.training.folders import delete, flush, put_in_place
+from stream_pretrain.non_utf8_names import utf8_path
+from stream_pretrain.training.atomic_files import replace_file, writing
+from stream_pretrain.training.atomic_folders import delete, flush, put_in_place
 from stream_pretrain.training.manifest import check_manifest, file_of, json_of, write_manifest
 from stream_pretrain.training.model_state import HostCopies, all_finite
 from stream_pretrain.training.out_files import CHECKPOINTS, CURSORS
 from stream_pretrain.training.records import sync_records
+from stream_pretrain.typed_json import from_json
 
 REQUIRED = ("config.json", "model.safetensors", "optimizer.safetensors", "stream.json", "corpus.json", "trainer.json")
 
@@ -56,7 +56,7 @@ class Snapshot:
     corpus: bytes
     """What corpus.json holds: encoded once a run, since a corpus may have many shards."""
     trainer: dict[str, Any]
-    came_with: Mapping[str, bytes] = field(default_factory=dict)
+    passthrough: Mapping[str, bytes] = field(default_factory=dict)
     """Files that the model and its tokenizer came with, by name."""
     untrained: frozenset[str] = frozenset()
     """Names in `model` that no update changes."""
@@ -83,7 +83,7 @@ def write(snapshot: Snapshot, directory: Path) -> Path:
         return final
 
     def fill(folder: Path) -> None:
-        _write_pretrained(folder, snapshot.model, snapshot.model_config, snapshot.tokenizer, snapshot.came_with)
+        _write_pretrained(folder, snapshot.model, snapshot.model_config, snapshot.tokenizer, snapshot.passthrough)
         _write_tensors(folder / "optimizer.safetensors", snapshot.optimizer)
         trainer = {"step": snapshot.step, **snapshot.trainer}
         for name, value in (("stream", snapshot.stream), ("trainer", trainer)):
@@ -103,14 +103,14 @@ def write_model(
     model_config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
-    came_with: Mapping[str, bytes],
+    passthrough: Mapping[str, bytes],
 ) -> None:
     """Write the final model for `from_pretrained`; what `directory` held before is replaced in one go.
 
     Raises: CheckpointError when the disk refuses; what was there is untouched then.
     """
     with writing(directory):
-        put_in_place(directory, lambda folder: _write_pretrained(folder, model, model_config, tokenizer, came_with))
+        put_in_place(directory, lambda folder: _write_pretrained(folder, model, model_config, tokenizer, passthrough))
 
 
 def prune(
@@ -190,11 +190,11 @@ def read_trainer(checkpoint: Path) -> dict[str, Any]:
     for name, kind in kinds.items():
         if name not in trainer:
             raise CheckpointError(f"{where} {name} is missing: use another checkpoint")
-        stored(kind, trainer[name], f"{where} {name}")
-    stored(dict[str, Any], trainer.get("versions", {}), f"{where} versions")
-    stored(dict[str, Any], trainer.get("defaults", {}), f"{where} defaults")
-    stored(EngineRecord | None, trainer.get("engine"), f"{where} engine")
-    stored(list[dict[str, Any]], trainer["fixed"].get("data.sources", []), f"{where} fixed.data.sources")
+        from_json(kind, trainer[name], f"{where} {name}")
+    from_json(dict[str, Any], trainer.get("versions", {}), f"{where} versions")
+    from_json(dict[str, Any], trainer.get("defaults", {}), f"{where} defaults")
+    from_json(EngineRecord | None, trainer.get("engine"), f"{where} engine")
+    from_json(list[dict[str, Any]], trainer["fixed"].get("data.sources", []), f"{where} fixed.data.sources")
     if trainer["max_steps"] is not None and trainer["max_steps"] < 1:
         raise CheckpointError(f"{where} max_steps is {trainer['max_steps']}: use another checkpoint")
     return trainer
@@ -347,7 +347,7 @@ def _write_pretrained(
     model: Mapping[str, Tensor],
     model_config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
-    came_with: Mapping[str, bytes],
+    passthrough: Mapping[str, bytes],
 ) -> None:
     model_config.to_json_file(folder / "config.json")
     _write_tensors(folder / "model.safetensors", model)
@@ -356,7 +356,7 @@ def _write_pretrained(
             tokenizer.save_pretrained(path)
     except Exception as error:  # the tokenizers library raises nothing narrower when the disk is full
         raise OSError(f"tokenizer: {error}") from error
-    for name, content in came_with.items():  # the tokenizer's own files too: transformers leaves out some of what they say
+    for name, content in passthrough.items():  # the tokenizer's own files too: transformers leaves out some of what they say
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
 

@@ -23,10 +23,10 @@ from stream_pretrain.data.rows.labels import Labelled
 from stream_pretrain.data.rows.packing import Packing, Rows, assemble, gather, place
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import CheckpointError, ContentError, SourceError
-from stream_pretrain.stored import stored
-from stream_pretrain.training.disk import replace_file, writing
+from stream_pretrain.training.atomic_files import replace_file, writing
 from stream_pretrain.training.ranks import Ranks
-from stream_pretrain.training.reading import lines_of, parsed, read_bytes
+from stream_pretrain.training.retried_reads import lines_of, parsed, read_bytes
+from stream_pretrain.typed_json import from_json
 
 LABELLED_ROWS = 256
 """Rows of the evaluation set that are labelled in one go."""
@@ -84,7 +84,7 @@ def load_documents(path: Path) -> list[str]:
     texts = []
     for number, line in enumerate(lines_of(path), start=1):
         try:
-            texts.append(stored(str, stored(dict[str, Any], parsed(line), "")["text"], ""))
+            texts.append(from_json(str, from_json(dict[str, Any], parsed(line), "")["text"], ""))
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{path}, line {number}: not a document; delete the file to have another set") from error
     return texts
@@ -94,7 +94,7 @@ def load_origin(path: Path) -> dict[str, Any]:
     """The options that the evaluation set was collected by. Raises: FileNotFoundError, CheckpointError."""
     content = read_bytes(path)
     try:
-        options: dict[str, Any] = stored(dict[str, Any], parsed(content), "")
+        options: dict[str, Any] = from_json(dict[str, Any], parsed(content), "")
     except ValueError as error:
         raise CheckpointError(f"{path} is not a JSON object: delete it") from error
     return options

@@ -17,7 +17,7 @@ from stream_pretrain.errors import (
     SourceError,
 )
 from stream_pretrain.training import evaluation
-from stream_pretrain.training.disk import replace_file, writing
+from stream_pretrain.training.atomic_files import replace_file, writing
 from stream_pretrain.training.out_files import EVALUATION, EVALUATION_ORIGIN
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.urls import without_secrets

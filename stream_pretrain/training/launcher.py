@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from stream_pretrain.redaction import printable
-from stream_pretrain.training.disk import replace_file
+from stream_pretrain.training.atomic_files import replace_file
 
 
 def tell_launcher(why: str) -> None:

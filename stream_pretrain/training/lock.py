@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.training.disk import writing
+from stream_pretrain.training.atomic_files import writing
 from stream_pretrain.training.out_files import LOCK
-from stream_pretrain.training.reading import parsed, retried, unreadable
+from stream_pretrain.training.retried_reads import parsed, retried, unreadable
 
 BEAT_SECONDS = 15.0
 SILENT_SECONDS = 60.0

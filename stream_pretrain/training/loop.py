@@ -21,8 +21,8 @@ from stream_pretrain.data.lanes.stream import StepStream, lanes_of
 from stream_pretrain.data.lanes.stream_state import LaneCursors
 from stream_pretrain.data.rows.batches import micro_batches, on_device
 from stream_pretrain.errors import StreamPretrainError, TrainingError
-from stream_pretrain.training.optimizer import learning_rate
-from stream_pretrain.training.preemption import Interrupted
+from stream_pretrain.training.learning_rate import learning_rate
+from stream_pretrain.training.signals import Interrupted
 from stream_pretrain.training.start import Setup
 from stream_pretrain.training.totals import OF_WINDOWS, refuse_too_many_skipped
 from stream_pretrain.training.watchdog import Watchdog

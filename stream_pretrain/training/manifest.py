@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError
-from stream_pretrain.training.folders import files
-from stream_pretrain.training.reading import NOT_THERE, parsed, retried, unreadable
+from stream_pretrain.training.atomic_folders import files
+from stream_pretrain.training.retried_reads import NOT_THERE, parsed, retried, unreadable
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1

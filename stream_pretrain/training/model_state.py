@@ -14,7 +14,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.names import utf8_path
+from stream_pretrain.non_utf8_names import utf8_path
 from stream_pretrain.training.ranks import Ranks
 
 STATES = ("step", "exp_avg", "exp_avg_sq")

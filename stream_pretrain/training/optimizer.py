@@ -1,8 +1,6 @@
-"""AdamW as it is used for language models, and the learning rate as a pure function of progress."""
+"""AdamW as it is used for language models."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 
@@ -23,27 +21,3 @@ def adamw(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         eps=config.epsilon,
         fused=all(p.device.type in ("cpu", "cuda") for p in parameters),
     )
-
-
-def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
-    """Learning rate of a step.
-
-    progress: how much of the run lies before the step, 0 to 1: of `max_steps`, or of the corpus where epochs end the run.
-    Where the warm-up reaches into the decay, the lower of the two holds: the rate never jumps.
-    Source: WSD with a 1 - sqrt decay: Haegele et al. 2405.18392.
-    """
-    peak, last, progress = config.learning_rate, config.final_learning_rate, min(progress, 1.0)
-    warmup = config.warmup_steps / config.max_steps if config.max_steps is not None else 0.0
-    after_warmup = (progress - warmup) / (1 - warmup) if warmup < progress else 0.0
-    match config.schedule:
-        case "constant":
-            share = 1.0
-        case "linear":
-            share = 1 - after_warmup
-        case "cosine":
-            share = (1 + math.cos(math.pi * after_warmup)) / 2
-        case "wsd":
-            begin = 1 - config.decay_fraction
-            share = 1 - math.sqrt((progress - begin) / config.decay_fraction) if progress > begin else 1.0
-    rising = peak * (step + 1) / config.warmup_steps if step < config.warmup_steps else peak
-    return min(rising, last + (peak - last) * share)

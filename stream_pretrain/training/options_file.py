@@ -12,7 +12,7 @@ import yaml
 from stream_pretrain.config import GROUPS, Config, redacted
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.redaction import printable
-from stream_pretrain.training.disk import replace_file
+from stream_pretrain.training.atomic_files import replace_file
 from stream_pretrain.urls import HIDDEN
 
 NAME = "config.yaml"

@@ -1,7 +1,7 @@
 """OUT, the folder of one run: the names of what lies in it.
 
-JSON lines are appended by `records`; every other file is replaced as one by `disk`, every folder by `folders`, so that a
-reader, or a kill at any moment, finds the old one or the new one.
+JSON lines are appended by `records`; every other file is replaced by `atomic_files`, every folder by `atomic_folders`: at any
+moment, also after a kill, the old one or the new one is there.
 """
 
 LOCK = "lock"

@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 
 from torch.distributed import DistError, DistNetworkError, TCPStore  # type: ignore[attr-defined]
 
-from stream_pretrain.training.preemption import ECHO_SECONDS, SIGNALS, StopRequest
 from stream_pretrain.training.ranks import Ranks
+from stream_pretrain.training.signals import ECHO_SECONDS, SIGNALS, StopRequest
 
 STOPPED = "asked to stop"
 """Why a rank ends that did not fail."""

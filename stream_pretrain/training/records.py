@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stream_pretrain.training.disk import replace_file, sync, writing
+from stream_pretrain.training.atomic_files import replace_file, sync, writing
 from stream_pretrain.training.out_files import RECORDS
-from stream_pretrain.training.reading import lines_of, parsed, patiently, read_bytes
+from stream_pretrain.training.retried_reads import lines_of, parsed, patiently, read_bytes
 
 _TAIL = 65_536
 

@@ -10,13 +10,13 @@ from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.errors import ContentError
 from stream_pretrain.training import evaluation
 from stream_pretrain.training.checkpoint import BackgroundWriter
+from stream_pretrain.training.corpus_notices import CorpusNotices
 from stream_pretrain.training.loop import EndOfCorpus, StepResult, training_steps
 from stream_pretrain.training.metrics import MetricsWindow
-from stream_pretrain.training.notices import CorpusNotices
 from stream_pretrain.training.out_files import METRICS
-from stream_pretrain.training.preemption import Interrupted, ignore_in_worker
 from stream_pretrain.training.records import has_evaluation
 from stream_pretrain.training.saving import Saves
+from stream_pretrain.training.signals import Interrupted, ignore_in_worker
 from stream_pretrain.training.start import Setup
 from stream_pretrain.training.totals import nothing_to_train_on
 from stream_pretrain.training.tracking import Tracker

@@ -17,15 +17,15 @@ from typing import Any, Self
 from stream_pretrain.config import ALIASES, Config, defaults, fixed_options, flatten, without_places
 from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.names import escaped, in_shell
+from stream_pretrain.non_utf8_names import escaped, in_shell
+from stream_pretrain.training.atomic_files import replace_file, writing
+from stream_pretrain.training.atomic_folders import repair
 from stream_pretrain.training.checkpoint import latest, read_trainer, verify
 from stream_pretrain.training.defaults import defaults_of_then, in_words, kept_options, with_options
-from stream_pretrain.training.disk import replace_file, writing
-from stream_pretrain.training.folders import repair
 from stream_pretrain.training.lock import held, is_at
 from stream_pretrain.training.manifest import json_of
 from stream_pretrain.training.out_files import CHECKPOINTS, FILES, LOCK, METRICS, MODEL, RUN
-from stream_pretrain.training.reading import parsed, read_bytes
+from stream_pretrain.training.retried_reads import parsed, read_bytes
 from stream_pretrain.training.versions import program
 from stream_pretrain.urls import HIDDEN
 

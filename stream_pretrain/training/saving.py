@@ -47,7 +47,7 @@ class Saves:
             weights, settings = self._setup.parallel.export()
             loaded = self._setup.loaded
             folder, copies = self._setup.out.path / MODEL, self._writer.weights.of(weights)
-            write_model(copies, settings, loaded.tokenizer, folder, loaded.came_with.files)
+            write_model(copies, settings, loaded.tokenizer, folder, loaded.passthrough.files)
 
 
 def begin_save(setup: Setup, writer: BackgroundWriter) -> None:
@@ -88,6 +88,6 @@ def _snapshot(setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWr
         stream=stream_state(cursors),
         corpus=setup.pinned.encoded,
         trainer=trainer,
-        came_with=setup.loaded.came_with.files,
+        passthrough=setup.loaded.passthrough.files,
         untrained=setup.parallel.untrained(weights),
     )

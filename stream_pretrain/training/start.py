@@ -39,16 +39,17 @@ from stream_pretrain.training.checkpoint import (
 from stream_pretrain.training.defaults import defaults_of_then, with_options
 from stream_pretrain.training.evaluation import EvaluationSet
 from stream_pretrain.training.evaluation_documents import evaluation_documents
+from stream_pretrain.training.learning_rate import learning_rate
 from stream_pretrain.training.manifest import MANIFEST
-from stream_pretrain.training.optimizer import adamw, learning_rate
+from stream_pretrain.training.optimizer import adamw
 from stream_pretrain.training.options_file import write_options
 from stream_pretrain.training.out_files import RECORDS
 from stream_pretrain.training.parallelism import DataParallel, load_trained_weights
-from stream_pretrain.training.preemption import StopRequest
 from stream_pretrain.training.progress import Progress, human_bytes
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.records import trim_after
 from stream_pretrain.training.run_directory import RunDirectory, decide_start
+from stream_pretrain.training.signals import StopRequest
 from stream_pretrain.training.totals import Totals
 
 

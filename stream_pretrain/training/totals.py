@@ -9,7 +9,7 @@ from typing import Any
 
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.errors import CheckpointError, ContentError
-from stream_pretrain.stored import stored
+from stream_pretrain.typed_json import from_json
 
 JUDGED_DOCUMENTS = 1_000
 """Documents after which the share of those that are bad, or have no text, is judged."""
@@ -42,7 +42,7 @@ class Totals:
     @classmethod
     def from_json(cls, value: Any, sources: int, where: str) -> Totals:
         """What a checkpoint says of so many sources. Raises: CheckpointError."""
-        totals: Totals = stored(cls, value, where)
+        totals: Totals = from_json(cls, value, where)
         of_sources = [counts for counts in vars(totals).values() if isinstance(counts, list)]
         numbers = [count for count in vars(totals).values() if isinstance(count, int)]
         wrong = any(len(counts) not in (0, sources) for counts in of_sources)

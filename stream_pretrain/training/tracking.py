@@ -19,15 +19,15 @@ import psutil
 
 from stream_pretrain.config import RunConfig
 from stream_pretrain.errors import CheckpointError, ConfigError
-from stream_pretrain.names import escaped
-from stream_pretrain.stored import stored
-from stream_pretrain.training.disk import replace_file
+from stream_pretrain.non_utf8_names import escaped
+from stream_pretrain.training.atomic_files import replace_file
 from stream_pretrain.training.out_files import METRICS, WANDB, WANDB_ID, WANDB_SENT
-from stream_pretrain.training.preemption import Interrupted
-from stream_pretrain.training.reading import lines_of, parsed
 from stream_pretrain.training.records import append, replace_last
+from stream_pretrain.training.retried_reads import lines_of, parsed
+from stream_pretrain.training.signals import Interrupted
 from stream_pretrain.training.versions import repository
 from stream_pretrain.training.wandb_files import steps_held
+from stream_pretrain.typed_json import from_json
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -333,8 +333,8 @@ def _read_record(path: Path) -> Iterator[tuple[int, dict[str, float | int]]]:
     """Steps and metrics of the record, in order, with NaN where a value was not finite."""
     for number, line in enumerate(lines_of(path), start=1):
         try:
-            metrics = stored(dict[str, Any], parsed(line), "")
-            step = stored(int, metrics.pop("step"), "")
+            metrics = from_json(dict[str, Any], parsed(line), "")
+            step = from_json(int, metrics.pop("step"), "")
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{path}, line {number}: not a line of metrics; remove it and start again") from error
         yield step, {name: math.nan if value is None else value for name, value in metrics.items()}

@@ -86,7 +86,7 @@ def test_an_export_has_the_code_that_its_model_needs(own_model: Path, options: l
     out = own_model.parent / "export"
     weights, settings = export_state(loaded, loaded.model)
     write_model(
-        {name: weight.clone() for name, weight in weights.items()}, settings, loaded.tokenizer, out, loaded.came_with.files
+        {name: weight.clone() for name, weight in weights.items()}, settings, loaded.tokenizer, out, loaded.passthrough.files
     )
     assert type(AutoModelForMaskedLM.from_pretrained(out, trust_remote_code=True)).__name__ == "OwnModel"
 

@@ -17,10 +17,10 @@ from stream_pretrain.config import Config, DataConfig, ModelConfig, ObjectiveCon
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.training.loop import StepResult, training_steps
 from stream_pretrain.training.parallelism import accelerator_for
-from stream_pretrain.training.preemption import stop_on_signals
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.run_directory import RunDirectory
+from stream_pretrain.training.signals import stop_on_signals
 from stream_pretrain.training.start import Setup, prepare
 from stream_pretrain.training.watchdog import Watchdog
 from tests.corpora import SPECIAL, VOCABULARY, word_tokenizer

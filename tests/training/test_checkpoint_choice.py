@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError
-from stream_pretrain.training import checkpoint, reading
+from stream_pretrain.training import checkpoint, retried_reads
 from stream_pretrain.training.checkpoint import BackgroundWriter, latest, prune, verify
 from stream_pretrain.training.manifest import write_manifest
 from stream_pretrain.training.run_directory import RunDirectory
@@ -23,7 +23,7 @@ from tests.training.test_checkpoint import flip_a_bit, folders, small_snapshot, 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retried_reads, "PAUSES", (0.0, 0.0, 0.0))
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, name: str, number: int, times: int = 10**9) -> list[str]:

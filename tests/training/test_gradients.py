@@ -27,7 +27,7 @@ from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.training.loop import training_steps
 from stream_pretrain.training.parallelism import accelerator_for
-from stream_pretrain.training.preemption import StopRequest
+from stream_pretrain.training.signals import StopRequest
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.run_directory import RunDirectory

@@ -15,7 +15,7 @@ import pytest
 
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training import records
-from stream_pretrain.training.disk import replace_file
+from stream_pretrain.training.atomic_files import replace_file
 from stream_pretrain.training.records import append, has_evaluation, replace_last, trim_after
 
 

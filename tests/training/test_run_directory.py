@@ -24,8 +24,8 @@ from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training import checkpoint, lock, run_directory
 from stream_pretrain.training.checkpoint import Snapshot
-from stream_pretrain.training.preemption import Interrupted, stop_on_signals
 from stream_pretrain.training.run_directory import RunDirectory, Start, decide_start
+from stream_pretrain.training.signals import Interrupted, stop_on_signals
 from tests.training.test_checkpoint import flip_a_bit, tokenizer, trainer_of
 
 COMMAND = ["stream-pretrain", "--dataset", "org/texts", "--output-dir", "OUT", "--seed=1"]
@@ -85,7 +85,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     program = """
 import sys, time
 from pathlib import Path
-from stream_pretrain.training.preemption import Interrupted, stop_on_signals
+from stream_pretrain.training.signals import Interrupted, stop_on_signals
 from stream_pretrain.training.run_directory import RunDirectory
 with RunDirectory.own(Path(sys.argv[1]), [], print):
     print("owned", flush=True)

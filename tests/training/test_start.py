@@ -12,10 +12,10 @@ import torch
 
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.training.parallelism import accelerator_for
-from stream_pretrain.training.preemption import stop_on_signals
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.run_directory import RunDirectory
+from stream_pretrain.training.signals import stop_on_signals
 from stream_pretrain.training.start import prepare
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import tiny_options

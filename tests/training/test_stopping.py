@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stream_pretrain.training.preemption import Interrupted
+from stream_pretrain.training.signals import Interrupted
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, steps_of, tiny_run
 

@@ -23,11 +23,11 @@ from stream_pretrain.model.loading import LoadedModel
 from stream_pretrain.training import start
 from stream_pretrain.training.checkpoint import BackgroundWriter
 from stream_pretrain.training.parallelism import accelerate_for_one_run, accelerator_for
-from stream_pretrain.training.preemption import stop_on_signals
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.run_directory import RunDirectory
 from stream_pretrain.training.saving import begin_save
+from stream_pretrain.training.signals import stop_on_signals
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, run_here, steps_of, tiny_run
 from tests.training.test_checkpoint import unexpected

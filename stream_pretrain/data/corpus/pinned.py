@@ -11,7 +11,7 @@ from typing import Any
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.transport.compression import CODECS
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.stored import stored
+from stream_pretrain.typed_json import from_json
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PinnedCorpus:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> PinnedCorpus:
         """Back from `encoded`. Raises: CheckpointError."""
-        was = stored(_StoredCorpus, value, "corpus.json:")
+        was = from_json(_StoredCorpus, value, "corpus.json:")
         sources = tuple(
             PinnedSource(source.name, Corpus(source.dataset, source.revision, source.shards), source.window_bytes)
             for source in was.sources

@@ -11,7 +11,7 @@ from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus.formats import BY_ENDING, Format, ending_of
 from stream_pretrain.data.transport.compression import Compression, compression_of
 from stream_pretrain.errors import SourceError
-from stream_pretrain.names import escaped
+from stream_pretrain.non_utf8_names import escaped
 from stream_pretrain.urls import without_secrets
 
 

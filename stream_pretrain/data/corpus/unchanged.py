@@ -11,7 +11,7 @@ from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.corpus.stores import with_web_sizes
 from stream_pretrain.errors import SourceError
-from stream_pretrain.names import escaped
+from stream_pretrain.non_utf8_names import escaped
 from stream_pretrain.urls import without_secrets
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.transport.compression import CODECS
-from stream_pretrain.names import in_shell
+from stream_pretrain.non_utf8_names import in_shell
 
 _SEARCHED = 128 * 1024
 """Of a file, in which fields are looked for."""

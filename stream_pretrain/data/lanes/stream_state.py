@@ -7,7 +7,7 @@ from typing import Any
 
 from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.stored import stored
+from stream_pretrain.typed_json import from_json
 
 CURSOR_VERSION = 2
 """Of what `stream.json` holds; raised when the fields of a cursor change, or the rows that follow from one."""
@@ -31,7 +31,7 @@ def cursors_from(state: Mapping[str, Any], lanes: int) -> list[LaneCursors]:
         raise CheckpointError(
             f"stream.json: cursors of version {state.get('version')}, this program reads version {CURSOR_VERSION}"
         )
-    found = stored(list[dict[str, list[list[int]]]], state.get("lanes"), "stream.json: lanes")
+    found = from_json(list[dict[str, list[list[int]]]], state.get("lanes"), "stream.json: lanes")
     if len(found) != lanes:
         raise CheckpointError(f"stream.json: cursors of {len(found)} lanes, the run has {lanes}")
     for number, lane in enumerate(found):

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stream_pretrain.names import utf8_path
+from stream_pretrain.non_utf8_names import utf8_path
 
 OF_MODEL = ("generation_config.json", *(f"{name}*" for name in ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")))
 """Files that belong to weights. What a README says is of the weights as they were."""
@@ -27,7 +27,7 @@ OF_CODE = ("*.py",)
 
 
 @dataclass(frozen=True)
-class CameWith:
+class Passthrough:
     """What is exported beside the trained weights."""
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from stream_pretrain.training import folders
-from stream_pretrain.training.folders import exchange, put_in_place, repair
+from stream_pretrain.training import atomic_folders
+from stream_pretrain.training.atomic_folders import exchange, put_in_place, repair
 from tests.training.test_checkpoint import run_beside
 
 
@@ -29,13 +29,13 @@ def held(folder: Path) -> dict[str, str]:
 
 KILLED = """
 import json, os
-from tests.training.test_folders import filled_with, folders, held
+from tests.training.test_atomic_folders import atomic_folders, filled_with, held
 directory = Path(sys.argv[1])
 for exchanges in (True, False):
     for cut in range(1, 9):
         model = directory / f"{exchanges}{cut}" / "model"
         model.parent.mkdir()
-        folders.put_in_place(model, filled_with("old"))
+        atomic_folders.put_in_place(model, filled_with("old"))
         child = os.fork()
         if child == 0:
             calls = 0
@@ -49,12 +49,12 @@ for exchanges in (True, False):
                 return counted
             os.rename = until_killed(os.rename)
             os.unlink = until_killed(os.unlink)
-            folders.exchange = until_killed(folders.exchange) if exchanges else lambda *_: False
-            folders.put_in_place(model, filled_with("new"))
+            atomic_folders.exchange = until_killed(atomic_folders.exchange) if exchanges else lambda *_: False
+            atomic_folders.put_in_place(model, filled_with("new"))
             os._exit(0)
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         there = model.exists()
-        folders.repair(model)
+        atomic_folders.repair(model)
         print(json.dumps([exchanges, ended, there, held(model.parent)]))
 """
 
@@ -74,7 +74,7 @@ def test_a_folder_that_is_replaced_is_there_after_a_kill_and_a_start(tmp_path: P
 @pytest.fixture(params=[True, False], ids=["exchange", "two renames"])
 def exchanges(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     if not request.param:
-        monkeypatch.setattr(folders, "exchange", lambda one, other: False)
+        monkeypatch.setattr(atomic_folders, "exchange", lambda one, other: False)
     return bool(request.param)
 
 
@@ -97,7 +97,7 @@ def test_what_fails_leaves_the_folder_as_it_was(fails: str, tmp_path: Path, monk
     def full(folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(folders, "flush", full)
+    monkeypatch.setattr(atomic_folders, "flush", full)
     with pytest.raises(OSError, match="No space left"):
         put_in_place(tmp_path / "model", full if fails == "fill" else filled_with("new"))
     assert held(tmp_path) == {"model": "old"}
@@ -112,7 +112,7 @@ def test_a_second_rename_that_fails_takes_the_first_one_back(tmp_path: Path, mon
             raise OSError(errno.EIO, "Input/output error")
         return rename(path, target)
 
-    monkeypatch.setattr(folders, "exchange", lambda one, other: False)
+    monkeypatch.setattr(atomic_folders, "exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", refused)
     with pytest.raises(OSError, match="Input/output error"):
         put_in_place(tmp_path / "model", filled_with("new"))
@@ -126,14 +126,14 @@ def test_a_folder_whose_place_cannot_be_brought_to_the_disk_is_as_it_was(
 ) -> None:
     if before is not None:
         put_in_place(tmp_path / "model", filled_with(before))
-    sync = folders.sync
+    sync = atomic_folders.sync
 
     def failing(path: Path) -> None:
         if path == tmp_path:
             raise OSError(errno.EIO, "Input/output error")
         sync(path)
 
-    monkeypatch.setattr(folders, "sync", failing)
+    monkeypatch.setattr(atomic_folders, "sync", failing)
     with pytest.raises(OSError, match="Input/output error"):
         put_in_place(tmp_path / "model", filled_with("new"))
     assert held(tmp_path) == ({} if before is None else {"model": before})
@@ -150,13 +150,13 @@ def test_a_system_without_an_exchange_is_told_from_one_that_fails(
         def renameat2(self, *_: object) -> int:
             return -1
 
-    monkeypatch.setattr(folders.ctypes, "CDLL", Library)
-    monkeypatch.setattr(folders.ctypes, "get_errno", lambda: number)
+    monkeypatch.setattr(atomic_folders.ctypes, "CDLL", Library)
+    monkeypatch.setattr(atomic_folders.ctypes, "get_errno", lambda: number)
     assert not exchange(tmp_path / "a", tmp_path / "b")
-    monkeypatch.setattr(folders.ctypes, "get_errno", lambda: errno.EIO)
+    monkeypatch.setattr(atomic_folders.ctypes, "get_errno", lambda: errno.EIO)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         exchange(tmp_path / "a", tmp_path / "b")
-    monkeypatch.setattr(folders.ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(atomic_folders.ctypes, "CDLL", lambda *_, **__: object())
     assert not exchange(tmp_path / "a", tmp_path / "b")
 
 

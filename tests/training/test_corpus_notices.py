@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stream_pretrain.data.lanes.cursor import Cursor
-from stream_pretrain.training.notices import CorpusNotices
+from stream_pretrain.training.corpus_notices import CorpusNotices
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks
 from tests.corpora import documents, write_shard, write_tiny_bert

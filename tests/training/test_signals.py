@@ -12,15 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stream_pretrain.training import preemption
-from stream_pretrain.training.preemption import Interrupted, stop_on_signals
+from stream_pretrain.training import signals
+from stream_pretrain.training.signals import Interrupted, stop_on_signals
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the end of a parent is only watched on Linux")
 
 STEPS = """
 import sys, time
-from stream_pretrain.training import preemption
-with preemption.stop_on_signals() as stop:
+from stream_pretrain.training import signals
+with signals.stop_on_signals() as stop:
     print("ready", flush=True)
     while not stop.requested:
         time.sleep(0.01)
@@ -32,10 +32,10 @@ print("saved", flush=True)
 # A trainer with one worker that stalls. `multiprocessing` ends daemons, as those of a DataLoader, with SIGTERM.
 WORKER = """
 import multiprocessing, os, signal, sys, time
-from stream_pretrain.training import preemption
+from stream_pretrain.training import signals
 
 def work(ready):
-    preemption.ignore_in_worker()
+    signals.ignore_in_worker()
     ready.send(os.getpid())
     time.sleep(600)
 
@@ -84,7 +84,7 @@ def test_a_signal_is_read_at_the_step_boundary(tmp_path: Path, name: str) -> Non
 
 
 def test_a_second_signal_exits_at_once(tmp_path: Path) -> None:
-    stalled = STEPS.format(at_the_end="time.sleep(preemption.ECHO_SECONDS + 0.1); print('saving', flush=True); time.sleep(600)")
+    stalled = STEPS.format(at_the_end="time.sleep(signals.ECHO_SECONDS + 0.1); print('saving', flush=True); time.sleep(600)")
     with running(stalled, tmp_path) as process:
         assert line(process) == "ready"
         process.send_signal(signal.SIGUSR1)
@@ -99,7 +99,7 @@ def test_a_second_signal_exits_at_once(tmp_path: Path) -> None:
 def test_a_signal_ends_a_wait_in_which_no_handler_runs(tmp_path: Path, name: str) -> None:
     waiting = """
 import ctypes
-from stream_pretrain.training.preemption import stop_on_signals
+from stream_pretrain.training.signals import stop_on_signals
 with stop_on_signals() as stop, stop.deadly():
     print("ready", flush=True)
     while True:
@@ -119,7 +119,7 @@ def test_a_wait_in_which_no_handler_runs_does_not_begin_after_a_signal() -> None
 
 
 def test_the_echo_of_a_launcher_is_the_same_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preemption, "ECHO_SECONDS", 600)
+    monkeypatch.setattr(signals, "ECHO_SECONDS", 600)
     with stop_on_signals() as stop:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
@@ -140,18 +140,18 @@ def test_the_end_of_a_terminal_is_no_request_where_nohup_has_it_ignored() -> Non
 
 
 def test_without_a_signal_nothing_is_requested_and_the_handlers_come_back() -> None:
-    before = [signal.getsignal(number) for number in preemption.SIGNALS]
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
     with stop_on_signals() as stop:
         assert not stop.requested
         assert stop.signal is None
-        assert [signal.getsignal(number) for number in preemption.SIGNALS] != before
-    assert [signal.getsignal(number) for number in preemption.SIGNALS] == before
+        assert [signal.getsignal(number) for number in signals.SIGNALS] != before
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
 
 
 def test_a_stalled_wait_is_interrupted(tmp_path: Path) -> None:
     stalled = """
 import queue
-from stream_pretrain.training.preemption import Interrupted, stop_on_signals
+from stream_pretrain.training.signals import Interrupted, stop_on_signals
 with stop_on_signals() as stop:
     try:
         with stop.interruptible():
@@ -188,7 +188,7 @@ def test_a_worker_outlives_the_signals_of_its_group_until_its_trainer_ends_it(tm
     )
     with running(patient, tmp_path) as process:
         worker = int(line(process))
-        for number in preemption.SIGNALS:
+        for number in signals.SIGNALS:
             os.kill(worker, number)
         while sigterm_is_pending(worker):  # a second one would be lost in the first
             time.sleep(0.01)

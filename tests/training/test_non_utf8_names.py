@@ -15,7 +15,7 @@ from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus
 from stream_pretrain.data.corpus.unchanged import check_unchanged, resolve_pinned
 from stream_pretrain.errors import SourceError
-from stream_pretrain.names import escaped, in_shell, utf8_path
+from stream_pretrain.non_utf8_names import escaped, in_shell, utf8_path
 from stream_pretrain.redaction import printable
 from tests.corpora import documents, json_lines, write_tiny_bert
 from tests.training.runs import run_here

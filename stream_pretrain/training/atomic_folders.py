@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from stream_pretrain.training.disk import sync
+from stream_pretrain.training.atomic_files import sync
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

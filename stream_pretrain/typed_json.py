@@ -14,7 +14,7 @@ from stream_pretrain.errors import CheckpointError
 _SHOWN = 40
 
 
-def stored(kind: Any, value: Any, where: str) -> Any:
+def from_json(kind: Any, value: Any, where: str) -> Any:
     """The value as what it stands for: dataclasses from objects, tuples from lists; integers are those of 64 bits.
 
     where: the file and the place in it. Raises: CheckpointError for what is of another type.

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.training import manifest, reading
+from stream_pretrain.training import manifest, retried_reads
 from stream_pretrain.training.evaluation import load_documents, load_origin
 from stream_pretrain.training.manifest import file_of
 from stream_pretrain.training.records import has_evaluation, trim_after
@@ -35,7 +35,7 @@ GOOD = b'{"step": 1, "text": "one"}\n'
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retried_reads, "PAUSES", (0.0, 0.0, 0.0))
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, name: str, number: int, times: int) -> list[str]:
