@@ -12,6 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "stream_pretrain"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+TESTS = Path(__file__).parent
 LAYERS = [
     {"errors", "non_utf8_names", "units", "urls"},
     {"redaction", "typed_json"},
@@ -83,6 +84,12 @@ def test_every_module_of_data_imports_only_from_its_own_room_and_from_below() ->
             rooms = {name.split(".")[2] for name in imported(module) if name.startswith("stream_pretrain.data.")}
             assert [room for room in rooms if ROOMS.index(room) > ROOMS.index(way[1])] == [], module
     assert seen == set(ROOMS)
+
+
+def test_no_test_imports_from_another_test() -> None:
+    from_tests = {name for module in sorted(TESTS.rglob("*.py")) for name in imported(module) if name.startswith("tests.")}
+    assert from_tests
+    assert [name for name in sorted(from_tests) if any(part.startswith("test_") for part in name.split("."))] == []
 
 
 def test_all_of_data_but_the_stream_and_its_batches_runs_without_torch() -> None:

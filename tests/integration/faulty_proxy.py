@@ -16,6 +16,7 @@ import sys
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from tests.integration.http_server import HTML, Handler, Server
@@ -101,3 +102,15 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+@dataclass(frozen=True)
+class Store:
+    """A server behind a proxy that can fail."""
+
+    proxy: Server
+    url: str
+    """Of a shard, but for its name."""
+    path: str
+    """Where the bytes of a shard are asked for at last, but for its name."""
+    storage_options: dict[str, Any]

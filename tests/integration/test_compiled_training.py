@@ -10,7 +10,8 @@ import pytest
 from transformers import AutoModelForMaskedLM
 
 from tests.corpora import documents, write_shard, write_tiny_bert
-from tests.integration.test_kill_and_resume import ENVIRONMENT, command, last_checkpoint, metrics
+from tests.forks import ENVIRONMENT
+from tests.integration.runs import command, last_checkpoint, metrics
 
 pytestmark = [
     pytest.mark.long,

@@ -12,7 +12,7 @@ import pytest
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.http_server import Server, serve
 from tests.integration.jobs import checkpoints, started
-from tests.integration.test_many_processes import launch, losses, metrics, options, same_rows, train
+from tests.integration.runs_on_ranks import launch, losses, metrics, options, same_rows, train
 
 SHARDS = 20
 DOCUMENTS = 15

@@ -5,14 +5,9 @@ The table of the README's "When a server fails" is held against this one.
 
 from __future__ import annotations
 
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,9 +27,10 @@ from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard import ShardBytes
 from stream_pretrain.errors import SourceError
 from tests.corpora import documents, write_shard
-from tests.integration.faulty_proxy import proxied
-from tests.integration.http_server import Server, serve
+from tests.integration.faulty_proxy import Store, proxied
+from tests.integration.http_server import serve
 from tests.integration.hub_server import Repository, running
+from tests.integration.s3_server import s3_options, s3_server
 
 STYLES = ["plain", "zst", "zst-multi", "gz", "parquet"]
 STORES = ["Hub", "web", "S3"]
@@ -97,53 +93,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_shard(folder / style, documents(COUNT), style)
         write_shard(folder / f"other-{style}", documents(COUNT - 100, seed=1), style)
     return folder
-
-
-@dataclass(frozen=True)
-class Store:
-    """A server behind a proxy that can fail."""
-
-    proxy: Server
-    url: str
-    """Of a shard, but for its name."""
-    path: str
-    """Where the bytes of a shard are asked for at last, but for its name."""
-    storage_options: dict[str, Any]
-
-
-@contextmanager
-def s3_server(folder: Path) -> Iterator[int]:
-    """An S3 with the files of a folder in a bucket, in a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, env=os.environ | keys, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    break
-                except OSError:
-                    assert process.poll() is None
-                    assert time.monotonic() < deadline, "the S3 does not start"
-                    time.sleep(0.1)
-            import s3fs
-
-            store = s3fs.S3FileSystem(**s3_options(port), skip_instance_cache=True)
-            store.mkdir("bucket")
-            for file in folder.iterdir():
-                store.pipe_file(f"bucket/{file.name}", file.read_bytes())
-            yield port
-        finally:
-            process.terminate()
-
-
-def s3_options(port: int) -> dict[str, Any]:
-    quick = {"retries": {"max_attempts": 1}, "read_timeout": 0.5, "connect_timeout": 5}
-    return {"key": "test", "secret": "test", "endpoint_url": f"http://127.0.0.1:{port}", "config_kwargs": quick}
 
 
 @pytest.fixture(scope="module", params=STORES)

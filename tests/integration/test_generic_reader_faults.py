@@ -25,10 +25,10 @@ from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.corpora import json_lines
-from tests.integration.faulty_proxy import proxied
+from tests.integration.faulty_proxy import Store, proxied
 from tests.integration.http_server import Server, serve
 from tests.integration.hub_server import running
-from tests.integration.test_fault_matrix import Store, s3_options, s3_server
+from tests.integration.s3_server import s3_options, s3_server
 
 TEXTS = [f"document {number} {random.Random(number).randbytes(200).hex()}" for number in range(2500)]
 CSV = "".join(f"{line}\n" for line in ["text", *TEXTS]).encode()

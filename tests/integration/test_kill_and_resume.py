@@ -7,22 +7,16 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, pipeline
 
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.forks import ENVIRONMENT, trainers
-from tests.integration.jobs import Job, lines, started
+from tests.integration.jobs import lines
+from tests.integration.runs import assert_same_run, command, kill_when, last_checkpoint, metrics, options
 from tests.training.runs import run_here
-
-TIMINGS = ("train/tokens_per_second", "train/data_wait")
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +32,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_bert(tmp_path_factory.mktemp("model"))
 
 
-def options(corpus: Path, model: Path, out: Path, *more: str) -> list[str]:
-    return [
-        *(f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", f"--output-dir={out}"),
-        *("--max-steps=80", "--sequence-length=32", "--global-batch-size=8", "--micro-batch-size=4", "--workers=1"),
-        *("--save-every=5", "--log-every=1", "--eval-every=10", "--data.heldout-fraction=0.1", "--eval.documents=20"),
-        *("--run.wandb=disabled", "--train.warmup-steps=5", *more),
-    ]
-
-
-def command(corpus: Path, model: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "stream_pretrain", *options(corpus, model, out, *more)]
-
-
 def endless(arguments: list[str]) -> list[str]:
     """Without --max-steps: the epochs end the run."""
     return [argument for argument in arguments if not argument.startswith("--max-steps")]
@@ -62,41 +43,11 @@ def run(corpus: Path, model: Path, out: Path, *more: str) -> subprocess.Complete
     return done
 
 
-def metrics(out: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith(TIMINGS)} for line in lines]
-
-
-def last_checkpoint(out: Path) -> Path:
-    return max((out / "checkpoints").glob("step-*"))
-
-
-def kill_when(command: list[str], number: signal.Signals, out: Path, reached: Callable[[], object], delay: float) -> Job:
-    """Start a run and send it a signal a while after it has reached something; returns the job after its end."""
-    with started(command, out.with_suffix(".log"), forked=True) as running:
-        running.until(reached)
-        time.sleep(delay)
-        running.process.send_signal(number)
-        running.wait(60)
-    return running
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(corpus: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole")
     run(corpus, model, out)
     return out
-
-
-def assert_same_run(out: Path, expected: Path) -> None:
-    assert metrics(out) == metrics(expected)
-    for name in ("model", "optimizer"):
-        tensors, others = (load_file(last_checkpoint(folder) / f"{name}.safetensors") for folder in (out, expected))
-        assert tensors.keys() == others.keys()
-        for key, tensor in tensors.items():
-            assert torch.equal(tensor, others[key]), f"{name}: {key}"
-    states = [json.loads((last_checkpoint(folder) / "stream.json").read_text()) for folder in (out, expected)]
-    assert states[0] == states[1]
 
 
 def test_a_run_killed_twice_ends_with_the_same_losses_weights_and_documents_bit_by_bit(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.corpora import documents, write_shard, write_tiny_bert
-from tests.integration.jobs import START_SECONDS, Job, checkpoints, started
+from tests.integration.jobs import START_SECONDS, checkpoints, started
+from tests.integration.runs_on_ranks import launch, losses, metrics, options, same_rows, train
 
 
 @pytest.fixture(scope="module")
@@ -24,47 +23,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_bert(tmp_path_factory.mktemp("model"), dropout=0.0)
-
-
-def options(corpus: Path, model: Path, out: Path, *more: str) -> list[str]:
-    return [
-        *(f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", f"--output-dir={out}"),
-        *("--sequence-length=32", "--global-batch-size=12", "--lanes=12", "--micro-batch-size=5", "--workers=1"),
-        *(
-            "--save-every=1000",
-            "--log-every=1",
-            "--run.wandb=disabled",
-            "--data.window-bytes=9000",
-            "--train.schedule=constant",
-        ),
-        *more,
-    ]
-
-
-def launch(world: int, arguments: list[str], program: Sequence[str] = ("-m", "stream_pretrain")) -> list[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", "--standalone"]
-    return [*(torchrun if world > 1 else [sys.executable]), *program, *arguments]
-
-
-def train(
-    world: int, arguments: list[str], out: Path, program: Sequence[str] = ("-m", "stream_pretrain"), *, forked: bool = True
-) -> Job:
-    """The job after it has ended by itself, without an error."""
-    with started(launch(world, arguments, program), out.with_suffix(".log"), forked=forked) as running:
-        assert running.wait(170) == 0, running.stderr
-    return running
-
-
-def metrics(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(out: Path) -> list[float]:
-    return [line["train/loss"] for line in metrics(out)]
-
-
-def same_rows(lines: list[dict[str, float]]) -> list[tuple[float, ...]]:
-    return [(line["step"], line["train/tokens"], line["train/documents"], line["train/segments_per_row"]) for line in lines]
 
 
 def test_a_run_over_1_2_4_3_and_1_processes_killed_at_each_change_is_the_run_on_one(

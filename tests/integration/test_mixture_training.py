@@ -12,7 +12,7 @@ import pytest
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.forks import ENVIRONMENT, trainers
 from tests.integration.http_server import serve
-from tests.integration.test_kill_and_resume import assert_same_run, kill_when, metrics
+from tests.integration.runs import assert_same_run, kill_when, metrics
 from tests.training.runs import run_here
 
 MIXTURE = """\

@@ -5,79 +5,22 @@ import os
 import threading
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training import checkpoint
 from stream_pretrain.training.checkpoint import BackgroundWriter, Snapshot
 from stream_pretrain.training.model_state import HostCopies, read_tensors
-from tests.forks import ENVIRONMENT, trainers
-
-
-def run_beside(program: str, directory: Path) -> list[str]:
-    """Lines that a program prints in a process of its own."""
-    header = """
-import sys
-from pathlib import Path
-from tests.training.test_checkpoint import small_snapshot
-from stream_pretrain.training import checkpoint
-from stream_pretrain.training.model_state import read_tensors
-"""
-    done = trainers().run(["-c", header + program, str(directory)], ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-def tokenizer() -> PreTrainedTokenizerBase:
-    words = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1, "[MASK]": 2, "one": 3, "two": 4}, unk_token="[UNK]"))
-    words.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]", mask_token="[MASK]")
-
-
-def trainer_of(step: int) -> dict[str, Any]:
-    return {"totals": {"step": step}, "fixed": {}, "tokenizer": "words", "max_steps": 100}
-
-
-def small_snapshot(step: int, numbers: int = 4) -> Snapshot:
-    return Snapshot(
-        step=step,
-        model={"weight": torch.full((numbers,), float(step))},
-        model_config=BertConfig(),
-        tokenizer=tokenizer(),
-        optimizer={"exp_avg.weight": torch.full((numbers,), step / 2)},
-        stream={"lanes": [[0, step]]},
-        corpus=b'{"shards": ["a.jsonl"]}',
-        trainer=trainer_of(step),
-    )
-
-
-def folders(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-
-
-def unexpected(line: str) -> None:
-    raise AssertionError(line)
+from tests.training.checkpoints import flip_a_bit, folders, run_beside, small_snapshot, tokenizer, trainer_of, unexpected
 
 
 def test_a_checkpoint_gives_back_what_was_put_in(tmp_path: Path) -> None:

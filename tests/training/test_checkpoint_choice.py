@@ -16,9 +16,8 @@ import pytest
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError
 from stream_pretrain.training import checkpoint, retried_reads
 from stream_pretrain.training.checkpoint import BackgroundWriter, latest, prune, verify
-from stream_pretrain.training.manifest import write_manifest
 from stream_pretrain.training.run_directory import RunDirectory
-from tests.training.test_checkpoint import flip_a_bit, folders, small_snapshot, unexpected
+from tests.training.checkpoints import flip_a_bit, folders, signed, small_snapshot, unexpected
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +39,6 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, number: int, times: int 
 
     monkeypatch.setattr(os, "open", opened)
     return attempts
-
-
-def signed(folder: Path) -> Path:
-    """With a manifest of what the files are now."""
-    (folder / "MANIFEST.json").unlink()
-    write_manifest(folder)
-    return folder
 
 
 def change_json(path: Path, **values: Any) -> None:

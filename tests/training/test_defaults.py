@@ -15,8 +15,8 @@ from stream_pretrain.errors import CheckpointError, DamagedCheckpointError
 from stream_pretrain.training.defaults import defaults_of_then, kept_options, with_options
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import run_here
-from tests.training.test_run_directory import save
-from tests.training.test_run_directory import start as begin
+from tests.training.starts import save
+from tests.training.starts import start as begin
 
 TODAY = Config(data=DataConfig(dataset="org/texts"), model=ModelConfig(path="org/model"), train=TrainConfig(max_steps=100))
 

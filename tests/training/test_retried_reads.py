@@ -20,7 +20,7 @@ from stream_pretrain.training.manifest import file_of
 from stream_pretrain.training.records import has_evaluation, trim_after
 from stream_pretrain.training.run_directory import RunDirectory
 from stream_pretrain.training.tracking import _read_record
-from tests.training.test_checkpoint import unexpected
+from tests.training.checkpoints import unexpected
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "metrics.jsonl": lambda path: list(_read_record(path)),

@@ -19,45 +19,15 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig, fixed_options
+from stream_pretrain.config import RunConfig, fixed_options
 from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training import checkpoint, lock, run_directory
 from stream_pretrain.training.checkpoint import Snapshot
 from stream_pretrain.training.run_directory import RunDirectory, Start, decide_start
 from stream_pretrain.training.signals import Interrupted, stop_on_signals
-from tests.training.test_checkpoint import flip_a_bit, tokenizer, trainer_of
-
-COMMAND = ["stream-pretrain", "--dataset", "org/texts", "--output-dir", "OUT", "--seed=1"]
-
-
-def unexpected(line: str) -> None:
-    raise AssertionError(line)
-
-
-def config(resume: str = "auto", **train: int) -> Config:
-    return Config(
-        data=DataConfig(dataset="org/texts"),
-        model=ModelConfig(path="org/model"),
-        train=TrainConfig(max_steps=100, **train),
-        run=RunConfig(resume=resume),
-    )
-
-
-def save(directory: Path, step: int, of: Config | None = None, *, version: int = CURSOR_VERSION) -> Path:
-    trainer = {**trainer_of(step), "fixed": fixed_options(of or config())}
-    weights, stream = {"weight": torch.zeros(1)}, {"version": version}
-    directory.mkdir(exist_ok=True)
-    return checkpoint.write(
-        Snapshot(step, weights, BertConfig(), tokenizer(), {}, stream, b"{}", trainer), directory / "checkpoints"
-    )
-
-
-def start(
-    out: Path, of: Config | None = None, *, report: Callable[[str], None] = unexpected, command: list[str] = COMMAND
-) -> Start:
-    with RunDirectory.own(out, command, unexpected) as owned:
-        return decide_start(of or config(), owned, report, command)
+from tests.training.checkpoints import flip_a_bit, tokenizer, trainer_of, unexpected
+from tests.training.starts import COMMAND, config, save, start
 
 
 def run_json(out: Path) -> dict[str, object]:

@@ -29,9 +29,8 @@ from stream_pretrain.training.run_directory import RunDirectory
 from stream_pretrain.training.saving import begin_save
 from stream_pretrain.training.signals import stop_on_signals
 from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.training.checkpoints import signed, unexpected
 from tests.training.runs import prepared, run_here, steps_of, tiny_run
-from tests.training.test_checkpoint import unexpected
-from tests.training.test_checkpoint_choice import signed
 
 Change = Callable[[Path], None]
 NUMBERS = (-1, 2**64, 1.5, "1", None, True, [], {})
