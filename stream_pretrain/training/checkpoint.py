@@ -66,6 +66,7 @@ class Snapshot:
 class Saved:
     """What a checkpoint says, besides its tensors."""
 
+    path: Path
     step: int
     stream: dict[str, Any]
     corpus: dict[str, Any]
@@ -203,6 +204,7 @@ def read_trainer(checkpoint: Path) -> dict[str, Any]:
 def read(checkpoint: Path) -> Saved:
     """What a checkpoint says that was verified. Raises: CheckpointError."""
     return Saved(
+        path=checkpoint,
         step=_step_of(checkpoint),
         stream=json_of(checkpoint / "stream.json"),
         corpus=json_of(checkpoint / "corpus.json"),

@@ -61,7 +61,7 @@ def test_a_run_killed_twice_ends_with_the_same_losses_weights_and_documents_bit_
         assert json.loads((out / "run.json").read_text())["state"] == "running"
     done = subprocess.run(command(corpus, model, out), env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "going on after step" in done.stderr
+    assert "resuming after step" in done.stderr
     assert_same_run(out, uninterrupted)
     assert json.loads((out / "run.json").read_text())["state"] == "finished"
 
@@ -215,4 +215,4 @@ def test_raising_max_steps_says_what_the_learning_rate_becomes(corpus: Path, mod
         longer := run_here(options(corpus, model, tmp_path / "out", "--max-steps=8", "--train.warmup-steps=0")),
     ):
         assert done.returncode == 0, done.stderr
-    assert "--max-steps was 4, is 8: the learning rate goes on with 5.00e-04, not " in longer.stderr
+    assert "--max-steps was 4, is 8: the learning rate continues at 5.00e-04, not " in longer.stderr

@@ -49,7 +49,7 @@ def test_a_mixture_that_is_killed_goes_on_bit_by_bit_and_tells_its_sources_apart
     kill_when([*command, f"--output-dir={out}"], signal.SIGKILL, out, (out / "checkpoints/step-00000010").exists, 0.05)
     done = trainers().run([*command[1:], f"--output-dir={out}", "--workers=2"], ENVIRONMENT)
     assert done.returncode == 0, done.stderr
-    assert "going on after step" in done.stderr
+    assert "resuming after step" in done.stderr
     assert_same_run(out, whole)
 
     last = metrics(whole)[-1]

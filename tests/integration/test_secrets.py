@@ -151,7 +151,7 @@ def test_an_old_checkpoint_with_secrets_goes_on_by_new_ones_and_the_next_has_non
     (saved / "MANIFEST.json").write_text(json.dumps(manifest))
     done = run_here(corpus.options(out, "a.jsonl.gz", "--max-steps=4", "--run.keep-last=1", signature=LATER))
     assert done.returncode == 0, done.stderr
-    assert "going on after step 2" in done.stderr
+    assert "resuming after step 2" in done.stderr
     assert checkpoints(out) == [4]
     asked = [request["path"] for request in corpus.server.log()]
     assert f"/a.jsonl.gz?X-Amz-Signature={LATER}&Expires=9" in asked, "the URL of today"

@@ -45,7 +45,7 @@ def test_a_shard_and_a_run_whose_names_are_not_utf_8_train_and_go_on(tmp_path: P
     assert "W&B is off: its client opens no path that is not UTF-8" in first.stderr
     second = run_here([*command, "--run.wandb=disabled"])
     assert second.returncode == 0, second.stderr
-    assert "going on after step 4" in second.stderr
+    assert "resuming after step 4" in second.stderr
     [skipped] = map(orjson.loads, (out / "quarantine.jsonl").read_bytes().splitlines())
     assert (skipped["shard"], skipped["why"]) == (r"caf\xe9.jsonl", "not JSON")
     assert orjson.loads((out / "metrics.jsonl").read_bytes().splitlines()[-1])["train/documents"] == 39

@@ -133,7 +133,7 @@ def test_a_run_from_the_options_of_another_is_the_same_and_the_same_folder_goes_
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("a", "b")]
     assert all(bool((tensor == weights[1][key]).all()) for key, tensor in weights[0].items())
     gone_on = run_here([f"--config={file}", f"--output-dir={tmp_path / 'a'}", "--max-steps=3"])
-    assert "going on after step 2" in gone_on.stderr
+    assert "resuming after step 2" in gone_on.stderr
     assert yaml.safe_load(file.read_text())["train"]["max-steps"] == 3
     for path in (tmp_path / "a" / "run.json", tmp_path / "a" / "checkpoints" / "step-00000003" / "trainer.json"):
         assert program().items() <= json.loads(path.read_text()).items()

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.pretraining import PretrainingModel
-from stream_pretrain.training import start
+from stream_pretrain.training import start_model
 from stream_pretrain.training.loop import StepResult
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, steps_of, tiny_run, write_tiny_modernbert
@@ -135,9 +135,9 @@ class Leaking(PretrainingModel):
 def test_a_leak_that_shows_only_where_it_trains_is_refused(
     corpus: Path, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(start, "PretrainingModel", Leaking)
+    monkeypatch.setattr(start_model, "PretrainingModel", Leaking)
     with (
-        pytest.raises(ModelError, match="not kept apart on this cpu: documents leak into each other by"),
+        pytest.raises(ModelError, match=r"not isolated on this cpu \(documents leak into each other by"),
         prepared(tiny_run(corpus, models["bert"], tmp_path, max_steps=1)),
     ):
         pass

@@ -20,7 +20,7 @@ from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.rows.tokenizer_probe import EngineRecord
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.model.loading import LoadedModel
-from stream_pretrain.training import start
+from stream_pretrain.training import start, start_corpus, start_model
 from stream_pretrain.training.checkpoint import BackgroundWriter
 from stream_pretrain.training.parallelism import accelerate_for_one_run, accelerator_for
 from stream_pretrain.training.progress import Progress
@@ -208,9 +208,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def go_on(run: Run, checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin a new run where the checkpoint stands, as far as the first rows."""
     # What has nothing to do with the checkpoint, and takes most of the time.
-    monkeypatch.setattr(start, "_loaded_by_all", lambda *_: copy.deepcopy(run.loaded))
-    monkeypatch.setattr(start, "probed", lambda *_: run.engine)
-    monkeypatch.setattr(start, "isolation_fault", lambda *_: None)
+    monkeypatch.setattr(start, "load_on_all_ranks", lambda *_: copy.deepcopy(run.loaded))
+    monkeypatch.setattr(start_corpus, "probed", lambda *_: run.engine)
+    monkeypatch.setattr(start_model, "isolation_fault", lambda *_: None)
     config = replace(run.config, run=replace(run.config.run, output_dir=str(out), resume=str(checkpoint)))
     with accelerate_for_one_run(), stop_on_signals() as stop, RunDirectory.own(out, [], unexpected) as owned:
         setup = start.prepare(config, [], accelerator_for(config), Ranks(0, 1), Progress(None), stop, owned)

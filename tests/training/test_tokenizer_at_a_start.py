@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from stream_pretrain.data.rows import tokenizer_probe
-from stream_pretrain.training import start
+from stream_pretrain.training import start_corpus
 from tests.corpora import documents, word_tokenizer, write_shard, write_tiny_bert
 from tests.training.runs import run_here
 
@@ -45,7 +45,7 @@ def test_a_run_goes_on_with_the_same_ids_alone(arguments: list[str], tmp_path: P
         in upgraded.stderr
     )
 
-    monkeypatch.setattr(start, "probed", lambda *of: replace(tokenizer_probe.probed(*of), ids="others"))
+    monkeypatch.setattr(start_corpus, "probed", lambda *of: replace(tokenizer_probe.probed(*of), ids="others"))
     refused = run_here([*arguments, out, "--max-steps=3"])
     assert refused.returncode == 1
     assert "error: tokenizers 0.99.0 gives other ids than before: install tokenizers==0.99.0, or start" in refused.stderr
