@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: the one way in which a file of a run is replaced."""
+"""Files that are whole or not there: how every file of a run is replaced."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from stream_pretrain.errors import CheckpointError
 
 
 def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file so that a reader, or a machine that loses power, sees either the old content or the new.
+    """Replace a file atomically and durably: a reader, or a machine after a power loss, has the old content or the new.
 
-    Raises: OSError, with the old content in its place and nothing beside it.
+    Raises: OSError; the old content stays, and no draft is left.
     """
     draft = path.with_name(f".tmp-{path.name}")
     try:
@@ -31,8 +31,8 @@ def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 @contextmanager
-def writing(path: Path | str, advice: str = "make room, then start again") -> Iterator[None]:
-    """Around a write that the run needs: a refusal of the disk names the file, and what to do. Raises: CheckpointError."""
+def writing(path: Path | str, advice: str = "free some space, then run the same command again") -> Iterator[None]:
+    """Turn an error of the disk in the block into a CheckpointError that names the file and what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -41,7 +41,7 @@ def writing(path: Path | str, advice: str = "make room, then start again") -> It
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk. Raises: OSError."""
+    """Flush a file, or the entries of a folder, to the disk. Raises: OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""Folders that are there whole or not at all: filled under a hidden name, brought to the disk, then put in their place.
+"""Folders that are whole or not there: filled under a hidden name, flushed to the disk, then renamed.
 
-Where there is a folder already, the two change their names in one go, so that there is one at any moment. Where the system
-cannot do that, the old one steps aside first, and `repair` ends what a kill has cut between the two renames.
+An existing folder is exchanged with the new one in one system call, so that there is a folder at any moment. On file systems
+that cannot exchange, the old folder is renamed first, and `repair` completes what a kill interrupts between the two renames.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _NOT_SUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
 
 def put_in_place(final: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a hidden folder, bring it to the disk and name it `final`; if anything fails `final` is as before.
+    """Fill a hidden folder, flush it to the disk and rename it to `final`; on any failure `final` is as before.
 
-    The folder that it lies in is not made: where that was taken away, no half of it is to appear anew.
-    Raises: OSError, and what `fill` does.
+    Its parent folder must exist: if somebody removed it, it is not recreated in part.
+    Raises: OSError, and what `fill` raises.
     """
     repair(final)
     temporary, old = _hidden("tmp", final), _hidden("old", final)
@@ -47,7 +47,7 @@ def put_in_place(final: Path, fill: Callable[[Path], None]) -> None:
             undo.append(lambda: final.rename(temporary))
         sync(final.parent)
     except BaseException:
-        with suppress(OSError):  # what cannot be undone stays, and `repair` chooses
+        with suppress(OSError):  # what cannot be undone is left to `repair`
             for action in reversed(undo):
                 action()
         raise
@@ -56,23 +56,23 @@ def put_in_place(final: Path, fill: Callable[[Path], None]) -> None:
 
 
 def repair(final: Path) -> None:
-    """End what a kill has cut short in `put_in_place`: the folder is the new or the old one, and nothing is left beside it.
+    """Complete a `put_in_place` that was killed: afterwards `final` is the old or the new folder, and no leftovers remain.
 
     Raises: OSError.
     """
     temporary, old = _hidden("tmp", final), _hidden("old", final)
-    if _steps_aside(final):
-        (temporary if os.path.lexists(temporary) else old).rename(final)  # the old one steps aside for one that is whole
+    if os.path.lexists(old) and not os.path.lexists(final):
+        (temporary if os.path.lexists(temporary) else old).rename(final)  # the new one was whole before the old one moved
         sync(final.parent)
     delete(temporary)
     delete(old)
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let two folders of one file system change their names in one go; False where that cannot be. Raises: OSError."""
+    """Exchange the names of two folders atomically; False where the system cannot. Raises: OSError."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except AttributeError:  # a C library or system without it
+    except AttributeError:  # not in this C library
         return False
     if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
         return True
@@ -83,10 +83,10 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def delete(folder: Path) -> None:
-    """Delete a folder, or a file or link in its place.
+    """Delete a folder, or a file or link of that name.
 
-    It is renamed first, so that what is half deleted is never taken for what was whole. What cannot go now (a network file
-    system keeps a file that another process has open) goes with the next one of this name.
+    It is renamed first, so that nothing half deleted has its name. What cannot be deleted now (a network file system keeps a
+    file that another process has open) is deleted with the next folder of this name.
     """
     gone = _hidden("gone", folder)
     _remove(gone)
@@ -105,19 +105,14 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _steps_aside(final: Path) -> bool:
-    """Whether the folder has stepped aside for one that is whole."""
-    return os.path.lexists(_hidden("old", final)) and not os.path.lexists(final)
-
-
 def flush(folder: Path) -> None:
-    """Bring every file of a folder, then the folders themselves, to the disk. Raises: OSError."""
+    """Flush every file of a folder, then the folders themselves, to the disk. Raises: OSError."""
     for path in (*files(folder), *(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync(path)
 
 
 def files(folder: Path) -> list[Path]:
-    """All files of a folder and of those in it."""
+    """All files below a folder."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 

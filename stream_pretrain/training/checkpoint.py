@@ -1,13 +1,13 @@
-"""Checkpoints: one folder per saved step, the same for every topology, whole or not there at all.
+"""Checkpoints: one folder per saved step, the same for any number of ranks, whole or not there.
 
     step-00001000/
       config.json, model.safetensors, tokenizer*    what `from_pretrained` reads
       optimizer.safetensors                         optimizer state by parameter name
-      stream.json, corpus.json, trainer.json        where the lanes stand, the pinned shards, steps and options
-      MANIFEST.json                                 sizes and sha256 of all the others, written last
+      stream.json, corpus.json, trainer.json        cursors of the lanes, pinned shards, counters and options
+      MANIFEST.json                                 size and SHA-256 of all other files, written last
 
-A folder is filled under a hidden name, flushed to the disk and renamed, so that a run that is killed, or a disk that
-fills up, at any moment leaves every earlier checkpoint as it was. There is no pickle: safetensors and JSON only.
+A folder is filled under a hidden name, flushed to the disk and renamed: a kill or a full disk at any moment leaves every
+earlier checkpoint as it was. safetensors and JSON only, no pickle.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ REQUIRED = ("config.json", "model.safetensors", "optimizer.safetensors", "stream
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything one checkpoint holds, on the host and detached from what the training thread goes on changing."""
+    """Everything in a checkpoint, in host memory that the training thread does not change."""
 
     step: int
     model: dict[str, Tensor]
-    """Contiguous CPU copies under the bare model's names, without tied duplicates."""
+    """Contiguous CPU copies by the names of the bare model, without tied duplicates."""
     model_config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     optimizer: dict[str, Tensor]
     """As `optimizer_tensors` gives it."""
     stream: dict[str, Any]
     corpus: bytes
-    """What corpus.json holds: encoded once a run, since a corpus may have many shards."""
+    """The content of corpus.json, encoded once a run, since a corpus may have many shards."""
     trainer: dict[str, Any]
     passthrough: Mapping[str, bytes] = field(default_factory=dict)
-    """Files that the model and its tokenizer came with, by name."""
+    """Content by name of files that are exported as they came with the model and its tokenizer."""
     untrained: frozenset[str] = frozenset()
     """Names in `model` that no update changes."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint says, besides its tensors."""
+    """A checkpoint without its tensors."""
 
     path: Path
     step: int
@@ -74,12 +74,12 @@ class Saved:
 
 
 def write(snapshot: Snapshot, directory: Path) -> Path:
-    """Write the snapshot to `directory`/step-… and return that folder; one of this step that is whole stays as it is.
+    """Write the snapshot to `directory`/step-… and return that folder; an intact checkpoint of this step stays.
 
-    Raises: CheckpointError when the disk refuses; all earlier checkpoints are untouched then.
+    Raises: CheckpointError when the disk fails, with all earlier checkpoints as they were.
     """
     final = directory / _name(snapshot.step)
-    with suppress(DamagedCheckpointError):  # not there, or damaged and therefore replaced
+    with suppress(DamagedCheckpointError):  # missing, or damaged: written again
         verify(final)
         return final
 
@@ -106,9 +106,9 @@ def write_model(
     directory: Path,
     passthrough: Mapping[str, bytes],
 ) -> None:
-    """Write the final model for `from_pretrained`; what `directory` held before is replaced in one go.
+    """Write the final model for `from_pretrained`; replaces `directory` atomically.
 
-    Raises: CheckpointError when the disk refuses; what was there is untouched then.
+    Raises: CheckpointError when the disk fails, with `directory` as it was.
     """
     with writing(directory):
         put_in_place(directory, lambda folder: _write_pretrained(folder, model, model_config, tokenizer, passthrough))
@@ -120,7 +120,7 @@ def prune(
     """Delete old checkpoints: keep the last `keep_last` up to step `newest`, and those at multiples of `keep_every` (0: none).
 
     The stream.json of a deleted checkpoint is kept as `cursors`/step-….json. A checkpoint that is damaged, or cannot be read
-    or deleted now, neither counts towards `keep_last` nor is deleted, but reported: it is no reason to end the training.
+    or deleted now, is reported; it is not deleted, does not count towards `keep_last`, and does not end the run.
     """
     assert keep_last > 0
     intact: list[tuple[int, bytes, Path]] = []
@@ -142,27 +142,27 @@ def prune(
 
 
 def verify(checkpoint: Path) -> None:
-    """Compare every file with the manifest, and the step with the name of the folder, where that is a step.
+    """Compare every file with the manifest, and the step with the name of the folder, where it has one.
 
-    Raises: DamagedCheckpointError naming what is wrong, CheckpointError for what cannot be read now or is of another version.
+    Raises: DamagedCheckpointError for wrong content; CheckpointError for what cannot be read now, or is of another version.
     """
     check_manifest(checkpoint, REQUIRED)
     _refuse_other_name(checkpoint)
 
 
 def latest(directory: Path, report: Callable[[str], None]) -> Path | None:
-    """Newest checkpoint that verifies, or None where there is none; only for the process that owns the run.
+    """The newest checkpoint that verifies, None where there are none. Called by the process that owns the run.
 
-    Leftovers of a killed write are deleted. Each newer checkpoint that is damaged is reported in one line and moved to
-    damaged-step-…, where it is neither counted by `prune` nor in the way of the step being written again.
-    Raises: CheckpointError when there are checkpoints but all are damaged, or when one cannot be read now.
+    Deletes leftovers of a killed write. A newer checkpoint that is damaged is reported and renamed to damaged-step-…: `prune`
+    does not count it, and its step can be written again.
+    Raises: CheckpointError when all checkpoints are damaged, or one cannot be read now.
     """
     for leftover in (*directory.glob(".tmp-*"), *directory.glob(".old-*"), *directory.glob(".gone-*")):
         delete(leftover)
     found = _checkpoints(directory)
     others = sorted({path.name for path in directory.glob("step-*")} - {path.name for _, path in found})
     if others and not found:
-        raise CheckpointError(f"{directory}: {others[0]} is not the name of a checkpoint, such as {_name(5)}: rename it")
+        raise CheckpointError(f"{directory}: {others[0]} is not a checkpoint name, such as {_name(5)}: rename it")
     damaged: dict[Path, str] = {}
     for _, checkpoint in reversed(found):
         try:
@@ -176,16 +176,16 @@ def latest(directory: Path, report: Callable[[str], None]) -> Path | None:
             try:
                 newer.rename(aside)
             except OSError as error:
-                raise CheckpointError(f"{reason}; it could not be put aside ({error.strerror}): delete it") from error
-            report(f"{reason}; going back to {checkpoint.name}, the damaged one is now {aside.name}")
+                raise CheckpointError(f"{reason}; it cannot be renamed ({error.strerror}): delete it") from error
+            report(f"{reason}; falling back to {checkpoint.name}, the damaged one is now {aside.name}")
         return checkpoint
     if damaged:
-        raise CheckpointError(f"{directory}: all checkpoints are damaged, the newest: {next(iter(damaged.values()))}")
+        raise CheckpointError(f"{directory}: all checkpoints are damaged; the newest: {next(iter(damaged.values()))}")
     return None
 
 
 def read_trainer(checkpoint: Path) -> dict[str, Any]:
-    """What trainer.json says: the step, its totals, and with which options the run was started. Raises: CheckpointError."""
+    """trainer.json: the step, the totals, and the options of the run. Raises: CheckpointError."""
     trainer, where = json_of(checkpoint / "trainer.json"), f"{checkpoint / 'trainer.json'}:"
     kinds = {"fixed": dict[str, Any], "tokenizer": str, "max_steps": int | None}
     for name, kind in kinds.items():
@@ -202,7 +202,7 @@ def read_trainer(checkpoint: Path) -> dict[str, Any]:
 
 
 def read(checkpoint: Path) -> Saved:
-    """What a checkpoint says that was verified. Raises: CheckpointError."""
+    """Read a verified checkpoint. Raises: CheckpointError."""
     return Saved(
         path=checkpoint,
         step=_step_of(checkpoint),
@@ -213,15 +213,15 @@ def read(checkpoint: Path) -> Saved:
 
 
 class BackgroundWriter:
-    """Writes checkpoints, and prunes old ones, on one thread beside the training. A context manager.
+    """Writes and prunes checkpoints on a background thread. A context manager.
 
-    An error of the thread is raised in the training thread by the next call. It owns the memory that snapshots are copied into.
+    The next call, in the training thread, raises an error of the thread. Snapshots are copied into memory that it owns.
     """
 
     def __init__(
         self, out: Path, saved: Callable[[int], None], report: Callable[[str], None], *, keep_last: int, keep_every: int
     ) -> None:
-        """saved, report: called in the thread with the step of each finished checkpoint, and each new problem of pruning."""
+        """saved: called in the thread with the step of each checkpoint; report: with each new problem of pruning."""
         self._out, self._saved, self._report = out, saved, report
         self._keep_last, self._keep_every = keep_last, keep_every
         self._reported = set[str]()
@@ -230,31 +230,31 @@ class BackgroundWriter:
         self.weights, self.optimizer = HostCopies(), HostCopies()
 
     def submit(self, snapshot: Callable[[], Snapshot]) -> None:
-        """Wait for the previous write, take a snapshot, which is copied into the memory of the last one, and start writing it.
+        """Wait for the previous write, take a snapshot, which reuses its memory, and start writing it.
 
-        Raises: CheckpointError where the previous write has failed, TrainingError where its weights were not finite.
+        Raises: CheckpointError where the previous write failed, TrainingError where its weights were not finite.
         """
         self.wait()
         self._pending = self._thread.submit(self._save, snapshot())
 
     def prune(self, newest: int) -> None:
-        """Start pruning what a process that was killed has left to prune up to a step, after the previous write has ended."""
+        """Start pruning up to a step, after the previous write: a killed process may have left checkpoints to prune."""
         self.wait()
         self._pending = self._thread.submit(self._prune, newest)
 
     def check(self) -> None:
-        """Raise what the write that ended last has failed by; does not wait for one that goes on."""
+        """Raise the error of a write that has ended; does not wait for one in progress."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until what was submitted is on the disk. Raises: as `submit`."""
+        """Wait until the last submitted snapshot is on the disk. Raises: as `submit`."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def settle(self) -> None:
-        """Wait as `wait` does, in another thread and raising nothing, where the one that trains hangs."""
+        """Like `wait`, but raises nothing: for another thread, while the training thread hangs."""
         if (pending := self._pending) is not None:
             futures.wait([pending])
 
@@ -267,13 +267,13 @@ class BackgroundWriter:
 
     def _save(self, snapshot: Snapshot) -> None:
         trained = (tensor for name, tensor in snapshot.model.items() if name not in snapshot.untrained)
-        if not all_finite(trained):  # an update can overflow after a finite loss; no step could go on from it
+        if not all_finite(trained):  # an update can overflow after a finite loss; no run could resume from it
             raise TrainingError(
                 f"the weights are not finite after step {snapshot.step}: lower --train.learning-rate; "
-                "the same command goes on from the last checkpoint"
+                "the same command resumes from the last checkpoint"
             )
         directory = self._out / CHECKPOINTS
-        sync_records(self._out)  # a checkpoint counts on the lines of the steps before it
+        sync_records(self._out)  # a resume expects the lines of all steps before the checkpoint
         write(snapshot, directory)
         self._saved(snapshot.step)
         self._prune(snapshot.step)
@@ -302,7 +302,7 @@ class BackgroundWriter:
         except StreamPretrainError as failure:
             if error is None:
                 raise
-            error.add_note(str(failure))  # what ended the training stays the error that is shown
+            error.add_note(str(failure))  # the first error is the one to show
 
 
 def _name(step: int) -> str:
@@ -310,18 +310,18 @@ def _name(step: int) -> str:
 
 
 def _checkpoints(directory: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of all checkpoints, oldest first."""
+    """Step and folder of all checkpoints, oldest first."""
     found = ((re.fullmatch(r"step-([0-9]{8,18})", path.name), path) for path in directory.glob("step-*"))
     return sorted((int(match[1]), path) for match, path in found if match and path.name == _name(int(match[1])))
 
 
 def _step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint says it is of. Raises: DamagedCheckpointError where it is not of one mind."""
+    """The step of a checkpoint. Raises: DamagedCheckpointError where trainer.json contradicts itself."""
     trainer = json_of(checkpoint / "trainer.json")
     step, totals = trainer.get("step"), trainer.get("totals")
     counted = totals.get("step") if isinstance(totals, dict) else None
     if type(step) is not int or type(counted) is not int or counted != step or step < 0:
-        raise DamagedCheckpointError(f"{checkpoint / 'trainer.json'} is not sure of its step: use another checkpoint")
+        raise DamagedCheckpointError(f"{checkpoint / 'trainer.json'} contradicts itself on the step: use another checkpoint")
     return step
 
 
@@ -329,11 +329,11 @@ def _refuse_other_name(checkpoint: Path) -> None:
     step = _step_of(checkpoint)
     named = re.fullmatch(r"step-([0-9]+)", checkpoint.name)
     if named and int(named[1]) != step:
-        raise DamagedCheckpointError(f"{checkpoint} holds step {step}: give it its name back, {_name(step)}")
+        raise DamagedCheckpointError(f"{checkpoint} holds step {step}: rename it to {_name(step)}")
 
 
 def _complete(checkpoint: Path) -> bytes:
-    """The stream.json of a checkpoint that has its step and its files; none is compared with the manifest.
+    """The stream.json of a checkpoint that has its step and all files; contents are not compared with the manifest.
 
     Raises: CheckpointError, OSError.
     """
@@ -356,9 +356,9 @@ def _write_pretrained(
     try:
         with utf8_path(folder) as path:
             tokenizer.save_pretrained(path)
-    except Exception as error:  # the tokenizers library raises nothing narrower when the disk is full
+    except Exception as error:  # tokenizers raises nothing narrower when the disk is full
         raise OSError(f"tokenizer: {error}") from error
-    for name, content in passthrough.items():  # the tokenizer's own files too: transformers leaves out some of what they say
+    for name, content in passthrough.items():  # over the tokenizer's files too: transformers does not write all settings
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
 
@@ -367,4 +367,4 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.touch()
     mode = path.stat().st_mode
     save_file(dict(tensors), path, metadata={"format": "pt"})
-    path.chmod(mode)  # safetensors makes files that only their owner can read
+    path.chmod(mode)  # safetensors writes files that only their owner can read

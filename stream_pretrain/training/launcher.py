@@ -1,4 +1,4 @@
-"""What torchrun is told of the end of a rank, for the summary that it prints below everything else."""
+"""The reason why a rank ends, for the summary that torchrun prints last."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from stream_pretrain.training.atomic_files import replace_file
 
 
 def tell_launcher(why: str) -> None:
-    """Leave one line where torchrun looks for the reason of a rank that ends; elsewhere this does nothing.
+    """Write one line to torchrun's error file; does nothing under other launchers.
 
     The format is that of `torch.distributed.elastic.multiprocessing.errors.ErrorHandler`.
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         line = printable(" ".join(why.split("\n")))  # torchrun prints it as it is
-        said = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}
+        reason = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}
         with suppress(OSError):  # it is on stderr as well
-            replace_file(Path(path), [json.dumps({"message": said}).encode()])
+            replace_file(Path(path), [json.dumps({"message": reason}).encode()])

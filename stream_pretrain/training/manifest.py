@@ -1,4 +1,4 @@
-"""The list of the files of a checkpoint: with it, every bit of them is known to be the one that was written."""
+"""MANIFEST.json: size and SHA-256 of every file of a checkpoint, by which damage is detected."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def write_manifest(folder: Path) -> None:
 
 
 def check_manifest(folder: Path, required: Iterable[str]) -> None:
-    """Compare every file with the manifest, which lists those that are required.
+    """Compare every file with the manifest, which must list the required ones.
 
-    Raises: DamagedCheckpointError naming what is not as it was written, CheckpointError for what cannot be read now.
+    Raises: DamagedCheckpointError for wrong content, CheckpointError for a file that cannot be read now.
     """
     listed = _listed(folder / MANIFEST)
     for name in required:
@@ -40,14 +40,14 @@ def check_manifest(folder: Path, required: Iterable[str]) -> None:
         wrong = [key for key in found if found[key] != expected[key]]
         if wrong:
             raise DamagedCheckpointError(
-                f"{folder / name} is damaged ({wrong[0]} is not that of {MANIFEST}): use another checkpoint"
+                f"{folder / name} is damaged (its {wrong[0]} differs from {MANIFEST}): use another checkpoint"
             )
 
 
 def file_of(path: Path) -> bytes:
-    """What a small file of a checkpoint holds.
+    """The content of a small file of a checkpoint.
 
-    Raises: DamagedCheckpointError where it is missing or no file, CheckpointError where it cannot be read now.
+    Raises: DamagedCheckpointError where it is missing or not a file, CheckpointError where it cannot be read now.
     """
 
     def read() -> bytes:
@@ -55,13 +55,13 @@ def file_of(path: Path) -> bytes:
             return file.read()
 
     try:
-        return retried(read)  # opened anew: a file that has failed halfway goes on from there
+        return retried(read)  # each attempt opens it: after an error in the middle, the position is not known
     except OSError as error:
         raise _fault(path, error) from error
 
 
 def json_of(path: Path) -> dict[str, Any]:
-    """The JSON object that a file of a checkpoint holds. Raises: as `file_of`, DamagedCheckpointError for what is none."""
+    """The JSON object in a file of a checkpoint. Raises: as `file_of`; DamagedCheckpointError for other content."""
     content = file_of(path)
     try:
         value = parsed(content)
@@ -79,7 +79,7 @@ def _listed(manifest: Path) -> dict[str, dict[str, Any]]:
         raise DamagedCheckpointError(f"{manifest} is damaged (it names no format): use another checkpoint")
     if version != FORMAT:
         raise CheckpointError(
-            f"{manifest} has format {version}, this version reads format {FORMAT}: use the version it is from"
+            f"{manifest} has format {version}, this version reads format {FORMAT}: use the version that wrote it"
         )
     if not isinstance(listed, dict) or not all(map(_is_fingerprint, listed.values())):
         raise DamagedCheckpointError(f"{manifest} is damaged (it lists no sizes and sha256): use another checkpoint")
@@ -91,11 +91,11 @@ def _is_fingerprint(value: object) -> bool:
 
 
 def _refuse_outside(folder: Path, name: str) -> None:
-    """Refuse names that do not lead to a file of the folder."""
+    """Refuse names of files outside of the folder."""
     parts = PurePosixPath(name).parts
     plain = name == "/".join(parts) and ".." not in parts and parts and name.isprintable()
     if not plain or any((folder / Path(*parts[:depth])).is_symlink() for depth in range(1, len(parts))):
-        raise DamagedCheckpointError(f"{folder / MANIFEST} lists {name!r}, which is no file of the checkpoint: use another one")
+        raise DamagedCheckpointError(f"{folder / MANIFEST} lists {name!r}, not a file of the checkpoint: use another one")
 
 
 def _found(path: Path) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _opened(path: Path) -> int:
-    """A descriptor of a file that is no link, pipe or folder. Raises: OSError."""
+    """A descriptor of a regular file; links and pipes are refused. Raises: OSError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Weights and the state of the optimizer by the names of the parameters: taken out for a checkpoint, put back from one."""
+"""Weights and optimizer state by parameter name: taken for a checkpoint, restored from one."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from stream_pretrain.non_utf8_names import utf8_path
 from stream_pretrain.training.ranks import Ranks
 
 STATES = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW knows of a parameter: its updates, a scalar, and two tensors of the parameter's shape."""
+"""State of AdamW for a parameter: its number of updates, a scalar, and two tensors of the parameter's shape."""
 
 _COPY_THREADS = 4
-"""One core does not copy as fast as the memory can."""
+"""One core cannot saturate the memory bandwidth."""
 
 
 class HostCopies:
-    """Copies of tensors in memory of the host that is taken once: new memory costs several times what the copy does."""
+    """Copies of tensors in host memory that is allocated once: a fresh allocation takes several times as long as the copy."""
 
     def __init__(self) -> None:
         self._memory: dict[str, Tensor] = {}
 
     def of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Contiguous copies on the CPU, which the next call overwrites; names, shapes and types are those of the first one."""
+        """Contiguous CPU copies, which the next call overwrites; names, shapes and dtypes must be those of the first call."""
         copies = {name: self._memory_for(name, tensor) for name, tensor in tensors.items()}
         if any(tensor.is_cuda for tensor in tensors.values()):
             for name, tensor in tensors.items():
@@ -51,13 +51,13 @@ class HostCopies:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no value is NaN or infinite. By the extremes, which takes a tenth of the time of a look at each value."""
+    """Whether no value is NaN or infinite; by the extremes, ten times as fast as testing each value."""
     kinds = (tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel())
     return all(bool(extreme.isfinite()) for tensor in kinds for extreme in tensor.aminmax())
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of a checkpoint, mapped from it: copy what has to outlive it. Raises: CheckpointError."""
+    """The tensors of a file, memory-mapped: copy what must outlive the file. Raises: CheckpointError."""
     try:
         with utf8_path(path.parent) as folder:
             tensors: dict[str, Tensor] = load_file(folder / path.name)
@@ -67,14 +67,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def untrained(weights: Iterable[str], model: Module) -> frozenset[str]:
-    """Of the names of weights those that are of no trained parameter of the model: such weights are as they came."""
+    """The names of weights that no update changes."""
     return frozenset(weights) - {name for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
 
 
 def load_weights(weights: Mapping[str, Tensor], file: Path, untrained: Collection[str] = ()) -> None:
     """Overwrite live weights with those of a file.
 
-    Raises: CheckpointError where they are of another model, or not finite although they are trained.
+    Raises: CheckpointError for weights of another model, or trained weights that are not finite.
     """
     saved = read_tensors(file)
     _refuse_other_names(file, weights.keys(), saved.keys())
@@ -87,9 +87,9 @@ def load_weights(weights: Mapping[str, Tensor], file: Path, untrained: Collectio
 
 
 def optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """The live state of the optimizer, named `<state>.<parameter name>`, for example `exp_avg.encoder.weight`.
+    """The live optimizer state by `<state>.<parameter name>`, for example `exp_avg.encoder.weight`; empty before any update.
 
-    Empty before the first update. `named_parameters` are those of the bare model; an Accelerate wrapper is unwrapped.
+    named_parameters: of the bare model. An Accelerate wrapper of the optimizer is unwrapped.
     """
     bare, names = _bare(optimizer), {id(parameter): name for name, parameter in named_parameters}
     parameters = _parameters(bare)
@@ -102,10 +102,10 @@ def optimizer_tensors(optimizer: Optimizer, named_parameters: Iterable[tuple[str
 def load_optimizer_tensors(
     optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]], file: Path, *, updates: int, ranks: Ranks
 ) -> None:
-    """Put back what `optimizer_tensors` gave, on each parameter's device; learning rates and the like stay as they are.
+    """Restore the state that `optimizer_tensors` gave; hyperparameters such as the learning rate stay.
 
-    The first rank reads it from the file, and the others have it from there. updates: there were at most so many.
-    Raises: CheckpointError when a parameter is not covered, unknown or of another shape.
+    The first rank reads the file and broadcasts it. updates: the most that a parameter can have had.
+    Raises: CheckpointError for a missing or unknown parameter, or one of another shape.
     """
     bare, names = _bare(optimizer), {id(parameter): name for name, parameter in named_parameters}
     parameters = {names[id(parameter)]: parameter for parameter in _parameters(bare)}
@@ -119,8 +119,7 @@ def load_optimizer_tensors(
     if not ranks.from_first(check):
         return
     state = [
-        # The step count stays on the host, where all but the fused and capturable kernels want it; for these
-        # `load_state_dict` moves it.
+        # The step count stays on the host; `load_state_dict` moves it for the fused and capturable kernels.
         {
             key: torch.empty(() if key == "step" else parameter.shape, device="cpu" if key == "step" else parameter.device)
             for key in STATES
@@ -144,9 +143,7 @@ def _refuse_foreign_state(file: Path, parameters: Mapping[str, Tensor], saved: M
             _refuse_other_kind(file, f"{key}.{name}", saved[f"{key}.{name}"], shape, torch.float32)
         steps = saved[f"step.{name}"].item()
         if not 1 <= steps <= updates:
-            raise CheckpointError(
-                f"{file}: {name} was updated {steps:g} times in {updates} steps: it is of another checkpoint, use another one"
-            )
+            raise CheckpointError(f"{file}: {name} has {steps:g} updates after {updates} steps: use another checkpoint")
 
 
 def _refuse_other_names(file: Path, expected: Iterable[str], found: Iterable[str]) -> None:
@@ -154,7 +151,7 @@ def _refuse_other_names(file: Path, expected: Iterable[str], found: Iterable[str
     if missing:
         raise CheckpointError(f"{file} has no {missing[0]}: it belongs to another model")
     if unknown:
-        raise CheckpointError(f"{file} has {unknown[0]!r}, which the model has not: it belongs to another model")
+        raise CheckpointError(f"{file} has {unknown[0]!r}, which the model does not have: it belongs to another model")
 
 
 def _refuse_other_kind(file: Path, name: str, tensor: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:

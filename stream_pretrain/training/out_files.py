@@ -1,36 +1,36 @@
-"""OUT, the folder of one run: the names of what lies in it.
+"""OUT, the folder of one run: the names of its files and folders.
 
 JSON lines are appended by `records`; every other file is replaced by `atomic_files`, every folder by `atomic_folders`: at any
 moment, also after a kill, the old one or the new one is there.
 """
 
 LOCK = "lock"
-"""Held by the process that trains; names it, and beats as long as it lives (`lock`)."""
+"""Held by the process that trains: its host, pid and heartbeat (`lock`)."""
 RUN = "run.json"
 """State of the run, for people and schedulers (`run_directory`)."""
 METRICS = "metrics.jsonl"
-"""One line for each logged step."""
+"""One line per logged step."""
 QUARANTINE = "quarantine.jsonl"
-"""Documents that were skipped."""
+"""Skipped documents."""
 BAD_STEPS = "bad_steps.jsonl"
-"""Documents of steps that changed nothing."""
+"""Documents of steps without an update."""
 CHECKPOINTS = "checkpoints"
-"""One folder for each checkpoint (`checkpoint`)."""
+"""A folder per checkpoint (`checkpoint`)."""
 CURSORS = "cursors"
-"""Where the lanes stood in the checkpoints that were deleted since."""
+"""The cursors of deleted checkpoints."""
 MODEL = "model"
 """The final model."""
 EVALUATION = "evaluation.jsonl"
 """Documents of the evaluation set."""
 EVALUATION_ORIGIN = "evaluation.json"
-"""The options that they were collected by."""
+"""The options it was collected with."""
 WANDB = "wandb"
 """Files of Weights & Biases."""
 WANDB_ID = "wandb-id"
-"""Its id of the run."""
+"""The id of its run."""
 WANDB_SENT = "wandb-sent-step"
-"""The last step that its server is known to have."""
+"""The last step that its server has acknowledged."""
 
 RECORDS = (METRICS, QUARANTINE, BAD_STEPS)
 FILES = (RUN, *RECORDS, EVALUATION, EVALUATION_ORIGIN, WANDB_ID)
-"""What OUT may hold besides its lock, its options and its folders."""
+"""What OUT may hold besides its lock, config.yaml and its folders."""

@@ -1,4 +1,4 @@
-"""Reading what a run keeps: that it cannot be read now says nothing of what is in it."""
+"""Reads of the files of a run, with retries: a file that cannot be read now is not a damaged file."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any, TypeVar
 from stream_pretrain.errors import CheckpointError
 
 PAUSES = (0.1, 0.4, 1.5)
-"""Seconds between the attempts: what another process or the network keeps for a moment is there again after that."""
+"""Seconds between the attempts, for faults that pass: another process, a network file system."""
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
-"""What is asked for is missing, or something else is in its place."""
+"""The file is missing, or something else has its name."""
 REFUSED = (errno.EACCES, errno.EPERM)
 T = TypeVar("T")
 
 
 def retried(action: Callable[[], T]) -> T:
-    """Do something that reads, again for a moment where the machine fails, as with EIO or EMFILE. Raises: OSError."""
+    """Read, and retry for two seconds faults that may pass, such as EIO or EMFILE. Raises: OSError."""
     for pause in PAUSES:
         try:
             return action()
@@ -32,18 +32,18 @@ def retried(action: Callable[[], T]) -> T:
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
-    """What a start ends with where a file of a run cannot be read, which is no reason to put anything aside."""
-    what = "allow it to be read" if error.errno in REFUSED else "see to the disk or the machine"
-    return CheckpointError(f"{path} cannot be read ({error.strerror}): {what}, and start the same command again")
+    """The error of a start that cannot read a file of the run. Nothing is set aside for it."""
+    what = "fix its permissions" if error.errno in REFUSED else "check the disk and the machine"
+    return CheckpointError(f"{path} cannot be read ({error.strerror}): {what}, then run the same command again")
 
 
 def read_bytes(path: Path) -> bytes:
-    """What a file of a run holds. Raises: FileNotFoundError, and CheckpointError where it cannot be read."""
+    """The content of a file of a run. Raises: FileNotFoundError; CheckpointError where it cannot be read."""
     return patiently(path, path.read_bytes)
 
 
 def patiently(path: Path, read: Callable[[], T]) -> T:
-    """What `read` finds in a file of a run. Raises: FileNotFoundError, and CheckpointError where it cannot be read."""
+    """The result of `read`, which reads `path`. Raises: FileNotFoundError; CheckpointError where it cannot be read."""
     try:
         return retried(read)
     except FileNotFoundError:
@@ -53,7 +53,7 @@ def patiently(path: Path, read: Callable[[], T]) -> T:
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
-    """The lines of a file of a run. Raises: FileNotFoundError, and CheckpointError where it cannot be read."""
+    """The lines of a file of a run. Raises: FileNotFoundError; CheckpointError where it cannot be read."""
     try:
         with retried(lambda: path.open("rb")) as file:
             yield from file
@@ -64,7 +64,7 @@ def lines_of(path: Path) -> Iterator[bytes]:
 
 
 def parsed(content: bytes) -> Any:
-    """The value that some bytes of JSON stand for. Raises: ValueError, also where they are nested too deep."""
+    """A value from JSON. Raises: ValueError, also for JSON nested too deep for the parser."""
     try:
         return json.loads(content)
     except RecursionError as error:

@@ -1,4 +1,4 @@
-"""What the files of Weights & Biases hold: a client that is killed has not written all that it was handed.
+"""The steps in the offline files of Weights & Biases: a client that is killed loses the last ones it was given.
 
 A file is seven bytes and then the log format of LevelDB: blocks of 32 KiB with pieces of records, each piece with its checksum,
 length and kind. A record is a message of the client's own protocol.
@@ -17,7 +17,7 @@ PREAMBLE = 7
 PIECE = struct.Struct("<IHB")
 """CRC-32 of kind and content, length of the content, kind."""
 WHOLE, LAST = 1, 4
-"""Kinds of pieces that end a record; the others are the first and the middle ones of a record in several pieces."""
+"""Kinds of pieces that end a record; the others begin or continue one."""
 
 
 def steps_held(wandb: Path, run_id: str) -> set[int]:
@@ -35,13 +35,13 @@ def _steps(path: Path) -> Iterator[int]:
 
 
 def _records(path: Path) -> Iterator[bytes]:
-    """The records of a file up to where it ends, or is not as it was written."""
+    """The records of a file, up to its end or the first damage."""
     pieces: list[bytes] = []
     with path.open("rb") as file:
         file.seek(PREAMBLE)
         while True:
             left = BLOCK - file.tell() % BLOCK
-            if left < PIECE.size:  # no piece begins there
+            if left < PIECE.size:  # too short for a header: padding
                 file.seek(left, 1)
             head = file.read(PIECE.size)
             if len(head) < PIECE.size:

@@ -1,4 +1,4 @@
-"""A line on stderr when a rank does not get on, so that one who waits knows for whom and for what."""
+"""A line on stderr when a rank stalls: which rank, in which stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STALL_SECONDS = 120.0
 
 
 class Watchdog:
-    """Reports a stage of this rank that lasts longer than `seconds`, and again whenever that has doubled; it ends nothing."""
+    """Reports a stage of this rank that lasts longer than `seconds`, then at twice that time, and so on. It ends nothing."""
 
     def __init__(self, ranks: Ranks, report: Callable[[str], None], seconds: float = STALL_SECONDS) -> None:
         self._rank, self._report, self._seconds = ranks.index, report, seconds
@@ -25,7 +25,7 @@ class Watchdog:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """What this rank does in the block, for example "waiting for data"; an inner stage stands for the outer one."""
+        """What this rank does in the block, for example "waiting for data"; an inner stage replaces the outer one meanwhile."""
         outer, self._stage = self._stage, (name, time.monotonic())
         try:
             yield

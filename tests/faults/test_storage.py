@@ -142,6 +142,6 @@ def test_a_disk_that_is_too_small_ends_a_run_in_one_line_and_a_larger_one_lets_i
         assert "Traceback" not in done.stderr
         (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert "No space left on device" in error
-        assert "make room" in error
+        assert "free some space" in error
         subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
         assert_goes_on(undisturbed.inputs, disk / "out", undisturbed.kept, [error])

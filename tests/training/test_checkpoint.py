@@ -91,7 +91,7 @@ def test_a_flipped_bit_is_found_and_its_file_named(tmp_path: Path, name: str) ->
 def test_a_short_or_missing_file_is_named(tmp_path: Path) -> None:
     written = checkpoint.write(small_snapshot(7), tmp_path)
     os.truncate(written / "optimizer.safetensors", 20)
-    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors is damaged \(size"):
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors is damaged \(its size differs"):
         checkpoint.verify(written)
     (written / "optimizer.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"optimizer\.safetensors cannot be read \(No such file"):
@@ -129,7 +129,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_put_aside_for_the_next_olde
     assert checkpoint.latest(tmp_path, lines.append) == tmp_path / "step-00000002"
     assert len(lines) == 1
     assert "step-00000003/model.safetensors is damaged" in lines[0]
-    assert "going back to step-00000002" in lines[0]
+    assert "falling back to step-00000002" in lines[0]
     assert folders(tmp_path) == ["damaged-step-00000003", "step-00000001", "step-00000002"]
     assert checkpoint.latest(tmp_path, unexpected) == tmp_path / "step-00000002"
 
@@ -138,7 +138,7 @@ def test_when_all_checkpoints_are_damaged_the_run_is_refused_and_nothing_moved(t
     for step in (1, 2):
         checkpoint.write(small_snapshot(step), tmp_path)
         flip_a_bit(tmp_path / f"step-{step:08d}" / "stream.json")
-    with pytest.raises(CheckpointError, match=r"all checkpoints are damaged, the newest: .*step-00000002/stream\.json"):
+    with pytest.raises(CheckpointError, match=r"all checkpoints are damaged; the newest: .*step-00000002/stream\.json"):
         checkpoint.latest(tmp_path, unexpected)
     assert folders(tmp_path) == ["step-00000001", "step-00000002"]
 
@@ -248,7 +248,7 @@ for limit in (100, 10_000, 399_999):  # met in the first file, early in the weig
     for line in lines:
         assert "step-00000002 cannot be written (" in line
         assert "File too large" in line
-        assert line.endswith("make room, then start again ['step-00000001']")
+        assert line.endswith("free some space, then run the same command again ['step-00000001']")
     assert checkpoint.latest(tmp_path, unexpected) == tmp_path / "step-00000001"
 
 

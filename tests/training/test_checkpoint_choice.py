@@ -56,7 +56,7 @@ def test_a_checkpoint_that_cannot_be_read_ends_the_start_and_stays_where_it_is(
     for step in (1, 2):
         checkpoint.write(small_snapshot(step), tmp_path)
     asked = failing(monkeypatch, name, number)
-    with pytest.raises(CheckpointError, match=rf"step-00000002/{name} cannot be read \({os.strerror(number)}\): .*start the"):
+    with pytest.raises(CheckpointError, match=rf"step-00000002/{name} cannot be read \({os.strerror(number)}\): .*run the"):
         latest(tmp_path, unexpected)
     assert len(asked) == attempts
     assert folders(tmp_path) == ["step-00000001", "step-00000002"]
@@ -145,7 +145,7 @@ def test_a_manifest_lists_nothing_outside_of_its_folder(name: str, tmp_path: Pat
     (written / "linked").symlink_to(written)
     listed = json.loads((written / "MANIFEST.json").read_text())["files"]
     change_json(written / "MANIFEST.json", files={**listed, name: listed["stream.json"]})
-    with pytest.raises(DamagedCheckpointError, match="which is no file of the checkpoint: use another one"):
+    with pytest.raises(DamagedCheckpointError, match="not a file of the checkpoint: use another one"):
         verify(written)
 
 
@@ -157,7 +157,7 @@ def test_a_copy_under_another_step_is_put_aside(tmp_path: Path) -> None:
     shutil.copytree(written, tmp_path / "step-99999999")
     lines: list[str] = []
     assert latest(tmp_path, lines.append) == written
-    assert "step-99999999 holds step 5: give it its name back, step-00000005" in lines[0]
+    assert "step-99999999 holds step 5: rename it to step-00000005" in lines[0]
     assert folders(tmp_path) == ["damaged-step-99999999", "step-00000005"]
 
 
@@ -165,7 +165,7 @@ def test_a_copy_under_another_step_is_put_aside(tmp_path: Path) -> None:
 def test_a_checkpoint_whose_totals_are_of_another_step_is_damaged(totals: object, tmp_path: Path) -> None:
     written = checkpoint.write(small_snapshot(5), tmp_path)
     change_json(written / "trainer.json", totals=totals)
-    with pytest.raises(DamagedCheckpointError, match=r"trainer\.json is not sure of its step"):
+    with pytest.raises(DamagedCheckpointError, match=r"trainer\.json contradicts itself on the step"):
         verify(signed(written))
 
 
@@ -226,5 +226,5 @@ def test_a_second_name_of_a_step_does_not_count(name: str, tmp_path: Path) -> No
     flip_a_bit(tmp_path / name / "model.safetensors")
     assert latest(tmp_path, unexpected) == written
     shutil.rmtree(written)
-    with pytest.raises(CheckpointError, match=rf"{name} is not the name of a checkpoint, such as step-00000005: rename it"):
+    with pytest.raises(CheckpointError, match=rf"{name} is not a checkpoint name, such as step-00000005: rename it"):
         latest(tmp_path, unexpected)

@@ -190,7 +190,8 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_each_step_is_once_i
         full = run_here(command)
     assert full.returncode == 1
     assert [line for line in full.stderr.splitlines() if line.startswith("error: ")] == [
-        f"error: {tmp_path / 'metrics.jsonl'} cannot be written (No space left on device): make room, then start again"
+        f"error: {tmp_path / 'metrics.jsonl'} cannot be written (No space left on device): free some space, "
+        "then run the same command again"
     ]
     whole = record(tmp_path)
     assert 1 < len(whole) < 6

@@ -114,7 +114,7 @@ def test_a_secret_in_a_mixture_has_to_be_put_back(tmp_path: Path) -> None:
 
 def test_leave_to_run_code_is_not_in_the_file(tmp_path: Path) -> None:
     text = written(cli.parse(["--dataset=x", "--model.trust-remote-code", *NEEDED]), tmp_path)
-    assert "# trust-remote-code: true   # taken from the command line only: --model.trust-remote-code" in text
+    assert "# trust-remote-code: true   # on the command line only: --model.trust-remote-code" in text
     assert not cli.parse([f"--config={tmp_path / 'config.yaml'}"]).model.trust_remote_code
 
 

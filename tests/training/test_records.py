@@ -56,7 +56,7 @@ def test_what_a_full_disk_took_of_a_line_is_cut_back(tmp_path: Path, monkeypatch
         return taken
 
     monkeypatch.setattr(records.os, "write", fills_up)
-    full = r"metrics\.jsonl cannot be written \(No space left on device\): make room, then start again$"
+    full = r"metrics\.jsonl cannot be written \(No space left on device\): free some space, then run the same command again$"
     with pytest.raises(CheckpointError, match=full):
         append(log, [{"step": 2}, {"step": 3}])
     monkeypatch.undo()

@@ -63,9 +63,7 @@ def test_a_file_that_cannot_be_read_is_one_line_and_stays_as_it_is(
     (tmp_path / name).write_bytes(GOOD)
     with monkeypatch.context() as broken:
         asked = failing(broken, name, number, times=10**9)
-        with pytest.raises(
-            CheckpointError, match=rf"{name} cannot be read \({os.strerror(number)}\): .* start the same command"
-        ):
+        with pytest.raises(CheckpointError, match=rf"{name} cannot be read \({os.strerror(number)}\): .* run the same command"):
             READERS[name](tmp_path / name)
     assert len(asked) == attempts
     assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -78,7 +78,7 @@ def test_a_silent_owner_on_another_machine_is_waited_for_and_then_no_more(
     lines: list[str] = []
     owner(tmp_path, "elsewhere", age=58)
     with RunDirectory.own(tmp_path, [], lines.append):
-        assert lines == [f"{tmp_path} was used by process 12 on elsewhere: waiting 2 s to see whether it still is"]
+        assert lines == [f"{tmp_path} was in use by process 12 on elsewhere: waiting 2 s for its next heartbeat"]
     owner(tmp_path, "elsewhere", age=61)
     with RunDirectory.own(tmp_path, [], unexpected):
         pass
@@ -118,7 +118,7 @@ def test_the_lock_that_a_file_server_keeps_for_a_lost_machine_is_waited_for(
         with RunDirectory.own(tmp_path, [], server_gives_it_up):
             pass
         assert lines == [
-            f"{tmp_path} is locked by process 12 on elsewhere, which was last heard of 70 s ago: waiting 120 s for the lock"
+            f"{tmp_path} is locked by process 12 on elsewhere, whose last heartbeat was 70 s ago: waiting 120 s for the lock"
         ]
         owner(tmp_path, "elsewhere", age=70)
         fcntl.flock(kept, fcntl.LOCK_EX)
@@ -137,7 +137,7 @@ def test_without_locks_in_the_file_system_the_beat_decides_on_one_machine_too(
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.1)
     with (
         RunDirectory.own(tmp_path, [], unexpected),
         pytest.raises(CheckpointError, match=f"in use by process {os.getpid()} on"),
@@ -148,11 +148,11 @@ def test_without_locks_in_the_file_system_the_beat_decides_on_one_machine_too(
 
 def test_the_owner_beats_and_takes_itself_out_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beaten = threading.Event()
-    say = lock._say_who_owns
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
+    say = lock._write_owner
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.01)
     with RunDirectory.own(tmp_path, [], unexpected):
         first = json.loads((tmp_path / "lock").read_text())
-        monkeypatch.setattr(lock, "_say_who_owns", lambda descriptor: (say(descriptor), beaten.set()))
+        monkeypatch.setattr(lock, "_write_owner", lambda descriptor: (say(descriptor), beaten.set()))
         assert beaten.wait(60)
         assert json.loads((tmp_path / "lock").read_text())["time"] > first["time"]
         assert first["pid"] == os.getpid()
@@ -170,11 +170,11 @@ def test_a_beat_that_fails_is_reported_and_does_not_end_the_run(tmp_path: Path, 
     def fail(descriptor: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.01)
     with RunDirectory.own(tmp_path, [], report):
-        monkeypatch.setattr(lock, "_say_who_owns", fail)
+        monkeypatch.setattr(lock, "_write_owner", fail)
         assert reported.wait(60)
-    assert lines[0] == "the lock of the run cannot be refreshed: [Errno 5] Input/output error"
+    assert lines[0] == f"the heartbeat in {tmp_path / 'lock'} cannot be written: [Errno 5] Input/output error"
 
 
 @pytest.mark.parametrize("asked", ["fstat", "lstat"])
@@ -199,16 +199,16 @@ def test_a_lock_that_is_no_file_is_one_line_and_nothing_is_waited_for_or_followe
         out = tmp_path / str(number)
         out.mkdir()
         make(out / "lock")
-        with pytest.raises(CheckpointError, match=r"/lock is not a file, or a link to one: remove it, or give another"):
+        with pytest.raises(CheckpointError, match=r"/lock is not a regular file: remove it, or give another"):
             start(out)
     with socket.socket(socket.AF_UNIX) as bound:
         (tmp_path / "s").mkdir()
         bound.bind(str(tmp_path / "s" / "lock"))
-        with pytest.raises(CheckpointError, match=r"/lock is not a file, or a link to one"):
+        with pytest.raises(CheckpointError, match=r"/lock is not a regular file"):
             start(tmp_path / "s")
     (tmp_path / "dangling").mkdir()
     (tmp_path / "dangling" / "lock").symlink_to(tmp_path / "made")
-    with pytest.raises(CheckpointError, match=r"/lock is not a file, or a link to one"):
+    with pytest.raises(CheckpointError, match=r"/lock is not a regular file"):
         start(tmp_path / "dangling")
     assert victim.read_text() == "precious"
     assert not (tmp_path / "made").exists()
@@ -244,7 +244,7 @@ def test_a_folder_that_is_lost_is_written_no_more_and_every_wait_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lose: Callable[[Path], None]
 ) -> None:
     path = tmp_path / "out"
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.01)
     with stop_on_signals() as stop, RunDirectory.own(path, [], unexpected) as out:
         decide_start(config(), out, unexpected, COMMAND)
         out.raise_if_lost()
