@@ -1,7 +1,7 @@
-"""The options of a command line and of the YAML files that it names, as a Config.
+"""The options of a command line, of the YAML files that it names and of the environment, as a Config.
 
-Both give names and values, the files first, so that the command line wins. One reader turns a value into what its option takes,
-whether it is a word of the command line, text of a file or part of a JSON record.
+All give names and values: the environment first, then the files, so that the command line wins. One reader turns a value into
+what its option takes, whether it is a word of the command line, text of a file or part of a JSON record.
 """
 
 from __future__ import annotations
@@ -12,25 +12,27 @@ import difflib
 import json
 import typing
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Any, Literal
 
 import yaml
 
-from stream_pretrain.config import ALIASES, GROUPS, Config, redacted_text
+from stream_pretrain.config import GROUPS, NAMES, SYNONYMS, Config, help_texts, redacted_text, usual_name
 from stream_pretrain.errors import ConfigError
 
 
-def parse(arguments: Sequence[str]) -> Config:
-    """The Config of the arguments and of the YAML files they name.
+def parse(arguments: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> Config:
+    """The Config of the arguments, of the YAML files they name, and of the variables that options have.
 
     Raises:
-        ConfigError: an option is unknown (with the nearest name), lacks its value, or has one that is not of its type.
+        ConfigError: an option is unknown (with the name it has here, or the nearest one), is given twice, lacks its value, or
+            has one that is not of its type.
     """
     from_files: list[_Option] = []
     from_line: list[_Option] = []
+    typed: dict[str, str] = {}
     for name, value in _split(arguments):
         if name == "config":
             from_files += _read_file(Path(value))
@@ -40,12 +42,18 @@ def parse(arguments: Sequence[str]) -> Config:
                     "model brings: give --model.trust-remote-code there"
                 )
         else:
-            from_line.append(_Option(_resolve(name, ""), value, ""))
+            dotted = _resolve(name, "")
+            if dotted in typed:
+                first = typed[dotted]
+                twice = f"--{name} is given twice" if name == first else f"--{first} and --{name} are the same option"
+                raise ConfigError(f"{twice}: leave one of them out")
+            typed[dotted] = name
+            from_line.append(_Option(dotted, value, ""))
     groups: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
-    for option in from_files + from_line:
+    for option in [*_of_environment(environment), *from_files, *from_line]:
         group, _, name = option.name.replace("-", "_").partition(".")
         groups[group][name] = _value(option.value, TYPES[option.name], f"{option.origin}--{option.name}")
-    given = frozenset(f"{group}.{name}" for group, values in groups.items() for name in values)
+    given = frozenset(option.name.replace("-", "_") for option in from_files + from_line)
     return Config(**{name: GROUPS[name](**values) for name, values in groups.items()}, given=given)
 
 
@@ -65,16 +73,24 @@ TYPES: dict[str, Any] = {
     for name, kind in typing.get_type_hints(options).items()
 }
 """The type of every option, by its dotted name with hyphens."""
-SHORT_NAMES = {alias: name.replace("_", "-") for alias, name in ALIASES.items()}
+
+
+def _of_environment(environment: Mapping[str, str]) -> Iterator[_Option]:
+    for group, options in GROUPS.items():
+        for option in dataclasses.fields(options):
+            variable = option.metadata.get("variable")
+            if variable is not None and environment.get(variable):
+                yield _Option(f"{group}.{option.name}".replace("_", "-"), environment[variable], f"{variable}: ")
 
 
 def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Names and values of `--name=value`, `--name value` and, for booleans, the bare `--name`."""
     remaining = list(arguments)
+    last = ""
     while remaining:
         argument = remaining.pop(0)
         if not argument.startswith("--"):
-            raise ConfigError(f"unexpected argument {argument}: options are --name=value")
+            raise ConfigError(_unexpected(argument, last))
         name, has_value, value = argument[2:].partition("=")
         name = name.replace("_", "-")
         if name == "debug" and not has_value:
@@ -87,7 +103,35 @@ def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
                 value = remaining.pop(0)
             else:
                 raise ConfigError(f"--{name} needs a value")
+        last = name
         yield name, value
+
+
+def _unexpected(argument: str, last: str) -> str:
+    """What is wrong with an argument that is no option, behind the option `last`."""
+    if (without := misplaced(argument, last)) is not None:
+        return without
+    if argument.startswith("-") and argument[1:].partition("=")[0].replace("_", "-") in {*NAMES, *SYNONYMS}:
+        return f"unexpected argument {argument}: the names of options begin with two hyphens, -{argument}"
+    if not last or last == "config":
+        return f"unexpected argument {argument}: options are --name=value"
+    if TYPES[NAMES[last]] is bool:
+        return f"--{last}: {argument!r} is not true or false"
+    return f"unexpected argument {argument}: --{last} takes one value; quote one that has spaces"
+
+
+def misplaced(argument: str, last: str = "") -> str | None:
+    """What to do with an argument that is no option but names a file, behind the option `last`; none where it does not."""
+    path = Path(argument)
+    if path.suffix in (".yaml", ".yml"):
+        return f"{argument} is a file of options: give --config {argument}"
+    with contextlib.suppress(OSError):  # too long for a name
+        if path.exists() and last:
+            pattern = path.parent / f"*{''.join(path.suffixes)}"
+            return f"--{last} takes one value, but {argument} follows it: quote a pattern, --{last} '{pattern}'"
+        if path.exists():
+            return f"{argument} is a file or folder: give --dataset {argument}"
+    return None
 
 
 class _Loader(yaml.BaseLoader):
@@ -135,7 +179,7 @@ def _flatten(mapping: dict[str, Any], prefix: str, origin: str) -> Iterator[_Opt
         if isinstance(value, dict) and name in GROUPS:
             yield from _flatten(value, f"{name}.", origin)
             continue
-        if isinstance(value, dict) and name not in {*TYPES, *SHORT_NAMES}:
+        if isinstance(value, dict) and name not in NAMES:
             raise ConfigError(f"{origin}unknown group {name}{suggestion(name, sorted(GROUPS), '')}")
         option = _resolve(name, origin)
         if isinstance(value, dict | list) and _record_type(TYPES[option]) is None:
@@ -144,19 +188,27 @@ def _flatten(mapping: dict[str, Any], prefix: str, origin: str) -> Iterator[_Opt
 
 
 def _resolve(name: str, origin: str) -> str:
-    """The dotted name of an option or alias."""
-    dotted = SHORT_NAMES.get(name, name)
-    if dotted in TYPES:
-        return dotted
-    raise ConfigError(f"{origin}unknown option --{name}{suggestion(name, [*SHORT_NAMES, *TYPES], '--')}")
+    """The dotted name of an option."""
+    if name in NAMES:
+        return NAMES[name]
+    raise ConfigError(f"{origin}unknown option --{name}{_instead(name)}")
+
+
+def _instead(name: str) -> str:
+    """What to give instead of an option that there is not."""
+    last = name.rpartition(".")[2]
+    for called in (name, last):
+        if called in SYNONYMS:
+            return f"; use --{usual_name(SYNONYMS[called])}: {help_texts()[SYNONYMS[called]]}"
+    sharing = [dotted for dotted in TYPES if dotted.endswith(f".{last}")]
+    if len(sharing) > 1:
+        return f"; give {' or '.join(f'--{dotted}' for dotted in sharing)}"
+    return suggestion(name, [*NAMES], "--")
 
 
 def suggestion(name: str, known: Sequence[str], prefix: str) -> str:
-    """The nearest valid name: one that ends with it, else one spelt alike."""
-    nearest = [option for option in known if option.endswith(f".{name}")] or difflib.get_close_matches(name, known, 1, 0.5)
-    if not nearest:  # a misspelt option without its group
-        spelt = {option.rpartition(".")[2]: option for option in known}
-        nearest = [spelt[last] for last in difflib.get_close_matches(name, spelt, 1)]
+    """The valid name that is spelt most alike."""
+    nearest = difflib.get_close_matches(name, known, 1, 0.5)
     return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
 
 
@@ -263,11 +315,13 @@ def without_secrets(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
-            shown.append(f"{name}={redacted_text(_underscored(name), value)}" if equals else name)
+            shown.append(f"{name}={redacted_text(_field(name), value)}" if equals else name)
         else:
-            shown.append(redacted_text(_underscored(name), argument))
+            shown.append(redacted_text(_field(name), argument))
     return shown
 
 
-def _underscored(argument: str) -> str:
-    return argument.removeprefix("--").replace("-", "_")
+def _field(argument: str) -> str:
+    """The dotted name of an option as it is typed, with underscores as its field has it."""
+    name = argument.removeprefix("--").replace("_", "-")
+    return NAMES.get(name, SYNONYMS.get(name, name)).replace("-", "_")

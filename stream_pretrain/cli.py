@@ -7,33 +7,22 @@ argv ────────────────┘
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.metadata
-import inspect
-import itertools
-import json
 import os
-import pkgutil
 import signal
 import sys
-import textwrap
-import typing
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from types import NoneType
-from typing import Any, Literal
+from collections.abc import Sequence
 
 from stream_pretrain import commands
-from stream_pretrain.arguments import SHORT_NAMES, TYPES, parse, suggestion, values_of, without_secrets
-from stream_pretrain.config import GROUPS, Config, flatten, secrets_of, validate
+from stream_pretrain.arguments import misplaced, parse, suggestion, values_of, without_secrets
+from stream_pretrain.config import secrets_of, validate
 from stream_pretrain.errors import ConfigError, StreamPretrainError
+from stream_pretrain.help import PROGRAM, command_names, groups_of, help_of
 from stream_pretrain.non_utf8_names import escaped
 from stream_pretrain.redaction import Secrets, printable
 from stream_pretrain.terminal import ClearStream, clear_stderr, show_traceback, unfailing_stderr
 from stream_pretrain.training.launcher import tell_launcher
-
-PROGRAM = "stream-pretrain"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,15 +54,18 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
     options = arguments
     if arguments and not arguments[0].startswith("-"):
         command, options = arguments[0], arguments[1:]
-        if command not in _commands():
-            raise ConfigError(f"unknown command {command}{suggestion(command, _commands(), '')}; see {PROGRAM} --help")
-    if "--help" in options or "-h" in options:
-        return _print(_help(command))
+        if command not in command_names():
+            near = suggestion(command, command_names(), "")
+            raise ConfigError(misplaced(command) or f"unknown command {command}{near}; see {PROGRAM} --help")
+    for place, argument in enumerate(options, start=1):
+        if argument in ("--help", "-h"):
+            behind = options[place : place + 1]
+            return _print(help_of(command, next((word for word in behind if not word.startswith("-")), None)))
     if "--version" in options:
         return _print(importlib.metadata.version("stream_pretrain"))
-    config = parse(options)
+    config = parse(options, os.environ)
     for name in sorted(config.given):
-        if name.partition(".")[0] not in _groups(command):
+        if name.partition(".")[0] not in groups_of(command):
             raise ConfigError(f"{command} has no option --{name.replace('_', '-')}; see {PROGRAM} {command} --help")
     stderr.secrets = secrets_of(config, os.environ)
     validate(config)
@@ -83,29 +75,6 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
         module = importlib.import_module(f"{commands.__name__}.{command.replace('-', '_')}")
         code: int = module.run(config, [PROGRAM, *without_secrets(arguments)], stop)
     return code
-
-
-def _commands() -> list[str]:
-    return [module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__)]
-
-
-def _source(command: str) -> ast.Module:
-    """The file of a command: to import it takes seconds."""
-    [path] = commands.__path__
-    return ast.parse((Path(path) / f"{command.replace('-', '_')}.py").read_bytes())
-
-
-def _groups(command: str) -> Sequence[str]:
-    """The groups of options that a command takes, as its file says."""
-    [groups] = [
-        ast.literal_eval(line.value)
-        for line in _source(command).body
-        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "GROUPS"
-    ]
-    return tuple(groups)
-
-
-_WIDTH = 120
 
 
 def _print(text: str) -> int:
@@ -119,49 +88,3 @@ def _print(text: str) -> int:
         print(f"error: stdout cannot be written: {error.strerror}", file=sys.stderr)
         return 1
     return 0
-
-
-def _help(command: str) -> str:
-    groups = _groups(command)
-    short_names = {short: dotted for short, dotted in SHORT_NAMES.items() if dotted.partition(".")[0] in groups}
-    width = max(map(len, short_names), default=0)
-    lines = [
-        f"usage: {PROGRAM} [COMMAND] [--OPTION=VALUE ...]",
-        "",
-        f"Commands: {', '.join(_commands())}; without one, train. These are the options of {command}.",
-        "",
-        "Short names:",
-        *(f"  --{alias:{width}}  --{dotted}" for alias, dotted in short_names.items()),
-        "",
-        "  --config FILE.yaml  options from a file, nested or dotted; the command line overrides them",
-        "  --version           print the version",
-        "  --debug             show the traceback of an error",
-        *(line for group in groups for line in _help_of(group)),
-    ]
-    return "\n".join(lines)
-
-
-def _help_of(group: str) -> Iterator[str]:
-    """The options of a group: the docstring under a field is its help."""
-    kind = GROUPS[group]
-    yield from ("", f"{group}: {inspect.getdoc(kind)}")
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
-    default = flatten(Config())
-    for field, below in itertools.pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
-            name = f"{group}.{field.target.id}"
-            option = name.replace("_", "-")
-            usual = "none" if default[name] in (None, []) else json.dumps(default[name]).strip('"')
-            text = f"{inspect.cleandoc(ast.literal_eval(below.value))} (default: {usual})"
-            yield f"  --{option} {_metavar(TYPES[option])}"
-            yield textwrap.fill(" ".join(text.split()), _WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
-
-
-def _metavar(kind: Any) -> str:
-    """What stands for the value of an option in its help."""
-    if typing.get_origin(kind) is Literal:
-        return "|".join(typing.get_args(kind))
-    names = {int: "INTEGER", float: "NUMBER", bool: "[true|false]", str: "TEXT", NoneType: "none"}
-    if typing.get_origin(kind) is tuple:
-        return "JSON"
-    return names[kind] if kind in names else "|".join(map(_metavar, typing.get_args(kind)))

@@ -29,6 +29,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from tests.command_lines import with_last
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 ADDRESS = "STREAM_PRETRAIN_TEST_FORKS"
 """The variable by which a fork finds its server: the ranks of a torchrun are forks of it as well."""
@@ -134,7 +136,7 @@ def _start(
     stdout: IO[Any] | None,
     cwd: Path | None,
 ) -> Fork:
-    asked = {"program": list(program), "environment": {**environment, ADDRESS: address}, "cwd": str(cwd or Path.cwd())}
+    asked = {"program": with_last(program), "environment": {**environment, ADDRESS: address}, "cwd": str(cwd or Path.cwd())}
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(f"\0{address}")
     with open(os.devnull, "r+") as nothing:

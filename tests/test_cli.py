@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,6 +20,8 @@ from stream_pretrain import cli, config, errors
 from stream_pretrain.cli import parse
 from stream_pretrain.config import (
     ALIASES,
+    GROUPS,
+    NAMES,
     Config,
     DataConfig,
     ModelConfig,
@@ -75,9 +79,135 @@ def one_line_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(("alias", "dotted"), ALIASES.items())
-def test_an_alias_and_its_dotted_name_are_one_option_and_the_last_one_wins(alias: str, dotted: str) -> None:
-    assert parsed(f"--{alias}=7", f"--{dotted}=8")[dotted] in (8, "8")
-    assert parsed(f"--{dotted}=8", f"--{alias}=7")[dotted] in (7, "7")
+def test_an_alias_and_its_dotted_name_are_one_option(alias: str, dotted: str) -> None:
+    assert parsed(f"--{alias}=7")[dotted] in (7, "7")
+    assert parsed(f"--{dotted}=8")[dotted] in (8, "8")
+
+
+LAST_NAMES = {
+    "data": "sources weight-schedule data-files data-dir storage-options reader text-field text-template text-documents "
+    "min-characters max-characters special-tokens drop-duplicates sequence-length packing lanes workers window-bytes "
+    "heldout-fraction max-line-bytes max-bad-fraction on-bad-shard retry-deadline",
+    "model": "path tokenizer init-from resize-embeddings gradient-checkpointing compile trust-remote-code",
+    "objective": "mask-rate final-mask-rate selection mask-share random-share",
+    "train": "max-steps max-epochs global-batch-size micro-batch-size seed learning-rate schedule warmup-steps decay-fraction "
+    "final-learning-rate beta1 beta2 epsilon weight-decay max-grad-norm precision max-bad-steps",
+    "eval": "every documents max-read-bytes",
+    "run": "output-dir resume save-every keep-last keep-every log-every wandb wandb-project wandb-entity wandb-name",
+}
+"""What is accepted without its group. Commands and files have these names: a further option must take none of them away (where
+it shares one, the earlier option keeps the name as its short one)."""
+
+
+@pytest.mark.parametrize("group", LAST_NAMES)
+def test_the_last_part_of_a_name_is_enough_where_no_other_option_has_it(group: str) -> None:
+    for name in LAST_NAMES[group].split():
+        assert NAMES[name] == f"{group}.{name}"
+    held = {f"{group}.{name}" for group, names in LAST_NAMES.items() for name in names.split()}
+    assert {name for name in NAMES if "." in name} - held == {
+        *("data.dataset", "data.name", "data.split", "data.revision", "model.path", "model.config", "model.revision"),
+        *("objective.name", "eval.every", "eval.split", "eval.dataset"),
+    } - held, "a new option: its name belongs into the list above"
+
+
+def test_an_option_without_its_group_is_the_option_on_the_command_line_and_in_a_file(tmp_path: Path) -> None:
+    assert parsed("--learning-rate=1e-4", "--weight_decay", "0.1", "--compile") == {
+        "train.learning_rate": 1e-4,
+        "train.weight_decay": 0.1,
+        "model.compile": True,
+    }
+    file = tmp_path / "run.yaml"
+    file.write_text("learning-rate: 1e-4\nmask_rate: 0.2\nsources:\n  - {name: a, dataset: x}\n")
+    assert cli.parse([f"--config={file}"]).data.sources == (SourceConfig("a", "x"),)
+    assert parsed(f"--config={file}", "--learning-rate=2e-4")["train.learning_rate"] == 2e-4
+
+
+def test_a_name_that_several_options_have_is_answered_by_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert one_line_error(capsys, "--split=x") == "unknown option --split; give --data.split or --eval.split"
+    said = "unknown option --revision; give --data.revision or --model.revision"
+    assert one_line_error(capsys, "--revision=x") == said
+
+
+@pytest.mark.parametrize(
+    ("synonym", "option"),
+    [
+        ("lr", "learning-rate"),
+        ("train.lr", "learning-rate"),
+        ("mlm-probability", "mask-rate"),
+        ("gradient_accumulation_steps", "global-batch-size"),
+        ("per-device-train-batch-size", "micro-batch-size"),
+        ("per_device_eval_batch_size", "micro-batch-size"),
+        ("batch-size", "global-batch-size"),
+        ("eval-steps", "eval-every"),
+        ("save-steps", "save-every"),
+        ("save-total-limit", "keep-last"),
+        ("logging-steps", "log-every"),
+        ("resume-from-checkpoint", "resume"),
+        ("report-to", "wandb"),
+        ("bf16", "precision"),
+        ("fp16", "precision"),
+        ("model-name-or-path", "model"),
+        ("tokenizer-name", "tokenizer"),
+        ("train-file", "dataset"),
+        ("validation-file", "eval.dataset"),
+        ("dataset-config-name", "data.name"),
+        ("max-seq-length", "sequence-length"),
+        ("num-train-epochs", "max-epochs"),
+        ("max-train-steps", "max-steps"),
+        ("lr-scheduler-type", "schedule"),
+        ("warmup-ratio", "warmup-steps"),
+        ("adam-beta2", "beta2"),
+        ("out", "output-dir"),
+        ("mlm", "objective.name"),
+        ("run-name", "wandb-name"),
+    ],
+)
+@pytest.mark.parametrize("value", [[], ["=1"]])
+def test_what_other_programs_call_an_option_is_answered_by_its_name_and_its_help(
+    capsys: pytest.CaptureFixture[str], synonym: str, option: str, value: list[str]
+) -> None:
+    said = one_line_error(capsys, *NEEDED, f"--{synonym}{''.join(value)}")
+    assert said.startswith(f"unknown option --{synonym.replace('_', '-')}; use --{option}: ")
+    assert said.endswith(".")
+
+
+def test_a_synonym_is_that_of_one_option_and_no_name_of_another() -> None:
+    said = [
+        word for group in GROUPS.values() for field in dataclasses.fields(group) for word in field.metadata.get("synonyms", ())
+    ]
+    assert len(said) > 100
+    assert len(said) == len(set(said))
+    assert {word for word in said if word in NAMES or word in ("config", "debug", "help", "version")} == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--seed=3", "--seed=3"], "--seed is given twice: leave one of them out"),
+        (["--seed", "3", "--train.seed", "4"], "--seed and --train.seed are the same option: leave one of them out"),
+        (["--train.beta1=0.8", "--beta1=0.9"], "--train.beta1 and --beta1 are the same option: leave one of them out"),
+        (["--model.compile", "--model.compile=false"], "--model.compile is given twice: leave one of them out"),
+        (["--max_steps=3", "--max-steps=none"], "--max-steps is given twice: leave one of them out"),
+    ],
+)
+def test_an_option_given_twice_is_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    assert one_line_error(capsys, *arguments) == said
+
+
+def test_variables_of_wandb_count_unless_the_option_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[tuple[Config, Sequence[str]]]
+) -> None:
+    for name in ("PROJECT", "NAME", "ENTITY"):
+        monkeypatch.setenv(f"WANDB_{name}", f"our {name}")
+    (tmp_path / "run.yaml").write_text("run:\n  wandb-name: that of the file\n")
+    assert cli.main([*NEEDED, "--wandb-entity=that of the line", f"--config={tmp_path / 'run.yaml'}"]) == 0
+    [(config, _)] = started
+    assert (config.run.wandb_project, config.run.wandb_name) == ("our PROJECT", "that of the file")
+    assert config.run.wandb_entity == "that of the line"
+    assert "run.wandb_project" not in config.given
+    monkeypatch.setenv("WANDB_PROJECT", "")
+    assert cli.main(NEEDED) == 0
+    assert started[1][0].run.wandb_project == "stream_pretrain"
 
 
 def test_hyphens_and_underscores_are_equal_at_every_level() -> None:
@@ -99,7 +229,6 @@ def test_underscores_of_a_value_are_kept() -> None:
         (["--model.compile", "true"], True),
         (["--model.compile=TRUE"], True),
         (["--model.compile", "False"], False),
-        (["--model.compile", "--model.compile=false"], False),
     ],
 )
 def test_a_boolean_is_a_bare_flag_or_true_or_false_in_any_case(arguments: list[str], expected: bool) -> None:
@@ -115,7 +244,7 @@ def test_a_whole_number_may_be_written_with_an_exponent(text: str, value: int) -
 
 @pytest.mark.parametrize("none", ["none", "None", "null", "NULL"])
 def test_none_and_null_unset_an_optional_option(none: str) -> None:
-    assert parsed("--max-steps=5", f"--max-steps={none}", "--eval.split=x", f"--eval.split={none}") == {}
+    assert parsed(f"--max-steps={none}", f"--eval.split={none}") == {}
 
 
 def test_none_is_a_value_where_it_is_a_choice() -> None:
@@ -171,7 +300,10 @@ def test_a_later_file_overrides_an_earlier_one(tmp_path: Path) -> None:
     [
         ("train:\n  sead: 3\n", "unknown option --train.sead; did you mean --train.seed?"),
         ("tran:\n  seed: 3\n", "unknown group tran; did you mean train?"),
-        ("mask_rate: 0.2\n", "unknown option --mask-rate; did you mean --objective.mask-rate?"),
+        (
+            "mlm_probability: 0.2\n",
+            "unknown option --mlm-probability; use --mask-rate: Share of a row's maskable positions that get a label (mlm).",
+        ),
         ("dataset: [a, b]\n", "dataset takes one value, not a list or mapping; quote it if that is its text"),
         ("seed: 1\nlanes: 2\nseed: 3\n", "line 3: seed is given twice"),
         ("train:\n  seed: 1\n  seed: 1\n", "line 3: seed is given twice"),
@@ -203,8 +335,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.Capt
     ("arguments", "message"),
     [
         (["--max-stepz=3"], "unknown option --max-stepz; did you mean --max-steps?"),
-        (["--learning-rate=3"], "unknown option --learning-rate; did you mean --train.learning-rate?"),
-        (["--lerning-rate=3"], "unknown option --lerning-rate; did you mean --train.learning-rate?"),
+        (["--lerning-rate=3"], "unknown option --lerning-rate; did you mean --learning-rate?"),
+        (["--data.learning-rate=3"], "unknown option --data.learning-rate; did you mean --train.learning-rate?"),
         (["--xyzzy"], "unknown option --xyzzy"),
         (["--max-steps"], "--max-steps needs a value"),
         (["--max-steps", "--seed=3"], "--max-steps needs a value"),
@@ -234,6 +366,49 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.Capt
     ],
 )
 def test_a_usage_error_is_one_line_that_says_what_to_do(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert one_line_error(capsys, *arguments) == message
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that a shell puts in place of a pattern."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("a.jsonl.zst", "b.jsonl.zst", "data/c", "data/d", "run.yaml"):
+        (tmp_path / name).touch()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--dataset", "a.jsonl.zst", "b.jsonl.zst", "--model=x"],
+            "--dataset takes one value, but b.jsonl.zst follows it: quote a pattern, --dataset '*.jsonl.zst'",
+        ),
+        (
+            ["train", "--model=x", "--eval.dataset", "data/c", "data/d"],
+            "--eval.dataset takes one value, but data/d follows it: quote a pattern, --eval.dataset 'data/*'",
+        ),
+        (["run.yaml", "--max-steps=3"], "run.yaml is a file of options: give --config run.yaml"),
+        (["train", "run.yaml"], "run.yaml is a file of options: give --config run.yaml"),
+        (["--max-steps", "3", "run.yaml"], "run.yaml is a file of options: give --config run.yaml"),
+        (["configs/no.yaml"], "configs/no.yaml is a file of options: give --config configs/no.yaml"),
+        (["a.jsonl.zst", "--model=x"], "a.jsonl.zst is a file or folder: give --dataset a.jsonl.zst"),
+        (["train", "data", "--model=x"], "data is a file or folder: give --dataset data"),
+        (["--wandb-name", "my", "run"], "unexpected argument run: --wandb-name takes one value; quote one that has spaces"),
+        (["--compile", "yes"], "--compile: 'yes' is not true or false"),
+        (["-lr", "3"], "unexpected argument -lr: the names of options begin with two hyphens, --lr"),
+        (
+            ["--seed=3", "-max_steps=3"],
+            "unexpected argument -max_steps=3: the names of options begin with two hyphens, --max_steps=3",
+        ),
+        (["train", "x" * 5000], f"unexpected argument {'x' * 5000}: options are --name=value"),
+    ],
+)
+@pytest.mark.usefixtures("files")
+def test_an_argument_in_the_wrong_place_says_where_it_belongs(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert one_line_error(capsys, *arguments) == message
@@ -274,13 +449,49 @@ def test_train_is_the_default_command_and_gets_the_options_and_the_command(
     assert started == [(expected, ["stream-pretrain", *command, *NEEDED, "--debug"])]
 
 
-def test_help_shows_short_names_first_then_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_every_option_with_its_names_and_its_default_on_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["train", "--help"]) == 0
     text = capsys.readouterr().out
     for name in flatten(Config()):
-        assert f"--{name.replace('_', '-')}" in text
-    assert text.index("--max-steps ") < text.index("--train.max-steps") < text.index("Optimizer steps of the run.")
-    assert "(default: 0.0005)" in text
+        assert f"--{name.replace('_', '-')} " in text
+    assert "\n  --max-steps, --train.max-steps INTEGER   required, or --max-epochs\n      Optimizer steps of the run." in text
+    assert "\n  --eval.split TEXT\n" in text
+    assert "(default: 0.98)" in text
+    assert "(default: none; or the variable WANDB_NAME)" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_example_of_the_help_could_start(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    example = capsys.readouterr().out.partition("example:\n")[2].partition("\n\n")[0]
+    words = shlex.split(example.replace("\\\n", ""))
+    assert words[0] == "stream-pretrain"
+    validate(parse(words[1:]))
+
+
+def test_what_the_help_marks_as_required_is_what_a_run_cannot_do_without(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    marked = re.findall(r"^  --([\w-]+), .*  required, or --([\w.-]+)$", capsys.readouterr().out, re.MULTILINE)
+    assert marked == [("dataset", "data.sources"), ("model", "model.config"), ("max-steps", "max-epochs")]
+    validate(parse(NEEDED))
+    for missing in range(3):
+        with pytest.raises(ConfigError):
+            validate(parse([option for place, option in enumerate(NEEDED) if place != missing]))
+    validate(parse(['--data.sources=[{"name": "a", "dataset": "x"}]', "--model.config=m", "--tokenizer=m", "--max-epochs=1"]))
+
+
+@pytest.mark.parametrize("arguments", [["--help", "train"], ["train", "--help", "train"], ["-h", "train"]])
+def test_help_of_a_group_is_that_group_alone(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("train: The steps: how many, how large, how fast.\n  --max-steps, --train.max-steps INTEGER")
+    assert re.findall(r"--(data|model|eval|run)\.", text) == []
+    assert one_line_error(capsys, "--help", "trian") == (
+        "no group trian; did you mean train?; --help takes data, model, objective, train, eval, run"
+    )
 
 
 def test_a_command_shows_and_takes_the_options_of_the_groups_that_it_names(

@@ -21,6 +21,7 @@ LAYERS = [
     {"training"},
     {"commands"},
     {"arguments"},
+    {"help"},
     {"cli"},
     {"__main__", ""},
 ]

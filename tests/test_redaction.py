@@ -93,6 +93,12 @@ def test_the_command_that_is_recorded_has_dots_in_place_of_secrets(monkeypatch: 
     assert json.loads(mixture.removeprefix("--data.sources=")) == [
         {"name": "a", "dataset": "http://…@h/a.jsonl?…", "storage_options": '{"headers": {"X": "…"}}'}
     ]
+    (_, mixture) = recorded_command(monkeypatch, f"--sources={json.dumps(sources)}")
+    assert [secret for secret in ("PASS", "SIG", "K") if secret in mixture] == []
+    keys = '{"headers":{"X-Key":"K"}}'
+    shown = ["--storage-options", '{"headers": {"X-Key": "…"}}', '--storage_options={"headers": {"X-Key": "…"}}']
+    once = recorded_command(monkeypatch, "--dataset=x", "--storage-options", keys)
+    assert [*once[2:], *recorded_command(monkeypatch, "--dataset=x", f"--storage_options={keys}")[2:]] == shown
     plain = ["--dataset=s3://b/a?.jsonl", '--data.storage-options={"anon":true}', "--model.compile"]
     assert recorded_command(monkeypatch, *plain)[1:] == plain
 

@@ -1,6 +1,7 @@
 """Every option of a run, what it may be, and which of them name and fix the run. Nothing heavy is imported here."""
 
 from stream_pretrain.config.option_field import option
+from stream_pretrain.config.option_names import NAMES, SYNONYMS, help_texts, usual_name
 from stream_pretrain.config.options import (
     ALIASES,
     GROUPS,
@@ -28,6 +29,8 @@ __all__ = [
     "ALIASES",
     "EARLIER_DEFAULTS",
     "GROUPS",
+    "NAMES",
+    "SYNONYMS",
     "Config",
     "DataConfig",
     "EvalConfig",
@@ -41,6 +44,7 @@ __all__ = [
     "defaults",
     "fixed_options",
     "flatten",
+    "help_texts",
     "option",
     "redacted",
     "redacted_text",
@@ -50,6 +54,7 @@ __all__ = [
     "sources_of",
     "storage_options",
     "template_fields",
+    "usual_name",
     "validate",
     "without_places",
 ]

@@ -53,7 +53,13 @@ class WeightChange:
 class DataConfig:
     """Which documents are read, and how they become rows."""
 
-    dataset: str | None = option(None, short="dataset", secret="url")
+    dataset: str | None = option(
+        None,
+        short="dataset",
+        secret="url",
+        required_or="--data.sources",
+        synonyms="dataset-name corpus data-path train-file train-data train-dir input",
+    )
     """Corpus to stream: a Hub id (org/name), a local folder, a file, a glob, a URL, or @FILE with one of these a line."""
     sources: tuple[SourceConfig, ...] = ()
     """Mixture, instead of --dataset: a list of records with name, dataset, weight and, if need be, max_epochs, config, split,
@@ -61,9 +67,9 @@ class DataConfig:
     max_characters, heldout_fraction. Weights are shares of the tokens."""
     weight_schedule: tuple[WeightChange, ...] = ()
     """Other weights from a step on: a list of records with from_step and weights (name: weight)."""
-    name: str | None = None
+    name: str | None = option(None, synonyms="dataset-config dataset-config-name config-name subset")
     """Configuration of the dataset, where it has several."""
-    split: str = "train"
+    split: str = option("train", synonyms="train-split dataset-split")
     """Split to train on."""
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset; pinned to a commit at the first start."""
@@ -71,45 +77,58 @@ class DataConfig:
     """Pattern of files to read inside a Hub dataset or local folder, instead of a split."""
     data_dir: str | None = None
     """Folder to read inside a Hub dataset or local folder."""
-    storage_options: str | None = option(None, may_change=True, secret="keys")
+    storage_options: str | None = option(None, may_change=True, secret="keys", synonyms="storage-opts")
     """JSON object handed to fsspec when a shard is opened, for example '{"anon": true}', or @FILE: not recorded."""
     reader: Literal["auto", "datasets"] = "auto"
     """auto: own reader for JSON lines, text and Parquet, `datasets` for the rest; datasets: always `datasets`."""
-    text_field: str = "text"
+    text_field: str = option("text", synonyms="text-column text-column-name dataset-text-field text-key")
     """Field that holds the text; dots reach into nested objects (doc.body.text) and lists of them, whose texts are joined."""
     text_template: str | None = None
     """Text made of several fields instead of one, for example "{title}\\n\\n{body}"; those without text are left empty."""
     text_documents: TextDocuments = "line"
     """What a document of a text file (.txt, .text) is: a line; the lines between blank lines; the whole file."""
-    min_characters: int = option(0, bounds="not negative")
+    min_characters: int = option(0, bounds="not negative", synonyms="min-chars min-text-length")
     """Shorter documents are left out, and counted; from 1 on, those that are blank, null or lack the field are too."""
-    max_characters: int | None = option(None, bounds="positive")
+    max_characters: int | None = option(None, bounds="positive", synonyms="max-chars max-text-length")
     """Longer documents are left out, and counted."""
     special_tokens: Literal["text", "keep"] = "text"
     """What special tokens of your own, such as [DRUG], are in a document: text, or (keep) the tokens. Those that the model has
     a use for, such as [MASK], [SEP] and <pad>, are always text."""
-    drop_duplicates: bool = False
+    drop_duplicates: bool = option(False, synonyms="dedup deduplicate")
     """Leave out documents whose text another of the same window has, and count them."""
-    sequence_length: int = option(512, short="sequence-length", bounds="positive")
+    sequence_length: int = option(
+        512,
+        short="sequence-length",
+        bounds="positive",
+        synonyms="max-seq-length max-length seq-length seq-len block-size context-length",
+    )
     """Tokens of a row."""
-    packing: Literal["best_fit", "concat", "none"] = "best_fit"
+    packing: Literal["best_fit", "concat", "none"] = option(
+        "best_fit", synonyms="pack line-by-line pad-to-max-length group-texts"
+    )
     """best_fit: several documents a row, chosen to fill it; concat: documents in reading order; none: one a row, padded."""
     # "auto" depends on the machine, here and below; what it gave is pinned in corpus.json.
     lanes: int | Auto = option("auto", short="lanes", bounds="positive", may_change=True)
     """Fixed sub-streams of the corpus, dealt to ranks and workers; divides the global batch, never changes in a run."""
-    workers: int = option(1, short="workers", bounds="not negative", may_change=True)
+    workers: int = option(
+        1, short="workers", bounds="not negative", may_change=True, synonyms="num-workers dataloader-num-workers num-proc"
+    )
     """Data worker processes per rank; 0 reads inside the training process. Does not change the rows of a step."""
-    window_bytes: int | Auto = option("auto", bounds="positive", may_change=True)
+    window_bytes: int | Auto = option(
+        "auto", bounds="positive", may_change=True, synonyms="shuffle-buffer shuffle-buffer-size buffer-size"
+    )
     """Uncompressed bytes that are shuffled as a unit; the window of a source of a mixture is its share of them."""
-    heldout_fraction: float = option(0.0, bounds="fraction")
+    heldout_fraction: float = option(
+        0.0, bounds="fraction", synonyms="validation-split-percentage validation-fraction test-size"
+    )
     """Share of the documents, chosen by a hash of their text, that never trains and serves evaluation."""
     max_line_bytes: int = option(64 * 1024 * 1024, bounds="positive")
     """A longer line, or other document of a text file, is skipped and counted."""
     max_bad_fraction: float = option(0.01, bounds="fraction", may_change=True)
     """The run ends when more than this share of the documents that were read had to be skipped (judged after 1,000)."""
-    on_bad_shard: Literal["error", "skip"] = option("error", may_change=True)
+    on_bad_shard: Literal["error", "skip"] = option("error", may_change=True, synonyms="skip-bad-shards ignore-errors")
     """What a damaged shard does: end the run, or skip the window it is met in and the rest of that lane's stripe."""
-    retry_deadline: float = option(1800.0, bounds="not negative", may_change=True)
+    retry_deadline: float = option(1800.0, bounds="not negative", may_change=True, synonyms="timeout max-retries retries")
     """Seconds a failing connection is retried before the run ends."""
 
 
@@ -117,23 +136,25 @@ class DataConfig:
 class ModelConfig:
     """Which model is trained, and how it is computed."""
 
-    path: str | None = option(None, short="model")
+    path: str | None = option(
+        None, short="model", required_or="--model.config", synonyms="model-name-or-path model-name model-path pretrained-model"
+    )
     """Model to continue from: a Hub id or a local folder. Leave out and give --model.config for a model from scratch."""
-    config: str | None = None
+    config: str | None = option(None, synonyms="model-config model-config-name config-path config-overrides")
     """Train from scratch: a config.json (or a folder or Hub id that has one). Needs --model.tokenizer."""
-    tokenizer: str | None = None
+    tokenizer: str | None = option(None, synonyms="tokenizer-name tokenizer-name-or-path tokenizer-path")
     """Tokenizer, where it is not the model's own: a Hub id or a local folder."""
-    revision: str | None = None
+    revision: str | None = option(None, synonyms="model-revision")
     """Branch, tag or commit of a Hub model."""
-    init_from: str | None = option(None, short="init-from")
+    init_from: str | None = option(None, short="init-from", synonyms="init-checkpoint load-weights weights")
     """Take the weights (and nothing else) from this checkpoint or model folder; the run itself starts at step 0."""
-    resize_embeddings: bool = False
+    resize_embeddings: bool = option(False, synonyms="resize-token-embeddings resize-vocab")
     """Allow the embedding to grow to the tokenizer's size, padded to a multiple of 64."""
-    gradient_checkpointing: bool = option(False, may_change=True)
+    gradient_checkpointing: bool = option(False, may_change=True, synonyms="activation-checkpointing recompute")
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    compile: bool = option(False, may_change=True)
+    compile: bool = option(False, may_change=True, synonyms="torch-compile torch-compile-mode")
     """Use torch.compile on the model."""
-    trust_remote_code: bool = option(False, may_change=True)
+    trust_remote_code: bool = option(False, may_change=True, synonyms="allow-remote-code")
     """Run the Python code that the folder of the model or tokenizer brings (auto_map). On the command line only."""
 
 
@@ -141,17 +162,19 @@ class ModelConfig:
 class ObjectiveConfig:
     """What is predicted."""
 
-    name: Literal["mlm", "clm"] = "mlm"
+    name: Literal["mlm", "clm"] = option("mlm", synonyms="mlm clm objective task training-objective")
     """mlm: masked language modelling; clm: next-token prediction."""
-    mask_rate: float = option(0.3, bounds="fraction")
+    mask_rate: float = option(0.3, bounds="fraction", synonyms="mlm-probability mask-probability mask-prob mask-ratio")
     """Share of a row's maskable positions that get a label (mlm)."""
     final_mask_rate: float | None = option(None, bounds="fraction", may_change=True)
     """Mask rate reached linearly at the last step; none keeps the rate constant."""
-    selection: Literal["token", "whole_word", "span"] = "token"
+    selection: Literal["token", "whole_word", "span"] = option(
+        "token", synonyms="whole-word-mask whole-word-masking wwm masking-strategy"
+    )
     """Which positions are chosen together: single tokens, all tokens of a word, or geometric spans (SpanBERT)."""
-    mask_share: float = option(0.8, bounds="fraction")
+    mask_share: float = option(0.8, bounds="fraction", synonyms="mask-replace-prob mask-token-prob")
     """Share of the labelled positions replaced by the mask token."""
-    random_share: float = option(0.1, bounds="fraction")
+    random_share: float = option(0.1, bounds="fraction", synonyms="random-replace-prob random-token-prob")
     """Share of the labelled positions replaced by a random token; the remainder is kept as it is."""
 
 
@@ -159,37 +182,65 @@ class ObjectiveConfig:
 class TrainConfig:
     """The steps: how many, how large, how fast."""
 
-    max_steps: int | None = option(None, short="max-steps", bounds="positive", may_change=True)
+    max_steps: int | None = option(
+        None,
+        short="max-steps",
+        bounds="positive",
+        may_change=True,
+        required_or="--max-epochs",
+        synonyms="steps num-steps max-train-steps num-train-steps train-iters max-iters",
+    )
     """Optimizer steps of the run."""
-    max_epochs: int | None = option(None, short="max-epochs", bounds="positive", may_change=True)
+    max_epochs: int | None = option(
+        None, short="max-epochs", bounds="positive", may_change=True, synonyms="epochs num-epochs num-train-epochs"
+    )
     """Read every document this many times; the run ends there or at --max-steps, whichever comes first."""
-    global_batch_size: int = option(256, short="global-batch-size", bounds="positive")
+    global_batch_size: int = option(
+        256,
+        short="global-batch-size",
+        bounds="positive",
+        synonyms="batch-size train-batch-size gradient-accumulation-steps grad-accum accumulation-steps",
+    )
     """Rows of one optimizer step, over all ranks."""
-    micro_batch_size: int = option(32, short="micro-batch-size", bounds="positive", may_change=True)
+    micro_batch_size: int = option(
+        32,
+        short="micro-batch-size",
+        bounds="positive",
+        may_change=True,
+        synonyms="per-device-train-batch-size per-device-batch-size per-device-eval-batch-size",
+    )
     """Rows that go through the model at once on one device; changes memory and speed, not the result."""
-    seed: int = option(0, short="seed", bounds="not negative")
+    seed: int = option(0, short="seed", bounds="not negative", synonyms="random-seed data-seed")
     """Decides order, masks, initial weights and dropout."""
-    learning_rate: float = option(5e-4, bounds="positive", may_change=True)
+    learning_rate: float = option(5e-4, bounds="positive", may_change=True, synonyms="lr peak-lr max-lr peak-learning-rate")
     """Peak learning rate."""
-    schedule: Literal["wsd", "cosine", "linear", "constant"] = option("wsd", may_change=True)
+    schedule: Literal["wsd", "cosine", "linear", "constant"] = option(
+        "wsd", may_change=True, synonyms="lr-scheduler-type lr-scheduler lr-schedule scheduler"
+    )
     """Shape after warm-up; wsd holds the peak, then decays by 1 - sqrt over the last --train.decay-fraction of the run."""
-    warmup_steps: int = option(0, bounds="not negative", may_change=True)
+    warmup_steps: int = option(
+        0, bounds="not negative", may_change=True, synonyms="warmup num-warmup-steps lr-warmup-steps warmup-ratio"
+    )
     """Steps of linear warm-up from 0. Where they reach into the decay, the lower of the two rates holds."""
-    decay_fraction: float = option(0.2, bounds="fraction", may_change=True)
+    decay_fraction: float = option(0.2, bounds="fraction", may_change=True, synonyms="decay-ratio decay-steps")
     """Share of the run that decays (wsd)."""
-    final_learning_rate: float = option(0.0, bounds="not negative", may_change=True)
+    final_learning_rate: float = option(0.0, bounds="not negative", may_change=True, synonyms="min-lr final-lr lr-end")
     """Learning rate that the decay leads to, reached where the run ends (wsd, cosine, linear)."""
-    beta1: float = option(0.9, bounds="fraction", may_change=True)
+    beta1: float = option(0.9, bounds="fraction", may_change=True, synonyms="adam-beta1")
     """AdamW: decay of the first moment."""
-    beta2: float = option(0.98, bounds="fraction", may_change=True)
+    beta2: float = option(0.98, bounds="fraction", may_change=True, synonyms="adam-beta2")
     """AdamW: decay of the second moment."""
-    epsilon: float = option(1e-8, bounds="positive", may_change=True)
+    epsilon: float = option(1e-8, bounds="positive", may_change=True, synonyms="eps adam-eps adam-epsilon")
     """AdamW: added to the denominator."""
-    weight_decay: float = option(0.01, bounds="not negative", may_change=True)
+    weight_decay: float = option(0.01, bounds="not negative", may_change=True, synonyms="wd")
     """AdamW: decoupled weight decay; never on biases and norms."""
-    max_grad_norm: float = option(1.0, bounds="positive", may_change=True)
+    max_grad_norm: float = option(
+        1.0, bounds="positive", may_change=True, synonyms="clip-grad grad-clip gradient-clip-val gradient-clipping"
+    )
     """Gradients are scaled down to this norm."""
-    precision: Literal["auto", "fp32", "bf16"] = option("auto", may_change=True)
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto", may_change=True, synonyms="bf16 fp16 mixed-precision dtype torch-dtype"
+    )
     """auto: bf16 autocast on a GPU that has it, fp32 elsewhere."""
     max_bad_steps: int = option(10, bounds="not negative", may_change=True)
     """So many steps in a row may have a non-finite loss or gradient; one more ends the run."""
@@ -199,13 +250,21 @@ class TrainConfig:
 class EvalConfig:
     """Evaluation on documents that never train."""
 
-    every: int = option(0, short="eval-every", bounds="not negative", may_change=True)
+    every: int = option(
+        0,
+        short="eval-every",
+        bounds="not negative",
+        may_change=True,
+        synonyms="eval-steps eval-interval eval-strategy evaluation-strategy do-eval",
+    )
     """Steps between evaluations; 0 evaluates never. Needs held-out documents, a split or a dataset."""
-    documents: int = option(500, bounds="positive", may_change=True)
+    documents: int = option(500, bounds="positive", may_change=True, synonyms="max-eval-samples eval-samples num-eval-samples")
     """Documents in the fixed evaluation set."""
-    split: str | None = option(None, may_change=True)
+    split: str | None = option(None, may_change=True, synonyms="validation-split val-split validation-split-name")
     """Split of the corpus that serves as the evaluation set."""
-    dataset: str | None = option(None, may_change=True, secret="url")
+    dataset: str | None = option(
+        None, may_change=True, secret="url", synonyms="eval-file eval-data validation-file validation-data"
+    )
     """Other dataset (as --dataset) that serves as the evaluation set."""
     max_read_bytes: int = option(1024 * 1024 * 1024, bounds="positive", may_change=True)
     """Uncompressed bytes read at most while collecting the evaluation set."""
@@ -215,25 +274,39 @@ class EvalConfig:
 class RunConfig:
     """Where the run lives, and what it leaves there."""
 
-    output_dir: str | None = option(None, short="output-dir", may_change=True)
+    output_dir: str | None = option(None, short="output-dir", may_change=True, synonyms="out out-dir output save-dir")
     """Folder of the run. Default: runs/<dataset>-<model>-<hash of what must not change>; the same command resumes it."""
-    resume: str = option("auto", short="resume", may_change=True)
+    resume: str = option(
+        "auto", short="resume", may_change=True, synonyms="resume-from-checkpoint resume-from overwrite-output-dir"
+    )
     """auto: go on where OUT stands; no: refuse a used OUT; PATH of a checkpoint: start a new run from it."""
-    save_every: int = option(1000, short="save-every", bounds="positive", may_change=True)
+    save_every: int = option(
+        1000,
+        short="save-every",
+        bounds="positive",
+        may_change=True,
+        synonyms="save-steps save-interval save-strategy checkpointing-steps",
+    )
     """Steps between checkpoints; one is always written at the end."""
-    keep_last: int = option(3, bounds="positive", may_change=True)
+    keep_last: int = option(3, bounds="positive", may_change=True, synonyms="save-total-limit max-checkpoints")
     """Checkpoints kept, newest first."""
     keep_every: int = option(0, bounds="not negative", may_change=True)
     """Checkpoints at multiples of this step are kept for good; 0 keeps none for good."""
-    log_every: int = option(10, short="log-every", bounds="positive", may_change=True)
+    log_every: int = option(
+        10, short="log-every", bounds="positive", may_change=True, synonyms="logging-steps log-steps log-interval"
+    )
     """Steps between lines of metrics."""
-    wandb: Literal["auto", "online", "offline", "disabled"] = option("auto", may_change=True)
+    wandb: Literal["auto", "online", "offline", "disabled"] = option(
+        "auto", may_change=True, synonyms="report-to use-wandb no-wandb with-tracking wandb-mode"
+    )
     """auto: online with an API key, offline without."""
-    wandb_project: str = option("stream_pretrain", may_change=True)
+    wandb_project: str = option(
+        "stream_pretrain", may_change=True, variable="WANDB_PROJECT", synonyms="project tracker-project-name"
+    )
     """Weights & Biases project."""
-    wandb_entity: str | None = option(None, may_change=True)
+    wandb_entity: str | None = option(None, may_change=True, variable="WANDB_ENTITY", synonyms="entity team")
     """Weights & Biases team or user."""
-    wandb_name: str | None = option(None, may_change=True)
+    wandb_name: str | None = option(None, may_change=True, variable="WANDB_NAME", synonyms="run-name")
     """Name of the run in Weights & Biases; default: the folder's name."""
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from tests.command_lines import with_last
 from tests.forks import ENVIRONMENT, Fork, trainers
 
 MARK = "STREAM_PRETRAIN_TEST_JOB"
@@ -146,7 +147,7 @@ def started(
             process = trainers().start(command[1:], variables, stderr)
         else:
             process = subprocess.Popen(
-                command,
+                with_last(command),
                 env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -185,12 +186,13 @@ def checkpoints(out: Path) -> list[int]:
 
 
 def tiny_options(corpus: Path | str, model: Path, out: Path, *more: str) -> list[str]:
-    return [
+    options = [
         *(f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", f"--output-dir={out}"),
         *("--sequence-length=32", "--global-batch-size=4", "--lanes=4", "--micro-batch-size=2", "--workers=1"),
         *("--max-steps=100000", "--save-every=100000", "--log-every=1", "--run.wandb=disabled"),
         *("--data.window-bytes=9000", "--train.schedule=constant", *more),
     ]
+    return with_last(options)
 
 
 def assert_goes_on(arguments: Sequence[str], out: Path, step: int) -> None:

@@ -12,18 +12,20 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from tests.command_lines import with_last
 from tests.integration.jobs import Job, started
 
 TIMINGS = ("train/tokens_per_second", "train/data_wait")
 
 
 def options(corpus: Path, model: Path, out: Path, *more: str) -> list[str]:
-    return [
+    given = [
         *(f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", f"--output-dir={out}"),
         *("--max-steps=80", "--sequence-length=32", "--global-batch-size=8", "--micro-batch-size=4", "--workers=1"),
         *("--save-every=5", "--log-every=1", "--eval-every=10", "--data.heldout-fraction=0.1", "--eval.documents=20"),
         *("--run.wandb=disabled", "--train.warmup-steps=5", *more),
     ]
+    return with_last(given)
 
 
 def command(corpus: Path, model: Path, out: Path, *more: str) -> list[str]:

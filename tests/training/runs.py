@@ -23,6 +23,7 @@ from stream_pretrain.training.run_directory import RunDirectory
 from stream_pretrain.training.signals import stop_on_signals
 from stream_pretrain.training.start import Setup, prepare
 from stream_pretrain.training.watchdog import Watchdog
+from tests.command_lines import with_last
 from tests.corpora import SPECIAL, VOCABULARY, word_tokenizer
 
 
@@ -57,7 +58,7 @@ def steps_of(setup: Setup, optimizer: torch.optim.Optimizer | None = None) -> It
 def run_here(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """The whole command in this process, which has imported everything already: its exit code, and what it says."""
     with redirect_stderr(io.StringIO()) as said:
-        code = cli.main([*arguments, "--workers=0"])
+        code = cli.main(with_last([*arguments, "--workers=0"]))
     return subprocess.CompletedProcess(arguments, code, "", said.getvalue())
 
 

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from stream_pretrain.cli import main
+from tests.command_lines import with_last
 from tests.corpora import VOCABULARY, documents, word_tokenizer, write_shard, write_tiny_bert
 from tests.training.runs import write_tiny_modernbert
 
@@ -87,7 +88,7 @@ def write_tiny_gpt2(folder: Path) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *options: str) -> None:
-    code = main([*options, "--run.wandb=disabled", "--workers=0", "--log-every=1"])
+    code = main(with_last([*options, "--run.wandb=disabled", "--workers=0", "--log-every=1"]))
     assert code == 0, capsys.readouterr().err
 
 
