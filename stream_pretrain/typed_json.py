@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -58,6 +59,8 @@ def _reader(kind: Any) -> _Reader:
         return lambda value: value
     if kind is int:
         return _scalar(lambda value: -(2**63) <= value < 2**63, int)
+    if kind is float:
+        return _scalar(math.isfinite, float)
     assert kind in (str, bool), kind
     return _scalar(lambda _: True, kind)
 

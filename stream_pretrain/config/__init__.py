@@ -23,7 +23,7 @@ from stream_pretrain.config.options import (
 )
 from stream_pretrain.config.run_name import EARLIER_DEFAULTS, run_directory
 from stream_pretrain.config.secrets import redacted, redacted_text, secrets_of, shown_options, storage_options
-from stream_pretrain.config.validation import template_fields, validate
+from stream_pretrain.config.validation import refuse_final_rate_above, template_fields, validate
 
 __all__ = [
     "ALIASES",
@@ -48,6 +48,7 @@ __all__ = [
     "option",
     "redacted",
     "redacted_text",
+    "refuse_final_rate_above",
     "run_directory",
     "secrets_of",
     "shown_options",

@@ -212,16 +212,20 @@ class TrainConfig:
     """Rows that go through the model at once on one device; changes memory and speed, not the result."""
     seed: int = option(0, short="seed", bounds="not negative", synonyms="random-seed data-seed")
     """Decides order, masks, initial weights and dropout."""
-    learning_rate: float = option(5e-4, bounds="positive", may_change=True, synonyms="lr peak-lr max-lr peak-learning-rate")
-    """Peak learning rate."""
+    # "auto" of this and of the warm-up is chosen at the first start, and pinned in every checkpoint of the run.
+    learning_rate: float | Auto = option(
+        "auto", bounds="positive", may_change=True, synonyms="lr peak-lr max-lr peak-learning-rate"
+    )
+    """Peak learning rate. auto: 1e-4 where training starts from weights (--model, --init-from), 5e-4 from scratch."""
     schedule: Literal["wsd", "cosine", "linear", "constant"] = option(
         "wsd", may_change=True, synonyms="lr-scheduler-type lr-scheduler lr-schedule scheduler"
     )
     """Shape after warm-up; wsd holds the peak, then decays by 1 - sqrt over the last --train.decay-fraction of the run."""
-    warmup_steps: int = option(
-        0, bounds="not negative", may_change=True, synonyms="warmup num-warmup-steps lr-warmup-steps warmup-ratio"
+    warmup_steps: int | Auto = option(
+        "auto", bounds="not negative", may_change=True, synonyms="warmup num-warmup-steps lr-warmup-steps warmup-ratio"
     )
-    """Steps of linear warm-up from 0. Where they reach into the decay, the lower of the two rates holds."""
+    """Steps of linear warm-up from 0. auto: 6 % of the run as it is at its first start, at most 2,000. Where they reach into
+    the decay, the lower of the two rates holds."""
     decay_fraction: float = option(0.2, bounds="fraction", may_change=True, synonyms="decay-ratio decay-steps")
     """Share of the run that decays (wsd)."""
     final_learning_rate: float = option(0.0, bounds="not negative", may_change=True, synonyms="min-lr final-lr lr-end")

@@ -8,7 +8,7 @@ import re
 import string
 from typing import Any
 
-from stream_pretrain.config.options import GROUPS, Config, DataConfig, sources_of
+from stream_pretrain.config.options import GROUPS, Config, DataConfig, TrainConfig, sources_of
 from stream_pretrain.config.secrets import storage_options
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.redaction import says_hidden
@@ -60,11 +60,8 @@ def validate(config: Config) -> None:
         train.beta1 < 1 and train.beta2 < 1,
         f"--train.beta1 {train.beta1} and --train.beta2 {train.beta2} must be below 1",
     )
-    refuse_unless(
-        train.final_learning_rate <= train.learning_rate,
-        f"--train.final-learning-rate {train.final_learning_rate} is what the rate decays to: it must not be above "
-        f"--train.learning-rate {train.learning_rate}",
-    )
+    if train.learning_rate != "auto":
+        refuse_final_rate_above(train.learning_rate, train)
     refuse_unless(
         train.final_learning_rate == 0 or train.schedule != "constant",
         "--train.final-learning-rate needs a --train.schedule that decays (wsd, cosine, linear), not constant",
@@ -80,6 +77,16 @@ def validate(config: Config) -> None:
     _refuse_hidden("--eval.dataset", config.eval.dataset)
     for source in sources_of(data):
         _validate_source(source)
+
+
+def refuse_final_rate_above(learning_rate: float, train: TrainConfig) -> None:
+    """Refuse a learning rate that rises where it should decay. Raises: ConfigError."""
+    if train.final_learning_rate > learning_rate:
+        chosen = f"{learning_rate} (auto)" if train.learning_rate == "auto" else f"{learning_rate}"
+        raise ConfigError(
+            f"--train.final-learning-rate {train.final_learning_rate} is what the rate decays to: it must not be above "
+            f"--train.learning-rate {chosen}"
+        )
 
 
 def _refuse_out_of_bounds(options: Any, where: str) -> None:

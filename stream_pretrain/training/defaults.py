@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import types
+import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ from stream_pretrain.errors import DamagedCheckpointError
 
 def defaults_of_then(trainer: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of when the run began, by trainer.json of its checkpoint; one of an earlier version says nothing of them."""
-    then: dict[str, Any] = trainer.get("defaults", EARLIER_DEFAULTS)
-    return then
+    return {**_BEFORE_THEY_WERE_SAID, **trainer.get("defaults", EARLIER_DEFAULTS)}
+
+
+_BEFORE_THEY_WERE_SAID = {"train.learning_rate": 5e-4, "train.warmup_steps": 0}
+"""Of options that have another default today, besides those that name a run."""
 
 
 def kept_options(config: Config, then: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
@@ -28,12 +33,25 @@ def kept_options(config: Config, then: Mapping[str, Any], checkpoint: Path) -> d
         # How a run is recorded and kept is asked for before its checkpoints are read, and anew at each start.
         if name.startswith("run.") or name in config.given or name not in then or value != now[name] or value == then[name]:
             continue
-        if type(then[name]) not in (type(value), type(None)) and value not in (None, "auto"):
+        if not _may_be(config, name, then[name]):
             raise DamagedCheckpointError(
                 f"{checkpoint / 'trainer.json'}: defaults.{name} is {then[name]!r}: use another checkpoint"
             )
         kept[name] = then[name]
     return kept
+
+
+def _may_be(config: Config, name: str, value: Any) -> bool:
+    """Whether a value, as JSON has it, is of the type of an option."""
+    group, _, option = name.partition(".")
+    kind = typing.get_type_hints(type(getattr(config, group)))[option]
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, list)
+    members = typing.get_args(kind) if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union else (kind,)
+    return any(
+        value in typing.get_args(member) if typing.get_origin(member) is typing.Literal else type(value) is member
+        for member in members
+    )
 
 
 def with_options(config: Config, options: Mapping[str, Any]) -> Config:

@@ -1,4 +1,4 @@
-"""Which documents are in the evaluation set: collected at the first start, kept in OUT."""
+"""The documents of the fixed evaluation set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.mixture import largest_shares
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
-from stream_pretrain.errors import ConfigError, SourceError
+from stream_pretrain.errors import (
+    ConfigError,
+    SourceError,
+)
 from stream_pretrain.training import evaluation
 from stream_pretrain.training.atomic_files import replace_file, writing
 from stream_pretrain.training.out_files import EVALUATION, EVALUATION_ORIGIN
@@ -21,7 +24,7 @@ from stream_pretrain.urls import without_secrets
 
 
 def evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress: Progress) -> list[str]:
-    """The texts of the evaluation set of OUT, collected where there is none. Raises: SourceError, ConfigError."""
+    """The texts of the fixed evaluation set: collected once, kept in OUT."""
     kept, origin = out / EVALUATION, out / EVALUATION_ORIGIN
     dataset = None if config.eval.dataset is None else without_secrets(config.eval.dataset)
     asked = {"dataset": dataset, "split": config.eval.split, "documents": config.eval.documents}
@@ -39,12 +42,12 @@ def evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress: 
         was = ", ".join(
             f"--eval.{name} was {began.get(name)}, is {asked[name]}" for name in asked if began.get(name) != asked[name]
         )
-        progress.warning(f"the evaluation set is still that of the first start ({was}): delete {kept} for a new one")
+        progress.warning(f"the evaluation set is still the one the run began with ({was}): delete {kept} to have another")
     return evaluation.load_documents(kept)
 
 
 def _collected(config: Config, plan: StreamPlan, report: Callable[[str], None], warn: Callable[[str], None]) -> list[str]:
-    """Documents of --eval.split or --eval.dataset, else those held out of training. Raises: SourceError, ConfigError."""
+    """Documents of the split or dataset that was named, else of those held out of each source. Raises SourceError for none."""
     named, split = config.eval.dataset, config.eval.split
     if named is None and split is None:
         return _held_out(config, plan, report, warn)
@@ -62,13 +65,13 @@ def _collected(config: Config, plan: StreamPlan, report: Callable[[str], None], 
     if not texts:
         raise SourceError(
             f"no document for the evaluation set in {f'split {split}' if named is None else without_secrets(named)}: "
-            "give another, or raise --eval.max-read-bytes"
+            "name another, or raise --eval.max-read-bytes"
         )
     return texts
 
 
 def _held_out(config: Config, plan: StreamPlan, report: Callable[[str], None], warn: Callable[[str], None]) -> list[str]:
-    """Documents held out of each source, in proportion to its largest share in the schedule."""
+    """Documents held out of each source, by the largest share of the rows that it ever has."""
     shares = zip(plan.sources, largest_shares(plan.schedule), strict=True)
     holding = [(source, share) for source, share in shares if source.heldout_fraction and share]
     if not holding:
@@ -88,7 +91,8 @@ def _held_out(config: Config, plan: StreamPlan, report: Callable[[str], None], w
     }
     if not any(found.values()):
         raise SourceError(
-            "no document for the evaluation set: raise --data.heldout-fraction or --eval.max-read-bytes, or give --eval.dataset"
+            "no document for the evaluation set: raise --data.heldout-fraction or --eval.max-read-bytes, "
+            "or name an --eval.dataset"
         )
     for name, texts in found.items():
         if not texts:

@@ -13,6 +13,8 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
     progress: share of the run before the step, 0 to 1: of `max_steps`, or of the corpus where epochs end the run.
     Source of WSD with a 1 - sqrt decay: Haegele et al. 2405.18392.
     """
+    assert config.learning_rate != "auto", "chosen at the start"
+    assert config.warmup_steps != "auto", "chosen before the first step"
     peak, last, progress = config.learning_rate, config.final_learning_rate, min(progress, 1.0)
     warmup = config.warmup_steps / config.max_steps if config.max_steps is not None else 0.0
     after_warmup = (progress - warmup) / (1 - warmup) if warmup < progress else 0.0

@@ -21,6 +21,7 @@ from stream_pretrain.non_utf8_names import escaped, in_shell
 from stream_pretrain.training.atomic_files import replace_file, writing
 from stream_pretrain.training.atomic_folders import repair
 from stream_pretrain.training.checkpoint import latest, read_trainer, verify
+from stream_pretrain.training.chosen import BEFORE_AUTO, Chosen, auto_before_auto, chosen_for
 from stream_pretrain.training.defaults import defaults_of_then, in_words, kept_options, with_options
 from stream_pretrain.training.lock import held, is_at
 from stream_pretrain.training.manifest import json_of
@@ -160,6 +161,8 @@ class Start:
     """None: from step 0."""
     parent: str | None
     """Checkpoint of another run from which this one began."""
+    chosen: Chosen
+    """What `auto` stands for."""
     kept: Mapping[str, Any] = field(default_factory=dict)
     """Options that are not given and had another default when the run began, by dotted name."""
 
@@ -195,7 +198,7 @@ def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None
         if not (checkpoint / "trainer.json").is_file():
             raise CheckpointError(f"{checkpoint} is not a checkpoint: give a folder such as OUT/checkpoints/step-00001000")
         verify(checkpoint)
-    step, kept = 0, dict[str, Any]()
+    step, kept, chosen = 0, dict[str, Any](), chosen_for(config)
     if checkpoint is not None:
         trainer = read_trainer(checkpoint)
         new_out = path if not used else _unused(path)
@@ -204,9 +207,15 @@ def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None
         _refuse_drift(with_options(config, kept), trainer["fixed"], checkpoint, new_out, command)
         for line in in_words(config, kept):
             report(line)
-        step = trainer["step"]
+        step, chosen = trainer["step"], BEFORE_AUTO
+        if "chosen" in trainer:
+            chosen = Chosen.from_json(trainer["chosen"], f"{checkpoint / 'trainer.json'}: chosen")
+        else:
+            for line in auto_before_auto(config):
+                report(line)
+    config = chosen.applied(with_options(config, kept))
     out.begin(step=step, max_steps=config.train.max_steps, parent=parent)
-    return Start(checkpoint, parent, kept)
+    return Start(checkpoint, parent, chosen, kept)
 
 
 def _refuse_version(trainer: dict[str, Any], checkpoint: Path, new_command: str) -> None:

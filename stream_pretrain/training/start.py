@@ -18,6 +18,8 @@ from stream_pretrain.data.rows.tokenizer_probe import EngineRecord
 from stream_pretrain.model.loading import LoadedModel
 from stream_pretrain.training import evaluation
 from stream_pretrain.training.checkpoint import Saved, read
+from stream_pretrain.training.chosen import Chosen, warmup_of
+from stream_pretrain.training.corpus_estimate import steps_of_run
 from stream_pretrain.training.defaults import defaults_of_then, with_options
 from stream_pretrain.training.evaluation import EvaluationSet
 from stream_pretrain.training.evaluation_documents import evaluation_documents
@@ -55,6 +57,8 @@ class Setup:
     parent: str | None
     defaults: Mapping[str, Any]
     """Those of the run's first start; of an option that is newer, those of the start that first knew it."""
+    chosen: Chosen
+    """What `auto` stands for."""
 
 
 def prepare(
@@ -70,16 +74,22 @@ def prepare(
     transformers.utils.logging.disable_progress_bar()  # the phases show the progress
     with stop.interruptible():
         start = ranks.from_first(lambda: decide_start(config, out, progress.warning, command))
-        config, checkpoint = with_options(config, start.kept), start.checkpoint
+        asked, checkpoint = with_options(config, start.kept), start.checkpoint
+        chosen = start.chosen
+        config = chosen.applied(asked)
         saved = None if checkpoint is None else ranks.from_first(lambda: read(checkpoint))
         loaded = load_on_all_ranks(config, saved, accelerator, ranks, progress)
         corpus = resolve_on_all_ranks(config, loaded.tokenizer, saved, ranks, progress)
         pinned, plan = corpus.pinned, corpus.plan
+        if chosen.warmup_steps is None:
+            chosen = replace(chosen, warmup_steps=warmup_of(steps_of_run(config.train, plan)))
+            config = chosen.applied(asked)
         evaluation_set = None
         if config.eval.every:
             texts = ranks.from_first(lambda: evaluation_documents(config, plan, out.path, progress))
             evaluation_set = evaluation.evaluation_set(texts, plan, config.train.micro_batch_size)
 
+    progress.notice(chosen.in_words(asked))
     parallel = ready_to_train(config, loaded, plan, saved, accelerator, ranks)
     began_with = defaults(config)
     if saved is None:
@@ -93,10 +103,10 @@ def prepare(
     if ranks.is_first:
         for name in RECORDS:
             trim_after(out.path / name, None if saved is None else totals.step, progress.warning)
-        write_options(config, start.parent, out.path)
+        write_options(asked, start.parent, out.path)
     return Setup(
         config, parallel, ranks, out, progress, stop, loaded, pinned, plan, corpus.engine, evaluation_set, cursors, totals,
-        start.parent, began_with,
+        start.parent, began_with, chosen,
     )  # fmt: skip
 
 

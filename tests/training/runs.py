@@ -34,7 +34,7 @@ def tiny_run(corpus: Path, model: Path, out: Path, **train: object) -> Config:
         data=DataConfig(dataset=str(corpus), sequence_length=64, workers=0, lanes=batch, window_bytes=2048),
         model=ModelConfig(config=str(model), tokenizer=str(model)),
         objective=ObjectiveConfig(mask_rate=0.3),
-        train=replace(TrainConfig(global_batch_size=batch, precision="fp32"), **train),  # type: ignore[arg-type]
+        train=replace(TrainConfig(global_batch_size=batch, precision="fp32", warmup_steps=0), **train),  # type: ignore[arg-type]
         run=RunConfig(output_dir=str(out), wandb="disabled"),
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import BertConfig
 
-from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig, fixed_options
+from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig, defaults, fixed_options
 from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.training import checkpoint
 from stream_pretrain.training.checkpoint import Snapshot
@@ -27,8 +27,21 @@ def config(resume: str = "auto", **train: int) -> Config:
     )
 
 
-def save(directory: Path, step: int, of: Config | None = None, *, version: int = CURSOR_VERSION) -> Path:
-    trainer = {**trainer_of(step), "fixed": fixed_options(of or config())}
+def save(
+    directory: Path,
+    step: int,
+    of: Config | None = None,
+    *,
+    version: int = CURSOR_VERSION,
+    earlier: bool = False,
+    **more: object,
+) -> Path:
+    """earlier: by a version that recorded no defaults; more: in trainer.json."""
+    of = of or config()
+    trainer = {**trainer_of(step), "fixed": fixed_options(of)}
+    if not earlier:
+        trainer |= {"defaults": defaults(of), "chosen": {"learning_rate": 1e-4, "warmup_steps": 6}}
+    trainer |= more
     weights, stream = {"weight": torch.zeros(1)}, {"version": version}
     directory.mkdir(exist_ok=True)
     return checkpoint.write(

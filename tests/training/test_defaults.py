@@ -6,6 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -31,7 +32,8 @@ class LaterData(DataConfig):
 
 @dataclass(frozen=True)
 class LaterTrain(TrainConfig):
-    learning_rate: float = option(1e-3, may_change=True)
+    epsilon: float = option(1e-6, may_change=True)
+    learning_rate: float | Literal["auto"] = option(1e-3, may_change=True)
 
 
 def later(**data: object) -> Config:
@@ -39,20 +41,20 @@ def later(**data: object) -> Config:
 
 
 def test_an_option_that_is_new_is_as_by_default_in_a_run_of_before(tmp_path: Path) -> None:
-    newest = save(tmp_path, 5, TODAY)
-    assert begin(tmp_path, later(sequence_length=512)).checkpoint == newest
+    newest, lines = save(tmp_path, 5, TODAY), list[str]()
+    assert begin(tmp_path, later(sequence_length=512), report=lines.append).checkpoint == newest
     with pytest.raises(CheckpointError, match=r"--data\.dummy: was False, is True"):
-        begin(tmp_path, later(sequence_length=512, dummy=True))
+        begin(tmp_path, later(sequence_length=512, dummy=True), report=lines.append)
 
 
 def test_an_option_that_is_not_given_keeps_the_default_of_when_the_run_began(tmp_path: Path) -> None:
     trainer = {"fixed": fixed_options(TODAY), "defaults": json.loads(json.dumps(defaults(TODAY)))}
     then = defaults_of_then(trainer)
     kept = kept_options(later(), then, tmp_path)
-    assert kept == {"data.sequence_length": 512, "train.learning_rate": 5e-4}
+    assert kept == {"data.sequence_length": 512, "train.epsilon": 1e-8, "train.learning_rate": "auto"}
     config = with_options(later(), kept)
-    assert (config.data.sequence_length, config.train.learning_rate) == (512, 5e-4)
-    assert kept_options(later(sequence_length=64), then, tmp_path) == {"train.learning_rate": 5e-4}
+    assert (config.data.sequence_length, config.train.epsilon, config.train.learning_rate) == (512, 1e-8, "auto")
+    assert kept_options(later(sequence_length=64), then, tmp_path) == {"train.epsilon": 1e-8, "train.learning_rate": "auto"}
 
 
 def test_an_option_is_given_in_a_file_as_on_the_command_line_and_a_value_is_none(tmp_path: Path) -> None:
@@ -69,11 +71,16 @@ def test_an_option_is_given_in_a_file_as_on_the_command_line_and_a_value_is_none
 
 
 def test_a_checkpoint_of_an_earlier_version_had_the_defaults_of_then(tmp_path: Path) -> None:
-    newest = save(tmp_path, 5, TODAY)
+    newest = save(tmp_path, 5, TODAY, earlier=True)
     lines: list[str] = []
     started = begin(tmp_path, later(), report=lines.append)
-    assert (started.checkpoint, started.kept) == (newest, {"data.sequence_length": 512})
-    assert lines == ["--data.sequence-length stays 512, as by default when the run began (now 1024), unless you give it"]
+    assert started.checkpoint == newest
+    assert started.kept == {"data.sequence_length": 512, "train.learning_rate": 5e-4, "train.warmup_steps": 0}
+    assert lines == [
+        "--data.sequence-length stays 512, as by default when the run began (now 1024), unless you give it",
+        "--train.learning-rate stays 0.0005, as by default when the run began (now 0.001), unless you give it",
+        "--train.warmup-steps stays 0, as by default when the run began (now auto), unless you give it",
+    ]
 
 
 def test_a_default_of_another_type_is_no_default(tmp_path: Path) -> None:
@@ -100,9 +107,9 @@ def test_a_run_goes_on_with_the_defaults_that_it_began_with_however_often(
     ]
     assert run_here([*arguments, "--max-steps=1"]).returncode == 0
     monkeypatch.setitem(GROUPS, "train", LaterTrain)
-    said = "--train.learning-rate stays 0.0005, as by default when the run began (now 0.001), unless you give it"
+    said = "--train.epsilon stays 1e-08, as by default when the run began (now 1e-06), unless you give it"
     for steps in (2, 3):
         gone_on = run_here([*arguments, f"--max-steps={steps}"])
         assert (gone_on.returncode, said in gone_on.stderr) == (0, True), gone_on.stderr
         trainer = json.loads((tmp_path / "out" / "checkpoints" / f"step-{steps:08d}" / "trainer.json").read_text())
-        assert trainer["defaults"]["train.learning_rate"] == 5e-4
+        assert trainer["defaults"]["train.epsilon"] == 1e-8

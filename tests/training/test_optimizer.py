@@ -14,7 +14,7 @@ from stream_pretrain.config import TrainConfig
 from stream_pretrain.training.learning_rate import learning_rate
 from stream_pretrain.training.optimizer import adamw
 
-PEAK = TrainConfig(max_steps=10, learning_rate=1.0, schedule="constant")
+PEAK = TrainConfig(max_steps=10, learning_rate=1.0, warmup_steps=0, schedule="constant")
 
 
 def rates(config: TrainConfig) -> list[float]:
@@ -26,7 +26,7 @@ def rates(config: TrainConfig) -> list[float]:
 def test_biases_and_norms_do_not_decay_and_matrices_do() -> None:
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 10}
     model = BertForMaskedLM(BertConfig(**sizes))
-    optimizer = adamw(model, TrainConfig(weight_decay=0.3, beta1=0.8, beta2=0.9, epsilon=1e-6))
+    optimizer = adamw(model, TrainConfig(learning_rate=5e-4, weight_decay=0.3, beta1=0.8, beta2=0.9, epsilon=1e-6))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decays, stays = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
@@ -38,14 +38,14 @@ def test_biases_and_norms_do_not_decay_and_matrices_do() -> None:
 
 @pytest.mark.parametrize(("device", "fused"), [("cpu", True), ("meta", False)])
 def test_the_update_is_fused_where_torch_can(device: str, fused: bool) -> None:
-    optimizer = adamw(torch.nn.Linear(2, 2, device=device), TrainConfig())
+    optimizer = adamw(torch.nn.Linear(2, 2, device=device), TrainConfig(learning_rate=5e-4))
     assert [group["fused"] for group in optimizer.param_groups] == [fused, fused]
 
 
 def test_a_frozen_parameter_is_left_alone() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     model[0].requires_grad_(False)
-    optimizer = adamw(model, TrainConfig())
+    optimizer = adamw(model, TrainConfig(learning_rate=5e-4))
     assert [list(group["params"]) for group in optimizer.param_groups] == [[model[1].weight], [model[1].bias]]
 
 

@@ -1,0 +1,166 @@
+"""The learning rate and the warm-up that `auto` stands for are chosen at the first start, and stay."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream_pretrain.config import Config, DataConfig, ModelConfig, TrainConfig, defaults, run_directory
+from stream_pretrain.errors import CheckpointError, ConfigError
+from stream_pretrain.training.checkpoint import read_trainer
+from stream_pretrain.training.chosen import Chosen, chosen_for, warmup_of
+from stream_pretrain.training.learning_rate import learning_rate
+from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.training.checkpoints import unexpected
+from tests.training.runs import run_here
+from tests.training.starts import save, start
+
+FROM_SCRATCH = ModelConfig(config="c", tokenizer="t")
+
+
+def of(model: ModelConfig = FROM_SCRATCH, **train: Any) -> Config:
+    return Config(data=DataConfig(dataset="org/texts"), model=model, train=TrainConfig(**train))
+
+
+def metrics(out: Path) -> dict[int, float]:
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: round(line["train/lr"], 9) for line in lines}
+
+
+@pytest.mark.parametrize(
+    ("model", "rate"),
+    [
+        (FROM_SCRATCH, 5e-4),
+        (ModelConfig(path="m"), 1e-4),
+        (ModelConfig(config="c", tokenizer="t", init_from="weights"), 1e-4),
+    ],
+)
+def test_weights_that_have_learnt_something_have_a_lower_rate_than_those_from_scratch(model: ModelConfig, rate: float) -> None:
+    assert chosen_for(of(model, max_steps=1000)) == Chosen(rate, 60)
+
+
+def test_the_warmup_is_6_percent_of_the_run_and_at_most_2000_steps() -> None:
+    assert [warmup_of(steps) for steps in (1, 10, 40, 1_000, 33_333, 40_000, 1_000_000)] == [0, 1, 2, 60, 2_000, 2_000, 2_000]
+
+
+def test_a_number_of_ones_own_wins(tmp_path: Path) -> None:
+    chosen = Chosen(1e-4, 60)
+    assert chosen.applied(of(max_steps=9)).train == TrainConfig(max_steps=9, learning_rate=1e-4, warmup_steps=60)
+    given = of(max_steps=9, learning_rate=3e-4, warmup_steps=0)
+    assert chosen.applied(given) == given
+
+
+def test_a_final_rate_above_the_one_that_is_chosen_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must not be above --train.learning-rate 0\.0001 \(auto\)$"):
+        start(tmp_path, of(ModelConfig(path="m"), max_steps=9, final_learning_rate=2e-4))
+
+
+def test_more_steps_move_neither_the_warmup_nor_the_rate_at_a_step(tmp_path: Path) -> None:
+    def run_of(steps: int) -> Config:
+        return of(ModelConfig(path="org/model"), max_steps=steps)
+
+    first = start(tmp_path, run_of(1_000))
+    save(tmp_path, 500, run_of(1_000), chosen={"learning_rate": 1e-4, "warmup_steps": 60})
+    longer = start(tmp_path, run_of(20_000))
+    assert first.chosen == longer.chosen == Chosen(1e-4, 60)
+    assert learning_rate(longer.chosen.applied(run_of(20_000)).train, 500, 500 / 20_000) == 1e-4
+    moved = chosen_for(run_of(20_000)).applied(run_of(20_000)).train
+    assert learning_rate(moved, 500, 500 / 20_000) == pytest.approx(4.2e-5, rel=0.01)
+
+
+def test_the_rate_of_a_run_is_pinned_in_its_checkpoints(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(200), "plain")
+    model, out = write_tiny_bert(tmp_path / "model"), tmp_path / "out"
+    arguments = [
+        *(f"--dataset={tmp_path / 's.jsonl'}", f"--model.config={model}", f"--model.tokenizer={model}"),
+        *(f"--output-dir={out}", "--lanes=8", "--data.window-bytes=2048", "--sequence-length=64", "--global-batch-size=8"),
+        *("--train.precision=fp32", "--run.wandb=disabled", "--log-every=1"),
+    ]
+
+    def trained(*more: str) -> str:
+        done = run_here([*arguments, *more])
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    def pinned(step: int) -> Any:
+        return read_trainer(out / "checkpoints" / f"step-{step:08d}")["chosen"]
+
+    trained("--max-steps=34", "--save-every=1", "--train.schedule=constant")
+    assert {step: rate for step, rate in metrics(out).items() if step < 4} == {1: 2.5e-4, 2: 5e-4, 3: 5e-4}
+    said = trained("--max-steps=60", "--train.learning-rate=3e-4", "--train.schedule=constant")
+    assert metrics(out)[60] == 3e-4
+    trained("--max-steps=61", "--train.schedule=constant")
+    assert metrics(out)[61] == 5e-4
+    assert [pinned(34), pinned(60), pinned(61)] == 3 * [{"learning_rate": 5e-4, "warmup_steps": 2}]
+    assert "stays" not in said
+
+
+def test_a_run_of_an_earlier_version_keeps_its_defaults_and_says_so(tmp_path: Path) -> None:
+    run = of(ModelConfig(path="org/model"), max_steps=100)
+    then = {**defaults(run), "train.learning_rate": 5e-4, "train.warmup_steps": 0}
+    for number, said_then in enumerate(({}, {"defaults": then})):
+        out, lines = tmp_path / str(number), list[str]()
+        save(out, 50, run, earlier=True, **said_then)
+        begun = start(out, run, report=lines.append)
+        assert lines == [
+            "--train.learning-rate stays 0.0005, as by default when the run began (now auto), unless you give it",
+            "--train.warmup-steps stays 0, as by default when the run began (now auto), unless you give it",
+        ]
+        assert begun.kept == {"train.learning_rate": 5e-4, "train.warmup_steps": 0}
+        assert begun.chosen == Chosen(5e-4, 0)
+
+
+def test_auto_changes_nothing_in_a_run_of_an_earlier_version(tmp_path: Path) -> None:
+    lines: list[str] = []
+    run = of(ModelConfig(path="org/model"), max_steps=100)
+    save(tmp_path, 50, run, earlier=True)
+    asked = replace(run, given=frozenset({"train.learning_rate", "train.warmup_steps"}))
+    assert start(tmp_path, asked, report=lines.append).chosen.applied(asked).train.learning_rate == 5e-4
+    assert lines == [
+        "--train.learning-rate auto is 0.0005 here, since the run began before there was auto; give a number for another",
+        "--train.warmup-steps auto is 0 here, since the run began before there was auto; give a number for another",
+    ]
+    given = of(ModelConfig(path="org/model"), max_steps=100, learning_rate=1e-3, warmup_steps=9)
+    start(tmp_path, replace(given, given=asked.given), report=unexpected)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, 7, [], {}, {"learning_rate": 1e-4}, {"learning_rate": "1", "warmup_steps": 0}),
+        *({"learning_rate": 0.0, "warmup_steps": 0}, {"learning_rate": 1, "warmup_steps": 0}),
+        *({"learning_rate": 1e-4, "warmup_steps": -1}, {"learning_rate": 1e-4, "warmup_steps": 1.5}),
+        *({"learning_rate": float("inf"), "warmup_steps": 0}, {"learning_rate": 1e-4, "warmup_steps": 0, "more": 0}),
+    ],
+)
+def test_a_checkpoint_that_pins_what_no_run_chooses_is_one_line(value: object, tmp_path: Path) -> None:
+    save(tmp_path, 50, chosen=value)
+    with pytest.raises(CheckpointError, match=r"trainer\.json: chosen") as caught:
+        start(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_folder_of_a_run_has_the_name_that_it_had_when_the_rate_was_a_number() -> None:
+    assert run_directory(of(ModelConfig(path="org/model"), max_steps=100)) == Path("runs/texts-model-e2a746d8")
+
+
+def test_epochs_have_a_warmup_that_is_pinned(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(200), "plain")
+    model, out = write_tiny_bert(tmp_path / "model"), tmp_path / "out"
+    arguments = [
+        *(f"--dataset={tmp_path / 's.jsonl'}", f"--model.config={model}", f"--model.tokenizer={model}"),
+        *(f"--output-dir={out}", "--lanes=8", "--data.window-bytes=2048", "--sequence-length=64", "--global-batch-size=8"),
+        *("--train.precision=fp32", "--run.wandb=disabled", "--log-every=1"),
+    ]
+    for epochs in (1, 20):
+        done = run_here([*arguments, f"--max-epochs={epochs}", "--run.keep-last=9"])
+        assert done.returncode == 0, done.stderr
+    saved = sorted((out / "checkpoints").iterdir())
+    steps = int(saved[0].name.removeprefix("step-"))
+    first, *others = [read_trainer(checkpoint)["chosen"] for checkpoint in saved]
+    assert first["warmup_steps"] == pytest.approx(0.06 * steps, rel=0.5)
+    assert others == [first] * len(others)
