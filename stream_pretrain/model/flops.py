@@ -1,4 +1,4 @@
-"""Floating-point operations of a token, and what GPUs can do: the two halves of MFU."""
+"""FLOPs of training, and peak FLOP/s of GPUs: the two halves of MFU."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ _SAYS_NOTHING_OF_SPEED = re.compile(r"NVIDIA|TESLA|GEFORCE|SXM\d*|\d+GB|HBM\d\w*
 def training_flops(config: PreTrainedConfig, lengths: NDArray[np.integer], labels: int) -> float:
     """FLOPs of forward and backward over packed segments of `lengths` tokens, of which `labels` positions reach the head.
 
-    6 for each token and weight of a matrix product, plus attention; recomputation does not count. A token attends to all of its
-    segment, with causal attention too, but to no more of it than the window of a layer is wide.
-    `config` is that of a loaded model, which names its class.
+    6 per token and weight of a matrix product, plus attention; recomputation does not count. A token attends to its whole
+    segment, also with causal attention, or to the window of the layer.
+    config: of a loaded model, which names its class.
     Source: Chowdhery et al. 2022 (PaLM), appendix B.
     """
     assert config.architectures, "the configuration of a loaded model names its class"
@@ -55,29 +55,26 @@ def training_flops(config: PreTrainedConfig, lengths: NDArray[np.integer], label
 
 
 def attention_reach(config: PreTrainedConfig) -> Sequence[float]:
-    """How many positions a token can attend to in each layer, itself included: infinity where there is no window."""
+    """Positions that a token can attend to in each layer, itself included; infinity without a window."""
     layers: int = config.num_hidden_layers
     window = getattr(config, "sliding_window", None)
     if window is None:
         return [math.inf] * layers
-    # ModernBERT's is of a token's neighbours on either side, those of decoders of the token and what is in front of it.
+    # ModernBERT counts the neighbours on either side; decoders count the token and those before it.
     reach = 2 * window + 1 if hasattr(config, "local_attention") else window
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
     return [reach if kind == "sliding_attention" else math.inf for kind in kinds]
 
 
 def peak_bf16_flops(device_name: str) -> float | None:
-    """Dense bf16 FLOP/s of a GPU by its name (`torch.cuda.get_device_name`); None if it is not known, word for word."""
+    """Dense bf16 FLOP/s of a GPU by its name (`torch.cuda.get_device_name`); None for an unknown one."""
     words = (word for word in re.split(r"[\s-]+", device_name.upper()) if not _SAYS_NOTHING_OF_SPEED.fullmatch(word))
     return _PEAKS.get(" ".join(words))
 
 
-@cache  # asked at every line of metrics
+@cache  # called for every line of metrics
 def _matrix_weights(kind: type[PreTrainedConfig], settings: str) -> tuple[float, int]:
-    """Weights of all matrix products in the encoder and in the head of the model with these settings (JSON).
-
-    Weights that a token meets several times count as often.
-    """
+    """Weights in matrix products of the encoder and of the head; shared layers count as often as they are applied."""
     config = kind.from_dict(json.loads(settings))
     with torch.device("meta"):
         model: PreTrainedModel = getattr(transformers, config.architectures[0])(config)
@@ -88,6 +85,6 @@ def _matrix_weights(kind: type[PreTrainedConfig], settings: str) -> tuple[float,
     encoder = count(model.base_model)
     head = count(model) - encoder
     shared = [part for name, part in model.base_model.named_modules() if name.endswith("albert_layer_groups")]
-    if shared:  # not so the projection of ALBERT's embedding, which is used once
+    if shared:  # ALBERT; the projection of its embedding is applied once
         encoder += (config.num_hidden_layers / config.num_hidden_groups - 1) * sum(map(count, shared))
     return encoder, head

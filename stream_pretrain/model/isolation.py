@@ -1,4 +1,4 @@
-"""Whether documents of one row influence each other: asked of every model before it trains."""
+"""Probes whether documents of one row influence each other; every model is probed before it trains."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from stream_pretrain.model.packed_attention import PACKED_ATTENTION
 from stream_pretrain.model.positions import evaluating, ordinary_token_ids
 from stream_pretrain.model.pretraining import PretrainingModel
 
-# Shares of the largest logit. A masked key weighs exactly 0, so another document may change nothing at all; a document alone
-# goes through matrix products of other shapes, which round differently.
+# Relative to the largest logit. A masked key has weight exactly 0, so another document must change nothing; a document alone
+# takes matrix products of other shapes, which round differently.
 _INFLUENCE_TOLERANCE = 1e-6
 _ALONE_TOLERANCE = 1e-3
 
@@ -33,10 +33,10 @@ class _Probe:
 
 
 def choose_attention(model: PreTrainedModel, sequence_length: int, causal: bool, mask_token_id: int | None) -> tuple[str, ...]:
-    """Set the first attention under which packed documents are exactly isolated, and say so if it is the slow one.
+    """Set an attention that isolates packed documents exactly; returns a note where that is the slow one.
 
-    The registered function comes first; bidirectional models that ignore it are tried with a block-diagonal mask.
-    Raises: ModelError with the reason when neither is exact.
+    Packed attention is tried first; a bidirectional model that ignores it falls back to a block-diagonal mask.
+    Raises: ModelError with the reason when neither isolates.
     """
     original = model.config._attn_implementation
     probe = _probe(model, sequence_length, mask_token_id)
@@ -49,7 +49,7 @@ def choose_attention(model: PreTrainedModel, sequence_length: int, causal: bool,
             return ()
         model.set_attn_implementation(original)
     else:
-        fault = "the model does not take transformers' attention interface"
+        fault = "the model ignores transformers' attention interface"
     name = type(model).__name__
     if not causal:
         mask_fault = _fault(model, probe, alone, causal)
@@ -58,15 +58,15 @@ def choose_attention(model: PreTrainedModel, sequence_length: int, causal: bool,
                 f"{name}: documents are isolated by a block-diagonal mask, which is slower than packed attention ({fault})",
             )
         fault = f"{fault}; with a block-diagonal mask: {mask_fault}"
-    raise ModelError(f"{name} cannot keep the documents of a row apart ({fault}): choose another model")
+    raise ModelError(f"{name} cannot isolate the documents of a row ({fault}): choose another model")
 
 
 def make_causal(model: PreTrainedModel, sequence_length: int, mask_token_id: int | None) -> tuple[str, ...]:
-    """Let the tokens of an encoder see only what is in front of them; returns the notes. `choose_attention` comes first.
+    """Make the attention of an encoder causal; returns the notes. Call `choose_attention` first.
 
-    The modules of an encoder without a causal form tell the attention function that they are not causal: they are made to say
-    that they are. This is in no export: transformers has no option for it.
-    Raises: ModelError where tokens see the tokens that follow them all the same.
+    Sets `is_causal` on modules of an encoder that has no causal class in transformers. Exports do not keep that: no
+    configuration can.
+    Raises: ModelError where tokens still see later tokens.
     """
     for module in model.modules():
         if hasattr(module, "is_causal"):
@@ -80,7 +80,7 @@ def make_causal(model: PreTrainedModel, sequence_length: int, mask_token_id: int
 
 
 def isolation_fault(model: PretrainingModel, sequence_length: int, causal: bool, mask_token_id: int | None) -> str | None:
-    """Why documents of one row are not isolated in this model as it stands, on its device; None if they are."""
+    """Why documents of one row are not isolated in this model on its device; None if they are."""
     probe = _probe(model.model, sequence_length, mask_token_id)
     with evaluating(model.model):
         return _influence(model, probe, causal)
@@ -117,7 +117,7 @@ def _influence(model: PretrainingModel, probe: _Probe, causal: bool) -> str | No
         if not leak <= tolerance:
             return f"documents leak into each other by {leak:.1e}"
     if causal and not (leak := change(probe.final)) <= tolerance:
-        return f"tokens see the tokens that follow them, by {leak:.1e}"
+        return f"tokens see later tokens, by {leak:.1e}"
     return None
 
 
@@ -134,14 +134,14 @@ def _documents_alone(model: PreTrainedModel, probe: _Probe) -> Tensor:
 
 
 def _probe(model: PreTrainedModel, sequence_length: int, mask_token_id: int | None) -> _Probe:
-    # A window or chunk shows only in a document that is longer.
+    # Only a document that is longer than a window or chunk shows it.
     windows = [getattr(model.config, name, None) or 0 for name in ("sliding_window", "local_attention", "attention_chunk_size")]
     length = max(4, min(sequence_length, max(32, *(2 * window + 8 for window in windows if window < sequence_length))))
     lengths = [length // 3, length - length // 3, length // 2, length - length // 2]
     boundaries = [0, *accumulate(lengths)]
     document = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))
     other_ids = ordinary_token_ids(model, 2 * length, seed=1)
-    if mask_token_id is not None:  # some models count the masks of a row
+    if mask_token_id is not None:  # some models count the mask tokens of a row
         other_ids[::5] = mask_token_id
     final = torch.zeros(2 * length, dtype=torch.bool)
     final[[boundary - 1 for boundary in boundaries[1:]]] = True

@@ -1,7 +1,7 @@
 """The language-model head on the labelled positions only.
 
-Hidden states become logits position by position, so the encoder's output may be reduced to the labelled positions before the
-head sees it: the same loss and gradients for 15-30 % of the head's time and memory. This is the one place with a module hook.
+Hidden states become logits position by position, so a hook on the encoder drops positions without a label: the same loss and
+gradients in 15-30 % of the head's time and memory.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ from stream_pretrain.errors import ModelError
 
 
 class LabelledHead:
-    """Runs a model so that its head computes the labelled positions alone; holds no tensor between two runs.
+    """Runs a model so that its head computes only labelled positions; holds no tensor between calls.
 
     Raises: ModelError when encoder and head of the model are not separate modules.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         if model.base_model is model:
-            raise ModelError(
-                f"{type(model).__name__} has no encoder apart from its head: use a model with a language-model head"
-            )
+            raise ModelError(f"{type(model).__name__} has no head apart from its encoder: choose another model")
         self._model = model
         self._positions: Tensor | None = None
-        # OPT's head calls the decoder inside the base model; elsewhere the two are one.
+        # OPT's head calls the decoder inside of the base model; in other models the two are the same.
         encoders = dict.fromkeys([model.base_model, model.base_model.get_decoder()])
         self._hooks = [encoder.register_forward_hook(self._keep_labelled) for encoder in encoders]
 
@@ -46,7 +44,7 @@ class LabelledHead:
         return logits.squeeze(0)  # the gradient of logits[0] would be a copy
 
     def detach(self) -> None:
-        """Leave the model as it was."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 

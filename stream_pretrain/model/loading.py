@@ -1,4 +1,4 @@
-"""A model and its tokenizer, ready to train; refused, where they do not fit the run, before any data is read."""
+"""Loads a model and its tokenizer; refuses what does not fit the run, before any data is read."""
 
 from __future__ import annotations
 
@@ -40,36 +40,36 @@ from stream_pretrain.model.positions import evaluating, ordinary_token_ids, refu
 from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.non_utf8_names import utf8_name
 
-# What model families call the dropout of the attention probabilities.
+# Names of the dropout of attention probabilities, by model family.
 _ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
-# Vocabulary rows are padded to this when an embedding grows: matrix products are faster on round shapes.
+# An embedding that grows is padded to a multiple of this, for faster matrix products.
 _VOCABULARY_MULTIPLE = 64
 
-_NAMED = 8
-"""So many weights are named in a line."""
+_MOST_NAMES = 8
+"""Weights named in a line."""
 
 _AUTO_CLASSES = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to train, and what its owner would like to know about it."""
+    """A model ready to train, with notes for the user."""
 
     model: PreTrainedModel
     """float32 weights on the CPU, packed attention set, attention dropout 0."""
     tokenizer: PreTrainedTokenizerFast
     notes: tuple[str, ...]
-    """What was changed or added, one line each, to be shown once."""
+    """What was changed or added, one line each."""
     original_settings: dict[str, Any]
-    """Settings of the configuration that training changes and an export restores."""
+    """Settings that training changes and an export restores."""
     passthrough: Passthrough
 
 
 def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> PreTrainedTokenizerFast:
-    """The tokenizer of the model, or the one --model.tokenizer names; with `local_files_only` from the cache of the machine.
+    """The tokenizer of --model.tokenizer, else of the model; with `local_files_only` from the cache.
 
-    Raises: ModelError if there is none, or none in the fast format that gives ids and offsets in batches.
+    Raises: ModelError where there is none, or no fast one.
     """
     name = model.tokenizer or model.path
     assert name is not None, "validated: a model from scratch has a tokenizer"
@@ -90,7 +90,7 @@ def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> Pre
             f"the tokenizer of {name} ({type(tokenizer).__name__}) has no fast version (tokenizer.json):"
             " convert it, or name another with --model.tokenizer"
         )
-    if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_ids)):  # transformers makes one up where files are missing
+    if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_ids)):  # which transformers makes up where files are missing
         raise ModelError(f"no tokenizer in {name}: there are special tokens only; name one with --model.tokenizer")
     return tokenizer
 
@@ -106,7 +106,7 @@ def load_model(
 ) -> LoadedModel:
     """The model to train: pretrained, or from scratch with weights that depend on `seed` alone.
 
-    The global random state is left as found. With `local_files_only` all comes from the cache of the machine.
+    Keeps the global random state. With `local_files_only`, reads only the cache.
     Raises: ModelError where the model or tokenizer does not fit the run.
     """
     name = config.path or config.config
@@ -165,17 +165,17 @@ def load_model(
 
 
 def recompute_activations(model: PreTrainedModel) -> None:
-    """Keep only the inputs of each layer for the backward pass."""
-    # transformers 5.23 renamed it.
+    """Enable gradient checkpointing."""
+    # Renamed in transformers 5.23.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
 def export_state(loaded: LoadedModel, model: nn.Module) -> tuple[dict[str, Tensor], PreTrainedConfig]:
-    """Weights and configuration as `from_pretrained` expects them: what model.safetensors and config.json of a checkpoint hold.
+    """Weights and configuration for `from_pretrained`: the content of model.safetensors and config.json.
 
-    `model` is the unwrapped PretrainingModel, or the model inside it. The tensors are the live ones: copy before training on.
-    Tied weights are stored once. Weights that came with the model and are of none of its modules are among them.
+    model: the unwrapped PretrainingModel, or the model in it. The tensors are live: copy them before the next step. Tied
+    weights are stored once. Includes untrained weights that came with the model.
     """
     bare = model.model if isinstance(model, PretrainingModel) else model
     assert isinstance(bare, PreTrainedModel), "unwrap the model before exporting it"
@@ -189,22 +189,19 @@ def export_state(loaded: LoadedModel, model: nn.Module) -> tuple[dict[str, Tenso
 
 
 def _leave_out_unused(model: PreTrainedModel, name: str) -> list[str]:
-    """Freeze the parameters that take no part in the loss, which neither an optimizer nor DDP can do anything with.
-
-    Heads of the BERT family have such a bias where the decoder is not tied to the embedding.
-    """
+    """Freeze the parameters without influence on the loss, such as a bias of BERT heads that are not tied; DDP needs that."""
     used = _parameters_in_logits(model)
     unused = {key: weight for key, weight in model.named_parameters() if weight.requires_grad and id(weight) not in used}
     kinds = {re.sub(r"\.\d+\.", ".*.", key) for key, weight in model.named_parameters() if id(weight) in used}
     for key, weight in unused.items():
-        if re.sub(r"\.\d+\.", ".*.", key) in kinds:  # used in another layer, or by another expert: the data decides
+        if re.sub(r"\.\d+\.", ".*.", key) in kinds:  # used in another layer, or by another expert
             raise ModelError(f"{name} does not use all its parameters for every token, for example {key}: choose another model")
         weight.requires_grad_(False)
-    return [f"not trained, since no loss depends on them: {', '.join(unused)}"] if unused else []
+    return [f"not trained, as the loss does not depend on them: {', '.join(unused)}"] if unused else []
 
 
 def _parameters_in_logits(model: PreTrainedModel) -> set[int]:
-    """The `id` of every parameter that the logits depend on; none of their gradients is computed."""
+    """The `id` of every parameter that the logits depend on, from the autograd graph."""
     input_ids = ordinary_token_ids(model, 8)[None]
     with evaluating(model), torch.enable_grad():
         waiting = [model(input_ids, **one_document(model, 8)).logits.grad_fn]
@@ -220,14 +217,14 @@ def _parameters_in_logits(model: PreTrainedModel) -> set[int]:
 
 
 def _kind(settings: PreTrainedConfig, causal: bool) -> str:
-    """The kind of model to load: for next tokens a masked one too, where an encoder has no causal form in transformers."""
+    """The kind of class to load: masked also for next-token training, where an encoder has no causal class."""
     family = type(settings)
     only_masked = family in AutoModelForMaskedLM._model_mapping and family not in AutoModelForCausalLM._model_mapping
     return "causal" if causal and not only_masked else "masked"
 
 
 def _prepare(settings: PreTrainedConfig, kind: str) -> tuple[dict[str, Any], list[str]]:
-    """Change what training needs otherwise; returns the original values and the notes."""
+    """Change settings for training; returns the original values and the notes."""
     notes = []
     original = {option: getattr(settings, option) for option in _ATTENTION_DROPOUTS if getattr(settings, option, 0)}
     for option, value in original.items():
@@ -242,12 +239,12 @@ def _prepare(settings: PreTrainedConfig, kind: str) -> tuple[dict[str, Any], lis
         notes.append(f"{settings.model_type} becomes causal: is_decoder is set and exported")
     if not causal and getattr(settings, "is_decoder", False):
         settings.is_decoder = False
-        notes.append(f"{settings.model_type} becomes bidirectional: is_decoder is taken back and exported so")
+        notes.append(f"{settings.model_type} becomes bidirectional: is_decoder is unset and exported")
     return original, notes
 
 
 def _take_special_tokens(settings: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A model from scratch has the special tokens of its tokenizer, whatever the configuration was written for."""
+    """Take the ids of special tokens from the tokenizer, for a model from scratch."""
     for token in ("pad", "bos", "eos", "cls", "sep", "mask"):
         option = f"{token}_token_id"
         if hasattr(settings, option):
@@ -273,13 +270,13 @@ def _from_scratch(name: str, config: ModelConfig, settings: PreTrainedConfig, ki
         return _AUTO_CLASSES[kind].from_config(settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
     except (ValueError, AssertionError, RuntimeError) as error:
         _refuse_own_code(name, error)
-        raise ModelError(f"no {kind} language model can be made of {name}: {_first_line(error)}") from error
+        raise ModelError(f"{name} cannot be built as a {kind} language model: {_first_line(error)}") from error
 
 
 def _from_pretrained(
     config: ModelConfig, settings: PreTrainedConfig, kind: str, local_files_only: bool
 ) -> tuple[PreTrainedModel, set[str], list[str]]:
-    """The model, what is stored with it that it has no place for, and what is new."""
+    """The model, the stored weights that it did not load, and notes on a new head."""
     name = config.path
     assert name is not None
     model, info = _load_weights(name, config.revision, config, settings, kind, local_files_only)
@@ -299,7 +296,7 @@ def _from_pretrained(
 def _from_checkpoint(
     config: ModelConfig, settings: PreTrainedConfig, kind: str, local_files_only: bool
 ) -> tuple[PreTrainedModel, set[str]]:
-    """The model, and what is stored with it that it has no module for."""
+    """The model, and the stored weights that it did not load."""
     name = config.init_from
     assert name is not None
     _refuse_missing_folder(name)
@@ -307,7 +304,7 @@ def _from_checkpoint(
     different = sorted({*info["missing_keys"], *weights_left_over(model, info["unexpected_keys"])[1]})
     if different:
         raise ModelError(
-            f"--init-from {name} does not match the model: {len(different)} weights are missing or left over, for example"
+            f"--init-from {name} does not match the model: {len(different)} weights are missing or unexpected, for example"
             f" {different[0]}"
         )
     return model, info["unexpected_keys"]
@@ -320,15 +317,15 @@ def _passthrough(
     unexpected: set[str],
     local_files_only: bool,
 ) -> tuple[Passthrough, list[str]]:
-    """What exports have besides the trained weights, as it came with those and with the tokenizer; and what is to be said."""
+    """What exports keep of the model and the tokenizer, and the notes."""
 
     notes: list[str] = []
 
     def folder(name: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
         try:
             return folder_of(name, revision, patterns, local_files_only=local_files_only)
-        except OSError as error:  # the weights have been found all the same
-            notes.append(f"the licence and other files of {name} are in no export: {_first_line(error)}")
+        except OSError as error:  # not fatal: the weights were found
+            notes.append(f"exports lack the licence and other files of {name}: {_first_line(error)}")
             return None
 
     code = OF_CODE if config.trust_remote_code else ()
@@ -343,7 +340,7 @@ def _passthrough(
     of_model = (*OF_MODEL, *code)
     origin = None
     for name, revision in ((config.path, config.revision), (config.init_from, None)):
-        if name is not None:  # the weights are of the last, which may be a checkpoint that has no files of the first
+        if name is not None:  # the weights are of the last, which may lack files of the first
             origin = folder(name, revision, of_model)
             files |= files_of(origin, of_model)
     others, left_out = weights_left_over(model, unexpected)
@@ -351,8 +348,9 @@ def _passthrough(
     stored = {name.removeprefix(f"{model.base_model_prefix}.") for name in weights}
     left_out += [name for name in others if name.removeprefix(f"{model.base_model_prefix}.") not in stored]
     notes += [
-        f"{what}: {', '.join(sorted(names)[:_NAMED])}" + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-        for what, names in (("not trained, exported as they came", list(weights)), ("not used, and in no export", left_out))
+        f"{what}: {', '.join(sorted(names)[:_MOST_NAMES])}"
+        + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
+        for what, names in (("not trained, exported unchanged", list(weights)), ("not used, not exported", left_out))
         if names
     ]
     return Passthrough(weights, files), notes
@@ -379,13 +377,13 @@ def _load_weights(
 
 
 def _refuse_missing_folder(name: str) -> None:
-    """Without this, transformers takes the name of a missing folder for a Hub id."""
+    """transformers would take the name of a missing folder for a Hub id. Raises: ModelError."""
     if name.startswith((".", "/", "~")) and not Path(name).exists():
         raise ModelError(f"no such file or folder: {name}")
 
 
 def _refuse_own_code(name: str, error: BaseException) -> None:
-    """Say which option it takes where transformers would run what it finds in the folder. Raises: ModelError."""
+    """Name the option for a model that brings its own code. Raises: ModelError."""
     if "trust_remote_code" in str(error):
         raise ModelError(
             f"{name} needs Python code that comes with it (auto_map), which is not run: read it, then give"

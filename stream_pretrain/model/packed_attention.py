@@ -1,7 +1,7 @@
 """Attention in which the documents of a packed row do not see each other, registered with transformers.
 
-A row holds several documents one after the other; `cu_seq_lens` says where each begins. On CUDA in bf16 the varlen kernel of
-torch reads the documents where they lie. Elsewhere short rows take one block-diagonal mask, long rows one call per document.
+A row holds several documents one after the other; `cu_seq_lens` has their boundaries. On CUDA in bf16, torch's varlen kernel
+takes them as they are. Elsewhere short rows take a block-diagonal mask, and long rows one call per document.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from stream_pretrain.errors import ModelError
 
-# transformers looks for "flash", "sdpa" and "flex_attention" inside this name and would treat it as one of them.
+# Must not contain "flash", "sdpa" or "flex_attention": transformers would treat it as one of them.
 PACKED_ATTENTION = "packed_documents"
 
-# Up to here one mask is faster than a call for each document. Measured on one CPU core, forward and backward of attention with
-# 4 heads of 64: 19 ms against 24 at 24 rows of 128 tokens with 99 documents, 21 against 15 at 8 rows of 256 with 28, 87 against
-# 46 at 8 rows of 512 with 35. Documents of ten tokens are dearer one by one, 1.8 times in rows of 256. To call for each, the
-# host must know where the documents begin: a GPU would have to wait for that in every layer, and a compiled graph to break.
+# Up to this length, a mask is faster than a call per document. Measured on one CPU core, forward and backward of attention with
+# 4 heads of 64: 19 ms against 24 for 24 rows of 128 tokens with 99 documents, 21 against 15 for 8 rows of 256 with 28, 87
+# against 46 for 8 rows of 512 with 35. Documents of ten tokens cost 1.8 times as much by calls, in rows of 256. Calls need the
+# boundaries on the host: a synchronisation with the GPU in every layer, and a graph break when compiled.
 LONGEST_MASKED_ROW = 128
 LONGEST_MASKED_ROW_WITHOUT_HOST = 512
 
-# What some models ask of attention, and neither kernel can do.
+# Arguments of some models that no kernel here supports.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "cache")
 
 _VARLEN_LARGEST_HEAD = 256
@@ -38,7 +38,7 @@ _VARLEN_HAS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters  # t
 def block_diagonal_mask(
     cu_seq_lens: Tensor, batch: int, length: int, window: int | None = None, causal: bool = False
 ) -> Tensor:
-    """Who may see whom: positions of one document, at most `window` apart, and none that follow if `causal`.
+    """True where a query may see a key: in the same document, at most `window` apart, and not later if `causal`.
 
     Shapes: cu_seq_lens int32 [S + 1] over the flattened batch * length; returns bool [batch, 1, length, length].
     """
@@ -51,7 +51,7 @@ def block_diagonal_mask(
 
 
 def one_document(model: PreTrainedModel, length: int) -> dict[str, Tensor]:
-    """What the forward pass of a model takes besides a row of `length` tokens that is one document."""
+    """The arguments of a forward pass for a row of `length` tokens that is one document."""
     if model.config._attn_implementation != PACKED_ATTENTION:
         return {}
     return {"cu_seq_lens_q": torch.tensor([0, length], dtype=torch.int32, device=model.device)}
@@ -74,11 +74,11 @@ def packed_attention(
 
     Shapes: query [B, H, L, D]; key, value [B, H or fewer, L, D]; cu_seq_lens_q int32 [S + 1], no document crossing a row,
     trailing repeats allowed; returns [B, L, H, D].
-    Raises: NotImplementedError where the model asks for what packed rows cannot give exactly, ModelError without documents.
+    Raises: NotImplementedError for arguments that no kernel here supports, ModelError without cu_seq_lens_q.
     """
     if cu_seq_lens_q is None or attention_mask is not None:
         raise ModelError(
-            "packed attention is for rows with cu_seq_lens_q and without attention_mask: for others, call"
+            "packed attention takes cu_seq_lens_q and no attention_mask: for other rows, call"
             ' set_attn_implementation("sdpa") first'
         )
     unsupported = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
@@ -91,7 +91,7 @@ def packed_attention(
     window = None if sliding_window is None or sliding_window > length else sliding_window - 1
     grouped = key.shape[1] != heads
 
-    # Rotary embeddings under autocast leave query and key in float32: the autocast dtype decides.
+    # Under autocast, rotary embeddings leave query and key in float32: use the autocast dtype.
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
     if query.is_cuda and dtype == torch.bfloat16 and size % 8 == 0 and size <= _VARLEN_LARGEST_HEAD:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -105,7 +105,7 @@ def packed_attention(
 
 
 def _near(length: int, window: int | None, causal: bool, device: torch.device) -> Tensor:
-    """Bool [length, length]: key at most `window` away from the query, and not after it if `causal`."""
+    """Bool [length, length]: the key is at most `window` away from the query, and not later if `causal`."""
     index = torch.arange(length, device=device)
     distance = index[:, None] - index[None, :]
     near = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
@@ -135,15 +135,12 @@ def _varlen(
 def _one_by_one(
     query: Tensor, key: Tensor, value: Tensor, cu_seq_lens: Tensor, causal: bool, window: int | None, scale: float | None
 ) -> Tensor:
-    """Attention of each document by itself.
-
-    On a GPU only long rows come here, in float32 or float16, or with heads that the varlen kernel does not take.
-    """
+    """One call per document. On a GPU, only for long rows in float32 or float16, or heads too large for the varlen kernel."""
     batch, heads, length, size = query.shape
     grouped = key.shape[1] != heads
     boundaries = cu_seq_lens.tolist()
     lengths = [end - start for start, end in pairwise(boundaries)]
-    # Split and not sliced: the gradient of a slice is as large as all rows.
+    # Split, not sliced: the gradient of a slice is as large as all rows.
     flat = (states.transpose(1, 2).reshape(1, batch * length, -1, size) for states in (query, key, value))
     documents = zip(*(states.split_with_sizes(lengths, dim=1) for states in flat), strict=True)
     outputs = []
@@ -160,6 +157,6 @@ def _one_by_one(
     return torch.cat(outputs, dim=1).view(batch, length, heads, size)
 
 
-# Without a mask function of this name, transformers makes no mask. With one, it would look at the position ids of causal models
-# on the host, once a forward pass, which waits for the GPU.
+# No mask function has this name, so transformers makes no mask. For causal models it would read the position ids on the host, a
+# synchronisation with the GPU in every forward pass.
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -1,4 +1,4 @@
-"""What a model comes with besides the weights that are trained: exports have it again, as it was."""
+"""Files and untrained weights of a model that every export contains as they were."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from transformers import PreTrainedModel
 from stream_pretrain.non_utf8_names import utf8_path
 
 OF_MODEL = ("generation_config.json", *(f"{name}*" for name in ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")))
-"""Files that belong to weights. What a README says is of the weights as they were."""
+"""Files that belong to the weights. Not a README, which describes the weights before training."""
 OF_TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.jinja", "additional_chat_templates/*.jinja"),
 )
 OF_CODE = ("*.py",)
-"""Read where --model.trust-remote-code lets it run."""
+"""Only with --model.trust-remote-code."""
 
 
 @dataclass(frozen=True)
 class Passthrough:
-    """What is exported beside the trained weights."""
+    """What exports contain beside the trained weights."""
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
-    """By the names they have in the export, on the CPU, of the type they were stored with."""
+    """By their names in the export; on the CPU, with their stored dtype."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """Content by name."""
 
 
 def folder_of(name: str, revision: str | None, patterns: Sequence[str], *, local_files_only: bool) -> Path | None:
-    """The folder with a model's files: a local one, or that of the cache, where those that match are fetched to first.
+    """The folder with the files of a model: a local one, or the Hub cache, to which those that match are downloaded.
 
-    Raises: OSError where the Hub does not give them.
+    Raises: OSError where the Hub fails.
     """
     if Path(name).exists():
         return Path(name) if Path(name).is_dir() else None
@@ -48,7 +48,7 @@ def folder_of(name: str, revision: str | None, patterns: Sequence[str], *, local
 
 
 def files_of(folder: Path | None, patterns: Sequence[str]) -> dict[str, bytes]:
-    """The files of a folder that match, by their names in it."""
+    """Content of the files of a folder that match, by name."""
     if folder is None:
         return {}
     names = {path: path.relative_to(folder).as_posix() for path in sorted((*folder.glob("*"), *folder.glob("*/*.jinja")))}
@@ -60,7 +60,7 @@ def files_of(folder: Path | None, patterns: Sequence[str]) -> dict[str, bytes]:
 
 
 def weights_left_over(model: PreTrainedModel, unexpected: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Stored weights that the model did not take: of modules that it has not, such as a pooler, and of those that it has."""
+    """Names of stored weights that the model did not load: of modules it does not have, such as a pooler, and of others."""
     modules = {_kind(name) for name, _ in model.named_modules()}
     of_others: list[str] = []
     of_its_own: list[str] = []
@@ -72,9 +72,9 @@ def weights_left_over(model: PreTrainedModel, unexpected: Iterable[str]) -> tupl
 
 
 def read_weights(folder: Path | None, names: Sequence[str], prefix: str) -> dict[str, Tensor]:
-    """Stored weights by the names they have in an export of a whole model, whose encoder's begin with `prefix`.
+    """Stored weights by their names in an export, where those of the encoder begin with `prefix`.
 
-    Those that are in no safetensors file are left out.
+    Only those in safetensors files.
     """
     found: dict[str, Tensor] = {}
     of_encoder = True
@@ -96,5 +96,5 @@ def _weight_files(folder: Path | None) -> list[Path]:
 
 
 def _kind(name: str) -> str:
-    """The name of a module for all layers alike."""
+    """The name of a module with `*` for the number of its layer."""
     return re.sub(r"\.\d+(?=\.|$)", ".*", name)

@@ -1,4 +1,4 @@
-"""Where the positions of a model begin and end: asked of the model, since configurations do not say."""
+"""The first and last position of a model, found by running it: configurations do not say."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stream_pretrain.model.packed_attention import one_document
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout and gradients off; the model's mode is restored."""
+    """Dropout and gradients off; the mode of the model is restored."""
     training = model.training
     model.eval()
     try:
@@ -27,7 +27,7 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 
 def ordinary_token_ids(model: PreTrainedModel, count: int, seed: int = 0) -> Tensor:
-    """Random token ids of the model's vocabulary, none of them padding: int64 [count], the same for the same seed."""
+    """Random token ids without padding, the same for the same seed: int64 [count]."""
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.get_input_embeddings().num_embeddings
     padding = getattr(model.config, "pad_token_id", None)
@@ -40,9 +40,9 @@ def ordinary_token_ids(model: PreTrainedModel, count: int, seed: int = 0) -> Ten
 
 
 def first_position(model: PreTrainedModel) -> int:
-    """The position id of a document's first token: 0, or `padding_idx + 1` in the RoBERTa family.
+    """The position id of the first token: 0, or `padding_idx + 1` in the RoBERTa family.
 
-    It is the offset that reproduces what the model computes without position ids.
+    It is the offset that gives the same logits as no position ids.
     """
     input_ids = ordinary_token_ids(model, 6)[None]
     positions = torch.arange(6, device=input_ids.device)[None]
@@ -56,13 +56,13 @@ def first_position(model: PreTrainedModel) -> int:
                 errors.append(
                     float((model(input_ids, position_ids=positions + first, **document).logits - unaided).abs().max())
                 )
-            except (IndexError, RuntimeError):  # the padding token's number lies beyond the positions: it says nothing of them
+            except (IndexError, RuntimeError):  # beyond the last position
                 errors.append(math.inf)
     return candidates[errors.index(min(errors))]
 
 
 def refuse_beyond_positions(model: PreTrainedModel, name: str, sequence_length: int) -> None:
-    """Raise ModelError if the last position of a row is one the model does not have; rotary models have no limit."""
+    """Raises: ModelError for rows longer than the model has positions; rotary models have no limit."""
     first = first_position(model)
     token = ordinary_token_ids(model, 1)[None]
     try:

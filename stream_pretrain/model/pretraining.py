@@ -1,4 +1,4 @@
-"""What the training loop runs: a model and its loss as one module."""
+"""A model and its loss as one module, which the training loop runs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from stream_pretrain.model.positions import first_position
 class PretrainingModel(nn.Module):
     """A language model with its loss over packed rows.
 
-    Only sums leave it: Accelerate copies every output to float32, and logits are the largest tensor of a step.
+    Returns only sums: Accelerate copies every output to float32, and logits are the largest tensor of a step.
     """
 
     def __init__(self, model: PreTrainedModel, sources: int = 1) -> None:
-        """sources: of the mixture, whose losses are told apart."""
+        """sources: number of sources, each with its own sum of losses."""
         super().__init__()
         self.sources = sources
         self.model = model
@@ -36,8 +36,8 @@ class PretrainingModel(nn.Module):
         labels: Tensor,
         label_sources: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum of the cross entropy over the labels (float32), how many labels are the most likely token (int64), and the
-        sum for each source (float32 [sources], without gradient).
+        """Sum of the cross entropy over the labels (float32), number of labels that are the most likely token (int64), and
+        the sum for each source (float32 [sources], without gradient).
 
         Shapes: input_ids, position_ids int64 [B, L], positions from 0 in each segment; cu_seq_lens int32 [S + 1] over the
         flattened B * L, trailing repeats allowed; label_positions int64 [M], indices into B * L; labels int64 [M], -100 is
@@ -52,8 +52,8 @@ class PretrainingModel(nn.Module):
     def logits(self, input_ids: Tensor, position_ids: Tensor, cu_seq_lens: Tensor, label_positions: Tensor) -> Tensor:
         """Logits [M, vocabulary] of the labelled positions; arguments as in `forward`."""
         if self.by_mask:
-            # Additive, as the models whose attention cannot be replaced expect it, and of their type: attention of float64
-            # queries reads a float32 mask as if it were float64 on processors without AVX-512 (torch 2.13).
+            # Additive, as models with their own attention expect it, and of their dtype: with float64 queries, torch 2.13
+            # misreads a float32 mask on processors without AVX-512.
             mask = block_diagonal_mask(cu_seq_lens, *input_ids.shape)
             dtype = self.model.dtype
             additive = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)

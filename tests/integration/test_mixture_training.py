@@ -87,7 +87,7 @@ def test_a_source_without_a_held_out_document_is_named_and_the_others_are_evalua
     texts, said = held_out(command, tmp_path / "none", [few, few | {"name": "same"}])
     assert said.splitlines()[-1] == (
         "error: no document for the evaluation set: raise --data.heldout-fraction or --eval.max-read-bytes, "
-        "or name an --eval.dataset"
+        "or give --eval.dataset"
     )
 
 

@@ -41,19 +41,19 @@ def test_mpnet_ignores_it_and_gets_a_block_diagonal_mask_that_is_exact() -> None
     [
         (
             "deberta",
-            "DebertaForMaskedLM cannot keep the documents of a row apart (the model does not take transformers' attention"
+            "DebertaForMaskedLM cannot isolate the documents of a row (the model ignores transformers' attention"
             " interface; with a block-diagonal mask: RuntimeError: The size of tensor a (32) must match the size of tensor b"
             " (24) at non-singleton dimension 3): choose another model",
         ),
         (
             "deberta-v2",
-            "DebertaV2ForMaskedLM cannot keep the documents of a row apart (the model does not take transformers' attention"
+            "DebertaV2ForMaskedLM cannot isolate the documents of a row (the model ignores transformers' attention"
             " interface; with a block-diagonal mask: RuntimeError: The size of tensor a (32) must match the size of tensor b"
             " (24) at non-singleton dimension 3): choose another model",
         ),
         (
             "mobilebert",
-            "MobileBertForMaskedLM cannot keep the documents of a row apart (a packed document differs from the document alone"
+            "MobileBertForMaskedLM cannot isolate the documents of a row (a packed document differs from the document alone"
             " by #; with a block-diagonal mask: a packed document differs from the document alone by #): choose another model",
         ),
     ],
@@ -110,7 +110,7 @@ def test_a_window_that_attention_is_not_told_of_is_caught(monkeypatch: pytest.Mo
 
 
 def test_next_token_prediction_with_attention_to_later_tokens_is_refused() -> None:
-    with pytest.raises(ModelError, match="tokens see the tokens that follow them"):
+    with pytest.raises(ModelError, match="tokens see later tokens"):
         choose_attention(tiny_model("bert"), 24, causal=True, mask_token_id=None)
 
 

@@ -218,7 +218,7 @@ def test_embedding_and_head_grow_to_a_multiple_of_64_when_allowed(tmp_path: Path
 
 def test_a_model_that_was_trained_for_next_tokens_sees_what_follows_again_when_it_is_trained_on_masks(tmp_path: Path) -> None:
     loaded = load(saved(tmp_path, is_decoder=True))
-    assert "bert becomes bidirectional: is_decoder is taken back and exported so" in loaded.notes
+    assert "bert becomes bidirectional: is_decoder is unset and exported" in loaded.notes
     assert isolation_fault(PretrainingModel(loaded.model), 24, True, None) is not None, "a token sees those that follow it"
     _, settings = export_state(loaded, loaded.model)
     assert settings.is_decoder is False
@@ -279,11 +279,11 @@ def test_an_encoder_without_a_causal_form_is_causal_while_it_trains_and_bidirect
 
     again = load(str(tmp_path / "export"))
     fault = isolation_fault(PretrainingModel(again.model), 24, causal=True, mask_token_id=None)
-    assert str(fault).startswith("tokens see the tokens that follow them")
+    assert str(fault).startswith("tokens see later tokens")
 
 
 def test_an_encoder_whose_attention_cannot_be_made_causal_is_refused_for_next_tokens(tmp_path: Path) -> None:
-    reason = r"^MPNetForMaskedLM cannot be trained on next tokens \(tokens see the tokens that follow them, by .*\): choose an"
+    reason = r"^MPNetForMaskedLM cannot be trained on next tokens \(tokens see later tokens, by .*\): choose an"
     with pytest.raises(ModelError, match=reason):
         load(saved(tmp_path, "mpnet"), CLM)
 
@@ -348,7 +348,7 @@ def test_the_spare_bias_of_an_untied_head_is_left_out_of_training_and_exported(
     tmp_path: Path, family: str, unused: str
 ) -> None:
     loaded = load(saved(tmp_path, family, tie_word_embeddings=False))
-    assert f"not trained, since no loss depends on them: {unused}" in loaded.notes
+    assert f"not trained, as the loss does not depend on them: {unused}" in loaded.notes
     assert [name for name, weight in loaded.model.named_parameters() if not weight.requires_grad] == [unused]
     assert unused in export_state(loaded, loaded.model)[0]
 

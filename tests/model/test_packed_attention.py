@@ -167,7 +167,7 @@ def test_the_mask_lets_a_position_see_its_document_within_the_window() -> None:
 def test_a_padded_batch_is_refused_rather_than_attended_to(family: str) -> None:
     input_ids, _, _ = packed_rows()
     model = tiny_model(family, PACKED_ATTENTION)
-    with pytest.raises(ModelError, match="packed attention is for rows with cu_seq_lens_q and without attention_mask"):
+    with pytest.raises(ModelError, match="packed attention takes cu_seq_lens_q and no attention_mask"):
         model(input_ids, attention_mask=torch.ones_like(input_ids))
 
 

@@ -38,7 +38,7 @@ def test_weights_of_modules_that_are_not_trained_are_exported_as_they_were_store
     pooler = [f"bert.pooler.dense.{name}" for name in ("bias", "weight")]
     others = [f"cls.seq_relationship.{name}" for name in ("bias", "weight")] if kind is BertForPreTraining else []
     assert [name for name in state if "pooler" in name or "relationship" in name] == pooler + others
-    assert model.notes[-1] == f"not trained, exported as they came: {', '.join(pooler + others)}"
+    assert model.notes[-1] == f"not trained, exported unchanged: {', '.join(pooler + others)}"
     assert {state[name].dtype for name in pooler + others} == {torch.float16}
     assert state["bert.embeddings.word_embeddings.weight"].dtype == torch.float32
 
@@ -63,7 +63,7 @@ def test_weights_that_the_configuration_leaves_out_are_named(tmp_path: Path) -> 
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 1}))
     model = loaded(tmp_path)
-    assert model.notes[-1].startswith("not used, and in no export: bert.encoder.layer.1.attention.output.LayerNorm.bias, ")
+    assert model.notes[-1].startswith("not used, not exported: bert.encoder.layer.1.attention.output.LayerNorm.bias, ")
     assert model.notes[-1].endswith(" and 8 more")
     assert not any("layer.1." in name for name in export_state(model, model.model)[0])
 
@@ -80,7 +80,7 @@ def test_weights_in_a_pickle_that_are_not_trained_are_named(tmp_path: Path) -> N
     model = BertForPreTraining(SMALL)
     SMALL.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    assert loaded(tmp_path).notes[-1].startswith("not used, and in no export: bert.pooler.dense.bias, bert.pooler.dense.weight")
+    assert loaded(tmp_path).notes[-1].startswith("not used, not exported: bert.pooler.dense.bias, bert.pooler.dense.weight")
 
 
 FILES = {
@@ -143,9 +143,7 @@ def test_a_run_goes_on_with_weights_that_are_not_trained(tmp_path: Path) -> None
     for steps in (1, 2):
         finished = run_here([*run, f"--max-steps={steps}"])
         assert finished.returncode == 0, finished.stderr
-        assert (
-            "not trained, exported as they came: bert.pooler.dense.bias, bert.pooler.dense.weight, cls.seq" in finished.stderr
-        )
+        assert "not trained, exported unchanged: bert.pooler.dense.bias, bert.pooler.dense.weight, cls.seq" in finished.stderr
     came, exported = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "out/model"))
     for name in ("bert.pooler.dense.weight", "cls.seq_relationship.bias"):
         assert torch.equal(came[name], exported[name])

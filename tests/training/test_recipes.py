@@ -211,7 +211,7 @@ def test_a_bert_with_an_untied_head_trains_saves_and_resumes(
         "--global-batch-size=8",
     ]
     run(capsys, *options, "--max-steps=2")
-    assert "not trained, since no loss depends on them: cls.predictions.bias" in capsys.readouterr().err
+    assert "not trained, as the loss does not depend on them: cls.predictions.bias" in capsys.readouterr().err
     run(capsys, *options, "--max-steps=4")
     assert [line["step"] for line in metrics(out)] == [1, 2, 3, 4]
     before = load_file(folder / "model.safetensors")
