@@ -1,8 +1,8 @@
-"""What a user can run into: one family, one line each, always what, where and what to do."""
+"""Errors for the user, in one line: what is wrong, where, and what to do."""
 
 
 class StreamPretrainError(ValueError):
-    """Base of every error meant for the user; the command line prints it as one line, or as those it is given in."""
+    """Base of all errors for the user. Each argument is a line."""
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
@@ -13,15 +13,15 @@ class ConfigError(StreamPretrainError):
 
 
 class SourceError(StreamPretrainError):
-    """The corpus cannot be found or read as its owner published it."""
+    """The corpus cannot be found or read."""
 
 
 class TransportError(SourceError):
-    """The bytes of a shard could not be had: network, permission, a server that answers nonsense."""
+    """The bytes of a shard cannot be fetched: network, permissions, wrong responses."""
 
 
 class ContentError(SourceError):
-    """The bytes of a shard are damaged: truncated, a failed checksum, not the format its name says."""
+    """The bytes of a shard are damaged: truncated, a wrong checksum, not of the format in its name."""
 
 
 class ModelError(StreamPretrainError):
@@ -33,8 +33,8 @@ class CheckpointError(StreamPretrainError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """What a checkpoint holds is not what was written: an older one can take its place."""
+    """The content of a checkpoint is not what was written: an older one can replace it."""
 
 
 class TrainingError(StreamPretrainError):
-    """The run cannot go on, for example after too many non-finite steps in a row."""
+    """The run cannot continue, for example after too many non-finite steps in a row."""

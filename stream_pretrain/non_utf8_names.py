@@ -1,4 +1,4 @@
-"""Names that are no text: file systems take any bytes, and Python has those that are not UTF-8 as lone surrogates."""
+"""File names that are not UTF-8: file systems take any bytes, which Python decodes to lone surrogates."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _BYTES = re.compile("[\udc80-\udcff]")
 
 
 def escaped(text: str) -> str:
-    r"""The text with `\xe9` in place of a byte that is not UTF-8, as all that is shown or recorded has it."""
+    r"""The text with `\xe9` for a byte that is not UTF-8, for messages and records."""
     return _BYTES.sub(lambda found: rf"\x{ord(found[0]) - 0xDC00:02x}", text)
 
 
 def in_shell(words: Iterable[str]) -> str:
-    """A command as a shell takes it."""
+    """A command, quoted for a shell."""
     return " ".join(shlex.quote(word) if escaped(word) == word else _quoted_bytes(word) for word in words)
 
 
@@ -28,14 +28,14 @@ def _quoted_bytes(word: str) -> str:
 
 @contextmanager
 def utf8_name(name: str) -> Iterator[str]:
-    """As `utf8_path`, of what may be an id on the Hub in place of a folder."""
+    """Like `utf8_path`, for a folder or a Hub id."""
     with utf8_path(Path(name)) as path:
         yield name if path == Path(name) else str(path)
 
 
 @contextmanager
 def utf8_path(folder: Path) -> Iterator[Path]:
-    """The folder by a path that is UTF-8, for libraries that open no other: where it is none, over a link."""
+    """A UTF-8 path of the folder, if need be by a link, for libraries that open no other."""
     if escaped(str(folder)) == str(folder):
         yield folder
         return

@@ -1,7 +1,7 @@
-"""What of the user's words is secret, and how text is shown without it.
+"""Redaction: where secrets are, and text without them.
 
-A secret has its place: the user and the query of a URL, the values of storage options, some variables of the environment.
-What is recorded is redacted by place, so that `…` stands where the secret was; text that libraries write is searched for it.
+Secrets are in known places: the user and query of a URL, values of storage options, some environment variables. What this
+program records is redacted by place, with `…` for each secret; text of libraries is searched for the secrets.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 from stream_pretrain.non_utf8_names import escaped
 from stream_pretrain.urls import HIDDEN, redacted_url, user_and_query
 
-# Names in storage options whose values say where, not who.
+# Names in storage options whose values are no secrets.
 _NO_SECRETS = frozenset({"endpoint", "endpoint_url", "region", "region_name", "project", "profile", "account_name"})
 _NUMBERS = re.compile(
     "age|attempts|batch|block|blocksize|bytes|cache|chunk|concurrency|connect|connections|count|days|delay|depth|expiry|hours|"
     "interval|length|level|limit|listings|max|min|minutes|mode|parallel|part|pool|port|retries|retry|seconds|size|ssl|threads|"
     "timeout|times|trials|ttl|verbose|verify|version|wait|workers"
 )
-"""Words in names of storage options whose values are numbers, and no secrets."""
+"""Words in names of storage options whose numbers are no secrets."""
 _NAMES_OF_SECRETS = re.compile(
     "sig|token|secret|passw|pwd|credential|auth|key|session|policy|sas|ticket|jwt|code|hash|hmac", re.IGNORECASE
 )
@@ -31,19 +31,19 @@ _SECRET_VARIABLES = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|ACCESS_KEY_ID|ACCOUNT_KEY|CONNECTION_STRING)$"
 )
 _PROXIES = re.compile(r"(https?|ftp|all)_proxy", re.IGNORECASE)
-# In the text of a library: a user in front of @, and a query, which also stands alone where only the path is told.
+# In the text of a library: a user before @, and a query, also of a path alone.
 _USER = re.compile(r"(?<=://)(?:[^\s/?#'\"<>@:]*:[^\s/'\"<>]*@)|(?<=https://)[^\s/?#'\"<>@]+@|(?<=http://)[^\s/?#'\"<>@]+@")
 _QUERY = re.compile(r"\?[^\s'\")>]+=[^\s'\")>]+")
 _SHORTEST, _SURE, _LONG = 3, 8, 24
-"""Shorter values are not searched for; those below the second length only as words of their own, and no usual ones.
+"""Lengths of secrets in text: shorter than the first are not searched for; up to the second only as whole, uncommon words.
 
-Of a query, words such as `training` are no secret where they are not long and their name does not say that they are one.
+In a query, a value that is a plain word, such as `training`, is a secret only from the third length on, or by its name.
 """
-_USUAL = frozenset({"true", "false", "none", "null", "auto", "json", "default"})
+_COMMON = frozenset({"true", "false", "none", "null", "auto", "json", "default"})
 
 
 def redacted_options(storage_options: str) -> str:
-    """Storage options, as JSON, with `…` in place of every value that may be secret; @FILE is only a name."""
+    """Storage options, as JSON, with `…` for every value that may be secret; @FILE is a name."""
     if storage_options.startswith("@"):
         return storage_options
     try:
@@ -69,7 +69,7 @@ def _redacted(name: str, value: Any) -> Any:
 
 
 def says_hidden(value: Any) -> bool:
-    """Whether a secret was left out of storage options."""
+    """Whether `…` is a value of some storage options."""
     match value:
         case dict():
             return any(map(says_hidden, value.values()))
@@ -80,25 +80,25 @@ def says_hidden(value: Any) -> bool:
 
 
 def _is_plain_number(name: str, value: float) -> bool:
-    """Whether a number is none that stands for a password or a key."""
+    """Whether a number is not a password or key, by its name."""
     words = re.findall("[a-z]+", re.sub("([A-Z])", r"_\1", name).lower())
     return isinstance(value, bool) or any(map(_NUMBERS.fullmatch, words))
 
 
 class Secrets:
-    """Values that must not be shown, to be searched for in text that is not ours."""
+    """Values that must not be shown, to search for in text of libraries."""
 
     def __init__(self, values: Iterable[str]) -> None:
         forms = {form for value in values for form in (value, urllib.parse.unquote(value), urllib.parse.quote(value, safe=""))}
         long = sorted((form for form in forms if len(form) >= _SURE), key=len, reverse=True)
-        short = sorted(form for form in forms if _SHORTEST <= len(form) < _SURE and form.lower() not in _USUAL)
+        short = sorted(form for form in forms if _SHORTEST <= len(form) < _SURE and form.lower() not in _COMMON)
         short = [form for form in short if not form.isdigit()]
         alternatives = [*map(re.escape, long), *(rf"(?:(?<!\w)|(?=\W)){re.escape(form)}(?!\w)" for form in short)]
         self._known = re.compile("|".join(alternatives)) if alternatives else None
 
     @classmethod
     def of(cls, urls: Iterable[str], storage_options: Iterable[Mapping[str, Any]], environment: Mapping[str, str]) -> Secrets:
-        """Those of these URLs and storage options, and of the variables that hold keys."""
+        """The secrets of URLs, storage options and environment variables."""
         return cls(
             [
                 *(secret for url in urls for secret in _of_url(url)),
@@ -108,7 +108,7 @@ class Secrets:
         )
 
     def hide(self, text: str) -> str:
-        """The text with `…` in place of every secret, and of what stands where a URL has one."""
+        """The text with `…` for every secret, and for the user and query of any URL."""
         known = text if self._known is None else self._known.sub(HIDDEN, text)
         return _QUERY.sub(f"?{HIDDEN}", _USER.sub(f"{HIDDEN}@", known))
 
@@ -117,12 +117,12 @@ def _of_url(url: str) -> Iterator[str]:
     user, query = user_and_query(url)
     name, _, password = user.partition(":")
     yield password
-    if len(name) >= _SURE:  # a short one may be part of any path
+    if len(name) >= _SURE:  # a short one may be part of a path
         yield name
     for part in re.split("[?#;&]", query):
         key, equals, value = part.partition("=")
         if not equals:
-            yield f"?{part}"  # which is any word, such as a name of a branch, where nothing is in front of it
+            yield f"?{part}"  # with its `?`: alone it may be any word, such as a branch
         elif _NAMES_OF_SECRETS.search(key) or len(value) >= _LONG or (len(value) >= _SURE and not _WORD.fullmatch(value)):
             yield value
 
@@ -139,7 +139,7 @@ def _of_options(name: str, value: Any) -> Iterator[str]:
             yield from _of_url(value)
         case str():
             yield value
-            yield from (word for word in value.split() if len(word) >= _SURE)  # Bearer and a token
+            yield from (word for word in value.split() if len(word) >= _SURE)  # "Bearer" and a token
         case int() | float() if not _is_plain_number(name, value):
             yield str(value)
 
@@ -152,10 +152,7 @@ def _of_variable(name: str, value: str) -> Iterator[str]:
 
 
 def printable(text: str, *, kept: str = "") -> str:
-    """The text in one line that a terminal shows as it is: controls, line ends and half characters are escaped.
-
-    kept: those that are meant.
-    """
+    """The text in one line, with control characters, line ends and lone surrogates escaped; kept: those to keep."""
     if text.isprintable():
         return text
     text = escaped(text)

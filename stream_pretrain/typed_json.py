@@ -1,4 +1,4 @@
-"""JSON that a run has stored, checked against the type that it is to have, since anything may have happened to a file."""
+"""JSON that a run wrote, checked against the type it must have: a file may hold anything by now."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from stream_pretrain.errors import CheckpointError
 
-_SHOWN = 40
+_MOST_SHOWN = 40
 
 
 def from_json(kind: Any, value: Any, where: str) -> Any:
-    """The value as what it stands for: dataclasses from objects, tuples from lists; integers are those of 64 bits.
+    """The value as `kind`: dataclasses from objects, tuples from lists, integers of 64 bits.
 
-    where: the file and the place in it. Raises: CheckpointError for what is of another type.
+    where: the file and the place in it, for the error. Raises: CheckpointError for a value of another type.
     """
     try:
         return _reader(kind)(value)
@@ -27,7 +27,7 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
 
 
 class _WrongError(Exception):
-    """What is wrong, and at which place of the value."""
+    """What is wrong, and where in the value."""
 
     def __init__(self, what: str, place: str = "") -> None:
         super().__init__(what, place)
@@ -40,7 +40,7 @@ class _WrongError(Exception):
 _Reader = Callable[[Any], Any]
 
 
-@cache  # of a corpus with many shards every field is read
+@cache  # every field of every shard is read
 def _reader(kind: Any) -> _Reader:
     origin, parameters = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
@@ -119,7 +119,7 @@ def _record(kind: Any) -> _Reader:
         found = {}
         for name, item in value.items():
             if name not in readers:
-                raise _WrongError("is not known to this version: use the version it is from", f".{name}")
+                raise _WrongError("is not known to this version: use the version that wrote it", f".{name}")
             try:
                 found[name] = readers[name](item)
             except _WrongError as error:
@@ -134,5 +134,5 @@ def _record(kind: Any) -> _Reader:
 
 def _wrong(value: Any) -> _WrongError:
     shown = repr(value)
-    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
-    return _WrongError(f"is {shown}, which is not what a run writes: use another checkpoint")
+    shown = shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}…"
+    return _WrongError(f"is {shown}, which no run writes: use another checkpoint")

@@ -1,4 +1,4 @@
-"""What kind of place a URL names, and what of it may be shown."""
+"""Kinds of URLs, and URLs without their secrets."""
 
 from __future__ import annotations
 
@@ -7,50 +7,50 @@ import re
 HIDDEN = "…"
 
 _USER = re.compile(rf"([^/:@\[]*:(?!:|\d+(?:[/?#]|$)).*?[^/?#]*|{HIDDEN})@")
-"""A name and a password, in which a slash may stand that should be written %2F; a number behind the colon is a port."""
+"""Name and password, which may contain an unescaped slash; a number after the colon is a port."""
 _USER_ON_WEB = re.compile(rf"([^/?#]*)@|{_USER.pattern}")
 _QUERY = re.compile(rf"[?#][A-Za-z][\w.-]*=.*|(?<!\?)\?(?:[\w%+~-]{{4,}}|{HIDDEN})$")
-"""Off the web a question mark is also a wildcard: behind one of a query are a name and `=`, or a word without an ending."""
+"""Off the web `?` is also a wildcard: in a query, a name and `=` follow, or a word without an extension."""
 _QUERY_ON_WEB = re.compile(r"(?:[?#]|;(?=[^/?#]*=)).*")
 
 
 def is_remote(url: str) -> bool:
-    """Whether a store holds the file, and not a folder of this machine."""
+    """Whether the file is in a store, not in a folder of this machine."""
     return "://" in url and not url.startswith("file://")
 
 
 def on_web(url: str) -> bool:
-    """Whether a web server holds the file: it has no listings, and the query may be a signature."""
+    """Whether the file is on a web server: no listings, and the query may be a signature."""
     return url.lower().startswith(("http://", "https://"))
 
 
 def unsigned(url: str) -> str:
-    """A URL on the web without its query, which may be a signature that is new at each start."""
+    """A web URL without its query, which may be a signature that changes at each start."""
     return url.removesuffix(user_and_query(url)[1]) if on_web(url) else url
 
 
 def without_secrets(url: str) -> str:
-    """The URL for messages and records: no password, no signed query."""
+    """The URL without user and query, for messages and records."""
     user, query = user_and_query(url)
     shown = url.removesuffix(query)
     return shown.replace(f"://{user}@", "://", 1) if user else shown
 
 
 def redacted_url(url: str) -> str:
-    """The URL with `…` in place of its user and its query."""
+    """The URL with `…` for its user and its query."""
     user, query = user_and_query(url)
     shown = url.replace(f"://{user}@", f"://{HIDDEN}@", 1) if user else url
     return f"{shown.removesuffix(query)}{query[0]}{HIDDEN}" if len(query) > 1 else shown
 
 
 def user_and_query(url: str) -> tuple[str, str]:
-    """What a URL has in front of @, and from its query, fragment or session on, where these may be secret; else empty.
+    """The user of a URL, and all from its query, fragment or session on; empty where they cannot be secret.
 
-    Off the web, a name before @ alone may be a bucket or a container, and ? a wildcard.
+    Off the web, a name before @ without a password may be a bucket or container, and ? a wildcard.
     """
     if "://" not in url or url.startswith("hf://"):
         return "", ""
-    if web := re.search("https?://", url, re.IGNORECASE):  # also behind a protocol that wraps it
+    if web := re.search("https?://", url, re.IGNORECASE):  # also inside of another protocol
         user, query_of = _USER_ON_WEB.match(url, web.end()), _QUERY_ON_WEB
     else:
         users = (_USER.match(url, scheme.end()) for scheme in re.finditer("://", url))

@@ -356,11 +356,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.Capt
         ([*NEEDED, "--train.learning-rate=inf"], "--train.learning-rate must be finite, not inf"),
         (
             [*NEEDED, "--eval.dataset=other"],
-            "--eval.dataset and --eval.split say what to evaluate on: give --eval-every as well",
+            "--eval.dataset and --eval.split need --eval-every",
         ),
         (
             [*NEEDED, "--output-dir=s3://bucket/out"],
-            "--output-dir s3://bucket/out is a URL: give a folder; a bucket has to be mounted",
+            "--output-dir s3://bucket/out is a URL: give a folder, for example of a mounted bucket",
         ),
         ([*NEEDED, "--train.beta1=1"], "--train.beta1 1.0 and --train.beta2 0.98 must be below 1"),
     ],
@@ -653,7 +653,7 @@ def test_a_wrong_record_of_a_mixture_is_named(value: str, said: str) -> None:
     [
         (
             {"learning_rate": 1e-4, "final_learning_rate": 2e-4},
-            "--train.final-learning-rate 0.0002 is what the rate decays to: it must not be above --train.learning-rate 0.0001",
+            "--train.final-learning-rate 0.0002 must not be above --train.learning-rate 0.0001",
         ),
         (
             {"schedule": "constant", "final_learning_rate": 1e-5},
@@ -674,8 +674,8 @@ A = SourceConfig("a", "x")
     ("data", "said"),
     [
         (DataConfig(dataset="x", sources=(A,)), "give either --dataset or --data.sources, not both"),
-        (DataConfig(sources=(A, A)), "--data.sources: 'a' must be a name of its own, of letters"),
-        (DataConfig(sources=(SourceConfig("a/b", "x"),)), "--data.sources: 'a/b' must be a name of its own, of letters"),
+        (DataConfig(sources=(A, A)), "--data.sources: the name 'a' must be unique, of letters"),
+        (DataConfig(sources=(SourceConfig("a/b", "x"),)), "--data.sources: the name 'a/b' must be unique, of letters"),
         (DataConfig(sources=(SourceConfig("a", "x", -1),)), "--data.sources: a: weight must not be negative, not -1"),
         (DataConfig(sources=(SourceConfig("a", "x", 0),)), "--data.sources: no source has a weight"),
         (DataConfig(sources=(SourceConfig("a", "x", max_epochs=0),)), "--data.sources: a: max_epochs must be above 0, not 0"),

@@ -1,4 +1,4 @@
-"""The name of a run: the same command finds its folder, whatever version of this program began it."""
+"""The default folder of a run, which the same command finds again with any version of this program."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ EARLIER_DEFAULTS: dict[str, Any] = {
     "train.global_batch_size": 256,
     "train.seed": 0,
 }
-"""Up to November 2026 a run was named by all these options, defaults included, and a checkpoint said no defaults.
+"""Until November 2026, all these options were hashed into the name of a run, and checkpoints had no defaults.
 
-Never to be changed: runs have these names, and the same command has to find them.
+Frozen: runs have these names, and the same command must find them.
 """
 
 _EARLIER_KEYS = {
@@ -73,22 +73,22 @@ _EARLIER_KEYS = {
     ),
     "data.weight_schedule": frozenset({"from_step", "weights"}),
 }
-"""Of the records of an option, likewise."""
+"""Likewise, the keys of records."""
 
 _DEFAULTS = {**EARLIER_DEFAULTS, "data.text_documents": "line", "data.special_tokens": "text"}
-"""Since then a run is named by what differs from these, whatever the defaults are today: its command may say them.
+"""Since then, the options that differ from these defaults are hashed, whatever the defaults of today are.
 
-The default of an option that is newer enters here before it changes.
+Frozen too. Before the default of a newer option changes, the old one is added here.
 """
 _KEYS = {"data.sources": {"weight": 1.0, "split": "train"}}
-"""Of the records of an option, likewise; other keys have none."""
+"""Likewise, the defaults of keys of records; other keys have none."""
 
 
 def run_directory(config: Config) -> Path:
-    """OUT: as given, else runs/<dataset>-<model>-<hash of the options that must not change and are not as by default>.
+    """OUT: --output-dir, else runs/<dataset>-<model>-<hash of the fixed options that differ from their defaults>.
 
-    Signatures and keys are left out of it: the same command with new ones goes on with its run. So does it with a run that
-    an earlier version has named.
+    Secrets are not hashed: the same command with a new signature or key resumes the run. So it does with a run that an
+    earlier version named.
     """
     if config.run.output_dir is not None:
         return Path(config.run.output_dir)
@@ -97,38 +97,38 @@ def run_directory(config: Config) -> Path:
     corpus = options["data.dataset"] or "+".join(source.name for source in config.data.sources)
     words = [re.sub(r"[^A-Za-z0-9._+]+", "-", Path(part).name).strip("-")[:_LONGEST_WORD] for part in (corpus, model)]
 
-    def named(hashed: dict[str, Any]) -> Path:
-        digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
+    def named(content: dict[str, Any]) -> Path:
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / "-".join([*(word for word in words if word), digest])
 
-    said = _said(config, options)
-    now, then = named(said), _said_then(options, said)
+    hashed = _hashed(config, options)
+    now, then = named(hashed), _hashed_until_2026(options, hashed)
     if then is not None and named(then).exists() and not now.exists():
         return named(then)
     return now
 
 
-def _said(config: Config, options: dict[str, Any]) -> dict[str, Any]:
-    """The options that are not as by default, and of their records the keys."""
+def _hashed(config: Config, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that differ from their defaults; of records, the keys that do."""
     today = defaults(config)
-    said = {
+    hashed = {
         name: value
         for name, value in options.items()
         if value != _DEFAULTS.get(name, today[name]) and (value != today[name] or name in config.given)
     }
-    for name in said.keys() & _EARLIER_KEYS.keys():
+    for name in hashed.keys() & _EARLIER_KEYS.keys():
         usual = _KEYS.get(name, {})
-        said[name] = [{key: inner for key, inner in record.items() if inner != usual.get(key)} for record in said[name]]
-    return said
+        hashed[name] = [{key: inner for key, inner in record.items() if inner != usual.get(key)} for record in hashed[name]]
+    return hashed
 
 
-def _said_then(options: dict[str, Any], said: dict[str, Any]) -> dict[str, Any] | None:
-    """What an earlier version took the hash of; None where something is said that it did not know."""
+def _hashed_until_2026(options: dict[str, Any], hashed: dict[str, Any]) -> dict[str, Any] | None:
+    """What earlier versions hashed; None where an option is given that they did not have."""
 
     def known(name: str, value: Any) -> Any:
         keys = _EARLIER_KEYS.get(name)
         return value if keys is None else [{key: inner for key, inner in r.items() if key in keys} for r in value]
 
-    if any(name not in EARLIER_DEFAULTS or known(name, value) != value for name, value in said.items()):
+    if any(name not in EARLIER_DEFAULTS or known(name, value) != value for name, value in hashed.items()):
         return None
-    return {name: known(name, options[name]) if name in said else usual for name, usual in EARLIER_DEFAULTS.items()}
+    return {name: known(name, options[name]) if name in hashed else usual for name, usual in EARLIER_DEFAULTS.items()}

@@ -1,4 +1,4 @@
-"""Which options may hold a secret, and what of them is recorded and shown."""
+"""Which options may hold secrets, and their values without them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RECORDS = {"data.sources": _kinds(SourceConfig)}
 
 
 def storage_options(given: str | None) -> dict[str, Any]:
-    """Storage options as they were given: JSON, or @FILE with that in it. Raises: ConfigError for what is no object."""
+    """Storage options from JSON, or from the JSON in @FILE. Raises: ConfigError."""
     option, text = "--data.storage-options", given or "{}"
     if text.startswith("@"):
         option = f"{option} {text}"
@@ -46,7 +46,7 @@ def storage_options(given: str | None) -> dict[str, Any]:
 
 
 def secrets_of(config: Config, environment: Mapping[str, str]) -> Secrets:
-    """What must not be shown of the options and of the variables of the environment."""
+    """The secrets in the options and the environment variables."""
     found = [secret for group in GROUPS for secret in _secrets(getattr(config, group))]
     return Secrets.of(
         [value for kind, value in found if kind == "url"],
@@ -56,7 +56,7 @@ def secrets_of(config: Config, environment: Mapping[str, str]) -> Secrets:
 
 
 def _secrets(options: Any) -> Iterator[tuple[Secret, str]]:
-    """What may hold secrets in a group of options or in a record, with what it is."""
+    """Values that may hold secrets in a group of options or a record, with their kind."""
     kinds = _kinds(options)
     for name, value in vars(options).items():
         if isinstance(value, tuple):
@@ -67,7 +67,7 @@ def _secrets(options: Any) -> Iterator[tuple[Secret, str]]:
 
 
 def redacted(name: str, value: Any) -> Any:
-    """The value of an option, or the records of one, with `…` in place of secrets; name: dotted, with underscores."""
+    """The value of an option with `…` for secrets. name: dotted, with underscores."""
     if name not in _RECORDS:
         return _REDACT[_OPTIONS[name]](value) if name in _OPTIONS and value is not None else value
     kinds = {key: kind for own, kind in _RECORDS[name].items() for key in (own, own.replace("_", "-"))}
@@ -78,19 +78,19 @@ def redacted(name: str, value: Any) -> Any:
 
 
 def redacted_text(name: str, text: str) -> str:
-    """The value of an option as a command line has it, with `…` in place of secrets; that of any option may be a URL."""
+    """The value of an option on a command line with `…` for secrets; any option may be given a URL."""
     if name not in _RECORDS:
         return _REDACT[_OPTIONS.get(name, "url")](text)
     try:
         records = json.loads(text)
         shown = redacted(name, records)
-    except (ValueError, TypeError, AttributeError):  # an error that is told as soon as the options are read
+    except (ValueError, TypeError, AttributeError):  # an error of the user, reported when the options are read
         return HIDDEN
     return text if shown == records else json.dumps(shown, ensure_ascii=False)
 
 
 def shown_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Options by dotted name, without signatures and keys."""
+    """Options by dotted name, without secrets."""
 
     def shown(kind: Secret | None, value: Any) -> Any:
         return value if kind is None or value is None else without_secrets(value) if kind == "url" else None

@@ -1,4 +1,4 @@
-"""What options cannot be, alone and together."""
+"""Validates options, alone and together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stream_pretrain.urls import HIDDEN, redacted_url, user_and_query
 
 
 def validate(config: Config) -> None:
-    """Refuse, before anything is read, what cannot run. Raises ConfigError with the option and what to do."""
+    """Refuse options that cannot run, before anything is read. Raises: ConfigError."""
 
     def refuse_unless(condition: bool, message: str) -> None:
         if not condition:
@@ -68,11 +68,11 @@ def validate(config: Config) -> None:
     )
     refuse_unless(
         config.eval.every > 0 or (config.eval.dataset is None and config.eval.split is None),
-        "--eval.dataset and --eval.split say what to evaluate on: give --eval-every as well",
+        "--eval.dataset and --eval.split need --eval-every",
     )
     refuse_unless(
         re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", config.run.output_dir or "") is None,
-        f"--output-dir {config.run.output_dir} is a URL: give a folder; a bucket has to be mounted",
+        f"--output-dir {config.run.output_dir} is a URL: give a folder, for example of a mounted bucket",
     )
     _refuse_hidden("--eval.dataset", config.eval.dataset)
     for source in sources_of(data):
@@ -84,13 +84,12 @@ def refuse_final_rate_above(learning_rate: float, train: TrainConfig) -> None:
     if train.final_learning_rate > learning_rate:
         chosen = f"{learning_rate} (auto)" if train.learning_rate == "auto" else f"{learning_rate}"
         raise ConfigError(
-            f"--train.final-learning-rate {train.final_learning_rate} is what the rate decays to: it must not be above "
-            f"--train.learning-rate {chosen}"
+            f"--train.final-learning-rate {train.final_learning_rate} must not be above --train.learning-rate {chosen}"
         )
 
 
 def _refuse_out_of_bounds(options: Any, where: str) -> None:
-    """Refuse a number of a group of options, or of a record, that is not within the bounds of its field."""
+    """Refuse numbers outside of the bounds of their fields. Raises: ConfigError."""
     for option in dataclasses.fields(options):
         value, bounds = getattr(options, option.name), option.metadata.get("bounds")
         name = where + (option.name.replace("_", "-") if where.endswith(".") else option.name)
@@ -122,13 +121,13 @@ def _validate_source(data: DataConfig) -> None:
 
 
 def _refuse_hidden(option: str, url: str | None) -> None:
-    """Refuse what was copied from where secrets are left out."""
+    """Refuse a URL copied from a record, which has `…` for secrets."""
     if url is not None and any(HIDDEN in part for part in user_and_query(url)):
         raise ConfigError(f"{option} {redacted_url(url)} has {HIDDEN} in place of a secret: put it back")
 
 
 def template_fields(template: str) -> list[str]:
-    """The fields that a text template names. Raises ValueError for a template that is none."""
+    """The fields in a text template. Raises: ValueError."""
     parts = list(string.Formatter().parse(template))
     for _, field_name, specification, conversion in parts:
         if field_name == "" or specification or conversion or re.search(r"[\[\]]", field_name or ""):
@@ -140,7 +139,7 @@ def _validate_mixture(data: DataConfig) -> None:
     names = [source.name for source in data.sources]
     for name in names:
         if names.count(name) > 1 or not re.fullmatch(r"[\w.-]+", name):
-            raise ConfigError(f"--data.sources: {name!r} must be a name of its own, of letters, digits, `.`, `-` and `_`")
+            raise ConfigError(f"--data.sources: the name {name!r} must be unique, of letters, digits, `.`, `-` and `_`")
     for source in data.sources:
         _refuse_out_of_bounds(source, f"--data.sources: {source.name}: ")
     current = {source.name: source.weight for source in data.sources}
