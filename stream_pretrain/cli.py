@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from stream_pretrain import commands
+from stream_pretrain import commands, exit_codes
 from stream_pretrain.arguments import misplaced, parse, suggestion, values_of, without_secrets
 from stream_pretrain.config import secrets_of, validate
 from stream_pretrain.errors import ConfigError, StreamPretrainError
@@ -23,10 +23,11 @@ from stream_pretrain.non_utf8_names import escaped
 from stream_pretrain.redaction import Secrets, printable
 from stream_pretrain.terminal import ClearStream, clear_stderr, show_traceback, unfailing_stderr
 from stream_pretrain.training.launcher import tell_launcher
+from stream_pretrain.training.stop_messages import in_words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, what the command returns, 1 run error, 2 usage, 130 interrupted."""
+    """Runs one command; returns the exit code, one of `exit_codes`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         # The client of Weights & Biases records what is there.
@@ -36,17 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(arguments, stderr)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            return 130
+            return exit_codes.of_stopped_process("SIGINT")
         except StreamPretrainError as error:
             if "--debug" in arguments:
                 show_traceback(error)
             print("error:", "\n".join(printable(str(line)) for line in error.args), file=sys.stderr)
-            tell_launcher(stderr.secrets.hide(f"{type(error).__name__}: {error}"))
-            return 2 if isinstance(error, ConfigError) else 1
+            tell_launcher(stderr.secrets.hide(f"{type(error).__name__}: {error}"), exit_codes.of_error(error))
+            return exit_codes.of_error(error)
         except Exception as error:  # a fault of this program: shown here, where its text is searched for secrets
             show_traceback(error)
-            tell_launcher(stderr.secrets.hide(f"{type(error).__name__}: {error}"))
-            return 1
+            tell_launcher(stderr.secrets.hide(f"{type(error).__name__}: {error}"), exit_codes.of_error(error))
+            return exit_codes.of_error(error)
 
 
 def _run(arguments: list[str], stderr: ClearStream) -> int:
@@ -71,10 +72,20 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
     validate(config)
     from stream_pretrain.training.signals import stop_on_signals
 
+    given = [PROGRAM, *without_secrets(arguments)]
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
+        stop.answer(lambda name: _leave(name, given), lambda _: None)
         module = importlib.import_module(f"{commands.__name__}.{command.replace('-', '_')}")
-        code: int = module.run(config, [PROGRAM, *without_secrets(arguments)], stop)
+        code: int = module.run(config, given, stop)
     return code
+
+
+def _leave(name: str, given: Sequence[str]) -> None:
+    """End the process at a signal, with nothing begun."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"stopped by {name} before anything was begun; resume with: {in_words(given)}", file=sys.stderr)
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    os._exit(exit_codes.of_stopped_process(name) if alone else exit_codes.of_stop(name))  # not 0: the others wait for this rank
 
 
 def _print(text: str) -> int:

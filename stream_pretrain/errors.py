@@ -20,6 +20,10 @@ class TransportError(SourceError):
     """The bytes of a shard cannot be fetched: network, permissions, wrong responses."""
 
 
+class DeadlineError(TransportError):
+    """Nothing arrived before --data.retry-deadline; exit code 75, since the same command resumes."""
+
+
 class ContentError(SourceError):
     """The bytes of a shard are damaged: truncated, a wrong checksum, not of the format in its name."""
 
@@ -38,3 +42,7 @@ class DamagedCheckpointError(CheckpointError):
 
 class TrainingError(StreamPretrainError):
     """The run cannot continue, for example after too many non-finite steps in a row."""
+
+
+class LostRankError(TrainingError):
+    """The machine of another rank is lost; exit code 75, since the same command resumes."""

@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = Path(__file__).parent
 LAYERS = [
     {"errors", "non_utf8_names", "units", "urls"},
-    {"redaction", "typed_json"},
+    {"exit_codes", "redaction", "typed_json"},
     {"config", "terminal"},
     {"data", "model"},
     {"training"},

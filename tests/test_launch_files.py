@@ -39,19 +39,27 @@ def batch_script(folder: Path, torchrun: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("state", "code", "requeued"),
-    [("finished", 0, False), ("failed", 1, False), ("preempted", 0, True), ("running", 0, True)],
-)
-def test_a_slurm_job_is_queued_again_when_the_run_has_neither_finished_nor_failed(
-    tmp_path: Path, state: str, code: int, requeued: bool
+ENDS = [
+    ('"state": "finished",\n  "exit_code": 0', 0),
+    ('"state": "failed",\n  "exit_code": 1', 1),
+    ('"state": "failed",\n  "exit_code": 75', 75),
+    ('"state": "preempted",\n  "exit_code": 75', 75),
+    ('"state": "preempted",\n  "exit_code": 130', 130),
+    ('"state": "running",\n  "exit_code": null', 75),
+]
+"""What run.json says, and the exit code."""
+
+
+@pytest.mark.parametrize(("recorded", "code"), ENDS)
+def test_a_slurm_job_ends_as_the_run_does_and_is_queued_again_where_the_same_command_resumes(
+    tmp_path: Path, recorded: str, code: int
 ) -> None:
-    job = batch_script(tmp_path, 'echo "$@"; printf \'{{\\n  "state": "' + state + "\"\\n}}\\n' > {run}; exit 1")
+    job = batch_script(tmp_path, f"echo \"$@\"; printf '{{{{\n  {recorded}\n}}}}\n' > {{run}}; exit 1")
     said, _ = job.communicate(timeout=300)
     assert job.returncode == code, said
     assert "--rdzv-endpoint first-machine:29400" in said
     assert "-m stream_pretrain --output-dir" in said
-    assert ("requeue 7" in (tmp_path / "scontrol").read_text()) == requeued
+    assert ("requeue 7" in (tmp_path / "scontrol").read_text()) == (code in (75, 130))
 
 
 def test_a_slurm_job_that_was_refused_is_not_queued_again_whatever_the_run_before_it_came_to(tmp_path: Path) -> None:
@@ -69,7 +77,7 @@ def test_a_slurm_job_that_is_told_to_stop_before_the_run_has_begun_is_queued_aga
     assert job.stdout.readline() == "ready\n"
     job.send_signal(10)
     said, _ = job.communicate(timeout=300)
-    assert job.returncode == 0, said
+    assert job.returncode == 75, said
     assert "requeue 7" in (tmp_path / "scontrol").read_text()
 
 
@@ -80,7 +88,7 @@ def test_the_notice_of_slurm_reaches_the_ranks_and_is_waited_for(tmp_path: Path)
     assert job.stdout.readline() == "ready\n"
     job.send_signal(10)
     said, _ = job.communicate(timeout=300)
-    assert job.returncode == 0, said
+    assert job.returncode == 75, said
     assert "preempted" in said
     assert "requeue 7" in (tmp_path / "scontrol").read_text()
 
@@ -107,7 +115,7 @@ def test_a_launcher_passes_its_options_on(tmp_path: Path, name: str) -> None:
     assert ("--nnodes 2 " in command and "--rdzv-endpoint 127.0.0.1:29400" in command) == (name == "two_nodes.sh")
     assert "--signals-to-handle SIGTERM,SIGINT,SIGQUIT,SIGUSR1,SIGHUP " in command
     assert command.endswith(f"-m stream_pretrain --output-dir {tmp_path} --max-steps 5")
-    assert (ended, done.returncode) == (f"run {tmp_path}: refused", 3)
+    assert (ended, done.returncode) == (f"run {tmp_path}: refused, exit code 1", 1)
 
 
 def test_a_run_whose_folder_was_taken_away_is_not_begun_anew(tmp_path: Path) -> None:
@@ -116,7 +124,7 @@ def test_a_run_whose_folder_was_taken_away_is_not_begun_anew(tmp_path: Path) -> 
     stub(tmp_path / "bin", "torchrun", f"rm -r {tmp_path / 'out'}; exit 1")
     environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", str(LAUNCH / "single_node.sh"), str(tmp_path / "out")], env=environment, check=False)
-    assert done.returncode == 3
+    assert done.returncode == 1
 
 
 def test_under_nohup_the_end_of_the_terminal_stays_ignored(tmp_path: Path) -> None:
@@ -131,13 +139,36 @@ def test_under_nohup_the_end_of_the_terminal_stays_ignored(tmp_path: Path) -> No
     assert ignored == "trap -- '' SIGHUP"
 
 
-@pytest.mark.parametrize(("state", "code"), [("finished", 0), ("preempted", 1), ("running", 1), ("failed", 3)])
-def test_the_launcher_of_one_machine_ends_as_the_run_did(tmp_path: Path, state: str, code: int) -> None:
-    run = tmp_path / "run.json"
-    stub(tmp_path / "bin", "torchrun", f'printf \'{{\n  "state": "{state}"\n}}\n\' > {run}; exit 1')
-    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", str(LAUNCH / "single_node.sh"), str(tmp_path)], env=environment, check=False)
-    assert done.returncode == code
+@pytest.mark.parametrize(("recorded", "code"), ENDS)
+def test_the_launcher_of_one_machine_ends_as_the_run_did(tmp_path: Path, recorded: str, code: int) -> None:
+    assert launched(tmp_path, f"printf '{{\n  {recorded}\n}}\n' > {tmp_path / 'run.json'}; exit 1") == code
+
+
+@pytest.mark.parametrize("code", [1, 2, 75])
+def test_a_start_that_was_refused_ends_as_its_ranks_did(tmp_path: Path, code: int) -> None:
+    (tmp_path / "run.json").write_text('{\n  "state": "preempted",\n  "exit_code": 75\n}\n')
+    program = f"from stream_pretrain.training.launcher import tell_launcher; tell_launcher('why', {code})"
+    told = 'while [ "$1" != --log-dir ]; do shift; done; mkdir "$2/0"; export TORCHELASTIC_ERROR_FILE="$2/0/error.json"'
+    rank = f'{told}; {sys.executable} -c "{program}"; exit 1'
+    assert launched(tmp_path, rank) == code
+
+
+def test_a_run_that_had_finished_before_ends_so_again(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{\n  "state": "finished",\n  "exit_code": 0\n}\n')
+    assert launched(tmp_path, "exit 0") == 0
+    assert launched(tmp_path, "exit 1") == 1
+
+
+def test_ctrl_c_before_the_run_has_begun_ends_the_launcher_with_its_code(tmp_path: Path) -> None:
+    assert launched(tmp_path, "kill -INT $PPID; sleep 0.2; exit 1") == 130
+    assert launched(tmp_path, "kill -TERM $PPID; sleep 0.2; exit 1") == 75
+
+
+def launched(out: Path, torchrun: str) -> int:
+    """The exit code of the launch file for one machine, with torchrun replaced."""
+    stub(out / "bin", "torchrun", torchrun)
+    environment = {**os.environ, "PATH": f"{out / 'bin'}:{os.environ['PATH']}"}
+    return subprocess.run(["bash", str(LAUNCH / "single_node.sh"), str(out)], env=environment, check=False).returncode
 
 
 def test_the_options_of_torchrun_in_the_launch_files_exist() -> None:

@@ -7,15 +7,17 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from typing import Literal
 
 import torch
 
+from stream_pretrain import exit_codes
 from stream_pretrain.config import Config, run_directory, secrets_of
 from stream_pretrain.data.lanes.stream import worker_died
 from stream_pretrain.errors import (
     CheckpointError,
+    LostRankError,
     StreamPretrainError,
     TrainingError,
 )
@@ -23,17 +25,28 @@ from stream_pretrain.redaction import Secrets
 from stream_pretrain.training.advice import allow_many_open_files
 from stream_pretrain.training.checkpoint import (
     BackgroundWriter,
+    newest,
 )
 from stream_pretrain.training.launcher import tell_launcher
 from stream_pretrain.training.out_files import CHECKPOINTS, MODEL
 from stream_pretrain.training.parallelism import accelerate_for_one_run, accelerator_for
-from stream_pretrain.training.peers import HEARD_SECONDS, NO_LIFE, POLL_SECONDS, SILENT_POLLS, STOPPED, Peers, between_ranks
+from stream_pretrain.training.peers import (
+    HEARD_SECONDS,
+    NO_LIFE,
+    POLL_SECONDS,
+    SILENT_POLLS,
+    STOPPED,
+    Ending,
+    Peers,
+    between_ranks,
+)
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.run import train
 from stream_pretrain.training.run_directory import RunDirectory
 from stream_pretrain.training.signals import Interrupted, StopRequest
 from stream_pretrain.training.start import Setup, prepare
+from stream_pretrain.training.stop_messages import stopped, stopping
 from stream_pretrain.training.watchdog import Watchdog
 
 GROUPS = ("data", "model", "objective", "train", "eval", "run")
@@ -42,10 +55,9 @@ GROUPS = ("data", "model", "objective", "train", "eval", "run")
 
 @accelerate_for_one_run()
 def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
-    """Train as the options say; returns the exit code, which is 0 also when the run was asked to stop and saved itself."""
+    """Train as the options say; returns the exit code of this process."""
     allow_many_open_files()
-    with stop.deadly() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else nullcontext():  # the ranks wait for each other
-        accelerator = accelerator_for(config)
+    accelerator = accelerator_for(config)
     ranks = Ranks(accelerator.process_index, accelerator.num_processes)
     secrets = secrets_of(config, os.environ)
     progress = Progress(sys.stderr if ranks.is_first else None)
@@ -54,6 +66,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
         out = RunDirectory(run_directory(config), command, progress.warning)  # on ranks but the first it records nothing
 
         setup: Setup | None = None
+        began = 0  # the step from which this start goes on
 
         def record_saved(step: int) -> None:
             out.record_saved(step)  # by the owner, which `out` is later on
@@ -62,28 +75,46 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             out.path, record_saved, progress.warning, keep_last=config.run.keep_last, keep_every=config.run.keep_every
         )
 
-        def record_end(why: str) -> None:
+        def record_end(ending: Ending) -> None:
             if out.has_ended:
                 return  # all is saved: that a rank is killed while it leaves changes nothing
-            if why == STOPPED:
-                out.record("preempted")
-            elif NO_LIFE in why:
-                out.record("running", error=why)  # as after the loss of the first rank: nothing is wrong with the run
+            if ending == STOPPED:
+                out.record("preempted", exit_code=exit_codes.of_stop(stop.signal))
+            elif NO_LIFE in ending.why:
+                out.record("running", error=ending.why)  # as after the loss of the first rank: nothing is wrong with the run
             elif setup is None:
-                out.record_refusal(why)
+                out.record_refusal(ending.why, ending.exit_code)
             else:
-                out.record("failed", error=why)
+                out.record("failed", error=ending.why, exit_code=ending.exit_code)
 
-        def give_up(why: str, first: bool) -> None:
+        def give_up(ending: Ending, first: bool) -> None:
             if first:
-                Progress(sys.stderr).notice(f"error: {why}")
-            if why != STOPPED:
-                tell_launcher(why)
-            record_end(why)
+                Progress(sys.stderr).notice(f"error: {ending.why}")
+            if ending != STOPPED:
+                tell_launcher(ending.why, ending.exit_code)
+            record_end(ending)
             writer.settle()
+
+        def last_line(name: str) -> str:
+            saved, checkpoint = newest(out.path / CHECKPOINTS)
+            saved = max(saved, began)
+            return stopped(name, saved if setup is None else setup.totals.step, saved, checkpoint, command)
+
+        def answer(name: str) -> None:
+            if out.has_ended:
+                progress.notice("all is saved; Ctrl-C again leaves at once")
+            elif not out.is_lost:  # which is the error that the run ends with
+                progress.notice(stopping(name, stop.last_step, alone=ranks.world == 1))
+
+        def quit_at_once(name: str) -> None:
+            if ranks.is_first and not out.has_ended:
+                out.record("preempted", exit_code=exit_codes.of_stop(name))
+                progress.notice(last_line(name))
+            peers.end(STOPPED)
 
         warn = progress.warning if ranks.is_first else Progress(sys.stderr).warning
         peers = stack.enter_context(between_ranks(ranks, stop, give_up, warn))
+        stop.answer(answer, quit_at_once)
         watchdog = stack.enter_context(Watchdog(ranks, warn))
 
         def own() -> None:
@@ -96,21 +127,22 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
                 with stop.interruptible():
                     ranks.from_first(own)
                 setup = prepare(config, command, accelerator, ranks, progress, stop, out)
+            began = setup.totals.step
             state = train(setup, writer, watchdog, stack)
         except SystemExit:  # the first rank ends, and says why
             why_all = peers.reason(patience=HEARD_SECONDS)
             if why_all is not None and why_all != STOPPED:
-                tell_launcher(why_all)
+                tell_launcher(why_all.why, why_all.exit_code)
             raise
         except BaseException as error:
             explained = _explained(error, ranks, peers, out)
-            why = _reason(explained, ranks, secrets)
+            why = _ending(explained, ranks, secrets)
             told = peers.end(why)
             record_end(told or why)
             peers.part()  # what is to be put away now, such as a checkpoint that is being written, may take its time
             if told is not None and told != STOPPED:
-                tell_launcher(told)
-                raise SystemExit(1) from error  # the rank that was first to end says why
+                tell_launcher(told.why, told.exit_code)
+                raise SystemExit(told.exit_code) from error  # the rank that was first to end says why
             if (told or why) != STOPPED:
                 if explained is error:
                     raise
@@ -121,16 +153,15 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             with watchdog.stage("waiting for the other ranks"), suppress(RuntimeError):  # one was killed: all is saved
                 ranks.wait()
             peers.part()
-        if state == "preempted":
-            saved = any((out.path / CHECKPOINTS).glob("step-*"))
-            goes_on = "goes on from the last checkpoint" if saved else "starts it again: no step was done"
-            progress.notice(f"stopped by {stop.signal or 'a signal to another rank'}; the same command {goes_on}")
-        else:
-            progress.notice(f"finished; the model is in {out.path / MODEL}")
+    if state == "preempted":
+        stop.wait_for_answer()
+        progress.notice(last_line(stop.signal or "a signal to another rank"))
+    else:
+        progress.notice(f"finished; the model is in {out.path / MODEL}")
     if ranks.world > 1:
         # Not here, where DDP would be the last to hold it, and wait for its threads with the lock that they need to end.
         atexit.register(torch.distributed.destroy_process_group)
-    return 0
+    return exit_codes.FINISHED if state == "finished" else exit_codes.of_stopped_process(stop.signal)
 
 
 def _explained(error: BaseException, ranks: Ranks, peers: Peers, out: RunDirectory) -> BaseException:
@@ -151,7 +182,7 @@ def _explained(error: BaseException, ranks: Ranks, peers: Peers, out: RunDirecto
         cut = failed and peers.are_apart and _NO_CONNECTION.search(str(error))
         gone = peers.vanished(patience=(SILENT_POLLS + 2) * POLL_SECONDS if cut else 2.0 if failed else 0.0)
         if gone is not None:
-            return TrainingError(gone)
+            return LostRankError(gone) if NO_LIFE in gone else TrainingError(gone)
     return error
 
 
@@ -162,9 +193,10 @@ _NO_CONNECTION = re.compile("gloo|nccl|connection", re.IGNORECASE)
 """What is said by a collective when another rank is gone."""
 
 
-def _reason(error: BaseException, ranks: Ranks, secrets: Secrets) -> str:
+def _ending(error: BaseException, ranks: Ranks, secrets: Secrets) -> Ending:
     """What the other ranks and run.json are told."""
     if isinstance(error, Interrupted):
         return STOPPED
     said = secrets.hide(f"{type(error).__name__}: {error}")
-    return said if ranks.world == 1 or isinstance(error, StreamPretrainError) else f"rank {ranks.index}: {said}"
+    named = ranks.world == 1 or isinstance(error, StreamPretrainError)
+    return Ending(said if named else f"rank {ranks.index}: {said}", exit_codes.of_error(error))

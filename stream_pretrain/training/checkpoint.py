@@ -184,6 +184,11 @@ def latest(directory: Path, report: Callable[[str], None]) -> Path | None:
     return None
 
 
+def newest(directory: Path) -> tuple[int, Path | None]:
+    """Step and folder of the newest checkpoint by name, verified or not; 0 and None where there is none."""
+    return max(_checkpoints(directory), default=(0, None))
+
+
 def read_trainer(checkpoint: Path) -> dict[str, Any]:
     """trainer.json: the step, the totals, and the options of the run. Raises: CheckpointError."""
     trainer, where = json_of(checkpoint / "trainer.json"), f"{checkpoint / 'trainer.json'}:"

@@ -171,7 +171,10 @@ def _next_rows(setup: Setup, stream: StepStream, watchdog: Watchdog) -> tuple[St
     """
     try:
         with watchdog.stage("waiting for data"), setup.stop.interruptible():
-            return next(stream), False
+            rows = next(stream)
+            if _micro_batches(setup)[1] == 1:  # in which the ranks meet: it is not left out
+                setup.stop.complete(setup.totals.step + 1)
+            return rows, False
     except StreamPretrainError as error:
         if setup.ranks.world == 1:
             raise  # with its cause
@@ -188,16 +191,14 @@ def _backward(setup: Setup, rows: StepRows, scale: Tensor, watchdog: Watchdog) -
     True: a request to stop has left out micro-batches, since the step may be longer than a launcher waits.
     """
     config, plan, parallel = setup.config, setup.plan, setup.parallel
-    rows_of_rank = len(lanes_of(plan.layout.lanes, 0, setup.ranks.world)) * plan.layout.rows_per_lane  # the first has the most
-    size = min(config.train.micro_batch_size, rows_of_rank)
-    micro_batches_a_step = math.ceil(rows_of_rank / size)
+    size, micro_batches_a_step = _micro_batches(setup)
     torch.manual_seed(_seed(config.train.seed, setup.totals.step, setup.ranks.index))  # dropout: nothing to save or restore
     losses = torch.zeros(2 + len(plan.sources), dtype=torch.float64, device=parallel.device)
     left_out = False
     batches = micro_batches(rows.rows, rows.labelled, rows.row_source, size, micro_batches_a_step, plan.encoder.pad)
     for number, batch in enumerate(on_device(batches, parallel.device), start=1):
         is_last = number == micro_batches_a_step
-        if setup.stop.requested and not is_last:
+        if not is_last and setup.stop.leaves(setup.totals.step + 1, micro_batches_a_step - number):
             left_out = True
             continue
         with parallel.accumulating(is_last=is_last):
@@ -206,6 +207,14 @@ def _backward(setup: Setup, rows: StepRows, scale: Tensor, watchdog: Watchdog) -
                 parallel.accelerator.backward(loss * scale)
         losses += torch.cat([torch.stack([loss.detach().double(), correct.double()]), of_source.double()])
     return losses, left_out
+
+
+def _micro_batches(setup: Setup) -> tuple[int, int]:
+    """Rows of a micro-batch, and micro-batches of a step."""
+    layout = setup.plan.layout
+    rows_of_rank = len(lanes_of(layout.lanes, 0, setup.ranks.world)) * layout.rows_per_lane  # the first has the most
+    size = min(setup.config.train.micro_batch_size, rows_of_rank)
+    return size, math.ceil(rows_of_rank / size)
 
 
 def _counts(rows: StepRows, sources: int) -> dict[str, list[float]]:

@@ -15,18 +15,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from torch.distributed import DistError, DistNetworkError, TCPStore  # type: ignore[attr-defined]
 
+from stream_pretrain import exit_codes
 from stream_pretrain.training.ranks import Ranks
-from stream_pretrain.training.signals import ECHO_SECONDS, SIGNALS, StopRequest
+from stream_pretrain.training.signals import StopRequest
 
-STOPPED = "asked to stop"
-"""Why a rank ends that did not fail."""
 POLL_SECONDS = 1.0
 HEARD_SECONDS = 5.0
 """A rank that ends waits at most so long for all others to have heard why."""
@@ -44,6 +44,33 @@ _STOP, _END, _HEARD, _BEAT = "stop", "end", "heard", "beat {}"
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Ending:
+    """Why a rank ends, and the exit code of the run."""
+
+    why: str
+    exit_code: int
+
+    @classmethod
+    def of_missing_rank(cls, why: str) -> Self:
+        """The same command goes on when a machine was lost; why a process was killed nobody knows."""
+        return cls(why, exit_codes.RESUMES if NO_LIFE in why else exit_codes.FAILED)
+
+    @classmethod
+    def read(cls, told: str) -> Self:
+        """What `told_by` has made."""
+        _, code, why = told.split(" ", 2)
+        return cls(why, int(code))
+
+    def told_by(self, rank: int) -> str:
+        """As the store has it, with the rank: those that end together may have the same to say."""
+        return f"{rank} {self.exit_code} {self.why}"
+
+
+STOPPED = Ending("asked to stop", exit_codes.RESUMES)
+"""Of a rank that did not fail."""
+
+
 class Peers:
     """The other ranks, as they can be reached when this one or another is in trouble; alone there is none.
 
@@ -56,24 +83,23 @@ class Peers:
         processes: Sequence[tuple[str, int]] = (),
         rank: int = 0,
         report: Callable[[str], None] = lambda _: None,
+        stop: StopRequest | None = None,
     ) -> None:
         self._store, self._processes, self._rank, self._report = store, processes, rank, report
+        self._stop = stop or StopRequest()
         self._questions: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], Future[Any]] | None] = SimpleQueue()
         self._unheard = False  # whether the store has been silent for too long
-        self._signal: int | None = None
-        self._since = 0.0
-        self._news = threading.Event()
         self._left = threading.Event()
         self._heard = False
         self._ending = threading.Lock()
-        self._why: str | None = None  # kept, since the store ends with the first rank
+        self._why: Ending | None = None  # kept, since the store ends with the first rank
         self._lost: str | None = None
         # Each rank listens to the next one: no rank has more to do however many there are.
         self._next = (rank + 1) % max(1, len(processes))
         self._last_beat = b""
         self._silent_polls = 0
 
-    def end(self, why: str) -> str | None:
+    def end(self, why: Ending) -> Ending | None:
         """Tell the others why this rank ends, and wait until they have heard; returns what was told before, by any rank."""
         with self._ending:  # the main thread, or the one that watches when that one hangs
             if self._store is None:
@@ -81,10 +107,10 @@ class Peers:
             if self._why is not None:
                 self._acknowledge()
                 return self._why
-            own = f"{self._rank} {why}"  # ranks that end together may have the same to say
+            own = why.told_by(self._rank)
             try:
                 told = self._ask(self._store.compare_set, _END, "", own).decode()
-                self._why = told.partition(" ")[2]
+                self._why = Ending.read(told)
                 self._acknowledge()
                 if told != own:
                     return self._why
@@ -101,7 +127,7 @@ class Peers:
     def part(self) -> None:
         """From here on this rank leaves by itself, however long that takes, and misses no other one."""
         self._left.set()
-        self._news.set()
+        self._stop.news.set()
 
     def vanished(self, patience: float) -> str | None:
         """Says which rank has ended without telling why; seen `patience` seconds after its connections close."""
@@ -114,7 +140,7 @@ class Peers:
             time.sleep(0.05)
         return None
 
-    def reason(self, patience: float) -> str | None:
+    def reason(self, patience: float) -> Ending | None:
         """Why another rank has ended, as soon as it says so, waited for so many seconds."""
         deadline = time.monotonic() + patience
         while (why := self._told()) is None and time.monotonic() < deadline:
@@ -148,10 +174,10 @@ class Peers:
             self._report(FROZEN.format(self._next))
         return None
 
-    def _told(self) -> str | None:
+    def _told(self) -> Ending | None:
         with suppress(DistError):
             if self._why is None and self._store is not None and self._ask(self._store.check, [_END]):
-                self._why = self._ask(self._store.get, _END).decode().partition(" ")[2]
+                self._why = Ending.read(self._ask(self._store.get, _END).decode())
         return self._why
 
     def _acknowledge(self) -> None:
@@ -189,32 +215,22 @@ class Peers:
             except Exception as error:  # raised where it was asked
                 answer.set_exception(error)
 
-    def _watch_signals(self, received: int) -> None:
-        """Ends with the writing side of the pipe. Asks nothing of the store, which may be where this rank is stuck."""
-        while numbers := os.read(received, 64):
-            for number in set(numbers) & set(SIGNALS):
-                if self._signal is None:
-                    self._signal, self._since = number, time.monotonic()
-                    self._news.set()
-                elif time.monotonic() - self._since > ECHO_SECONDS:
-                    os._exit(128 + number)  # Python's own handler waits for the main thread, which may be in a collective
-
-    def _watch_store(self, give_up: Callable[[str, bool], None]) -> None:
+    def _watch_store(self, give_up: Callable[[Ending, bool], None]) -> None:
         """Ends when this rank leaves; sees to it that it does when another one has ended."""
         assert self._store is not None
         shared = False
         try:
             while not self._left.is_set() and self._told() is None and self._lost is None:
-                self._news.wait(POLL_SECONDS)
-                self._news.clear()
+                self._stop.news.wait(POLL_SECONDS)
+                self._stop.news.clear()
                 if self._left.is_set():
                     return  # the first rank, and the store with it, may be gone
-                if self._signal is not None and not shared:
-                    self._ask(self._store.set, _STOP, str(self._signal))
+                if self._stop.signal is not None and not shared:
+                    self._ask(self._store.set, _STOP, self._stop.signal)
                     shared = True
                 elif not shared and self._ask(self._store.check, [_STOP]):
                     shared = True
-                    number = int(self._ask(self._store.get, _STOP))
+                    number = signal.Signals[self._ask(self._store.get, _STOP).decode()]
                     ignored = signal.getsignal(number) == signal.SIG_IGN  # here, not on the rank that got it
                     os.kill(os.getpid(), signal.SIGTERM if ignored else number)
                 self._lost = self._missing()
@@ -226,17 +242,18 @@ class Peers:
         if why is None:
             if self._lost is None or self._left.wait(ALONE_SECONDS):
                 return
-            told = self.end(self._lost)
-            why, first = told or self._lost, told is None
+            lost = Ending.of_missing_rank(self._lost)
+            told = self.end(lost)
+            why, first = told or lost, told is None
         self._acknowledge()
         if first or not self._left.wait(LEAVE_SECONDS):
             give_up(why, first)
-            os._exit(0 if why == STOPPED else 1)
+            os._exit(exit_codes.of_stopped_process(self._stop.signal) if why == STOPPED else why.exit_code)
 
 
 @contextmanager
 def between_ranks(
-    ranks: Ranks, stop: StopRequest, give_up: Callable[[str, bool], None], report: Callable[[str], None]
+    ranks: Ranks, stop: StopRequest, give_up: Callable[[Ending, bool], None], report: Callable[[str], None]
 ) -> Iterator[Peers]:
     """Let a signal to one rank reach all of them, also those that wait for each other, and know why another one ended.
 
@@ -253,30 +270,17 @@ def between_ranks(
     store = created or TCPStore(host, port, is_master=False, timeout=soon)
     store.set_timeout(timedelta(days=1))  # every key that is waited for is there: an answer may only be late
     store.add(_BEAT.format(ranks.index), 1)
-    peers = Peers(store, ranks.gather((_machine(), os.getpid())), ranks.index, report)
-    received, written = os.pipe()
-    os.set_blocking(written, False)
-    previous = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
-    if stop.signal is not None:  # it came before the descriptor was there
-        os.write(written, bytes([signal.Signals[stop.signal]]))
+    peers = Peers(store, ranks.gather((_machine(), os.getpid())), ranks.index, report, stop)
     threading.Thread(target=peers._answer, name="store", daemon=True).start()
-    threads = (
-        threading.Thread(target=peers._watch_signals, args=(received,), name="signals", daemon=True),
-        threading.Thread(target=peers._watch_store, args=(give_up,), name="peers", daemon=True),
-    )
-    for thread in threads:
-        thread.start()
+    thread = threading.Thread(target=peers._watch_store, args=(give_up,), name="peers", daemon=True)
+    thread.start()
     try:
         yield peers
     finally:
         if not peers._left.is_set():
             peers._acknowledge()
         peers.part()
-        signal.set_wakeup_fd(previous)
-        os.close(written)
-        for thread in threads:
-            thread.join()
-        os.close(received)
+        thread.join()
         peers._questions.put(None)  # not waited for: an answer may never come
 
 

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from stream_pretrain.errors import ConfigError, StreamPretrainError
+from stream_pretrain import exit_codes
+from stream_pretrain.errors import StreamPretrainError
+from stream_pretrain.training.signals import Interrupted
 
 T = TypeVar("T")
 SPREAD_BYTES = 64 * 1024 * 1024
@@ -32,6 +34,7 @@ class Ranks:
         """Do something on the first rank alone and give its answer to all.
 
         An error of the first rank ends them all; the others leave without a word, since it has said what is wrong.
+        Raises: Interrupted when the first rank is asked to stop.
         """
         if self.world == 1:
             return action()
@@ -42,13 +45,13 @@ class Ranks:
                 answer[0] = action()
             except BaseException as error:
                 # What is no Exception is a request to stop.
-                answer[1] = 2 if isinstance(error, ConfigError) else 1 if isinstance(error, Exception) else 0
+                answer[1] = exit_codes.of_error(error) if isinstance(error, Exception) else 0
                 failure = error
         dist.broadcast_object_list(answer)
         if failure is not None:
             raise failure
         if answer[1] is not None:
-            raise SystemExit(answer[1])
+            raise SystemExit(answer[1]) if answer[1] else Interrupted
         value: T = answer[0]
         return value
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Literal
 
+from stream_pretrain import exit_codes
 from stream_pretrain.config import flatten, shown_options
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.errors import ContentError
@@ -41,6 +42,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
         writer.prune(totals.step)
     log, saves, notices = StepLog(setup), Saves(setup, writer), CorpusNotices(setup)
     stopped = False
+    setup.stop.last_step = totals.step
     with watchdog.stage("computing"):
         if evaluations.is_due():  # one that a signal or a kill has taken from the last start
             with watchdog.stage("evaluating"):
@@ -92,7 +94,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
         state: Literal["preempted", "finished"] = "preempted" if stopped else "finished"
         if state == "finished":
             saves.export()
-        out.record(state, step=totals.step)
+        out.record(state, step=totals.step, exit_code=exit_codes.of_stop(setup.stop.signal) if stopped else None)
         tracker.finish(state)
     return state
 

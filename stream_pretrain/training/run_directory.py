@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from stream_pretrain import exit_codes
 from stream_pretrain.config import ALIASES, Config, defaults, fixed_options, flatten, without_places
 from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
@@ -30,7 +31,13 @@ from stream_pretrain.training.retried_reads import parsed, read_bytes
 from stream_pretrain.training.versions import program
 from stream_pretrain.urls import HIDDEN
 
-STATES = ("running", "preempted", "finished", "failed")
+USUAL_CODES = {
+    "running": None,
+    "preempted": exit_codes.RESUMES,
+    "finished": exit_codes.FINISHED,
+    "failed": exit_codes.FAILED,
+}
+"""Exit codes by state; a run that was killed or lost has none, since run.json says `running` then."""
 
 
 class RunDirectory:
@@ -81,6 +88,7 @@ class RunDirectory:
         self._before = self.recorded()
         self._run = {
             "state": "running",
+            "exit_code": None,
             "step": step,
             "max_steps": max_steps,
             "started": self._before.get("started", now),
@@ -94,12 +102,17 @@ class RunDirectory:
         with writing(f"--output-dir {self.path}", "give another folder"):
             self._write()
 
-    def record(self, state: str, *, step: int | None = None, error: str | None = None, **facts: Any) -> None:
-        """Record in run.json how the run stands, and facts such as `world`; a start that was refused changes nothing."""
-        assert state in STATES
+    def record(
+        self, state: str, *, step: int | None = None, error: str | None = None, exit_code: int | None = None, **facts: Any
+    ) -> None:
+        """Record in run.json how the run stands, and facts such as `world`; a start that was refused changes nothing.
+
+        exit_code: of the run, where it is not the usual one of the state.
+        """
         if self._run is not None:
             with self._writing:
-                self._run |= {"state": state, "updated": _now(), **facts}
+                code = USUAL_CODES[state] if exit_code is None else exit_code
+                self._run |= {"state": state, "exit_code": code, "updated": _now(), **facts}
                 if step is not None:
                     self._run["step"] = step
                 if error is not None:
@@ -113,13 +126,13 @@ class RunDirectory:
             self._run |= {"step": step, "updated": _now()}
             self._write_or_report()
 
-    def record_refusal(self, error: str) -> None:
+    def record_refusal(self, error: str, exit_code: int) -> None:
         """Record that a start ended before it trained: a run that had ended well before stands as it stood."""
         if self._run is not None and self._before.get("state") in ("finished", "preempted"):
             self._run = self._before
             self._write_or_report()
         else:
-            self.record("failed", error=error)
+            self.record("failed", error=error, exit_code=exit_code)
 
     @property
     def has_ended(self) -> bool:

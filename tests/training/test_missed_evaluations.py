@@ -71,7 +71,7 @@ def test_one_that_falls_on_a_stop(
     command = [*arguments, f"--output-dir={tmp_path}"]
     with monkeypatch.context() as patched:
         patched.setattr(loop, "micro_batches", signalled(loop.micro_batches, step))
-        assert run_here(command).returncode == 0
+        assert run_here(command).returncode == 75
     assert (recorded(tmp_path)["state"], recorded(tmp_path)["step"]) == ("preempted", step)
     [stopped] = [line for line in record(tmp_path) if line["step"] == step]
     assert "eval/loss" not in stopped
@@ -91,7 +91,7 @@ def test_a_stop_between_two_logged_steps_logs_the_steps_until_there(
             patched.setattr(loop, "micro_batches", signalled(loop.micro_batches, 4))
         else:
             patched.setattr(StepStream, "__next__", signalled(StepStream.__next__, 4))
-        assert run_here(command).returncode == 0
+        assert run_here(command).returncode == 75
     assert (recorded(tmp_path)["state"], recorded(tmp_path)["step"]) == ("preempted", 3)
     assert [line["step"] for line in record(tmp_path) if "train/loss" in line] == [3]
     assert run_here(command).returncode == 0
@@ -110,11 +110,11 @@ def test_one_that_a_signal_ends(
     command = [*arguments, f"--output-dir={tmp_path}", "--log-every=4"]  # of step 2 nothing but the evaluation is logged
     with monkeypatch.context() as patched:
         patched.setattr(evaluation, "evaluate", signalled(evaluation.evaluate, number))
-        assert run_here(command).returncode == 0
+        assert run_here(command).returncode == 75
     assert (recorded(tmp_path)["state"], recorded(tmp_path)["step"]) == ("preempted", step)
     with monkeypatch.context() as patched:  # and the one that makes up for it
         patched.setattr(evaluation, "evaluate", signalled(evaluation.evaluate, 1))
-        assert run_here(command).returncode == 0
+        assert run_here(command).returncode == 75
     assert (recorded(tmp_path)["state"], recorded(tmp_path)["step"]) == ("preempted", step)
     assert run_here(command).returncode == 0
     assert recorded(tmp_path)["state"] == "finished"
@@ -160,7 +160,7 @@ def test_the_last_one_where_epochs_end_the_run_is_in_the_line_of_the_last_step(
             patched.setattr(loop, "micro_batches", signalled(loop.micro_batches, steps[-1]))
         else:
             patched.setattr(evaluation, "evaluate", signalled(evaluation.evaluate, 2))
-        assert run_here(commands[1]).returncode == 0
+        assert run_here(commands[1]).returncode == 75
     assert recorded(tmp_path / "b")["state"] == "preempted"
     assert record(tmp_path / "b")[-1] == {name: value for name, value in whole[-1].items() if not name.startswith("eval/")}
     assert run_here(commands[1]).returncode == 0
@@ -188,7 +188,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_each_step_is_once_i
     with monkeypatch.context() as patched:
         patched.setattr(records.os, "write", fills_up)
         full = run_here(command)
-    assert full.returncode == 1
+    assert full.returncode == 75
     assert [line for line in full.stderr.splitlines() if line.startswith("error: ")] == [
         f"error: {tmp_path / 'metrics.jsonl'} cannot be written (No space left on device): free some space, "
         "then run the same command again"
@@ -221,7 +221,7 @@ def test_one_that_falls_on_a_stop_is_shown_by_weights_and_biases_in_the_line_of_
     command = [option for option in arguments if not option.startswith("--run.wandb")]
     command += ["--run.wandb=offline", f"--output-dir={out}"]
     stopped = trainers().run(["-c", SIGNALLED, *command], ENVIRONMENT, CHECKOUT)
-    assert (stopped.returncode, recorded(out)["step"]) == (0, 4), stopped.stderr
+    assert (stopped.returncode, recorded(out)["step"]) == (75, 4), stopped.stderr
     finished = trainers().run(["-m", "stream_pretrain", *command], ENVIRONMENT)
     assert finished.returncode == 0, finished.stderr
     shown: list[tuple[int, bool]] = []

@@ -308,6 +308,7 @@ def test_run_json_says_how_the_run_stands(tmp_path: Path) -> None:
         del began["versions"], began["commit"]
         assert began == {
             "state": "running",
+            "exit_code": None,
             "step": 0,
             "max_steps": 100,
             "pid": os.getpid(),
@@ -351,7 +352,7 @@ def test_a_start_that_is_refused_after_it_began_leaves_a_run_that_had_ended_well
     with RunDirectory.own(tmp_path, [], unexpected) as out:
         decide_start(config(), out, unexpected, COMMAND)
         assert run_json(tmp_path)["state"] == "running"
-        out.record_refusal("ContentError: another corpus")
+        out.record_refusal("ContentError: another corpus", 1)
     assert run_json(tmp_path) == {"state": state, "step": 5, "host": "elsewhere"}
 
 
@@ -363,7 +364,7 @@ def test_a_start_that_is_refused_after_it_began_has_failed_where_no_run_had_ende
         (tmp_path / "run.json").write_text(json.dumps(before))
     with RunDirectory.own(tmp_path, [], unexpected) as out:
         decide_start(config(), out, unexpected, COMMAND)
-        out.record_refusal("ContentError: another corpus")
+        out.record_refusal("ContentError: another corpus", 1)
     ended = run_json(tmp_path)
     assert (ended["state"], ended["error"]) == ("failed", "ContentError: another corpus")
 

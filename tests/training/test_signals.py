@@ -91,16 +91,18 @@ def test_a_second_signal_exits_at_once(tmp_path: Path) -> None:
         assert line(process) == "asked by SIGUSR1"
         assert line(process) == "saving"
         process.send_signal(signal.SIGTERM)
-        assert process.wait() == 143
+        assert process.wait() == 75
         assert line(process) == ""
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"])
-def test_a_signal_ends_a_wait_in_which_no_handler_runs(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_request_is_answered_at_once_also_where_no_handler_runs(tmp_path: Path, name: str) -> None:
     waiting = """
 import ctypes
-from stream_pretrain.training.signals import stop_on_signals
-with stop_on_signals() as stop, stop.deadly():
+from stream_pretrain.training import signals
+signals.ECHO_SECONDS = 0
+with signals.stop_on_signals() as stop:
+    stop.answer(lambda name: print("asked by", name, flush=True), lambda name: print("quitting by", name, flush=True))
     print("ready", flush=True)
     while True:
         ctypes.CDLL(None).pause()
@@ -108,14 +110,51 @@ with stop_on_signals() as stop, stop.deadly():
     with running(waiting, tmp_path) as process:
         assert line(process) == "ready"
         process.send_signal(signal.Signals[name])
-        assert process.wait() == -signal.Signals[name]
+        assert line(process) == f"asked by {name}"
+        process.send_signal(signal.Signals[name])
+        assert line(process) == f"quitting by {name}"
+        assert process.wait() == (130 if name == "SIGINT" else 75)
 
 
-def test_a_wait_in_which_no_handler_runs_does_not_begin_after_a_signal() -> None:
+def test_a_process_whose_terminal_hangs_quits_all_the_same(tmp_path: Path) -> None:
+    hanging = """
+import time
+from stream_pretrain.training import signals
+signals.ECHO_SECONDS, signals.QUIT_SECONDS = 0, 0.1
+with signals.stop_on_signals() as stop:
+    stop.answer(lambda name: (print("answering", flush=True), time.sleep(600)), lambda name: time.sleep(600))
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+    with running(hanging, tmp_path) as process:
+        assert line(process) == "ready"
+        process.send_signal(signal.SIGUSR1)
+        assert line(process) == "answering"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 75
+
+
+@pytest.mark.parametrize(("begun", "last_step"), [(0, 7), (1, 7), (2, 7), (3, 8)])
+def test_the_step_that_is_said_to_be_the_last_one_is(begun: int, last_step: int) -> None:
+    in_front_of = [3, 2, 1]  # of four micro-batches; the last one is not left out
     with stop_on_signals() as stop:
-        signal.raise_signal(signal.SIGUSR1)
-        with pytest.raises(SystemExit, match="138"), stop.deadly():
-            pytest.fail("begun")
+        stop.last_step = 7
+        left = [stop.leaves(8, after) for after in in_front_of[:begun]]
+        signal.raise_signal(signal.SIGTERM)
+        left += [stop.leaves(8, after) for after in in_front_of[begun:]]
+    assert stop.last_step == last_step
+    assert any(left) == (last_step == 7), "the step is left, or completed"
+
+
+def test_a_step_of_one_micro_batch_is_completed_once_its_rows_are_there() -> None:
+    with stop_on_signals() as stop:
+        with stop.interruptible():
+            stop.complete(8)
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.last_step == 8
+        with pytest.raises(Interrupted):
+            stop.complete(9)
+        assert stop.last_step == 8
 
 
 def test_the_echo_of_a_launcher_is_the_same_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,8 +170,6 @@ def test_the_end_of_a_terminal_is_no_request_where_nohup_has_it_ignored() -> Non
     try:
         with stop_on_signals() as stop:
             signal.raise_signal(signal.SIGHUP)
-            with stop.deadly():
-                signal.raise_signal(signal.SIGHUP)
             assert not stop.requested
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:

@@ -30,7 +30,7 @@ from stream_pretrain.data.corpus.shard import Corpus, Shard, sorted_shards
 from stream_pretrain.data.corpus.stores import list_url
 from stream_pretrain.data.transport.retrying import answered
 from stream_pretrain.data.transport.threads import OneThread
-from stream_pretrain.errors import SourceError, TransportError
+from stream_pretrain.errors import DeadlineError, SourceError
 from stream_pretrain.urls import is_remote, without_secrets
 
 
@@ -140,9 +140,9 @@ def _list_remote_in_time(url: str, data: DataConfig, commits: Mapping[str, str],
         except TimeoutError:
             if answer.done():  # its own
                 raise
-            raise TransportError(
-                f"{without_secrets(url)}: no answer for {deadline:g} s; check the network and the server, "
-                f"or raise --data.retry-deadline (now {data.retry_deadline:g} s)"
+            raise DeadlineError(
+                f"{without_secrets(url)}: no answer for {deadline:g} s; check the network and the server, and start the "
+                f"same command again, or raise --data.retry-deadline (now {data.retry_deadline:g} s)"
             ) from None
 
     return answered(find, without_secrets(url), data.retry_deadline)

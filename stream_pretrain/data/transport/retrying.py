@@ -16,7 +16,7 @@ import requests
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from stream_pretrain.data.transport.http_session import asked_wait
-from stream_pretrain.errors import StreamPretrainError, TransportError
+from stream_pretrain.errors import DeadlineError, StreamPretrainError, TransportError
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,9 @@ class Retrying:
             with attempt:
                 return ask()
 
-    Raises: TransportError once `deadline` seconds have brought no success and no `progress()`, or at once where trying again
-    cannot help, or where nobody answers and nobody has before: nothing has begun then, and the name may be a slip of the pen.
+    Raises: DeadlineError once `deadline` seconds have brought no success and no `progress()`; TransportError at once where
+    trying again cannot help, or where nobody answers and nobody has before: nothing has begun then, and the name may be a slip
+    of the pen.
     """
 
     def __init__(
@@ -85,9 +86,10 @@ class Retrying:
         silent = time.monotonic() - self._since
         if silent + wait > self._deadline:
             nothing = "no good answer" if self.byte is None else f"nothing from compressed byte {self.byte} on"
-            raise TransportError(
+            raise DeadlineError(
                 f"{self._name}: {nothing} for {silent:.0f} s ({fault}), and the next try would be in {wait:.0f} s; "
-                f"check the network and the server, or raise --data.retry-deadline (now {self._deadline:g} s)"
+                "check the network and the server, and start the same command again, "
+                f"or raise --data.retry-deadline (now {self._deadline:g} s)"
             ) from fault
         place = "" if self.byte is None else f" at compressed byte {self.byte}"
         logger.warning("%s: %s%s; trying again in %.1f s", self._name, fault, place, wait)

@@ -1,0 +1,42 @@
+"""What a run says when it is asked to stop: at once, and in its last line, which tells how to resume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stream_pretrain import exit_codes
+from stream_pretrain.non_utf8_names import in_shell
+from stream_pretrain.urls import HIDDEN
+
+
+def stopping(name: str, last_step: int | None, *, alone: bool) -> str:
+    """The answer to a first signal.
+
+    last_step: after which the run stops, None in front of its first one; of several ranks only the step itself tells.
+    """
+    again = "Ctrl-C again" if name == "SIGINT" else f"another {name}"
+    if last_step is None:
+        return f"stopping before the next step; {again} quits at once"
+    when = f"after step {last_step:,}" if alone else "at the end of a step"
+    return f"stopping {when}, then saving; {again} quits without saving"
+
+
+def stopped(name: str, done: int, saved: int, checkpoint: Path | None, command: Sequence[str]) -> str:
+    """The last line; done: the last step, saved: the one to resume from, that of the checkpoint if there is one."""
+    if done > saved:
+        lost = f"step {done:,} is" if done == saved + 1 else f"steps {saved + 1:,} to {done:,} are"
+        left = f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
+        how = f" without saving: {lost} lost, {left}"
+    else:
+        how = f", saved in {checkpoint}" if checkpoint else " before the first step"
+    return f"stopped by {name}{how}; resume with: {in_words(command)}"
+
+
+def in_words(command: Sequence[str]) -> str:
+    """The command that resumes, as a shell takes it."""
+    program, *arguments = command
+    line = in_shell(command)
+    if exit_codes.is_launched():  # by options that this process does not know
+        line = f"the same launcher and -m {program.replace('-', '_')} {in_shell(arguments)}"
+    return f"{line} (put the secrets back in place of {HIDDEN})" if HIDDEN in line else line
