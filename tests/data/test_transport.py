@@ -100,6 +100,29 @@ def test_an_empty_file_is_an_empty_shard(compression: Compression, tmp_path: Pat
     assert content_of(write(tmp_path, b"", compression), size=0) == b""
 
 
+def test_the_frames_of_a_shard_share_a_decompressor_and_two_shards_share_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def counted(**options: Any) -> zstandard.ZstdDecompressor:
+        made.append(options)
+        return zstandard_decompressor(**options)
+
+    zstandard_decompressor = zstandard.ZstdDecompressor
+    monkeypatch.setattr(zstandard, "ZstdDecompressor", counted)
+    contents = [words(300_000, seed=seed) for seed in range(2)]
+    paths = [tmp_path / f"{number}.jsonl.zst" for number in range(2)]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(b"".join(zstd_frame(content[at : at + 500_000]) for at in range(0, len(content), 500_000)))
+    read = [b"", b""]
+    with closing(shard(paths[0])) as one, closing(shard(paths[1])) as other:
+        while any(chunks := [one.read(), other.read()]):
+            read = [before + chunk for before, chunk in zip(read, chunks, strict=True)]
+    assert read == contents
+    assert len(made) == 2
+
+
 @pytest.mark.parametrize("compression", COMPRESSED)
 def test_members_follow_each_other_and_each_is_a_restart_point(compression: Compression, tmp_path: Path) -> None:
     first, second = (COMPRESS[compression](content) for content in (b"one\n", b"two\n"))

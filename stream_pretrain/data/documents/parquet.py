@@ -290,12 +290,11 @@ class _RowPass:
             del self.held[0]
 
 
-def _content(rows: _Rows) -> bytes:
+def _content(rows: _Rows) -> memoryview:
     """The content of rows, however it was read in batches."""
     import pyarrow as pa
 
     written = pa.BufferOutputStream()
     with pa.ipc.new_stream(written, rows.table.schema) as stream:
         stream.write_table(rows.table.combine_chunks())
-    content: bytes = written.getvalue().to_pybytes()
-    return content
+    return memoryview(written.getvalue())

@@ -9,9 +9,10 @@ import re
 import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
-from stream_pretrain.data.transport.decoders import MOST_MEMORY, Decoder, GzipMember, ZstdFrame, lz4_frame
+from stream_pretrain.data.transport.decoders import MOST_MEMORY, Decoder, GzipMember, lz4_frame, zstd_frames
 
 Compression: TypeAlias = str
 """A name in `CODECS`, or "none"."""
@@ -31,8 +32,8 @@ class Codec:
     """Uncompressed bytes for a compressed byte, as text usually compresses: estimates the windows of a shard."""
     command: str
     """Writes the content of a file to its standard output."""
-    decoder: Callable[[], Decoder]
-    """For one member."""
+    decoders: Callable[[], Callable[[], Decoder]]
+    """For one shard: what makes the decoder of each of its members."""
     is_zero_padded: bool = False
     """Zeros may stand behind a member, as tar and tape tools write them."""
     has_skippable_frames: bool = False
@@ -47,22 +48,24 @@ CODECS: Mapping[Compression, Codec] = {
         "zstd frame",
         3.5,
         "zstd -dc",
-        ZstdFrame,
+        zstd_frames,
         has_skippable_frames=True,
         has_seek_table=True,
     ),
-    "gzip": Codec((".gz", ".gzip", ".bgz"), b"\x1f\x8b", "gzip member", 3.0, "gzip -dc", GzipMember, is_zero_padded=True),
-    "bz2": Codec((".bz2",), b"BZh", "bz2 stream", 4.0, "bzip2 -dc", bz2.BZ2Decompressor),
+    "gzip": Codec(
+        (".gz", ".gzip", ".bgz"), b"\x1f\x8b", "gzip member", 3.0, "gzip -dc", lambda: GzipMember, is_zero_padded=True
+    ),
+    "bz2": Codec((".bz2",), b"BZh", "bz2 stream", 4.0, "bzip2 -dc", lambda: bz2.BZ2Decompressor),
     "xz": Codec(
         (".xz",),
         b"\xfd7zXZ\x00",
         "xz stream",
         4.0,
         "xz -dc",
-        lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MOST_MEMORY),
+        lambda: partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, memlimit=MOST_MEMORY),
         is_zero_padded=True,
     ),
-    "lz4": Codec((".lz4",), b"\x04\x22\x4d\x18", "lz4 frame", 2.0, "lz4 -dc", lz4_frame, has_skippable_frames=True),
+    "lz4": Codec((".lz4",), b"\x04\x22\x4d\x18", "lz4 frame", 2.0, "lz4 -dc", lambda: lz4_frame, has_skippable_frames=True),
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Sized
+from functools import partial
 from typing import Protocol
 
 import zstandard
@@ -37,10 +39,10 @@ class Decoder(Protocol):
         """Whether decompress() gives nothing more without further input."""
 
     @property
-    def unused_data(self) -> bytes | None:
+    def unused_data(self) -> Sized | None:
         """Input behind the end of the member."""
 
-    def decompress(self, data: bytes, /, max_length: int) -> bytes:
+    def decompress(self, data: bytes | memoryview, /, max_length: int) -> bytes:
         """At most about `max_length` bytes of content. b"" as data while input is needed says that none is left.
 
         Raises: what its library raises for damage, or DamageError.
@@ -65,7 +67,7 @@ class GzipMember:
     def unused_data(self) -> bytes:
         return self._inflate.unused_data
 
-    def decompress(self, data: bytes, /, max_length: int) -> bytes:
+    def decompress(self, data: bytes | memoryview, /, max_length: int) -> bytes:
         return self._inflate.decompress(data or self._inflate.unconsumed_tail, max_length)
 
 
@@ -79,16 +81,23 @@ def lz4_frame() -> Decoder:
     return decoder
 
 
+def zstd_frames() -> Callable[[], Decoder]:
+    """The frames of one shard, read one after the other, share a decompressor: making one takes as long as 4 KB of text."""
+    return partial(ZstdFrame, zstandard.ZstdDecompressor(max_window_size=MOST_MEMORY))
+
+
 class ZstdFrame:
     """One zstd frame, fed in whole blocks: one holds at most 128 KiB of content, so that a bomb stays small.
 
     Source: RFC 8878, section 3.1.1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, decompressor: zstandard.ZstdDecompressor) -> None:
+        """decompressor: used by this frame alone until it has ended, or is given up."""
+        self._decompressor = decompressor
         self._frame: zstandard.ZstdDecompressionObj | None = None  # once the header is there
         self._has_checksum = False
-        self._held = bytearray()  # input that was not fed yet
+        self._held: bytes | bytearray | memoryview = b""  # input that was not fed yet
         self._end = 0  # of the blocks in it that are fed next...
         self._blocks = 0  # ...so many
         self._last = False  # the last of the frame is among them
@@ -103,19 +112,25 @@ class ZstdFrame:
         return not self._can_go_on
 
     @property
-    def unused_data(self) -> bytes:
-        return bytes(self._held)
+    def unused_data(self) -> Sized:
+        return self._held
 
-    def decompress(self, data: bytes, /, max_length: int) -> bytes:
+    def decompress(self, data: bytes | memoryview, /, max_length: int) -> bytes:
         if self._last and self._end == 0:
             raise DamageError("it does not end with its last block")
-        self._held += data
+        if not self._held:
+            self._held = data
+        elif data:
+            if not isinstance(self._held, bytearray):
+                self._held = bytearray(self._held)
+            self._held += data
         if not self._are_there(max_length) and data:
             return b""
         if self._frame is None:
             return b""
-        content = self._frame.decompress(bytes(self._held[: self._end]))
-        del self._held[: self._end]
+        held = memoryview(self._held)
+        content = self._frame.decompress(held[: self._end])
+        self._held = held[self._end :]
         self._end = self._blocks = 0
         self._can_go_on = self._last or self._are_there(max_length)
         return content
@@ -154,7 +169,6 @@ class ZstdFrame:
                 f"it needs {window / GIB:.1f} GiB of memory to decompress, and {MOST_MEMORY // GIB} GiB is the most that is "
                 "supported; compress it anew with --long=31 or less"
             )
-        decompressor = zstandard.ZstdDecompressor(max_window_size=MOST_MEMORY)
-        self._frame = decompressor.decompressobj(write_size=2 * _ZSTD_BLOCK)
+        self._frame = self._decompressor.decompressobj(write_size=2 * _ZSTD_BLOCK)
         self._end = size
         return True

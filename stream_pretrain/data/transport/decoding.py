@@ -29,7 +29,7 @@ def decode(data: StoredBytes, decoder: Decoder) -> Iterator[bytes]:
     """
     while not decoder.eof:
         needs_input = decoder.needs_input
-        piece = bytes(data.peek(SLICE)) if needs_input else b""
+        piece = data.peek(SLICE) if needs_input else b""
         try:
             content = decoder.decompress(piece, max_length=CHUNK)
         # bz2 raises OSError, lz4 RuntimeError

@@ -6,12 +6,13 @@ before it met the damage may be trained on already.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
+
+import xxhash
 
 from stream_pretrain.errors import ContentError, TransportError
 from stream_pretrain.units import MIB
@@ -19,6 +20,8 @@ from stream_pretrain.units import MIB
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+B = TypeVar("B", bytes, memoryview)
 
 HELD_BACK_BYTES = MIB
 """Content of a part that is not given out before so much more of it was read without damage, or all."""
@@ -33,9 +36,9 @@ class _Digests:
         self.size = 0
         self.begun: list[float] = []
         self._digests: list[bytes] = []
-        self._last = hashlib.blake2b(digest_size=16)
+        self._last = xxhash.xxh3_128()
 
-    def add(self, content: bytes) -> None:
+    def add(self, content: bytes | memoryview) -> None:
         view = memoryview(content)
         while view:
             if self.size % _DIGESTED_BYTES == 0:
@@ -46,7 +49,7 @@ class _Digests:
             view = view[len(piece) :]
             if self.size % _DIGESTED_BYTES == 0:
                 self._digests.append(self._last.digest())
-                self._last = hashlib.blake2b(digest_size=16)
+                self._last = xxhash.xxh3_128()
 
     def differ_at(self, other: _Digests) -> int | None:
         """The MiB that differs first."""
@@ -70,14 +73,14 @@ class TwoReadings:
         """Bytes that were given out."""
         return self._given.size
 
-    def give(self, content: bytes) -> bytes:
+    def give(self, content: B) -> B:
         """Remember content of the first reading that is given out."""
         self._given.add(content)
         return content
 
-    def first(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    def first(self, chunks: Iterable[B]) -> Iterator[B]:
         """A first reading as it is given out: late, so that most damage is met before the bytes that it spoilt are."""
-        held: deque[bytes] = deque()
+        held: deque[B] = deque()
         size = 0
         for chunk in chunks:
             held.append(chunk)
@@ -88,7 +91,7 @@ class TwoReadings:
         while held:
             yield self.give(held.popleft())
 
-    def second(self, damage: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    def second(self, damage: str, chunks: Iterable[B]) -> Iterator[B]:
         """A second reading from where the first one has ended with `damage`.
 
         Raises: TransportError where it begins with something else than was given out.

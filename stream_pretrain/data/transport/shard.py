@@ -64,6 +64,7 @@ class ShardBytes:
         self._is_plain = compression == "none"
         if not self._is_plain:
             self._codec = CODECS[compression]
+            self._decoder = self._codec.decoders()
         self._chunks = self._plain() if self._is_plain else self._members()
         self._pending: tuple[RestartPoint, bytes] | None = None
         self._frames: list[RestartPoint] | None = None  # of the seek table; empty: the shard has none
@@ -181,7 +182,7 @@ class ShardBytes:
             if not skip_skippable(data):
                 raise DamageError(CUT, "skippable frame")
         elif head.startswith(codec.magic):
-            yield from decode(data, codec.decoder())
+            yield from decode(data, self._decoder())
             behind = bytes(data.peek(_HEAD))
             begins = behind.startswith(codec.magic) or codec.magic.startswith(behind)
             padded = codec.is_zero_padded and behind[:1] == b"\0"
