@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -24,6 +25,7 @@ from transformers import (
 
 from stream_pretrain.config import ModelConfig, ObjectiveConfig
 from stream_pretrain.errors import ModelError
+from stream_pretrain.model.hub import only_cached, refuse_missing
 from stream_pretrain.model.isolation import choose_attention, make_causal
 from stream_pretrain.model.packed_attention import one_document
 from stream_pretrain.model.passthrough import (
@@ -36,7 +38,7 @@ from stream_pretrain.model.passthrough import (
     read_weights,
     weights_left_over,
 )
-from stream_pretrain.model.positions import evaluating, ordinary_token_ids, refuse_beyond_positions
+from stream_pretrain.model.positions import evaluating, ordinary_token_ids, padding_misfit, refuse_beyond_positions
 from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.non_utf8_names import utf8_name
 
@@ -73,8 +75,9 @@ def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> Pre
     """
     name = model.tokenizer or model.path
     assert name is not None, "validated: a model from scratch has a tokenizer"
-    _refuse_missing_folder(name)
     revision = model.revision if model.tokenizer is None else None
+    another = "name one with --model.tokenizer" if model.tokenizer is None else "name another"
+    local_files_only = local_files_only or only_cached(name, revision)
     try:
         with utf8_name(name) as path:
             tokenizer = AutoTokenizer.from_pretrained(
@@ -84,14 +87,15 @@ def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> Pre
             tokenizer.name_or_path = name
     except (OSError, ValueError, ImportError) as error:
         _refuse_own_code(name, error)
-        raise ModelError(f"no tokenizer in {name}: {_first_line(error)}; name one with --model.tokenizer") from error
+        refuse_missing(name, revision, error)
+        raise ModelError(f"no tokenizer in {name}: {_first_line(error)}; {another}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(
             f"the tokenizer of {name} ({type(tokenizer).__name__}) has no fast version (tokenizer.json):"
             " convert it, or name another with --model.tokenizer"
         )
     if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_ids)):  # which transformers makes up where files are missing
-        raise ModelError(f"no tokenizer in {name}: there are special tokens only; name one with --model.tokenizer")
+        raise ModelError(f"no tokenizer in {name}: there are special tokens only; {another}")
     return tokenizer
 
 
@@ -112,14 +116,19 @@ def load_model(
     name = config.path or config.config
     assert name is not None, "validated: a model or a configuration is given"
     causal = objective.name == "clm"
+    local_files_only = local_files_only or only_cached(name, config.revision)
+    settings = _read_config(name, config, local_files_only)
+    kind = _kind(settings, causal)
+    if not causal and _is_only_causal(settings):
+        raise ModelError(
+            f"{name} is a causal language model ({settings.model_type}), which --objective.name mlm cannot train: "
+            "give --objective.name clm, or another model"
+        )
     if not causal and tokenizer.mask_token_id is None:
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path} has no mask token, which --objective.name mlm needs: "
             "give a --model.tokenizer that has one, or --objective.name clm"
         )
-
-    settings = _read_config(name, config, local_files_only)
-    kind = _kind(settings, causal)
     original_settings, notes = _prepare(settings, kind)
     if config.path is None:
         _take_special_tokens(settings, tokenizer)
@@ -223,6 +232,15 @@ def _kind(settings: PreTrainedConfig, causal: bool) -> str:
     return "causal" if causal and not only_masked else "masked"
 
 
+def _is_only_causal(settings: PreTrainedConfig) -> bool:
+    """Whether there is a model for next tokens with this configuration, and none for masks."""
+    own = getattr(settings, "auto_map", None)
+    if own is not None:
+        return "AutoModelForCausalLM" in own and "AutoModelForMaskedLM" not in own
+    family = type(settings)
+    return family in AutoModelForCausalLM._model_mapping and family not in AutoModelForMaskedLM._model_mapping
+
+
 def _prepare(settings: PreTrainedConfig, kind: str) -> tuple[dict[str, Any], list[str]]:
     """Change settings for training; returns the original values and the notes."""
     notes = []
@@ -248,17 +266,22 @@ def _take_special_tokens(settings: PreTrainedConfig, tokenizer: PreTrainedTokeni
     for token in ("pad", "bos", "eos", "cls", "sep", "mask"):
         option = f"{token}_token_id"
         if hasattr(settings, option):
-            setattr(settings, option, getattr(tokenizer, option))
+            try:
+                setattr(settings, option, getattr(tokenizer, option))
+            except StrictDataclassFieldValidationError as error:
+                raise ModelError(
+                    f"the tokenizer has no {token} token, which a {settings.model_type} needs: give another --model.tokenizer"
+                ) from error
 
 
 def _read_config(name: str, model: ModelConfig, local_files_only: bool) -> PreTrainedConfig:
-    _refuse_missing_folder(name)
     try:
         settings = AutoConfig.from_pretrained(
             name, revision=model.revision, local_files_only=local_files_only, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, ImportError) as error:
         _refuse_own_code(name, error)
+        refuse_missing(name, model.revision, error)
         raise ModelError(f"no model configuration in {name}: {_first_line(error)}") from error
     if not hasattr(settings, "vocab_size"):
         raise ModelError(f"the configuration in {name} is of no language model ({settings.model_type}): choose another model")
@@ -268,8 +291,10 @@ def _read_config(name: str, model: ModelConfig, local_files_only: bool) -> PreTr
 def _from_scratch(name: str, config: ModelConfig, settings: PreTrainedConfig, kind: str) -> PreTrainedModel:
     try:
         return _AUTO_CLASSES[kind].from_config(settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
-    except (ValueError, AssertionError, RuntimeError) as error:
+    except (ValueError, AssertionError, RuntimeError, ImportError) as error:
         _refuse_own_code(name, error)
+        if "Padding_idx" in str(error):
+            raise padding_misfit(name, settings) from error
         raise ModelError(f"{name} cannot be built as a {kind} language model: {_first_line(error)}") from error
 
 
@@ -299,7 +324,7 @@ def _from_checkpoint(
     """The model, and the stored weights that it did not load."""
     name = config.init_from
     assert name is not None
-    _refuse_missing_folder(name)
+    local_files_only = local_files_only or only_cached(name, None)
     model, info = _load_weights(name, None, config, settings, kind, local_files_only)
     different = sorted({*info["missing_keys"], *weights_left_over(model, info["unexpected_keys"])[1]})
     if different:
@@ -370,16 +395,13 @@ def _load_weights(
                 local_files_only=local_files_only,
                 trust_remote_code=config.trust_remote_code,
             )
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, ImportError, AssertionError, SafetensorError) as error:
         _refuse_own_code(name, error)
+        refuse_missing(name, revision, error)
+        if "Padding_idx" in str(error):
+            raise padding_misfit(name, settings) from error
         raise ModelError(f"{name} cannot be loaded as a {kind} language model: {_first_line(error)}") from error
     return model, info
-
-
-def _refuse_missing_folder(name: str) -> None:
-    """transformers would take the name of a missing folder for a Hub id. Raises: ModelError."""
-    if name.startswith((".", "/", "~")) and not Path(name).exists():
-        raise ModelError(f"no such file or folder: {name}")
 
 
 def _refuse_own_code(name: str, error: BaseException) -> None:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stream_pretrain.model.hub import only_cached
 from stream_pretrain.non_utf8_names import utf8_path
 
 OF_MODEL = ("generation_config.json", *(f"{name}*" for name in ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")))
@@ -44,7 +45,8 @@ def folder_of(name: str, revision: str | None, patterns: Sequence[str], *, local
     if Path(name).exists():
         return Path(name) if Path(name).is_dir() else None
     either = [case for pattern in patterns for case in (pattern, pattern.lower())]
-    return Path(snapshot_download(name, revision=revision, allow_patterns=either, local_files_only=local_files_only))
+    cached = local_files_only or only_cached(name, revision)
+    return Path(snapshot_download(name, revision=revision, allow_patterns=either, local_files_only=cached))
 
 
 def files_of(folder: Path | None, patterns: Sequence[str]) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.packed_attention import one_document
@@ -61,15 +61,36 @@ def first_position(model: PreTrainedModel) -> int:
     return candidates[errors.index(min(errors))]
 
 
+def padding_misfit(name: str, settings: PreTrainedConfig) -> ModelError:
+    """What is wrong where a model whose positions start after the id of the padding token cannot be built or computed."""
+    padding, count = settings.pad_token_id, getattr(settings, "max_position_embeddings", None)
+    if padding is None:
+        return ModelError(
+            f"the positions of {name} start after the id of the padding token, and the tokenizer has none: "
+            "give a --model.tokenizer that has one"
+        )
+    return ModelError(
+        f"the padding token has id {padding}, after which the positions of {name} start, but there are only {count}: "
+        "give a --model.tokenizer whose padding token has a small id, such as 1"
+    )
+
+
 def refuse_beyond_positions(model: PreTrainedModel, name: str, sequence_length: int) -> None:
     """Raises: ModelError for rows longer than the model has positions; rotary models have no limit."""
-    first = first_position(model)
+    try:
+        first = first_position(model)
+    except (IndexError, RuntimeError, TypeError) as error:
+        is_none = isinstance(error, TypeError) and model.config.pad_token_id is None
+        if is_none or isinstance(error, IndexError) or "out of bounds" in str(error):
+            raise padding_misfit(name, model.config) from error
+        raise
     token = ordinary_token_ids(model, 1)[None]
     try:
         with evaluating(model):
             model(token, position_ids=torch.full_like(token, first + sequence_length - 1))
     except (IndexError, RuntimeError) as error:
         longest = model.config.max_position_embeddings - first
+        after = f", since they start after {first - 1}, the id of the padding token" if first > 2 else ""
         raise ModelError(
-            f"{name} has positions for {longest} tokens: --sequence-length {sequence_length} must be at most {longest}"
+            f"{name} has positions for {longest} tokens{after}: --sequence-length {sequence_length} must be at most {longest}"
         ) from error

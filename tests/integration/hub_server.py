@@ -6,7 +6,7 @@
     DIR/datasets/org/name/refs.json     {"main": "second", "v1": "main"}: branches and tags that point at other folders
     DIR/datasets/org/name/.token        the repository is private; the file holds the token that opens it
     DIR/datasets/org/name/.gated        it is gated: all see what there is, and nobody is let in to read it
-    DIR/models/org/name/...             the same for models
+    DIR/models/org/name/...             the same for models, which can be searched by their names
     DIR/datasets/name -> org/name       a symbolic link: an old short name of a repository
     DIR/files/...                       plain files under /files/, as any web server has them
     DIR/requests.jsonl                  written: every answered request (method, path, range, status, bytes; headers but for the
@@ -150,6 +150,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.fails():
             return None
         try:
+            if path == "/api/models":
+                return self.answer_search()
             if found := API.fullmatch(path):
                 return self.answer_api(**{name: urllib.parse.unquote(value or "") for name, value in found.groupdict().items()})
             if found := RESOLVE.fullmatch(path):
@@ -221,6 +223,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 "siblings": [{"rfilename": name} for name in files],
             }
         )
+
+    def answer_search(self) -> None:
+        wanted = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)["search"][0]
+        names = sorted(
+            path.parent.relative_to(self.server.root / "models") for path in self.server.root.glob("models/*/*/main")
+        )
+        self.answer_json([{"id": name.as_posix(), "modelId": name.as_posix()} for name in names if wanted in name.as_posix()])
 
     def answer_tree(self, root: Path, path: str) -> None:
         query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)

@@ -1,0 +1,167 @@
+"""Models by name: what a name is, here and on the Hub, and what to do about one that leads to nothing.
+
+The Hub is asked once before the libraries ask it for file after file: where nobody answers, they try each of them again for
+half a minute, and to them a wrong name is a file that is missing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from stream_pretrain.errors import ModelError
+
+ANSWER_SECONDS = 5.0
+PAUSES = (0.5, 1.0)
+"""Seconds between the attempts to reach the Hub."""
+MOST_COMPARED = 100
+
+
+def only_cached(name: str, revision: str | None) -> bool:
+    """Whether the model must come from the cache of this machine, since nobody answers at the Hub or it is not to be asked.
+
+    Raises: ModelError for a name that is no folder here and no model of the Hub, or for a revision that the model has not.
+    """
+    if Path(name).exists():
+        _refuse_run_folder(Path(name))
+        return False
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise _no_such_folder(name)
+    if constants.HF_HUB_OFFLINE:
+        return True
+    for pause in (*PAUSES, None):
+        try:
+            HfApi().model_info(name, revision=revision, timeout=ANSWER_SECONDS)
+        except HFValidationError as error:
+            raise _no_such_folder(name) from error
+        except HfHubHTTPError as error:
+            refuse_missing(name, revision, error)
+            if error.response is not None and error.response.status_code in (401, 403):
+                raise ModelError(
+                    f"{name}: the Hub refuses your token: set another HF_TOKEN, or log in with `hf auth login`"
+                ) from error
+            return False  # it is busy or out of order: the libraries that ask next try again
+        except Exception as error:  # that of an HTTP library, of which the Hub's client has changed more than once
+            faults = [cause for cause in _causes(error) if isinstance(cause, OSError)]
+            if not faults:
+                raise
+            if pause is None or any(isinstance(fault, TimeoutError) for fault in faults):
+                return True
+            time.sleep(pause)
+        else:
+            return False
+    raise AssertionError("the last attempt returns")
+
+
+def refuse_missing(name: str, revision: str | None, error: BaseException) -> None:
+    """Say what to do where an error comes from the Hub, or from the cache. Raises: ModelError."""
+    page = f"{constants.ENDPOINT}/{name}"
+    for cause in _causes(error):
+        match cause:
+            case GatedRepoError() if get_token() is None:
+                raise ModelError(
+                    f"{name} is gated: ask for access at {page}, then set HF_TOKEN, or log in with `hf auth login`"
+                ) from error
+            case GatedRepoError():
+                raise ModelError(
+                    f"{name} is gated, and the account of your HF_TOKEN has no access: ask for it at {page}"
+                ) from error
+            case RepositoryNotFoundError():
+                near = _nearest_here(name) or _nearest_on_hub(name)
+                raise ModelError(
+                    f"{name} is neither a folder here nor a model on the Hub{_did_you_mean(near) or ': check the name'}"
+                    " (a private one needs HF_TOKEN)"
+                ) from error
+            case HFValidationError():
+                raise _no_such_folder(name) from error
+            case RevisionNotFoundError():
+                raise ModelError(f"{name} has no revision {revision} on the Hub: check --model.revision") from error
+            case LocalEntryNotFoundError() | OfflineModeIsEnabled():
+                reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
+                way_out = "unset it" if constants.HF_HUB_OFFLINE else "check the network"
+                near = _nearest_here(name) or _nearest_cached(name)
+                raise ModelError(
+                    f"{name} is neither a folder here nor in the cache of this machine, and {reason}: {way_out}, "
+                    f"or give a folder{_did_you_mean(near)}"
+                ) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _no_such_folder(name: str) -> ModelError:
+    return ModelError(f"no such file or folder: {name}{_did_you_mean(_nearest_here(name))}")
+
+
+def _refuse_run_folder(folder: Path) -> None:
+    """Raise ModelError for a folder of a run, which has models in it and is none."""
+    if (folder / "config.json").exists() or not (folder / "run.json").exists():
+        return
+    models = [
+        path.parent for pattern in ("model", "checkpoints/step-*") for path in sorted(folder.glob(f"{pattern}/config.json"))
+    ]
+    instead = (
+        f": give the model in it, {models[0] if models[0].name == 'model' else models[-1]}" if models else ", without a model"
+    )
+    raise ModelError(f"{folder} is the folder of a run{instead}")
+
+
+def _did_you_mean(name: str | None) -> str:
+    return f"; did you mean {name}?" if name else ""
+
+
+def _nearest_here(name: str) -> str | None:
+    """The path of a model that is spelt much like this one."""
+    found = Path()
+    for part in Path(name).parts:
+        if not os.path.lexists(found / part):
+            try:
+                near = difflib.get_close_matches(part, os.listdir(found), 1)
+            except OSError:  # a folder that cannot be listed has nothing to suggest
+                return None
+            if not near:
+                return None
+            part = near[0]
+        found /= part
+    return str(found) if any((found / file).exists() for file in ("config.json", "tokenizer.json")) else None
+
+
+def _nearest_cached(name: str) -> str | None:
+    folders = Path(constants.HF_HUB_CACHE).glob("models--*")
+    return _most_alike(name, [folder.name.removeprefix("models--").replace("--", "/") for folder in folders])
+
+
+def _nearest_on_hub(name: str) -> str | None:
+    """The id of a model that is spelt much like this one, of those that are used most."""
+    first, *more = re.split(r"[-_.]", name.rpartition("/")[2])
+    search = first if more else first[: max(3, len(first) * 2 // 3)]
+    try:
+        found = [model.id for model in HfApi().list_models(search=search, sort="downloads", limit=MOST_COMPARED)]
+    except HfHubHTTPError:  # the name is wrong all the same
+        return None
+    return _most_alike(name, found)
+
+
+def _most_alike(name: str, known: list[str]) -> str | None:
+    """The id that is most alike, by its last part where the name has no other."""
+    parts = {one if "/" in name else one.rpartition("/")[2]: one for one in reversed(known)}
+    near = difflib.get_close_matches(name, parts, 1, 0.7)
+    return parts[near[0]] if near else None
