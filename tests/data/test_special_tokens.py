@@ -53,7 +53,7 @@ def tokens_of(tokenizer: PreTrainedTokenizerFast, text: str, special_tokens: Lit
 def test_they_are_text_by_default_which_is_said() -> None:
     assert "[DRUG]" not in tokens_of(bert(), "bara [DRUG] cost", "text")
     assert Encoder.of(bert()).notes == (
-        "special tokens in documents are read as text: [DRUG], [GENE]; --data.special-tokens keep has them as tokens",
+        "special tokens in documents are read as text: [DRUG], [GENE]; --data.special-tokens keep reads them as tokens",
     )
     assert Encoder.of(word_tokenizer()).notes == ()
 

@@ -87,7 +87,7 @@ def test_padding_and_truncation_that_were_saved_with_a_tokenizer_are_no_framing(
 def test_a_tokenizer_that_makes_nothing_of_a_letter_is_refused() -> None:
     tokenizer = loaded(Tokenizer(models.WordPiece({"[CLS]": 0}, unk_token="[UNK]")))
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("a", "")
-    with pytest.raises(ModelError, match="it makes no token of 'a'"):
+    with pytest.raises(ModelError, match="has neither a token for 'a' nor an unknown token"):
         Encoder.of(tokenizer)
 
 

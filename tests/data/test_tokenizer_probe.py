@@ -41,7 +41,7 @@ def test_bpe_that_forgets_merges_at_random_does_so_no_more_and_is_exported_as_it
     assert readings(encoder, "ba" * 20) == readings(Encoder.of(byte_level()), "ba" * 20)
     assert readings(encoder, "ba" * 20) == {(258,) * 10}
     (note,) = encoder.notes
-    assert "dropout 0.3 draws at random and is switched off" in note
+    assert "dropout 0.3 is random and switched off" in note
     assert json.loads(tokenizer.backend_tokenizer.to_str())["model"]["dropout"] == pytest.approx(0.3)
     probed(encoder, "here")
     assert Encoder.of(byte_level(dropout=0.0)).notes == ()
@@ -61,7 +61,7 @@ def test_whatever_a_file_calls_drawing_at_random_is_switched_off(setting: str, m
     monkeypatch.setattr(type(tokenizer), "backend_tokenizer", Backend())
     encoder = Encoder.of(tokenizer)
     assert json.loads(encoder.serialized)["model"][setting] is None
-    assert f"{setting} 0.25 draws at random" in encoder.notes[0]
+    assert f"{setting} 0.25 is random" in encoder.notes[0]
 
 
 def test_any_other_source_of_chance_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_any_other_source_of_chance_is_refused(monkeypatch: pytest.MonkeyPatch) 
         return tokenizer
 
     monkeypatch.setattr(tokenizers_engine, "plain_tokenizer", by_chance)
-    with pytest.raises(ModelError, match="tokenizer here: it gives a text other ids each time it is asked"):
+    with pytest.raises(ModelError, match="tokenizer here is random: a text has other ids each time"):
         probed(Encoder.of(byte_level()), "here")
 
 
@@ -85,9 +85,9 @@ def test_an_upgrade_that_changes_no_id_is_said_and_one_that_does_is_refused(monk
     monkeypatch.setattr(tokenizers, "__version__", "0.99.0")
     later = probed(encoder, "here")
     was = f"tokenizers {began['version']}"
-    assert note_on_engine(later, began) == f"the run was read with {was}, now with tokenizers 0.99.0: the same ids"
+    assert note_on_engine(later, began) == f"the run began with {was}, and resumes with tokenizers 0.99.0: the ids are the same"
     expected = (
-        f"tokenizers 0.99.0 gives other ids than {was}, which the run was read with: install tokenizers=={began['version']}, "
+        f"tokenizers 0.99.0 gives other ids than {was}, which the run began with: install tokenizers=={began['version']}, "
         "or start a new run with another --output-dir"
     )
     with pytest.raises(CheckpointError) as refused:
@@ -158,4 +158,4 @@ def test_the_documents_of_a_report_have_the_same_ids_at_every_reading() -> None:
     assert first == second
     tokenizer.backend_tokenizer.model.dropout = None
     assert first == [i for text in texts for i in tokenizer(text)["input_ids"]]
-    assert "dropout 0.1 draws at random and is switched off" in encoder.notes[0]
+    assert "dropout 0.1 is random and switched off" in encoder.notes[0]

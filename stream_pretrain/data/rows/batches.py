@@ -1,4 +1,4 @@
-"""Rows to the tensors of a micro-batch: equal shapes at every step, on every rank."""
+"""Rows to the tensors of micro-batches, of equal shapes at every step and on every rank."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stream_pretrain.data.rows.packing import Rows
 
 @dataclass(frozen=True)
 class Batch:
-    """What the model takes. B rows of L positions, P label slots a row, S segments (padding counts as one)."""
+    """The input of the model: B rows of L positions, P label slots per row, S segments (padding counts as one)."""
 
     input_ids: torch.Tensor
     """int64 [B, L]"""
@@ -32,17 +32,14 @@ class Batch:
     """int64 [B x P], the source each label is from"""
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device; copies to a GPU are from pinned memory and do not block."""
+        """The batch on a device; copies to a GPU are asynchronous, from pinned memory."""
         if device.type != "cuda":
             return Batch(**{name: value.to(device) for name, value in vars(self).items()})
         return Batch(**{name: value.pin_memory().to(device, non_blocking=True) for name, value in vars(self).items()})
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on a device; each is copied to a GPU while that still computes on the ones before.
-
-    The host asks for a batch as soon as it has queued the work on the one before, and the copy has a stream of its own.
-    """
+    """The batches on a device. A copy to a GPU has its own stream, and overlaps with the computation on earlier batches."""
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)
         return
@@ -52,11 +49,11 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
             copied = batch.to(device)
         computing.wait_stream(copying)
         for value in vars(copied).values():
-            value.record_stream(computing)  # its memory is not given to the next copy before the computation is done
+            value.record_stream(computing)  # keeps its memory until the computation is done
         yield copied
 
 
-@cache  # one for the run: the allocator keeps memory for every stream apart
+@cache  # one for the run: the allocator has a pool for every stream
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
@@ -64,7 +61,7 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 def micro_batches(
     rows: Rows, labelled: Labelled, row_source: NDArray[np.int64], size: int, count: int, pad: int
 ) -> Iterator[Batch]:
-    """`count` batches of `size` rows; where rows run out, of padding without a label."""
+    """`count` batches of `size` rows; padding without labels where rows run out."""
     present = len(labelled.input_ids)
     assert present <= size * count
     for first in range(0, size * count, size):
@@ -86,7 +83,7 @@ def _batch(rows: Rows, labelled: Labelled, row_source: NDArray[np.int64], which:
     label_positions += np.arange(size)[:, None] * length
 
     starts = _segment_starts(rows, which, size, length)
-    static = 1 << (len(starts) - 1).bit_length()  # a power of two: few shapes, so that nothing is compiled anew
+    static = 1 << (len(starts) - 1).bit_length()  # a power of two: few shapes to compile
     cu_seq_lens = np.full(static + 1, size * length, dtype=np.int32)
     cu_seq_lens[: len(starts)] = starts
     position_ids = np.arange(size * length) - np.repeat(starts, np.diff(cu_seq_lens[: len(starts) + 1]))
@@ -101,7 +98,7 @@ def _batch(rows: Rows, labelled: Labelled, row_source: NDArray[np.int64], which:
 
 
 def _segment_starts(rows: Rows, which: range, size: int, length: int) -> NDArray[np.int64]:
-    """First positions of the segments of a micro-batch; the padding of a row is a segment of its own."""
+    """First positions of the segments of a micro-batch; the padding of a row is one segment."""
     first, stop = np.searchsorted(rows.segment_row, (which.start, which.stop)).tolist()
     row = rows.segment_row[first:stop].astype(np.int64) - which.start
     starts = row * length + rows.segment_start[first:stop]

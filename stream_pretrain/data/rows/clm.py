@@ -1,6 +1,6 @@
 """Next-token prediction."""
 
-# ruff: noqa: ARG002, ARG003 (objectives have these arguments in common, and this one needs few)
+# ruff: noqa: ARG002, ARG003 (the arguments of all objectives)
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Clm:
 
     @staticmethod
     def framed(encoder: Encoder) -> Encoder:
-        """A document has an end-of-text token behind its last segment, and a segment has nothing behind it."""
+        """An end-of-text token ends a document; nothing else ends a segment."""
         return replace(encoder, suffix=())
 
     def label_slots(self, sequence_length: int) -> int:

@@ -1,4 +1,4 @@
-"""A tokenizer as rows are made with it."""
+"""The part of a tokenizer that rows need."""
 
 from __future__ import annotations
 
@@ -19,32 +19,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Encoder:
-    """What a run needs of a tokenizer: the special tokens that frame segments, and what its engine is built from.
-
-    It travels to worker processes, and each builds an engine of its own.
-    """
+    """The special tokens that frame segments, and the tokenizer that each worker process builds its engine from."""
 
     serialized: str
-    """As `tokenizers` writes it, JSON."""
+    """The JSON of `tokenizers`."""
     prefix: tuple[int, ...]
-    """Ids in front of every segment, [CLS] for BERT."""
+    """Ids before every segment, [CLS] for BERT."""
     suffix: tuple[int, ...]
-    """Ids behind every segment, [SEP] for BERT."""
+    """Ids after every segment, [SEP] for BERT."""
     document_end: tuple[int, ...]
-    """Ids behind the last token of a document, end-of-text for causal models."""
+    """Ids after the last token of a document, end-of-text for causal models."""
     pad: int
-    """Id that fills the end of a row."""
+    """Id of padding."""
     kept: tuple[int, ...] = ()
-    """Ids of special tokens of the user's own that are recognised in documents."""
+    """Ids of special tokens that the user added and documents may contain."""
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What is read otherwise than the tokenizer's file says, one line each, to be shown once."""
+    """What differs from the tokenizer file, one line each."""
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast, special_tokens: SpecialTokens = "text") -> Encoder:
-        """From a loaded fast tokenizer, with all it frames a text and ends a document with: an objective uses some of it.
-
-        Raises: ModelError where the tokenizer does not show what it frames a text with.
-        """
+        """From a loaded fast tokenizer. An objective keeps the special tokens that it uses (`framed`). Raises: ModelError."""
         file = for_documents(tokenizer, special_tokens)
         serialized, built = file.serialized, plain_tokenizer(file.serialized)
         pieces = pieces_like_special_tokens(built)
@@ -54,7 +48,7 @@ class Encoder:
         special = framed.special_tokens_mask
         if 0 not in special:
             raise ModelError(
-                f"tokenizer {tokenizer.name_or_path}: it makes no token of 'a'; use one with a token for what is unknown"
+                f"tokenizer {tokenizer.name_or_path} has neither a token for 'a' nor an unknown token: use another one"
             )
         first, last = special.index(0), len(special) - special[::-1].index(0)
         prefix, suffix = tuple(framed.ids[:first]), tuple(framed.ids[last:])
@@ -72,20 +66,20 @@ class Encoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all in the tokenizer's file that decides the ids."""
+        """A hash of everything in the tokenizer that decides the ids."""
         content = json.loads(self.serialized)
         vocabulary = [content["model"].pop(name, None) for name in ("vocab", "merges")]
         framing = [self.prefix, self.suffix, self.document_end, self.pad]
-        said = json.dumps([framing, vocabulary, _what_is_set(content)], sort_keys=True)
-        return hashlib.sha256(said.encode()).hexdigest()
+        hashed = json.dumps([framing, vocabulary, _without_unset(content)], sort_keys=True)
+        return hashlib.sha256(hashed.encode()).hexdigest()
 
     def build(self) -> Engine:
-        """The engine that makes the ids."""
+        """A new engine."""
         return TokenizersEngine(self.serialized)
 
 
-def _what_is_set(value: Any) -> Any:
-    """Settings without those that are off: a later version of `tokenizers` may write some that there were not before."""
+def _without_unset(value: Any) -> Any:
+    """Settings without null and false ones, which a later version of `tokenizers` may add."""
     if isinstance(value, dict):
-        return {name: _what_is_set(inner) for name, inner in value.items() if inner is not None and inner is not False}
-    return [_what_is_set(inner) for inner in value] if isinstance(value, list) else value
+        return {name: _without_unset(inner) for name, inner in value.items() if inner is not None and inner is not False}
+    return [_without_unset(inner) for inner in value] if isinstance(value, list) else value

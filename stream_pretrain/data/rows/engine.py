@@ -1,4 +1,4 @@
-"""Texts to flat ids: what makes them is behind one protocol."""
+"""The protocol of tokenizer engines: texts to flat ids."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from numpy.typing import NDArray
 
 
 class Engine(Protocol):
-    """What makes the ids of texts: a pure function of them. A process that reads has one, and one thread uses it."""
+    """Makes ids of texts, as a pure function. One per process that reads, used by one thread."""
 
     @property
     def name(self) -> str:
-        """Of the library, as a package index knows it: checkpoints keep it with the version."""
+        """Of the package that makes the ids; checkpoints keep name and version."""
 
     @property
     def version(self) -> str: ...
 
     @property
     def tells_beginnings(self) -> bool:
-        """Whether the beginning of a text has other ids than the same characters further on."""
+        """Whether a text has other ids at the start of a document than inside of it."""
 
-    def encode(self, texts: Sequence[str], goes_on: Sequence[bool] = ()) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Ids of all texts one after the other, int32 [tokens], and the number of tokens of each, int64 [texts].
+    def encode(self, texts: Sequence[str], continues: Sequence[bool] = ()) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Concatenated ids of all texts, int32 [tokens], and the number of tokens of each, int64 [texts].
 
-        No special tokens are added, and their names in a text are text. goes_on: which of the texts are pieces of a
-        document that is cut in front of them; none if empty.
+        No special tokens are added, and their names in a text are text. continues: which texts continue a document; none
+        if empty.
         """
 
     def piece_edges(self, text: str) -> list[int]:
-        """Where a long document is cut before it is tokenized: [0, ..., len(text)]; a pure function of the text."""
+        """Where a long document is cut into pieces: [0, ..., len(text)]; a pure function of the text."""
 
     def forget(self) -> None:
-        """Drop what is remembered of texts, so that they are tokenized anew."""
+        """Clear caches."""

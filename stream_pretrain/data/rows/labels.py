@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 IGNORED = -100
-"""Label of a slot that holds none."""
+"""Label of an empty slot."""
 
 
 @dataclass(frozen=True)

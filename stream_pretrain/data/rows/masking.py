@@ -1,4 +1,4 @@
-"""Which tokens of a row are masked, and what stands there instead.
+"""Which tokens of a row are masked, and what replaces them.
 
     rows ──> which positions may be masked ──> select: tokens, words or spans ──> labels ──> replace 80/10/10
 
@@ -27,7 +27,7 @@ _SPAN_WORDS = (1 + np.searchsorted(_CUMULATIVE, (np.arange(1 << 16) + 0.5) / (1 
 
 
 def label_slots(objective: ObjectiveConfig, sequence_length: int) -> int:
-    """P: labels a row can have at most, at any step of the run."""
+    """P: the most labels that a row has at any step."""
     return math.ceil(max(objective.mask_rate, objective.final_mask_rate or 0.0) * sequence_length)
 
 
@@ -38,15 +38,14 @@ def mask(
     rates: NDArray[np.float64],
     generator: np.random.Generator,
 ) -> Labelled:
-    """Selects `round(rate x maskable)` positions of each row, or all slots, as labels and replaces what the model sees there.
+    """Label `round(rate x maskable)` positions of each row, at most P, and replace the tokens there.
 
-    Maskable is every position that holds no special token and no padding. Selection `token` labels exactly that many.
-    `whole_word` and `span` draw their units in random order and stop before the first that would exceed the number;
-    a unit that alone exceeds it takes no part, so a row that has a fitting unit has a label.
+    Maskable positions are those without special tokens and padding. `token` labels exactly that many. `whole_word` and `span`
+    draw words or spans in random order and stop before the first that would exceed the number; one that exceeds it alone is
+    left out, so that a row with a word that fits has a label. Whether a label becomes the mask, a random token or stays is
+    drawn for each token, with `span` for each span.
 
-    Masked, random or kept is drawn for each token, for `span` once for each span.
-
-    Shapes: `rates`: [R], one mask rate a row.
+    Shapes: rates [R], one mask rate a row.
     Source: BERT (1810.04805); whole words as in its later release; spans as in SpanBERT (1907.10529), see `_select_words`.
     """
     input_ids = rows.input_ids
@@ -75,11 +74,11 @@ def mask(
 
 
 def _select_tokens(maskable: NDArray[np.bool_], budget: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-    """Ascending flat positions of exactly `budget` maskable positions of each row, every subset alike."""
+    """Ascending flat positions of exactly `budget` maskable positions of each row, every subset equally likely."""
     row_count, length = maskable.shape
     position_bits = (length - 1).bit_length()
-    # A random key for each position. The position itself in the lowest bits makes the keys of a row differ, so that exactly
-    # `budget` of them reach up to the budget-th smallest.
+    # A random key for each position, with the position in the lowest bits: keys of a row differ, so exactly `budget` of them
+    # are at most the budget-th smallest.
     keys = uniform_uint32(generator, row_count * length).reshape(row_count, length)
     keys &= np.uint32((1 << 32) - (1 << position_bits))
     keys |= np.arange(length, dtype=np.uint32)
@@ -99,20 +98,20 @@ def _select_words(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Ascending flat positions of whole words, chosen in spans of up to `longest` words, and the span of each position.
 
-    Every word starts a span of random length, and the spans are taken in random order: a start is drawn uniformly, without
-    replacement. So that the first words of a segment are labelled as often as the others, spans also start on up to
-    `longest - 1` imagined words in front of it. A span ends with its segment. Where spans overlap, the earlier one has
-    the word; only tokens that are new count against the budget.
+    Every word starts a span of random length; spans are taken in random order, that is, starts are drawn uniformly without
+    replacement. Spans also start on `longest - 1` imagined words before each segment, so that its first words are labelled as
+    often as the others. A span ends with its segment. Where spans overlap, the earlier one has the word; only new tokens
+    count against the budget.
 
-         slot      0 1 2 3 4 5 6 7 8 ...      longest = 3: two imagined words (.) in front of each segment
-         word      . . a b c . . d e ...      they also keep a span from reaching into the next segment
+         slot      0 1 2 3 4 5 6 7 8 ...      longest = 3: two imagined words (.) before each segment,
+         word      . . a b c . . d e ...      which also keep spans of the segment before from reaching into it
     """
     row_count = len(maskable)
     at = np.flatnonzero(maskable)
     if len(at) == 0:
         return at, at
 
-    # Words: where one begins, its tokens, and how many there are in each segment.
+    # Words: their first tokens, their lengths in tokens, and their number in each segment.
     begins = vocabulary.begins_word(rows.input_ids.take(at))
     segment_starts = np.searchsorted(at, flat_starts(rows))
     begins[segment_starts[segment_starts < len(at)]] = True
@@ -120,7 +119,7 @@ def _select_words(
     tokens_of_word = np.diff(word_edges)
     words_of_segment = np.diff(np.append(np.searchsorted(word_edges, segment_starts), len(tokens_of_word)))
 
-    # Slots: the words, with the imagined ones in front of each segment.
+    # Slots: the words, and the imagined ones before each segment.
     imagined = longest - 1
     words, segments = len(tokens_of_word), len(segment_starts)
     slot_of_word = np.arange(words) + np.repeat(imagined * np.arange(1, segments + 1), words_of_segment)
@@ -131,7 +130,7 @@ def _select_words(
     tokens_before[slot_of_word + 1] = tokens_of_word
     tokens_before = np.cumsum(tokens_before)
 
-    # Spans: one from each slot. Their ranks follow the rows, and within a row a random order.
+    # Spans: one from each slot, ranked by row and randomly within a row.
     rank = np.empty(slots, dtype=np.int64)
     rank[_shuffle_within_rows(slots_of_row, generator)] = np.arange(slots)
     span_words = _SPAN_WORDS.take(uniform_uint32(generator, slots) >> 16) if longest > 1 else np.ones(slots, dtype=np.uint8)
@@ -147,7 +146,7 @@ def _select_words(
         np.minimum(first_span[offset:], rank[:-offset], out=first_span[offset:])
     span_of_word = first_span.take(slot_of_word)
 
-    # Taken while the row's running total stays within its budget.
+    # Spans are taken while the running total of the row is within its budget.
     total = np.cumsum(np.bincount(span_of_word, weights=tokens_of_word, minlength=slots + 1)[:slots])
     total_before_row = np.append(0, total).take(row_starts)
     taken = np.append(total <= np.repeat(budget + total_before_row, slots_of_row), False)
@@ -161,7 +160,7 @@ def _shuffle_within_rows(row_sizes: NDArray[np.int64], generator: np.random.Gene
     count = int(row_sizes.sum())
     row_bits, index_bits = len(row_sizes).bit_length(), count.bit_length()
     assert row_bits + index_bits < 40, "too many words in a group to shuffle them in one sort"
-    # Row, then chance, then the index itself: sorting such keys is several times as fast as sorting the indices by them.
+    # Keys of row, random bits and index: sorting them is several times as fast as an argsort.
     keys = uniform_uint64(generator, count) >> np.uint64(row_bits + index_bits) << np.uint64(index_bits)
     keys |= np.repeat(np.arange(len(row_sizes), dtype=np.uint64) << np.uint64(64 - row_bits), row_sizes)
     keys |= np.arange(count, dtype=np.uint64)

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _RATES = 4096
-"""Mask rates are rounded to this fraction, so that the rows of a group are masked together while a schedule moves on."""
+"""Mask rates are rounded to 1/4096, so that rows of neighbouring steps can be masked together while the rate changes."""
 
 
 @dataclass(frozen=True)
 class Mlm:
-    """Masked language modelling: some tokens of a row are hidden, and predicted from all others of their document."""
+    """Masked language modelling: some tokens are hidden and predicted from the others of their document."""
 
     name: ClassVar = "mlm"
     causal: ClassVar = False
@@ -39,14 +39,14 @@ class Mlm:
 
     @classmethod
     def of(cls, config: Config, tokenizer: PreTrainedTokenizerFast) -> Mlm:
-        """Raises: ModelError for a tokenizer without a mask token, or whose ids do not tell where words begin."""
+        """Raises: ModelError for a tokenizer without a mask token, or without word boundaries in its ids."""
         kept = kept_tokens(tokenizer, config.data.special_tokens)
         vocabulary = Vocabulary.of(tokenizer, config.objective.selection, list(kept))
         return cls(config.objective, vocabulary, config.train.max_steps)
 
     @staticmethod
     def framed(encoder: Encoder) -> Encoder:
-        """Every segment is framed as the tokenizer frames a text."""
+        """Every segment has the special tokens of a whole text; nothing else ends a document."""
         return replace(encoder, document_end=())
 
     def label_slots(self, sequence_length: int) -> int:

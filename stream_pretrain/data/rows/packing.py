@@ -1,6 +1,6 @@
-"""Documents to rows: which tokens of which document stand where.
+"""Documents to rows: which tokens of which document go where.
 
-Documents are split, never truncated. Every segment carries the special tokens of its own.
+Documents are split, never truncated. Every segment has its own special tokens.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from numpy.typing import NDArray
 Packing = Literal["best_fit", "concat", "none"]
 
 SMALLEST_FRAGMENT = 16
-"""A document is not split into fragments under this many tokens."""
+"""Documents are not split into fragments of fewer tokens."""
 
 FILLED_WITH_WHOLE = 0.985
-"""Share of the rows that best fit fills with documents of its choice, so that all of them find room."""
+"""Share of the positions that best fit fills with documents of its choice, so that all of them fit."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows and where their segments came from."""
+    """Packed rows, and the origins of their segments."""
 
     input_ids: NDArray[np.int32]
-    """[R, L], the pad id behind the last segment of a row."""
+    """[R, L], padded after the last segment of a row."""
     segment_row: NDArray[np.int32]
     """[S] row of each segment; segments are in order of (row, start)."""
     segment_start: NDArray[np.int32]
     """[S] first position of the segment in its row."""
     segment_length: NDArray[np.int32]
-    """[S] positions of the segment, its special tokens included."""
+    """[S] positions of the segment, with its special tokens."""
     segment_document: NDArray[np.int32]
-    """[S] the document: its index among those packed together."""
+    """[S] index of the document among those packed together."""
     segment_token: NDArray[np.int32]
-    """[S] first token of the document in the segment; 0 begins it."""
+    """[S] index of the first token of the segment in the document."""
 
     def segments_of(self, which: range) -> slice:
         """Indices of the segments of neighbouring rows."""
@@ -65,15 +65,15 @@ class Placement(NamedTuple):
 def place(
     lengths: Sequence[int], first_token: int, rows: int, capacity: int, framing: int, packing: Packing
 ) -> tuple[list[Placement], tuple[int, int]]:
-    """Place documents in rows; returns the placements and the first (document, token) that was left.
+    """Place documents in rows; returns the placements and the first (document, token) that was not placed.
 
     lengths: tokens of each document, in reading order. `first_token` of the first were placed before.
-    capacity: positions of a row; framing: positions every segment needs for its special tokens.
+    capacity: positions of a row; framing: special tokens of a segment.
 
-    best_fit: the documents that fit are placed largest first into the fullest row that takes them (best-fit
-    decreasing, Johnson 1973); one that no row takes is split; then the following documents, in order, fill the gaps
-    and are split to do so. Where the documents end, only rows that they fill are begun. concat: rows are filled in
-    order. none: a row takes one document or one part of it. Only the last document is left unfinished.
+    best_fit: the documents that fit are placed largest first into the fullest row with room (best-fit decreasing, Johnson
+    1973); one that no row has room for is split; the following documents, in order, fill the gaps and are split as needed.
+    At the end of the documents, only rows that they fill are begun. concat: rows are filled in order. none: a row has one
+    document, or a part of one. Only the last document is left unfinished.
     """
     assert capacity > framing
     smallest = min(SMALLEST_FRAGMENT, max(1, (capacity - framing) // 2))
@@ -101,7 +101,7 @@ def place(
 
 
 def _most_of(rest: int, room: int, smallest: int) -> int:
-    """How many of the `rest` tokens of a document to place in a room: all, or a fragment that leaves one, or none."""
+    """How many of the `rest` tokens of a document to place: all, a fragment that leaves another, or none."""
     if rest <= room:
         return rest
     take = min(room, rest - smallest)
@@ -111,9 +111,9 @@ def _most_of(rest: int, room: int, smallest: int) -> int:
 def _place_best(
     lengths: Sequence[int], first_token: int, free: list[tuple[int, int]], capacity: int, framing: int, smallest: int
 ) -> tuple[int, list[Placement], list[tuple[int, int]]]:
-    """Place as many of the first documents as go into the rows whole or split; their number, and what is left of the rows.
+    """Place as many of the first documents as fit into the rows, whole or split; returns their number and the free positions.
 
-    free: (positions left, row) of each row; returned with the most left first. smallest: tokens of a fragment at the least.
+    free: (free positions, row) of each row; returned in descending order. smallest: the fewest tokens of a fragment.
     """
     widest = capacity - framing
     whole = _documents_that_fit(lengths, first_token, FILLED_WITH_WHOLE * len(free) * capacity, widest, framing)
@@ -124,7 +124,7 @@ def _place_best(
         placements = []
         for document in sorted(range(whole), key=lambda d: starts[d] - lengths[d]):
             token, stop = starts[document], lengths[document]
-            while (fitting := bisect_left(left, (stop - token + framing,))) == len(left):  # no row takes the rest
+            while (fitting := bisect_left(left, (stop - token + framing,))) == len(left):  # no row has room for the rest
                 room, row = left.pop()
                 take = _most_of(stop - token, room - framing, smallest)
                 if not take:
@@ -143,11 +143,11 @@ def _place_best(
             break
         else:
             return whole, placements, left[::-1]
-        whole -= 1  # the rows are too fragmented for the last one: it goes to the gaps
+        whole -= 1  # the rows are too fragmented for the last one, which is left for the gaps
 
 
 def _documents_that_fit(lengths: Sequence[int], first_token: int, room: float, widest: int, framing: int) -> int:
-    """How many documents, in order, surely find room when some have to be split."""
+    """How many documents, in order, certainly fit even if some are split."""
     for document, length in enumerate(lengths):
         if document == 0:
             length -= first_token
@@ -168,7 +168,7 @@ def assemble(
 ) -> Rows:
     """Rows from placements. ids: int32 [tokens] of all documents; offsets: int64 [documents + 1] into ids.
 
-    A plain loop: a group of short rows has some twenty segments, for which two dozen calls of numpy take twice as long.
+    A plain loop: for the twenty or so segments of a group of short rows, vectorised numpy takes twice as long.
     """
     before, after = np.array(prefix, dtype=np.int32), np.array(suffix, dtype=np.int32)
     padding = np.full(capacity, pad, dtype=np.int32)
@@ -176,7 +176,7 @@ def assemble(
     parts = [padding[:0]]
     segments: list[int] = []
     by_row = itertools.groupby(sorted(placements, key=itemgetter(0)), key=itemgetter(0))
-    for row, (_, placed) in enumerate(by_row):  # a row that nothing was placed in does not exist
+    for row, (_, placed) in enumerate(by_row):  # rows without a placement are left out
         filled = 0
         for _, document, token, stop in placed:
             begin, length = begins[document], len(prefix) + stop - token + len(suffix)
@@ -189,7 +189,7 @@ def assemble(
 
 
 def gather(runs: Sequence[tuple[Rows, range]], capacity: int) -> Rows:
-    """Neighbouring rows of `capacity` positions, each run given as (rows, indices), as one."""
+    """Concatenate runs of neighbouring rows, each given as (rows, indices)."""
     cuts = [(rows, rows.segments_of(which)) for rows, which in runs]
     before = itertools.accumulate((len(which) for _, which in runs), initial=0)
     empty = np.empty(0, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Where a long document is cut before it is tokenized: a pure function of its text and of the tokens that stay whole."""
+"""Where a long document is cut into pieces for tokenization: a pure function of its text and of tokens not to cut."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 
 PIECE_CHARACTERS = 65_536
 
-# Written out, so that a cut does not depend on the Unicode version of Python: white space and punctuation that stands alone.
+# Literal, so that cuts do not depend on the Unicode version of Python: white space and punctuation.
 WHITE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
 _SIGNS = (
@@ -23,7 +23,7 @@ _IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _PLACES = [
     re.compile(pattern, re.DOTALL)
     for pattern in (
-        rf".*[^{WHITE}{_SIGNS}](?=[{WHITE}])",  # behind a word that white space follows: there tokenizers split, all of them
+        rf".*[^{WHITE}{_SIGNS}](?=[{WHITE}])",  # after a word, before white space: every tokenizer splits there
         rf".*[^{WHITE}](?=[{WHITE}])",
         rf".*[^{WHITE}{_SIGNS}](?=[{_SIGNS}])",
         rf".*[{_IDEOGRAPHS}]",
@@ -35,34 +35,34 @@ _JOINERS = re.compile("[\u0e33\u0eb3\u200c\u200d\U0001f3fb-\U0001f3ff\U000e0020-
 _FLAGS = re.compile("[\U0001f1e6-\U0001f1ff]")
 
 _NEIGHBOURS = 8
-"""Characters on either side that a normalizer may join across a cut."""
+"""Characters on either side that a normalizer may combine across a cut."""
 
 _LONGEST_RUN = 256
-"""White space beside a token that takes it in is looked for so far."""
+"""The most white space that is searched beside a token that absorbs it."""
 
 
 def piece_edges(text: str, whole: re.Pattern[str] | None = None) -> list[int]:
     """Where a document is cut into pieces: [0, ..., len(text)].
 
-    Tokenizers slow down more than linearly on megabytes without white space, and a long document must not be
-    tokenized whole for the few rows of one group. A cut is in front of the last white space of the second half of a
-    piece; where there is none, in front of punctuation, behind an ideograph, or else between two characters that do not
-    belong together. Nothing that `whole` matches is cut.
+    Tokenizers are slower than linear on megabytes without white space, and a long document must not be tokenized whole for
+    the few rows of one group. A cut is before the last white space in the second half of a piece; where there is none,
+    before punctuation, after an ideograph, or else between two characters that no normalizer combines. No match of `whole`
+    is cut.
     """
     edges = [0]
     while len(text) - edges[-1] > PIECE_CHARACTERS:
         half, end = edges[-1] + PIECE_CHARACTERS // 2, edges[-1] + PIECE_CHARACTERS
         cut = _place(text, half, end)
-        parted = None if whole is None else _parted(text, cut, whole)
-        if parted is not None:
-            cut = parted[0] if parted[0] > half else min(parted[1], end)
+        span = None if whole is None else _span_across(text, cut, whole)
+        if span is not None:
+            cut = span[0] if span[0] > half else min(span[1], end)
         edges.append(cut)
     edges.append(len(text))
     return edges
 
 
 def kept_whole(tokens: Iterable[AddedToken]) -> re.Pattern[str] | None:
-    """What no cut may part: added tokens that are recognised in a text, with what beside them decides that."""
+    """Text that must not be cut: added tokens that are recognised in a text, with the context that decides it."""
     patterns = []
     for token in tokens:
         before = rf"[{WHITE}]*" if token.lstrip else r"\w*" if token.single_word else ""
@@ -73,18 +73,18 @@ def kept_whole(tokens: Iterable[AddedToken]) -> re.Pattern[str] | None:
 
 
 def _place(text: str, half: int, end: int) -> int:
-    """The best place for a cut behind `half` and up to `end`."""
+    """The best place for a cut after `half` and up to `end`."""
     for pattern in _PLACES:
         stop = end
         while (found := pattern.match(text, half, stop)) is not None:
-            if _parts(text, found.end()):
+            if _separates(text, found.end()):
                 return found.end()
             stop = found.end() - 1
-    return next((cut for cut in range(end, half, -1) if _parts(text, cut)), end)
+    return next((cut for cut in range(end, half, -1) if _separates(text, cut)), end)
 
 
-def _parts(text: str, cut: int) -> bool:
-    """Whether the characters on both sides of a cut have nothing to do with each other, for a normalizer or an eye."""
+def _separates(text: str, cut: int) -> bool:
+    """Whether a cut separates no characters that belong together, by a normalizer or on screen."""
     before, behind = text[cut - 1], text[cut]
     if before.isascii() and behind.isascii():
         return before + behind != "\r\n"
@@ -99,8 +99,8 @@ def _parts(text: str, cut: int) -> bool:
     )
 
 
-def _parted(text: str, cut: int, whole: re.Pattern[str]) -> tuple[int, int] | None:
-    """Where what must stay whole begins and ends that a cut would part; None if it parts nothing."""
+def _span_across(text: str, cut: int, whole: re.Pattern[str]) -> tuple[int, int] | None:
+    """The span of a match that a cut would split; None if there is none."""
     reach = len(whole.pattern) + _LONGEST_RUN
     spans = (found.span() for found in whole.finditer(text, max(0, cut - reach), cut + reach))
     return next((span for span in spans if span[0] < cut < span[1]), None)

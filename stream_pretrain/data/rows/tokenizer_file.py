@@ -1,4 +1,4 @@
-"""How a tokenizer's file is read for documents: never by chance, and with the special tokens that documents may use."""
+"""The tokenizer file as it is used for documents: deterministic, with the special tokens that documents may contain."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ if TYPE_CHECKING:
 
 SpecialTokens = Literal["text", "keep"]
 
-# What a model's settings call drawing at random: BPE that forgets merges, Unigram that samples from the best segmentations.
+# Settings that make a tokenizer random: BPE dropout, and sampling of Unigram segmentations.
 _CHANCE = ("dropout", "alpha", "nbest_size")
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
-_NAMED = 5
-"""So many of the user's tokens are named in a line."""
+_MOST_NAMES = 5
+"""Tokens named in a line."""
 
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """A tokenizer as documents are read with it, in the JSON of `tokenizers`; the one that is exported stays as it came."""
+    """The tokenizer for documents, in the JSON of `tokenizers`; exports keep the original."""
 
     serialized: str
     kept: tuple[int, ...]
     """Ids of special tokens that are recognised in documents."""
     notes: tuple[str, ...]
-    """What is read otherwise than the file says, one line each."""
+    """What differs from the original, one line each."""
 
 
 def for_documents(tokenizer: PreTrainedTokenizerFast, special_tokens: SpecialTokens) -> TokenizerFile:
-    """Read a loaded tokenizer's file for documents.
+    """The tokenizer for documents, from a loaded one.
 
-    special_tokens: what the special tokens of the user's own are in a document; those that the model itself has a use for
-    (mask, separator, padding...) are always text.
+    special_tokens: how special tokens that the user added are read in a document. Those with a role in the model (mask,
+    separator, padding...) are always text.
     """
     serialized: str = tokenizer.backend_tokenizer.to_str()
     content = json.loads(serialized)
     chance = {name: value for name in _CHANCE if (value := content["model"].get(name))}
     content["model"].update(dict.fromkeys(chance))
     notes = [
-        f"tokenizer {tokenizer.name_or_path}: {name} {value} draws at random and is switched off, so that a document has the "
-        "same ids at every reading; exports keep it"
+        f"tokenizer {tokenizer.name_or_path}: {name} {value} is random and switched off while documents are read; exports "
+        "keep it"
         for name, value in chance.items()
     ]
     roles = _roles(tokenizer)
@@ -59,11 +59,11 @@ def for_documents(tokenizer: PreTrainedTokenizerFast, special_tokens: SpecialTok
     own = [token for token in content["added_tokens"] if token["special"] and token["content"] not in roles]
     if own and special_tokens == "keep":
         for token in own:
-            token["special"] = False  # to `tokenizers`: found in a text although its special tokens are not
+            token["special"] = False  # so `tokenizers` finds it in a text
         notes.append(f"special tokens in documents are tokens, never drawn as a random replacement: {_names(own)}")
     elif own:
         notes.append(
-            f"special tokens in documents are read as text: {_names(own)}; --data.special-tokens keep has them as tokens"
+            f"special tokens in documents are read as text: {_names(own)}; --data.special-tokens keep reads them as tokens"
         )
     elif special_tokens == "keep":
         notes.append(f"--data.special-tokens keep changes nothing: tokenizer {tokenizer.name_or_path} has none of your own")
@@ -77,28 +77,25 @@ def for_documents(tokenizer: PreTrainedTokenizerFast, special_tokens: SpecialTok
 
 
 def kept_tokens(tokenizer: PreTrainedTokenizerFast, special_tokens: SpecialTokens) -> tuple[int, ...]:
-    """Ids of the user's own special tokens, where documents keep them."""
+    """Ids of special tokens that the user added, where documents keep them."""
     tokens, roles = tokenizer.added_tokens_decoder, _roles(tokenizer)
     own = (token_id for token_id, token in tokens.items() if token.special and token.content not in roles)
     return tuple(own) if special_tokens == "keep" else ()
 
 
 def _roles(tokenizer: PreTrainedTokenizerFast) -> set[str]:
-    """The special tokens that the model itself has a use for."""
+    """The special tokens with a role in the model."""
     return {str(getattr(tokenizer, role)) for role in _ROLES if getattr(tokenizer, role, None) is not None}
 
 
 def _names(tokens: Sequence[dict[str, Any]]) -> str:
     names = [token["content"] for token in tokens]
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
 
 
 def pieces_like_special_tokens(tokenizer: Tokenizer) -> list[str]:
-    """Special tokens that a model makes of their text although none looks for them there: pieces like any other.
-
-    Unigram models have them so, and BPE with merges that lead there.
-    """
-    unknown = getattr(tokenizer.model, "unk_token", None)  # what a text has that no token is for is unknown, whatever it says
+    """Special tokens that the model makes of their text as ordinary pieces: Unigram, and BPE with such merges."""
+    unknown = getattr(tokenizer.model, "unk_token", None)  # any text may become the unknown token
     found = []
     for token_id, token in tokenizer.get_added_tokens_decoder().items():
         texts = [token.content, f"a{token.content}a", f" {token.content} "]
@@ -109,7 +106,7 @@ def pieces_like_special_tokens(tokenizer: Tokenizer) -> list[str]:
 
 
 def without_pieces(serialized: str, names: Sequence[str]) -> str:
-    """A tokenizer to whose model these special tokens are no pieces: under names that are in no text, so that ids stay."""
+    """The tokenizer with these pieces renamed to strings that no text has; ids stay."""
     content = json.loads(serialized)
     model = content["model"]
     renamed = {name: f"\uffff{name}\uffff" for name in names}
@@ -126,13 +123,13 @@ def without_pieces(serialized: str, names: Sequence[str]) -> str:
 
 
 def _pieces_of(merge: str | Sequence[str], inside: int) -> set[str]:
-    """The two pieces of a merge and what they become; `inside`: characters that mark a piece which begins within a word."""
+    """The two pieces of a merge and their result; inside: length of the prefix of a piece inside of a word."""
     first, second = merge.split(" ") if isinstance(merge, str) else merge
     return {first, second, first + second[inside:]}
 
 
 def stages_within_a_text(tokenizer: Tokenizer) -> tuple[Normalizer | None, PreTokenizer | None] | None:
-    """Normalizer and pre-tokenizer for a text that goes on where another ended: nothing is put, or cut off, in front.
+    """Normalizer and pre-tokenizer for a text that continues another: they add and strip nothing at its start.
 
     None where they are the tokenizer's own.
     """
@@ -155,7 +152,7 @@ def stages_within_a_text(tokenizer: Tokenizer) -> tuple[Normalizer | None, PreTo
 
 
 def _within(stage: dict[str, Any]) -> dict[str, Any] | None:
-    """A stage without what it does to the beginning of a text; None where that is all it does."""
+    """A stage without its effect on the start of a text; None where it has no other."""
     match stage["type"]:
         case "Sequence":
             parts = "normalizers" if "normalizers" in stage else "pretokenizers"

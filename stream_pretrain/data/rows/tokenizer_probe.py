@@ -1,4 +1,4 @@
-"""What an engine is asked at every start: whether a text always has the same ids, and those of the starts before."""
+"""A probe at every start: a text must always have the same ids, on all ranks and as when the run began."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from stream_pretrain.errors import CheckpointError, ModelError
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """The library that makes ids of texts, and a hash of what it makes of some: kept in checkpoints."""
+    """The tokenizer library, its version, and a hash of its ids for the probe texts: kept in checkpoints."""
 
     name: str
     version: str
     texts: str
-    """Hash of the texts, which another version of this program may choose otherwise."""
+    """Hash of the probe texts, which may change with the version of this program."""
     ids: str
 
     def to_json(self) -> dict[str, str]:
@@ -29,60 +29,50 @@ class EngineRecord:
 
 
 def probed(encoder: Encoder, name: str) -> EngineRecord:
-    """Ask an engine twice for the ids of some texts.
-
-    name: of the tokenizer, for the user.
-    Raises: ModelError where the answers differ.
-    """
+    """Tokenize the probe texts twice. name: of the tokenizer. Raises: ModelError where the ids differ."""
     engine, texts = encoder.build(), probe_texts()
     first = _ids(engine, texts)
-    engine.forget()  # what it remembers of the first time would hide chance
+    engine.forget()  # a cache would hide randomness
     if _ids(engine, texts) != first:
         raise ModelError(
-            f"tokenizer {name}: it gives a text other ids each time it is asked, so that no run could go on where it stopped; "
-            "use one that does not draw at random"
+            f"tokenizer {name} is random: a text has other ids each time, so no run could resume; use a deterministic one"
         )
     return EngineRecord(engine.name, engine.version, _digest(repr(texts).encode()), _digest(first))
 
 
 def note_on_engine(engine: EngineRecord, recorded: Mapping[str, Any] | None) -> str | None:
-    """What is to be said of the engine of a run that goes on; `recorded`: what its checkpoint says, if it does.
-
-    Raises: CheckpointError where it gives other ids than the run began with.
-    """
+    """A note on another engine than that of the checkpoint, `recorded`. Raises: CheckpointError where its ids differ."""
     if recorded is None:
         return None
     was, now = (
         f"{name} {version}" for name, version in ((recorded["name"], recorded["version"]), (engine.name, engine.version))
     )
     if recorded["texts"] != engine.texts:
-        return (
-            f"the ids of {was}, which the run was read with, cannot be compared with those of {now}: other texts are asked for"
-        )
+        return f"ids of {was} at the start of the run cannot be compared with those of {now}: the probe has other texts"
     if recorded["ids"] != engine.ids:
         what = (
-            f"{now} gives other ids than {was}, which the run was read with"
+            f"{now} gives other ids than {was}, which the run began with"
             if was != now
             else f"{now} gives other ids than before"
         )
         raise CheckpointError(
             f"{what}: install {recorded['name']}=={recorded['version']}, or start a new run with another --output-dir"
         )
-    return None if was == now else f"the run was read with {was}, now with {now}: the same ids"
+    return None if was == now else f"the run began with {was}, and resumes with {now}: the ids are the same"
 
 
 def refuse_unlike(engines: Sequence[EngineRecord]) -> None:
-    """Refuse ranks that give the same text other ids. Raises: ModelError."""
+    """Refuse ranks whose ids differ. Raises: ModelError."""
     for rank, engine in enumerate(engines):
         if engine.ids != engines[0].ids:
             raise ModelError(
                 f"{engine.name} {engine.version} of rank {rank} gives other ids than {engines[0].version} of rank 0: "
-                "install one version everywhere"
+                "install the same version everywhere"
             )
 
 
 def _ids(engine: Engine, texts: Sequence[str]) -> bytes:
-    """All ids of some texts as documents, and as pieces that go on with one, as bytes that tell the texts apart."""
+    """The ids and lengths of some texts, as documents and as pieces that continue one, as bytes."""
     answers = [engine.encode(texts)]
     if engine.tells_beginnings:
         answers.append(engine.encode(texts[:_WRITTEN], [True] * _WRITTEN))
@@ -95,7 +85,7 @@ def _digest(content: bytes) -> str:
 
 @cache
 def probe_texts() -> tuple[str, ...]:
-    """Texts in every script, and signs that a new version of Unicode may have changed, between letters."""
+    """Texts in every script, and characters that a new version of Unicode may have changed."""
     return (*_TEXTS, *_sweep())
 
 
@@ -126,7 +116,7 @@ _WRITTEN = len(_TEXTS)
 
 
 def _sweep() -> Iterator[str]:
-    """What no letter or number was in Unicode 3.2, and so may have become one, and some of all others: 16 to a word."""
+    """All characters that were neither letter nor number in Unicode 3.2, and a sample of the others, 16 to a word."""
     known = unicodedata.ucd_3_2_0
     alone = (range(0x21, 0x3400), range(0xA4D0, 0xAC00), range(0xFB00, 0x10000))
     some = (range(0x21, 0x3400, 17), range(0x3400, 0xA4D0, 251), range(0xAC00, 0xD7A4, 251), range(0x10000, 0x32000, 61))

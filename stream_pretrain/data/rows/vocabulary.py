@@ -1,4 +1,4 @@
-"""What masking must know of a tokenizer."""
+"""What masking needs of a tokenizer."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from stream_pretrain.errors import ModelError
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What masking must know of a tokenizer, as arrays over its V ids."""
+    """What masking needs of a tokenizer, as arrays over its V ids."""
 
     mask_id: int
     special: NDArray[np.bool_]
     """[V] ids that are never masked."""
     drawable: NDArray[np.int32]
-    """Ids that can replace a token: every id in use that is not special, and was not where it is kept in documents."""
+    """Ids for random replacement: those in use but for special ones, also where documents keep these."""
     opens: NDArray[np.uint8]
-    """[V] how the token's first character relates to words; empty when single tokens are selected."""
+    """[V] class of the first character of a token (words.py); empty where words are not needed."""
     closes: NDArray[np.uint8]
     """[V] the same for its last character."""
 
@@ -31,17 +31,14 @@ class Vocabulary:
     def of(
         cls, tokenizer: Any, selection: Literal["token", "whole_word", "span"] = "token", kept: Sequence[int] = ()
     ) -> Vocabulary:
-        """Reads the arrays from a loaded fast tokenizer; where words begin only if `selection` needs it.
+        """From a loaded fast tokenizer; word boundaries only if `selection` needs them.
 
-        kept: special tokens that documents have. They are content, each a word of its own: masked like any other, and never
-        what replaces another.
-
-        Raises:
-            ModelError: the tokenizer has no mask token, or ids alone do not tell where its words begin.
+        kept: special tokens that documents keep. Each is content and a word: masked like others, but never a replacement.
+        Raises: ModelError where the tokenizer has no mask token, or its ids have no word boundaries.
         """
         if tokenizer.mask_token_id is None:
             raise ModelError(
-                f"tokenizer {tokenizer.name_or_path}: it has no mask token, which --objective.name mlm needs; "
+                f"tokenizer {tokenizer.name_or_path} has no mask token, which --objective.name mlm needs: "
                 "use a tokenizer that has one, or --objective.name clm"
             )
         tokens: dict[str, int] = tokenizer.get_vocab()
@@ -58,7 +55,7 @@ class Vocabulary:
         return cls(tokenizer.mask_token_id, special, drawable, opens, closes)
 
     def begins_word(self, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """[N] whether a word begins at each token of a text [N]; the first one begins one."""
+        """[N] whether a word begins at each token of a text [N]; one begins at the first."""
         begins = np.ones(len(ids), dtype=np.bool_)
         begins[1:] = BEGINS.take(self.closes.take(ids[:-1]) * CLASSES + self.opens.take(ids[1:]))
         return begins

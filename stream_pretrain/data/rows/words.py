@@ -1,4 +1,4 @@
-"""Where words begin, told from ids alone."""
+"""Word boundaries from token ids alone."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def token_edges(tokenizer: Any, tokens: dict[str, int], vocabulary_size: int) ->
             return _edges(bytes.fromhex(byte[1]) if byte else token.replace("▁", " ").encode())
     else:
         raise ModelError(
-            f"tokenizer {tokenizer.name_or_path}: its ids do not tell where words begin (not WordPiece, byte-level BPE or "
-            "SentencePiece); use --objective.selection token"
+            f"the ids of tokenizer {tokenizer.name_or_path} do not tell where words begin (not WordPiece, byte-level BPE or "
+            "SentencePiece): use --objective.selection token"
         )
     edges = np.zeros((2, vocabulary_size), dtype=np.uint8)
     for token, token_id in tokens.items():
@@ -80,7 +80,7 @@ def _edges(text: bytes) -> tuple[int, int]:
     assert inside is not None
     if inside.end() == len(text):
         return _CONTINUES, _LETTER
-    # A character cut short is completed to one near it, which is nearly always of its script.
+    # A truncated character is completed to one close by, nearly always of the same script.
     last = re.search(rb"[^\x80-\xbf][\x80-\xbf]*\Z", text)
     assert last is not None
     missing = max(0, _bytes_of_character(last[0][0]) - len(last[0]))
@@ -111,7 +111,7 @@ _UNSPACED_SCRIPTS = "[\u0e00-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\ua4cf\uf900
 
 
 def _byte_level_alphabet() -> dict[str, bytes]:
-    """The character that stands for each byte in byte-level BPE: itself where it is printable, else the next from U+0100 on."""
+    """The character for each byte in byte-level BPE: itself where it is printable, else the next from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): bytes([byte]) for byte in printable} | {chr(256 + i): bytes([byte]) for i, byte in enumerate(others)}
