@@ -74,6 +74,7 @@ def waiting_is_an_error() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("waiting_is_an_error")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")  # said by the first call
 @pytest.mark.parametrize("family", ["bert", "modernbert", "llama"])
 def test_the_host_waits_for_nothing_in_a_step_but_for_the_norm_of_the_gradient(family: str) -> None:
     model = PretrainingModel(tiny_model(family, PACKED_ATTENTION, use_cache=False, **NO_DROPOUT)).cuda().train()

@@ -1,0 +1,327 @@
+"""What `gpu_check` proves and measures: a part gives its figures as it finds them, and raises where one is wrong."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import shutil
+import statistics
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from timed_training import Setting, config_of, prepared_run, steps_of, timed, write_corpus, write_model
+from torch import Tensor, nn
+
+from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.data.rows.batches import Batch
+from stream_pretrain.model.packed_attention import packed_attention
+from stream_pretrain.training.checkpoint import BackgroundWriter
+from stream_pretrain.training.saving import begin_save
+from stream_pretrain.training.start import Setup
+
+Figures = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[1]
+LARGEST_ERROR = 0.02
+"""Of bfloat16 beside float32, as a share: the type has 8 bits of precision."""
+SYNCHRONISED = "called a synchronizing CUDA operation"
+
+
+def base(folder: str, architecture: str, sequence_length: int, batch: int) -> Setting:
+    """BERT-base or ModernBERT-base on a GPU, whose tokenizer is that of BERT-base."""
+    layers, vocabulary = (12, 30_522) if architecture == "bert" else (22, 50_368)
+    return Setting(
+        folder=folder, cuda=True, megabytes=40, vocabulary=vocabulary, layers=layers, hidden=768,
+        sequence_length=sequence_length, batch=batch, warmup=8, steps=30, workers=4, architecture=architecture,
+    )  # fmt: skip
+
+
+def tiny(setting: Setting) -> Setting:
+    """The same on a CPU in seconds: the same code, figures that say nothing."""
+    return replace(
+        setting, cuda=False, megabytes=0.3, vocabulary=1000, layers=3, hidden=32, batch=4, warmup=1, steps=2,
+        sequence_length=min(setting.sequence_length, 256), workers=1,
+    )  # fmt: skip
+
+
+def prepare(setting: Setting) -> Iterator[Figures]:
+    """The corpus and the tokenizer of all parts."""
+    write_corpus(setting)
+    yield {"corpus_megabytes": setting.megabytes}
+
+
+# --- Proofs ---------------------------------------------------------------------------------------------------------
+
+
+class _Outcomes:
+    """Counts what becomes of tests."""
+
+    def __init__(self) -> None:
+        self.counts = {"passed": 0, "failed": 0, "skipped": 0}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            self.counts[report.outcome] += 1
+
+
+def tests(setting: Setting) -> Iterator[Figures]:
+    """The tests that only a GPU can run; on a CPU they skip."""
+    outcomes = _Outcomes()
+    # In this process, and whatever a version of torch warns of: it is what is computed that counts here.
+    options = ["--numprocesses=0", "-W", "default", "-p", "no:cacheprovider"]
+    code = pytest.main([*options, str(ROOT / "tests" / "model" / "test_cuda.py")], plugins=[outcomes])
+    yield dict(outcomes.counts)
+    if code != pytest.ExitCode.OK:
+        sys.exit(f"pytest ended with {int(code)}, {outcomes.counts['failed']} tests failed")
+    if setting.cuda and (outcomes.counts["skipped"] or not outcomes.counts["passed"]):
+        sys.exit(f"{outcomes.counts['passed']} tests passed, {outcomes.counts['skipped']} did not run")
+
+
+@dataclass(frozen=True)
+class Attended:
+    """An attention layer, and the documents in its rows."""
+
+    name: str
+    lengths: Sequence[int]
+    """Of documents that fill rows of `row` positions."""
+    row: int = 512
+    heads: int = 12
+    key_heads: int = 12
+    size: int = 64
+    causal: bool = False
+    window: int | None = None
+    """As transformers gives it: one more than a token sees on either side."""
+
+
+SHORT = (1, 7, 128, 300, 76, 512, 511, 1, 200, 312)
+LONG = (8192, 1, 127, 128, 129, 4000, 3807)
+LAYERS = (
+    Attended("BERT-base", SHORT),
+    Attended("ModernBERT-base, window", SHORT, window=65),
+    Attended("ModernBERT-base, rows of 8192", LONG, row=8192),
+    Attended("ModernBERT-base, rows of 8192, window", LONG, row=8192, window=65),
+    Attended("causal", SHORT, causal=True),
+    Attended("causal, GQA", SHORT, heads=8, key_heads=2, size=128, causal=True),
+    Attended("causal, GQA, window", SHORT, heads=8, key_heads=2, size=128, causal=True, window=100),
+)
+
+
+def attention(setting: Setting) -> Iterator[Figures]:
+    """Packed attention in bfloat16, and its gradient, beside the formula in float32 on each document alone."""
+    worst = 0.0
+    for layer in LAYERS:
+        if not setting.cuda:
+            lengths = [length for length in layer.lengths if length < 200]
+            layer = replace(layer, row=sum(lengths), lengths=lengths, heads=2 * layer.heads // layer.key_heads, key_heads=2)
+        errors = attention_errors(layer, "cuda" if setting.cuda else "cpu")
+        yield {layer.name: {name: float(f"{error:.2g}") for name, error in errors.items()}}
+        worst = max(worst, *errors.values())
+    yield {"largest_error": float(f"{worst:.2g}")}
+    if not worst < LARGEST_ERROR:
+        sys.exit(f"packed attention is off by {worst:.2g}, more than {LARGEST_ERROR}")
+
+
+def attention_errors(layer: Attended, device: str) -> dict[str, float]:
+    """Largest error of a document in the output and the three gradients, as a share of what is usual in it; NaN is infinite."""
+    generator = torch.Generator(device).manual_seed(0)
+    rows = sum(layer.lengths) // layer.row
+    assert rows * layer.row == sum(layer.lengths)
+    shapes = [(rows, heads, layer.row, layer.size) for heads in (layer.heads, layer.key_heads, layer.key_heads)]
+    states = [torch.randn(shape, device=device, generator=generator).to(torch.bfloat16) for shape in shapes]
+    weights = torch.randn(rows, layer.row, layer.heads, layer.size, device=device, generator=generator)
+    boundaries = [0, *itertools.accumulate(layer.lengths)]
+
+    inputs = [state.clone().requires_grad_() for state in states]
+    output, _ = packed_attention(
+        nn.Identity(),
+        *inputs,
+        None,
+        is_causal=layer.causal,
+        sliding_window=layer.window,
+        cu_seq_lens_q=torch.tensor([*boundaries, boundaries[-1], boundaries[-1]], dtype=torch.int32, device=device),
+    )
+    (output.float() * weights).sum().backward()
+    found = [_by_token(output.detach().transpose(1, 2)), *(_by_token(state.grad) for state in inputs)]
+
+    expected: list[list[Tensor]] = [[], [], [], []]
+    flat, flat_weights = [_by_token(state) for state in states], weights.flatten(0, 1)
+    for start, stop in pairwise(boundaries):
+        alone = [state[start:stop].float().requires_grad_() for state in flat]
+        of_document = _attention_of_one_document(*alone, layer)
+        (of_document * flat_weights[start:stop]).sum().backward()
+        for parts, part in zip(expected, (of_document.detach(), *(state.grad for state in alone)), strict=True):
+            parts.append(part)
+    errors = {}
+    for name, tensor, parts in zip(("output", "query", "key", "value"), found, expected, strict=True):
+        usual = float(torch.cat(parts).square().mean().sqrt())
+        shares = [
+            float((tensor[start:stop].float() - part).square().mean().sqrt()) / max(usual, float(part.square().mean().sqrt()))
+            for (start, stop), part in zip(pairwise(boundaries), parts, strict=True)
+        ]
+        errors[name] = max(float("inf") if share != share else share for share in shares)
+    return errors
+
+
+def _by_token(states: Tensor) -> Tensor:
+    """[B, H, L, D] to [B * L, H, D]."""
+    return states.transpose(1, 2).flatten(0, 1)
+
+
+def _attention_of_one_document(query: Tensor, key: Tensor, value: Tensor, layer: Attended) -> Tensor:
+    """The formula; [T, H, D] each, float32."""
+    key, value = (states.repeat_interleave(layer.heads // layer.key_heads, dim=1) for states in (key, value))
+    index = torch.arange(len(query), device=query.device)
+    distance = index[:, None] - index
+    seen = distance >= 0 if layer.causal else torch.ones_like(distance, dtype=torch.bool)
+    if layer.window is not None:
+        seen = seen & (distance.abs() < layer.window)
+    scores = torch.einsum("qhd,khd->hqk", query, key) / layer.size**0.5
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(dim=-1), value)
+
+
+def waits(setting: Setting) -> Iterator[Figures]:
+    """How often the host waits for the device in a step of several micro-batches: once, eager and compiled."""
+    wrong = []
+    if not setting.cuda:
+        torch.set_num_threads(1)
+    for architecture in ("bert", "modernbert"):
+        few_layers = replace(setting, architecture=architecture, layers=3 if setting.cuda else 1, batch=8, micro_batch=4)
+        write_model(few_layers)
+        for mode in ("eager", "compiled"):
+            if mode == "compiled" and not setting.cuda and (architecture == "modernbert" or shutil.which("g++") is None):
+                continue  # on a CPU it is C++ that has to be compiled: once is enough, where there is a compiler
+            with prepared_run(config_of(few_layers, compile_it=mode == "compiled")) as (setup, stream):
+                steps = steps_of(setup, stream)
+                for _ in range(setting.warmup):  # kernels are compiled, memory is taken
+                    next(steps)
+                counts = [_synchronisations(lambda steps=steps: next(steps), setting.cuda) for _ in range(setting.steps)]
+            torch.compiler.reset()
+            steps_with = {str(count): steps for count, steps in Counter(counts).most_common()}
+            yield {f"{architecture}, {mode}": steps_with}
+            # Most steps, since one whose batch has another shape is compiled, which waits as often as it wants.
+            wrong += [f"{architecture}, {mode}: {steps_with}"] if setting.cuda and next(iter(steps_with)) != "1" else []
+    if wrong:
+        sys.exit(f"the host does not wait for the device once a step: {'; '.join(wrong)}")
+
+
+def _synchronisations(call: Callable[[], object], cuda: bool) -> int | None:
+    """How often a call waits for the GPU; None where there is none."""
+    if not cuda:
+        call()
+        return None
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum(SYNCHRONISED in str(warning.message) for warning in caught)
+
+
+# --- Measurements ---------------------------------------------------------------------------------------------------
+
+
+def train(setting: Setting) -> Iterator[Figures]:
+    """Useful tokens a second, eager and then compiled, and the largest micro-batch (eager: compiled code takes less memory)."""
+    write_model(setting)
+    yield {"architecture": setting.architecture, "rows": setting.batch, "sequence_length": setting.sequence_length}
+    yield from _eager(setting)
+    gc.collect()
+    if setting.cuda:  # on a CPU, what `waits` compiles is enough
+        with prepared_run(config_of(setting, compile_it=True)) as (setup, stream):
+            yield {"compiled": _speed(setting, setup, stream)}
+
+
+def _eager(setting: Setting) -> Iterator[Figures]:
+    with prepared_run(config_of(setting, compile_it=False)) as (setup, stream):
+        yield {"eager": _speed(setting, setup, stream)}
+        slots = next(stream).labelled.labels.shape[1]
+        yield {"largest_micro_batch": largest(partial(_fits, setup, setting.sequence_length, slots), setting.cuda)}
+
+
+def _speed(setting: Setting, setup: Setup, stream: StepStream) -> Figures:
+    if setting.cuda:
+        torch.cuda.reset_peak_memory_stats()
+    measured = timed(setting, setup, steps_of(setup, stream))
+    assert measured.waiting_seconds is not None
+    return {
+        "tokens_per_second": round(measured.tokens / measured.wall_seconds),
+        "mfu": measured.mfu,
+        "data_wait_fraction": round(measured.waiting_seconds / measured.wall_seconds, 4),
+        "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if setting.cuda else None,
+        "slowest_step_over_median": measured.slowest_over_median,
+        "tokens_a_segment": measured.tokens_a_segment,
+    }
+
+
+def largest(fits: Callable[[int], bool], limited: bool = True) -> int | None:
+    """The last of 1, 2, 3, 4, 6, 8, 12, 16, ... rows that fits, of the first three where nothing is limited.
+
+    None where not even one does.
+    """
+    powers = range(20 if limited else 1)
+    sizes = [1, *itertools.chain.from_iterable((2 << power, 3 << power) for power in powers)]
+    return max(itertools.takewhile(fits, sizes), default=None)
+
+
+def _fits(setup: Setup, length: int, slots: int, rows: int) -> bool:
+    """Whether a step with one micro-batch of so many rows finds memory on the device."""
+    positions = torch.arange(rows * slots) % (rows * length)
+    batch = Batch(
+        input_ids=torch.ones(rows, length, dtype=torch.int64),
+        position_ids=torch.arange(length).repeat(rows, 1),
+        cu_seq_lens=torch.arange(0, rows * length + 1, length, dtype=torch.int32),
+        label_positions=positions,
+        labels=torch.ones_like(positions),
+        label_sources=torch.zeros_like(positions),
+    )
+    try:
+        _step(setup, batch)
+        found_memory = True
+    except torch.OutOfMemoryError:
+        found_memory = False
+    setup.parallel.optimizer.zero_grad()
+    gc.collect()
+    torch.cuda.empty_cache()
+    return found_memory
+
+
+def _step(setup: Setup, batch: Batch) -> None:
+    loss, _, _ = setup.parallel.model(**vars(batch.to(setup.parallel.device)))
+    setup.parallel.accelerator.backward(loss / len(batch.labels))
+    setup.parallel.optimizer.step()
+
+
+def save(setting: Setting) -> Iterator[Figures]:
+    """How long a save keeps the training waiting, and until it is on the disk; the first one takes the memory for all."""
+    write_model(setting)
+    with prepared_run(config_of(setting, compile_it=False)) as (setup, stream):
+        steps, blocking, writing = steps_of(setup, stream), [], []
+        out = setup.out.path
+        with BackgroundWriter(out, lambda _: None, print, keep_last=1, keep_every=0) as writer:
+            for _ in range(5 if setting.cuda else 2):
+                next(steps)
+                if setting.cuda:
+                    torch.cuda.synchronize()  # the last update is not the save's
+                began = time.perf_counter()
+                begin_save(setup, writer)
+                blocking.append(time.perf_counter() - began)
+                writer.wait()
+                writing.append(time.perf_counter() - began)
+                yield {"saves": len(blocking)}
+        stored = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
+    yield {
+        "blocking_seconds": round(statistics.median(blocking[1:]), 4),
+        "seconds_until_written": round(statistics.median(writing[1:]), 3),
+        "gigabytes": round(stored / 1e9, 3),
+    }
