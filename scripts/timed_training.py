@@ -163,10 +163,13 @@ def config_of(setting: Setting, *, compile_it: bool, packing: bool = True) -> Co
 
 
 @contextmanager
-def prepared_run(config: Config) -> Iterator[tuple[Setup, StepStream]]:
-    """A run without what surrounds its steps: no log, no checkpoints. Its folder is gone at the end of the block."""
+def prepared_run(config: Config, within: str | None = None) -> Iterator[tuple[Setup, StepStream]]:
+    """A run without what surrounds its steps: no log, no checkpoints. Its folder is gone at the end of the block.
+
+    within: the folder to make that in, by default where temporary files are.
+    """
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(dir=within) as folder,
         accelerate_for_one_run(),
         stop_on_signals() as stop,
         RunDirectory.own(Path(folder) / "out", [], lambda _: None) as out,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 import warnings
 from pathlib import Path
@@ -202,5 +201,5 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
     assert figures.keys() == {"prepare", "attention", "tests", "waits", "save"}
     assert 0 < figures["attention"]["largest_error"] < 0.02
     assert figures["tests"]["failed"] == figures["tests"]["passed"] == 0 < figures["tests"]["skipped"]
-    assert ("bert, compiled" in figures["waits"]) == (shutil.which("g++") is not None)
+    assert figures["waits"].keys() == {"bert, eager", "bert, compiled", "modernbert, eager", "modernbert, compiled"}
     assert figures["save"]["blocking_seconds"] > 0
