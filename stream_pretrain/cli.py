@@ -16,13 +16,14 @@ from collections.abc import Sequence
 
 from stream_pretrain import commands, exit_codes
 from stream_pretrain.arguments import misplaced, parse, suggestion, values_of, without_secrets
-from stream_pretrain.config import secrets_of, validate
+from stream_pretrain.config import run_directory, secrets_of, validate
 from stream_pretrain.errors import ConfigError, StreamPretrainError
 from stream_pretrain.help import PROGRAM, command_names, groups_of, help_of
 from stream_pretrain.non_utf8_names import escaped
 from stream_pretrain.redaction import Secrets, printable
 from stream_pretrain.terminal import ClearStream, clear_stderr, show_traceback, unfailing_stderr
 from stream_pretrain.training.launcher import tell_launcher
+from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.stop_messages import in_words
 
 
@@ -70,20 +71,24 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
             raise ConfigError(f"{command} has no option --{name.replace('_', '-')}; see {PROGRAM} {command} --help")
     stderr.secrets = secrets_of(config, os.environ)
     validate(config)
+    stderr.begin_log()
     from stream_pretrain.training.signals import stop_on_signals
 
     given = [PROGRAM, *without_secrets(arguments)]
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
-        stop.answer(lambda name: _leave(name, given), lambda _: None)
-        module = importlib.import_module(f"{commands.__name__}.{command.replace('-', '_')}")
+        progress = Progress(sys.stderr if os.environ.get("RANK", "0") == "0" else None)
+        stop.answer(lambda name: _leave(name, given, progress), lambda _: None)
+        progress.notice(f"run folder: {run_directory(config)}")
+        with progress.phase("importing torch and transformers"):
+            module = importlib.import_module(f"{commands.__name__}.{command.replace('-', '_')}")
         code: int = module.run(config, given, stop)
     return code
 
 
-def _leave(name: str, given: Sequence[str]) -> None:
+def _leave(name: str, given: Sequence[str], progress: Progress) -> None:
     """End the process at a signal, with nothing begun."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"stopped by {name} before anything was begun; resume with: {in_words(given)}", file=sys.stderr)
+    progress.close()
+    progress.notice(f"stopped by {name} before anything was begun; resume with: {in_words(given)}")
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     os._exit(exit_codes.of_stopped_process(name) if alone else exit_codes.of_stop(name))  # not 0: the others wait for this rank
 

@@ -1,7 +1,8 @@
 """The terminal as something that may go away, and that text of others must not deceive.
 
 What it does not take is dropped, and stops nothing. Whatever is written there, by a library too, has no secret in it, and no
-sign that moves the cursor or forges a line.
+sign that moves the cursor or forges a line. Where it is no terminal but a file or a pipe, the lines of a run say when they were
+written.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
+from datetime import UTC, datetime
 from typing import Any, TextIO, cast
 
 from stream_pretrain.redaction import Secrets, printable
@@ -64,9 +66,22 @@ class ClearStream:
     def __init__(self, stream: TextIO, secrets: Secrets) -> None:
         self._stream = stream
         self.secrets = secrets
+        self._has_times = False
+        self._begins_line = True
+
+    def begin_log(self) -> None:
+        """Put the time in front of every line from here on, unless it is read on a terminal or in memory."""
+        self._has_times = _descriptor(self._stream) is not None and not self._stream.isatty()
 
     def write(self, text: str) -> int:
-        self._stream.write(printable(self.secrets.hide(text), kept="\n\r\t"))
+        shown = printable(self.secrets.hide(text), kept="\n\r\t")
+        if self._has_times and shown:
+            time = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} "
+            begins, self._begins_line = self._begins_line, shown.endswith("\n")
+            shown = re.sub(r"(?<=\n)(?=[^\n])", time, shown)
+            if begins and not shown.startswith("\n"):
+                shown = time + shown
+        self._stream.write(shown)
         return len(text)
 
     def writelines(self, lines: Iterator[str]) -> None:
@@ -79,7 +94,17 @@ class ClearStream:
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"{printable(record.getMessage())}\n")
+        line = printable(record.getMessage())
+        if sys.stderr.isatty():  # over a line of progress, which another process may have drawn
+            line = f"\r{line.ljust(columns_of(sys.stderr) - 1)}"
+        sys.stderr.write(f"{line}\n")
+
+
+def columns_of(terminal: TextIO) -> int:
+    """The width of a terminal, 80 where it does not say."""
+    with suppress(OSError):  # it was closed
+        return os.get_terminal_size(terminal.fileno()).columns or 80  # some terminals say 0
+    return 80
 
 
 def show_traceback(error: BaseException) -> None:

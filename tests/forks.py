@@ -14,6 +14,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import runpy
 import secrets
 import select
@@ -125,7 +126,12 @@ class Forks:
                 fork.wait()
             stdout.seek(0)
             stderr.seek(0)
-            return subprocess.CompletedProcess(program, code, stdout.read(), stderr.read())
+            return subprocess.CompletedProcess(program, code, stdout.read(), without_times(stderr.read()))
+
+
+def without_times(log: str) -> str:
+    """What a run has written to a file or a pipe, without the time in front of each line."""
+    return re.sub(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ", "", log, flags=re.MULTILINE)
 
 
 def _start(

@@ -118,3 +118,29 @@ def test_randomness_needs_numpy_and_nothing_else() -> None:
 )
 def test_options_help_and_usage_errors_load_nothing_heavy(code: str) -> None:
     assert loaded_by(code, "torch", "numpy", "transformers", "datasets", "accelerate", "wandb") == set()
+
+
+FIRST_LINE = """
+import io, os, sys
+
+class Terminal(io.StringIO):
+    def write(self, text):
+        heavy = {"torch", "transformers", "datasets", "accelerate", "numpy", "pyarrow", "wandb", "huggingface_hub"}
+        print(repr(text), sorted(heavy & set(sys.modules)), asked, flush=True)
+        os._exit(0)
+
+def asks(event, _):
+    if event.startswith(("socket.connect", "socket.get", "socket.send", "subprocess.", "os.fork", "os.posix_spawn")):
+        asked.append(event)
+
+asked = []
+sys.addaudithook(asks)
+sys.stderr = Terminal()
+from stream_pretrain.cli import main
+main(["--dataset=org/corpus", "--model=org/bert", "--max-steps=3", "--output-dir=out"])
+"""
+
+
+def test_the_first_line_of_a_run_comes_before_anything_heavy_is_imported_and_anyone_is_asked() -> None:
+    finished = subprocess.run([sys.executable, "-c", FIRST_LINE], capture_output=True, text=True, check=True)
+    assert finished.stdout == "'run folder: out\\n' [] []\n"

@@ -23,10 +23,7 @@ from stream_pretrain.errors import (
 )
 from stream_pretrain.redaction import Secrets
 from stream_pretrain.training.advice import allow_many_open_files
-from stream_pretrain.training.checkpoint import (
-    BackgroundWriter,
-    newest,
-)
+from stream_pretrain.training.checkpoint import BackgroundWriter, checkpoint_name, newest
 from stream_pretrain.training.launcher import tell_launcher
 from stream_pretrain.training.out_files import CHECKPOINTS, MODEL
 from stream_pretrain.training.parallelism import accelerate_for_one_run, accelerator_for
@@ -70,6 +67,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
 
         def record_saved(step: int) -> None:
             out.record_saved(step)  # by the owner, which `out` is later on
+            progress.notice(f"step {step:,}: saved {CHECKPOINTS}/{checkpoint_name(step)}")
 
         writer = BackgroundWriter(
             out.path, record_saved, progress.warning, keep_last=config.run.keep_last, keep_every=config.run.keep_every

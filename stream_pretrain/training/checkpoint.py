@@ -78,7 +78,7 @@ def write(snapshot: Snapshot, directory: Path) -> Path:
 
     Raises: CheckpointError when the disk fails, with all earlier checkpoints as they were.
     """
-    final = directory / _name(snapshot.step)
+    final = directory / checkpoint_name(snapshot.step)
     with suppress(DamagedCheckpointError):  # missing, or damaged: written again
         verify(final)
         return final
@@ -162,7 +162,7 @@ def latest(directory: Path, report: Callable[[str], None]) -> Path | None:
     found = _checkpoints(directory)
     others = sorted({path.name for path in directory.glob("step-*")} - {path.name for _, path in found})
     if others and not found:
-        raise CheckpointError(f"{directory}: {others[0]} is not a checkpoint name, such as {_name(5)}: rename it")
+        raise CheckpointError(f"{directory}: {others[0]} is not a checkpoint name, such as {checkpoint_name(5)}: rename it")
     damaged: dict[Path, str] = {}
     for _, checkpoint in reversed(found):
         try:
@@ -310,14 +310,15 @@ class BackgroundWriter:
             error.add_note(str(failure))  # the first error is the one to show
 
 
-def _name(step: int) -> str:
+def checkpoint_name(step: int) -> str:
+    """The name of the folder of a step."""
     return f"step-{step:08d}"
 
 
 def _checkpoints(directory: Path) -> list[tuple[int, Path]]:
     """Step and folder of all checkpoints, oldest first."""
     found = ((re.fullmatch(r"step-([0-9]{8,18})", path.name), path) for path in directory.glob("step-*"))
-    return sorted((int(match[1]), path) for match, path in found if match and path.name == _name(int(match[1])))
+    return sorted((int(match[1]), path) for match, path in found if match and path.name == checkpoint_name(int(match[1])))
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -334,7 +335,7 @@ def _refuse_other_name(checkpoint: Path) -> None:
     step = _step_of(checkpoint)
     named = re.fullmatch(r"step-([0-9]+)", checkpoint.name)
     if named and int(named[1]) != step:
-        raise DamagedCheckpointError(f"{checkpoint} holds step {step}: rename it to {_name(step)}")
+        raise DamagedCheckpointError(f"{checkpoint} holds step {step}: rename it to {checkpoint_name(step)}")
 
 
 def _complete(checkpoint: Path) -> bytes:

@@ -20,7 +20,7 @@ class CorpusNotices:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._unused, self._stripes = setup.totals.unused, setup.totals.stripes
+        self._unused, self._stripes, self._skipped = setup.totals.unused, setup.totals.stripes, setup.totals.skipped
         self._without_text = set[str]()
         self._present = self._left_over(setup.cursors)
 
@@ -35,6 +35,12 @@ class CorpusNotices:
         at_end = isinstance(result, EndOfCorpus)
         if totals.unused != self._unused:
             self._record_skipped(result.rows_seen, totals.step + (at_end and last_saved == totals.step))
+            if totals.skipped >= max(1, 2 * self._skipped):
+                setup.progress.warning(
+                    f"step {totals.step:,}: {totals.skipped:,} of {totals.read:,} documents skipped so far: "
+                    "OUT/quarantine.jsonl names them"
+                )
+                self._skipped = totals.skipped
             if totals.stripes > self._stripes:
                 setup.progress.warning(
                     f"step {totals.step:,}: the rest of damaged stripes is skipped ({totals.stripes - self._stripes}): "

@@ -6,14 +6,18 @@ file, a batch system) there are plain lines only.
 
 from __future__ import annotations
 
-import os
+import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from time import monotonic
 from typing import TextIO
 
 from stream_pretrain.redaction import printable
+from stream_pretrain.terminal import columns_of
+
+ESTIMABLE = 0.01
+"""Share of the run from which the number of its steps is estimated."""
 
 
 class Progress:
@@ -22,14 +26,17 @@ class Progress:
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
         self._live = stream is not None and stream.isatty()
-        self._status = ""  # the line that may still change
+        self._status: Sequence[str] = ()  # the parts of the line that may still change
         self._drawn = 0  # characters of it on the terminal
-        self._first_share: tuple[float, float] | None = None  # the share of the run and the time that ETA counts from
+        self._first: tuple[int, float] | None = None  # the step and the time that ETA counts from
         self._lock = threading.RLock()  # a checkpoint is announced by the thread that writes it
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Show that `name` goes on, what it has found so far (given to the yielded function), and how long it took."""
+    def phase(self, name: str, *, stays: bool = True) -> Iterator[Callable[[str], None]]:
+        """Show that `name` goes on, what it has found so far (given to the yielded function), and how long it took.
+
+        stays: whether there is a line of it afterwards.
+        """
         started = monotonic()
         line = f"{name}…"
 
@@ -37,11 +44,11 @@ class Progress:
             nonlocal line
             with self._lock:
                 line = f"{name}… {printable(text)}"
-                self._status = line
+                self._status = (line,)
                 self._draw()
 
         with self._lock:
-            status, self._status = self._status, line
+            status, self._status = self._status, (line,)
             self._draw()
         try:
             yield found
@@ -51,7 +58,10 @@ class Progress:
         finally:
             with self._lock:
                 self._status = status
-                self._line(f"{line} ({human_duration(monotonic() - started)})")
+                if stays:
+                    self._line(f"{line} ({human_duration(monotonic() - started)})")
+                else:
+                    self._draw()
 
     def notice(self, text: str) -> None:
         """Show a line that stays: one, whatever names and values are in it."""
@@ -65,28 +75,30 @@ class Progress:
     def step(self, step: int, max_steps: int | None, share: float, metrics: Mapping[str, float | int]) -> None:
         """Show where training stands: rewritten in place on a terminal, a line of its own elsewhere.
 
-        share: of the run that is done; it says when the end comes, also where epochs are what ends it.
+        share: of the run that lies before the step. Where epochs are what ends it, this gives an estimate of all steps.
         """
-        if self._first_share is None:
-            self._first_share = (share, monotonic())
-        parts = [f"step {step:,}" if max_steps is None else f"step {step:,}/{max_steps:,}"]
+        first, since = self._first = self._first or (step, monotonic())
+        steps = max_steps
+        if max_steps is None or share > step / max_steps:
+            steps = min((steps for steps in (_estimate(step, share), max_steps) if steps is not None), default=None)
+        all_steps = "" if steps is None else f"/{steps:,}" if steps == max_steps else f"/~{steps:,}"
+        parts = [f"step {step:,}{all_steps}"]
+        if steps is not None and first < step < steps:
+            parts.append(f"ETA {human_duration((monotonic() - since) / (step - first) * (steps - step))}")
         parts += [show(metrics[name]) for name, show in _SHOWN.items() if name in metrics]
-        first, since = self._first_share
-        if first < share < 1:
-            parts.append(f"ETA {human_duration((monotonic() - since) / (share - first) * (1 - share))}")
         with self._lock:
             if self._live:
-                self._status = "  ".join(parts)
+                self._status = parts
                 self._draw()
             else:
-                self._line("  ".join(parts))
+                self._line(_GAP.join(parts))
 
     def close(self) -> None:
         """Leave the last state on the terminal, and the cursor below it."""
         with self._lock:
             if self._drawn:
                 self._write("\n")
-            self._status, self._drawn = "", 0
+            self._status, self._drawn = (), 0
 
     def _line(self, text: str) -> None:
         self._write(f"\r{text.ljust(self._drawn)}\n" if self._drawn else f"{text}\n")
@@ -97,9 +109,9 @@ class Progress:
         if not self._live or not (self._status or self._drawn):
             return
         assert self._stream is not None
-        columns = _columns(self._stream)
-        shown = self._status[: columns - 1]  # a full line would wrap, and could not be rewritten
-        self._write(f"\r{shown.ljust(min(self._drawn, columns - 1))}")
+        width = columns_of(self._stream) - 1  # a full line would wrap, and could not be rewritten
+        shown = _fitting(self._status, width)
+        self._write(f"\r{shown.ljust(min(self._drawn, width))}" + ("" if shown else "\r"))
         self._drawn = len(shown)
 
     def _write(self, text: str) -> None:
@@ -108,10 +120,26 @@ class Progress:
             self._stream.flush()
 
 
-def _columns(terminal: TextIO) -> int:
-    with suppress(OSError):  # it was closed
-        return os.get_terminal_size(terminal.fileno()).columns or 80  # some terminals say 0
-    return 80
+def _fitting(parts: Sequence[str], width: int) -> str:
+    """As many of the parts as there is room for, each whole but the first."""
+    shown = "".join(parts[:1])[:width]
+    for part in parts[1:]:
+        if len(shown) + len(_GAP) + len(part) > width:
+            break
+        shown += _GAP + part
+    return shown
+
+
+def _estimate(step: int, share: float) -> int | None:
+    """All steps of a run by the share of it that lies before a step, rounded up to three digits.
+
+    None where so little of it is done that this would be a guess.
+    """
+    if share < ESTIMABLE:
+        return None
+    steps = (step - 1) / share
+    unit = 10.0 ** max(0, len(f"{steps:.0f}") - 3)
+    return max(step, round(math.ceil(steps / unit - 1e-6) * unit))
 
 
 def human_count(number: float) -> str:
@@ -147,9 +175,11 @@ def _scaled(number: float, units: tuple[str, ...]) -> str:
     return f"{number:.{decimals}f}{units[power]}"
 
 
+_GAP = "  "
 _SHOWN: Mapping[str, Callable[[float], str]] = {
-    "train/loss": lambda loss: f"loss {loss:.4f}",
-    "train/lr": lambda rate: f"lr {rate:.2e}",
-    "train/tokens_per_second": lambda rate: f"{human_count(rate)} tokens/s",
-    "train/data_wait_fraction": lambda share: f"data wait {share:.0%}",
+    "train/loss": lambda loss: f"loss {loss:.3f}",
+    "train/tokens_per_second": lambda rate: f"{human_count(rate)} tok/s",
+    "train/data_wait_fraction": lambda share: f"wait {share:.0%}",
+    "train/lr": lambda rate: f"lr {rate:.2e}".replace("e-0", "e-"),
 }
+"""Parts of the line of progress, the most important ones first: a narrow terminal has no room for the last ones."""

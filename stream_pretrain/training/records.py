@@ -46,6 +46,13 @@ def has_evaluation(metrics: Path, step: int) -> bool:
     return _step_of(line) == step and "eval/loss" in parsed(line)
 
 
+def best_evaluation(metrics: Path) -> tuple[float, int] | None:
+    """The lowest held-out loss in a record of metrics that was trimmed, and its step. Raises: CheckpointError."""
+    lines = (parsed(line) for line in lines_of(metrics) if b'"eval/loss"' in line) if metrics.exists() else ()
+    found = ((line.get("eval/loss"), line["step"]) for line in lines)
+    return min(((loss, step) for loss, step in found if isinstance(loss, float)), default=None)  # null: it was not finite
+
+
 def trim_after(path: Path, step: int | None, report: Callable[[str], None]) -> None:
     """Keep of a record the lines with a "step" up to `step` (None: none), so that a resumed run logs each once.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
+from dataclasses import replace
+from time import monotonic
 from typing import Literal
 
 from stream_pretrain import exit_codes
@@ -15,10 +18,11 @@ from stream_pretrain.training.corpus_notices import CorpusNotices
 from stream_pretrain.training.loop import EndOfCorpus, StepResult, training_steps
 from stream_pretrain.training.metrics import MetricsWindow
 from stream_pretrain.training.out_files import METRICS
-from stream_pretrain.training.records import has_evaluation
+from stream_pretrain.training.records import best_evaluation, has_evaluation
 from stream_pretrain.training.saving import Saves
 from stream_pretrain.training.signals import Interrupted, ignore_in_worker
 from stream_pretrain.training.start import Setup
+from stream_pretrain.training.summary import HeldOut, held_out_in_words, summary
 from stream_pretrain.training.totals import nothing_to_train_on
 from stream_pretrain.training.tracking import Tracker
 from stream_pretrain.training.watchdog import Watchdog
@@ -41,8 +45,8 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
     if setup.ranks.is_first and totals.step:
         writer.prune(totals.step)
     log, saves, notices = StepLog(setup), Saves(setup, writer), CorpusNotices(setup)
-    stopped = False
     setup.stop.last_step = totals.step
+    stopped, before, since = False, replace(totals), monotonic()
     with watchdog.stage("computing"):
         if evaluations.is_due():  # one that a signal or a kill has taken from the last start
             with watchdog.stage("evaluating"):
@@ -65,6 +69,8 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
                 if log.is_due(ends=ends):
                     metrics |= log.read()
                     notices.of_metrics(metrics)
+                elif isinstance(result, StepResult) and result.step == before.step + 1:
+                    log.show(result)
                 if not stopped and evaluations.is_due(at_end=at_end):
                     with watchdog.stage("evaluating"):
                         found = evaluations.run()
@@ -96,6 +102,11 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
             saves.export()
         out.record(state, step=totals.step, exit_code=exit_codes.of_stop(setup.stop.signal) if stopped else None)
         tracker.finish(state)
+    setup.progress.close()  # the line of the last step stays above what follows
+    setup.stop.wait_for_answer()
+    if totals.step > before.step:
+        for line in summary(totals, before, monotonic() - since, log.loss, evaluations.last, evaluations.best):
+            setup.progress.notice(line)
     return state
 
 
@@ -106,9 +117,11 @@ class Evaluations:
     """
 
     def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-        recorded = setup.ranks.from_first(lambda: has_evaluation(setup.out.path / METRICS, setup.totals.step))
+        self._setup, record = setup, setup.out.path / METRICS
+        recorded, best = setup.ranks.from_first(lambda: (has_evaluation(record, setup.totals.step), best_evaluation(record)))
         self._is_done = recorded or setup.evaluation_set is None  # of the last step
+        self.last: HeldOut | None = None  # of this start
+        self.best = best and HeldOut(*best)
 
     def begin_step(self) -> None:
         """A step is done, which may be evaluated."""
@@ -131,7 +144,7 @@ class Evaluations:
         """Loss and accuracy on the evaluation set; nothing, and still owed, when a rank was asked to stop meanwhile."""
         setup = self._setup
         assert setup.evaluation_set is not None
-        with setup.parallel.accelerator.autocast():
+        with setup.progress.phase("evaluating", stays=False), setup.parallel.accelerator.autocast():
             metrics = evaluation.evaluate(
                 setup.parallel.bare,
                 setup.evaluation_set,
@@ -140,7 +153,10 @@ class Evaluations:
                 stop=lambda: setup.stop.requested,
             )
         if metrics:
-            setup.progress.notice(f"step {setup.totals.step:,}  held-out loss {metrics['eval/loss']:.4f}")
+            before, self.last = self.best, HeldOut(metrics["eval/loss"], setup.totals.step)
+            self.best = min((one for one in (before, self.last) if one and math.isfinite(one.loss)), default=None)
+            words = held_out_in_words(self.last, before and self.best)
+            setup.progress.notice(f"step {setup.totals.step:,}: {words}")
         self._is_done = bool(metrics)
         return metrics
 
@@ -150,6 +166,7 @@ class StepLog:
 
     def __init__(self, setup: Setup) -> None:
         self._setup, self._last_step, self._share = setup, setup.totals.step, 0.0
+        self.loss = math.nan  # of the last line of metrics
         self._window = MetricsWindow(setup.plan, setup.loaded.model, setup.parallel.device, setup.ranks)
 
     def add(self, result: StepResult) -> None:
@@ -160,15 +177,20 @@ class StepLog:
     def is_due(self, *, ends: bool) -> bool:
         """Whether the last step is to be logged, `ends` where the run ends behind it."""
         step = self._setup.totals.step
-        return self._last_step < step and (ends or step % self._setup.config.run.log_every == 0)
+        return self._last_step < step and (ends or step == 1 or step % self._setup.config.run.log_every == 0)
 
     def read(self) -> dict[str, float | int]:
         """The metrics of the steps since the last log line, which are shown as well."""
         totals, max_steps = self._setup.totals, self._setup.config.train.max_steps
         metrics = self._window.read(totals, self._setup.cursors)
         self._setup.progress.step(totals.step, max_steps, self._share, metrics)
-        self._last_step = totals.step
+        self._last_step, self.loss = totals.step, metrics["train/loss"]
         return metrics
+
+    def show(self, result: StepResult) -> None:
+        """Show the first step of a start that goes on: an undisturbed run has no metrics of it, so that none are recorded."""
+        metrics = {"train/loss": result.loss / max(1, result.labels), "train/lr": result.learning_rate}
+        self._setup.progress.step(result.step, self._setup.config.train.max_steps, result.progress, metrics)
 
 
 def _tracker(setup: Setup, *, more: bool) -> Tracker:

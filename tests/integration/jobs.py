@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from tests.command_lines import with_last
-from tests.forks import ENVIRONMENT, Fork, trainers
+from tests.forks import ENVIRONMENT, Fork, trainers, without_times
 
 MARK = "STREAM_PRETRAIN_TEST_JOB"
 """The variable by which the processes of a job are known; those that are forks have its stderr."""
@@ -35,7 +35,7 @@ class Job:
 
     @property
     def stderr(self) -> str:
-        return self.output.read_text(errors="replace")
+        return without_times(self.output.read_text(errors="replace"))
 
     def until(self, condition: Callable[[], object]) -> None:
         """Wait for a condition of the running job."""

@@ -141,8 +141,8 @@ def test_one_epoch_ends_by_itself_having_seen_every_document(corpus: Path, model
     rarely = ("--log-every=1000", "--eval-every=1000", f"--eval.dataset={corpus}")
     finished = run_here(endless(options(corpus, model, out, "--max-epochs=1", "--data.heldout-fraction=0", *rarely)))
     assert finished.returncode == 0, finished.stderr
-    before, last = metrics(out)
-    assert before["step"] == 0
+    before, first, last = metrics(out)
+    assert (before["step"], first["step"]) == (0, 1)
     assert last["train/documents"] == 600
     assert last["eval/loss"] < before["eval/loss"]
     assert json.loads((out / "run.json").read_text())["state"] == "finished"

@@ -203,4 +203,4 @@ def test_a_run_that_ends_since_no_source_with_a_weight_is_left_names_those_witho
     assert 10 < ended < 60
     assert "share its part" not in done.stderr
     said = f"step {ended}: the run ends for want of documents: all sources with a weight are read; left without one: new, more"
-    assert done.stderr.splitlines()[-2:] == [said, f"finished; the model is in {tmp_path / 'out/model'}"]
+    assert said in done.stderr.splitlines()

@@ -90,22 +90,47 @@ def test_a_log_file_gets_one_plain_line_each(clock: Clock) -> None:
     progress.close()
     assert stream.getvalue() == (
         "resolving corpus… 12 shards, 34 MB (0.2 s)\n"
-        "step 1,000/10,000  loss 2.3456  lr 5.43e-04  1.2M tokens/s  data wait 3%\n"
+        "step 1,000/10,000  loss 2.346  1.2M tok/s  wait 3%  lr 5.43e-4\n"
         "eval at step 1,050: loss 2.2000\n"
-        "step 1,050/10,000  loss 2.3456  lr 5.43e-04  1.2M tokens/s  data wait 3%  ETA 3h10m\n"
+        "step 1,050/10,000  ETA 3h10m  loss 2.346  1.2M tok/s  wait 3%  lr 5.43e-4\n"
         "warning: 2 documents skipped\n"
-        "step 10,000/10,000  loss 2.0000\n"
+        "step 10,000/10,000  loss 2.000\n"
     )
 
 
-def test_the_time_left_is_known_where_epochs_end_the_run(clock: Clock) -> None:
+def test_steps_and_time_are_estimated_where_epochs_end_the_run(clock: Clock) -> None:
     stream = io.StringIO()
     progress = Progress(stream)
-    progress.step(1000, None, 0.2, {})
-    clock.seconds += 60
-    progress.step(2000, None, 0.3, {})
-    progress.step(9000, None, 1.0, {})
-    assert stream.getvalue() == "step 1,000\nstep 2,000  ETA 7m00s\nstep 9,000\n"
+    for step, share in ((1, 0.0), (2, 0.005), (11, 10 / 208), (91, 90 / 211), (211, 210 / 211)):
+        progress.step(step, None, share, {})
+        clock.seconds += step
+    assert stream.getvalue().splitlines() == [
+        "step 1",
+        "step 2",  # too little to tell by
+        "step 11/~208  ETA 59 s",
+        "step 91/~211  ETA 19 s",
+        "step 211/~211",
+    ]
+
+
+def test_an_estimate_is_never_behind_the_step_and_has_three_digits() -> None:
+    stream = io.StringIO()
+    progress = Progress(stream)
+    for step, share in ((3, 0.9), (1234, 1.0), (4321, 0.35), (123_456, 0.3)):
+        progress.step(step, None, share, {})
+    shown = [line.split("  ")[0] for line in stream.getvalue().splitlines()]
+    assert shown == ["step 3/~3", "step 1,234/~1,240", "step 4,321/~12,400", "step 123,456/~412,000"]
+
+
+def test_max_steps_are_all_steps_unless_the_epochs_end_first(clock: Clock) -> None:
+    stream = io.StringIO()
+    progress = Progress(stream)
+    for step, share in ((1, 0.004), (50, 0.25), (60, 0.20), (100, 0.5), (150, 0.7)):
+        progress.step(step, 200, max(share, step / 200), {})
+    shown = [line.split("  ")[0] for line in stream.getvalue().splitlines()]
+    assert shown == ["step 1/200", "step 50/200", "step 60/200", "step 100/200", "step 150/200"]
+    progress.step(60, 200, 0.5, {})
+    assert stream.getvalue().endswith("step 60/~118  ETA 0.0 s\n")
 
 
 def test_a_terminal_shows_the_last_step_below_everything_else(clock: Clock, terminal: Terminal) -> None:
@@ -122,11 +147,11 @@ def test_a_terminal_shows_the_last_step_below_everything_else(clock: Clock, term
         "\rresolving corpus…"
         "\rresolving corpus… 12 shards"
         "\rresolving corpus… 12 shards (0.0 s)\n"
-        "\rstep 9/20  loss 2.5000"
-        "\rstep 10/20  loss 2.2500  ETA 0.0 s"
-        "\rcheckpoint: step 10               \n"
-        "\rstep 10/20  loss 2.2500  ETA 0.0 s"
-        "\rstep 11                           "
+        "\rstep 9/20  loss 2.500"
+        "\rstep 10/20  ETA 0.0 s  loss 2.250"
+        "\rcheckpoint: step 10              \n"
+        "\rstep 10/20  ETA 0.0 s  loss 2.250"
+        "\rstep 11                          "
         "\n"
     )
     assert visible(written) == ["resolving corpus… 12 shards (0.0 s)", "checkpoint: step 10", "step 11", ""]
@@ -139,17 +164,32 @@ def test_a_phase_shows_while_it_runs_and_gives_the_line_back_to_the_step(clock: 
         progress.warning("slow")
         assert visible(terminal.received()) == ["warning: slow", "evaluating…"]
         clock.seconds += 75
-    assert visible(terminal.received()) == ["evaluating… (1m15s)", "step 10  loss 2.2500"]
+    assert visible(terminal.received()) == ["evaluating… (1m15s)", "step 10  loss 2.250"]
 
 
-def test_a_line_as_wide_as_the_terminal_is_cut_before_it_wraps(terminal: Terminal) -> None:
-    terminal.resize(columns=16)
+def test_a_phase_that_does_not_stay_leaves_no_line(clock: Clock, terminal: Terminal) -> None:
     progress = Progress(terminal.stream)
     progress.step(10, None, 0.0, {"train/loss": 2.25})
-    assert terminal.received() == "\rstep 10  loss 2"
-    terminal.resize(columns=10)
-    progress.step(11, None, 0.0, {})
-    assert terminal.received() == "\rstep 11  "
+    with progress.phase("evaluating", stays=False):
+        assert visible(terminal.received()) == ["evaluating…"]
+    assert visible(terminal.received()) == ["step 10  loss 2.250"]
+    log = io.StringIO()
+    with Progress(log).phase("evaluating", stays=False):
+        pass
+    assert log.getvalue() == ""
+
+
+def test_what_a_narrow_terminal_has_no_room_for_is_left_out_whole(terminal: Terminal) -> None:
+    terminal.resize(columns=17)
+    progress = Progress(terminal.stream)
+    progress.step(10, None, 0.0, {"train/loss": 2.25, "train/lr": 0.1})
+    assert terminal.received() == "\rstep 10"
+    terminal.resize(columns=20)
+    progress.step(11, None, 0.0, {"train/loss": 2.25, "train/lr": 0.1})
+    assert terminal.received() == "\rstep 11  loss 2.250"
+    terminal.resize(columns=7)
+    progress.step(12, None, 0.0, {})
+    assert terminal.received() == "\rstep 1"
 
 
 def test_a_failed_phase_says_so_and_lets_the_error_through(clock: Clock) -> None:

@@ -1,0 +1,44 @@
+"""What a run says of its evaluations, and of itself when it ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from stream_pretrain.training.progress import human_count, human_duration
+from stream_pretrain.training.totals import Totals
+
+
+class HeldOut(NamedTuple):
+    """A loss on the evaluation set, and the step it was found at."""
+
+    loss: float
+    step: int
+
+
+def held_out_in_words(found: HeldOut, best: HeldOut | None) -> str:
+    """A held-out loss beside the best one of the run, which may be the same; None where there is no other."""
+    perplexity = math.exp(found.loss) if found.loss < 700 else math.inf
+    shown = f"{perplexity:.2f}" if perplexity < 100 else human_count(perplexity)
+    text = f"held-out loss {found.loss:.4f}, perplexity {shown}"
+    if best is None:
+        return text
+    return f"{text}, the best so far" if best == found else f"{text}, best {best.loss:.4f} at step {best.step:,}"
+
+
+def summary(
+    totals: Totals, before: Totals, seconds: float, loss: float, held_out: HeldOut | None, best: HeldOut | None
+) -> Iterator[str]:
+    """The last lines of a run.
+
+    before, seconds: the totals that this start began with, and how long it trained.
+    loss: of the last line of metrics.
+    """
+    rate = human_count((totals.tokens - before.tokens) / seconds)
+    counts = f"{human_count(totals.tokens)} tokens of {human_count(totals.documents)} documents"
+    yield f"steps {before.step + 1:,} to {totals.step:,} in {human_duration(seconds)} ({rate} tok/s), {counts} in all"
+    yield f"loss {loss:.4f}" + ("" if held_out is None else f", {held_out_in_words(held_out, best)}")
+    unused = {"skipped": totals.skipped, "without text": totals.empty, "filtered": totals.filtered}
+    if any(unused.values()):
+        yield "documents not trained on: " + ", ".join(f"{count:,} {why}" for why, count in unused.items() if count)

@@ -1,0 +1,165 @@
+"""What a user sees of a run: a terminal of 80 columns and 24 lines, and a log file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import termios
+from collections.abc import Iterator
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+from stream_pretrain.redaction import Secrets
+from stream_pretrain.terminal import clear_stderr
+from stream_pretrain.training import progress as module
+from stream_pretrain.training.progress import Progress
+from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.forks import ENVIRONMENT, trainers
+from tests.integration.jobs import lines, tiny_options
+
+pyte = pytest.importorskip("pyte", reason="needs pyte, which comes with: pip install '.[dev]'")
+
+
+class Screen:
+    """A terminal of 80x24 as a user sees it; programs write to `stream`."""
+
+    def __init__(self, master: int, stream: TextIO) -> None:
+        self._master, self.stream = master, stream
+        self._screen = pyte.HistoryScreen(80, 24, history=10_000, ratio=1.0)
+        self._bytes = pyte.ByteStream(self._screen)
+
+    def rows(self) -> list[str]:
+        """What stands on it after what was written so far, also what has left it at the top."""
+        self.stream.write("\0")  # what is written arrives in parts and later: this marks its end
+        self.stream.flush()
+        content = b""
+        while not content.endswith(b"\0"):
+            content += os.read(self._master, 65536)
+        return self._shown(content)
+
+    def to_the_end(self) -> list[str]:
+        """All that is written until every process has closed it."""
+        self.stream.close()
+        content = b""
+        try:
+            while part := os.read(self._master, 65536):
+                content += part
+        except OSError:  # so Linux tells of the last one that closes it
+            pass
+        return self._shown(content)
+
+    def _shown(self, content: bytes) -> list[str]:
+        self._bytes.feed(content.rstrip(b"\0"))
+        left = ["".join(line[column].data for column in range(80)).rstrip() for line in self._screen.history.top]
+        rows = left + [line.rstrip() for line in self._screen.display]
+        while rows and not rows[-1]:
+            rows.pop()
+        return rows
+
+
+@pytest.fixture
+def screen() -> Iterator[Screen]:
+    master, slave = os.openpty()
+    termios.tcsetwinsize(master, (24, 80))
+    with open(slave, "w") as stream:
+        yield Screen(master, stream)
+    os.close(master)
+
+
+def test_the_line_of_a_long_run_fits_with_the_time_left_behind_the_step(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([0.0, 4000.0, 4000.0])
+    monkeypatch.setattr(module, "monotonic", lambda: next(seconds))
+    progress = Progress(screen.stream)
+    metrics = {
+        "train/loss": 10.23456,
+        "train/lr": 1e-4,
+        "train/tokens_per_second": 123_456.0,
+        "train/data_wait_fraction": 0.031,
+    }
+    progress.step(100_001, 1_000_000, 0.1, metrics)
+    progress.step(123_456, 1_000_000, 0.123456, metrics)
+    assert screen.rows() == ["step 123,456/1,000,000  ETA 1d17h  loss 10.235  123k tok/s  wait 3%  lr 1.00e-4"]
+
+
+def test_a_message_of_a_data_worker_takes_the_place_of_the_line_and_the_line_comes_back(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "monotonic", lambda: 0.0)
+    with redirect_stderr(screen.stream), clear_stderr(Secrets([])):
+        progress = Progress(screen.stream)
+        progress.step(9, 20, 0.45, {"train/loss": 2.5, "train/lr": 0.1})
+        logging.getLogger("stream_pretrain.data.transport").warning("s.jsonl: HTTP 503")
+        assert screen.rows() == ["s.jsonl: HTTP 503"]
+        progress.step(10, 20, 0.5, {"train/loss": 2.25})
+        assert screen.rows() == ["s.jsonl: HTTP 503", "step 10/20  ETA 0.0 s  loss 2.250"]
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_shard(folder / "s", documents(120, longest=40), "plain")
+    [shard] = folder.iterdir()
+    content = shard.read_text().splitlines()
+    shard.write_text("\n".join([*content[:60], "not JSON", *content[60:]]) + "\n")
+    model = write_tiny_bert(tmp_path_factory.mktemp("model"))
+    more = (
+        "--save-every=10",
+        "--eval-every=10",
+        "--data.heldout-fraction=0.2",
+        "--eval.documents=6",
+        "--workers=0",
+        "--log-every=10",
+    )
+    options = tiny_options(folder, model, Path("OUT"), *more)
+    return [option for option in options if not option.startswith(("--output-dir", "--max-steps"))]
+
+
+def test_a_phase_that_does_not_stay_leaves_the_next_line_at_the_margin(screen: Screen) -> None:
+    progress = Progress(screen.stream)
+    with progress.phase("evaluating", stays=False):
+        assert screen.rows() == ["evaluating…"]
+    progress.notice("step 0: held-out loss 2.2000")
+    assert screen.rows() == ["step 0: held-out loss 2.2000"]
+
+
+def test_a_run_on_a_terminal(arguments: list[str], tmp_path: Path, screen: Screen) -> None:
+    command = ["-m", "stream_pretrain", *arguments, "--max-steps=25", "--output-dir=out"]
+    fork = trainers().start(command, ENVIRONMENT, screen.stream, cwd=tmp_path)
+    rows = screen.to_the_end()
+    assert fork.wait(120) == 0, rows
+    assert rows[0] == "run folder: out"
+    assert rows[1].startswith("importing torch and transformers… (")
+    assert [row for row in rows if "saved" in row] == [f"step {n}: saved checkpoints/step-000000{n}" for n in (10, 20, 25)]
+    held_out = [row.split(": held-out loss ") for row in rows if row.startswith("step") and "held-out" in row]
+    assert [step for step, _ in held_out] == ["step 0", "step 10", "step 20", "step 25"]
+    assert all(re.fullmatch(r"4\.\d{4}, perplexity \d\d\.\d\d(, the best so far)?", found) for _, found in held_out), held_out
+    [warning] = [row for row in rows if row.startswith("warning: ")]
+    assert re.match(r"warning: step \d+: \d+ of \d+ documents skipped so far: OUT/quarantine.jsonl", warning)
+    patterns = [
+        r"step 25/25  loss 4\.\d{3}  \S+ tok/s  wait \d+%  lr 5\.00e-4",
+        r"steps 1 to 25 in \S+ s \(\S+ tok/s\), \S+ tokens of \d+ documents in all",
+        r"loss 4\.\d{4}, held-out loss 4\.\d{4}, perplexity \d\d\.\d\d, the best so far",
+        r"documents not trained on: \d+ skipped",
+        r"finished; the model is in out/model",
+    ]
+    for row, pattern in zip(rows[-5:], patterns, strict=True):
+        assert re.fullmatch(pattern, row), rows
+    assert [line["step"] for line in lines(tmp_path / "out" / "metrics.jsonl")] == [0, 1, 10, 20, 25]
+
+
+def test_a_log_file_has_the_time_in_front_of_every_line(arguments: list[str], tmp_path: Path) -> None:
+    command = ["-m", "stream_pretrain", *arguments, "--max-epochs=1", "--output-dir=out"]
+    with (tmp_path / "log").open("w") as log:
+        assert trainers().start(command, ENVIRONMENT, log, cwd=tmp_path).wait(120) == 0
+    said = (tmp_path / "log").read_text().splitlines()
+    assert len(said) > 10
+    for line in said:
+        assert re.match(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ \S", line), said
+    assert said[0][21:] == "run folder: out"
+    assert said[-1][21:] == "finished; the model is in out/model"
