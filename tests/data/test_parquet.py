@@ -184,7 +184,7 @@ def served(path: Path, reads: list[tuple[int, int]], expected: list[tuple[int, i
     """What reads of parts give, of a file on a store that is not local."""
     fsspec.filesystem("memory").pipe_file("/s.parquet", path.read_bytes())
     with closing(ShardFile("memory://s.parquet", None, TransportOptions(block_bytes=block_bytes))) as file:
-        file.expected = expected
+        file.upcoming = expected
         found = []
         for start, stop in reads:
             file.seek(start)

@@ -79,7 +79,7 @@ class MemoryBytes:
         assert offset >= self.position
         self.position = min(offset, len(self.shard.content))
 
-    def expect(self, offset: int) -> None:
+    def prefetch(self, offset: int) -> None:
         assert offset > self.position
 
     def close(self) -> None:

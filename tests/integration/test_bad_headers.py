@@ -14,8 +14,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus import resolve
 from stream_pretrain.data.transport import retrying
-from stream_pretrain.data.transport.http import told_by_servers
-from stream_pretrain.data.transport.http_session import asked_wait
+from stream_pretrain.data.transport.http import sizes_and_identities
+from stream_pretrain.data.transport.http_session import retry_after
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard import ShardBytes
@@ -71,7 +71,7 @@ def test_a_server_of_which_nothing_else_comes_ends_at_the_deadline_and_leaves_no
         with shard(url, deadline=0.2) as opened, pytest.raises(TransportError, match=r"--data\.retry-deadline") as caught:
             opened.read()
         with pytest.raises(TransportError, match=r"--data\.retry-deadline"):
-            told_by_servers([url], TransportOptions(retry_deadline=0.2, read_timeout=0.3))
+            sizes_and_identities([url], TransportOptions(retry_deadline=0.2, read_timeout=0.3))
     assert "\n" not in str(caught.value)
     assert [thread for thread in threading.enumerate() if thread.name in ("read ahead", "ask servers")] == []
 
@@ -114,7 +114,7 @@ def test_an_answer_that_makes_no_sense_is_asked_for_again(what: str) -> None:
         assert content_of(opened) == CONTENT
     with answering(CONTENT, [PASSING[what]]) as url:
         options = TransportOptions(retry_deadline=20.0, read_timeout=0.3)
-        assert told_by_servers([url], options) == [(SIZE, f"size:{SIZE}")]
+        assert sizes_and_identities([url], options) == [(SIZE, f"size:{SIZE}")]
 
 
 @pytest.mark.parametrize("what", PASSING)
@@ -156,7 +156,7 @@ def test_what_asking_again_cannot_mend_ends_at_once_in_one_line(what: str) -> No
         with shard(url) as opened, pytest.raises(TransportError, match=named) as caught:
             opened.read()
         with pytest.raises(TransportError, match=named):
-            told_by_servers([url], TransportOptions(retry_deadline=20.0))
+            sizes_and_identities([url], TransportOptions(retry_deadline=20.0))
     assert "\n" not in str(caught.value)
 
 
@@ -184,7 +184,7 @@ def test_a_redirect_that_names_no_host_is_followed_on_the_same_one() -> None:
     ],
 )
 def test_only_a_wait_that_makes_sense_is_waited(asked: str, wait: float | None) -> None:
-    assert asked_wait({"Retry-After": asked}) == wait
+    assert retry_after({"Retry-After": asked}) == wait
 
 
 def test_headers_of_the_user_that_cannot_be_sent_are_refused_in_one_line() -> None:

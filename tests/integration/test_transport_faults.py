@@ -316,11 +316,11 @@ def patient(condition: Callable[[], bool]) -> None:
 def test_where_the_next_place_is_known_its_block_is_fetched_while_the_last_is_worked_on(server: Server) -> None:
     with opened(server, "plain.jsonl") as shard:
         assert shard.read() == text()[:BLOCK]
-        shard.expect(3 * BLOCK + 5)
+        shard.prefetch(3 * BLOCK + 5)
         patient(lambda: len(server.log()) == 2)
         shard.skip_to(3 * BLOCK + 5)
         assert shard.read() == text()[3 * BLOCK + 5 : 4 * BLOCK + 5]
-        shard.expect(10**9)  # behind the end
+        shard.prefetch(10**9)  # behind the end
     assert [request["range"] for request in server.log()] == ["bytes=0-65535", "bytes=196613-262148"]
 
 
@@ -329,7 +329,7 @@ def test_an_expectation_that_is_not_kept_changes_no_byte(offset: int, server: Se
     server.inject("plain.jsonl", {"do": "none"}, {"do": "reset", "after": 9})
     with opened(server, "plain.jsonl") as shard:
         shard.read()
-        shard.expect(3 * BLOCK + 5)
+        shard.prefetch(3 * BLOCK + 5)
         shard.skip_to(offset)
         assert content_of(shard) == text()[offset:]
 
@@ -466,7 +466,7 @@ def test_the_signature_of_a_url_stays_out_of_what_is_said_of_a_lost_connection(
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}/plain.jsonl?signature=secret&expires=1"
         options = TransportOptions(retry_deadline=0.5)
-        options.memory.answered = True
+        options.memory.reached = True
         with (
             caplog.at_level(logging.WARNING),
             closing(ShardBytes(url, "none", None, RestartPoint(), options)) as shard,

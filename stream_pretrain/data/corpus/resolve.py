@@ -28,7 +28,7 @@ from stream_pretrain.data.corpus.listings import Listing, refuse_options, split_
 from stream_pretrain.data.corpus.local import list_folder, list_local_files, list_local_glob
 from stream_pretrain.data.corpus.shard import Corpus, Shard, sorted_shards
 from stream_pretrain.data.corpus.stores import list_url
-from stream_pretrain.data.transport.retrying import answered
+from stream_pretrain.data.transport.retrying import retried
 from stream_pretrain.data.transport.threads import OneThread
 from stream_pretrain.errors import DeadlineError, SourceError
 from stream_pretrain.urls import is_remote, without_secrets
@@ -145,7 +145,7 @@ def _list_remote_in_time(url: str, data: DataConfig, commits: Mapping[str, str],
                 f"same command again, or raise --data.retry-deadline (now {data.retry_deadline:g} s)"
             ) from None
 
-    return answered(find, without_secrets(url), data.retry_deadline)
+    return retried(find, without_secrets(url), data.retry_deadline)
 
 
 def _list_remote(entry: str, data: DataConfig, commits: Mapping[str, str]) -> Listing:

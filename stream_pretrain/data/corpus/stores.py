@@ -23,7 +23,7 @@ from stream_pretrain.data.corpus.listings import (
     without_runs,
 )
 from stream_pretrain.data.corpus.shard import Corpus, shard_at
-from stream_pretrain.data.transport.http import told_by_servers
+from stream_pretrain.data.transport.http import sizes_and_identities
 from stream_pretrain.data.transport.identity import identity_of
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.errors import SourceError
@@ -125,7 +125,7 @@ def with_web_sizes(corpus: Corpus, data: DataConfig, pinned: Corpus | None = Non
     if not unknown:
         return corpus
     options = TransportOptions(storage_options(data.storage_options), data.retry_deadline)
-    answers = dict(zip(unknown, told_by_servers(unknown, options), strict=True))
+    answers = dict(zip(unknown, sizes_and_identities(unknown, options), strict=True))
     shards = []
     for shard in corpus.shards:
         size, identity = answers.get(shard.url, (shard.size, shard.identity))

@@ -89,7 +89,7 @@ class LinePass:
         if window is not None and not self.compressed:
             following = _begin(block + self.stripe.count, self.window_bytes)
             if following > self.start + len(self.buffer):
-                self.stream.expect(following)
+                self.stream.prefetch(following)
         return window
 
     def _read(self, block: int) -> Window | None:

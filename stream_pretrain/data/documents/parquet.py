@@ -266,7 +266,7 @@ class _RowPass:
             return _Rows(window.row, pa.table({}))
         with self.windows.damage(f"row group {window.group} is damaged"):
             if window.group != self.group:
-                self.source.expected = self.windows.parts_from(block)
+                self.source.upcoming = self.windows.parts_from(block)
                 self._enter(window)
             self._drop_before(window.first)
             while self.stop < window.first + window.count:

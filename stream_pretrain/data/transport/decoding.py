@@ -71,5 +71,5 @@ def skip_skippable(data: StoredBytes) -> bool:
     head = bytes(data.peek(8))
     if len(head) < 8:
         return False
-    data.seek(data.position + 8 + int.from_bytes(head[4:], "little"))
+    data.skip_to(data.position + 8 + int.from_bytes(head[4:], "little"))
     return bool(data.peek(1)) or data.position <= data.total

@@ -14,7 +14,7 @@ from typing import Any
 import requests
 
 from stream_pretrain.data.transport.compression import compression_of
-from stream_pretrain.data.transport.http_session import RedirectError, Session, asked_wait, content_range, whole_number
+from stream_pretrain.data.transport.http_session import RedirectError, Session, content_range, natural_number, retry_after
 from stream_pretrain.data.transport.identity import bare_etag
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.retrying import (
@@ -22,12 +22,12 @@ from stream_pretrain.data.transport.retrying import (
     CHECK_ID,
     CHECK_TOKEN,
     TransientError,
-    answered,
     in_words,
     is_busy,
+    retried,
 )
 from stream_pretrain.data.transport.store import Store
-from stream_pretrain.data.transport.store_memory import StoreMemory, compare
+from stream_pretrain.data.transport.store_memory import StoreMemory, refuse_replaced
 from stream_pretrain.data.transport.threads import in_thread
 from stream_pretrain.errors import SourceError, TransportError
 from stream_pretrain.units import KIB
@@ -40,7 +40,7 @@ _CONNECT_TIMEOUT = 30.0
 _ASKED_AT_ONCE = 16
 
 
-def told_by_servers(urls: Sequence[str], options: TransportOptions) -> list[tuple[int | None, str | None]]:
+def sizes_and_identities(urls: Sequence[str], options: TransportOptions) -> list[tuple[int | None, str | None]]:
     """Size of each file on a web server, and `KIND:VALUE` that it is known again by. All are asked for their first byte.
 
     Raises: TransportError for the first that cannot be had.
@@ -55,8 +55,8 @@ def told_by_servers(urls: Sequence[str], options: TransportOptions) -> list[tupl
                 if given_up.is_set():
                     return
                 url, name = urls[number], without_secrets(urls[number])
-                ask = partial(_told, url, name, headers, options, session)
-                told = answered(ask, name, options.retry_deadline)
+                ask = partial(_answer_of, url, name, headers, options, session)
+                told = retried(ask, name, options.retry_deadline)
                 kind = next((kind for kind in ("etag", "size") if kind in told), None)
                 found[number] = int(told["size"]) if "size" in told else None, f"{kind}:{told[kind]}" if kind else None
 
@@ -69,7 +69,7 @@ def told_by_servers(urls: Sequence[str], options: TransportOptions) -> list[tupl
     return found
 
 
-def _told(url: str, name: str, headers: Mapping[str, str], options: TransportOptions, session: Session) -> dict[str, str]:
+def _answer_of(url: str, name: str, headers: Mapping[str, str], options: TransportOptions, session: Session) -> dict[str, str]:
     """What a server tells of a file, by kind. Not by HEAD: a URL that is signed for GET refuses it."""
     file = HttpFile(url, name, headers, None, options.read_timeout, options.memory, {}, session)
     try:
@@ -147,7 +147,7 @@ class HttpFile:
                 start += len(useful)
                 yield useful
 
-    def again(self) -> Store:
+    def duplicate(self) -> Store:
         other = copy.copy(self)
         other._session, other._response, other._rest = None, None, b""
         return other
@@ -187,7 +187,7 @@ class HttpFile:
             ) from error
         self._response = response
         if is_busy(response.status_code):
-            raise TransientError(f"HTTP {response.status_code}", wait=asked_wait(response.headers))
+            raise TransientError(f"HTTP {response.status_code}", wait=retry_after(response.headers))
         if response.status_code >= 400 and response.status_code != 416 and self._target is not None:
             raise TransientError(f"HTTP {response.status_code} from the address it had redirected to", at_once=True)
         first, end, known_total = content_range(response.headers.get("Content-Range", ""))
@@ -223,10 +223,10 @@ class HttpFile:
         ):  # their frames would be taken for the file
             raise TransientError(f"Transfer-Encoding {coding[:40]!r}")
         if response.status_code == 200:
-            known_total = self._total_of_whole(response)
+            known_total = self._total_of_full_body(response)
             self._at, self._end = 0, known_total
             if self.seekable:
-                self._memory.say_that_range_is_ignored(urllib.parse.urlsplit(response.url).netloc)
+                self._memory.warn_of_ignored_range(urllib.parse.urlsplit(response.url).netloc)
             self.seekable = False
         else:
             if first is None or end is None or not first <= start < end:
@@ -244,9 +244,9 @@ class HttpFile:
         if response.history:
             self._target = (response.url, dict(response.request.headers))
 
-    def _total_of_whole(self, response: requests.Response) -> int | None:
+    def _total_of_full_body(self, response: requests.Response) -> int | None:
         """Bytes of a body that is the whole file; None where the encoding of the body itself tells its end."""
-        if (length := _length(response)) is not None:
+        if (length := _content_length(response)) is not None:
             return length
         known = self.total if self.total is not None else self._size
         if known is not None or response.raw.chunked:
@@ -255,8 +255,8 @@ class HttpFile:
         headers = {name: value for name, value in response.request.headers.items() if name != "Range"}
         asked = self._session.head(response.url, headers=headers, timeout=self._timeout)
         if is_busy(asked.status_code):
-            raise TransientError(f"HTTP {asked.status_code}", wait=asked_wait(asked.headers))
-        length = _length(asked) if asked.status_code == 200 else None
+            raise TransientError(f"HTTP {asked.status_code}", wait=retry_after(asked.headers))
+        length = _content_length(asked) if asked.status_code == 200 else None
         if length is None:
             raise TransportError(
                 f"{self._name}: the server does not say how large the file is, so a connection that breaks would look like "
@@ -267,16 +267,16 @@ class HttpFile:
     def _remember(self, response: requests.Response, total: int | None) -> None:
         # Not the time of the last change: a file that is written anew with the same content is the same.
         told = {"size": None if total is None else str(total), "etag": bare_etag(response.headers.get("ETag"))}
-        compare(self._name, self.known, {kind: value for kind, value in told.items() if value})
+        refuse_replaced(self._name, self.known, {kind: value for kind, value in told.items() if value})
         self.total = total if total is not None else self.total
 
 
-def _length(response: requests.Response) -> int | None:
+def _content_length(response: requests.Response) -> int | None:
     """What an answer tells as the length of its body."""
     told = response.headers.get("Content-Length")
     if told is None:
         return None
-    length = whole_number(told)
+    length = natural_number(told)
     if length is None:
         raise TransientError(f"Content-Length {told[:40]!r}")
     return length

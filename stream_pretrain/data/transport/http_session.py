@@ -78,7 +78,7 @@ def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
 
-def whole_number(told: str) -> int | None:
+def natural_number(told: str) -> int | None:
     """A number as a header has it; None for what is none, or absurd."""
     return int(told) if re.fullmatch(r"[0-9]{1,18}", told.strip()) else None
 
@@ -91,7 +91,7 @@ def content_range(told: str) -> tuple[int | None, int | None, int | None]:
     return first, None if last is None else last + 1, total
 
 
-def asked_wait(headers: Mapping[str, str]) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds a server asks to wait: Retry-After (seconds or a date), or the reset of the Hub's RateLimit."""
     asked = headers.get("Retry-After", "").strip()
     wait: float | None = None

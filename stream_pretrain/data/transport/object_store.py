@@ -12,7 +12,7 @@ import fsspec
 from stream_pretrain.data.transport.identity import identity_of
 from stream_pretrain.data.transport.retrying import T, TransientError
 from stream_pretrain.data.transport.store import Store
-from stream_pretrain.data.transport.store_memory import compare
+from stream_pretrain.data.transport.store_memory import refuse_replaced
 from stream_pretrain.data.transport.threads import in_thread
 from stream_pretrain.errors import SourceError, TransportError
 
@@ -42,7 +42,7 @@ class FsspecFile:
             opened = self._within_patience(_open, self._filesystem, self._path)
             if (size := opened.info["size"]) is None:
                 raise TransportError(f"{self._name}: the store does not say how large the file is")
-            compare(self._name, self._known, {"size": str(size), **identity_of(opened.info)})
+            refuse_replaced(self._name, self._known, {"size": str(size), **identity_of(opened.info)})
             self.total, self._opened = size, opened
         assert self.total is not None
         stop = min(stop, self.total)
@@ -65,7 +65,7 @@ class FsspecFile:
                 raise
             raise TransientError(f"nothing for {self._patience:g} s") from None
 
-    def again(self) -> Store:
+    def duplicate(self) -> Store:
         other = copy.copy(self)
         other._opened = None
         return other

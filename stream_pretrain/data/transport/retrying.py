@@ -15,7 +15,7 @@ from typing import TypeVar
 import requests
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from stream_pretrain.data.transport.http_session import asked_wait
+from stream_pretrain.data.transport.http_session import retry_after
 from stream_pretrain.errors import DeadlineError, StreamPretrainError, TransportError
 
 logger = logging.getLogger(__name__)
@@ -55,10 +55,10 @@ class Retrying:
     """
 
     def __init__(
-        self, name: str, deadline: float, *, answered: bool = False, pause: Callable[[float], object] = time.sleep
+        self, name: str, deadline: float, *, reached: bool = False, pause: Callable[[float], object] = time.sleep
     ) -> None:
         """answered: whether the store has answered before; pause: waits so many seconds, or until it is told otherwise."""
-        self._name, self._deadline, self._answered, self._pause = name, deadline, answered, pause
+        self._name, self._deadline, self._reached, self._pause = name, deadline, reached, pause
         self._tries, self._since = 0, time.monotonic()
         self._failed = False
         self.byte: int | None = None
@@ -66,7 +66,7 @@ class Retrying:
 
     def progress(self) -> None:
         """Something new has come: the deadline and the growing waits begin anew."""
-        self._answered = True
+        self._reached = True
         self._tries, self._since = 0, time.monotonic()
 
     def __iter__(self) -> Iterator[Retrying]:
@@ -98,14 +98,14 @@ class Retrying:
         return True
 
     def _transient(self, error: Exception) -> TransientError:
-        if nobody_answers(error) and not self._answered:
+        if nobody_answers(error) and not self._reached:
             raise TransportError(
                 f"{self._name}: no server answers ({in_words(error)}); check the network and the name"
             ) from error
         return fault_of(error, self._name)
 
 
-def answered(ask: Callable[[], T], name: str, deadline: float) -> T:
+def retried(ask: Callable[[], T], name: str, deadline: float) -> T:
     """What `ask` returns, asked again as `Retrying` says."""
     for attempt in Retrying(name, deadline):
         with attempt:
@@ -169,7 +169,7 @@ def fault_of(error: Exception, name: str) -> TransientError:
     if isinstance(error, (ValueError, IsADirectoryError, NotADirectoryError, requests.TooManyRedirects)):
         raise TransportError(f"{name}: cannot be read ({words})") from error
     headers = getattr(getattr(error, "response", None), "headers", None)
-    return TransientError(words, wait=None if headers is None else asked_wait(headers))
+    return TransientError(words, wait=None if headers is None else retry_after(headers))
 
 
 CHECK_ID = "check the id, path and revision; what is private looks like this to a token without access (HF_TOKEN)"

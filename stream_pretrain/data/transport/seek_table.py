@@ -15,7 +15,7 @@ def read_seek_table(data: StoredBytes) -> list[RestartPoint]:
 
     Source: zstd/contrib/seekable_format/zstd_seekable_compression_format.md.
     """
-    tail = data.apart(max(0, data.total - 64 * KIB), data.total)
+    tail = data.read_at(max(0, data.total - 64 * KIB), data.total)
     if len(tail) < 9:
         return []
     frames, descriptor, magic = struct.unpack("<IBI", tail[-9:])
@@ -24,7 +24,7 @@ def read_seek_table(data: StoredBytes) -> list[RestartPoint]:
     if magic != 0x8F92EAB1 or size > data.total:
         return []
     if size > len(tail):
-        tail = data.apart(data.total - size, data.total)
+        tail = data.read_at(data.total - size, data.total)
     table = tail[-size:]
     if struct.unpack_from("<II", table) != (0x184D2A5E, size - 8):
         return []

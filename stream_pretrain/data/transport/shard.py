@@ -97,7 +97,7 @@ class ShardBytes:
         elif offset > self._decoded:
             known = self._data.known_total
             self._decoded = offset if known is None else max(self._decoded, min(offset, known))
-            self._data.seek(self._decoded)
+            self._data.skip_to(self._decoded)
         pending, self._pending = self._pending, None
         while self._decoded < offset:
             try:
@@ -116,10 +116,10 @@ class ShardBytes:
             self._pending = (restart, chunk[-left:])
         self.position = min(offset, self._decoded)
 
-    def expect(self, offset: int) -> None:
+    def prefetch(self, offset: int) -> None:
         """Say where skip_to() will go next, behind what was read: in a plain shard, it is fetched meanwhile."""
         if self._is_plain:
-            self._data.expect(offset)
+            self._data.prefetch(offset)
 
     def close(self) -> None:
         """Let go of the file or connection."""
@@ -204,8 +204,8 @@ class ShardBytes:
         except DamageError as damage:
             reason = damage.reason
             if isinstance(damage, NoMemberError) and self._data.position == 0:
-                self._data.forget()  # it may have been another file, such as a page of a proxy
-        self._data.read_again(start.compressed)
+                self._data.reopen()  # it may have been another file, such as a page of a proxy
+        self._data.reread_from(start.compressed)
         yield from readings.second(reason, joined(self._part()))
 
     def _compare_with_seek_table(self, start: RestartPoint) -> None:
@@ -244,7 +244,7 @@ class ShardBytes:
                     self._member, f"the seek table says that uncompressed byte {frame.uncompressed} lies before it"
                 )
                 raise self._error
-            self._data.seek(frame.compressed)
+            self._data.skip_to(frame.compressed)
             self._decoded = frame.uncompressed
             self._chunks = self._members()
 
@@ -253,7 +253,7 @@ class ShardBytes:
         frame = self._frame_of(offset)
         if frame is None or frame.compressed <= self._member.compressed:
             return False
-        self._data.begin_at(frame.compressed)
+        self._data.seek(frame.compressed)
         self._decoded = frame.uncompressed
         self._chunks, self._error = self._members(), None
         return True
@@ -294,14 +294,14 @@ class ShardFile(io.RawIOBase):
     """
 
     def __init__(self, url: str, size: int | None, options: TransportOptions, identity: str | None = None):
-        self.expected: Sequence[tuple[int, int]] = ()
+        self.upcoming: Sequence[tuple[int, int]] = ()
         """Parts that will be read from their beginnings on, in this order: a block of them is fetched ahead."""
         self._name = without_secrets(url)
         self._data = StoredBytes(url, self._name, size, 0, options, identity)
         self._block_bytes = options.block_bytes
         self._at = 0
         if size is None:
-            self._data.apart(0, 1)  # the first answer says how large the file is
+            self._data.read_at(0, 1)  # the first answer says how large the file is
             size = self._data.known_total
         if size is None:
             raise TransportError(f"{self._name}: the server does not say how large the file is")
@@ -322,7 +322,7 @@ class ShardFile(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         stop = self._size if size is None or size < 0 else min(self._size, self._at + size)
-        content = self._data.part(self._at, stop, self._following(stop)) if self._at < stop else b""
+        content = self._data.read_range(self._at, stop, self._following(stop)) if self._at < stop else b""
         self._at += len(content)
         if self._data.known_total not in (None, self._size):
             raise ContentError(_other_size(self._name, self._data.known_total, self._size))
@@ -330,7 +330,7 @@ class ShardFile(io.RawIOBase):
 
     def _following(self, stop: int) -> tuple[int, int] | None:
         """What of the expected parts is read next behind a read that ends here."""
-        for begin, end in self.expected:
+        for begin, end in self.upcoming:
             if end > stop:
                 start = max(begin, stop)
                 return start, min(end, start + self._block_bytes)

@@ -23,7 +23,7 @@ class Store(Protocol):
         Raises what its library raises.
         """
 
-    def again(self) -> Store:
+    def duplicate(self) -> Store:
         """The same file with a connection of its own, and what is known of it."""
 
     def reset(self) -> None:
@@ -54,7 +54,7 @@ class LocalFile:
             start += len(piece)
             yield piece
 
-    def again(self) -> Store:
+    def duplicate(self) -> Store:
         return LocalFile(self._path)
 
     def reset(self) -> None:

@@ -15,26 +15,26 @@ class StoreMemory:
     """What the stores of one stream have told it; all of its readers have the same one."""
 
     def __init__(self) -> None:
-        self.answered = False
+        self.reached = False
         """Whether any store has answered: until then, a name that nobody answers to may be a slip of the pen."""
         self.seconds_waiting = 0.0
         """How long the stream has waited for its stores."""
-        self._told: dict[str, dict[str, str]] = {}
+        self._known: dict[str, dict[str, str]] = {}
         self._without_ranges: set[str] = set()
 
-    def of(self, url: str, identity: str | None) -> dict[str, str]:
+    def known_of(self, url: str, identity: str | None) -> dict[str, str]:
         """What is known of a file, by kind: what it was pinned by, and what was told of it before, in whatever epoch."""
         kind, _, value = (identity or "").partition(":")
-        known = self._told.setdefault(url, {})
+        known = self._known.setdefault(url, {})
         if kind:
             known[kind] = value
         return known
 
     def forget(self, url: str) -> None:
         """Take nothing that was told of a file for known."""
-        self._told.pop(url, None)
+        self._known.pop(url, None)
 
-    def say_that_range_is_ignored(self, server: str) -> None:
+    def warn_of_ignored_range(self, server: str) -> None:
         """Once for each server, however many shards it has."""
         if server not in self._without_ranges:
             self._without_ranges.add(server)
@@ -44,7 +44,7 @@ class StoreMemory:
         return self  # `datasets` copies the options that it opens shards with
 
 
-def compare(name: str, known: dict[str, str], told: Mapping[str, str]) -> None:
+def refuse_replaced(name: str, known: dict[str, str], told: Mapping[str, str]) -> None:
     """Keep in `known` what a store tells of a file. Raises SourceError where it told something else before."""
     for kind, value in told.items():
         if (was := known.setdefault(kind, value)) != value:

@@ -84,7 +84,7 @@ class StoredBytes:
         self._index += count
         assert 0 <= self._index <= len(self._buffer)
 
-    def seek(self, offset: int) -> None:
+    def skip_to(self, offset: int) -> None:
         """Go on at this byte; what lies between is not transferred unless it is already on its way."""
         assert offset >= self.position
         if self._ahead is not None and 0 <= offset - self._ahead.start < self._block_bytes:
@@ -95,7 +95,7 @@ class StoredBytes:
         else:
             self._buffer, self._index, self.position = b"", 0, offset
 
-    def expect(self, offset: int) -> None:
+    def prefetch(self, offset: int) -> None:
         """Say which byte will be gone to next, so that the block there is on its way while others are worked on."""
         known = self._store.total
         beyond = offset > self.position + len(self._buffer) - self._index
@@ -103,21 +103,21 @@ class StoredBytes:
             self._cancel()
             self._read_ahead(offset, offset + self._block_bytes)
 
-    def begin_at(self, offset: int) -> None:
+    def seek(self, offset: int) -> None:
         """Go on at this byte, be it before or behind."""
         self._cancel()
         self._buffer, self._index, self.position = b"", 0, offset
 
-    def forget(self) -> None:
+    def reopen(self) -> None:
         """What was told of the file so far was perhaps not told of it."""
         self._cancel()
         self._store.close()
         self._memory.forget(self._url)
         self._store = self._open()
 
-    def read_again(self, offset: int) -> None:
+    def reread_from(self, offset: int) -> None:
         """Go back to this byte, and ask the store for it by a new connection."""
-        self.begin_at(offset)
+        self.seek(offset)
         self._store.reset()
 
     def can_jump(self) -> bool:
@@ -125,7 +125,7 @@ class StoredBytes:
         self.peek(1)
         return self._store.seekable and self.position + len(self._buffer) - self._index < self.total
 
-    def apart(self, start: int, stop: int) -> bytes:
+    def read_at(self, start: int, stop: int) -> bytes:
         """Bytes [start, stop), leaving position and buffer as they are."""
         started = time.perf_counter()
         if self._ahead is not None:
@@ -134,7 +134,7 @@ class StoredBytes:
         self._memory.seconds_waiting += time.perf_counter() - started
         return content
 
-    def part(self, start: int, stop: int, following: tuple[int, int] | None) -> bytes:
+    def read_range(self, start: int, stop: int, following: tuple[int, int] | None) -> bytes:
         """Bytes [start, stop); those from `following[0]` to `following[1]` are on their way then, for the next call."""
         started = time.perf_counter()
         content: bytes | bytearray = b""
@@ -198,7 +198,7 @@ class StoredBytes:
         """Let go of the block that is on its way, without waiting for it: its server may be the one that stalls."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None and not ahead.block.done():
-            store, self._store = self._store, self._store.again()
+            store, self._store = self._store, self._store.duplicate()
             ahead.cancelled.set()
             ahead.block.add_done_callback(lambda _: store.close())
 
@@ -208,7 +208,7 @@ class StoredBytes:
         Raises: TransportError after `retry_deadline` seconds without a new byte, or at once where trying again cannot help.
         """
         received = bytearray()
-        retrying = Retrying(self._name, self._deadline, answered=self._memory.answered, pause=cancelled.wait)
+        retrying = Retrying(self._name, self._deadline, reached=self._memory.reached, pause=cancelled.wait)
         retrying.byte = start
         for attempt in retrying:
             if cancelled.is_set():
@@ -216,7 +216,7 @@ class StoredBytes:
             with attempt, _resetting(store):
                 for piece in store.pieces(start + len(received), stop):
                     received += piece
-                    self._memory.answered = True
+                    self._memory.reached = True
                     retrying.progress()
                     retrying.byte = start + len(received)
                     if cancelled.is_set():
@@ -238,7 +238,7 @@ def _resetting(store: Store) -> Iterator[None]:
 
 def open_store(url: str, name: str, size: int | None, options: TransportOptions, identity: str | None) -> Store:
     storage_options = dict(options.storage_options)
-    known = options.memory.of(url, identity)
+    known = options.memory.known_of(url, identity)
     if not is_remote(url):
         return LocalFile(url.removeprefix("file://"))
     scheme = url.split("://")[0]
