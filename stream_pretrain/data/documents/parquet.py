@@ -20,7 +20,7 @@ from stream_pretrain.data.documents.texts import NOT_UTF8, BadDocumentError, tex
 from stream_pretrain.data.documents.windows import Windows
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.retrying import in_words
-from stream_pretrain.data.transport.second_reading import TwoReadings, read_twice, spoilt
+from stream_pretrain.data.transport.second_reading import TwoReadings, read_twice, wrong_content
 from stream_pretrain.data.transport.shard import ShardFile
 from stream_pretrain.errors import ContentError
 from stream_pretrain.units import MIB
@@ -239,7 +239,7 @@ class _RowPass:
         except ContentError as damage:
             rows = self._read_again(block, self.readings, str(damage))
         self.given[block] = self.readings.size
-        self.readings.give(_content(rows))
+        self.readings.record(_content(rows))
         return rows
 
     def _read_again(self, block: int, readings: TwoReadings, damage: str) -> _Rows:
@@ -249,7 +249,7 @@ class _RowPass:
         self.source, self.file = self.windows.open()
         self.group = None
         if not same:
-            raise spoilt(self.windows.shard.name, "the end of the file", damage, "row 0", self.windows.opened)
+            raise wrong_content(self.windows.shard.name, "the end of the file", damage, "row 0", self.windows.opened)
         deque(readings.second(damage, (_content(self._read(number)) for number in (*self.given, block))), maxlen=0)
         return self._read(block)
 

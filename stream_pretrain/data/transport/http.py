@@ -41,9 +41,9 @@ _ASKED_AT_ONCE = 16
 
 
 def sizes_and_identities(urls: Sequence[str], options: TransportOptions) -> list[tuple[int | None, str | None]]:
-    """Size of each file on a web server, and `KIND:VALUE` that it is known again by. All are asked for their first byte.
+    """Size and identity (`KIND:VALUE`) of each file, None where its server says none. Asks each for its first byte.
 
-    Raises: TransportError for the first that cannot be had.
+    Raises: TransportError for the first file that cannot be read.
     """
     headers = http_headers(dict(options.storage_options))
     found: list[tuple[int | None, str | None]] = [(None, None)] * len(urls)
@@ -55,10 +55,10 @@ def sizes_and_identities(urls: Sequence[str], options: TransportOptions) -> list
                 if given_up.is_set():
                     return
                 url, name = urls[number], without_secrets(urls[number])
-                ask = partial(_answer_of, url, name, headers, options, session)
-                told = retried(ask, name, options.retry_deadline)
-                kind = next((kind for kind in ("etag", "size") if kind in told), None)
-                found[number] = int(told["size"]) if "size" in told else None, f"{kind}:{told[kind]}" if kind else None
+                ask = partial(_size_and_etag, url, name, headers, options, session)
+                known = retried(ask, name, options.retry_deadline)
+                kind = next((kind for kind in ("etag", "size") if kind in known), None)
+                found[number] = int(known["size"]) if "size" in known else None, f"{kind}:{known[kind]}" if kind else None
 
     asking = [in_thread("ask servers", ask_for_some, first) for first in range(min(_ASKED_AT_ONCE, len(urls)))]
     try:
@@ -69,8 +69,10 @@ def sizes_and_identities(urls: Sequence[str], options: TransportOptions) -> list
     return found
 
 
-def _answer_of(url: str, name: str, headers: Mapping[str, str], options: TransportOptions, session: Session) -> dict[str, str]:
-    """What a server tells of a file, by kind. Not by HEAD: a URL that is signed for GET refuses it."""
+def _size_and_etag(
+    url: str, name: str, headers: Mapping[str, str], options: TransportOptions, session: Session
+) -> dict[str, str]:
+    """What a server says of a file, by kind. Not by HEAD, which a URL that is signed for GET refuses."""
     file = HttpFile(url, name, headers, None, options.read_timeout, options.memory, {}, session)
     try:
         next(file.pieces(0, 1), None)
@@ -80,6 +82,7 @@ def _answer_of(url: str, name: str, headers: Mapping[str, str], options: Transpo
 
 
 def http_headers(storage_options: dict[str, Any]) -> dict[str, str]:
+    """The headers in --data.storage-options. Raises SourceError for anything else there."""
     headers = storage_options.pop("headers", {})
     if storage_options:
         raise SourceError(f"--data.storage-options: http(s) knows only headers, not {', '.join(sorted(storage_options))}")
@@ -89,9 +92,13 @@ def http_headers(storage_options: dict[str, Any]) -> dict[str, str]:
 
 
 class HttpFile:
-    """One ranged GET per call. A redirect's target is used again until it fails: signed URLs expire, a Hub counts requests.
+    """A `Store` on a web server: one ranged GET for a call of pieces().
 
-    A server that ignores Range sends everything: that body is kept open and read forward from call to call.
+    A body stays open between calls and is read forward: a server that ignores Range sends all of the file, and `seekable` is
+    false then. The target of a redirect is used until it fails: signed URLs expire, and the Hub counts requests.
+
+    Invariant: `_position` is the offset in the file of the next byte of `_unread` and the body behind it, and the body must
+    end at `_end`, where that is known. A body that ends elsewhere is a fault, not the end of the file.
     """
 
     def __init__(
@@ -105,7 +112,9 @@ class HttpFile:
         known: dict[str, str],
         session: Session | None = None,
     ):
-        """known: what was told of the file before, by kind; `session` is used, and not closed, in place of an own one."""
+        """name: the URL without secrets; size: as listed, in bytes; read_timeout: seconds without a byte of the file;
+        known: what earlier answers said, by kind, which an answer that differs is refused by; session: the caller's.
+        """
         self.total: int | None = None
         self.seekable = True
         self.known = known
@@ -113,43 +122,43 @@ class HttpFile:
         self._url = url
         self._name = name
         self._size = size
-        self._own = headers
+        self._user_headers = headers
         self._headers = {**headers, "Accept-Encoding": "identity"}
         self._timeout = (_CONNECT_TIMEOUT, read_timeout)
         self._session = session
-        self._target: tuple[str, Mapping[str, str | bytes]] | None = None  # where the last redirect led
-        self._response: requests.Response | None = None  # its body is being read
-        self._at = 0  # offset in the file of the body's next byte
-        self._furthest = 0  # the highest that `_at` has been
-        self._end: int | None = None  # where the body must end
-        self._rest = b""  # read from the body, and not yet asked for
+        self._target: tuple[str, Mapping[str, str | bytes]] | None = None  # of the last redirect
+        self._response: requests.Response | None = None  # whose body is being read
+        self._position = 0
+        self._furthest = 0  # the highest `_position` so far
+        self._end: int | None = None
+        self._unread = b""  # received, and behind what was asked for
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
         while start < self._bound(stop):
-            if self._response is None or self._at > start or (self._end is not None and self._end <= start):
+            if self._response is None or self._position > start or (self._end is not None and self._end <= start):
                 self.reset_body()
                 self._request(start, self._bound(stop))
                 continue
-            piece = self._rest or self._response.raw.read1(_PIECE, decode_content=False)
-            self._rest = b""
+            piece = self._unread or self._response.raw.read1(_PIECE, decode_content=False)
+            self._unread = b""
             if not piece and self._end is None:
-                self.total = self._end = self._at
-            if not piece and self._at != self._end:
-                raise TransientError(f"the answer ended at byte {self._at} of {self._end}")
+                self.total = self._end = self._position
+            if not piece and self._position != self._end:
+                raise TransientError(f"the answer ended at byte {self._position} of {self._end}")
             bound = self._bound(stop)
-            wanted = (bound if self._end is None else min(bound, self._end)) - self._at
-            useful, self._rest = piece[max(0, start - self._at) : wanted], piece[wanted:]
-            self._at += min(len(piece), wanted)
-            if self._at == self._end:
+            wanted = (bound if self._end is None else min(bound, self._end)) - self._position
+            useful, self._unread = piece[max(0, start - self._position) : wanted], piece[wanted:]
+            self._position += min(len(piece), wanted)
+            if self._position == self._end:
                 self.reset_body()
-            if useful or self._at > self._furthest:
-                self._furthest = max(self._furthest, self._at)
+            if useful or self._position > self._furthest:
+                self._furthest = max(self._furthest, self._position)
                 start += len(useful)
                 yield useful
 
     def duplicate(self) -> Store:
         other = copy.copy(self)
-        other._session, other._response, other._rest = None, None, b""
+        other._session, other._response, other._unread = None, None, b""
         return other
 
     def reset(self) -> None:
@@ -159,7 +168,7 @@ class HttpFile:
     def reset_body(self) -> None:
         if self._response is not None:
             self._response.close()
-        self._response, self._rest = None, b""
+        self._response, self._unread = None, b""
 
     def close(self) -> None:
         self.reset_body()
@@ -170,9 +179,12 @@ class HttpFile:
         return stop if self.total is None else min(stop, self.total)
 
     def _request(self, start: int, stop: int) -> None:
-        """Open the body that holds byte `start`; nothing is opened where the file ends before it."""
+        """Open a body that holds byte `start`; none where the file ends before it.
+
+        Raises: TransientError for an answer that may be another one later, TransportError for one that may not.
+        """
         if self._session is None:
-            self._session = Session(self._own)
+            self._session = Session(self._user_headers)
         url, headers = self._target or (self._url, self._headers)
         ranged = {**headers, "Range": f"bytes={start}-{stop - 1}"}
         try:
@@ -211,7 +223,7 @@ class HttpFile:
                 f"{self._name}: the server answers with an HTML page in place of the shard; check the URL, a login or a proxy"
             )
         encoding = response.headers.get("Content-Encoding", "").lower().removeprefix("x-")
-        # Of a compressed file many servers say so what it is; all else is an encoding of the server's own.
+        # Many servers name the compression of the file itself so; anything else is an encoding of the server's own.
         if encoding in ("gzip", "deflate", "br", "zstd") and encoding != compression_of(self._name):
             raise TransportError(
                 f"{self._name}: the server sends it encoded (Content-Encoding: {encoding}) though asked for it as it is; "
@@ -224,7 +236,7 @@ class HttpFile:
             raise TransientError(f"Transfer-Encoding {coding[:40]!r}")
         if response.status_code == 200:
             known_total = self._total_of_full_body(response)
-            self._at, self._end = 0, known_total
+            self._position, self._end = 0, known_total
             if self.seekable:
                 self._memory.warn_of_ignored_range(urllib.parse.urlsplit(response.url).netloc)
             self.seekable = False
@@ -239,13 +251,13 @@ class HttpFile:
             known_total = next((size for size in (known_total, self.total, self._size) if size is not None), None)
             if known_total is None:
                 raise TransportError(f"{self._name}: the server does not say how large the file is (Content-Range .../*)")
-            self._at, self._end = first, end
+            self._position, self._end = first, end
         self._remember(response, known_total)
         if response.history:
             self._target = (response.url, dict(response.request.headers))
 
     def _total_of_full_body(self, response: requests.Response) -> int | None:
-        """Bytes of a body that is the whole file; None where the encoding of the body itself tells its end."""
+        """Bytes of a body that is all of the file; None where the size is unknown and chunks mark the end."""
         if (length := _content_length(response)) is not None:
             return length
         known = self.total if self.total is not None else self._size
@@ -265,18 +277,18 @@ class HttpFile:
         return length
 
     def _remember(self, response: requests.Response, total: int | None) -> None:
-        # Not the time of the last change: a file that is written anew with the same content is the same.
-        told = {"size": None if total is None else str(total), "etag": bare_etag(response.headers.get("ETag"))}
-        refuse_replaced(self._name, self.known, {kind: value for kind, value in told.items() if value})
+        # Not the modification time: a file that is written anew with the same content is the same.
+        answer = {"size": None if total is None else str(total), "etag": bare_etag(response.headers.get("ETag"))}
+        refuse_replaced(self._name, self.known, {kind: value for kind, value in answer.items() if value})
         self.total = total if total is not None else self.total
 
 
 def _content_length(response: requests.Response) -> int | None:
-    """What an answer tells as the length of its body."""
-    told = response.headers.get("Content-Length")
-    if told is None:
+    """Bytes of the body, as the header says. Raises TransientError where that is no number."""
+    header = response.headers.get("Content-Length")
+    if header is None:
         return None
-    length = natural_number(told)
+    length = natural_number(header)
     if length is None:
-        raise TransientError(f"Content-Length {told[:40]!r}")
+        raise TransientError(f"Content-Length {header[:40]!r}")
     return length

@@ -1,4 +1,4 @@
-"""Requests to web servers that may answer nonsense, or never come to an end of what is not the file."""
+"""Requests to web servers, whose headers may make no sense, drip in, or never end."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ import urllib3.connection
 MOST_REDIRECTS = 20
 
 LONGEST_WAIT = 86400.0
-"""A server that asks to be left alone for longer, in seconds, is not taken at its word."""
+"""Seconds; a server that asks for a longer wait is not obeyed."""
 
 
 class RedirectError(ValueError):
-    """A redirect that leads nowhere."""
+    """A redirect that cannot be followed."""
 
 
 class Session(requests.Session):
-    """For requests with the user's headers, which may be keys: they are taken to no other host."""
+    """For requests with the user's headers, which may be keys and are sent to no other host. Used by one thread at a time."""
 
-    def __init__(self, own: Mapping[str, str]) -> None:
+    def __init__(self, user_headers: Mapping[str, str]) -> None:
         super().__init__()
-        self._own = tuple(own)
-        if any(name.lower() == "authorization" for name in own):
-            self.auth = _as_it_is  # or ~/.netrc would replace the token
+        self._secret = {name.lower() for name in (*user_headers, "Authorization")}
+        if any(name.lower() == "authorization" for name in user_headers):
+            self.auth = _unchanged  # or ~/.netrc would replace the token
         for scheme in ("http://", "https://"):
             self.mount(scheme, _Adapter())
 
     def open(self, url: str, headers: Mapping[str, str | bytes], timeout: tuple[float, float]) -> requests.Response:
-        """The answer to a GET, with its body still to be read; redirects are followed, and nothing of their bodies is read.
+        """The answer to a GET, its body not read yet. Redirects are followed without reading their bodies.
 
-        Raises: RedirectError, and ValueError of several kinds for what is no address.
+        timeout: seconds to connect, and between two bytes of the file.
+        Raises: RedirectError; ValueError of several kinds for an invalid address; what requests raises.
         """
-        asked = dict(headers)
-        passed: list[requests.Response] = []
-        while len(passed) <= MOST_REDIRECTS:
-            response = self.get(url, headers=asked, stream=True, timeout=timeout, allow_redirects=False)
+        sent = dict(headers)
+        redirects: list[requests.Response] = []
+        while len(redirects) <= MOST_REDIRECTS:
+            response = self.get(url, headers=sent, stream=True, timeout=timeout, allow_redirects=False)
             try:
                 target = super().get_redirect_target(response)
-            except ValueError:  # it is not even text
+            except ValueError:  # not even text
                 response.close()
                 raise
             if target is None:
-                response.history = passed
+                response.history = redirects
                 return response
             response.close()
-            passed.append(response)
+            redirects.append(response)
             url = urllib.parse.urljoin(str(response.url), requests.utils.requote_uri(target))
             if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
                 raise RedirectError(f"the server redirects to an address of {url.partition(':')[0]}:, not of a web server")
-            asked = {name: value for name, value in response.request.headers.items() if name.title() not in _OF_ONE_REQUEST}
+            sent = {name: value for name, value in response.request.headers.items() if name.title() not in _PER_REQUEST}
             if self.should_strip_auth(str(response.url), url):
-                own = {name.lower() for name in (*self._own, "Authorization")}
-                asked = {name: value for name, value in asked.items() if name.lower() not in own}
+                sent = {name: value for name, value in sent.items() if name.lower() not in self._secret}
         raise RedirectError(f"the server redirects more than {MOST_REDIRECTS} times")
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002
@@ -71,28 +71,28 @@ class Session(requests.Session):
         return None
 
 
-_OF_ONE_REQUEST = ("Cookie", "Proxy-Authorization")
+_PER_REQUEST = ("Cookie", "Proxy-Authorization")
 
 
-def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+def _unchanged(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
 
-def natural_number(told: str) -> int | None:
-    """A number as a header has it; None for what is none, or absurd."""
-    return int(told) if re.fullmatch(r"[0-9]{1,18}", told.strip()) else None
+def natural_number(header: str) -> int | None:
+    """The number in a header; None where there is none, or an absurd one."""
+    return int(header) if re.fullmatch(r"[0-9]{1,18}", header.strip()) else None
 
 
-def content_range(told: str) -> tuple[int | None, int | None, int | None]:
-    """First byte, end and size of the file in a Content-Range, as far as they are told."""
+def content_range(header: str) -> tuple[int | None, int | None, int | None]:
+    """First byte, end (exclusive) and size of the file in a Content-Range; None for each that it does not say."""
     number = r"([0-9]{1,18})"
-    found = re.fullmatch(rf"bytes (?:{number}-{number}|\*)/(?:{number}|\*)", told.strip())
-    first, last, total = (None if part is None else int(part) for part in found.groups()) if found else (None,) * 3
+    found = re.fullmatch(rf"bytes (?:{number}-{number}|\*)/(?:{number}|\*)", header.strip())
+    first, last, total = (None if number is None else int(number) for number in found.groups()) if found else (None,) * 3
     return first, None if last is None else last + 1, total
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds a server asks to wait: Retry-After (seconds or a date), or the reset of the Hub's RateLimit."""
+    """Seconds that a server asks to wait: Retry-After (seconds or a date), or the reset in the Hub's RateLimit."""
     asked = headers.get("Retry-After", "").strip()
     wait: float | None = None
     if re.fullmatch(r"[0-9]{1,18}(\.[0-9]+)?", asked):
@@ -112,8 +112,8 @@ def _moment(date: str) -> float | None:
         return None
 
 
-class _Timed(io.RawIOBase):
-    """The bytes of a connection, which have to be there at a given time."""
+class _DeadlineReader(io.RawIOBase):
+    """The bytes of a connection, which have to come before a deadline: the read timeout after begin()."""
 
     def __init__(self, raw: io.RawIOBase, connection: socket.socket) -> None:
         self._raw, self._connection = raw, connection
@@ -121,7 +121,7 @@ class _Timed(io.RawIOBase):
         self.begin()
 
     def begin(self) -> None:
-        """From here on the time counts anew."""
+        """Start the deadline anew."""
         self._until = None if self._patience is None else time.monotonic() + self._patience
 
     def readable(self) -> bool:
@@ -144,21 +144,21 @@ class _Timed(io.RawIOBase):
         super().close()
 
 
-class _Answer(http.client.HTTPResponse):
-    """An answer whose head, and whose next bytes of the file, have to come within the read timeout.
+class _Response(http.client.HTTPResponse):
+    """An answer whose headers, and whose next bytes of the file, have to come within the read timeout.
 
-    That of a socket is the silence between any two bytes: those of an endless header or of the lines between chunks count.
+    The timeout of a socket counts from any byte to the next, those of an endless header or of chunk sizes included.
     """
 
     def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
         super().__init__(sock, *arguments, **options)
-        self._timed = _Timed(self.fp.detach(), sock)
+        self._timed = _DeadlineReader(self.fp.detach(), sock)
         self.fp = io.BufferedReader(self._timed)
 
     def begin(self) -> None:
         self._timed.begin()
         super().begin()
-        if self.msg.defects or self.msg.get_payload():  # what stands behind such a line is lost
+        if self.msg.defects or self.msg.get_payload():  # the headers behind such a line are lost
             raise http.client.HTTPException("its headers cannot be parsed")
 
     def read1(self, n: int = -1) -> bytes:
@@ -173,11 +173,11 @@ class _Answer(http.client.HTTPResponse):
 
 
 class HTTPConnection(urllib3.connection.HTTPConnection):
-    response_class = _Answer
+    response_class = _Response
 
 
 class HTTPSConnection(urllib3.connection.HTTPSConnection):
-    response_class = _Answer
+    response_class = _Response
 
 
 class HTTPConnectionPool(urllib3.HTTPConnectionPool):

@@ -1,4 +1,4 @@
-"""What tells a file from another one of its name."""
+"""What distinguishes a file from another one of the same name."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 
 def identity_of(info: Mapping[str, Any]) -> dict[str, str]:
-    """The surest of what fsspec tells of an object that changes with its content, by its kind; no time of change is that."""
-    told = {
+    """The surest value, by its kind, that fsspec has of an object and that changes with its content; no modification time."""
+    values = {
         "md5": info.get("md5Hash"),
         "crc32c": info.get("crc32c"),
         "sha": info.get("sha"),
         "etag": bare_etag(info.get("ETag") or info.get("etag")),
     }
-    return dict([(kind, str(value)) for kind, value in told.items() if value][:1])
+    return dict([(kind, str(value)) for kind, value in values.items() if value][:1])
 
 
 def bare_etag(etag: str | None) -> str | None:
-    """An ETag without its quotes, and without the mark of a weak one, which one answer may have and another not."""
+    """An ETag without quotes, and without the mark of a weak one, which answers may or may not have."""
     return etag if etag is None else etag.removeprefix("W/").strip('"')

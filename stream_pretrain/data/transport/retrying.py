@@ -43,29 +43,28 @@ class TransientError(Exception):
 
 
 class Retrying:
-    """One operation on a store, tried again while it fails as may pass: the only loop that waits for a server.
+    """One operation on a store, tried again after faults that may pass: the only loop that waits for a server.
 
         for attempt in Retrying("a.jsonl", deadline=1800.0):
             with attempt:
                 return ask()
 
-    Raises: DeadlineError once `deadline` seconds have brought no success and no `progress()`; TransportError at once where
-    trying again cannot help, or where nobody answers and nobody has before: nothing has begun then, and the name may be a slip
-    of the pen.
+    Raises: DeadlineError after `deadline` seconds without success or `progress()`; TransportError at once where trying again
+    cannot help, or where no server answers and none has before: then the name may be a typing error.
     """
 
     def __init__(
         self, name: str, deadline: float, *, reached: bool = False, pause: Callable[[float], object] = time.sleep
     ) -> None:
-        """answered: whether the store has answered before; pause: waits so many seconds, or until it is told otherwise."""
+        """reached: whether a store has answered before; pause: waits so many seconds, or until the operation is cancelled."""
         self._name, self._deadline, self._reached, self._pause = name, deadline, reached, pause
         self._tries, self._since = 0, time.monotonic()
         self._failed = False
         self.byte: int | None = None
-        """The compressed byte that is asked for, where messages should say it."""
+        """The compressed byte that is asked for, to be named in messages."""
 
     def progress(self) -> None:
-        """Something new has come: the deadline and the growing waits begin anew."""
+        """Note that new bytes have come: the deadline and the growing waits start anew."""
         self._reached = True
         self._tries, self._since = 0, time.monotonic()
 
@@ -106,7 +105,7 @@ class Retrying:
 
 
 def retried(ask: Callable[[], T], name: str, deadline: float) -> T:
-    """What `ask` returns, asked again as `Retrying` says."""
+    """What `ask` returns, with the retries and the errors of `Retrying`."""
     for attempt in Retrying(name, deadline):
         with attempt:
             return ask()
@@ -114,19 +113,19 @@ def retried(ask: Callable[[], T], name: str, deadline: float) -> T:
 
 
 def nobody_answers(error: BaseException) -> bool:
-    """Whether a connection was refused, or nobody knows the name of the server."""
+    """Whether a connection was refused, or the name of the server does not resolve."""
     return any(isinstance(cause, (ConnectionRefusedError, socket.gaierror)) for cause in causes(error))
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from."""
+    """An error and what caused it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def is_busy(status: int) -> bool:
-    """Whether a server that answers so may answer otherwise later."""
+    """Whether a server that answers with this status may answer otherwise later."""
     return status in (408, 425, 429) or status >= 500
 
 
@@ -147,7 +146,7 @@ def in_words(error: BaseException) -> str:
 
 
 def fault_of(error: Exception, name: str) -> TransientError:
-    """What a library raised, as a fault that may pass. Raises TransportError where trying again cannot help."""
+    """The fault behind an error of a library, if it may pass. Raises TransportError where trying again cannot help."""
     words = in_words(error)
     status = status_of(error)
     if isinstance(error, OfflineModeIsEnabled):
@@ -163,8 +162,7 @@ def fault_of(error: Exception, name: str) -> TransientError:
         raise TransportError(f"{name}: not found ({words}); {CHECK_ID}") from error
     if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__:
         raise TransportError(f"{name}: access refused ({words}); {CHECK_TOKEN}") from error
-    python_says = type(error).__module__ == "builtins" and not isinstance(error, (OSError, EOFError))
-    if python_says:
+    if type(error).__module__ == "builtins" and not isinstance(error, (OSError, EOFError)):
         raise error
     if isinstance(error, (ValueError, IsADirectoryError, NotADirectoryError, requests.TooManyRedirects)):
         raise TransportError(f"{name}: cannot be read ({words})") from error

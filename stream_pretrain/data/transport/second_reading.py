@@ -1,7 +1,7 @@
-"""Damage is believed when it is met twice: what a proxy or a network card has changed once is right when it is read again.
+"""Damage is believed once it is met twice: what a proxy or a network card changed once is right at the second reading.
 
-The second reading decides. It begins where the damaged part does, and has to begin as the first one did: what that gave out
-before it met the damage may be trained on already.
+The second reading decides. It starts where the damaged part starts, and has to agree with what the first one gave out before
+it met the damage: the run may have trained on it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ T = TypeVar("T")
 B = TypeVar("B", bytes, memoryview)
 
 HELD_BACK_BYTES = MIB
-"""Content of a part that is not given out before so much more of it was read without damage, or all."""
+"""Content is given out once so much more of its part has been read without damage, or all of it."""
 
-_DIGESTED_BYTES = MIB  # content that has a digest of its own: so closely it is told where two readings differ
+_DIGESTED_BYTES = MIB  # with a digest of their own: how precisely a difference is located
 
 
 class _Digests:
-    """Digests of content, one a MiB, and when each of these was begun."""
+    """Digests of content, one a MiB, and when (seconds since 1970) the first byte of each was added."""
 
     def __init__(self) -> None:
         self.size = 0
-        self.begun: list[float] = []
+        self.times: list[float] = []
         self._digests: list[bytes] = []
         self._last = xxhash.xxh3_128()
 
@@ -42,7 +42,7 @@ class _Digests:
         view = memoryview(content)
         while view:
             if self.size % _DIGESTED_BYTES == 0:
-                self.begun.append(time.time())
+                self.times.append(time.time())
             piece = view[: _DIGESTED_BYTES - self.size % _DIGESTED_BYTES]
             self._last.update(piece)
             self.size += len(piece)
@@ -52,17 +52,17 @@ class _Digests:
                 self._last = xxhash.xxh3_128()
 
     def differ_at(self, other: _Digests) -> int | None:
-        """The MiB that differs first."""
+        """Offset of the first MiB that differs."""
         pairs = zip([*self._digests, self._last.digest()], [*other._digests, other._last.digest()], strict=False)
         different = next((number for number, (mine, others) in enumerate(pairs) if mine != others), None)
         return None if different is None else different * _DIGESTED_BYTES
 
 
 class TwoReadings:
-    """The readings of one part of a shard: a second one only where the first met damage. For one thread."""
+    """The readings of one part of a shard: a second one only where the first met damage. Used by one thread."""
 
     def __init__(self, name: str, part: str, place: Callable[[int], str]) -> None:
-        """part: what messages call it; place: likewise the place of an offset in its content."""
+        """part: as messages call it; place: what they call an offset in its content."""
         self._name = name
         self._part = part
         self._place = place
@@ -73,13 +73,13 @@ class TwoReadings:
         """Bytes that were given out."""
         return self._given.size
 
-    def give(self, content: B) -> B:
-        """Remember content of the first reading that is given out."""
+    def record(self, content: B) -> B:
+        """Record content of the first reading that is given out now."""
         self._given.add(content)
         return content
 
     def first(self, chunks: Iterable[B]) -> Iterator[B]:
-        """A first reading as it is given out: late, so that most damage is met before the bytes that it spoilt are."""
+        """The first reading, delayed by HELD_BACK_BYTES: most damage is met before the bytes that it changed are given out."""
         held: deque[B] = deque()
         size = 0
         for chunk in chunks:
@@ -87,14 +87,14 @@ class TwoReadings:
             size += len(chunk)
             while size - len(held[0]) >= HELD_BACK_BYTES:
                 size -= len(held[0])
-                yield self.give(held.popleft())
+                yield self.record(held.popleft())
         while held:
-            yield self.give(held.popleft())
+            yield self.record(held.popleft())
 
     def second(self, damage: str, chunks: Iterable[B]) -> Iterator[B]:
-        """A second reading from where the first one has ended with `damage`.
+        """The second reading, behind what the first one gave out before it met `damage`.
 
-        Raises: TransportError where it begins with something else than was given out.
+        Raises: TransportError where what was given out is something else now.
         """
         seen = _Digests()
         for chunk in chunks:
@@ -106,15 +106,17 @@ class TwoReadings:
                 yield rest
         if seen.size < self.size:
             self._compare(seen, damage)
-        _say_right_then(self._name, self._part, damage)
+        _warn_of_passing_damage(self._name, self._part, damage)
 
     def _compare(self, seen: _Digests, damage: str) -> None:
         if (offset := self._given.differ_at(seen)) is not None:
-            raise spoilt(self._name, self._part, damage, self._place(offset), self._given.begun[offset // _DIGESTED_BYTES])
+            raise wrong_content(
+                self._name, self._part, damage, self._place(offset), self._given.times[offset // _DIGESTED_BYTES]
+            )
 
 
-def spoilt(name: str, part: str, damage: str, place: str, since: float) -> TransportError:
-    """What was given out of a part from this place on was something else, `since` this time (seconds since 1970)."""
+def wrong_content(name: str, part: str, damage: str, place: str, since: float) -> TransportError:
+    """The error for content that was given out wrong, from `place` on and `since` a time (seconds since 1970)."""
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
     return TransportError(
         f"{name}: {part} was damaged on its way ({damage.removeprefix(f'{name}: ')}): read again, it is something else from "
@@ -125,17 +127,17 @@ def spoilt(name: str, part: str, damage: str, place: str, since: float) -> Trans
 
 
 def read_twice(read: Callable[[], T], name: str, part: str) -> T:
-    """What a part is whose damage is met before anything is given out: read again where that is so."""
+    """A part that is given out at once as a whole; read a second time where it is damaged."""
     try:
         return read()
     except ContentError as damage:
         found = read()
-        _say_right_then(name, part, str(damage))
+        _warn_of_passing_damage(name, part, str(damage))
         return found
 
 
-def agreed(read: Callable[[], T]) -> T | None:
-    """What two readings in a row give, for what no checksum covers; None where no two of four do."""
+def read_until_two_agree(read: Callable[[], T]) -> T | None:
+    """What two readings in a row agree on, for content without a checksum; None where no two of four do."""
     found = read()
     for _ in range(3):
         before, found = found, read()
@@ -144,9 +146,9 @@ def agreed(read: Callable[[], T]) -> T | None:
     return None
 
 
-def _say_right_then(name: str, part: str, damage: str) -> None:
+def _warn_of_passing_damage(name: str, part: str, damage: str) -> None:
     logger.warning(
-        "%s: %s was read twice: damaged at first (%s), then whole: something on the way changes bytes",
+        "%s: %s was read twice: damaged at first (%s), then intact: something on the way changes bytes",
         name,
         part,
         damage.removeprefix(f"{name}: "),

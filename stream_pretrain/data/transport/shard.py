@@ -24,7 +24,7 @@ from stream_pretrain.data.transport.decoders import DamageError
 from stream_pretrain.data.transport.decoding import CHUNK, CUT, SLICE, decode, is_skippable, joined, skip_skippable
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.second_reading import TwoReadings, agreed
+from stream_pretrain.data.transport.second_reading import TwoReadings, read_until_two_agree
 from stream_pretrain.data.transport.seek_table import read_seek_table
 from stream_pretrain.data.transport.stored_bytes import StoredBytes
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError, TransportError
@@ -265,7 +265,7 @@ class ShardBytes:
         if self._frames is None:
             # The sizes of what frames hold are covered by no checksum, and the wrong one would be taken for the right place.
             read = partial(read_seek_table, self._data)
-            self._frames = read() if self._data.is_local else agreed(read)
+            self._frames = read() if self._data.is_local else read_until_two_agree(read)
             if self._frames is None:
                 raise TransportError(f"{self._name}: its seek table is another one each time it is read; check the network")
         at = bisect.bisect_right(self._frames, offset, key=lambda frame: frame.uncompressed) - 1

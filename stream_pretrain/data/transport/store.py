@@ -1,4 +1,4 @@
-"""A file where its owner put it: what every store offers, and the local one."""
+"""What every store offers of a file, and the local one."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from stream_pretrain.errors import SourceError
 
 
 class Store(Protocol):
-    """A file where its owner put it."""
+    """One file as it is stored. Offsets are stored bytes. Used by one thread at a time; opened by the first read."""
 
     total: int | None
-    """Its size, once known."""
+    """Size of the file, once an answer has said it."""
     seekable: bool
-    """Whether going forward costs less than reading what lies between."""
+    """Whether skipping costs less than reading what lies between."""
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
-        """Bytes [start, stop) as they arrive, fewer only at the end of the file; b"" where others arrive on the way to them.
+        """Bytes [start, stop) as they arrive, fewer only at the end of the file; b"" as a sign of life while others arrive.
 
-        Raises what its library raises.
+        Raises: what its library raises, TransientError for other faults that may pass, TransportError and SourceError for
+        those that do not.
         """
 
     def duplicate(self) -> Store:
-        """The same file with a connection of its own, and what is known of it."""
+        """The same file, and what is known of it, with a connection of its own: for another thread."""
 
     def reset(self) -> None:
-        """After a fault: open the file anew, on a web server by a new connection; fsspec libraries have pools of their own."""
+        """Open the file anew at the next read, over a new connection; libraries under fsspec have pools of their own."""
 
     def close(self) -> None: ...
 

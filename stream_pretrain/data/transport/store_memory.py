@@ -1,4 +1,4 @@
-"""What a stream knows of its stores: another stream, or another run of the same process, has a memory of its own."""
+"""What a stream knows of its stores. Another stream, or another run of the same process, has a memory of its own."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ logger = logging.getLogger(__name__)
 
 
 class StoreMemory:
-    """What the stores of one stream have told it; all of its readers have the same one."""
+    """What the stores of one stream have said, shared by its readers and the threads that read ahead for them."""
 
     def __init__(self) -> None:
         self.reached = False
-        """Whether any store has answered: until then, a name that nobody answers to may be a slip of the pen."""
+        """Whether any store has answered; until then, a host that refuses connections may be a typing error."""
         self.seconds_waiting = 0.0
-        """How long the stream has waited for its stores."""
+        """How long the readers have waited for bytes."""
         self._known: dict[str, dict[str, str]] = {}
         self._without_ranges: set[str] = set()
 
     def known_of(self, url: str, identity: str | None) -> dict[str, str]:
-        """What is known of a file, by kind: what it was pinned by, and what was told of it before, in whatever epoch."""
+        """What is known of a file, by kind: what it was pinned by, and what earlier answers said of it, in any epoch."""
         kind, _, value = (identity or "").partition(":")
         known = self._known.setdefault(url, {})
         if kind:
@@ -31,11 +31,11 @@ class StoreMemory:
         return known
 
     def forget(self, url: str) -> None:
-        """Take nothing that was told of a file for known."""
+        """Forget what answers said of a file."""
         self._known.pop(url, None)
 
     def warn_of_ignored_range(self, server: str) -> None:
-        """Once for each server, however many shards it has."""
+        """Warn once for each server, however many shards it has."""
         if server not in self._without_ranges:
             self._without_ranges.add(server)
             logger.warning("%s ignores Range: every restart reads a shard from its beginning", server)
@@ -44,9 +44,9 @@ class StoreMemory:
         return self  # `datasets` copies the options that it opens shards with
 
 
-def refuse_replaced(name: str, known: dict[str, str], told: Mapping[str, str]) -> None:
-    """Keep in `known` what a store tells of a file. Raises SourceError where it told something else before."""
-    for kind, value in told.items():
+def refuse_replaced(name: str, known: dict[str, str], answer: Mapping[str, str]) -> None:
+    """Add to `known` what a store says of a file, by kind. Raises SourceError where it said something else before."""
+    for kind, value in answer.items():
         if (was := known.setdefault(kind, value)) != value:
             raise SourceError(
                 f"{name}: was replaced since the run began to read it ({kind} was {was}, is {value}); "

@@ -1,4 +1,4 @@
-"""The bytes of a file as it lies in its store: retried, prefetched and buffered."""
+"""The bytes of a file as its store has them: retried, prefetched and buffered."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LOCAL_BLOCK = MIB
 
 @dataclass(frozen=True)
 class _ReadAhead:
-    """A block on its way, with the store it comes from; nobody else uses that meanwhile."""
+    """A block that a thread fetches. Until it is there, the thread alone uses the store it comes from."""
 
     start: int
     cancelled: threading.Event
@@ -40,7 +40,17 @@ class _ReadAhead:
 
 
 class StoredBytes:
-    """The bytes of the file as it lies in the store, behind a buffer."""
+    """The bytes of one file as its store has them, behind a buffer.
+
+    Offsets and counts are stored (compressed) bytes. `position` is the next byte of peek(); the buffer holds it at `_index`.
+    Of a remote file that is read in order, the next block is fetched ahead.
+
+    Used by one thread. A read-ahead has a thread of its own, at most one at a time, and the store is that thread's until its
+    block is there; to abandon the block is to leave it the store and to go on with a duplicate.
+
+    Raises, wherever it reads: DeadlineError after `retry_deadline` seconds without a new byte; TransportError at once where
+    trying again cannot help; SourceError where the file was replaced.
+    """
 
     def __init__(
         self, url: str, name: str, size: int | None, start: int, options: TransportOptions, identity: str | None = None
@@ -62,30 +72,30 @@ class StoredBytes:
 
     @property
     def known_total(self) -> int | None:
-        """Size of the file, where the store has told it."""
+        """Size of the file, once an answer has said it."""
         return self._store.total
 
     @property
     def total(self) -> int:
-        """Size of the file; to be asked where its end was met, or of a store that can jump."""
+        """Size of the file; known where its end was met, and after a read from a seekable store."""
         assert self._store.total is not None
         return self._store.total
 
     def peek(self, count: int, least: int | None = None) -> memoryview:
-        """The next `count` bytes without going on; fewer only at the end of the shard, or where `least` are enough."""
+        """The next `count` bytes, not consumed; fewer only at the end of the file, or where `least` are enough."""
         wanted = count if least is None else least
         while len(self._buffer) - self._index < wanted and self._refill():
             pass
         return memoryview(self._buffer)[self._index : self._index + count]
 
     def advance(self, count: int) -> None:
-        """Go on by this much of what was peeked; a decoder's unused input is given back by a negative count."""
+        """Consume this much of what was peeked; a negative count gives back what a decoder did not use of it."""
         self.position += count
         self._index += count
         assert 0 <= self._index <= len(self._buffer)
 
     def skip_to(self, offset: int) -> None:
-        """Go on at this byte; what lies between is not transferred unless it is already on its way."""
+        """Move forward to this byte; what lies between is transferred only where it is on its way already."""
         assert offset >= self.position
         if self._ahead is not None and 0 <= offset - self._ahead.start < self._block_bytes:
             self._buffer, self._index, self.position = b"", 0, self._ahead.start
@@ -96,7 +106,7 @@ class StoredBytes:
             self._buffer, self._index, self.position = b"", 0, offset
 
     def prefetch(self, offset: int) -> None:
-        """Say which byte will be gone to next, so that the block there is on its way while others are worked on."""
+        """Fetch the block at the byte that skip_to() will move to next, where it is not in the buffer."""
         known = self._store.total
         beyond = offset > self.position + len(self._buffer) - self._index
         if not self.is_local and self._store.seekable and beyond and known is not None and offset < known:
@@ -104,38 +114,38 @@ class StoredBytes:
             self._read_ahead(offset, offset + self._block_bytes)
 
     def seek(self, offset: int) -> None:
-        """Go on at this byte, be it before or behind."""
+        """Move to any byte, without the block that is on its way."""
         self._cancel()
         self._buffer, self._index, self.position = b"", 0, offset
 
     def reopen(self) -> None:
-        """What was told of the file so far was perhaps not told of it."""
+        """Forget what answers said of the file, which may have been said of another one, and open it anew."""
         self._cancel()
         self._store.close()
         self._memory.forget(self._url)
         self._store = self._open()
 
     def reread_from(self, offset: int) -> None:
-        """Go back to this byte, and ask the store for it by a new connection."""
+        """Move to this byte, and ask for it over a new connection."""
         self.seek(offset)
         self._store.reset()
 
     def can_jump(self) -> bool:
-        """Whether going far forward can be cheaper than reading on."""
+        """Whether skipping far ahead can be cheaper than reading on."""
         self.peek(1)
         return self._store.seekable and self.position + len(self._buffer) - self._index < self.total
 
     def read_at(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop), leaving position and buffer as they are."""
+        """Bytes [start, stop), like os.pread: position, buffer and read-ahead stay as they are."""
         started = time.perf_counter()
         if self._ahead is not None:
-            self._ahead.block.exception()  # one request at a time; its outcome is looked at when its bytes are needed
+            self._ahead.block.exception()  # one request at a time; what it raised is raised when its bytes are needed
         content = bytes(self._fetched(start, stop))
         self._memory.seconds_waiting += time.perf_counter() - started
         return content
 
-    def read_range(self, start: int, stop: int, following: tuple[int, int] | None) -> bytes:
-        """Bytes [start, stop); those from `following[0]` to `following[1]` are on their way then, for the next call."""
+    def read_range(self, start: int, stop: int, upcoming: tuple[int, int] | None) -> bytes:
+        """Bytes [start, stop); the range `upcoming` is fetched ahead for the next call. Not to be mixed with peek()."""
         started = time.perf_counter()
         content: bytes | bytearray = b""
         if self._ahead is not None and self._ahead.start == start:
@@ -144,12 +154,12 @@ class StoredBytes:
         if len(content) < stop - start:
             self._cancel()
             content += self._fetched(start + len(content), stop)
-        if len(content) > stop - start:  # less was asked for than was expected
+        if len(content) > stop - start:  # more was fetched ahead than is asked for
             rest: Future[bytes | bytearray] = Future()
             rest.set_result(content[stop - start :])
             self._ahead = _ReadAhead(stop, threading.Event(), rest)
-        elif following is not None and not self.is_local:
-            self._read_ahead(*following)
+        elif upcoming is not None and not self.is_local:
+            self._read_ahead(*upcoming)
         self._memory.seconds_waiting += time.perf_counter() - started
         return bytes(content[: stop - start])
 
@@ -191,11 +201,11 @@ class StoredBytes:
 
     def _read_ahead(self, start: int, stop: int) -> None:
         cancelled = threading.Event()
-        # By its arguments: when the thread gets to run, this block may have been let go of, with its store.
+        # As arguments: when the thread gets to run, this block may have been abandoned, with its store.
         self._ahead = _ReadAhead(start, cancelled, in_thread("read ahead", self._fetch, self._store, cancelled, start, stop))
 
     def _cancel(self) -> None:
-        """Let go of the block that is on its way, without waiting for it: its server may be the one that stalls."""
+        """Abandon the block that is on its way, without waiting for it: its server may be stalled."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None and not ahead.block.done():
             store, self._store = self._store, self._store.duplicate()
@@ -203,10 +213,7 @@ class StoredBytes:
             ahead.block.add_done_callback(lambda _: store.close())
 
     def _fetch(self, store: Store, cancelled: threading.Event, start: int, stop: int) -> bytes | bytearray:
-        """Bytes [start, stop), fewer only at the end of the file, or once cancelled.
-
-        Raises: TransportError after `retry_deadline` seconds without a new byte, or at once where trying again cannot help.
-        """
+        """Bytes [start, stop), fewer only at the end of the file, or once cancelled."""
         received = bytearray()
         retrying = Retrying(self._name, self._deadline, reached=self._memory.reached, pause=cancelled.wait)
         retrying.byte = start
@@ -226,7 +233,7 @@ class StoredBytes:
 
 @contextmanager
 def _resetting(store: Store) -> Iterator[None]:
-    """Let go of the connection that a fault came by."""
+    """Drop the connection after a fault."""
     try:
         yield
     except StreamPretrainError:
@@ -237,6 +244,7 @@ def _resetting(store: Store) -> Iterator[None]:
 
 
 def open_store(url: str, name: str, size: int | None, options: TransportOptions, identity: str | None) -> Store:
+    """The store of a URL, which connects at the first read. Raises SourceError for options that it does not have."""
     storage_options = dict(options.storage_options)
     known = options.memory.known_of(url, identity)
     if not is_remote(url):
@@ -255,7 +263,7 @@ def open_store(url: str, name: str, size: int | None, options: TransportOptions,
         )
         token = storage_options.get("token") or get_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        # At a commit, a file stays the same; how the Hub stores it, which its ETag comes of, may change in the months of a run.
+        # At a commit, a file stays the same; how the Hub stores it, which decides the ETag, may change in the months of a run.
         return HttpFile(resolve, name, headers, size, options.read_timeout, options.memory, {})
     return FsspecFile(url, name, storage_options, max(options.retry_deadline, options.read_timeout), known)
 
