@@ -149,7 +149,8 @@ class ModelConfig:
     init_from: str | None = option(None, short="init-from", synonyms="init-checkpoint load-weights weights")
     """Take the weights (and nothing else) from this checkpoint or model folder; the run itself starts at step 0."""
     resize_embeddings: bool = option(False, synonyms="resize-token-embeddings resize-vocab")
-    """Allow the embedding to grow to the tokenizer's size, padded to a multiple of 64."""
+    """Allow the embedding to grow to the tokenizer's size, padded to a multiple of 64; from scratch it takes that size, be it
+    smaller."""
     gradient_checkpointing: bool = option(False, may_change=True, synonyms="activation-checkpointing recompute")
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = option(False, may_change=True, synonyms="torch-compile torch-compile-mode")

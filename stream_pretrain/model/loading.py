@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +107,12 @@ def load_model(
     seed: int,
     *,
     local_files_only: bool = False,
+    vocabulary: int | None = None,
 ) -> LoadedModel:
     """The model to train: pretrained, or from scratch with weights that depend on `seed` alone.
 
     Keeps the global random state. With `local_files_only`, reads only the cache.
+    vocabulary: the size of the embedding of the run that is resumed.
     Raises: ModelError where the model or tokenizer does not fit the run.
     """
     name = config.path or config.config
@@ -132,16 +134,12 @@ def load_model(
     original_settings, notes = _prepare(settings, kind)
     if config.path is None:
         _take_special_tokens(settings, tokenizer)
-    needed, known = max(tokenizer.get_vocab().values()) + 1, settings.vocab_size
-    vocabulary = known
-    if needed > known:
-        if not config.resize_embeddings:
-            raise ModelError(
-                f"the tokenizer has {needed} tokens, the embedding of {name} only {known}: use the model's own tokenizer,"
-                " or let the embedding grow with --model.resize-embeddings"
-            )
-        vocabulary = -(-needed // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+    known = settings.vocab_size
+    vocabulary = vocabulary or _vocabulary(config, tokenizer, known, local_files_only)
+    if vocabulary > known:
         notes.append(f"the embedding grows from {known} to {vocabulary} tokens: the new rows are untrained")
+    elif vocabulary < known:
+        notes.append(f"the embedding has {vocabulary} tokens, as the tokenizer needs, not {known}")
 
     unexpected: set[str] = set()
     with torch.random.fork_rng(devices=[]):
@@ -230,6 +228,22 @@ def _kind(settings: PreTrainedConfig, causal: bool) -> str:
     family = type(settings)
     only_masked = family in AutoModelForMaskedLM._model_mapping and family not in AutoModelForCausalLM._model_mapping
     return "causal" if causal and not only_masked else "masked"
+
+
+def _vocabulary(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, known: int, local_files_only: bool) -> int:
+    """The size of the embedding of a new run; `known` is that of the configuration. Raises: ModelError."""
+    from_scratch = config.path is None and config.resize_embeddings
+    if from_scratch and config.init_from is not None:
+        known = int(_read_config(config.init_from, replace(config, revision=None), local_files_only).vocab_size)
+    needed: int = max(tokenizer.get_vocab().values()) + 1
+    if needed > known and not config.resize_embeddings:
+        raise ModelError(
+            f"the tokenizer has {needed} tokens, the embedding of {config.path or config.config} only {known}: use the model's "
+            "own tokenizer, or let the embedding grow with --model.resize-embeddings"
+        )
+    if needed > known or (from_scratch and config.init_from is None):
+        return -(-needed // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+    return known
 
 
 def _is_only_causal(settings: PreTrainedConfig) -> bool:

@@ -71,6 +71,8 @@ class Saved:
     stream: dict[str, Any]
     corpus: dict[str, Any]
     trainer: dict[str, Any]
+    vocabulary: int | None
+    """The size of the embedding, where config.json has it."""
 
 
 def write(snapshot: Snapshot, directory: Path) -> Path:
@@ -214,6 +216,7 @@ def read(checkpoint: Path) -> Saved:
         stream=json_of(checkpoint / "stream.json"),
         corpus=json_of(checkpoint / "corpus.json"),
         trainer=read_trainer(checkpoint),
+        vocabulary=json_of(checkpoint / "config.json").get("vocab_size"),
     )
 
 

@@ -75,16 +75,16 @@ def _loaded_once_per_machine(config: Config, saved: Saved | None, accelerator: A
 
     def load() -> None:
         nonlocal loaded
-        loaded = _load(config)
+        loaded = _load(config, saved)
 
     ranks.from_first(load)
     if loaded is None and accelerator.is_local_main_process:
         load()
     ranks.wait()
-    return loaded or _load(config, local_files_only=True)
+    return loaded or _load(config, saved, local_files_only=True)
 
 
-def _load(config: Config, *, local_files_only: bool = False) -> LoadedModel:
+def _load(config: Config, saved: Saved | None, *, local_files_only: bool = False) -> LoadedModel:
     tokenizer = load_tokenizer(config.model, local_files_only=local_files_only)
     return load_model(
         config.model,
@@ -93,6 +93,7 @@ def _load(config: Config, *, local_files_only: bool = False) -> LoadedModel:
         config.data.sequence_length,
         config.train.seed,
         local_files_only=local_files_only,
+        vocabulary=None if saved is None else saved.vocabulary,
     )
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from stream_pretrain.data.corpus import resolve as resolving
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.corpus.unchanged import check_unchanged
+from stream_pretrain.data.transport.object_store import FsspecFile
 from stream_pretrain.errors import SourceError, TransportError
 from stream_pretrain.urls import without_secrets
 
@@ -479,6 +481,33 @@ def test_a_url_that_matches_nothing_is_named(listings: list[str]) -> None:
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(SourceError, match=r"^gopher://x/a\.jsonl: cannot be opened"):
         resolve(DataConfig(dataset="gopher://x/a.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "package"),
+    [
+        ("s3://bucket/a.jsonl", "s3fs", "s3fs"),
+        ("gs://bucket/a*.jsonl", "gcsfs", "gcsfs"),
+        ("abfs://c@account/a.jsonl", "adlfs", "adlfs"),
+        ("sftp://host/a.jsonl", "paramiko", "paramiko"),
+        ("smb://host/a.jsonl", "smbclient", "smbprotocol"),
+        ("lakefs://x/main/a.jsonl", "lakefs_spec", "lakefs-spec"),
+    ],
+)
+def test_a_store_without_its_package_says_what_pip_takes(
+    url: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, url.partition("://")[0], raising=False)
+    for implementation in ("sftp", "smb"):
+        monkeypatch.delitem(sys.modules, f"fsspec.implementations.{implementation}", raising=False)
+    said = f"{url}: {url.partition('://')[0]}:// needs a package: pip install {package}"
+    with pytest.raises(SourceError) as raised:
+        resolve(DataConfig(dataset=url))
+    assert str(raised.value) == said
+    with pytest.raises(SourceError) as raised:
+        next(FsspecFile(url, url, {}, 1.0, {}).pieces(0, 1))
+    assert str(raised.value) == said
 
 
 def test_storage_options_reach_the_store(listings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

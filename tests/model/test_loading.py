@@ -282,6 +282,28 @@ def test_a_model_from_scratch_has_the_special_tokens_of_its_tokenizer(tmp_path: 
     assert loaded.model.get_input_embeddings().num_embeddings == 192
 
 
+@pytest.mark.parametrize(("tokens", "size"), [(30, 64), (100, 128), (130, 192)])
+def test_from_scratch_the_embedding_takes_the_size_of_the_tokenizer_where_it_may_be_resized(
+    tmp_path: Path, tokens: int, size: int
+) -> None:
+    scratch = ModelConfig(config=saved(tmp_path / "config", "modernbert"), tokenizer="given", resize_embeddings=True)
+    loaded = load_model(scratch, MLM, tiny_tokenizer(tokens), 24, 0)
+    assert loaded.model.get_input_embeddings().num_embeddings == loaded.model.config.vocab_size == size
+    assert any("the embedding" in note and f"{size} tokens" in note for note in loaded.notes)
+    begun_earlier = load_model(scratch, MLM, tiny_tokenizer(tokens), 24, 0, vocabulary=256)
+    assert begun_earlier.model.get_input_embeddings().num_embeddings == 256
+
+    loaded.model.save_pretrained(tmp_path / "weights")
+    again = load_model(replace(scratch, init_from=str(tmp_path / "weights")), MLM, tiny_tokenizer(tokens), 24, 0)
+    assert torch.equal(again.model.get_input_embeddings().weight, loaded.model.get_input_embeddings().weight)
+
+
+def test_without_leave_to_resize_an_embedding_that_is_larger_than_the_tokenizer_stays(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    for config in (ModelConfig(config=path, tokenizer="given"), ModelConfig(path=path, resize_embeddings=True)):
+        assert load_model(config, MLM, tiny_tokenizer(30), 24, 0).model.config.vocab_size == 100
+
+
 @pytest.mark.parametrize("family", [*MASKED, *CAUSAL])
 def test_embedding_and_head_grow_to_a_multiple_of_64_when_allowed(tmp_path: Path, family: str) -> None:
     config = ModelConfig(path=saved(tmp_path, family), resize_embeddings=True)

@@ -13,8 +13,10 @@ import pytest
 from stream_pretrain import cli
 from stream_pretrain.config import GROUPS, Config, DataConfig, ModelConfig, TrainConfig, defaults, fixed_options, option
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError
+from stream_pretrain.model import loading
 from stream_pretrain.training.defaults import defaults_of_then, kept_options, with_options
 from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.integration.jobs import tiny_options
 from tests.training.runs import run_here
 from tests.training.starts import save
 from tests.training.starts import start as begin
@@ -113,3 +115,21 @@ def test_a_run_goes_on_with_the_defaults_that_it_began_with_however_often(
         assert (gone_on.returncode, said in gone_on.stderr) == (0, True), gone_on.stderr
         trainer = json.loads((tmp_path / "out" / "checkpoints" / f"step-{steps:08d}" / "trainer.json").read_text())
         assert trainer["defaults"]["train.epsilon"] == 1e-8
+
+
+def test_a_run_from_scratch_keeps_the_size_of_its_embedding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier versions left an embedding as it was that is larger than the tokenizer."""
+    write_shard(tmp_path / "s", documents(200), "plain")
+    model = write_tiny_bert(tmp_path / "model")
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**settings, "vocab_size": 500}))
+    arguments = tiny_options(tmp_path / "s.jsonl", model, tmp_path / "out", "--model.resize-embeddings")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(loading, "_vocabulary", lambda config, tokenizer, known, local_files_only: known)
+        assert run_here([*arguments, "--max-steps=1"]).returncode == 0
+    gone_on = run_here([*arguments, "--max-steps=2"])
+    assert gone_on.returncode == 0, gone_on.stderr
+    assert json.loads((tmp_path / "out" / "model" / "config.json").read_text())["vocab_size"] == 500
+    new = run_here([*arguments, "--max-steps=1", f"--output-dir={tmp_path / 'new'}"])
+    assert new.returncode == 0, new.stderr
+    assert "the embedding has 128 tokens, as the tokenizer needs, not 500" in new.stderr

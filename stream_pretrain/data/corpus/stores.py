@@ -10,8 +10,6 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
-import fsspec
-
 from stream_pretrain.config import DataConfig, storage_options
 from stream_pretrain.data.corpus.formats import has_known_ending, is_shard
 from stream_pretrain.data.corpus.listings import (
@@ -25,6 +23,7 @@ from stream_pretrain.data.corpus.listings import (
 from stream_pretrain.data.corpus.shard import Corpus, shard_at
 from stream_pretrain.data.transport.http import sizes_and_identities
 from stream_pretrain.data.transport.identity import identity_of
+from stream_pretrain.data.transport.object_store import filesystem_at
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.errors import SourceError
 from stream_pretrain.urls import on_web, unsigned, without_secrets
@@ -47,10 +46,7 @@ def list_url(url: str, data: DataConfig) -> Listing:
         name = posixpath.basename(urllib.parse.unquote(parts.path))
         at_least_one(filter(has_known_ending, [name]), entry, "the ending says no format")
         return Listing(entry.rpartition("/")[0], {name: shard_at(url, name, None, None, data)})
-    try:
-        filesystem, path = fsspec.url_to_fs(url, **storage_options(data.storage_options))
-    except (ImportError, ValueError, TypeError) as error:
-        raise SourceError(f"{entry}: cannot be opened: {error}") from error
+    filesystem, path = filesystem_at(url, entry, storage_options(data.storage_options))
     files = list_files(filesystem, path.rstrip("/"), entry)
     single = list(files) == [path]
     root = posixpath.dirname(path) if single else split_pattern(path)[0] if glob.has_magic(path) else path.rstrip("/")

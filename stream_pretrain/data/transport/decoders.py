@@ -76,7 +76,7 @@ def lz4_frame() -> Decoder:
     try:
         import lz4.frame
     except ImportError as error:
-        raise SourceError("reading .lz4 shards needs the extra lz4: pip install 'stream_pretrain[lz4]'") from error
+        raise SourceError("reading .lz4 shards needs a package: pip install lz4") from error
     decoder: Decoder = lz4.frame.LZ4FrameDecompressor()
     return decoder
 

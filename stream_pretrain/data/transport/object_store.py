@@ -17,6 +17,20 @@ from stream_pretrain.data.transport.threads import in_thread
 from stream_pretrain.errors import SourceError, TransportError
 
 
+def filesystem_at(url: str, name: str, storage_options: dict[str, Any]) -> tuple[Any, str]:
+    """The filesystem of a URL, and the path in it. Raises: SourceError that calls the URL `name`."""
+    try:
+        filesystem, path = fsspec.url_to_fs(url, **storage_options)
+    except ImportError as error:
+        missing = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+        package = "smbprotocol" if missing.name == "smbclient" else (missing.name or "").replace("_", "-")
+        needed = f"needs a package: pip install {package}" if package else f"needs a package: {error}"
+        raise SourceError(f"{name}: {url.partition('://')[0]}:// {needed}") from error
+    except (ValueError, TypeError) as error:
+        raise SourceError(f"{name}: cannot be opened: {error}; check the URL and --data.storage-options") from error
+    return filesystem, path
+
+
 class FsspecFile:
     """Any other store, through fsspec, one range at a time."""
 
@@ -34,10 +48,7 @@ class FsspecFile:
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
         if self._filesystem is None:
-            try:
-                self._filesystem, self._path = fsspec.core.url_to_fs(self._url, **self._storage_options)
-            except (ImportError, ValueError, TypeError) as error:
-                raise SourceError(f"{self._name}: fsspec cannot open it with --data.storage-options: {error}") from error
+            self._filesystem, self._path = filesystem_at(self._url, self._name, self._storage_options)
         if self._opened is None:
             opened = self._within_patience(_open, self._filesystem, self._path)
             if (size := opened.info["size"]) is None:
