@@ -173,7 +173,9 @@ def _explained(error: BaseException, ranks: Ranks, peers: Peers, out: RunDirecto
         if re.search(r"DataLoader worker \(pid|MemoryError in DataLoader worker", str(error)):
             return ranks.named(worker_died(error))
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(str(error)):
-            return ranks.named(TrainingError("out of memory: halve --micro-batch-size, the result does not change"))
+            return ranks.named(
+                TrainingError("out of memory: halve --micro-batch-size; the rows and masks of a step stay the same")
+            )
     if isinstance(error, RuntimeError | Interrupted):
         # A collective that failed, or the launcher that ends those that are left.
         failed = isinstance(error, RuntimeError)

@@ -210,7 +210,8 @@ class TrainConfig:
         may_change=True,
         synonyms="per-device-train-batch-size per-device-batch-size per-device-eval-batch-size",
     )
-    """Rows that go through the model at once on one device; changes memory and speed, not the result."""
+    """Rows that go through the model at once on one device: more take more memory, and less time. The rows and masks of a step
+    stay the same; rounding differs, and what hidden dropout draws."""
     seed: int = option(0, short="seed", bounds="not negative", synonyms="random-seed data-seed")
     """Decides order, masks, initial weights and dropout."""
     # "auto" of this and of the warm-up is chosen at the first start, and pinned in every checkpoint of the run.

@@ -208,7 +208,9 @@ def test_a_rank_out_of_memory_ends_all_and_is_told_what_to_do(corpus: Path, tmp_
         rank = running.ranks()[1]
         # Each step wants blocks of 64 MiB, which come straight from the system; what little the end needs is left.
         rank.rlimit(psutil.RLIMIT_AS, (rank.memory_info().vms // 2, psutil.RLIM_INFINITY))
-        assert_failed(running, out, "rank 1: out of memory: halve --micro-batch-size, the result does not change")
+        assert_failed(
+            running, out, "rank 1: out of memory: halve --micro-batch-size; the rows and masks of a step stay the same"
+        )
 
 
 # What goes wrong in one rank, in a way that nobody has thought of.
