@@ -60,6 +60,7 @@ def in_fork(function: Callable[[], Iterable[Any]], seconds: float | None = None)
 
 
 def _run(function: Callable[[], Iterable[Any]], given: Any, printed: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.setpgid(0, 0)  # so that it can be killed with what it has started
     os.dup2(printed.fileno(), 1)
     os.dup2(printed.fileno(), 2)

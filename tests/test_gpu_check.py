@@ -108,6 +108,19 @@ def test_the_limits_of_all_parts_are_within_eight_minutes(tmp_path: Path) -> Non
     assert float(printed) <= 470  # and what it takes to begin
 
 
+def test_a_part_that_there_is_not_is_refused_with_the_names_of_all(tmp_path: Path) -> None:
+    done = trainers().run([str(SCRIPT), "--cpu", "--output", str(tmp_path), "--only", "wait", "trian"], ENVIRONMENT)
+    assert done.returncode == 2
+    assert "--only trian: the parts are prepare, attention, tests, train BERT-base 512, waits, " in done.stderr
+
+
+def test_without_a_gpu_the_check_says_how_to_try_it_on_a_cpu(tmp_path: Path) -> None:
+    done = trainers().run([str(SCRIPT), "--output", str(tmp_path)], ENVIRONMENT)
+    assert done.returncode == 1
+    assert done.stderr == "torch sees no GPU here: gpu_check --cpu tries every part on a CPU\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_table_has_a_line_for_each_measurement_and_nothing_of_a_part_without_figures(tmp_path: Path) -> None:
     eager = {"tokens_per_second": 402_345, "mfu": 0.3456, "data_wait_fraction": 0.0123, "peak_memory_gib": 21.34}
     compiled = {"tokens_per_second": 612_345, "mfu": None, "data_wait_fraction": 0.0, "peak_memory_gib": None}
@@ -121,7 +134,7 @@ def test_the_table_has_a_line_for_each_measurement_and_nothing_of_a_part_without
     found = {"device": "NVIDIA H200", "torch": "2.11.0", "transformers": "5.17.0"}
     found |= {"parts": {name: {"figures": figures} for name, figures in parts.items()}}
     lines = run(f"print(gpu_check['table']({found!r}))", tmp_path).splitlines()
-    assert lines[0] == "NVIDIA H200; torch 2.11.0, transformers 5.17.0; bf16, one micro-batch a step"
+    assert lines[0] == "NVIDIA H200, bf16; torch 2.11.0, transformers 5.17.0; one micro-batch a step."
     assert lines[4:] == [
         "| BERT-base | 128 x 512 | eager | 402,345 | 0.35 | 1.2% | 21.3 GiB | 768 rows |",
         "| BERT-base | 128 x 512 | compiled | 612,345 |  | 0.0% |  |  |",
