@@ -1,4 +1,4 @@
-"""How a run ends, as shells and schedulers are told; README.md has the same table."""
+"""The exit codes of a run, for shells and schedulers; README.md has the same table."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ FINISHED = 0
 FAILED = 1
 USAGE = 2
 RESUMES = os.EX_TEMPFAIL
-"""75: stopped, lost, or ended by a temporary failure: the same command resumes."""
+"""75: stopped, or ended by a temporary failure: the same command resumes."""
 CTRL_C = 128 + signal.SIGINT
 
-_NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))
+_DISK_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))
 
 
 def of_stop(name: str | None) -> int:
-    """Of a run that was asked to stop by the signal of this name; None: by one that another rank got."""
+    """Of a run stopped by the signal of this name; None for a signal to another rank."""
     return CTRL_C if name == "SIGINT" else RESUMES
 
 
 def of_stopped_process(name: str | None) -> int:
-    """Of a process of such a run: a launcher takes all but 0 for a failure."""
+    """Of a process of such a run; launchers take anything but 0 for a failure."""
     return 0 if is_launched() else of_stop(name)
 
 
 def of_error(error: BaseException) -> int:
-    """Of a run, or a start, that an error has ended."""
+    """Of a run or start that an error ended."""
     if isinstance(error, ConfigError):
         return USAGE
     passes = isinstance(error, DeadlineError | LostRankError) or any(map(_is_full_disk, _causes(error)))
@@ -38,13 +38,13 @@ def of_error(error: BaseException) -> int:
 
 
 def is_launched() -> bool:
-    """Whether `torchrun` or `accelerate launch` has started this process; the latter does without torchrun for one process."""
+    """Whether `torchrun` or `accelerate launch` started this process; for one process, the latter does not use torchrun."""
     return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_DYNAMO_BACKEND" in os.environ
 
 
 def _is_full_disk(error: BaseException) -> bool:
-    # By its words, since safetensors and tokenizers give no number. A RuntimeError is torch's: shared memory is no disk.
-    return not isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_ROOM)
+    # By its words: safetensors and tokenizers give no errno. A RuntimeError is of torch, about shared memory.
+    return not isinstance(error, RuntimeError) and any(words in str(error) for words in _DISK_FULL)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

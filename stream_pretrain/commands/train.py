@@ -28,8 +28,8 @@ from stream_pretrain.training.launcher import tell_launcher
 from stream_pretrain.training.out_files import CHECKPOINTS, MODEL
 from stream_pretrain.training.parallelism import accelerate_for_one_run, accelerator_for
 from stream_pretrain.training.peers import (
-    HEARD_SECONDS,
-    NO_LIFE,
+    ACKNOWLEDGE_SECONDS,
+    NO_HEARTBEAT,
     POLL_SECONDS,
     SILENT_POLLS,
     STOPPED,
@@ -78,7 +78,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
                 return  # all is saved: that a rank is killed while it leaves changes nothing
             if ending == STOPPED:
                 out.record("preempted", exit_code=exit_codes.of_stop(stop.signal))
-            elif NO_LIFE in ending.why:
+            elif NO_HEARTBEAT in ending.why:
                 out.record("running", error=ending.why)  # as after the loss of the first rank: nothing is wrong with the run
             elif setup is None:
                 out.record_refusal(ending.why, ending.exit_code)
@@ -108,7 +108,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             if ranks.is_first and not out.has_ended:
                 out.record("preempted", exit_code=exit_codes.of_stop(name))
                 progress.notice(last_line(name))
-            peers.end(STOPPED)
+            peers.announce(STOPPED)
 
         warn = progress.warning if ranks.is_first else Progress(sys.stderr).warning
         peers = stack.enter_context(between_ranks(ranks, stop, give_up, warn))
@@ -128,16 +128,16 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             began = setup.totals.step
             state = train(setup, writer, watchdog, stack)
         except SystemExit:  # the first rank ends, and says why
-            why_all = peers.reason(patience=HEARD_SECONDS)
+            why_all = peers.wait_for_ending(patience=ACKNOWLEDGE_SECONDS)
             if why_all is not None and why_all != STOPPED:
                 tell_launcher(why_all.why, why_all.exit_code)
             raise
         except BaseException as error:
             explained = _explained(error, ranks, peers, out)
             why = _ending(explained, ranks, secrets)
-            told = peers.end(why)
+            told = peers.announce(why)
             record_end(told or why)
-            peers.part()  # what is to be put away now, such as a checkpoint that is being written, may take its time
+            peers.leave()  # what is to be put away now, such as a checkpoint that is being written, may take its time
             if told is not None and told != STOPPED:
                 tell_launcher(told.why, told.exit_code)
                 raise SystemExit(told.exit_code) from error  # the rank that was first to end says why
@@ -150,7 +150,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             # A launcher that sees one rank leave may end those that have not, and the first one has the most to do.
             with watchdog.stage("waiting for the other ranks"), suppress(RuntimeError):  # one was killed: all is saved
                 ranks.wait()
-            peers.part()
+            peers.leave()
     if state == "preempted":
         stop.wait_for_answer()
         progress.notice(last_line(stop.signal or "a signal to another rank"))
@@ -179,10 +179,10 @@ def _explained(error: BaseException, ranks: Ranks, peers: Peers, out: RunDirecto
     if isinstance(error, RuntimeError | Interrupted):
         # A collective that failed, or the launcher that ends those that are left.
         failed = isinstance(error, RuntimeError)
-        cut = failed and peers.are_apart and _NO_CONNECTION.search(str(error))
-        gone = peers.vanished(patience=(SILENT_POLLS + 2) * POLL_SECONDS if cut else 2.0 if failed else 0.0)
+        cut = failed and peers.span_machines and _NO_CONNECTION.search(str(error))
+        gone = peers.dead_rank(patience=(SILENT_POLLS + 2) * POLL_SECONDS if cut else 2.0 if failed else 0.0)
         if gone is not None:
-            return LostRankError(gone) if NO_LIFE in gone else TrainingError(gone)
+            return LostRankError(gone) if NO_HEARTBEAT in gone else TrainingError(gone)
     return error
 
 

@@ -1,8 +1,10 @@
-"""What ranks tell each other outside of the steps: that one was asked to stop, or why one ends.
+"""What ranks tell each other outside of the steps: that one is asked to stop, or why one ends.
 
-Ranks that wait for each other cannot be reached by the collectives they wait in. So a thread of each rank watches a store
-that the first rank keeps: a signal to one rank reaches all, and the reason of the first one to end is known to the others
-before they find it gone.
+A rank that waits in a collective cannot be reached by another one. So a thread of each rank polls a key-value store on the
+first rank: a signal to one rank reaches all, and the first rank to end announces why.
+
+Threads: the main thread announces, leaves and waits for the endings of others; "peers" polls; "store" makes all calls to the
+store, since these may never return.
 """
 
 from __future__ import annotations
@@ -28,19 +30,19 @@ from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.signals import StopRequest
 
 POLL_SECONDS = 1.0
-HEARD_SECONDS = 5.0
-"""A rank that ends waits at most so long for all others to have heard why."""
-LEAVE_SECONDS = 20.0
-"""A rank that has not left so long after another one ended never will: it waits in a collective for what does not come."""
-ALONE_SECONDS = 5.0
-"""So long a rank has to find out by a collective that another one was killed; those on GPUs do not fail, they hang."""
+ACKNOWLEDGE_SECONDS = 5.0
+"""How long a rank that ends waits for the others to read why."""
+EXIT_SECONDS = 20.0
+"""A rank that has not ended this long after another one is stuck in a collective."""
+COLLECTIVE_FAILURE_SECONDS = 5.0
+"""How long a rank may take to notice a dead one by a failed collective; on GPUs these hang instead."""
 SILENT_POLLS = 15
-"""A rank on another machine that shows no life for so many polls is lost; of one on this machine the process is known."""
-VANISHED = "rank {} ended without a word: it was killed, perhaps for want of memory"
-NO_LIFE = "shows no life any more"
-LOST = f"rank {{}} on {{}} {NO_LIFE}: it or its machine was lost, cut off or stopped"
-FROZEN = "rank {} shows no life, though its process is there: it is stopped, or its machine does not get on"
-_STOP, _END, _HEARD, _BEAT = "stop", "end", "heard", "beat {}"
+"""Polls without a heartbeat after which a rank on another machine is lost; on this machine its process is checked."""
+DIED = "rank {} died without an error: it was killed, perhaps for lack of memory"
+NO_HEARTBEAT = "has no heartbeat"
+LOST = f"rank {{}} on {{}} {NO_HEARTBEAT}: it or its machine was lost, cut off or stopped"
+FROZEN = f"rank {{}} {NO_HEARTBEAT}, but its process exists: it is stopped, or its machine stalls"
+_STOP, _ENDING, _ACKNOWLEDGED, _HEARTBEAT = "stop", "end", "heard", "beat {}"
 T = TypeVar("T")
 
 
@@ -53,17 +55,16 @@ class Ending:
 
     @classmethod
     def of_missing_rank(cls, why: str) -> Self:
-        """The same command goes on when a machine was lost; why a process was killed nobody knows."""
-        return cls(why, exit_codes.RESUMES if NO_LIFE in why else exit_codes.FAILED)
+        """After the loss of a machine the same command resumes; why a process was killed is not known."""
+        return cls(why, exit_codes.RESUMES if NO_HEARTBEAT in why else exit_codes.FAILED)
 
     @classmethod
-    def read(cls, told: str) -> Self:
-        """What `told_by` has made."""
-        _, code, why = told.split(" ", 2)
+    def decode(cls, announced: str) -> Self:
+        _, code, why = announced.split(" ", 2)
         return cls(why, int(code))
 
-    def told_by(self, rank: int) -> str:
-        """As the store has it, with the rank: those that end together may have the same to say."""
+    def encode(self, rank: int) -> str:
+        """For the store; with the rank, since two ranks may end alike."""
         return f"{rank} {self.exit_code} {self.why}"
 
 
@@ -72,9 +73,9 @@ STOPPED = Ending("asked to stop", exit_codes.RESUMES)
 
 
 class Peers:
-    """The other ranks, as they can be reached when this one or another is in trouble; alone there is none.
+    """The other ranks, for when this one or another is in trouble. A run of one rank has none.
 
-    processes: machine and process number of each rank.
+    processes: machine and pid of each rank.
     """
 
     def __init__(
@@ -87,86 +88,86 @@ class Peers:
     ) -> None:
         self._store, self._processes, self._rank, self._report = store, processes, rank, report
         self._stop = stop or StopRequest()
-        self._questions: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], Future[Any]] | None] = SimpleQueue()
-        self._unheard = False  # whether the store has been silent for too long
-        self._left = threading.Event()
-        self._heard = False
-        self._ending = threading.Lock()
-        self._why: Ending | None = None  # kept, since the store ends with the first rank
+        self._requests: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], Future[Any]] | None] = SimpleQueue()
+        self._store_is_silent = False
+        self._leaving = threading.Event()
+        self._acknowledged = False
+        self._announcing = threading.Lock()
+        self._ending: Ending | None = None  # the announced one, kept since the store ends with the first rank
         self._lost: str | None = None
-        # Each rank listens to the next one: no rank has more to do however many there are.
+        # Each rank watches the next one, so that the work of a rank does not grow with their number.
         self._next = (rank + 1) % max(1, len(processes))
-        self._last_beat = b""
+        self._last_heartbeat = b""
         self._silent_polls = 0
 
-    def end(self, why: Ending) -> Ending | None:
-        """Tell the others why this rank ends, and wait until they have heard; returns what was told before, by any rank."""
-        with self._ending:  # the main thread, or the one that watches when that one hangs
+    def announce(self, ending: Ending) -> Ending | None:
+        """Announce why this rank ends, and wait until the others know; returns the ending that another announced before."""
+        with self._announcing:  # by the main thread, or by "peers" when that one hangs
             if self._store is None:
                 return None
-            if self._why is not None:
+            if self._ending is not None:
                 self._acknowledge()
-                return self._why
-            own = why.told_by(self._rank)
+                return self._ending
+            own = ending.encode(self._rank)
             try:
-                told = self._ask(self._store.compare_set, _END, "", own).decode()
-                self._why = Ending.read(told)
+                announced = self._ask(self._store.compare_set, _ENDING, "", own).decode()
+                self._ending = Ending.decode(announced)
                 self._acknowledge()
-                if told != own:
-                    return self._why
-                deadline = time.monotonic() + HEARD_SECONDS
-                there = len(self._processes) - (len(self._gone()) or int(self._lost is not None))
-                while self._ask(self._store.add, _HEARD, 0) < there and time.monotonic() < deadline:
+                if announced != own:
+                    return self._ending
+                deadline = time.monotonic() + ACKNOWLEDGE_SECONDS
+                alive = len(self._processes) - (len(self._dead()) or int(self._lost is not None))
+                while self._ask(self._store.add, _ACKNOWLEDGED, 0) < alive and time.monotonic() < deadline:
                     time.sleep(0.05)
                 return None
-            except DistError:  # the first rank, which keeps the store, is no more: on each machine one of the others says so
-                self._why = self._why or why
+            except DistError:  # the first rank is dead, and the store with it: one rank on each machine reports it
+                self._ending = self._ending or ending
                 here = [rank for rank, (machine, _) in enumerate(self._processes) if machine == _machine() and rank != 0]
-                return None if self._rank in (0, *here[:1]) else why
+                return None if self._rank in (0, *here[:1]) else ending
 
-    def part(self) -> None:
-        """From here on this rank leaves by itself, however long that takes, and misses no other one."""
-        self._left.set()
+    def leave(self) -> None:
+        """From here on this rank ends by itself, however long that takes, and does not watch the others."""
+        self._leaving.set()
         self._stop.news.set()
 
-    def vanished(self, patience: float) -> str | None:
-        """Says which rank has ended without telling why; seen `patience` seconds after its connections close."""
+    def dead_rank(self, patience: float) -> str | None:
+        """Which rank died unannounced, as an error; waits up to `patience` seconds. None where a rank announced an ending."""
         deadline = time.monotonic() + patience
-        while self._told() is None:
-            if gone := self._gone():
-                return VANISHED.format(min(gone))
+        while self._announced() is None:
+            if dead := self._dead():
+                return DIED.format(min(dead))
             if self._lost is not None or time.monotonic() >= deadline:
                 return self._lost
             time.sleep(0.05)
         return None
 
-    def reason(self, patience: float) -> Ending | None:
-        """Why another rank has ended, as soon as it says so, waited for so many seconds."""
+    def wait_for_ending(self, patience: float) -> Ending | None:
+        """The announced ending; waits up to `patience` seconds for one."""
         deadline = time.monotonic() + patience
-        while (why := self._told()) is None and time.monotonic() < deadline:
+        while (ending := self._announced()) is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        return why
+        return ending
 
     @property
-    def are_apart(self) -> bool:
-        """Whether they are on several machines."""
+    def span_machines(self) -> bool:
+        """Whether there are several machines."""
         return len({machine for machine, _ in self._processes}) > 1
 
-    def _gone(self) -> list[int]:
+    def _dead(self) -> list[int]:
         """Ranks of this machine whose process has ended."""
         here = _machine()
-        return [rank for rank, (machine, pid) in enumerate(self._processes) if machine == here and _is_gone(pid)]
+        return [rank for rank, (machine, pid) in enumerate(self._processes) if machine == here and _has_ended(pid)]
 
-    def _missing(self) -> str | None:
-        """Says which rank is no more, if one is. Raises: DistError when the store is not there, which the first rank keeps."""
+    def _find_lost_rank(self) -> str | None:
+        """Which rank is dead or lost, as an error; renews the heartbeat of this one. Raises: DistError without a store."""
         assert self._store is not None
-        if gone := self._gone():
-            return VANISHED.format(min(gone))
-        self._ask(self._store.add, _BEAT.format(self._rank), 1)
-        beat = self._ask(self._store.get, _BEAT.format(self._next))
-        # Counted in own polls: a machine that was suspended, this one too, is not taken for lost when it wakes.
-        self._silent_polls = self._silent_polls + 1 if beat == self._last_beat else 0
-        self._last_beat = beat
+        if dead := self._dead():
+            return DIED.format(min(dead))
+        self._ask(self._store.add, _HEARTBEAT.format(self._rank), 1)
+        heartbeat = self._ask(self._store.get, _HEARTBEAT.format(self._next))
+        # Counted in polls, not in seconds: after a suspend of this machine, no rank is taken for lost.
+        self._silent_polls = self._silent_polls + 1 if heartbeat == self._last_heartbeat else 0
+        self._last_heartbeat = heartbeat
         machine, _ = self._processes[self._next]
         if self._silent_polls >= SILENT_POLLS and machine != _machine():
             return LOST.format(self._next, machine.split()[0])
@@ -174,129 +175,129 @@ class Peers:
             self._report(FROZEN.format(self._next))
         return None
 
-    def _told(self) -> Ending | None:
+    def _announced(self) -> Ending | None:
         with suppress(DistError):
-            if self._why is None and self._store is not None and self._ask(self._store.check, [_END]):
-                self._why = Ending.read(self._ask(self._store.get, _END).decode())
-        return self._why
+            if self._ending is None and self._store is not None and self._ask(self._store.check, [_ENDING]):
+                self._ending = Ending.decode(self._ask(self._store.get, _ENDING).decode())
+        return self._ending
 
     def _acknowledge(self) -> None:
-        if self._store is not None and not self._heard:
-            self._heard = True
+        if self._store is not None and not self._acknowledged:
+            self._acknowledged = True
             with suppress(DistError):
-                self._ask(self._store.add, _HEARD, 1)
+                self._ask(self._store.add, _ACKNOWLEDGED, 1)
 
     def _ask(self, operation: Callable[..., T], *arguments: Any) -> T:
-        """What the store answers, which another thread waits for: torch does so without end, also when a machine was lost.
+        """The result of a store operation, with a timeout: torch waits forever after the loss of a machine.
 
-        Raises: DistError when the store is not there.
+        Raises: DistError without a store.
         """
-        answer: Future[T] = Future()
-        self._questions.put((operation, arguments, answer))
+        result: Future[T] = Future()
+        self._requests.put((operation, arguments, result))
         for _ in range(SILENT_POLLS):
-            if self._unheard:
+            if self._store_is_silent:
                 break
             with suppress(TimeoutError):
-                return answer.result(POLL_SECONDS)
+                return result.result(POLL_SECONDS)
         machine, _ = self._processes[0]
-        if machine == _machine():  # its process is there, or the connection would be closed
+        if machine == _machine():  # its process exists, else the connection were closed
             if self._next == 0:
                 self._report(FROZEN.format(0))
-            return answer.result()
-        self._unheard = True
-        raise DistNetworkError(f"the store on {machine} is silent")
+            return result.result()
+        self._store_is_silent = True
+        raise DistNetworkError(f"the store on {machine} does not answer")
 
-    def _answer(self) -> None:
-        """Ends at a question that is none."""
-        while (question := self._questions.get()) is not None:
-            operation, arguments, answer = question
+    def _talk_to_store(self) -> None:
+        """The thread "store". Ends at None."""
+        while (request := self._requests.get()) is not None:
+            operation, arguments, result = request
             try:
-                answer.set_result(operation(*arguments))
-            except Exception as error:  # raised where it was asked
-                answer.set_exception(error)
+                result.set_result(operation(*arguments))
+            except Exception as error:  # raised in the thread that asked
+                result.set_exception(error)
 
-    def _watch_store(self, give_up: Callable[[Ending, bool], None]) -> None:
-        """Ends when this rank leaves; sees to it that it does when another one has ended."""
+    def _poll(self, give_up: Callable[[Ending, bool], None]) -> None:
+        """The thread "peers". Ends when this rank leaves, or ends the process once another rank has ended."""
         assert self._store is not None
-        shared = False
+        stop_is_known = False
         try:
-            while not self._left.is_set() and self._told() is None and self._lost is None:
+            while not self._leaving.is_set() and self._announced() is None and self._lost is None:
                 self._stop.news.wait(POLL_SECONDS)
                 self._stop.news.clear()
-                if self._left.is_set():
-                    return  # the first rank, and the store with it, may be gone
-                if self._stop.signal is not None and not shared:
+                if self._leaving.is_set():
+                    return  # the first rank may have ended, and the store with it
+                if self._stop.signal is not None and not stop_is_known:
                     self._ask(self._store.set, _STOP, self._stop.signal)
-                    shared = True
-                elif not shared and self._ask(self._store.check, [_STOP]):
-                    shared = True
+                    stop_is_known = True
+                elif not stop_is_known and self._ask(self._store.check, [_STOP]):
+                    stop_is_known = True
                     number = signal.Signals[self._ask(self._store.get, _STOP).decode()]
-                    ignored = signal.getsignal(number) == signal.SIG_IGN  # here, not on the rank that got it
-                    os.kill(os.getpid(), signal.SIGTERM if ignored else number)
-                self._lost = self._missing()
+                    is_ignored = signal.getsignal(number) == signal.SIG_IGN  # here, if not on the rank that got it
+                    os.kill(os.getpid(), signal.SIGTERM if is_ignored else number)
+                self._lost = self._find_lost_rank()
         except DistError:
             machine, process = self._processes[0]
-            if machine != _machine() or _is_gone(process):
-                self._lost = LOST.format(0, machine.split()[0]) if self._unheard else VANISHED.format(0)
-        why, first = self._told(), False
-        if why is None:
-            if self._lost is None or self._left.wait(ALONE_SECONDS):
+            if machine != _machine() or _has_ended(process):
+                self._lost = LOST.format(0, machine.split()[0]) if self._store_is_silent else DIED.format(0)
+        ending, is_first = self._announced(), False
+        if ending is None:
+            if self._lost is None or self._leaving.wait(COLLECTIVE_FAILURE_SECONDS):
                 return
             lost = Ending.of_missing_rank(self._lost)
-            told = self.end(lost)
-            why, first = told or lost, told is None
+            before = self.announce(lost)
+            ending, is_first = before or lost, before is None
         self._acknowledge()
-        if first or not self._left.wait(LEAVE_SECONDS):
-            give_up(why, first)
-            os._exit(exit_codes.of_stopped_process(self._stop.signal) if why == STOPPED else why.exit_code)
+        if is_first or not self._leaving.wait(EXIT_SECONDS):
+            give_up(ending, is_first)
+            os._exit(exit_codes.of_stopped_process(self._stop.signal) if ending == STOPPED else ending.exit_code)
 
 
 @contextmanager
 def between_ranks(
     ranks: Ranks, stop: StopRequest, give_up: Callable[[Ending, bool], None], report: Callable[[str], None]
 ) -> Iterator[Peers]:
-    """Let a signal to one rank reach all of them, also those that wait for each other, and know why another one ended.
+    """Connect the ranks: a signal to one reaches all, even in a collective, and all know why one ends.
 
-    To be entered in the main thread. `give_up` is told the reason before a rank that cannot leave by itself is ended,
-    and whether no other rank has said it yet; `report` is told of a rank that shows no life.
+    Enter it in the main thread. give_up: called before a rank that hangs is ended, with the ending and whether this rank
+    announced it. report: called for a rank without a heartbeat.
     """
     if ranks.world == 1:
         yield Peers()
         return
     host = os.environ["MASTER_ADDR"]
-    soon = timedelta(seconds=SILENT_POLLS * POLL_SECONDS)
-    created = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=soon) if ranks.is_first else None
+    timeout = timedelta(seconds=SILENT_POLLS * POLL_SECONDS)
+    created = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout) if ranks.is_first else None
     port = ranks.from_first(lambda: created.port if created is not None else 0)
-    store = created or TCPStore(host, port, is_master=False, timeout=soon)
-    store.set_timeout(timedelta(days=1))  # every key that is waited for is there: an answer may only be late
-    store.add(_BEAT.format(ranks.index), 1)
+    store = created or TCPStore(host, port, is_master=False, timeout=timeout)
+    store.set_timeout(timedelta(days=1))  # every key that is read exists: `_ask` has the timeout
+    store.add(_HEARTBEAT.format(ranks.index), 1)
     peers = Peers(store, ranks.gather((_machine(), os.getpid())), ranks.index, report, stop)
-    threading.Thread(target=peers._answer, name="store", daemon=True).start()
-    thread = threading.Thread(target=peers._watch_store, args=(give_up,), name="peers", daemon=True)
+    threading.Thread(target=peers._talk_to_store, name="store", daemon=True).start()
+    thread = threading.Thread(target=peers._poll, args=(give_up,), name="peers", daemon=True)
     thread.start()
     try:
         yield peers
     finally:
-        if not peers._left.is_set():
+        if not peers._leaving.is_set():
             peers._acknowledge()
-        peers.part()
+        peers.leave()
         thread.join()
-        peers._questions.put(None)  # not waited for: an answer may never come
+        peers._requests.put(None)  # its thread is not joined: a request may never return
 
 
 def _machine() -> str:
-    """Where numbers of processes mean the same ones: a machine, or a container on it."""
-    with suppress(OSError):  # no /proc here
+    """A name for where pids are the same: a machine, or a container on it."""
+    with suppress(OSError):  # no /proc
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     return socket.gethostname()
 
 
-def _is_gone(pid: int) -> bool:
+def _has_ended(pid: int) -> bool:
     try:
         os.kill(pid, 0)
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except ProcessLookupError:
         return True
-    except OSError:  # no /proc here
+    except OSError:  # no /proc
         return False
-    return state in "ZX"  # ended, and its parent has not looked yet
+    return state in "ZX"  # ended, but not reaped

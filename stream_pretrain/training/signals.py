@@ -1,4 +1,4 @@
-"""Being asked to stop: signals become a flag that the loop reads, so that a checkpoint is written before the end."""
+"""Signals become a flag that the loop reads at a step boundary, so that a run saves before it stops."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from stream_pretrain import exit_codes
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 ECHO_SECONDS = 2.0
-"""A launcher forwards the signal that its process group got as well: within this time it is the same request."""
+"""A launcher repeats a signal to its process group: within this time it is the same request."""
 QUIT_SECONDS = 2.0
-"""A process that is asked a second time has so long to say what is lost, also where the disk or the terminal hangs."""
+"""After a second signal, the time to report what is lost, even if the disk or the terminal hangs."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Interrupted(BaseException):
-    """A signal ended a wait; not an Exception, so that no retry on the way swallows it."""
+    """A signal ended a wait. Not an Exception, so that no retry swallows it."""
 
 
 class StopRequest:
-    """Whether, and by which signal, this process was asked to stop.
+    """Whether, and by which signal, this process is asked to stop.
 
-    A thread answers, since Python's handlers wait until the main thread is back from the C code it is in: a collective, a
-    kernel, the import of a library.
+    A thread answers: Python's handlers run only after the main thread returns from C code such as a collective, a kernel or an
+    import.
     """
 
     def __init__(self) -> None:
-        # Plain attributes, not a threading.Event: its lock may be held by the very code that the signal interrupts.
+        # Plain attributes, not a threading.Event, whose lock the interrupted code may hold.
         self._signal: signal.Signals | None = None
         self._interruptible = False
-        self._deciding = threading.Lock()  # no handler takes it
+        self._deciding = threading.Lock()  # never taken by a handler
         self._answered = threading.Event()
         self._first: Callable[[str], None] = lambda _: None
         self._second: Callable[[str], None] = lambda _: None
         self.last_step: int | None = None
-        """The step after which a run stops that is asked now; None before it trains."""
+        """The step after which a request stops the run; None before it trains."""
         self.news = threading.Event()
-        """Set by every request, for a thread that waits for it."""
+        """Set by every request, for threads that wait for one."""
 
     @property
     def requested(self) -> bool:
@@ -61,7 +61,7 @@ class StopRequest:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Around a wait that may stall, such as the next batch: a signal ends it, or keeps it from beginning.
+        """Around a wait that may stall, such as that for data: a signal ends it, or keeps it from starting.
 
         Raises: Interrupted.
         """
@@ -74,9 +74,9 @@ class StopRequest:
             self._interruptible = False
 
     def complete(self, step: int) -> None:
-        """From here on the step under way is completed, and the last one where a request comes; ends `interruptible`.
+        """From here on, this step is completed, and is the last one if there is a request. Ends `interruptible`.
 
-        Raises: Interrupted where a request has come.
+        Raises: Interrupted after a request.
         """
         with self._deciding:
             self._interruptible = False
@@ -85,7 +85,7 @@ class StopRequest:
             self.last_step = step
 
     def leaves(self, step: int, micro_batches_after: int) -> bool:
-        """Whether the step under way is left in front of a micro-batch; never behind `complete`, or the last but one."""
+        """Whether to abandon this step before a micro-batch; never after `complete`, nor before the last micro-batch."""
         with self._deciding:
             if self.last_step == step:
                 return False
@@ -94,14 +94,13 @@ class StopRequest:
             return self.requested
 
     def answer(self, first: Callable[[str], None], second: Callable[[str], None]) -> None:
-        """From here on a request is answered by `first`, and a second one by `second`, after which the process ends.
-
-        Both are given the name of the signal, and called in a thread.
+        """Set what answers a request, and what answers a second one before the process ends; called in a thread, with the
+        name of the signal.
         """
         self._first, self._second = first, second
 
     def wait_for_answer(self) -> None:
-        """Let what is said of a request come before what is said of the end, unless the terminal hangs."""
+        """Wait until the answer is shown, before the last line; not for long, as the terminal may hang."""
         if self.requested:
             self._answered.wait(QUIT_SECONDS)
 
@@ -117,7 +116,7 @@ class StopRequest:
             raise Interrupted
 
     def _watch(self, received: socket.socket) -> None:
-        """Ends at a 0 among the numbers of the signals."""
+        """The thread "signals". Ends at a 0."""
         since: float | None = None
         while 0 not in (numbers := received.recv(64)):
             names = [signal.Signals(number).name for number in numbers if number in SIGNALS]
@@ -125,7 +124,7 @@ class StopRequest:
                 continue
             if since is None:
                 since = time.monotonic()
-                with self._deciding:  # `last_step` stays from here on
+                with self._deciding:  # fixes `last_step`
                     self._signal = self._signal or signal.Signals[names[0]]
                 self.news.set()
                 threading.Thread(target=self._answer, args=(names[0],), name="answer", daemon=True).start()
@@ -135,15 +134,14 @@ class StopRequest:
                 late.daemon = True
                 late.start()
                 self._second(names[0])
-                os._exit(code)  # also in the middle of a write: checkpoints are whole or not there
+                os._exit(code)  # even during a write: checkpoints are whole or not there
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """SIGTERM, SIGUSR1, SIGINT and SIGHUP set the flag; another one more than 2 s later ends the process.
+    """SIGTERM, SIGUSR1, SIGINT and SIGHUP set the flag; another one, more than 2 s later, ends the process.
 
-    SIGHUP stays ignored where it is, as `nohup` has it. To be entered in the main thread. The previous handlers are back
-    afterwards.
+    SIGHUP stays ignored under `nohup`. Enter it in the main thread; restores the previous handlers.
     """
     request = StopRequest()
     outlives_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -160,17 +158,17 @@ def stop_on_signals() -> Iterator[StopRequest]:
         for number, handler in previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(descriptor)
-        sent.send(b"\0")  # not its end: a process that was forked may have it as well
+        sent.send(b"\0")  # closing it is not enough: a forked process may have it open
         thread.join()
         sent.close()
         received.close()
 
 
 def ignore_in_worker() -> None:
-    """Let a data worker outlive signals meant for the run, until its trainer ends it or is no more.
+    """Let a data worker ignore signals to the run, and end with its trainer.
 
-    To be called first in the worker, which must have been started by a thread that lives as long as its process: the
-    kernel takes the end of that thread for the end of the parent.
+    Call it first in the worker, which must have been started by a thread that lives as long as its process: for the kernel, the
+    end of that thread is the end of the parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -180,7 +178,7 @@ def ignore_in_worker() -> None:
         return
     trainer = multiprocessing.parent_process()
     assert trainer is not None, "not in a worker"
-    # SIGTERM is also how the trainer ends a worker that stalls: it counts when it comes from there.
+    # SIGTERM counts only from the trainer, which ends a stalled worker with it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with, args=(trainer, os.getppid()), daemon=True).start()
     libc = ctypes.CDLL(None, use_errno=True)
@@ -189,9 +187,9 @@ def ignore_in_worker() -> None:
 
 
 def _end_with(trainer: BaseProcess, parent: int) -> None:
-    """End this process when the trainer says so, or has ended without the kernel telling.
+    """End this process on SIGTERM from the trainer, or after its end where the kernel sends no signal.
 
-    That is so when it ended before the kernel was asked, or when the parent is a fork server, which lives on.
+    It sends none if the trainer ended before `prctl`, or if the parent is a fork server.
     """
     while trainer.is_alive() and os.getppid() == parent:
         received = signal.sigtimedwait({signal.SIGTERM}, 1.0)

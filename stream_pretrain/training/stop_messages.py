@@ -1,4 +1,4 @@
-"""What a run says when it is asked to stop: at once, and in its last line, which tells how to resume."""
+"""The messages of a run that is stopped: the immediate answer, and the last line, with the command that resumes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from stream_pretrain.urls import HIDDEN
 def stopping(name: str, last_step: int | None, *, alone: bool) -> str:
     """The answer to a first signal.
 
-    last_step: after which the run stops, None in front of its first one; of several ranks only the step itself tells.
+    last_step: after which the run stops, None before its first one. alone: whether there is one rank; of several, another may
+    be a step ahead.
     """
     again = "Ctrl-C again" if name == "SIGINT" else f"another {name}"
     if last_step is None:
@@ -23,7 +24,7 @@ def stopping(name: str, last_step: int | None, *, alone: bool) -> str:
 
 
 def stopped(name: str, done: int, saved: int, checkpoint: Path | None, command: Sequence[str]) -> str:
-    """The last line; done: the last step, saved: the one to resume from, that of the checkpoint if there is one."""
+    """The last line. done: the last step; saved: the step to resume from, of the checkpoint if there is one."""
     if done > saved:
         lost = f"step {done:,} is" if done == saved + 1 else f"steps {saved + 1:,} to {done:,} are"
         left = f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
@@ -34,9 +35,9 @@ def stopped(name: str, done: int, saved: int, checkpoint: Path | None, command: 
 
 
 def in_words(command: Sequence[str]) -> str:
-    """The command that resumes, as a shell takes it."""
+    """The command that resumes, quoted for a shell."""
     program, *arguments = command
     line = in_shell(command)
-    if exit_codes.is_launched():  # by options that this process does not know
+    if exit_codes.is_launched():  # whose options this process does not know
         line = f"the same launcher and -m {program.replace('-', '_')} {in_shell(arguments)}"
     return f"{line} (put the secrets back in place of {HIDDEN})" if HIDDEN in line else line

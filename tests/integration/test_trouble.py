@@ -100,7 +100,7 @@ def test_a_killed_rank_ends_all_and_is_named_and_the_next_run_goes_on(corpus: Pa
     with job(2, arguments, out.with_suffix(".log")) as running:
         running.until(lambda: len(checkpoints(out)) > 2)
         running.ranks()[1].kill()
-        assert_failed(running, out, "rank 1 ended without a word")
+        assert_failed(running, out, "rank 1 died without an error")
     assert_goes_on(arguments, out, checkpoints(out)[-1])
 
 
@@ -110,7 +110,7 @@ def test_where_the_first_rank_is_killed_the_others_leave_and_one_says_so(corpus:
         running.until(lambda: len(checkpoints(out)) > 2)
         running.ranks()[0].kill()
         assert running.wait(OUT_SECONDS) != 0
-    assert running.errors() == ["error: rank 0 ended without a word: it was killed, perhaps for want of memory"]
+    assert running.errors() == ["error: rank 0 died without an error: it was killed, perhaps for lack of memory"]
     assert recorded(out)["state"] == "running"
     for step in checkpoints(out):
         verify(out / "checkpoints" / f"step-{step:08d}")
@@ -147,15 +147,15 @@ def test_where_collectives_hang_the_others_leave_too(
         running.until(lambda: len(checkpoints(out)) > 2)
         running.ranks()[killed].kill()
         assert running.wait(OUT_SECONDS) != 0
-    assert running.errors() == [f"error: rank {killed} ended without a word: it was killed, perhaps for want of memory"]
+    assert running.errors() == [f"error: rank {killed} died without an error: it was killed, perhaps for lack of memory"]
     assert recorded(out)["state"] == state
 
 
 @pytest.mark.parametrize(
     ("killed", "said"),
     [
-        (1, "rank 1 on machine1 shows no life any more: it or its machine was lost, cut off or stopped"),
-        pytest.param(0, "rank 0 ended without a word: it was killed, perhaps for want of memory", marks=long),
+        (1, "rank 1 on machine1 has no heartbeat: it or its machine was lost, cut off or stopped"),
+        pytest.param(0, "rank 0 died without an error: it was killed, perhaps for lack of memory", marks=long),
     ],
 )
 def test_a_rank_that_is_lost_with_its_machine_is_missed_by_the_others(
@@ -178,9 +178,7 @@ def test_a_first_rank_whose_machine_falls_silent_is_missed_though_its_store_does
         ranks[0].until(lambda: len(checkpoints(out)) > 2)
         ranks[0].process.send_signal(signal.SIGSTOP)  # its connections stay open, as those of a machine without power do
         assert ranks[1].wait(OUT_SECONDS) != 0
-    assert ranks[1].errors() == [
-        "error: rank 0 on machine0 shows no life any more: it or its machine was lost, cut off or stopped"
-    ]
+    assert ranks[1].errors() == ["error: rank 0 on machine0 has no heartbeat: it or its machine was lost, cut off or stopped"]
 
 
 PLAIN = "import sys\nfrom stream_pretrain.cli import main\nsys.exit(main())"
@@ -194,9 +192,7 @@ def test_collectives_that_fail_as_a_machine_is_lost_are_told_apart_from_an_error
         ranks[0].until(lambda: len(checkpoints(out)) > 2)
         ranks[1].process.kill()
         assert ranks[0].wait(OUT_SECONDS) != 0
-    assert ranks[0].errors() == [
-        "error: rank 1 on machine1 shows no life any more: it or its machine was lost, cut off or stopped"
-    ]
+    assert ranks[0].errors() == ["error: rank 1 on machine1 has no heartbeat: it or its machine was lost, cut off or stopped"]
     assert "Traceback" not in ranks[0].stderr
 
 
@@ -252,7 +248,7 @@ import os, sys, time
 from stream_pretrain.cli import main
 from stream_pretrain.training import checkpoint, loop, peers, tracking
 
-peers.LEAVE_SECONDS = peers.ALONE_SECONDS = 1.0
+peers.EXIT_SECONDS = peers.COLLECTIVE_FAILURE_SECONDS = 1.0
 
 def slowly(*arguments, write=checkpoint.write):
     time.sleep(6)
@@ -344,7 +340,7 @@ def test_a_rank_that_is_stopped_is_named_and_nothing_ends(corpus: Path, model: P
         running.until(lambda: len(lines(out / "metrics.jsonl")) > 1)
         stopped = running.ranks()[1]
         stopped.suspend()
-        running.until(lambda: "warning: rank 1 shows no life, though its process is there" in running.stderr)
+        running.until(lambda: "warning: rank 1 has no heartbeat, but its process exists" in running.stderr)
         stopped.resume()
         step = lines(out / "metrics.jsonl")[-1]["step"]
         running.until(lambda: lines(out / "metrics.jsonl")[-1]["step"] > step + 2)
