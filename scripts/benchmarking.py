@@ -16,7 +16,7 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
 from stream_pretrain.data.chain import stream_plan
-from stream_pretrain.data.corpus.pinned import PinnedCorpus
+from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.lanes.pinning import pin
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 

@@ -11,7 +11,7 @@ import pytest
 
 from stream_pretrain import cli
 from stream_pretrain.config import storage_options, validate
-from stream_pretrain.data.corpus.pinned import PinnedCorpus, PinnedSource
+from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.redaction import Secrets, printable, redacted_options

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stream_pretrain.config import Config
-from stream_pretrain.data.corpus.pinned import PinnedCorpus
+from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.lanes.pinning import pin, row_layout, share_schedule, source_plans
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.rows.encoder import Encoder

@@ -10,7 +10,7 @@ import transformers
 from accelerate import Accelerator
 
 from stream_pretrain.config import Config, TrainConfig, defaults
-from stream_pretrain.data.corpus.pinned import PinnedCorpus
+from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.lanes.standing import refuse_impossible
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors

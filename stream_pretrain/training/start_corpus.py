@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from stream_pretrain.config import Config
 from stream_pretrain.data.chain import stream_plan
-from stream_pretrain.data.corpus.formats import count_formats, show_counts
-from stream_pretrain.data.corpus.pinned import PinnedCorpus
+from stream_pretrain.data.corpus.file_formats import count_formats, show_counts
+from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.rows.encoder import Encoder

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stream_pretrain.config import Config, DataConfig, TrainConfig
-from stream_pretrain.data.corpus.formats import Format
-from stream_pretrain.data.corpus.pinned import PinnedCorpus, PinnedSource
+from stream_pretrain.data.corpus.file_formats import Format
+from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.costs import memory_bound, reading_cost

@@ -19,7 +19,7 @@ from stream_pretrain.data.documents.document import Skip
 from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.shard import ShardBytes
+from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.corpora import write_shard
 from tests.data.shards import OPTIONS, WHOLE, read, shard_of, windows_of

@@ -13,7 +13,7 @@ import pytest
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.splits import splits_by_name
-from stream_pretrain.data.corpus.unchanged import check_unchanged
+from stream_pretrain.data.corpus.unchanged_since_start import check_unchanged
 from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import SourceError

@@ -24,7 +24,7 @@ from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.transport import store, stored_bytes
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.shard import ShardFile
+from stream_pretrain.data.transport.shard_bytes import ShardFile
 from stream_pretrain.errors import ContentError
 from stream_pretrain.units import MIB
 

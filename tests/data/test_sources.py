@@ -21,7 +21,7 @@ from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus import resolve as resolving
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
-from stream_pretrain.data.corpus.unchanged import check_unchanged
+from stream_pretrain.data.corpus.unchanged_since_start import check_unchanged
 from stream_pretrain.data.transport.object_store import FsspecFile
 from stream_pretrain.errors import SourceError, TransportError
 from stream_pretrain.urls import without_secrets

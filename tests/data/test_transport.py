@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from stream_pretrain.data.transport.compression import Compression, compression_of
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.shard import ShardBytes
+from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.data.compressed import COMPRESS, COMPRESSED, seek_table, skippable, zstd_frame
 

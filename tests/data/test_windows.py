@@ -21,7 +21,7 @@ from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.transport.compression import Compression
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.shard import ShardBytes
+from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.errors import ContentError
 from tests.data.compressed import COMPRESS
 from tests.data.shards import WHOLE

@@ -18,7 +18,7 @@ from stream_pretrain.data.transport.http import sizes_and_identities
 from stream_pretrain.data.transport.http_session import retry_after
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.shard import ShardBytes
+from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.errors import StreamPretrainError, TransportError
 from tests.integration.raw_server import Answer, answering, dripping
 

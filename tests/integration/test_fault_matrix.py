@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from stream_pretrain.data.corpus.formats import BY_ENDING, Format
+from stream_pretrain.data.corpus.file_formats import BY_ENDING, Format
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import DocumentReader, ReadOptions
 from stream_pretrain.data.documents.reader import open_reader
@@ -24,7 +24,7 @@ from stream_pretrain.data.transport import retrying
 from stream_pretrain.data.transport.compression import Compression, compression_of
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.shard import ShardBytes
+from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.errors import SourceError
 from tests.corpora import documents, write_shard
 from tests.integration.faulty_proxy import Store, proxied

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from stream_pretrain.data.corpus.formats import BY_ENDING
+from stream_pretrain.data.corpus.file_formats import BY_ENDING
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.documents.reader import open_reader
@@ -27,7 +27,7 @@ from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.transport.compression import compression_of
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.shard import ShardBytes
+from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.errors import ContentError, TransportError
 from tests.corpora import documents, json_lines
 from tests.data.compressed import seek_table

@@ -20,7 +20,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from stream_pretrain.data.corpus.shard import Corpus, Shard
-from stream_pretrain.data.corpus.unchanged import check_unchanged
+from stream_pretrain.data.corpus.unchanged_since_start import check_unchanged
 from stream_pretrain.errors import SourceError
 from tests.forks import CHECKOUT
 from tests.integration.hub_server import AskedHub, asked
@@ -45,7 +45,7 @@ for options in json.loads(sys.argv[1]):
 
 READ = """
 import sys
-from stream_pretrain.data.transport.shard import ShardBytes
+from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.errors import StreamPretrainError
 
 try:

@@ -17,18 +17,18 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.corpus import stores
+from stream_pretrain.data.corpus import remote_files
+from stream_pretrain.data.corpus.remote_files import with_web_sizes
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
-from stream_pretrain.data.corpus.stores import with_web_sizes
-from stream_pretrain.data.corpus.unchanged import resolve_pinned
+from stream_pretrain.data.corpus.unchanged_since_start import resolve_pinned
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.transport import retrying
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.shard import ShardBytes
+from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.data.transport.store_memory import StoreMemory
 from stream_pretrain.errors import SourceError, TransportError
 from tests.corpora import documents, json_lines, write_shard, write_tiny_bert
@@ -172,7 +172,7 @@ def test_many_web_files_are_pinned_at_the_first_start_and_compared_when_they_are
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(stores, "MOST_ASKED_AGAIN", 2)
+    monkeypatch.setattr(remote_files, "MOST_ASKED_AGAIN", 2)
     with caplog.at_level(logging.WARNING):
         corpus = pinned(listed)
     [said] = caplog.messages
@@ -190,7 +190,7 @@ def test_many_web_files_are_pinned_at_the_first_start_and_compared_when_they_are
 def test_of_many_web_files_one_that_is_signed_anew_is_read_by_its_new_url_and_not_asked_for_again(
     server: Server, listed: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "MOST_ASKED_AGAIN", 2)
+    monkeypatch.setattr(remote_files, "MOST_ASKED_AGAIN", 2)
     corpus = pinned(listed)
     asked = len(server.log())
     (tmp_path / "list.txt").write_text((tmp_path / "list.txt").read_text().replace("b.jsonl", "b.jsonl?signature=new"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stream_pretrain.data.corpus.formats import Format
+from stream_pretrain.data.corpus.file_formats import Format
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.documents.stripe import Stripe

@@ -27,7 +27,7 @@ from stream_pretrain.data.transport.object_store import FsspecFile
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.retrying import TransientError
-from stream_pretrain.data.transport.shard import ShardBytes
+from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from tests.integration.raw_server import answering
 
 CONTENT = bytes(range(251)) * 40

@@ -25,7 +25,7 @@ from stream_pretrain.data.transport import http, retrying
 from stream_pretrain.data.transport.compression import compression_of
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.shard import ShardBytes
+from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.data.transport.store_memory import StoreMemory
 from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.integration.http_server import Server, serve

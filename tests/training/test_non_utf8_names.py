@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from stream_pretrain.config import Config, DataConfig, ModelConfig, run_directory
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus
-from stream_pretrain.data.corpus.unchanged import check_unchanged, resolve_pinned
+from stream_pretrain.data.corpus.unchanged_since_start import check_unchanged, resolve_pinned
 from stream_pretrain.errors import SourceError
 from stream_pretrain.non_utf8_names import escaped, in_shell, utf8_path
 from stream_pretrain.redaction import printable

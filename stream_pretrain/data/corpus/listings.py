@@ -1,4 +1,4 @@
-"""Which files a place has: links are followed, the folders of runs are left alone, each file counts once."""
+"""What a place lists: files below a folder or of a pattern, links followed, each file once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import posixpath
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,16 +15,11 @@ from pathlib import Path
 from fsspec.utils import glob_translate
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.corpus.formats import BY_ENDING, count_formats, format_label, show_counts
+from stream_pretrain.data.corpus.file_formats import BY_ENDING, count_formats, format_label, show_counts
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.errors import SourceError
 
 logger = logging.getLogger(__name__)
-
-# What a run leaves in its folder that looks like a corpus.
-_OF_A_RUN = re.compile(
-    r"(checkpoints|cursors|model|wandb)/.*|(metrics|quarantine|bad_steps|evaluation)\.jsonl|(run|evaluation)\.json"
-)
 
 
 @dataclass(frozen=True)
@@ -116,32 +111,6 @@ def split_pattern(pattern: str) -> tuple[str, str]:
     parts = pattern.split("/")
     fixed = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     return "/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else ""), "/".join(parts[fixed:])
-
-
-def without_runs(names: Iterable[str], is_run: Callable[[str], bool]) -> list[str]:
-    """The files that are not of a run: not below the folder of one, nor its records where that is the folder that is listed.
-
-    is_run: whether a folder, by its path in the listed one, has a run.json and a lock.
-    """
-    is_run = cache(is_run)
-
-    def of_a_run(name: str) -> bool:
-        folders = name.split("/")[:-1]
-        inner = ("/".join(folders[:depth]) for depth in range(1, len(folders) + 1))
-        return any(map(is_run, inner)) or (is_run("") and _OF_A_RUN.fullmatch(name) is not None)
-
-    return [name for name in names if not of_a_run(name)]
-
-
-def is_run_among(names: Iterable[str]) -> Callable[[str], bool]:
-    """Whether a folder is that of a run, as far as these files tell."""
-    present = set(names)
-    return lambda folder: {posixpath.join(folder, "run.json"), posixpath.join(folder, "lock")} <= present
-
-
-def is_run_below(root: Path) -> Callable[[str], bool]:
-    """Whether a local folder below `root` is that of a run."""
-    return lambda folder: (root / folder / "run.json").is_file() and (root / folder / "lock").is_file()
 
 
 def unique_files(root: Path, names: Iterable[str]) -> dict[str, str]:

@@ -5,8 +5,8 @@
     scheme://...    a URL or glob that fsspec knows (https, s3, gs, hf, memory...): a file, a folder, a pattern
     org/name        a dataset on the Hub, resolved by `datasets` and pinned to a commit
 
-Sizes and identities come from the listing that finds the files (local.py, hub.py, stores.py); no shard is opened here, except
-for the first and last bytes of local files.
+Sizes and identities come from the listing that finds the files (local_files.py, hub_datasets.py, remote_files.py). No shard is
+opened here, except for the first and last bytes of local files.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from types import MappingProxyType
 import fsspec
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.corpus.hub import HUB_ID, HUB_URL, list_hub_dataset
+from stream_pretrain.data.corpus.hub_datasets import HUB_ID, HUB_URL, list_hub_dataset
 from stream_pretrain.data.corpus.listings import Listing, refuse_options, split_pattern, unique_files, warn_of_several_formats
-from stream_pretrain.data.corpus.local import list_folder, list_local_files, list_local_glob
+from stream_pretrain.data.corpus.local_files import list_folder, list_local_files, list_local_glob
+from stream_pretrain.data.corpus.remote_files import list_url
 from stream_pretrain.data.corpus.shard import Corpus, Shard, sorted_shards
-from stream_pretrain.data.corpus.stores import list_url
 from stream_pretrain.data.transport.retrying import retried
 from stream_pretrain.data.transport.threads import OneThread
 from stream_pretrain.errors import DeadlineError, SourceError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.corpus.formats import BY_ENDING, Format, ending_of
+from stream_pretrain.data.corpus.file_formats import BY_ENDING, Format, ending_of
 from stream_pretrain.data.transport.compression import Compression, compression_of
 from stream_pretrain.errors import SourceError
 from stream_pretrain.non_utf8_names import escaped

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.corpus.formats import count_formats, ending_of, format_label, show_counts
+from stream_pretrain.data.corpus.file_formats import count_formats, ending_of, format_label, show_counts
 from stream_pretrain.data.corpus.listings import some_of
 from stream_pretrain.errors import SourceError
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from stream_pretrain.data.documents.document import Documents, ReadOptions, Skip
-from stream_pretrain.data.documents.texts import MANY, BadDocumentError, NoTextError
+from stream_pretrain.data.documents.text_fields import MANY, BadDocumentError, NoTextError
 from stream_pretrain.data.transport.restart_point import RestartPoint
 
 Candidate = TypeVar("Candidate")

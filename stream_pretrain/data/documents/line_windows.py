@@ -1,8 +1,8 @@
 """The lines of a shard, in windows.
 
-Window b is the lines that start in [b x window_bytes, (b + 1) x window_bytes). To read it begins one byte early, to see whether
-a line starts at the first byte of that range, and goes on to the end of the last line. Offsets are bytes of the uncompressed
-shard; a line ends at LF, which is counted as part of it but not towards its length.
+Window b is the lines that start in [b x window_bytes, (b + 1) x window_bytes). Reading it starts one byte early, to see whether
+a line starts at the first byte of that range, and ends with the last line. Offsets and sizes are bytes of the uncompressed
+shard. A line ends at LF, which belongs to it but does not count towards `max_line_bytes`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.documents.windows import Windows
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.shard import ShardBytes
+from stream_pretrain.data.transport.shard_bytes import ShardBytes
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-"""UTF-8's, in front of the first line, which begins behind it."""
+"""Of UTF-8, in front of the first line."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class Window:
     """The lines that start in one block, as bytes."""
 
     offset: int
-    """Uncompressed offset of the first line."""
+    """Of the first line."""
     lines: bytes
     restart: RestartPoint
-    """Where decompression can start to read this window again."""
+    """Where reading this window again can start."""
     overlong: int | None = None
-    """Uncompressed offset of a last line that was longer than allowed and is not in `lines`."""
+    """Offset of a last line that is longer than allowed and not in `lines`."""
 
 
 class LineWindows(Windows[Window]):
-    """The windows of a shard of lines. A compressed one is decompressed once for all; a plain one is free to seek in."""
+    """The windows of a shard of lines. A compressed shard is decompressed once for all lanes; a plain one is seekable."""
 
     def __init__(
         self, open_bytes: Callable[[RestartPoint], ShardBytes], *, compressed: bool, window_bytes: int, max_line_bytes: int
@@ -52,27 +52,27 @@ class LineWindows(Windows[Window]):
 
 
 def _begin(block: int, window_bytes: int) -> int:
-    """The byte that reading a block begins with: the one before it, which says whether a line starts at its first."""
+    """Where reading a block starts: at the byte before it, which says whether a line starts at its first."""
     return max(block * window_bytes - 1, 0)
 
 
 class LinePass:
-    """One forward pass over a shard of lines.
+    """One forward pass over a shard of lines. Used by one thread.
 
-    `buffer` has the bytes [start, start + len(buffer)) of the uncompressed shard and ends where the stream stands. `chunks` has
-    the offset and restart point of each chunk that some byte of it came from, in order. Held are at most a window, a line as
-    long as allowed, and a chunk.
+    Invariants: `buffer` holds the bytes [start, start + len(buffer)) and ends at the position of the stream; `chunks` holds the
+    offset and restart point of each chunk that a byte of it came from, in order. At most a window, a line as long as allowed
+    and a chunk are held.
     """
 
     def __init__(self, windows: LineWindows, stream: ShardBytes, stripe: Stripe, block: int) -> None:
         self.stream = stream
         self.stripe = stripe
-        self.block = block  # the next block that can be read
+        self.block = block
         self.window_bytes = windows.window_bytes
         self.max_line_bytes = windows.max_line_bytes
         self.compressed = windows.shared
         self.buffer = bytearray()
-        self.start = stream.position  # uncompressed offset of buffer[0]
+        self.start = stream.position
         self.ended = False
         self.chunks: deque[tuple[int, RestartPoint]] = deque()
 
@@ -84,7 +84,6 @@ class LinePass:
         self.stream.close()
 
     def read(self, block: int) -> Window | None:
-        """The window of `block`, which must not lie before `self.block`; None when the shard ends before it."""
         window = self._read(block)
         if window is not None and not self.compressed:
             following = _begin(block + self.stripe.count, self.window_bytes)
@@ -113,13 +112,13 @@ class LinePass:
         return mark if self._has(mark - 1) and self.buffer.startswith(BYTE_ORDER_MARK) else 0
 
     def _window_of(self, block: int, line: int, end: int, restart: RestartPoint) -> Window:  # noqa: ARG002 (for other units)
-        """The window whose block ends at `end`, and whose first line starts at `line`."""
+        """The window of the lines from the one at `line` to the last that starts before `end`."""
         stop, overlong = self._end_of_last_line(line, end)
         lines = bytes(memoryview(self.buffer)[line - self.start : stop - self.start])
         return Window(line, lines, restart, overlong)
 
     def _end_of_last_line(self, line: int, end: int) -> tuple[int, int | None]:
-        """Where the lines that start in [line, end) stop; a last one longer than allowed is left out, its offset named."""
+        """Where the lines that start in [line, end) stop, and the offset of a last one that is too long and left out."""
         searched = end - 1 - self.start
         last = self.buffer.rfind(b"\n", line - self.start, searched) + 1 or line - self.start
         while (found := self.buffer.find(b"\n", searched)) < 0 and len(self.buffer) - last <= self.max_line_bytes:
@@ -127,12 +126,12 @@ class LinePass:
             if not self._fill():
                 return self.start + len(self.buffer), None
         if found < 0 or found - last > self.max_line_bytes:
-            # Not held until its end is met: the next windows, in which no line starts, read past it.
+            # It is not buffered to its end: the next windows, in which no line starts, skip it.
             return self.start + last, self.start + last
         return self.start + found + 1, None
 
     def _drop_before(self, offset: int) -> None:
-        """Forget the bytes before an offset; move the stream there where they were not read yet."""
+        """Drop the bytes before an offset, without reading those that are not in the buffer yet."""
         if offset > self.start + len(self.buffer):
             self.stream.skip_to(offset)
             self.buffer.clear()
@@ -144,7 +143,7 @@ class LinePass:
             self.chunks.popleft()
 
     def _restart_of(self, offset: int) -> RestartPoint:
-        """Restart point of the byte at an offset that lies in the buffer; in a plain shard, that byte itself."""
+        """Restart point of a byte in the buffer; in a plain shard, that byte itself."""
         if not self.compressed:
             return RestartPoint(offset, offset)
         found = self.chunks[0]
@@ -155,7 +154,7 @@ class LinePass:
         return found[1]
 
     def _has(self, offset: int) -> bool:
-        """Whether the shard has a byte at an offset; reads on until it is in the buffer."""
+        """Whether the shard has a byte at an offset, which is in the buffer then."""
         while self.start + len(self.buffer) <= offset:
             if not self._fill():
                 return False

@@ -17,11 +17,11 @@ from stream_pretrain.data.documents.document import Documents, ReadOptions, Skip
 from stream_pretrain.data.documents.filters import nothing_usable, usable_documents
 from stream_pretrain.data.documents.json_files import json_fault
 from stream_pretrain.data.documents.line_windows import BYTE_ORDER_MARK, LineWindows
+from stream_pretrain.data.documents.paragraph_and_file_windows import FileWindows, ParagraphWindows, one_document, paragraphs
 from stream_pretrain.data.documents.stripe import Stripe
-from stream_pretrain.data.documents.text_units import FileWindows, ParagraphWindows, paragraphs, whole_file
-from stream_pretrain.data.documents.texts import BLANK, NOT_UTF8, BadDocumentError, NoTextError, text_getter, wrong_field
+from stream_pretrain.data.documents.text_fields import BLANK, NOT_UTF8, BadDocumentError, NoTextError, text_getter, wrong_field
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.shard import ShardBytes
+from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.errors import ContentError, SourceError
 
 
@@ -127,7 +127,7 @@ def lines_with_offsets(lines: bytes, offset: int, longest: int) -> Iterator[tupl
 _UNITS: dict[TextDocuments, _Unit] = {
     "line": _Unit(LineWindows, lines_with_offsets, "line too long"),
     "blank-line": _Unit(ParagraphWindows, paragraphs, "paragraph too long"),
-    "file": _Unit(FileWindows, whole_file, "file too long"),
+    "file": _Unit(FileWindows, one_document, "file too long"),
 }
 
 

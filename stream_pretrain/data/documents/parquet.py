@@ -16,12 +16,12 @@ from stream_pretrain.data.documents.document import Documents, ReadOptions
 from stream_pretrain.data.documents.filters import nothing_usable, usable_documents
 from stream_pretrain.data.documents.parquet_columns import text_columns
 from stream_pretrain.data.documents.stripe import Stripe
-from stream_pretrain.data.documents.texts import NOT_UTF8, BadDocumentError, text_getter
+from stream_pretrain.data.documents.text_fields import NOT_UTF8, BadDocumentError, text_getter
 from stream_pretrain.data.documents.windows import Windows
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.retrying import in_words
 from stream_pretrain.data.transport.second_reading import TwoReadings, read_twice, wrong_content
-from stream_pretrain.data.transport.shard import ShardFile
+from stream_pretrain.data.transport.shard_bytes import ShardFile
 from stream_pretrain.errors import ContentError
 from stream_pretrain.units import MIB
 from stream_pretrain.urls import is_remote

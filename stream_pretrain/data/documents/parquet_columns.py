@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from stream_pretrain.data.documents.texts import name_one_of, no_text
+from stream_pretrain.data.documents.text_fields import name_one_of, no_text
 from stream_pretrain.errors import ContentError
 
 if TYPE_CHECKING:

@@ -1,10 +1,10 @@
-"""Which reader a shard has. A new format is a file beside these, a line here and a record in corpus/formats.py."""
+"""Which reader a shard has. A new format is a file beside these, a line here and a record in corpus/file_formats.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from stream_pretrain.data.corpus.formats import Format
+from stream_pretrain.data.corpus.file_formats import Format
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import DocumentReader, ReadOptions
 from stream_pretrain.data.documents.examples import ExampleDocuments

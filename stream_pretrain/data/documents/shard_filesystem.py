@@ -17,7 +17,7 @@ import fsspec
 
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.transport.options import TransportOptions
-from stream_pretrain.data.transport.shard import ShardBytes, ShardFile
+from stream_pretrain.data.transport.shard_bytes import ShardBytes, ShardFile
 
 PROTOCOL = "shard"
 

@@ -1,7 +1,8 @@
 """A shard cut into windows, in forward passes that the lanes of a process share.
 
-What a window is, its format says: line_windows.py, text_units.py and parquet.py. Windows are numbered from 0 in the order of
-the shard (`block`). Each depends on the shard and its number alone: not on who reads it, from where, or what was read before.
+What a window is depends on the format: line_windows.py, paragraph_and_file_windows.py, parquet.py. `block` is the number of a
+window in its shard, from 0. A window depends on the shard and its number alone: not on who reads it, from where, or what was
+read before.
 """
 
 from __future__ import annotations
@@ -19,36 +20,36 @@ W_co = TypeVar("W_co", covariant=True)
 
 
 class Pass(Protocol[W_co]):
-    """Windows of a shard, read forward."""
+    """The windows of a shard, read forward once."""
 
     stripe: Stripe
-    """Whose lane opened it."""
+    """The stripe that it was opened for."""
     block: int
-    """The next block that can be read."""
+    """The first block that can still be read."""
 
     @property
     def blocks(self) -> int:
-        """How many the shard has; to be asked where its end was met."""
+        """How many windows the shard has; known once read() has met its end."""
 
     def read(self, block: int) -> W_co | None:
-        """The window of a block that does not lie before `self.block`; None when the shard ends before it."""
+        """A window, `block >= self.block`; None where the shard ends before it. Raises as ShardBytes or ShardFile does."""
 
     def close(self) -> None: ...
 
 
 class Windows(ABC, Generic[W]):
-    """The windows of one shard, for every lane of this process that reads a stripe of it.
+    """The windows of one shard, for every lane of this process that reads a stripe of it. Used by one thread.
 
-    A shard that cannot be entered at every window is read once for all of them: a window that the pass meets on its way
-    to another lane's is kept for its lane, at most `KEPT` for each. A lane too far behind or ahead for that gets a pass
-    of its own, from its own restart point. Where every window can be entered, each stripe has its own pass.
+    A shard that cannot be entered at every window is `shared`: read once for all lanes. A window that a pass meets on its way
+    to another lane's is kept for its lane, at most `KEPT` for each; a lane too far behind or ahead for that gets a pass of its
+    own, from its own restart point. Otherwise each stripe has its own pass.
 
-    Used by one thread. A stripe is read in order, from the window that follow() names. There are never more passes than
-    stripes that are followed, and no window of `kept` lies before the next one of its stripe.
+    A stripe is read in order, from the block that follow() names. Invariants: there are no more passes than followed stripes,
+    and no window in `kept` lies before `next_of` its stripe.
     """
 
     KEPT = 2
-    """Windows held for each stripe, in memory."""
+    """Windows that are kept in memory for each stripe."""
 
     def __init__(self, *, shared: bool) -> None:
         self.shared = shared
@@ -59,18 +60,18 @@ class Windows(ABC, Generic[W]):
 
     @abstractmethod
     def open_pass(self, stripe: Stripe, block: int, restart: RestartPoint) -> Pass[W]:
-        """A pass whose next block is this one, from the restart point of a block that is not before it."""
+        """A pass with `block` next, from the restart point of this block or of one before it."""
 
     @abstractmethod
     def comes_by(self, passed: int, block: int, restart: RestartPoint) -> bool:
-        """Whether a new pass has to read a block on its way to another one."""
+        """Whether a new pass to `block` from `restart` reads the block `passed` on its way."""
 
     def follow(self, stripe: Stripe, block: int) -> None:
-        """Say that a lane will read this stripe from this block on."""
+        """Register a lane that will read this stripe from this block on."""
         self.next_of[stripe] = block
 
     def leave(self, stripe: Stripe) -> bool:
-        """Say that a lane is done with a stripe; true when no lane of the process reads the shard any more."""
+        """Deregister the lane of a stripe; true where no lane of the process reads the shard any more."""
         del self.next_of[stripe]
         self.kept = {block: window for block, window in self.kept.items() if block % stripe.count != stripe.first}
         while len(self.passes) > len(self.next_of):
@@ -78,10 +79,11 @@ class Windows(ABC, Generic[W]):
         return not self.next_of
 
     def read(self, stripe: Stripe, block: int, restart: RestartPoint) -> W | None:
-        """The window of a block of the stripe, or None when the shard ends before it.
+        """The window of a block of the stripe; None where the shard ends before it.
 
         restart: that of this window or of one before it in the shard.
-        Raises: ContentError for damage on the way; the pass is given up, and other lanes find out by themselves.
+        Raises: ContentError for damage on the way: the pass is closed, and other lanes meet the damage by themselves;
+        TransportError, SourceError.
         """
         window = self.kept.pop(block, None)
         if window is None and (self.blocks is None or block < self.blocks):
@@ -98,20 +100,20 @@ class Windows(ABC, Generic[W]):
                     if window is None:
                         break
                     self.kept[passed] = window
-        except ContentError:  # in the window of another lane, which meets it by itself; perhaps there is a way around it
-            self._give_up(reading)
+        except ContentError:  # in the window of another lane, which meets it by itself; there may be a way around it
+            self._close_pass(reading)
             reading = self.open_pass(stripe, block, restart)
             self.passes.append(reading)
         try:
             window = reading.read(block)
-        except ContentError:  # what lies behind the damage is no lane's any more; another lane finds it by itself
-            self._give_up(reading)
+        except ContentError:  # nothing behind the damage is read; another lane meets it by itself
+            self._close_pass(reading)
             raise
         if window is None:
             self.blocks = reading.blocks
         return window
 
-    def _give_up(self, reading: Pass[W]) -> None:
+    def _close_pass(self, reading: Pass[W]) -> None:
         self.passes.remove(reading)
         reading.close()
 
@@ -124,15 +126,15 @@ class Windows(ABC, Generic[W]):
             if len(self.passes) >= max(1, len(self.next_of)):
                 self.passes.pop(0).close()
             earliest = block
-            if self.shared:  # the lanes begin at different blocks: the pass begins at the first that any of them needs
+            if self.shared:  # the lanes start at different blocks: the pass starts at the first that any of them needs
                 awaited = (b for b in self.next_of.values() if b not in self.kept and b < block)
                 earliest = min((b for b in awaited if self.comes_by(b, block, restart)), default=block)
             reading = self.open_pass(stripe, earliest, restart)
-        self.passes.append(reading)  # the least recently used one comes first
+        self.passes.append(reading)  # the least recently used pass comes first
         return reading
 
     def _keeps(self, block: int, reader: Stripe) -> bool:
-        """Whether the pass that `reader` moves on keeps the window of a block it goes over."""
+        """Whether the pass that reads for `reader` keeps the window of a block on its way."""
         for stripe, next_block in self.next_of.items():
             if stripe != reader and block % stripe.count == stripe.first and block >= next_block:
                 kept = [b for b in self.kept if b % stripe.count == stripe.first]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stream_pretrain.config import Config, DataConfig, TextDocuments, sources_of, storage_options
-from stream_pretrain.data.corpus.pinned import PinnedCorpus, PinnedSource
+from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
+from stream_pretrain.data.corpus.remote_files import with_web_sizes
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Shard
-from stream_pretrain.data.corpus.stores import with_web_sizes
-from stream_pretrain.data.corpus.unchanged import resolve_pinned
+from stream_pretrain.data.corpus.unchanged_since_start import resolve_pinned
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.lanes.costs import MOST_AMPLIFICATION, reading_cost
 from stream_pretrain.data.lanes.lane_count import lane_count

@@ -1,8 +1,8 @@
-"""Text whose document is not a line: paragraphs between blank lines, or whole files. Offsets and restart points as for lines.
+"""Windows of text whose document is a paragraph or a file. Offsets and restart points as for lines (line_windows.py).
 
 A paragraph is in the window in whose block the blank line in front of it starts; the first of a shard is in window 0. So a
-window is found by reading forward from the first line of its block, as for lines. By where paragraphs themselves start it would
-not be: the line before one may have begun long before the block, and whether it is blank is seen from its beginning only.
+window is found by reading forward from the first line of its block. It would not be by where paragraphs start: the line before
+one may have started long before the block, and only its start shows whether it is blank.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from stream_pretrain.data.documents.line_windows import LinePass, LineWindows, W
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.transport.restart_point import RestartPoint
 
-_NOT_BLANK = re.compile(rb"[^ \t\r\x0b\x0c]")  # LF is none, since it ends the blank line
+_NOT_BLANK = re.compile(rb"[^ \t\r\x0b\x0c]")  # LF ends the blank line
 
 
 def paragraphs(content: bytes, offset: int, longest: int) -> Iterator[tuple[int, bytes]]:
@@ -28,8 +28,8 @@ def paragraphs(content: bytes, offset: int, longest: int) -> Iterator[tuple[int,
         yield offset + start, content[start:]
 
 
-def whole_file(content: bytes, offset: int, longest: int) -> Iterator[tuple[int, bytes]]:  # noqa: ARG001 (as `paragraphs`)
-    """The content as the one document, if there is any."""
+def one_document(content: bytes, offset: int, longest: int) -> Iterator[tuple[int, bytes]]:  # noqa: ARG001 (as `paragraphs`)
+    """The content as one document, unless it is blank."""
     if content and not content.isspace():
         yield offset, content
 
@@ -46,14 +46,14 @@ class ParagraphWindows(LineWindows):
 
 
 class _ParagraphPass(LinePass):
-    """Of a window, `lines` begin at its first blank line, and end where its last paragraph does."""
+    """The `lines` of its windows start at the first blank line and end with the last paragraph."""
 
     def _window_of(self, block: int, line: int, end: int, restart: RestartPoint) -> Window:
         last = self.buffer.rfind(b"\n", line - self.start, end - 1 - self.start) + 1 + self.start
         last = max(last, line)
         blank_lines = list(_blank_line(self.max_line_bytes, rb"\n").finditer(self.buffer, line - self.start, last - self.start))
         first = line if block == 0 else self.start + blank_lines[0].start() if blank_lines else None
-        paragraph = self.start + blank_lines[-1].end() if blank_lines else line  # the one that `last` is of, if it is not blank
+        paragraph = self.start + blank_lines[-1].end() if blank_lines else line  # that `last` belongs to, unless it is blank
         stop, overlong = last, None
         following = self._behind_blank(last)
         if following is not None:
@@ -67,7 +67,7 @@ class _ParagraphPass(LinePass):
         return Window(first, content, restart, overlong)
 
     def _behind_blank(self, line: int) -> int | None:
-        """Where the line behind a blank one starts; None for a line that is not blank."""
+        """Where the line behind a blank line starts; None for a line that is not blank."""
         searched = line
         while (found := _NOT_BLANK.search(self.buffer, searched - self.start)) is None:
             searched = self.start + len(self.buffer)
@@ -79,13 +79,13 @@ class _ParagraphPass(LinePass):
         return offset + 1 if found[0] == b"\n" and offset - line <= self.max_line_bytes else None
 
     def _end_of_paragraph(self, paragraph: int, line: int) -> tuple[int, int | None]:
-        """Where a paragraph stops, from a line of it on; one longer than allowed is left out, its offset named."""
+        """Where a paragraph stops, from a line of it on, and its offset where it is too long and left out."""
         searched = line
         while True:
             newline = self.buffer.find(b"\n", searched - self.start)
             searched = self.start + (len(self.buffer) if newline < 0 else newline + 1)
             if searched - (newline >= 0) - paragraph > self.max_line_bytes:
-                # Not held until its end is met: the next windows, in which no blank line starts, read past it.
+                # It is not buffered to its end: the next windows, in which no blank line starts, skip it.
                 return paragraph, paragraph
             if newline >= 0 and self._behind_blank(searched) is not None:
                 return searched, None

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stream_pretrain.config import DataConfig, storage_options
-from stream_pretrain.data.corpus.formats import FILE_FORMATS, is_shard
-from stream_pretrain.data.corpus.listings import Listing, at_least_one, is_run_among, refuse_options, without_runs
+from stream_pretrain.data.corpus.corpus_files import is_run_among, is_shard, without_runs
+from stream_pretrain.data.corpus.file_formats import FILE_FORMATS
+from stream_pretrain.data.corpus.listings import Listing, at_least_one, refuse_options
+from stream_pretrain.data.corpus.remote_files import list_files
 from stream_pretrain.data.corpus.shard import Corpus, shard_at
 from stream_pretrain.data.corpus.splits import Splits, choose_split, dataset_builder, of_other_formats, splits_of_builder
-from stream_pretrain.data.corpus.stores import list_files
 from stream_pretrain.errors import SourceError
 
 HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)

@@ -21,7 +21,7 @@ from functools import partial
 
 from stream_pretrain.data.transport.compression import CODECS, Compression, binary_format, looks_like
 from stream_pretrain.data.transport.decoders import DamageError
-from stream_pretrain.data.transport.decoding import CHUNK, CUT, SLICE, decode, is_skippable, joined, skip_skippable
+from stream_pretrain.data.transport.members import CHUNK, CUT, SLICE, decode, is_skippable, joined, skip_skippable
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.second_reading import TwoReadings, read_until_two_agree

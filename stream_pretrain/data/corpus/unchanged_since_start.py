@@ -6,10 +6,10 @@ import dataclasses
 import os
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.corpus.hub import commits_of
+from stream_pretrain.data.corpus.hub_datasets import commits_of
+from stream_pretrain.data.corpus.remote_files import with_web_sizes
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
-from stream_pretrain.data.corpus.stores import with_web_sizes
 from stream_pretrain.errors import SourceError
 from stream_pretrain.non_utf8_names import escaped
 from stream_pretrain.urls import without_secrets

@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from stream_pretrain.config import DataConfig, storage_options
-from stream_pretrain.data.corpus.formats import has_known_ending, is_shard
+from stream_pretrain.data.corpus.corpus_files import is_run_among, is_shard, without_runs
+from stream_pretrain.data.corpus.file_formats import has_known_ending
 from stream_pretrain.data.corpus.listings import (
     Listing,
     at_least_one,
-    is_run_among,
     refuse_options,
     split_pattern,
-    without_runs,
 )
 from stream_pretrain.data.corpus.shard import Corpus, shard_at
 from stream_pretrain.data.transport.http import sizes_and_identities

@@ -12,16 +12,15 @@ from pathlib import Path
 from fsspec.utils import glob_translate
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.corpus.formats import has_known_ending, is_shard
+from stream_pretrain.data.corpus.corpus_files import is_run_below, is_shard, without_runs
+from stream_pretrain.data.corpus.file_formats import has_known_ending
 from stream_pretrain.data.corpus.listings import (
     Listing,
     at_least_one,
     files_below,
-    is_run_below,
     matching_files,
     refuse_options,
     unique_files,
-    without_runs,
 )
 from stream_pretrain.data.corpus.shard import Shard, shard_at
 from stream_pretrain.data.corpus.splits import (

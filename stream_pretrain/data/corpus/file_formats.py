@@ -1,9 +1,8 @@
-"""What the name of a file says: its format, and whether it is a shard of a corpus."""
+"""The format of a file, by the ending of its name."""
 
 from __future__ import annotations
 
 import posixpath
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -38,11 +37,6 @@ FILE_FORMATS = (
 )
 BY_ENDING = {ending: file_format for file_format in FILE_FORMATS for ending in file_format.endings}
 
-# Files that lie beside the shards of a corpus and have a shard's ending.
-_NOT_SHARDS = re.compile(
-    r"(readme|licen[cs]e|notice|changelog)(\..*)?|(config|state|dataset_infos?|dataset_dict)\.json", re.IGNORECASE
-)
-
 
 def ending_of(name: str) -> str:
     """The ending that says the format, below the one of a compression."""
@@ -52,13 +46,6 @@ def ending_of(name: str) -> str:
 
 def has_known_ending(name: str) -> bool:
     return ending_of(name) in BY_ENDING
-
-
-def is_shard(name: str) -> bool:
-    """Whether a file of a folder or glob belongs to the corpus, by its path in it."""
-    parts = name.split("/")
-    hidden = any(part.startswith(".") for part in parts)
-    return not hidden and not _NOT_SHARDS.fullmatch(parts[-1]) and has_known_ending(name)
 
 
 def format_label(name: str) -> str:
