@@ -79,6 +79,10 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
         progress = Progress(sys.stderr if os.environ.get("RANK", "0") == "0" else None)
         stop.answer(lambda name: _leave(name, given, progress), lambda _: None)
         progress.notice(f"run folder: {run_directory(config)}")
+        if os.environ.get("RANK", "0") == "0":  # the others may not see what it lists for all
+            from stream_pretrain.training.first_checks import refuse_at_once
+
+            refuse_at_once(config)
         with progress.phase("importing torch and transformers"):
             module = importlib.import_module(f"{commands.__name__}.{command.replace('-', '_')}")
         code: int = module.run(config, given, stop)

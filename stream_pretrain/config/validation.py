@@ -71,6 +71,17 @@ def validate(config: Config) -> None:
         "--eval.dataset and --eval.split need --eval-every",
     )
     refuse_unless(
+        config.eval.split is None or config.eval.dataset is not None or not data.sources,
+        "--eval.split names a split of --dataset, but the corpus is a mixture: give --eval.dataset",
+    )
+    refuse_unless(
+        not config.eval.every
+        or config.eval.dataset is not None
+        or config.eval.split is not None
+        or any(source.heldout_fraction for source in sources_of(data)),
+        "--eval-every needs documents: give --data.heldout-fraction, --eval.split or --eval.dataset",
+    )
+    refuse_unless(
         re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", config.run.output_dir or "") is None,
         f"--output-dir {config.run.output_dir} is a URL: give a folder, for example of a mounted bucket",
     )

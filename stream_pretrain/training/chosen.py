@@ -18,6 +18,8 @@ WARMUP_SHARE = 0.06
 """Of the run (RoBERTa, 1907.11692, for its fine-tuning; pretraining of half a million steps has 24,000)..."""
 MOST_WARMUP_STEPS = 2_000
 """...but a long run needs no more."""
+WARMUP_OF_ANY_RUN = 100
+"""Where epochs end a run, and the store does not tell how large its shards are."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,6 @@ class Chosen:
         refuse_final_rate_above(rate, train)
         return replace(config, train=replace(train, learning_rate=rate, warmup_steps=warmup))
 
-    def in_words(self, config: Config) -> str:
-        """What is said of the learning rate at a start; config: with `auto` where it is asked for."""
-        rate, warmup = self.applied(config).train.learning_rate, self.applied(config).train.warmup_steps
-        autos = [" (auto)" if value == "auto" else "" for value in (config.train.learning_rate, config.train.warmup_steps)]
-        return f"learning rate {rate:g}{autos[0]}, {warmup:,} steps of warm-up{autos[1]}, then {config.train.schedule}"
-
 
 BEFORE_AUTO = Chosen(learning_rate=5e-4, warmup_steps=0)
 """The defaults of runs whose checkpoints say nothing of it."""
@@ -73,6 +69,6 @@ def chosen_for(config: Config) -> Chosen:
     )
 
 
-def warmup_of(steps: float) -> int:
-    """Steps of warm-up of a run with so many."""
-    return min(MOST_WARMUP_STEPS, round(WARMUP_SHARE * steps))
+def warmup_of(steps: float | None) -> int:
+    """Steps of warm-up of a run with so many, or of one that nothing tells the length of."""
+    return WARMUP_OF_ANY_RUN if steps is None else min(MOST_WARMUP_STEPS, round(WARMUP_SHARE * steps))

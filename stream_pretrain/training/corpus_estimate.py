@@ -1,8 +1,9 @@
-"""How long a run will be, where epochs end it: estimated, since nobody has counted the tokens of the corpus."""
+"""How many tokens a corpus has, and how long a run on it is: estimated, since nobody has counted them."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from stream_pretrain.config import TrainConfig
 from stream_pretrain.data.lanes.sizes import BYTES_PER_TOKEN
@@ -11,15 +12,52 @@ from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.transport.compression import expansion_of
 
 
-def steps_of_run(train: TrainConfig, plan: StreamPlan) -> float:
-    """Steps of a run, about, where epochs may end it."""
-    most = math.inf if train.max_steps is None else train.max_steps
+@dataclass(frozen=True)
+class CorpusEstimate:
+    """Of the corpus of a run."""
+
+    tokens: tuple[float | None, ...]
+    """Of each source, in an epoch; None where it is not known how large its shards are."""
+    steps: float | None
+    """Of the run; None where epochs end it and the tokens are not known."""
+
+    def epochs(self, plan: StreamPlan) -> list[float | None]:
+        """How often the run reads each source."""
+        if self.steps is None:
+            return [None] * len(self.tokens)
+        tokens_a_step = plan.layout.global_batch_size * plan.layout.sequence_length
+        begins = [shares.from_step for shares in plan.schedule]
+        ends = [*begins[1:], self.steps]
+        read = [0.0] * len(self.tokens)
+        for shares, begin, end in zip(plan.schedule, begins, ends, strict=True):
+            for number, part in enumerate(shares.parts):
+                read[number] += max(0.0, min(end, self.steps) - begin) * tokens_a_step * part / sum(shares.parts)
+        found: list[float | None] = []
+        for source, tokens, of_source in zip(plan.sources, self.tokens, read, strict=True):
+            epochs = None if not tokens else of_source / tokens
+            found.append(epochs if epochs is None or source.max_epochs is None else min(epochs, source.max_epochs))
+        return found
+
+
+def estimate(train: TrainConfig, plan: StreamPlan) -> CorpusEstimate:
+    """By the sizes of the shards."""
+    tokens = tuple(map(_tokens_of, plan.sources))
+    return CorpusEstimate(tokens, _steps(train, plan, tokens))
+
+
+def _steps(train: TrainConfig, plan: StreamPlan, tokens: Sequence[float | None]) -> float | None:
     if any(source.max_epochs is None for source in plan.sources):
-        return most
-    tokens = sum(tokens_of(source) * (source.max_epochs or 1) for source in plan.sources)
-    return min(most, tokens / (plan.layout.global_batch_size * plan.layout.sequence_length))
+        return train.max_steps
+    if None in tokens:
+        return train.max_steps
+    total = sum(count * (source.max_epochs or 1) for source, count in zip(plan.sources, tokens, strict=True) if count)
+    of_epochs = total / (plan.layout.global_batch_size * plan.layout.sequence_length)
+    return of_epochs if train.max_steps is None else min(train.max_steps, of_epochs)
 
 
-def tokens_of(source: SourcePlan) -> float:
-    """Tokens of a source, about, by the sizes of its shards."""
-    return sum((shard.size or 0) * expansion_of(shard.compression) for shard in source.shards) / BYTES_PER_TOKEN
+def _tokens_of(source: SourcePlan) -> float | None:
+    sizes = [shard.size for shard in source.shards]
+    if None in sizes:
+        return None
+    expanded = (size * expansion_of(shard.compression) for size, shard in zip(sizes, source.shards, strict=True) if size)
+    return sum(expanded) / BYTES_PER_TOKEN

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stream_pretrain.config import Config
 from stream_pretrain.data.corpus.resolve import resolve
+from stream_pretrain.data.corpus.shard import Corpus
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.mixture import largest_shares
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
@@ -23,14 +24,25 @@ from stream_pretrain.training.progress import Progress
 from stream_pretrain.urls import without_secrets
 
 
-def evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress: Progress) -> list[str]:
-    """The texts of the fixed evaluation set: collected once, kept in OUT."""
+def evaluation_corpus(config: Config, out: Path) -> Corpus | None:
+    """What --eval.dataset or --eval.split names, where the evaluation set is yet to be collected from there.
+
+    Raises: SourceError, TransportError.
+    """
+    named, split = config.eval.dataset, config.eval.split
+    if not config.eval.every or (named is None and split is None) or (out / EVALUATION).exists():
+        return None
+    return resolve(config.data, split=split, dataset=named)
+
+
+def evaluation_documents(config: Config, plan: StreamPlan, corpus: Corpus | None, out: Path, progress: Progress) -> list[str]:
+    """The texts of the fixed evaluation set: collected once, from what `evaluation_corpus` gave, and kept in OUT."""
     kept, origin = out / EVALUATION, out / EVALUATION_ORIGIN
     dataset = None if config.eval.dataset is None else without_secrets(config.eval.dataset)
     asked = {"dataset": dataset, "split": config.eval.split, "documents": config.eval.documents}
     if not kept.exists():
         with progress.phase("collecting the evaluation set") as found:
-            texts = _collected(config, plan, found, progress.warning)
+            texts = _collected(config, plan, corpus, found, progress.warning)
             found(f"{len(texts)} documents")
         with writing(origin):
             replace_file(origin, [json.dumps(asked).encode()])
@@ -46,15 +58,14 @@ def evaluation_documents(config: Config, plan: StreamPlan, out: Path, progress: 
     return evaluation.load_documents(kept)
 
 
-def _collected(config: Config, plan: StreamPlan, report: Callable[[str], None], warn: Callable[[str], None]) -> list[str]:
+def _collected(
+    config: Config, plan: StreamPlan, corpus: Corpus | None, report: Callable[[str], None], warn: Callable[[str], None]
+) -> list[str]:
     """Documents of the split or dataset that was named, else of those held out of each source. Raises SourceError for none."""
-    named, split = config.eval.dataset, config.eval.split
-    if named is None and split is None:
+    if corpus is None:
         return _held_out(config, plan, report, warn)
-    if config.data.sources and named is None:
-        raise ConfigError("--eval.split names a split of --dataset, but the corpus is a mixture: give --eval.dataset")
     texts = evaluation.collect(
-        resolve(config.data, split=split, dataset=named).shards,
+        corpus.shards,
         pinning.read_options(config.data, plan.sources[0].read.window_bytes, share=1),
         documents=config.eval.documents,
         heldout_fraction=None,
@@ -63,6 +74,7 @@ def _collected(config: Config, plan: StreamPlan, report: Callable[[str], None], 
         report=report,
     )
     if not texts:
+        named, split = config.eval.dataset, config.eval.split
         raise SourceError(
             f"no document for the evaluation set in {f'split {split}' if named is None else without_secrets(named)}: "
             "name another, or raise --eval.max-read-bytes"

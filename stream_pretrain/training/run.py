@@ -14,10 +14,12 @@ from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.errors import ContentError
 from stream_pretrain.training import evaluation
 from stream_pretrain.training.checkpoint import BackgroundWriter
+from stream_pretrain.training.corpus_estimate import estimate
 from stream_pretrain.training.corpus_notices import CorpusNotices
 from stream_pretrain.training.loop import EndOfCorpus, StepResult, training_steps
 from stream_pretrain.training.metrics import MetricsWindow
 from stream_pretrain.training.out_files import METRICS
+from stream_pretrain.training.overview import lack_of_space, overview
 from stream_pretrain.training.records import best_evaluation, has_evaluation
 from stream_pretrain.training.saving import Saves
 from stream_pretrain.training.signals import Interrupted, ignore_in_worker
@@ -39,6 +41,8 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
     stream = stack.enter_context(
         StepStream(setup.plan, setup.cursors, rank=rank, world=world, workers=workers, in_worker=ignore_in_worker)
     )
+    if setup.ranks.is_first and totals.step != setup.config.train.max_steps:
+        _show_overview(setup)
     evaluations = Evaluations(setup)
     tracker = stack.enter_context(_tracker(setup, more=evaluations.may_come()))
     stack.enter_context(writer)
@@ -108,6 +112,14 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
         for line in summary(totals, before, monotonic() - since, log.loss, evaluations.last, evaluations.best):
             setup.progress.notice(line)
     return state
+
+
+def _show_overview(setup: Setup) -> None:
+    estimated = estimate(setup.config.train, setup.plan)
+    for line in overview(setup, estimated):
+        setup.progress.notice(line)
+    if warning := lack_of_space(setup, estimated):
+        setup.progress.warning(warning)
 
 
 class Evaluations:

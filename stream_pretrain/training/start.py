@@ -19,10 +19,10 @@ from stream_pretrain.model.loading import LoadedModel
 from stream_pretrain.training import evaluation
 from stream_pretrain.training.checkpoint import Saved, read
 from stream_pretrain.training.chosen import Chosen, warmup_of
-from stream_pretrain.training.corpus_estimate import steps_of_run
+from stream_pretrain.training.corpus_estimate import estimate
 from stream_pretrain.training.defaults import defaults_of_then, with_options
 from stream_pretrain.training.evaluation import EvaluationSet
-from stream_pretrain.training.evaluation_documents import evaluation_documents
+from stream_pretrain.training.evaluation_documents import evaluation_corpus, evaluation_documents
 from stream_pretrain.training.learning_rate import learning_rate
 from stream_pretrain.training.options_file import write_options
 from stream_pretrain.training.out_files import RECORDS
@@ -32,7 +32,7 @@ from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.records import trim_after
 from stream_pretrain.training.run_directory import RunDirectory, decide_start
 from stream_pretrain.training.signals import StopRequest
-from stream_pretrain.training.start_corpus import resolve_on_all_ranks
+from stream_pretrain.training.start_corpus import pin_on_all_ranks, plan_on_all_ranks
 from stream_pretrain.training.start_model import load_on_all_ranks, ready_to_train
 from stream_pretrain.training.totals import Totals
 
@@ -57,6 +57,8 @@ class Setup:
     parent: str | None
     defaults: Mapping[str, Any]
     """Those of the run's first start; of an option that is newer, those of the start that first knew it."""
+    asked: Config
+    """The options, with `auto` where it is asked for."""
     chosen: Chosen
     """What `auto` stands for."""
 
@@ -78,18 +80,20 @@ def prepare(
         chosen = start.chosen
         config = chosen.applied(asked)
         saved = None if checkpoint is None else ranks.from_first(lambda: read(checkpoint))
+        # What is refused for its name, be it a dataset, is refused before a model is fetched.
+        pinned = pin_on_all_ranks(config, saved, ranks, progress)
+        held_out = ranks.from_first(lambda: evaluation_corpus(config, out.path))
         loaded = load_on_all_ranks(config, saved, accelerator, ranks, progress)
-        corpus = resolve_on_all_ranks(config, loaded.tokenizer, saved, ranks, progress)
-        pinned, plan = corpus.pinned, corpus.plan
+        corpus = plan_on_all_ranks(config, loaded.tokenizer, pinned, saved, ranks, progress)
+        plan = corpus.plan
         if chosen.warmup_steps is None:
-            chosen = replace(chosen, warmup_steps=warmup_of(steps_of_run(config.train, plan)))
+            chosen = replace(chosen, warmup_steps=warmup_of(estimate(config.train, plan).steps))
             config = chosen.applied(asked)
         evaluation_set = None
         if config.eval.every:
-            texts = ranks.from_first(lambda: evaluation_documents(config, plan, out.path, progress))
+            texts = ranks.from_first(lambda: evaluation_documents(config, plan, held_out, out.path, progress))
             evaluation_set = evaluation.evaluation_set(texts, plan, config.train.micro_batch_size)
 
-    progress.notice(chosen.in_words(asked))
     parallel = ready_to_train(config, loaded, plan, saved, accelerator, ranks)
     began_with = defaults(config)
     if saved is None:
@@ -106,7 +110,7 @@ def prepare(
         write_options(asked, start.parent, out.path)
     return Setup(
         config, parallel, ranks, out, progress, stop, loaded, pinned, plan, corpus.engine, evaluation_set, cursors, totals,
-        start.parent, began_with, chosen,
+        start.parent, began_with, asked, chosen,
     )  # fmt: skip
 
 

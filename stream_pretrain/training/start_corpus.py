@@ -1,4 +1,4 @@
-"""The corpus of a run on every rank: pinned, dealt to lanes, and tokenized as when the run began. Needs no model."""
+"""The corpus of a run on every rank: pinned, then dealt to lanes and tokenized as when the run began. Needs no model."""
 
 from __future__ import annotations
 
@@ -26,19 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReadyCorpus:
-    """What a run reads, and how it becomes rows."""
+    """How the corpus becomes rows."""
 
-    pinned: PinnedCorpus
     plan: StreamPlan
     engine: EngineRecord
 
 
-def resolve_on_all_ranks(
-    config: Config, tokenizer: PreTrainedTokenizerFast, saved: Saved | None, ranks: Ranks, progress: Progress
-) -> ReadyCorpus:
+def pin_on_all_ranks(config: Config, saved: Saved | None, ranks: Ranks, progress: Progress) -> PinnedCorpus:
     """The corpus of a new run, or that of a checkpoint where it lies now. Called by all ranks; the first one lists.
 
-    Raises: SourceError, ConfigError, ModelError, CheckpointError, before any shard is read.
+    Raises: SourceError, ConfigError, CheckpointError.
     """
     with progress.phase("resolving the corpus") as found:
         pinned = ranks.from_first(lambda: _pinned(config, saved, ranks.world))
@@ -46,6 +43,18 @@ def resolve_on_all_ranks(
         mixed = f"{len(pinned.sources)} sources, " if len(pinned.sources) > 1 else ""
         kinds = show_counts(count_formats(shard.name for shard in pinned.shards))
         found(f"{mixed}{len(pinned.shards)} shards ({kinds}), {human_bytes(sum(sizes))}, {pinned.lanes} lanes")
+    return pinned
+
+
+def plan_on_all_ranks(
+    config: Config,
+    tokenizer: PreTrainedTokenizerFast,
+    pinned: PinnedCorpus,
+    saved: Saved | None,
+    ranks: Ranks,
+    progress: Progress,
+) -> ReadyCorpus:
+    """How the corpus becomes rows. Called by all ranks. Raises: ConfigError, ModelError, CheckpointError."""
     plan = stream_plan(config, tokenizer, pinned)
     for note in plan.encoder.notes:
         progress.notice(note)
@@ -53,7 +62,7 @@ def resolve_on_all_ranks(
     engine = _engine_of_all_ranks(config, plan.encoder, trainer, ranks, progress)
     for line in advice(plan, ranks, config.data.workers):
         progress.warning(line)
-    return ReadyCorpus(pinned, plan, engine)
+    return ReadyCorpus(plan, engine)
 
 
 def _pinned(config: Config, saved: Saved | None, world: int) -> PinnedCorpus:

@@ -32,7 +32,7 @@ def load_on_all_ranks(
             ranks.from_first(lambda: _verify_initial_weights(config.model.init_from))
         loaded = _loaded_once_per_machine(config, saved, accelerator, ranks)
         precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
-        found(f"{loaded.model.num_parameters() / 1e6:.1f}M parameters, {precision} on {_devices(accelerator)}")
+        found(f"{loaded.model.num_parameters() / 1e6:.1f}M parameters, {precision} on {devices_of(accelerator)}")
     for note in loaded.notes:
         progress.notice(note)
     return loaded
@@ -97,6 +97,7 @@ def _load(config: Config, saved: Saved | None, *, local_files_only: bool = False
     )
 
 
-def _devices(accelerator: Accelerator) -> str:
+def devices_of(accelerator: Accelerator) -> str:
+    """The devices of all ranks, in words."""
     name = torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else accelerator.device.type
     return name if accelerator.num_processes == 1 else f"{accelerator.num_processes} x {name}"

@@ -289,12 +289,19 @@ def _kill_client() -> None:
             child.kill()
 
 
+def refuse_wandb(run: RunConfig) -> None:
+    """Refuse what no start can do, before anything else is done. Raises: ConfigError."""
+    if _wanted(run) not in ("auto", "offline", "disabled"):  # else the client need not be imported yet
+        _choose_mode(run, Path(), lambda _: None)
+
+
+def _wanted(run: RunConfig) -> str:
+    return run.wandb if run.wandb != "auto" else os.environ.get("WANDB_MODE") or "auto"
+
+
 def _choose_mode(run: RunConfig, out: Path, report: Callable[[str], None]) -> tuple[Mode, str | None]:
     """The mode of this run, and why where the user did not ask for it. Raises: ConfigError."""
-    wanted: str = run.wandb
-    if wanted == "auto":
-        wanted = os.environ.get("WANDB_MODE") or "auto"
-    match wanted:
+    match wanted := _wanted(run):
         case "offline":
             return "offline", None
         case "disabled":

@@ -36,7 +36,7 @@ def list_hub_dataset(
     """A Hub dataset, or the file, folder or pattern `path` in it, at its commit in `commits`, else the one `revision` is at."""
     from huggingface_hub import HfFileSystem  # here, because importing it takes a second and local corpora do without
 
-    token = storage_options(data.storage_options).get("token")
+    token = hub_token(data)
     canonical_id, commit = pinned_revision(entry, dataset_id, commits.get(dataset_id, revision), token)
     commit = commits.get(canonical_id, commit)
     root = f"datasets/{canonical_id}@{commit}"
@@ -65,6 +65,12 @@ def list_hub_dataset(
             shards[name] = shard_at(f"hf://{paths[name]}", name, info["size"], _hub_identity(info), data, builder)
     at_least_one(shards, entry)
     return Listing(f"hf://datasets/{canonical_id}", shards, commit)
+
+
+def hub_token(data: DataConfig) -> str | None:
+    """The token of a dataset of its own; None leaves it to the client of the Hub."""
+    token: str | None = storage_options(data.storage_options).get("token")
+    return token
 
 
 def _splits_on_hub(builder: Any, filesystem: Any, root: str, data_dir: str | None) -> Splits:

@@ -43,23 +43,25 @@ def resolve(
 
     Raises: SourceError for what does not exist or holds no shards, TransportError for what cannot be reached.
     """
-    if dataset is not None:  # the other options name parts of the configured dataset
-        data = dataclasses.replace(
-            data, dataset=dataset, name=None, split="train", revision=None, data_files=None, data_dir=None
-        )
+    data = other_dataset(data, dataset)
     if split is not None:
         data = dataclasses.replace(data, split=split, data_files=None)
     assert data.dataset is not None, "validated before"
     for kind in fsspec.registry.values():
         kind.clear_instance_cache()  # what was listed for another run of this process tells nothing of today
 
-    is_list = data.dataset.startswith("@")
     with OneThread("listing") as thread:
-        entries = _entries(Path(data.dataset[1:])) if is_list else [data.dataset]
-        listings = [_list(entry, data, commits, thread) for entry in entries]
+        listings = [_list(entry, data, commits, thread) for entry in entries_of(data.dataset)]
     revisions = {listing.revision for listing in listings}
-    shards = _merged(listings) if is_list else listings[0].shards
+    shards = _merged(listings) if data.dataset.startswith("@") else listings[0].shards
     return Corpus(data.dataset, revisions.pop() if len(revisions) == 1 else None, sorted_shards(shards))
+
+
+def other_dataset(data: DataConfig, dataset: str | None) -> DataConfig:
+    """The options for another dataset, if there is one: those that name parts of the configured dataset do not count."""
+    if dataset is None:
+        return data
+    return dataclasses.replace(data, dataset=dataset, name=None, split="train", revision=None, data_files=None, data_dir=None)
 
 
 def _merged(listings: Iterable[Listing]) -> dict[str, Shard]:
@@ -80,8 +82,11 @@ def _merged(listings: Iterable[Listing]) -> dict[str, Shard]:
     return {"/".join(location.split("/")[common:]): shard for location, shard in by_location.items()}
 
 
-def _entries(file: Path) -> list[str]:
-    """The lines of @FILE without comments."""
+def entries_of(dataset: str) -> list[str]:
+    """The dataset itself, or the lines of @FILE without comments. Raises: SourceError."""
+    if not dataset.startswith("@"):
+        return [dataset]
+    file = Path(dataset[1:])
     if not file.is_file():
         raise SourceError(f"@{file}: there is no such file")
     try:
@@ -102,18 +107,33 @@ LEAST_PATIENCE = 60.0
 
 def _list(entry: str, data: DataConfig, commits: Mapping[str, str], thread: OneThread) -> Listing:
     """What `entry` stands for: a local path first, then a URL, then a Hub id."""
-    scheme, separator, rest = entry.partition("://")
-    url = scheme.lower() + separator + rest if separator else entry
+    url = with_lower_scheme(entry)
     listing = _list_local(url, data) or _list_remote_in_time(url, data, commits, thread)
     warn_of_several_formats(without_secrets(url), list(listing.shards))
     return listing
+
+
+def with_lower_scheme(entry: str) -> str:
+    """An entry whose scheme, where it is a URL, is in lower case."""
+    scheme, separator, rest = entry.partition("://")
+    return scheme.lower() + separator + rest if separator else entry
+
+
+def local_path(entry: str) -> Path:
+    """Where an entry lies, if it is on this machine."""
+    return Path(os.path.expanduser(entry.removeprefix("file://")))
+
+
+def no_such_path(entry: str) -> SourceError:
+    """What is said of an entry that is neither on this machine nor may be on the Hub."""
+    return SourceError(f"{entry}: there is no such file or folder")
 
 
 def _list_local(entry: str, data: DataConfig) -> Listing | None:
     """A local file, folder or glob; None where `entry` is none. A disk may take as long as it needs."""
     if is_remote(entry):
         return None
-    path = Path(os.path.expanduser(entry.removeprefix("file://")))
+    path = local_path(entry)
     if os.path.isfile(path):  # Path itself raises for a name that is too long, and above for a user who is not there
         refuse_options(entry, data, "name", "revision", "data_files", "data_dir")
         return list_local_files(entry, path.parent, [path.name], data, named=True)
@@ -124,7 +144,7 @@ def _list_local(entry: str, data: DataConfig) -> Listing | None:
         root, pattern = split_pattern(path.as_posix())
         return list_local_glob(entry, Path(root), pattern, data)
     if not HUB_ID.fullmatch(entry):
-        raise SourceError(f"{entry}: there is no such file or folder")
+        raise no_such_path(entry)
     return None
 
 

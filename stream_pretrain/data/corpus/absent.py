@@ -1,0 +1,57 @@
+"""A dataset that is not there is refused before anything heavy is imported: by a look at this machine, or one question."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+
+from stream_pretrain.config import DataConfig
+from stream_pretrain.data.corpus.hub_datasets import HUB_ID, HUB_URL, hub_token, pinned_revision
+from stream_pretrain.data.corpus.listings import at_least_one, matching_files, split_pattern
+from stream_pretrain.data.corpus.resolve import entries_of, local_path, no_such_path, other_dataset, with_lower_scheme
+from stream_pretrain.data.transport.threads import OneThread
+from stream_pretrain.errors import SourceError
+from stream_pretrain.urls import is_remote
+
+PATIENCE_SECONDS = 10.0
+"""For the answer of the Hub; the listing has more."""
+
+
+def refuse_absent(data: DataConfig, *, dataset: str | None = None) -> None:
+    """Refuse a path, a glob or a Hub dataset that is not there; `dataset` replaces the configured one.
+
+    What else may be wrong, also with a network, is found when it is listed. Raises: SourceError.
+    """
+    data = other_dataset(data, dataset)
+    assert data.dataset is not None, "validated before"
+    for entry in map(with_lower_scheme, entries_of(data.dataset)):
+        if hub := HUB_URL.fullmatch(entry.rstrip("/")):
+            _ask_hub(entry, hub["id"], data)
+        elif not is_remote(entry):
+            _look_for(entry, data)
+
+
+def _look_for(entry: str, data: DataConfig) -> None:
+    path = local_path(entry)
+    if os.path.exists(path):
+        return
+    if glob.has_magic(entry):
+        root, pattern = split_pattern(path.as_posix())
+        if "**" not in pattern:  # which may take long to look for, and would have to be done twice
+            at_least_one(matching_files(Path(root), pattern), entry, "no file matches")
+    elif HUB_ID.fullmatch(entry):
+        _ask_hub(entry, entry, data)
+    else:
+        raise no_such_path(entry)
+
+
+def _ask_hub(entry: str, dataset_id: str, data: DataConfig) -> None:
+    with OneThread("asking the Hub") as thread:
+        answer = thread.call(lambda: pinned_revision(entry, dataset_id, None, hub_token(data)))
+        try:
+            answer.result(PATIENCE_SECONDS)
+        except SourceError:
+            raise
+        except Exception:  # of the network, or of what is between: the listing asks again, and says what is wrong
+            return

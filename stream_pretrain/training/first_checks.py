@@ -1,0 +1,16 @@
+"""What the options and one look tell is refused in the first second: before torch is imported, and any model is asked for."""
+
+from __future__ import annotations
+
+from stream_pretrain.config import Config, sources_of
+from stream_pretrain.data.corpus.absent import refuse_absent
+from stream_pretrain.training.tracking import refuse_wandb
+
+
+def refuse_at_once(config: Config) -> None:
+    """Refuse a dataset that is not there, and Weights & Biases online without a key. Raises: SourceError, ConfigError."""
+    refuse_wandb(config.run)
+    for source in sources_of(config.data):
+        refuse_absent(source)
+    if config.eval.dataset is not None:
+        refuse_absent(config.data, dataset=config.eval.dataset)

@@ -1,0 +1,139 @@
+"""What needs only the options is refused before anything heavy is imported, and before any model is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stream_pretrain import cli
+from stream_pretrain.data.corpus import absent
+from tests.corpora import documents, write_shard
+from tests.integration.hub_server import AskedHub, asked
+
+NEEDED = ["--model=org/model", "--max-steps=3"]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Without the account of whoever runs the tests."""
+    for name in ("HOME", "NETRC", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    return write_shard(tmp_path / "corpus", documents(20), "plain")
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """The exit code and the last line of a command that ends before its module is imported."""
+    actual = importlib.import_module
+
+    def but_the_command(name: str, package: str | None = None) -> object:
+        assert not name.startswith("stream_pretrain.commands")
+        return actual(name, package)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(importlib, "import_module", but_the_command)
+        code = cli.main(arguments)
+    return code, capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--eval-every=5"], 2, "--eval-every needs documents: give --data.heldout-fraction, --eval.split or --eval.dataset"),
+        (
+            ["--run.wandb=online"],
+            2,
+            "W&B is asked to be online, but there is no API key: run `wandb login` or set ",
+        ),
+        (["--dataset=./no/such"], 1, "./no/such: there is no such file or folder"),
+        (["--dataset=/no/such/*.zst"], 1, "/no/such/*.zst: no file matches there; shards end in "),
+        (["--dataset=@/no/list.txt"], 1, "@/no/list.txt: there is no such file"),
+        (["--eval-every=5", "--eval.dataset=~/no/such/file.jsonl"], 1, "~/no/such/file.jsonl: there is no such file or folder"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_the_command_is_imported(
+    options: list[str], code: int, said: str, corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [] if any(option.startswith("--dataset") for option in options) else [f"--dataset={corpus}"]
+    found = refused([*given, *NEEDED, *options], capsys, monkeypatch)
+    assert found[0] == code
+    assert found[1].startswith(f"error: {said}")
+
+
+def test_a_source_of_a_mixture_that_is_not_there_is_refused_too(
+    corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = f'--data.sources=[{{"name": "a", "dataset": "{corpus}"}}, {{"name": "b", "dataset": "/no/such"}}]'
+    assert refused([sources, *NEEDED], capsys, monkeypatch) == (1, "error: /no/such: there is no such file or folder")
+    split = "error: --eval.split names a split of --dataset, but the corpus is a mixture: give --eval.dataset"
+    assert refused([sources, *NEEDED, "--eval-every=5", "--eval.split=test"], capsys, monkeypatch) == (2, split)
+
+
+def test_a_mode_that_the_environment_gives_weights_and_biases_is_checked_at_once(
+    corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for mode, said in {"online": "there is no API key", "on": "WANDB_MODE is 'on': set it to"}.items():
+        monkeypatch.setenv("WANDB_MODE", mode)
+        code, line = refused([f"--dataset={corpus}", *NEEDED], capsys, monkeypatch)
+        assert (code, said in line) == (2, True)
+
+
+def test_the_first_rank_looks_for_all(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+
+    def reached(name: str) -> None:
+        raise KeyError(name)
+
+    monkeypatch.setattr(importlib, "import_module", reached)
+    assert cli.main(["--dataset=/no/such", *NEEDED]) == 1
+
+
+def test_nothing_heavy_is_imported_for_a_refusal(tmp_path: Path, corpus: Path) -> None:
+    commands = [
+        [f"--dataset={corpus}", *NEEDED, "--run.wandb=online"],
+        ["--dataset=/no/such", *NEEDED],
+        ["--dataset=no/such", *NEEDED],
+    ]
+    code = f"""
+import sys
+from stream_pretrain.cli import main
+from stream_pretrain.data.corpus import absent
+from stream_pretrain.errors import SourceError
+def refuse(*_): raise SourceError("not there")
+absent.pinned_revision = refuse
+print([main(command) for command in {commands!r}])
+print({{"torch", "transformers", "datasets", "accelerate"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[2, 1, 1]", "set()"]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AskedHub]:
+    with asked(tmp_path_factory.mktemp("hub"), "stream_pretrain.commands.train", "datasets") as hub:
+        yield hub
+
+
+def test_a_dataset_that_the_hub_does_not_have_is_asked_for_before_the_model(hub: AskedHub, tmp_path: Path) -> None:
+    for option in ("--dataset=org/nowhere", "--dataset=hf://datasets/org/nowhere/*.zst"):
+        before = len(hub.requests())
+        program = ["-m", "stream_pretrain", option, *NEEDED, f"--output-dir={tmp_path / 'out'}", "--run.wandb=disabled"]
+        done = hub.forks.run(program, hub.environment(hub.home))
+        assert done.returncode == 1
+        assert "neither a file or folder here nor a dataset on the Hub that can be read" in done.stderr.splitlines()[-1]
+        assert [request["path"] for request in hub.requests()[before:]] == ["/api/datasets/org/nowhere"]
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_that_does_not_answer_is_left_to_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(absent, "pinned_revision", fails)
+    absent.refuse_absent(cli.parse(["--dataset=org/corpus"], {}).data)
