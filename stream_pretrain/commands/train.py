@@ -24,6 +24,7 @@ from stream_pretrain.errors import (
 from stream_pretrain.redaction import Secrets
 from stream_pretrain.training.advice import allow_many_open_files
 from stream_pretrain.training.checkpoint import BackgroundWriter, checkpoint_name, newest
+from stream_pretrain.training.finished import complete_finished
 from stream_pretrain.training.launcher import tell_launcher
 from stream_pretrain.training.out_files import CHECKPOINTS, MODEL
 from stream_pretrain.training.parallelism import accelerate_for_one_run, accelerator_for
@@ -119,14 +120,17 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             nonlocal out
             out = stack.enter_context(RunDirectory.own(out.path, command, progress.warning))
 
-        state: Literal["preempted", "finished"]
+        state: Literal["preempted", "finished"] = "finished"
         try:
             with watchdog.stage("starting"):
                 with stop.interruptible():
                     ranks.from_first(own)
-                setup = prepare(config, command, accelerator, ranks, progress, stop, out)
-            began = setup.totals.step
-            state = train(setup, writer, watchdog, stack)
+                already = ranks.from_first(lambda: complete_finished(config, command, progress, stop, out))
+                if already is None:
+                    setup = prepare(config, command, accelerator, ranks, progress, stop, out)
+            if setup is not None:
+                began = setup.totals.step
+                state = train(setup, writer, watchdog, stack)
         except SystemExit:  # the first rank ends, and says why
             why_all = peers.wait_for_ending(patience=ACKNOWLEDGE_SECONDS)
             if why_all is not None and why_all != STOPPED:
@@ -154,6 +158,8 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
     if state == "preempted":
         stop.wait_for_answer()
         progress.notice(last_line(stop.signal or "a signal to another rank"))
+    elif already is not None:
+        progress.notice(f"already finished at step {already:,}; the model is in {out.path / MODEL}")
     else:
         progress.notice(f"finished; the model is in {out.path / MODEL}")
     if ranks.world > 1:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,12 +33,13 @@ from stream_pretrain.errors import CheckpointError, DamagedCheckpointError, Stre
 from stream_pretrain.non_utf8_names import utf8_path
 from stream_pretrain.training.atomic_files import replace_file, writing
 from stream_pretrain.training.atomic_folders import delete, flush, put_in_place
-from stream_pretrain.training.manifest import check_manifest, file_of, json_of, write_manifest
+from stream_pretrain.training.manifest import MANIFEST, check_manifest, file_of, json_of, write_manifest
 from stream_pretrain.training.model_state import HostCopies, all_finite
 from stream_pretrain.training.out_files import CHECKPOINTS, CURSORS
 from stream_pretrain.training.records import sync_records
 from stream_pretrain.typed_json import from_json
 
+RUN_STATE = {"optimizer.safetensors", "stream.json", "corpus.json", "trainer.json", MANIFEST}
 REQUIRED = ("config.json", "model.safetensors", "optimizer.safetensors", "stream.json", "corpus.json", "trainer.json")
 
 
@@ -114,6 +116,20 @@ def write_model(
     """
     with writing(directory):
         put_in_place(directory, lambda folder: _write_pretrained(folder, model, model_config, tokenizer, passthrough))
+
+
+def copy_model(checkpoint: Path, directory: Path) -> None:
+    """Write the final model again, which is what a checkpoint holds besides the state of the run. Raises: CheckpointError."""
+
+    def fill(folder: Path) -> None:
+        for path in checkpoint.iterdir():
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name, copy_function=shutil.copyfile)
+            elif path.name not in RUN_STATE:
+                shutil.copyfile(path, folder / path.name)
+
+    with writing(directory):
+        put_in_place(directory, fill)
 
 
 def prune(

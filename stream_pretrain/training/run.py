@@ -18,7 +18,7 @@ from stream_pretrain.training.corpus_estimate import estimate
 from stream_pretrain.training.corpus_notices import CorpusNotices
 from stream_pretrain.training.loop import EndOfCorpus, StepResult, training_steps
 from stream_pretrain.training.metrics import MetricsWindow
-from stream_pretrain.training.out_files import METRICS
+from stream_pretrain.training.out_files import METRICS, MODEL
 from stream_pretrain.training.overview import lack_of_space, overview
 from stream_pretrain.training.records import best_evaluation, has_evaluation
 from stream_pretrain.training.saving import Saves
@@ -102,9 +102,10 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
             saves.end()
         out.raise_if_lost()
         state: Literal["preempted", "finished"] = "preempted" if stopped else "finished"
-        if state == "finished":
+        if state == "finished" and (out.finished_at(setup.config.train) != totals.step or not (out.path / MODEL).exists()):
             saves.export()
-        out.record(state, step=totals.step, exit_code=exit_codes.of_stop(setup.stop.signal) if stopped else None)
+        code = exit_codes.of_stop(setup.stop.signal) if stopped else None
+        out.record(state, step=totals.step, exit_code=code, max_epochs=setup.config.train.max_epochs)
         tracker.finish(state)
     setup.progress.close()  # the line of the last step stays above what follows
     setup.stop.wait_for_answer()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from stream_pretrain import exit_codes
-from stream_pretrain.config import ALIASES, Config, defaults, fixed_options, flatten, without_places
+from stream_pretrain.config import ALIASES, Config, TrainConfig, defaults, fixed_options, flatten, without_places
 from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.non_utf8_names import escaped, in_shell
@@ -88,7 +88,6 @@ class RunDirectory:
         self._before = self.recorded()
         self._run = {
             "state": "running",
-            "exit_code": None,
             "step": step,
             "max_steps": max_steps,
             "started": self._before.get("started", now),
@@ -112,7 +111,8 @@ class RunDirectory:
         if self._run is not None:
             with self._writing:
                 code = USUAL_CODES[state] if exit_code is None else exit_code
-                self._run |= {"state": state, "exit_code": code, "updated": _now(), **facts}
+                ends = {} if code is None else {"exit_code": code}
+                self._run |= {"state": state, **ends, "updated": _now(), **facts}
                 if step is not None:
                     self._run["step"] = step
                 if error is not None:
@@ -133,6 +133,16 @@ class RunDirectory:
             self._write_or_report()
         else:
             self.record("failed", error=error, exit_code=exit_code)
+
+    def finished_at(self, train: TrainConfig) -> int | None:
+        """The step at which the run had finished before this start, where it ends there by these options too."""
+        recorded = self._before if self._run is not None else self.recorded()
+        step = recorded.get("step")
+        if recorded.get("state") != "finished" or not isinstance(step, int):
+            return None
+        same_end = recorded.get("max_steps") == train.max_steps and recorded.get("max_epochs") == train.max_epochs
+        ends = (train.max_epochs is not None and same_end) or (train.max_steps is not None and step >= train.max_steps)
+        return step if ends else None
 
     @property
     def has_ended(self) -> bool:
@@ -170,6 +180,7 @@ class RunDirectory:
 class Start:
     """From where a run goes on."""
 
+    step: int
     checkpoint: Path | None
     """None: from step 0."""
     parent: str | None
@@ -179,9 +190,20 @@ class Start:
     kept: Mapping[str, Any] = field(default_factory=dict)
     """Options that are not given and had another default when the run began, by dotted name."""
 
+    def applied(self, config: Config) -> Config:
+        """The options of this start."""
+        return self.chosen.applied(with_options(config, self.kept))
+
 
 def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None], command: Sequence[str]) -> Start:
-    """Follow --resume, and record the run as running; to be called by the owner of OUT only.
+    """Follow --resume, and record the run as running; to be called by the owner of OUT only. Raises: CheckpointError."""
+    start = found_start(config, out, report, command)
+    out.begin(step=start.step, max_steps=start.applied(config).train.max_steps, parent=start.parent)
+    return start
+
+
+def found_start(config: Config, out: RunDirectory, report: Callable[[str], None], command: Sequence[str]) -> Start:
+    """Follow --resume, with nothing recorded yet.
 
     auto goes on from the newest checkpoint that is whole, no refuses an OUT that was used, a PATH begins a new run there.
     The same command with a PATH goes on with the run that it began.
@@ -215,7 +237,7 @@ def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None
     if checkpoint is not None:
         trainer = read_trainer(checkpoint)
         new_out = path if not used else _unused(path)
-        _refuse_version(trainer, checkpoint, _command_of_a_new_run(command, checkpoint, new_out, resume))
+        _refuse_version(trainer, checkpoint, _new_run(config, trainer["fixed"], command, checkpoint, new_out))
         kept = kept_options(config, defaults_of_then(trainer), checkpoint)
         _refuse_drift(with_options(config, kept), trainer["fixed"], checkpoint, new_out, command)
         for line in in_words(config, kept):
@@ -226,19 +248,17 @@ def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None
         else:
             for line in auto_before_auto(config):
                 report(line)
-    config = chosen.applied(with_options(config, kept))
-    out.begin(step=step, max_steps=config.train.max_steps, parent=parent)
-    return Start(checkpoint, parent, chosen, kept)
+    return Start(step, checkpoint, parent, chosen, kept)
 
 
-def _refuse_version(trainer: dict[str, Any], checkpoint: Path, new_command: str) -> None:
+def _refuse_version(trainer: dict[str, Any], checkpoint: Path, new_run: str) -> None:
     """Refuse cursors that this program would misread. Raises: CheckpointError."""
     version = json_of(checkpoint / "stream.json").get("version")
     if version != CURSOR_VERSION:
         writer = trainer.get("versions", {}).get("stream_pretrain", "of the version that wrote it")
         raise CheckpointError(
             f"{checkpoint} has cursors of version {version}, this program reads version {CURSOR_VERSION}: go on with the "
-            f"stream_pretrain {writer}, or start a new run from its weights: {new_command}"
+            f"stream_pretrain {writer}, or {new_run}"
         )
 
 
@@ -251,30 +271,32 @@ def _refuse_drift(config: Config, was: dict[str, Any], checkpoint: Path, new_out
     changed = [name for name in sorted((was.keys() | now.keys()) - may_change) if was.get(name) != now.get(name)]
     if changed:
         lines = [f"  --{name.replace('_', '-')}: was {was.get(name)}, is {now.get(name)}" for name in changed]
-        new_command = _command_of_a_new_run(command, checkpoint, new_out, config.run.resume)
-        secrets = f" (put the secrets back in place of {HIDDEN})" if HIDDEN in new_command else ""
         raise CheckpointError(
             f"{checkpoint} was trained with options that must not change in a run:",
             *lines,
-            f"put them back, or start a new run from its weights{secrets}: {new_command}",
+            f"put them back, or {_new_run(config, was, command, checkpoint, new_out)}",
         )
 
 
-def _command_of_a_new_run(command: Sequence[str], checkpoint: Path, out: Path, resume: str) -> str:
-    """The command with the same options, but with the weights of the checkpoint and in a folder of its own."""
-    replaced = {
-        f"--{name.replace('_', '-')}" for alias in ("resume", "init-from", "output-dir") for name in (alias, ALIASES[alias])
-    }
+def _new_run(config: Config, was: Mapping[str, Any], command: Sequence[str], checkpoint: Path, out: Path) -> str:
+    """What to start with the same options, but with the weights of the checkpoint and in a folder of its own."""
+    replaced = {"resume": config.run.resume != "auto" and "auto", "init-from": str(checkpoint), "output-dir": str(out)}
+    why = ""
+    if was.get("train.seed") == config.train.seed:
+        replaced["seed"] = str(config.train.seed + 1)
+        why = " with another seed, since the same one repeats documents and masks"
+    names = {f"--{name.replace('_', '-')}" for short in replaced for name in (short, ALIASES[short])}
     kept: list[str] = []
     words = iter(command)
     for word in words:
         option, equals, _ = word.partition("=")
-        if option.replace("_", "-") not in replaced:
+        if option.replace("_", "-") not in names:
             kept.append(word)
         elif not equals:
             next(words, None)
-    back_to_auto = [] if resume == "auto" else ["--resume", "auto"]
-    return in_shell([*kept, *back_to_auto, "--init-from", str(checkpoint), "--output-dir", str(out)])
+    new = in_shell([*kept, *(word for short, value in replaced.items() if value for word in (f"--{short}", value))])
+    secrets = f" (put the secrets back in place of {HIDDEN})" if HIDDEN in new else ""
+    return f"start a new run from its weights{why}{secrets}: {new}"
 
 
 def _unused(out: Path) -> Path:

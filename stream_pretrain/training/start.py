@@ -76,9 +76,8 @@ def prepare(
     transformers.utils.logging.disable_progress_bar()  # the phases show the progress
     with stop.interruptible():
         start = ranks.from_first(lambda: decide_start(config, out, progress.warning, command))
-        asked, checkpoint = with_options(config, start.kept), start.checkpoint
-        chosen = start.chosen
-        config = chosen.applied(asked)
+        asked, checkpoint, chosen = with_options(config, start.kept), start.checkpoint, start.chosen
+        config = start.applied(config)
         saved = None if checkpoint is None else ranks.from_first(lambda: read(checkpoint))
         # What is refused for its name, be it a dataset, is refused before a model is fetched.
         pinned = pin_on_all_ranks(config, saved, ranks, progress)
@@ -101,8 +100,11 @@ def prepare(
     else:
         cursors, totals = ranks.from_first(lambda: _restored(saved, plan))
         parallel.load_optimizer(saved.path / "optimizer.safetensors", updates=totals.step - totals.bad_steps)
-        progress.notice(f"resuming after step {totals.step:,}, from {saved.path}")
-        _report_other_max_steps(config.train, saved.trainer["max_steps"], totals.step, progress)
+        if config.train.max_steps is not None and totals.step >= config.train.max_steps:
+            progress.notice(f"already finished at step {totals.step:,}, from {saved.path}")
+        else:
+            progress.notice(f"resuming after step {totals.step:,}, from {saved.path}")
+            _report_other_max_steps(config.train, saved.trainer["max_steps"], totals.step, progress)
         began_with |= defaults_of_then(saved.trainer)
     if ranks.is_first:
         for name in RECORDS:

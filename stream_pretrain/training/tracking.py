@@ -59,17 +59,21 @@ class Tracker:
         resumed_step: int | None,
         report: Callable[[str], None],
         more: bool = False,
+        only_missed: bool = False,
     ) -> Self:
         """Go on with the record in `out`, and start or re-attach its Weights & Biases run.
 
         `config` is shown beside the run, `resumed_step` is the step training goes on from (none: from the start),
-        `report` takes the lines meant for the user, `more` is that of `log` for the resumed step.
+        `report` takes the lines meant for the user, `more` is that of `log` for the resumed step, `only_missed` starts no
+        client where it has every step.
 
         Raises: ConfigError when Weights & Biases is asked to be online and has no key; CheckpointError when a line of
         the record that is still to be sent is damaged.
         """
         path = out / METRICS
         mode, reason = _choose_mode(run, out, report)
+        if only_missed and (not path.exists() or _has_all(out, mode)):
+            mode = "disabled"
         view = None if mode == "disabled" else WandbView.open(run, out, mode, reason, config, report)
         tracker = cls(path, view)
         if resumed_step is not None and path.exists() and (view is not None or more):
@@ -260,6 +264,17 @@ class WandbView:
         if self._working:
             self._working = False
             self._report(f"W&B stopped: {_one_line(error)}; {self._out / METRICS} has every metric")
+
+
+def _has_all(out: Path, mode: Mode) -> bool:
+    """Whether Weights & Biases has every step of the record, or offline its files."""
+    try:
+        run_id = (out / WANDB_ID).read_text().strip()
+        sent = int((out / WANDB_SENT).read_text()) if (out / WANDB_SENT).exists() else -1
+        held = steps_held(out / WANDB, run_id) if mode == "offline" else set()
+    except (OSError, ValueError):  # is said by the client's start
+        return False
+    return all(step <= sent or step in held for step, _ in _read_record(out / METRICS))
 
 
 def _keep_step(path: Path, step: int | None) -> None:

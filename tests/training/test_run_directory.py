@@ -308,7 +308,6 @@ def test_run_json_says_how_the_run_stands(tmp_path: Path) -> None:
         del began["versions"], began["commit"]
         assert began == {
             "state": "running",
-            "exit_code": None,
             "step": 0,
             "max_steps": 100,
             "pid": os.getpid(),
