@@ -298,7 +298,7 @@ def _step(setup: Setup, batch: Batch) -> None:
 
 
 def save(setting: Setting) -> Iterator[Figures]:
-    """How long a save keeps the training waiting, and until it is on the disk; the first one takes the memory for all."""
+    """How long a save blocks the training, and until it is on the disk; a first one allocates the memory for all."""
     write_model(setting)
     with prepared_run(config_of(setting, compile_it=False)) as (setup, stream):
         steps, blocking, writing = steps_of(setup, stream), [], []

@@ -111,7 +111,7 @@ def test_the_limits_of_all_parts_are_within_eight_minutes(tmp_path: Path) -> Non
 def test_a_part_that_there_is_not_is_refused_with_the_names_of_all(tmp_path: Path) -> None:
     done = trainers().run([str(SCRIPT), "--cpu", "--output", str(tmp_path), "--only", "wait", "trian"], ENVIRONMENT)
     assert done.returncode == 2
-    assert "--only trian: the parts are prepare, attention, tests, train BERT-base 512, waits, " in done.stderr
+    assert "--only trian: the parts are prepare, attention, tests, train BERT-base 512, save, " in done.stderr
 
 
 def test_without_a_gpu_the_check_says_how_to_try_it_on_a_cpu(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_the_table_has_a_line_for_each_measurement_and_nothing_of_a_part_without
         "| BERT-base | 128 x 512 | eager | 402,345 | 0.35 | 1.2% | 21.3 GiB | 768 rows |",
         "| BERT-base | 128 x 512 | compiled | 612,345 |  | 0.0% |  |  |",
         "",
-        "A save of 1.314 GB keeps the training waiting for 0.05 s.",
+        "A save of 1.314 GB blocks the training for 0.05 s.",
     ]
 
 
