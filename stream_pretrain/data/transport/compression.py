@@ -1,4 +1,4 @@
-"""The compressions a shard can have, one record each: a further one is a record here, and its decoder."""
+"""The compressions that a shard can have, one record each. A new one is a record here, and its decoder."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Compression: TypeAlias = str
 
 @dataclass(frozen=True)
 class Codec:
-    """What is to know of a compression. A shard is a sequence of members, each of which can be decompressed alone."""
+    """A compression. A shard is a sequence of members, each of which can be decompressed alone."""
 
     endings: tuple[str, ...]
     """Of file names, in lower case."""
     magic: bytes
-    """What a member begins with."""
+    """The first bytes of a member."""
     member: str
     """What messages call a member."""
     expansion: float
@@ -35,9 +35,9 @@ class Codec:
     decoders: Callable[[], Callable[[], Decoder]]
     """For one shard: what makes the decoder of each of its members."""
     is_zero_padded: bool = False
-    """Zeros may stand behind a member, as tar and tape tools write them."""
+    """Zeros may follow a member, as tar and tape tools write them."""
     has_skippable_frames: bool = False
-    """Between its members, as RFC 8878 (section 3.1.2) has them."""
+    """Frames without content between members, as in RFC 8878, section 3.1.2."""
     has_seek_table: bool = False
 
 
@@ -77,12 +77,12 @@ def compression_of(name: str) -> Compression:
 
 
 def expansion_of(compression: Compression) -> float:
-    """Uncompressed bytes for a stored byte, as text usually compresses."""
+    """Uncompressed bytes for a stored byte of text, usually."""
     return CODECS[compression].expansion if compression in CODECS else 1.0
 
 
 def binary_format(head: bytes) -> str | None:
-    """What certainly is no text: a compressed file, or a pointer in place of the data."""
+    """What a file is that certainly is no text, by its first bytes: compressed, or a pointer in place of the data."""
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer in place of the data (run `git lfs pull`, or give the URL of the data)"
     if re.match(rb"BZh[1-9]1AY&SY", head):
@@ -93,7 +93,7 @@ def binary_format(head: bytes) -> str | None:
 
 
 def looks_like(head: bytes) -> str:
-    """In words, what a file or the rest of one begins with."""
+    """What a file, or the rest of one, is by its first bytes, in words."""
     if found := binary_format(head):
         return found
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()

@@ -19,7 +19,7 @@ _ZSTD_BLOCK = 128 * KIB  # content of one block of a zstd frame, at most
 
 
 class DamageError(Exception):
-    """A member that cannot be decompressed; `what` it is where it is no member."""
+    """A member that cannot be decompressed, or `what` stands in its place."""
 
     def __init__(self, reason: str, what: str | None = None):
         super().__init__(reason)
@@ -28,7 +28,7 @@ class DamageError(Exception):
 
 
 class Decoder(Protocol):
-    """Decompresses one member; used by one thread."""
+    """Decompresses one member. Used by one thread."""
 
     @property
     def eof(self) -> bool:
@@ -43,9 +43,9 @@ class Decoder(Protocol):
         """Input behind the end of the member."""
 
     def decompress(self, data: bytes | memoryview, /, max_length: int) -> bytes:
-        """At most about `max_length` bytes of content. b"" as data while input is needed says that none is left.
+        """At most about `max_length` bytes of content. Where input is needed, b"" says that the shard has ended.
 
-        Raises: what its library raises for damage, or DamageError.
+        The decoder may keep `data`, which must not change. Raises: DamageError, or what its library raises for damage.
         """
 
 
@@ -87,17 +87,17 @@ def zstd_frames() -> Callable[[], Decoder]:
 
 
 class ZstdFrame:
-    """One zstd frame, fed in whole blocks: one holds at most 128 KiB of content, so that a bomb stays small.
+    """One zstd frame, fed block by block: a block has at most 128 KiB of content, so that a decompression bomb stays small.
 
     Source: RFC 8878, section 3.1.1.
     """
 
     def __init__(self, decompressor: zstandard.ZstdDecompressor) -> None:
-        """decompressor: used by this frame alone until it has ended, or is given up."""
+        """decompressor: used by this frame alone until it has ended, or is abandoned."""
         self._decompressor = decompressor
         self._frame: zstandard.ZstdDecompressionObj | None = None  # once the header is there
         self._has_checksum = False
-        self._held: bytes | bytearray | memoryview = b""  # input that was not fed yet
+        self._held: bytes | bytearray | memoryview = b""  # input that is not fed yet
         self._end = 0  # of the blocks in it that are fed next...
         self._blocks = 0  # ...so many
         self._last = False  # the last of the frame is among them
@@ -154,12 +154,12 @@ class ZstdFrame:
         return self._can_go_on
 
     def _begin(self) -> bool:
-        """Read the header; false where more of it has to come."""
+        """Read the frame header; false where more input is needed."""
         header = bytes(self._held[:18])
         size = zstandard.frame_header_size(header) if len(header) > 4 else 5
         if len(header) < size:
             return False
-        single_segment = bool(header[4] & 0x20)  # else the next byte is the window: exponent and eighths
+        single_segment = bool(header[4] & 0x20)  # otherwise the next byte is the window: exponent and eighths
         window = 0 if single_segment else (8 + (header[5] & 7)) << (7 + (header[5] >> 3))
         if window <= MOST_MEMORY:  # above, zstandard does not even describe the frame
             parameters = zstandard.get_frame_parameters(header)

@@ -1,4 +1,4 @@
-"""One member of a compressed shard to its content."""
+"""The members of a compressed shard: decoded one by one, skipped where they hold no content."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from stream_pretrain.units import KIB, MIB
 
 CHUNK = MIB  # uncompressed bytes that one call of a decoder gives at most
 
-_SMALL = 256 * KIB  # smaller pieces are joined before they are handed on
+_SMALL = 256 * KIB  # uncompressed bytes; smaller pieces are joined
 
-SLICE = 64 * KIB  # compressed bytes fed at once; counted from the member's start, so that damage is met at the same byte
+SLICE = 64 * KIB  # compressed bytes fed at once, from the start of the member on, so that damage is always met at the same byte
 
 CUT = "it is not finished where the shard ends: the shard was cut short"
 
 
 def decode(data: StoredBytes, decoder: Decoder) -> Iterator[bytes]:
-    """The content of the member that begins here, in pieces of at most about `CHUNK`; `data` is behind its end then.
+    """The content of the member that starts here, in pieces of at most about `CHUNK` bytes; `data` is behind it then.
 
-    Raises: DamageError, behind all content that could be had.
+    Raises: DamageError, behind all good content.
     """
     while not decoder.eof:
         needs_input = decoder.needs_input
@@ -43,7 +43,7 @@ def decode(data: StoredBytes, decoder: Decoder) -> Iterator[bytes]:
 
 
 def joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Small pieces joined; what came before an error is handed on first."""
+    """Small pieces joined; those before an error are given out first."""
     held: list[bytes] = []
     size = 0
     try:
@@ -62,12 +62,12 @@ def joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def is_skippable(head: bytes) -> bool:
-    """Whether a skippable frame of zstd or lz4 begins so."""
+    """Whether a skippable frame of zstd or lz4 starts with these bytes."""
     return head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
 
 
 def skip_skippable(data: StoredBytes) -> bool:
-    """Go behind a skippable frame; false where the shard ends inside it."""
+    """Skip a skippable frame; false where the shard ends inside it."""
     head = bytes(data.peek(8))
     if len(head) < 8:
         return False

@@ -1,4 +1,4 @@
-"""Files of any other store, through fsspec."""
+"""Files of all other stores, through fsspec."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def filesystem_at(url: str, name: str, storage_options: dict[str, Any]) -> tuple
 
 
 class FsspecFile:
-    """Any other store, through fsspec, one range at a time."""
+    """A `Store` through fsspec: one request for a call of pieces(), in a thread that may be abandoned."""
 
     seekable = True
 
     def __init__(self, url: str, name: str, storage_options: dict[str, Any], patience: float, known: dict[str, str]):
-        """patience: seconds that a call may take; known: what was told of the object before, by kind."""
+        """patience: seconds that a call may take; known: what earlier answers said of the object, by kind."""
         self.total: int | None = None
         self._patience = patience
         self._name = name
@@ -64,9 +64,9 @@ class FsspecFile:
             yield content
 
     def _within_patience(self, call: Callable[..., T], *arguments: Any) -> T:
-        """What a library returns that may wait without end, as where headers drip in.
+        """The result of a call to a library that may wait without end, as where headers drip in.
 
-        A call that is given up goes on in its thread: it is given what it needs, and changes nothing of this file.
+        An abandoned call goes on in its thread: it has its arguments, and changes nothing of this file.
         """
         answer = in_thread("store", call, *arguments)
         try:

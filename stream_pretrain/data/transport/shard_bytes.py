@@ -1,13 +1,13 @@
-"""The uncompressed bytes of one shard, in order, from a restart point.
+"""The bytes of one shard: uncompressed and in order from a restart point, or stored and anywhere.
 
-    store        bytes [start, stop) of the file as it lies there, in pieces; knows no retry
-    StoredBytes  retries below the decompressor, reads one block ahead, buffers
-    members      zstd and lz4 frames, gzip members, bz2 and xz streams: restart points lie between them
-    ShardBytes   chunks of bounded size, skipping forward
-    ShardFile    stored bytes anywhere, for formats that have an index
+    Store        bytes [start, stop) of the file as stored, in pieces, without retries
+    StoredBytes  retries, reads one block ahead, buffers
+    members      zstd and lz4 frames, gzip members, bz2 and xz streams; restart points are where they start
+    ShardBytes   uncompressed chunks of bounded size, skipping forward
+    ShardFile    stored bytes anywhere, for formats with an index of their own
 
-A fault of transport (network, server) is retried at the byte that is missing and never changes a byte above; a fault of
-content (damage, truncation) is a ContentError, met after the same good bytes wherever the pass began.
+A fault of transport (network, server) is retried at the missing byte and changes nothing above it. A fault of content (damage,
+truncation) is a ContentError, met after the same good bytes wherever reading started.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ logger = logging.getLogger(__name__)
 
 
 class ShardBytes:
-    """The uncompressed bytes of one shard, in order, from a restart point.
+    """The uncompressed bytes of one shard, in order, from a restart point. Used by one thread; opened by the first read.
 
-    Opened by the first read. `position` is the offset of the next byte that read() returns; `restart` belongs to the chunk
-    that read() returned last and is a pure function of the shard and that chunk's offset, wherever the pass began.
+    Offsets are uncompressed bytes. `position` is that of the next byte of read(). `restart` is where the member starts that the
+    last chunk is of: a pure function of the shard and the offset of the chunk, wherever reading started.
 
-    Raises: ContentError where the shard is damaged, after all bytes before the damage that could be had were returned;
-    TransportError where the bytes cannot be had; SourceError where the file was replaced.
+    Raises: ContentError where the shard is damaged, behind all good bytes before the damage, and again at every later read;
+    TransportError where the bytes cannot be fetched; SourceError where the file was replaced.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ShardBytes:
         options: TransportOptions | None = None,
         identity: str | None = None,
     ):
-        """identity: what the shard was pinned by, `KIND:VALUE`; compared where its store tells a value of that kind."""
+        """size: stored bytes, as listed; identity: `KIND:VALUE` as pinned, checked where the store says one of that kind."""
         restart = restart or RestartPoint()
         self.position = restart.uncompressed
         self.restart = restart
@@ -60,24 +60,24 @@ class ShardBytes:
         self._name = without_secrets(url)
         self._size = size
         self._data = StoredBytes(url, self._name, size, restart.compressed, options or TransportOptions(), identity)
-        self._decoded = restart.uncompressed  # bytes that have left the decoder, counted from the shard's start
+        self._decoded = restart.uncompressed  # offset behind the last byte of the decoder
         self._is_plain = compression == "none"
         if not self._is_plain:
             self._codec = CODECS[compression]
             self._decoder = self._codec.decoders()
         self._chunks = self._plain() if self._is_plain else self._members()
         self._pending: tuple[RestartPoint, bytes] | None = None
-        self._frames: list[RestartPoint] | None = None  # of the seek table; empty: the shard has none
-        self._member = restart  # where the frame, member or stream begins that is being read
+        self._frames: list[RestartPoint] | None = None  # of the seek table; empty where the shard has none
+        self._member = restart  # where the current member starts
         self._error: StreamPretrainError | None = None
 
     @property
     def compressed_bytes_read(self) -> int:
-        """Bytes that came from the store, repeated ones included."""
+        """Bytes received from the store, repeated ones included."""
         return self._data.bytes_read
 
     def read(self) -> bytes:
-        """The next chunk, of one frame or member; b"" at the end of the shard."""
+        """The next chunk, of one member; b"" at the end of the shard."""
         following = self._pending or self._next()
         self._pending = None
         self.position = self._decoded
@@ -87,9 +87,9 @@ class ShardBytes:
         return chunk
 
     def skip_to(self, offset: int) -> None:
-        """Make the next read() start at this uncompressed offset; forward only, past the end means at the end.
+        """Make the next read() start at this offset, which is not before `position`, or at the end of the shard.
 
-        Damage on the way is passed over where a seek table tells how, since not every pass comes by it.
+        Damage on the way is skipped where there is a seek table, since a pass that starts behind it does not meet it either.
         """
         assert offset >= self.position, "bytes are only skipped forward"
         if not self._is_plain:
@@ -117,12 +117,12 @@ class ShardBytes:
         self.position = min(offset, self._decoded)
 
     def prefetch(self, offset: int) -> None:
-        """Say where skip_to() will go next, behind what was read: in a plain shard, it is fetched meanwhile."""
+        """Fetch what skip_to() will move to next, of a plain shard, meanwhile."""
         if self._is_plain:
             self._data.prefetch(offset)
 
     def close(self) -> None:
-        """Let go of the file or connection."""
+        """Close the file or connection."""
         self._data.close()
 
     def _next(self) -> tuple[RestartPoint, bytes] | None:
@@ -151,7 +151,7 @@ class ShardBytes:
             start = self._member = RestartPoint(self._data.position, self._decoded)
             self._compare_with_seek_table(start)
             try:
-                for chunk in joined(self._part()) if self._data.is_local else self._part_of_store(start):
+                for chunk in joined(self._content_of_member()) if self._data.is_local else self._member_of_store(start):
                     self._decoded += len(chunk)
                     yield start, chunk
             except NoMemberError as damage:
@@ -166,10 +166,10 @@ class ShardBytes:
                 raise self._damaged(start, damage.reason, damage.what) from damage.__cause__
         self._check_size()
 
-    def _part(self) -> Iterator[bytes]:
-        """The content of what begins here: of a member, with a look behind it, or none, of padding and skippable frames.
+    def _content_of_member(self) -> Iterator[bytes]:
+        """The content of the member that starts here, if something good follows it; none of padding or a skippable frame.
 
-        Raises: DamageError, behind all content that could be had.
+        Raises: DamageError, behind all good content.
         """
         codec, data = self._codec, self._data
         head = bytes(data.peek(_HEAD))
@@ -191,22 +191,22 @@ class ShardBytes:
         else:
             raise NoMemberError(f"no {codec.member} began there", head)
 
-    def _part_of_store(self, start: RestartPoint) -> Iterator[bytes]:
-        """The same; where it is damaged, the store is asked once more."""
+    def _member_of_store(self, start: RestartPoint) -> Iterator[bytes]:
+        """The same for a remote shard: a damaged member is read once more before the damage is believed."""
         readings = TwoReadings(
             self._name,
             f"the {self._codec.member} that begins at compressed byte {start.compressed}",
             lambda offset: f"uncompressed byte {start.uncompressed + offset}",
         )
         try:
-            yield from readings.first(joined(self._part()))
+            yield from readings.first(joined(self._content_of_member()))
             return
         except DamageError as damage:
             reason = damage.reason
             if isinstance(damage, NoMemberError) and self._data.position == 0:
-                self._data.reopen()  # it may have been another file, such as a page of a proxy
+                self._data.reopen()  # the answer may have been another file, such as a page of a proxy
         self._data.reread_from(start.compressed)
-        yield from readings.second(reason, joined(self._part()))
+        yield from readings.second(reason, joined(self._content_of_member()))
 
     def _compare_with_seek_table(self, start: RestartPoint) -> None:
         if self._frames and bytes(self._data.peek(len(self._codec.magic))) == self._codec.magic:
@@ -234,7 +234,7 @@ class ShardBytes:
             raise ContentError(_other_size(self._name, self._data.total, self._size))
 
     def _jump(self, offset: int) -> None:
-        """Go to the frame of the seek table that holds `offset`, where that saves reading."""
+        """Move to the frame that the seek table has `offset` in, where that saves reading."""
         if not self._codec.has_seek_table or offset - self._decoded <= CHUNK or not self._data.can_jump():
             return
         frame = self._frame_of(offset)
@@ -249,7 +249,7 @@ class ShardBytes:
             self._chunks = self._members()
 
     def _pass_over_damage(self, offset: int) -> bool:
-        """Go to the frame that holds `offset`, where there is a seek table and it is not the damaged one."""
+        """Move to the frame that the seek table has `offset` in; false without a table, or where that frame is damaged."""
         frame = self._frame_of(offset)
         if frame is None or frame.compressed <= self._member.compressed:
             return False
@@ -259,11 +259,11 @@ class ShardBytes:
         return True
 
     def _frame_of(self, offset: int) -> RestartPoint | None:
-        """Where the frame begins that the seek table has `offset` in; None without a table."""
+        """Where the frame starts that the seek table has `offset` in; None without a table."""
         if self._is_plain or not self._codec.has_seek_table:
             return None
         if self._frames is None:
-            # The sizes of what frames hold are covered by no checksum, and the wrong one would be taken for the right place.
+            # No checksum covers the sizes in the table, and a wrong one would lead to a wrong place.
             read = partial(read_seek_table, self._data)
             self._frames = read() if self._data.is_local else read_until_two_agree(read)
             if self._frames is None:
@@ -273,7 +273,7 @@ class ShardBytes:
 
 
 class NoMemberError(DamageError):
-    """Where a member should begin, something else does."""
+    """Where a member should start, something else does."""
 
     def __init__(self, reason: str, head: bytes):
         super().__init__(reason)
@@ -288,20 +288,21 @@ def _other_size(name: str, found: int | None, listed: int) -> str:
 
 
 class ShardFile(io.RawIOBase):
-    """The stored bytes of one shard as a file that is read anywhere, for formats that have an index of their own.
+    """The stored bytes of one shard as a seekable file, for formats with an index of their own. Used by one thread.
 
-    Every read is one range, fetched with the retries of ShardBytes, and raises as that does.
+    Each read fetches one range. Raises: TransportError, and SourceError where the file was replaced, as StoredBytes does;
+    ContentError where its size is not the listed one.
     """
 
     def __init__(self, url: str, size: int | None, options: TransportOptions, identity: str | None = None):
         self.upcoming: Sequence[tuple[int, int]] = ()
-        """Parts that will be read from their beginnings on, in this order: a block of them is fetched ahead."""
+        """Ranges [start, stop) of stored bytes that will be read in this order; one block of them is fetched ahead."""
         self._name = without_secrets(url)
         self._data = StoredBytes(url, self._name, size, 0, options, identity)
         self._block_bytes = options.block_bytes
         self._at = 0
         if size is None:
-            self._data.read_at(0, 1)  # the first answer says how large the file is
+            self._data.read_at(0, 1)  # an answer says how large the file is
             size = self._data.known_total
         if size is None:
             raise TransportError(f"{self._name}: the server does not say how large the file is")
@@ -329,7 +330,7 @@ class ShardFile(io.RawIOBase):
         return content
 
     def _following(self, stop: int) -> tuple[int, int] | None:
-        """What of the expected parts is read next behind a read that ends here."""
+        """The block of the upcoming ranges that is read next after a read that ends at `stop`."""
         for begin, end in self.upcoming:
             if end > stop:
                 start = max(begin, stop)

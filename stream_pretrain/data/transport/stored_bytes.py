@@ -7,7 +7,7 @@ import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ class StoredBytes:
         self.is_local = isinstance(self._store, LocalFile)
         self._block_bytes = min(options.block_bytes, _LOCAL_BLOCK) if self.is_local else options.block_bytes
         self._buffer: bytes | bytearray = b""
-        self._index = 0  # where `position` is in the buffer
+        self._index = 0
         self._previous_end: int | None = None
         self._ahead: _ReadAhead | None = None
 
@@ -137,30 +137,22 @@ class StoredBytes:
 
     def read_at(self, start: int, stop: int) -> bytes:
         """Bytes [start, stop), like os.pread: position, buffer and read-ahead stay as they are."""
-        started = time.perf_counter()
         if self._ahead is not None:
             self._ahead.block.exception()  # one request at a time; what it raised is raised when its bytes are needed
-        content = bytes(self._fetched(start, stop))
-        self._memory.seconds_waiting += time.perf_counter() - started
-        return content
+        return bytes(self._fetch_now(start, stop))
 
     def read_range(self, start: int, stop: int, upcoming: tuple[int, int] | None) -> bytes:
         """Bytes [start, stop); the range `upcoming` is fetched ahead for the next call. Not to be mixed with peek()."""
-        started = time.perf_counter()
-        content: bytes | bytearray = b""
-        if self._ahead is not None and self._ahead.start == start:
-            ahead, self._ahead = self._ahead, None
-            content = self._counted(ahead.block.result())
+        content = self._fetched_ahead(start) or b""
         if len(content) < stop - start:
             self._cancel()
-            content += self._fetched(start + len(content), stop)
+            content += self._fetch_now(start + len(content), stop)
         if len(content) > stop - start:  # more was fetched ahead than is asked for
             rest: Future[bytes | bytearray] = Future()
             rest.set_result(content[stop - start :])
             self._ahead = _ReadAhead(stop, threading.Event(), rest)
         elif upcoming is not None and not self.is_local:
             self._read_ahead(*upcoming)
-        self._memory.seconds_waiting += time.perf_counter() - started
         return bytes(content[: stop - start])
 
     def close(self) -> None:
@@ -168,15 +160,13 @@ class StoredBytes:
         self._store.close()
 
     def _refill(self) -> bool:
-        started = time.perf_counter()
+        """Fetch the block behind the buffer; false at the end of the file."""
         start = self.position + len(self._buffer) - self._index
-        if self._ahead is not None and self._ahead.start == start:
-            ahead, self._ahead = self._ahead, None
-            block = self._counted(ahead.block.result())
-        else:
+        block = self._fetched_ahead(start)
+        if block is None:
             self._cancel()
-            block = self._fetched(start, start + self._block_bytes)
-        # After a jump nobody knows how far reading goes on: only a second block in a row is followed by a read-ahead.
+            block = self._fetch_now(start, start + self._block_bytes)
+        # After a jump, little may be read: only the second block in a row is followed by a read-ahead.
         end = start + len(block)
         if (
             not self.is_local
@@ -189,13 +179,23 @@ class StoredBytes:
         rest = memoryview(self._buffer)[self._index :]
         self._buffer = b"".join((rest, block)) if rest else block
         self._index = 0
-        self._memory.seconds_waiting += time.perf_counter() - started
         return bool(block)
 
-    def _fetched(self, start: int, stop: int) -> bytes | bytearray:
-        return self._counted(self._fetch(self._store, threading.Event(), start, stop))
+    def _fetch_now(self, start: int, stop: int) -> bytes | bytearray:
+        return self._received(partial(self._fetch, self._store, threading.Event(), start, stop))
 
-    def _counted(self, block: bytes | bytearray) -> bytes | bytearray:
+    def _fetched_ahead(self, start: int) -> bytes | bytearray | None:
+        """The block that was fetched ahead from this byte on, if one was."""
+        if self._ahead is None or self._ahead.start != start:
+            return None
+        ahead, self._ahead = self._ahead, None
+        return self._received(ahead.block.result)
+
+    def _received(self, fetch: Callable[[], bytes | bytearray]) -> bytes | bytearray:
+        """What `fetch` returns, with the bytes and the waiting time counted."""
+        started = time.perf_counter()
+        block = fetch()
+        self._memory.seconds_waiting += time.perf_counter() - started
         self.bytes_read += len(block)
         return block
 

@@ -1,10 +1,11 @@
-"""Calls that may never return, such as those of libraries that wait for a server without end."""
+"""Threads for calls that may never return, such as those of libraries that wait for a server without end."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Self, TypeVar
 
@@ -12,28 +13,28 @@ T = TypeVar("T")
 
 
 def in_thread(name: str, call: Callable[..., T], *arguments: Any) -> Future[T]:
-    """Run in a thread that keeps no process alive."""
+    """The result of a call in a thread of its own, which keeps no process alive."""
     future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call(*arguments))
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
+    threading.Thread(target=_run, name=name, args=(future, partial(call, *arguments)), daemon=True).start()
     return future
 
 
+def _run(future: Future[T], call: Callable[[], T]) -> None:
+    try:
+        future.set_result(call())
+    except Exception as error:
+        future.set_exception(error)
+
+
 class OneThread:
-    """A thread for calls one after the other: libraries keep what they know by thread. It ends with the block."""
+    """A thread for calls one after the other, since libraries keep state by thread. It ends with the block."""
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        threading.Thread(target=self._run_calls, name=name, daemon=True).start()
 
     def call(self, call: Callable[[], T]) -> Future[T]:
-        """What a call will have returned."""
+        """The result of a call."""
         future: Future[T] = Future()
         self._calls.put((future, call))
         return future
@@ -44,10 +45,6 @@ class OneThread:
     def __exit__(self, *_: object) -> None:
         self._calls.put(None)  # not waited for: its call may never return
 
-    def _run(self) -> None:
-        while (asked := self._calls.get()) is not None:
-            future, call = asked
-            try:
-                future.set_result(call())
-            except Exception as error:
-                future.set_exception(error)
+    def _run_calls(self) -> None:
+        while (queued := self._calls.get()) is not None:
+            _run(*queued)
