@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from stream_pretrain import commands, exit_codes
 from stream_pretrain.arguments import misplaced, parse, suggestion, values_of, without_secrets
@@ -23,8 +24,9 @@ from stream_pretrain.non_utf8_names import escaped
 from stream_pretrain.redaction import Secrets, printable
 from stream_pretrain.terminal import ClearStream, clear_stderr, show_traceback, unfailing_stderr
 from stream_pretrain.training.launcher import tell_launcher
+from stream_pretrain.training.out_files import CHECKPOINTS
 from stream_pretrain.training.progress import Progress
-from stream_pretrain.training.stop_messages import in_words
+from stream_pretrain.training.stop_messages import stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +79,7 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
     given = [PROGRAM, *without_secrets(arguments)]
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
         progress = Progress(sys.stderr if os.environ.get("RANK", "0") == "0" else None)
-        stop.answer(lambda name: _leave(name, given, progress), lambda _: None)
+        stop.answer(lambda name: _leave(name, run_directory(config), given, progress), lambda _: None)
         progress.notice(f"run folder: {run_directory(config)}")
         if os.environ.get("RANK", "0") == "0":  # the others may not see what it lists for all
             from stream_pretrain.training.first_checks import refuse_at_once
@@ -89,10 +91,10 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
     return code
 
 
-def _leave(name: str, given: Sequence[str], progress: Progress) -> None:
-    """End the process at a signal, with nothing begun."""
+def _leave(name: str, out: Path, given: Sequence[str], progress: Progress) -> None:
+    """End the process at a signal, before it has begun anything."""
     progress.close()
-    progress.notice(f"stopped by {name} before anything was begun; resume with: {in_words(given)}")
+    progress.notice(stopped(name, 0, 0, max((out / CHECKPOINTS).glob("step-*"), default=None), given))
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     os._exit(exit_codes.of_stopped_process(name) if alone else exit_codes.of_stop(name))  # not 0: the others wait for this rank
 

@@ -28,10 +28,10 @@ def stopped(name: str, done: int, saved: int, checkpoint: Path | None, command: 
     if done > saved:
         lost = f"step {done:,} is" if done == saved + 1 else f"steps {saved + 1:,} to {done:,} are"
         left = f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
-        how = f" without saving: {lost} lost, {left}"
-    else:
-        how = f", saved in {checkpoint}" if checkpoint else " before the first step"
-    return f"stopped by {name}{how}; resume with: {in_words(command)}"
+        return f"stopped by {name} without saving: {lost} lost, {left}; resume with: {in_words(command)}"
+    if checkpoint is None:
+        return f"stopped by {name}; the same command starts it again: no step was done"
+    return f"stopped by {name}, saved in {checkpoint}; resume with: {in_words(command)}"
 
 
 def in_words(command: Sequence[str]) -> str:

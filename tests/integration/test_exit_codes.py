@@ -155,12 +155,15 @@ def test_one_process_below_accelerate_launch_keeps_0_for_a_stop(arguments: list[
     assert recorded(out)["exit_code"] == (130 if name == "SIGINT" else 75)
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 75)])
+@pytest.mark.parametrize(("name", "code", "resumes"), [("SIGINT", 130, False), ("SIGTERM", 75, True)])
 def test_a_signal_while_torch_is_imported_is_answered_at_once(
-    arguments: list[str], tmp_path: Path, name: str, code: int
+    arguments: list[str], tmp_path: Path, name: str, code: int, resumes: bool
 ) -> None:
     """The import stands still for a while, as on a slow file system."""
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(600)\n")
+    checkpoint = tmp_path / "out" / "checkpoints" / "step-00000004"
+    if resumes:
+        checkpoint.mkdir(parents=True)
     command = [sys.executable, "-m", "stream_pretrain", *arguments]
     environment = {**ENVIRONMENT, "PYTHONPATH": f"{tmp_path}:{Path.cwd()}"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -170,7 +173,6 @@ def test_a_signal_while_torch_is_imported_is_answered_at_once(
         process.send_signal(signal.Signals[name])
         _, said = process.communicate(timeout=OUT_SECONDS)
     assert process.returncode == code
-    assert without_times(said).splitlines()[-1] == (
-        f"stopped by {name} before anything was begun; resume with: stream-pretrain {' '.join(arguments)}"
-    )
-    assert not (tmp_path / "out").exists()
+    kept = f", saved in {checkpoint}; resume with: stream-pretrain {' '.join(arguments)}"
+    ends = kept if resumes else "; the same command starts it again: no step was done"
+    assert without_times(said).splitlines()[-1] == f"stopped by {name}{ends}"

@@ -100,11 +100,18 @@ def test_a_single_node_is_stopped_by_sigusr1_and_goes_on(corpus: Path, model: Pa
     with started(command, out.with_suffix(".log"), environment()) as running:
         until_it_trains(running, out)
         running.process.send_signal(signal.SIGUSR1)
-        assert running.wait(OUT_SECONDS) == 1
+        assert running.wait(OUT_SECONDS) == 75
         step = assert_saved(out, running.stderr)
     with started([*command, f"--max-steps={step + 2}"], out.with_suffix(".next"), environment()) as running:
         assert running.wait(START_SECONDS) == 0, running.stderr
     assert_finished(out, step + 2, world=2)
+
+
+def test_wrong_options_end_the_launch_file_as_they_do_the_command(out: Path) -> None:
+    with started(
+        [str(LAUNCH / "single_node.sh"), str(out), "--max-steps=x"], out.with_suffix(".log"), environment()
+    ) as running:
+        assert running.wait(START_SECONDS) == 2, running.stderr
 
 
 def test_a_signal_to_one_of_two_nodes_stops_both_and_they_go_on(corpus: Path, model: Path, out: Path) -> None:
@@ -147,7 +154,7 @@ def test_a_slurm_job_on_two_nodes_saves_itself_at_the_notice_is_queued_again_and
     with started(command, out.with_suffix(".log"), allocation()) as running:
         until_it_trains(running, out)
         running.process.send_signal(signal.SIGUSR1)  # B: the shell of the job alone
-        assert running.wait(OUT_SECONDS) == 0, running.stderr
+        assert running.wait(OUT_SECONDS) == 75, running.stderr
         step = assert_saved(out, running.stderr)
     assert asked.read_text().splitlines() == ["show hostnames n[1-2]", "requeue 7"]
     with started([*command, f"--max-steps={step + 2}"], out.with_suffix(".next"), allocation()) as running:
@@ -175,11 +182,11 @@ def test_a_kubernetes_pod_that_is_evicted_saves_itself_and_the_next_one_finishes
     with started(pod, out.with_suffix(".1"), environment(OUT=out)) as running:
         until_it_trains(running, out)
         running.process.send_signal(signal.SIGTERM)
-        assert running.wait(OUT_SECONDS) == 1, running.stderr
+        assert running.wait(OUT_SECONDS) == 75, running.stderr
         step = assert_saved(out, running.stderr)
     configure("--seed=1")
     with started(pod, out.with_suffix(".2"), environment(OUT=out)) as running:
-        assert running.wait(START_SECONDS) == 3, running.stderr  # refused: the Job ends
+        assert running.wait(START_SECONDS) == 1, running.stderr  # refused: the Job ends
     assert recorded(out)["state"] == "preempted"
     configure(f"--max-steps={step + 2}")
     with started(pod, out.with_suffix(".3"), environment(OUT=out)) as running:
