@@ -1,7 +1,7 @@
-"""Where the rows of a CSV file end: at LF or CRLF, as its header does. A CR by itself is then text of a cell.
+"""Where the rows of a CSV file end: at LF or CRLF, as its header does. A lone CR is text of a cell.
 
-pandas ends a row at any of LF, CRLF and CR, unless it is told a single character. LF is that one for files of both kinds;
-what it leaves of a CRLF, a CR behind the last cell that a row has, is taken off here.
+pandas ends a row at LF, CRLF or CR, unless it is given one character. It is given LF; the CR that a CRLF then leaves behind the
+last cell of a row is removed here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 HEAD_BYTES = 256 * 1024
-"""A longer header is not looked at."""
+"""Of a file, at most, in which its header is searched."""
 
 _BLANK_LINES = re.compile(rb"[\r\n]*")
 
@@ -23,14 +23,14 @@ _HEADER = re.compile(rb'(?:"[^"]*"|[^\r\n])*')  # with the line ends in quoted n
 
 @dataclass(frozen=True)
 class CsvRows:
-    """How the rows of a file are told apart."""
+    """How the rows of a file are separated."""
 
     options: Mapping[str, Any]
     """For pandas."""
     ends_in_crlf: bool
 
     def of(self, columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-        """The rows of some columns. A blank line is none; in a file of one column it is an empty cell, as a quoted one is."""
+        """The rows of a table in columns. A blank line is no row; in a file of one column, it is an empty cell."""
         names = [name.removesuffix("\r") for name in columns] if self.ends_in_crlf else list(columns)
         for values in zip(*columns.values(), strict=True):
             cells = list(values)
@@ -43,9 +43,9 @@ class CsvRows:
 
 
 def csv_rows(head: bytes, separator: str, fields: Sequence[str]) -> CsvRows:
-    """How to read the rows of a file that begins with these bytes, and its `fields` as they are written.
+    """How to read the rows of a file that starts with these bytes, its `fields` as text.
 
-    A file whose header ends in CR alone, or not at all, is left to pandas.
+    Where the header ends in CR alone, or not at all, pandas decides.
     """
     head = head.removeprefix(b"\xef\xbb\xbf")
     first = _BLANK_LINES.match(head)

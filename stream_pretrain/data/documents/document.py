@@ -1,4 +1,4 @@
-"""What a reader gives: the documents of a window, what was left out of them, and how it is asked for."""
+"""What readers return: the documents of a window, and those that were left out."""
 
 from __future__ import annotations
 
@@ -13,59 +13,60 @@ from stream_pretrain.data.transport.restart_point import RestartPoint
 
 @dataclass(frozen=True)
 class Skip:
-    """What no row is made of. `offset` is an uncompressed byte of a line format, else a row number."""
+    """Documents that are not used, and why."""
 
     offset: int
-    """Of the first of the documents."""
+    """Of the first one: an uncompressed byte of a line format, otherwise a row number."""
     reason: str
     documents: int = 1
 
 
 @dataclass(frozen=True)
 class Documents:
-    """What one window holds, in the order of the shard."""
+    """The documents of one window, in the order of the shard."""
 
     texts: list[str]
     offsets: list[int]
-    """Where each text stands in the shard: an uncompressed byte of a line format, else a row number."""
+    """Where each text is in the shard: an uncompressed byte of a line format, otherwise a row number."""
     skips: list[Skip]
     """Documents that could not be used, one by one."""
     restart: RestartPoint
     filtered: int = 0
-    """Documents left out by their length or as copies of another of the window."""
+    """Documents left out by their length, or as duplicates within the window."""
     empty: tuple[Skip, ...] = ()
-    """Documents without text, all of a reason as one."""
+    """Documents without text, one entry for each reason."""
 
     @property
     def read(self) -> int:
-        """Documents of the window, whatever became of them."""
+        """How many documents the window has, used or not."""
         return len(self.texts) + len(self.skips) + self.filtered + sum(one.documents for one in self.empty)
 
 
 class DocumentReader(Protocol):
-    """Windows of documents of one shard, for the lanes of this process; used by one thread.
+    """The documents of one shard in windows, for the lanes of this process. Used by one thread.
 
-    A lane calls follow() once for its stripe, read() for each window of it in order, and leave() at the end.
+    A lane calls follow() for its stripe, then read() for each of its windows in order, and leave() at the end. `block` is the
+    number of a window in the shard.
     """
 
     def follow(self, stripe: Stripe, block: int) -> None:
-        """Say that a lane will read this stripe from this window on."""
+        """Register a lane that will read this stripe from this window on."""
 
     def leave(self, stripe: Stripe) -> bool:
-        """Say that a lane is done with a stripe; true when no lane of the process reads the shard any more."""
+        """Deregister the lane of a stripe; true where no lane of the process reads the shard any more."""
 
     def read(self, stripe: Stripe, block: int, restart: RestartPoint) -> Documents | None:
-        """A window of the stripe, the same whoever reads it; None when the shard ends before it.
+        """A window of the stripe, the same whoever reads it; None where the shard ends before it.
 
-        restart: that of this window or of any before it; the nearer it is, the less is decompressed again.
+        restart: that of this window or of one before it; the nearer it is, the less is decompressed twice.
         Raises: ContentError for a damaged or unusable shard, TransportError, SourceError for one that was replaced.
         """
 
     def offset_of(self, block: int) -> int:
-        """Where a window begins, as documents count it: an uncompressed byte of a line format, else a row number."""
+        """Where a window starts: an uncompressed byte of a line format, otherwise a row number."""
 
     def documents_from(self, stripe: Stripe, block: int) -> int | None:
-        """How many documents a stripe holds from a window on; None where the shard does not tell."""
+        """How many documents a stripe holds from a window on; None where the format does not say."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class ReadOptions:
     max_line_bytes: int
     transport: TransportOptions
     text_template: str | None = None
-    """Instead of one field, several in braces with text around them."""
+    """Several fields in braces, with text around them, in place of one field."""
     min_characters: int = 0
     max_characters: int | None = None
     drop_duplicates: bool = False

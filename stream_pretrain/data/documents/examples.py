@@ -26,9 +26,9 @@ from stream_pretrain.errors import ContentError, SourceError, StreamPretrainErro
 
 
 class ExampleDocuments:
-    """Examples of any format that `datasets` streams. A window is `EXAMPLES` of them in a row.
+    """Examples of any format that `datasets` streams. A window is `EXAMPLES` of them in a row. Offsets are example numbers.
 
-    There is nothing to seek by: a resume reads the examples before its window again, and a stripe those of the others.
+    There are no restart points: a resume, and each stripe, reads the shard from its start.
     """
 
     EXAMPLES = 1000
@@ -37,7 +37,7 @@ class ExampleDocuments:
         self.shard = shard
         self.options = options
         self.text_of = text_getter(options.text_field, options.text_template)
-        self.reading: dict[Stripe, tuple[int, Iterator[Mapping[str, Any]]]] = {}  # the next example's number, and the rest
+        self.reading: dict[Stripe, tuple[int, Iterator[Mapping[str, Any]]]] = {}  # number of the next example, and the rest
 
     def follow(self, stripe: Stripe, block: int) -> None:  # noqa: ARG002 (opened at the first read)
         self.reading[stripe] = 0, self._examples()
@@ -54,7 +54,7 @@ class ExampleDocuments:
         documents = usable_documents(enumerate(examples, first), self.text_of, RestartPoint(), self.options)
         if block == 0:
             bad = documents.skips[0].reason if documents.skips and not documents.texts and not documents.filtered else None
-            # The columns of a table are the same in all its rows.
+            # All rows of a table have the same columns.
             fault = wrong_field(examples, self.options.fields, bad, many=1 if self.shard.builder in ("csv", "arrow") else MANY)
             if fault is None and nothing_usable(documents):
                 fault = f"no document in its first window; example {documents.skips[0].offset}: {bad}"
@@ -69,12 +69,12 @@ class ExampleDocuments:
         return None
 
     def _window(self, stripe: Stripe, first: int) -> list[Mapping[str, Any]]:
-        """The examples of the window that begins with number `first`."""
+        """The examples of the window that starts with number `first`."""
         position, examples = self.reading[stripe]
         assert first >= position
         try:
             found = list(itertools.islice(examples, first - position, first - position + self.EXAMPLES))
-        except Exception as error:  # every builder has errors of its own, some in place of the one that was in its way
+        except Exception as error:  # every builder raises errors of its own, some in place of those of transport
             for cause in causes(error):
                 if isinstance(cause, StreamPretrainError):
                     raise cause from cause.__cause__
@@ -87,13 +87,13 @@ class ExampleDocuments:
         import datasets
 
         if self.shard.size == 0:
-            return  # as in formats of our own; parsers want a header
+            return  # an empty shard, as for our own readers, where parsers want a header
         options: dict[str, Any] = {}
         rows = CsvRows({}, ends_in_crlf=False)
         if self.shard.builder == "text":
             options["sample_by"] = {"line": "line", "blank-line": "paragraph", "file": "document"}[self.options.text_documents]
         if self.shard.builder == "csv":
-            # Text like "007" or "NA" stays as it is. In larger chunks of a wide file, pandas gives a column several types.
+            # Text like "007" or "NA" stays as it is. In larger chunks of a wide file, pandas mixes types in a column.
             rows = self._csv_rows
             options = {**rows.options, "keep_default_na": False, "chunksize": self.EXAMPLES}
         dataset = datasets.load_dataset(
@@ -104,7 +104,7 @@ class ExampleDocuments:
             storage_options={PROTOCOL: {"shard": self.shard, "transport": self.options.transport}},
             **options,
         )
-        # Example by example, `datasets` would deal its files to the data workers of torch: the one file to the first worker.
+        # Iterated by example, `datasets` would split its files over torch's data workers: the one file goes to the first.
         for columns in dataset.iter(batch_size=self.EXAMPLES):
             yield from rows.of(columns)
         if self.shard.builder == "webdataset" and self.shard.compression == "none":
@@ -112,7 +112,7 @@ class ExampleDocuments:
 
     @cached_property
     def _csv_rows(self) -> CsvRows:
-        """Told from the first bytes of the content, once for all lanes."""
+        """From the first bytes of the content, once for all lanes."""
         separator = "\t" if ".tsv" in PurePosixPath(self.shard.name.lower()).suffixes else ","
         shard, transport = self.shard, replace(self.options.transport, block_bytes=HEAD_BYTES)
         with closing(
@@ -124,7 +124,7 @@ class ExampleDocuments:
         return csv_rows(head[:HEAD_BYTES], separator, self.options.fields)
 
     def _check_end_of_archive(self) -> None:
-        """A tar archive that was cut between two files lacks nothing else that tells: it ends with blocks of zeros."""
+        """Refuse a tar archive that was cut between two files: only the blocks of zeros at its end are missing then."""
         with closing(ShardFile(self.shard.url, self.shard.size, self.options.transport, self.shard.identity)) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - tarfile.BLOCKSIZE))
             if file.read().strip(b"\0"):
@@ -132,5 +132,5 @@ class ExampleDocuments:
 
 
 def _of_this_machine(error: Exception) -> bool:
-    """Whether a package, memory or a file of `datasets` is missing here; else the shard cannot be parsed."""
+    """Whether a package, memory or a file of `datasets` is missing here; otherwise the shard cannot be parsed."""
     return isinstance(error, (ImportError, MemoryError, NotImplementedError)) or getattr(error, "errno", None) is not None

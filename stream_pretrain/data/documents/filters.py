@@ -1,4 +1,4 @@
-"""Which documents are trained on: here they are dropped for their length, as copies, without text, or held out."""
+"""Which documents are trained on: they are dropped here for their length, as duplicates, without text, or as held out."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def usable_documents(
     restart: RestartPoint,
     options: ReadOptions,
 ) -> Documents:
-    """The documents of a window that can be used, and what became of the others: all readers give theirs through here.
+    """The usable documents of a window, and what was skipped, filtered or empty, for every reader.
 
     candidates: with their offsets in the shard.
-    text_of: raises BadDocumentError for one that is skipped, NoTextError for one without text.
+    text_of: raises BadDocumentError for a document that is skipped, NoTextError for one without text.
     """
     texts: list[str] = []
     offsets: list[int] = []
@@ -46,7 +46,7 @@ def usable_documents(
                 first = empty.get(none.reason) or Skip(offset, str(none), 0)
                 empty[none.reason] = replace(first, documents=first.documents + 1)
             continue
-        if not options.min_characters <= len(text) <= longest or text in seen:  # too short, too long, a copy
+        if not options.min_characters <= len(text) <= longest or text in seen:  # too short, too long, a duplicate
             filtered += 1
             continue
         if options.drop_duplicates:
@@ -57,12 +57,12 @@ def usable_documents(
 
 
 def nothing_usable(documents: Documents) -> bool:
-    """Whether a window has so many bad documents, and no other, that its shard is not what it seems."""
+    """Whether all documents of a window are bad, and so many that the shard is not what its name says."""
     return not documents.texts and not documents.filtered and len(documents.skips) >= MANY
 
 
 def without_held_out(documents: Documents, heldout_fraction: float) -> Documents:
-    """The documents that are trained on."""
+    """The documents of a window without those that are held out for evaluation."""
     if heldout_fraction == 0:
         return documents
     train = [i for i, text in enumerate(documents.texts) if not is_heldout(text, heldout_fraction)]
@@ -70,6 +70,6 @@ def without_held_out(documents: Documents, heldout_fraction: float) -> Documents
 
 
 def is_heldout(text: str, fraction: float) -> bool:
-    """Whether a document is held out of training: decided by its text alone, so that its copies are too."""
+    """Whether a document is held out for evaluation: by its text alone, so that its duplicates are too."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2.0**64

@@ -27,16 +27,16 @@ from stream_pretrain.errors import ContentError, SourceError
 
 @dataclass(frozen=True)
 class _Unit:
-    """What a document of a shard of lines is."""
+    """What a document is: a line, a paragraph or a file."""
 
     windows: type[LineWindows]
     split: Callable[[bytes, int, int], Iterator[tuple[int, bytes]]]
-    """The documents of a window, with their offsets in the shard, from its bytes, its offset and the most bytes of one."""
+    """(bytes of a window, their offset in the shard, most bytes of a line) -> documents with their offsets in the shard."""
     too_long: str
 
 
 class LineDocuments:
-    """JSON lines (one object a line) or plain text (a line, a paragraph or the whole a document). Only LF ends a line."""
+    """JSON lines (an object a line) or plain text (a document is a line, a paragraph or the file). Only LF ends a line."""
 
     def __init__(self, shard: Shard, options: ReadOptions) -> None:
         if shard.format == "text" and options.text_template is not None:
@@ -57,7 +57,7 @@ class LineDocuments:
     def _open(self, restart: RestartPoint) -> ShardBytes:
         transport = self.options.transport
         if self.shard.compression == "none" and any(stripe.count > 1 for stripe in self.windows.next_of):
-            # A stripe of a plain shard needs every k-th window: fetch that and its last line, not the windows of others.
+            # A stripe of a plain shard needs every k-th window: fetch that and its last line, not the windows between.
             window = self.options.window_bytes
             transport = replace(transport, block_bytes=min(transport.block_bytes, window + window // 16))
         return ShardBytes(self.shard.url, self.shard.compression, self.shard.size, restart, transport, self.shard.identity)
@@ -109,7 +109,7 @@ class LineDocuments:
         bad = documents.skips[0].reason if documents.skips and not documents.texts and not documents.filtered else None
         fault = None
         if documents.skips or not documents.texts:
-            content = lines if lines.strip() else self._head()  # a first line that is too long is not among them
+            content = lines if lines.strip() else self._head()  # a first line that is too long is not in `lines`
             fault = json_fault(content, self.shard, self.options.fields, usable=bool(documents.texts))
         if fault is None and bad is not None:
             fault = diagnose(lines)
@@ -132,18 +132,18 @@ _UNITS: dict[TextDocuments, _Unit] = {
 
 
 def plain_text(document: bytes) -> str:
-    """The text of a document whose lines end in LF or CRLF; LF is between them."""
+    """The text of a document whose lines end in LF or CRLF, which becomes LF. Raises BadDocumentError, NoTextError."""
     try:
         text = document.removesuffix(b"\r").replace(b"\r\n", b"\n").decode()
     except UnicodeDecodeError:
         raise BadDocumentError(NOT_UTF8) from None
-    if text.isspace():  # U+3000 and the like; lines that are blank in ASCII are no documents
+    if text.isspace():  # U+3000 and the like; a line that is blank in ASCII is no document
         raise NoTextError(BLANK)
     return text
 
 
 def json_parser(options: ReadOptions) -> Callable[[bytes], str]:
-    """A function from a JSON line to its text; the last of duplicate keys counts."""
+    """A function from a JSON line to its text; of duplicate keys, the last counts."""
     text_of = text_getter(options.text_field, options.text_template)
 
     return lambda line: text_of(_parsed(line))
@@ -157,14 +157,14 @@ def _parsed(line: bytes) -> Any:
 
 
 def _objects(lines: bytes) -> Iterator[object]:
-    """What the lines hold that are JSON."""
+    """The values of the lines that are JSON."""
     for line in lines.split(b"\n"):
         with suppress(BadDocumentError):
             yield _parsed(line)
 
 
 def _parse_leniently(line: bytes) -> Any:
-    """JSON as Python writes it (NaN, Infinity, integers of any size), which a strict parser refuses."""
+    """JSON as Python writes it: NaN, Infinity and integers of any size, which orjson refuses."""
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError:
@@ -174,7 +174,7 @@ def _parse_leniently(line: bytes) -> Any:
 
 
 def diagnose(lines: bytes) -> str | None:
-    """What a .jsonl shard is that begins without a usable line, and what to do; None where nothing is known to be wrong."""
+    """What is wrong with a .jsonl shard that starts without a usable line, and what to do; None where that is unknown."""
     head = lines[:65536].lstrip()
     first = head.split(b"\n", 1)[0].strip()
     if head[:200].count(b"\x00") > 20:

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 
 class ParquetDocuments:
-    """Rows of a Parquet shard. A window is a slice of a row group, which can be entered at its beginning alone.
+    """Rows of a Parquet shard. A window is a slice of a row group, which can only be read from its start. Offsets are rows.
 
-    Only the columns that make the text are read, in batches smaller than a window.
+    Only the columns of the text are read, in batches smaller than a window.
     """
 
     def __init__(self, shard: Shard, options: ReadOptions) -> None:
@@ -72,7 +72,7 @@ class ParquetDocuments:
         return documents
 
     def offset_of(self, block: int) -> int:
-        return 0 if self.windows is None else self.windows.slices[block].row  # without its metadata it cannot be entered at all
+        return 0 if self.windows is None else self.windows.slices[block].row  # unknown before its metadata is read
 
     def documents_from(self, stripe: Stripe, block: int) -> int | None:
         if self.windows is None:
@@ -89,10 +89,10 @@ class ParquetDocuments:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a window, with the columns that make the text."""
+    """The rows of a window, with the columns of the text."""
 
     row: int
-    """Number of the first in the shard."""
+    """Number of the first one in the shard."""
     table: pa.Table
 
 
@@ -106,14 +106,14 @@ class _Slice:
     row: int
     """Number of its first row in the shard."""
     batch: int
-    """Rows of the group that are read at once."""
+    """Rows that are read at once."""
 
 
 class ParquetWindows(Windows[_Rows]):
     """The windows of a Parquet shard, for every lane of this process that reads a stripe of it."""
 
     BATCHES = 4
-    """Batches that a window is read in, so that not much more than a window is held."""
+    """Batches in a window, so that not much more than a window is held."""
 
     def __init__(self, shard: Shard, options: ReadOptions) -> None:
         super().__init__(shared=True)
@@ -127,7 +127,7 @@ class ParquetWindows(Windows[_Rows]):
         self.slices = self._cut()
 
     def read_metadata(self) -> pq.FileMetaData:
-        """What the end of the file says of the rest."""
+        """The footer of the file."""
         import pyarrow.parquet as pq
 
         with closing(self._bytes()) as file, self.damage("is no whole Parquet file"):
@@ -142,20 +142,20 @@ class ParquetWindows(Windows[_Rows]):
         return block < len(self.slices) and self.slices[passed].group == self.slices[block].group
 
     def open(self) -> tuple[ShardFile, pq.ParquetFile]:
-        """The file once more, with a place of its own in its bytes."""
+        """The file, opened for a pass of its own."""
         import pyarrow.parquet as pq
 
         file = self._bytes()
         buffer_size = max(MIB // 2, self.options.transport.block_bytes // len(self.options.fields))
-        # A buffer makes Arrow fetch a column piece by piece, where it would fetch all of a row group's without.
+        # With a buffer, Arrow fetches a column of a row group piece by piece, and all at once without.
         return file, pq.ParquetFile(
             file, metadata=self.metadata, buffer_size=buffer_size, pre_buffer=False, page_checksum_verification=True
         )
 
     def parts_from(self, block: int) -> list[tuple[int, int]]:
-        """The bytes that will be read for a block: those of its row group and of the next one that any lane needs."""
+        """The ranges of bytes that will be read for a block: of its row group, and of the next one that any lane needs."""
         if len(self.options.fields) > 1:
-            return []  # Arrow goes to and fro between columns
+            return []  # Arrow alternates between columns
         group = self.slices[block].group
         behind = (
             self.slices[later].group
@@ -165,7 +165,7 @@ class ParquetWindows(Windows[_Rows]):
         return [self._part(number) for number in (group, *itertools.islice(behind, 1))]
 
     def _part(self, group: int) -> tuple[int, int]:
-        """Where the text column of a row group lies in the file."""
+        """Where the text column of a row group is in the file."""
         column = self.metadata.row_group(group).column(self.columns[0])
         start = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
         return start, start + column.total_compressed_size
@@ -192,7 +192,7 @@ class ParquetWindows(Windows[_Rows]):
 
     @contextmanager
     def damage(self, what: str) -> Iterator[None]:
-        """Say which shard is damaged, and where, when Arrow cannot read it."""
+        """Turn an error of Arrow into a ContentError that names the shard and the place."""
         import pyarrow as pa
 
         try:
@@ -202,7 +202,7 @@ class ParquetWindows(Windows[_Rows]):
 
 
 class _RowPass:
-    """Goes through row groups, each from its beginning."""
+    """A pass over row groups, each from its start."""
 
     def __init__(self, windows: ParquetWindows, stripe: Stripe, block: int) -> None:
         self.windows = windows
@@ -211,10 +211,10 @@ class _RowPass:
         self.source, self.file = windows.open()
         self.group: int | None = None
         self.batches: Iterator[pa.RecordBatch] = iter(())
-        self.given: dict[int, int] = {}  # blocks of the group that were given out, by the offset of their content in...
-        self.readings: TwoReadings | None = None  # ...what was given out of it
-        self.held: list[pa.RecordBatch] = []  # the last of the group that were read...
-        self.stop = 0  # ...up to this row of it
+        self.given: dict[int, int] = {}  # offset of each block of the group in what was given out of it
+        self.readings: TwoReadings | None = None
+        self.held: list[pa.RecordBatch] = []  # the last batches of the group, up to...
+        self.stop = 0  # ...this row of it
 
     @property
     def blocks(self) -> int:
@@ -243,7 +243,7 @@ class _RowPass:
         return rows
 
     def _read_again(self, block: int, readings: TwoReadings, damage: str) -> _Rows:
-        """Ask the store once more for a row group that is damaged; what it gives then counts."""
+        """Read a damaged row group once more; the second reading decides."""
         same = self.windows.read_metadata().equals(self.windows.metadata)
         self.close()
         self.source, self.file = self.windows.open()
@@ -254,7 +254,7 @@ class _RowPass:
         return self._read(block)
 
     def _place(self, offset: int) -> str:
-        """Where in the shard content that was given out came from."""
+        """The row that content at this offset of what was given out starts at, as messages call it."""
         block = max((block for block, begin in self.given.items() if begin <= offset), default=self.block)
         return f"row {self.windows.slices[block].row}"
 
@@ -285,13 +285,13 @@ class _RowPass:
         self.batches = self.file.iter_batches(window.batch, row_groups=[window.group], columns=paths, use_threads=False)
 
     def _drop_before(self, row: int) -> None:
-        """Forget batches that end before a row."""
+        """Drop the batches that end before a row."""
         while self.held and self.stop - sum(batch.num_rows for batch in self.held[1:]) <= row:
             del self.held[0]
 
 
 def _content(rows: _Rows) -> memoryview:
-    """The content of rows, however it was read in batches."""
+    """The content of rows as bytes that do not depend on batches."""
     import pyarrow as pa
 
     written = pa.BufferOutputStream()

@@ -20,5 +20,5 @@ READERS: dict[Format, Callable[[Shard, ReadOptions], DocumentReader]] = {
 
 
 def open_reader(shard: Shard, options: ReadOptions) -> DocumentReader:
-    """The reader of a shard, which opens it at the first read."""
+    """The reader of a shard, which is opened by the first read."""
     return READERS[shard.format](shard, options)

@@ -1,7 +1,6 @@
-"""A shard as a file that `datasets` opens: `shard://NAME`, in a file system that holds this one file.
+"""A shard as a file that `datasets` opens: `shard://NAME`, in a file system with this one file.
 
-`datasets` gets the bytes that our own readers get: fetched with the retries of transport/, which lie below the
-decompressor, decompressed there, and compared with the listed size. What it has left to do is to parse them.
+`datasets` only parses: it gets the bytes from transport/, retried, decompressed, and checked against the listed size.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ PROTOCOL = "shard"
 
 
 def shard_url(shard: Shard) -> str:
-    """What `datasets` is to open: without the ending of a compression, since it gets the content."""
+    """What `datasets` opens: the name without the ending of a compression, since it gets the content."""
     name = shard.name if shard.compression == "none" else posixpath.splitext(shard.name)[0]
-    return f"{PROTOCOL}://{urllib.parse.quote(name)}"  # quoted: in a pattern or a chain of URLs, signs have meanings
+    return f"{PROTOCOL}://{urllib.parse.quote(name)}"  # quoted: fsspec gives meanings to signs
 
 
 class ShardFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
@@ -40,7 +39,7 @@ class ShardFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
         self.transport = transport
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """From the listing that found the shard: nothing is asked of its store."""
+        """From the listing that found the shard, without a request."""
         size = self.shard.size if self.shard.compression == "none" else None
         return {"name": self._strip_protocol(path), "type": "file", "size": size}
 
@@ -58,7 +57,7 @@ fsspec.register_implementation(PROTOCOL, ShardFileSystem, clobber=True)
 
 
 class _Stored(ShardFile):
-    """A shard as it lies in its store."""
+    """A shard as it is stored."""
 
     def readinto(self, buffer: Any) -> int:
         content = self.read(len(buffer))
@@ -67,7 +66,7 @@ class _Stored(ShardFile):
 
 
 class _Decompressed(io.RawIOBase):
-    """The content of a compressed shard; to go back is to read from its beginning again."""
+    """The content of a compressed shard; seeking back reads from its start again."""
 
     def __init__(self, shard: Shard, transport: TransportOptions):
         self._shard = shard
@@ -77,7 +76,7 @@ class _Decompressed(io.RawIOBase):
     def _begin(self) -> None:
         shard = self._shard
         self._bytes = ShardBytes(shard.url, shard.compression, shard.size, options=self._transport, identity=shard.identity)
-        self._rest = memoryview(b"")  # of the chunk that was read last
+        self._rest = memoryview(b"")  # of the last chunk
 
     def readable(self) -> bool:
         return True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Stripe:
-    """Windows first, first + count, first + 2 count... of a shard; a whole shard is the stripe (0, 1)."""
+    """Windows first, first + count, first + 2 count... of a shard; by default, all of them."""
 
     shard: int
     first: int = 0
