@@ -1,4 +1,4 @@
-"""Which files of a place are corpus: shards by their names, not hidden, and nothing that a run has left."""
+"""Which files of a folder, glob or dataset are corpus: shards by their names, not hidden, and nothing that a run wrote."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from stream_pretrain.data.corpus.file_formats import has_known_ending
 
-# Files that lie beside the shards of a corpus and have a shard's ending.
+# Beside the shards of a corpus, with the ending of a shard.
 _NOT_SHARDS = re.compile(
     r"(readme|licen[cs]e|notice|changelog)(\..*)?|(config|state|dataset_infos?|dataset_dict)\.json", re.IGNORECASE
 )
 
-# What a run leaves in its folder that looks like a corpus.
+# Written by a run into its folder, with the ending of a shard.
 _OF_A_RUN = re.compile(
     r"(checkpoints|cursors|model|wandb)/.*|(metrics|quarantine|bad_steps|evaluation)\.jsonl|(run|evaluation)\.json"
 )
@@ -29,9 +29,9 @@ def is_shard(name: str) -> bool:
 
 
 def without_runs(names: Iterable[str], is_run: Callable[[str], bool]) -> list[str]:
-    """The files that are not of a run: not below the folder of one, nor its records where that is the folder that is listed.
+    """The files that no run wrote: not in the folder of a run, nor the records of one where its folder is the listed one.
 
-    is_run: whether a folder, by its path in the listed one, has a run.json and a lock.
+    is_run: whether a folder, by its path in the listed one, is that of a run.
     """
     is_run = cache(is_run)
 
@@ -44,11 +44,11 @@ def without_runs(names: Iterable[str], is_run: Callable[[str], bool]) -> list[st
 
 
 def is_run_among(names: Iterable[str]) -> Callable[[str], bool]:
-    """Whether a folder is that of a run, as far as these files tell."""
+    """Whether a folder is that of a run, with a run.json and a lock among these files."""
     present = set(names)
     return lambda folder: {posixpath.join(folder, "run.json"), posixpath.join(folder, "lock")} <= present
 
 
 def is_run_below(root: Path) -> Callable[[str], bool]:
-    """Whether a local folder below `root` is that of a run."""
+    """Whether a local folder below `root` is that of a run, with a run.json and a lock."""
     return lambda folder: (root / folder / "run.json").is_file() and (root / folder / "lock").is_file()

@@ -16,15 +16,15 @@ Format = Literal["jsonl", "text", "parquet", "examples"]
 
 @dataclass(frozen=True)
 class FileFormat:
-    """Files that are read in one way."""
+    """A format, by the endings of its files."""
 
     read_as: Format
     label: str
-    """In messages."""
+    """What messages call it."""
     builder: str
-    """The builder of `datasets` for them: of "examples", and of all with --data.reader datasets."""
+    """Of `datasets`: for "examples", and for every format with --data.reader datasets."""
     endings: tuple[str, ...]
-    """Each may be followed by the ending of a compression."""
+    """In lower case; the ending of a compression may follow."""
 
 
 FILE_FORMATS = (
@@ -39,7 +39,7 @@ BY_ENDING = {ending: file_format for file_format in FILE_FORMATS for ending in f
 
 
 def ending_of(name: str) -> str:
-    """The ending that says the format, below the one of a compression."""
+    """The ending of the format, without the one of a compression."""
     stem = name if compression_of(name) == "none" else posixpath.splitext(name)[0]
     return posixpath.splitext(stem)[1].lower()
 
@@ -49,7 +49,7 @@ def has_known_ending(name: str) -> bool:
 
 
 def format_label(name: str) -> str:
-    """The format of a file as messages call it; "other" where its ending says none."""
+    """The format of a file as messages call it; "other" for an unknown ending."""
     return BY_ENDING[ending_of(name)].label if has_known_ending(name) else "other"
 
 

@@ -1,4 +1,4 @@
-"""Datasets of the Hub, each pinned to a commit."""
+"""Datasets on the Hub, each pinned to a commit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HUB_URL = re.compile(r"hf://datasets/(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>refs/
 
 
 def commits_of(corpus: Corpus) -> dict[str, str]:
-    """The commits that a corpus has its Hub datasets at, by id; one that it has at several is left out."""
+    """The commit of each Hub dataset of a corpus, by id; without those that it has at several commits."""
     found: dict[str, set[str]] = {}
     for shard in corpus.shards:
         if hub := HUB_URL.fullmatch(shard.url):
@@ -33,14 +33,14 @@ def commits_of(corpus: Corpus) -> dict[str, str]:
 def list_hub_dataset(
     entry: str, dataset_id: str, revision: str | None, path: str | None, data: DataConfig, commits: Mapping[str, str]
 ) -> Listing:
-    """A Hub dataset, or the file, folder or pattern `path` in it, at its commit in `commits`, else the one `revision` is at."""
-    from huggingface_hub import HfFileSystem  # here, because importing it takes a second and local corpora do without
+    """A Hub dataset, or the file, folder or pattern `path` in it, at its commit in `commits`, otherwise at `revision`."""
+    from huggingface_hub import HfFileSystem  # takes a second to import, which local corpora save
 
     token = hub_token(data)
     canonical_id, commit = pinned_revision(entry, dataset_id, commits.get(dataset_id, revision), token)
     commit = commits.get(canonical_id, commit)
     root = f"datasets/{canonical_id}@{commit}"
-    # The instance `datasets` lists with, so that its listings are asked for once.
+    # The instance that `datasets` lists with, so that each listing is requested once.
     filesystem: Any = HfFileSystem(token=token)
     builder = None
     if path is not None:
@@ -59,7 +59,7 @@ def list_hub_dataset(
     builders = {None, *(file_format.builder for file_format in FILE_FORMATS)}
     shards = {}
     for name in without_runs(paths, is_run_among(_listed_on_hub(filesystem, root))):
-        # Endings that are not known here are left to the builder that `datasets` has chosen for them.
+        # Unknown endings are left to the builder that `datasets` has chosen.
         if is_shard(name) or builder not in builders:
             info = files[paths[name]]
             shards[name] = shard_at(f"hf://{paths[name]}", name, info["size"], _hub_identity(info), data, builder)
@@ -78,13 +78,13 @@ def _splits_on_hub(builder: Any, filesystem: Any, root: str, data_dir: str | Non
     below = f"{data_dir}/" if data_dir else ""
     listed = _listed_on_hub(filesystem, root)
     shards = [name for name in without_runs(listed, is_run_among(listed)) if name.startswith(below) and is_shard(name)]
-    # The files of other configurations are not left out by mistake.
+    # With several configurations, files are left out on purpose.
     left_out = set(shards).difference(*splits.values()) if len(builder.builder_configs) == 1 else set()
     return Splits(splits, left_out, of_other_formats(shards, splits))
 
 
 def _infos_of(filesystem: Any, paths: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What the listings of their folders tell of some files."""
+    """What the listings of their folders say of some files."""
     listed = {
         info["name"]: info
         for folder in sorted({posixpath.dirname(path) for path in paths})
@@ -94,13 +94,13 @@ def _infos_of(filesystem: Any, paths: Sequence[str]) -> dict[str, dict[str, Any]
 
 
 def _listed_on_hub(filesystem: Any, root: str) -> list[str]:
-    """The files of a Hub dataset that its listings so far have told of, by their paths in it."""
+    """The files in the listings of a Hub dataset so far, by their paths in it."""
     listed = (info["name"] for infos in filesystem.dircache.values() for info in infos)
     return [name.removeprefix(f"{root}/") for name in listed if name.startswith(f"{root}/")]
 
 
 def pinned_revision(entry: str, dataset_id: str, revision: str | None, token: str | None) -> tuple[str, str]:
-    """The id (an old name may lead to a new one) and the commit that a branch, a tag or nothing is at now."""
+    """The current id, since datasets are renamed, and the commit of a branch, a tag or the default branch."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 

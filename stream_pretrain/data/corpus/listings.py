@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Listing:
-    """The shards that one entry of --dataset stands for."""
+    """The shards of one entry of --dataset."""
 
     root: str
-    """The folder or URL that their names are paths below."""
+    """Folder or URL that the names are paths in."""
     shards: dict[str, Shard]
     """By name."""
     revision: str | None = None
@@ -35,7 +35,7 @@ class Listing:
 
 
 def refuse_options(entry: str, data: DataConfig, *options: str) -> None:
-    """Refuse options that choose a part of a dataset for an entry that has no such parts."""
+    """Refuse options that choose a part of a dataset, for an entry without such parts. Raises: SourceError."""
     for option in options:
         if getattr(data, option) is not None:
             raise SourceError(f"{entry}: --data.{option.replace('_', '-')} has no meaning for it, leave the option out")
@@ -44,7 +44,7 @@ def refuse_options(entry: str, data: DataConfig, *options: str) -> None:
 
 
 def at_least_one(names: Iterable[str], entry: str, otherwise: str = "no shard") -> list[str]:
-    """The names. Raises: SourceError that begins with `otherwise` where there is none."""
+    """The names. Raises: SourceError, with `otherwise`, where there is none."""
     listed = list(names)
     if not listed:
         raise SourceError(f"{entry}: {otherwise} there; shards end in {' '.join(BY_ENDING)}, compressed or not")
@@ -52,7 +52,7 @@ def at_least_one(names: Iterable[str], entry: str, otherwise: str = "no shard") 
 
 
 def warn_of_several_formats(entry: str, names: Collection[str]) -> None:
-    """Some files may lie in a place by chance."""
+    """Warn of files that may be in a folder by chance."""
     counts = count_formats(names)
     most = min(counts, key=lambda label: (-counts[label], label))
     if few := [name for name in names if format_label(name) != most]:
@@ -65,16 +65,16 @@ def warn_of_several_formats(entry: str, names: Collection[str]) -> None:
 
 
 def some_of(names: Collection[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and how many more."""
     return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def matching_files(root: Path, pattern: str) -> list[str]:
-    """The files below a folder that a pattern names, by their paths in it."""
+    """The files below a folder that match a pattern, by their paths in it."""
     parts = Path(pattern).parts
     if "**" in parts:
         first = parts.index("**")
-        # As for a shell, two stars are one where they are only a part of a name.
+        # As in a shell, two stars count as one where they are part of a name.
         below = "/".join(part if part == "**" else re.sub(r"\*+", "*", part) for part in parts[first:])
         matches = re.compile(glob_translate(below)).match
         folders = sorted(glob.glob(f"{Path(*parts[:first])}/", root_dir=root))
@@ -85,9 +85,9 @@ def matching_files(root: Path, pattern: str) -> list[str]:
 
 
 def files_below(root: Path) -> Iterator[str]:
-    """The files below a folder but for hidden ones, by their paths in it. Links are followed where they lead to no circle.
+    """The files below a folder, by their paths in it; not in hidden folders. Links are followed unless they form a circle.
 
-    Raises: SourceError for a folder that cannot be read: its shards would be missing.
+    Raises: SourceError for a folder that cannot be read, since its shards would be missing.
     """
 
     def refuse(error: OSError) -> None:
@@ -96,13 +96,13 @@ def files_below(root: Path) -> Iterator[str]:
     root = Path(os.path.abspath(root))
     for place, folders, files in os.walk(root, followlinks=True, onerror=refuse):
         here = Path(place)
-        kept = (name for name in folders if not name.startswith(".") and name != "lost+found")  # root's own on each disk
+        kept = (name for name in folders if not name.startswith(".") and name != "lost+found")  # which every disk has, for root
         folders[:] = sorted(name for name in kept if not _leads_back(here / name))
         yield from ((here / name).relative_to(root).as_posix() for name in files)
 
 
 def _leads_back(folder: Path) -> bool:
-    """Whether a link leads to a folder that it lies in."""
+    """Whether a folder is a link to one that it is in."""
     return folder.is_symlink() and any(map(folder.samefile, folder.parents))
 
 
@@ -114,7 +114,7 @@ def split_pattern(pattern: str) -> tuple[str, str]:
 
 
 def unique_files(root: Path, names: Iterable[str]) -> dict[str, str]:
-    """The files by where they really lie, each by one of its names: one that no link is part of, else the first."""
+    """Each file by its real path, with one of its names: one without a link in it, otherwise the first."""
     base = os.path.realpath(root)
 
     @cache

@@ -38,11 +38,11 @@ from stream_pretrain.data.corpus.splits import (
 from stream_pretrain.errors import SourceError
 
 _ENDS = 64 * 1024
-"""Bytes at each end of a file that its identity is made of."""
+"""Bytes at each end of a file that identify it."""
 
 
 def list_local_files(entry: str, root: Path, names: Iterable[str], data: DataConfig, *, named: bool = False) -> Listing:
-    """Files by their paths below `root`; one that is `named` by the user only needs a known ending."""
+    """Files by their paths below `root`; a file that the user has `named` only needs a known ending."""
     base = Path(os.path.abspath(root))
     shards = at_least_one((name for name in names if named or is_shard(name)), entry)
     if named:
@@ -72,7 +72,7 @@ def list_local_glob(entry: str, root: Path, pattern: str, data: DataConfig) -> L
 
 
 def list_folder(entry: str, folder: Path, data: DataConfig) -> Listing:
-    """A folder: one whose card or names tell splits has those, any other is one split with all shards below it."""
+    """A folder, with the splits of its card or names; without either, all shards below it are one split."""
     root = folder / (data.data_dir or "")
     if not root.is_dir():
         raise SourceError(f"{entry}: there is no folder {data.data_dir} in it")
@@ -90,16 +90,16 @@ def list_folder(entry: str, folder: Path, data: DataConfig) -> Listing:
 
 
 def _splits_of_card(entry: str, root: Path, names: Sequence[str], data: DataConfig) -> Splits:
-    base = root.resolve()  # as `datasets` names the files in it
+    base = root.resolve()  # as in the paths of `datasets`
     builder = dataset_builder(entry, str(base), data)
     splits = {
         split: [Path(url).relative_to(base).as_posix() for url in urls] for split, urls in splits_of_builder(builder).items()
     }
-    # `datasets` follows no link to a folder: the patterns of the card are asked about our listing too.
+    # `datasets` follows no link to a folder: the patterns of the card are applied to our listing too.
     for split, patterns in patterns_of_card(root, builder.config.name).items():
         matches = [re.compile(glob_translate(posixpath.normpath(pattern))).match for pattern in patterns]
         splits[split] += [name for name in names if name not in splits[split] and any(match(name) for match in matches)]
-    # The files of other configurations are not left out by mistake.
+    # With several configurations, files are left out on purpose.
     left_out = _left_out(root, names, splits) if len(builder.builder_configs) == 1 else []
     return Splits(splits, left_out, of_other_formats(names, splits))
 
@@ -111,6 +111,6 @@ def _splits_of_names(root: Path, names: Sequence[str]) -> Splits:
 
 
 def _left_out(root: Path, names: Iterable[str], splits: Mapping[str, Sequence[str]]) -> list[str]:
-    """The files that no split has, by whatever name."""
+    """The files that are in no split by any of their names."""
     read = unique_files(root, (name for files in splits.values() for name in files))
     return [name for place, name in unique_files(root, names).items() if place not in read]

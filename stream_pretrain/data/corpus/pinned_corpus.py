@@ -1,4 +1,4 @@
-"""What a run is pinned to at its first start: its corpora, lanes and windows, as `corpus.json` has them."""
+"""What is pinned at the first start of a run, in `corpus.json`: its corpora, lanes and windows."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from stream_pretrain.typed_json import from_json
 
 @dataclass(frozen=True)
 class PinnedSource:
-    """What a run reads of a source and how it is cut up."""
+    """The corpus of a source, and the size of its windows."""
 
     name: str
-    """Empty where there is but one source, which needs no name."""
+    """Empty for the only source of a run."""
     corpus: Corpus
     window_bytes: int
 
@@ -29,19 +29,19 @@ class PinnedSource:
 
 @dataclass(frozen=True)
 class PinnedCorpus:
-    """What a run reads and how it is dealt: fixed at its first start, `corpus.json` in every checkpoint."""
+    """What a run reads, in how many lanes: pinned at its first start, `corpus.json` in every checkpoint."""
 
     sources: tuple[PinnedSource, ...]
     lanes: int
 
     @property
     def shards(self) -> tuple[Shard, ...]:
-        """The shards of all sources, in the order that numbers them."""
+        """The shards of all sources, in the order of their numbers."""
         return tuple(shard for source in self.sources for shard in source.corpus.shards)
 
     @cached_property
     def encoded(self) -> bytes:
-        """As JSON, without secrets: at a resume, URLs are those that --dataset leads to then."""
+        """As JSON, without secrets: a resume takes the URLs from --dataset."""
         sources = [source.to_json() for source in self.sources]
         return json.dumps({"version": 1, "lanes": self.lanes, "sources": sources}).encode()
 

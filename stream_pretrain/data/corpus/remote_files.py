@@ -1,4 +1,4 @@
-"""Files, folders and patterns at URLs: of web servers and of the stores that fsspec knows."""
+"""Files, folders and patterns at URLs, on web servers and in the stores that fsspec knows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from stream_pretrain.urls import on_web, unsigned, without_secrets
 logger = logging.getLogger(__name__)
 
 MOST_ASKED_AGAIN = 2000
-"""Files on web servers that are asked for one by one at every start, which takes seconds; more are at the first alone."""
+"""Files on web servers whose size and ETag every start requests, which takes seconds; of more, only the first start does."""
 
 
 def list_url(url: str, data: DataConfig) -> Listing:
@@ -71,13 +71,13 @@ def identity_in_listing(info: Mapping[str, Any]) -> str | None:
 
 
 def list_files(filesystem: Any, path: str, entry: str) -> dict[str, dict[str, Any]]:
-    """The files that a path or pattern stands for, from listings alone."""
+    """The files of a path or pattern, from listings alone. Raises: SourceError where there is none."""
     try:
         found: dict[str, dict[str, Any]] = filesystem.glob(path, detail=True) if glob.has_magic(path) else {}
         files = {name: info for name, info in found.items() if info["type"] == "file"} or _list_literally(filesystem, path)
-    except ValueError as error:  # what a store says of a name it cannot have
+    except ValueError as error:  # a store raises it for a name that it cannot have
         raise SourceError(f"{entry}: cannot be listed: {' '.join(str(error).split())}") from error
-    except TypeError as error:  # some file systems take any option, and meet one that is unknown when they connect
+    except TypeError as error:  # some file systems find an unknown option only when they connect
         raise SourceError(f"{entry}: cannot be listed with --data.storage-options: {error}") from error
     if not files:
         raise SourceError(f"{entry}: no file matches")
@@ -85,7 +85,7 @@ def list_files(filesystem: Any, path: str, entry: str) -> dict[str, dict[str, An
 
 
 def _list_literally(filesystem: Any, path: str) -> dict[str, dict[str, Any]]:
-    """The file at `path`, or all files below it. Asks for its folder, which the file system remembers for the next."""
+    """The file at `path`, or all files below it. Lists its folder, which the file system caches for the next entry."""
     parent = posixpath.dirname(path)
     try:
         siblings = {info["name"].rstrip("/"): info for info in filesystem.ls(parent, detail=True)} if parent.strip("/") else {}
@@ -94,18 +94,18 @@ def _list_literally(filesystem: Any, path: str) -> dict[str, dict[str, Any]]:
     except PermissionError:
         if glob.has_magic(path):
             raise
-        return {path: {"type": "file"}}  # a bucket may let everybody read its objects and nobody list them
+        return {path: {"type": "file"}}  # a bucket may be public to read and not to list
     if path in siblings and siblings[path]["type"] == "file":
         return {path: siblings[path]}
     return dict(filesystem.find(path, detail=True))
 
 
 def with_web_sizes(corpus: Corpus, data: DataConfig, pinned: Corpus | None = None) -> Corpus:
-    """A corpus with the sizes and identities of its files on web servers, which no listing tells.
+    """A corpus with the sizes and identities of its files on web servers, which have no listings.
 
-    pinned: what the run began with. Of many files, those that it knows are not asked for again: each is compared with it
-    when it is opened.
-    Raises: TransportError for what cannot be had.
+    pinned: the corpus of the first start. Of many files, only those that it lacks are requested: the others are compared with
+    it when they are opened.
+    Raises: TransportError for a file that cannot be read.
     """
     unknown = [shard.url for shard in corpus.shards if shard.size is None and on_web(shard.url)]
     if len(unknown) > MOST_ASKED_AGAIN:

@@ -1,4 +1,4 @@
-"""Ids, folders, globs and URLs become a corpus: a sorted list of shards.
+"""From ids, folders, globs and URLs to a corpus: a sorted list of shards.
 
     @FILE           one of the following a line, `#` starts a comment
     path            a local file, folder or glob
@@ -39,16 +39,15 @@ def resolve(
 ) -> Corpus:
     """Find and pin the shards of `data.dataset`; `split` and `dataset` replace the configured ones (evaluation sets).
 
-    commits: of Hub datasets, by id, that are pinned already; the others are pinned to where their revision is now.
-
-    Raises: SourceError for what does not exist or holds no shards, TransportError for what cannot be reached.
+    commits: of Hub datasets that are pinned already, by id; the others are pinned to the current commit of their revision.
+    Raises: SourceError for what does not exist or has no shards, TransportError for what cannot be reached.
     """
     data = other_dataset(data, dataset)
     if split is not None:
         data = dataclasses.replace(data, split=split, data_files=None)
     assert data.dataset is not None, "validated before"
     for kind in fsspec.registry.values():
-        kind.clear_instance_cache()  # what was listed for another run of this process tells nothing of today
+        kind.clear_instance_cache()  # listings of another run of this process may be outdated
 
     with OneThread("listing") as thread:
         listings = [_list(entry, data, commits, thread) for entry in entries_of(data.dataset)]
@@ -65,7 +64,7 @@ def other_dataset(data: DataConfig, dataset: str | None) -> DataConfig:
 
 
 def _merged(listings: Iterable[Listing]) -> dict[str, Shard]:
-    """The shards of all listings, by their paths below the folder that holds them all; a file found twice counts once."""
+    """The shards of all listings, by their paths below their common folder; a file that is listed twice counts once."""
     by_location: dict[str, Shard] = {}
     for listing in listings:
         for name, shard in listing.shards.items():
@@ -106,7 +105,7 @@ LEAST_PATIENCE = 60.0
 
 
 def _list(entry: str, data: DataConfig, commits: Mapping[str, str], thread: OneThread) -> Listing:
-    """What `entry` stands for: a local path first, then a URL, then a Hub id."""
+    """The listing of an entry: a local path if there is one, then a URL, then a Hub id."""
     url = with_lower_scheme(entry)
     listing = _list_local(url, data) or _list_remote_in_time(url, data, commits, thread)
     warn_of_several_formats(without_secrets(url), list(listing.shards))
@@ -130,11 +129,11 @@ def no_such_path(entry: str) -> SourceError:
 
 
 def _list_local(entry: str, data: DataConfig) -> Listing | None:
-    """A local file, folder or glob; None where `entry` is none. A disk may take as long as it needs."""
+    """A local file, folder or glob; None where `entry` is none. There is no deadline for a disk."""
     if is_remote(entry):
         return None
     path = local_path(entry)
-    if os.path.isfile(path):  # Path itself raises for a name that is too long, and above for a user who is not there
+    if os.path.isfile(path):  # Path.is_file raises for a name that is too long
         refuse_options(entry, data, "name", "revision", "data_files", "data_dir")
         return list_local_files(entry, path.parent, [path.name], data, named=True)
     if os.path.isdir(path):
@@ -149,11 +148,11 @@ def _list_local(entry: str, data: DataConfig) -> Listing | None:
 
 
 def _list_remote_in_time(url: str, data: DataConfig, commits: Mapping[str, str], thread: OneThread) -> Listing:
-    """As `_list_remote`, asked again where a store is busy or a connection breaks, and given up where it never answers."""
+    """`_list_remote` with retries and a deadline."""
     deadline = max(data.retry_deadline, LEAST_PATIENCE)
 
     def find() -> Listing:
-        """In a thread: a library may wait without end, as where headers drip in."""
+        """In a thread, since a library may wait without end, as where headers drip in."""
         answer = thread.call(lambda: _list_remote(url, data, commits))
         try:
             return answer.result(deadline)

@@ -1,4 +1,4 @@
-"""A shard, and the corpus that shards make."""
+"""A shard, and a corpus of shards."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from stream_pretrain.urls import without_secrets
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of the corpus as its owner published it."""
+    """One file of a corpus, as published."""
 
     url: str
-    """What fsspec opens: an absolute local path or a URL; Hub URLs hold the commit."""
+    """An absolute local path, or a URL that fsspec opens; URLs of the Hub include the commit."""
     name: str
-    """Path relative to the corpus: what messages show and what survives a move of the corpus."""
+    """Path relative to the corpus, which messages show, and which stays the same when the corpus moves."""
     size: int | None
-    """Stored (compressed) bytes, where the listing says."""
+    """Stored (compressed) bytes, if the listing says."""
     identity: str | None
-    """`KIND:VALUE` that changes with the content, where the listing (or the ends of a local file) says."""
+    """`KIND:VALUE` that changes with the content, from the listing, or from the ends of a local file."""
     format: Format
     compression: Compression
     builder: str | None = None
-    """For format "examples": the builder of `datasets` that reads it."""
+    """Of `datasets`, for format "examples"."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Corpus:
     shards: tuple[Shard, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values, without the secrets of URLs, names that are not UTF-8 escaped."""
+        """As plain JSON values, without secrets of URLs, with names escaped that are not UTF-8."""
         shards = [{**dataclasses.asdict(shard), "url": escaped(without_secrets(shard.url))} for shard in self.shards]
         return {"dataset": escaped(without_secrets(self.dataset)), "revision": self.revision, "shards": shards}
 

@@ -1,4 +1,4 @@
-"""Which files of a folder or Hub dataset are of which split, as `datasets` tells it from a card or from names."""
+"""Which files of a folder or Hub dataset are in which split: by its card, or by names, with the rules of `datasets`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stream_pretrain.errors import SourceError
 
 logger = logging.getLogger(__name__)
 
-# How `datasets` tells splits: a sharded file in data/, or a word in the name of a folder, or of a file.
+# How `datasets` finds splits: by sharded files in data/, or by a word in the name of a folder, or of a file.
 _SHARDED = re.compile(r"data/(?P<split>[^/]*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
 
 _WORDS = {
@@ -34,20 +34,20 @@ _IN_PART = {split: re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(words)})(?:[-._ 0-9
 
 @dataclass(frozen=True)
 class Splits:
-    """The splits of one place."""
+    """The splits of a folder or dataset."""
 
     files: Mapping[str, Sequence[str]]
     """By split."""
     left_out: Collection[str]
-    """Shards beside them that no split has..."""
+    """Shards that are in no split."""
     of_other_formats: Collection[str]
-    """...but for their format, since `datasets` takes files of one."""
+    """Shards that only their format keeps out of a split, since `datasets` takes files of one."""
 
 
 def choose_split(entry: str, split: str, splits: Splits) -> Sequence[str]:
-    """The files of a split. Warns of those that no split has, which nobody may have meant.
+    """The files of a split. Warns of files that are in none, which may be a mistake.
 
-    Raises: SourceError for a split that no file is of.
+    Raises: SourceError for a split without files.
     """
     if split not in splits.files:
         left_out = splits.left_out
@@ -69,7 +69,7 @@ def choose_split(entry: str, split: str, splits: Splits) -> Sequence[str]:
 
 
 def of_other_formats(names: Iterable[str], files: Mapping[str, Sequence[str]]) -> set[str]:
-    """The files that have another format than those of all splits."""
+    """The files of another format than those of all splits."""
     formats = count_formats(name for of_split in files.values() for name in of_split)
     return {name for name in names if format_label(name) not in formats}
 
@@ -83,7 +83,7 @@ def names_split(name: str) -> bool:
 
 
 def splits_by_name(names: Sequence[str]) -> dict[str, list[str]]:
-    """The files of each split, as `datasets` tells them, but of any listing."""
+    """The files of each split, with the rules of `datasets`, of any listing."""
     sharded = [(found["split"], name) for name in names if (found := _SHARDED.fullmatch(name))]
     if sharded:
         order = [*_WORDS, *sorted({split for split, _ in sharded} - _WORDS.keys())]
@@ -100,7 +100,7 @@ def _in_folder(name: str, split: str) -> bool:
 
 
 def of_most_frequent_format(names: Sequence[str]) -> list[str]:
-    """Those of the format that the most frequent ending has; of equals, the ending that `datasets` prefers."""
+    """The files of the format of the most frequent ending; of equals, the one that `datasets` prefers."""
     endings = Counter(map(ending_of, names))
     preferred = (".csv", ".json", ".jsonl", ".arrow", ".parquet")
     preference = {ending: preferred.index(ending) if ending in preferred else -1 for ending in endings}
@@ -112,7 +112,7 @@ def of_most_frequent_format(names: Sequence[str]) -> list[str]:
 
 
 def dataset_builder(entry: str, location: str, data: DataConfig, **chosen: str | None) -> Any:
-    """What `datasets` reads a folder or a Hub dataset with: it knows their configurations and splits."""
+    """The builder that `datasets` chooses for a folder or Hub dataset: it knows the configurations and splits."""
     import datasets
 
     try:
@@ -120,7 +120,7 @@ def dataset_builder(entry: str, location: str, data: DataConfig, **chosen: str |
     except datasets.exceptions.DatasetNotFoundError as error:
         said = " ".join(str(error).split()).rstrip(".")
         raise SourceError(f"{entry}: {said}; the token of an account that may read it goes into HF_TOKEN") from error
-    except (FileNotFoundError, ValueError, RuntimeError) as error:  # the last for a dataset with a script of its own
+    except (FileNotFoundError, ValueError, RuntimeError) as error:  # the last for a dataset with a loading script
         raise SourceError(f"{entry}: {' '.join(str(error).split())}") from error
 
 
@@ -130,12 +130,12 @@ def splits_of_builder(builder: Any) -> dict[str, list[str]]:
 
 
 def has_configs(folder: Path) -> bool:
-    """Whether the folder's card says which files are which configuration."""
+    """Whether the folder's card says which files each configuration has."""
     return (folder / ".huggingface.yaml").is_file() or bool(_configs_of_card(folder))
 
 
 def patterns_of_card(folder: Path, config_name: str) -> dict[str, list[str]]:
-    """The patterns of files of each split of a configuration, as the folder's card has them."""
+    """The file patterns of each split of a configuration, by the folder's card."""
     from datasets.data_files import sanitize_patterns
 
     for config in _configs_of_card(folder):

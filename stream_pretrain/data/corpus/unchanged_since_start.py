@@ -1,4 +1,4 @@
-"""The corpus of a run that goes on: looked for where it lies now, and refused where it is another one."""
+"""Whether the corpus of a run that is resumed is still the one of its first start, wherever it is now."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from stream_pretrain.urls import without_secrets
 
 
 def resolve_pinned(pinned: Corpus, data: DataConfig) -> Corpus:
-    """A pinned corpus where it lies now. What its Hub datasets have become since does not matter.
+    """A pinned corpus at its current place. Hub datasets stay at their pinned commits.
 
-    A shard has the URL of today, and where it has moved the identity too; its size stays as it was pinned, since dealing
-    depends on it.
-    Raises: SourceError where the corpus is not the one that was pinned.
+    A shard gets its current URL, and where it has moved its current identity. Its size stays as pinned, since dealing depends
+    on it.
+    Raises: SourceError where the corpus is not the pinned one.
     """
     found = with_web_sizes(resolve(data, commits=commits_of(pinned)), data, pinned)
     check_unchanged(pinned, found)
@@ -32,12 +32,12 @@ def resolve_pinned(pinned: Corpus, data: DataConfig) -> Corpus:
 
 
 def _has_moved(was: Shard, now: Shard) -> bool:
-    """Whether a shard lies elsewhere; a new signature leads to the same place."""
+    """Whether a shard has another URL, apart from its signature."""
     return escaped(without_secrets(was.url)) != escaped(without_secrets(now.url))
 
 
 def check_unchanged(pinned: Corpus, found: Corpus) -> None:
-    """Refuse a corpus that is not the one the run began with; the same content at another place passes.
+    """Refuse a corpus that is not the one of the first start; the same content at another place passes.
 
     Raises: SourceError with the first shards that are missing, new or changed.
     """
@@ -68,5 +68,5 @@ def _changed(before: Shard, now: Shard) -> bool:
     if kind != now.identity.partition(":")[0]:
         return False  # moved to another kind of store: only the sizes can be compared
     if kind == "etag" and _has_moved(before, now):
-        return False  # an ETag depends on how the object was uploaded: a copy may have another one
+        return False  # an ETag depends on how the object was uploaded, and a copy may have another one
     return before.identity != now.identity

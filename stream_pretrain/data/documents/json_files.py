@@ -20,11 +20,11 @@ _LIST = re.compile(r'("(?:[^"\\]|\\.)+")\s*:\s*\[\s*\{')
 
 
 def json_fault(content: bytes, shard: Shard, fields: Sequence[str], *, usable: bool) -> str | None:
-    """What a file that begins so is, and how to make JSON lines of it; None for JSON lines and for what is no JSON.
+    """What a file of JSON is that is not JSON lines, and how to convert it; None for JSON lines, and for no JSON.
 
-    content: from the first byte on, with the whole first line where that is known.
-    fields: those that make a text.
-    usable: whether any line of it is a document, as the last object of a list may be.
+    content: from the first byte on, with the first line to its end where that is known.
+    fields: those of the text.
+    usable: whether any line is a document, as the last object of a list may be.
     """
     first, newline, behind = content.lstrip().partition(b"\n")
     line = first.decode("utf-8", "replace").strip()
@@ -44,7 +44,7 @@ def json_fault(content: bytes, shard: Shard, fields: Sequence[str], *, usable: b
 
 
 def _goes_on_or_is_broken(line: str, *, cut: bool) -> tuple[bool, bool]:
-    """Whether JSON begins in a line and ends in another one, or in what was cut off of it; and whether it is none at all."""
+    """Whether JSON starts in a line and ends behind it, or behind where it is cut; and whether the line is no JSON at all."""
     try:
         json.loads(line)
     except json.JSONDecodeError as error:
@@ -56,12 +56,12 @@ def _goes_on_or_is_broken(line: str, *, cut: bool) -> tuple[bool, bool]:
 
 
 def _records(text: str, field: str) -> str | None:
-    """The field of an object that holds a list of objects, of which the first has the field that makes a text."""
+    """The field of an object that holds a list of objects, the first of which has the field of the text."""
     for found in _LIST.finditer(text):
         begin = found.end() - 1
         try:
             record, _ = json.JSONDecoder().raw_decode(text, begin)
-        except (ValueError, RecursionError):  # longer than what is searched
+        except (ValueError, RecursionError):  # longer than the searched text
             record = text[begin:]
         if field in record:
             with suppress(ValueError):  # a name with a wrong escape is no JSON
@@ -74,7 +74,7 @@ def _all_of(field: str) -> str:
 
 
 def _command(shard: Shard, query: str) -> str:
-    """The command that makes JSON lines of a file."""
+    """The command that converts a file to JSON lines."""
     name = posixpath.basename(shard.name)
     stem = posixpath.splitext(name if shard.compression == "none" else posixpath.splitext(name)[0])[0]
     made = in_shell([f"{stem}.lines.jsonl"])

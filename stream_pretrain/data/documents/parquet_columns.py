@@ -1,4 +1,4 @@
-"""Which columns of a Parquet file hold the text: those of fields that may lie in objects and in lists of them."""
+"""Which columns of a Parquet file hold the text; fields may be nested in objects and in lists of them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def text_columns(metadata: pq.FileMetaData, fields: Sequence[str], *, numbers: bool) -> list[int]:
-    """The column of each field, as the file numbers them; `numbers` are as good as text in a template.
+    """The number of each field's column in the file; with `numbers`, as in a template, numbers count as text.
 
-    Raises: ContentError for a field that is not there or holds something else.
+    Raises: ContentError for a field that is missing or holds something else.
     """
     leaves = [leaf for column in metadata.schema.to_arrow_schema() for leaf in _leaves(column.type, column.name)]
     assert len(leaves) == metadata.num_columns
@@ -38,7 +38,7 @@ def text_columns(metadata: pq.FileMetaData, fields: Sequence[str], *, numbers: b
 
 
 def _leaves(kind: pa.DataType, name: str, *, in_list: bool = False) -> Iterator[tuple[str, pa.DataType, bool]]:
-    """Of each column that Parquet stores: dotted name, which passes over lists, type, and whether it lies in a list."""
+    """Of each stored column: its dotted name, which leaves out lists, its type, and whether it is in a list."""
     import pyarrow as pa
     from pyarrow import types
 
@@ -57,7 +57,7 @@ def _leaves(kind: pa.DataType, name: str, *, in_list: bool = False) -> Iterator[
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Whether values may be text; bytes may be, and a column may be null throughout."""
+    """Whether values may be text: bytes may be UTF-8, and a column may be all null."""
     from pyarrow import types
 
     text = (types.is_string, types.is_large_string, types.is_string_view)

@@ -1,4 +1,4 @@
-"""What the text of a document is: the value of a field, or of several, however it is written down.
+"""The text of a document: the value of a field, or of several, in any of these forms.
 
 "text": "one"                                  text_field text              one
 "text": ["one", null, "two"]                   text_field text              one, a blank line, two
@@ -16,27 +16,27 @@ from contextlib import suppress
 from typing import Any
 
 BETWEEN_PARTS = "\n\n"
-"""What is put between the texts of a list."""
+"""Joins the texts of a list."""
 
 NOT_UTF8, NO_FIELD, NULL, BLANK = "not UTF-8", "no field", "text is null", "text is blank"
 
 MANY = 10
-"""Documents at the beginning of a shard that, if they are all of no use, say that it is not what it seems."""
+"""If so many documents at the start of a shard are all unusable, the shard or the options are wrong."""
 
 _FIELDS_SHOWN = 20
 
 _HOLDS = "field "
 
 _ABSENT = object()
-"""The value of a field that a document does not have."""
+"""The value of a missing field."""
 
 
 class BadDocumentError(Exception):
-    """A document that cannot be used; the message is the reason that is counted."""
+    """A document that cannot be used; the message is the reason that it is counted under."""
 
 
 class NoTextError(Exception):
-    """A document that has no text, which is nothing bad."""
+    """A document without text, which is no fault."""
 
     def __init__(self, reason: str, value: object = None) -> None:
         """value: the document, where it lacks a field."""
@@ -50,10 +50,10 @@ class NoTextError(Exception):
 def text_getter(field: str, template: str | None) -> Callable[[object], str]:
     """A function from an object to its text: a field, or a template filled with several.
 
-    It raises BadDocumentError and NoTextError.
+    The function raises BadDocumentError and NoTextError.
     """
     if template is not None:
-        return _template_filler(template.replace("\\n", "\n"))  # a shell hands on a backslash and an n
+        return _template_filler(template.replace("\\n", "\n"))  # a shell passes on a backslash and an n
     names = field.split(".")
 
     def text_of(value: object) -> str:
@@ -83,14 +83,14 @@ def _template_filler(template: str) -> Callable[[object], str]:
 
 
 def _no_text_in(found: Collection[object], fields: Sequence[str], value: object) -> NoTextError:
-    """Why there is no text in what was found in these fields of a document."""
+    """Why the values `found` in these fields of a document are no text."""
     if all(part is _ABSENT for part in found):
         return NoTextError(f"{NO_FIELD} {' or '.join(fields)}", value)
     return NoTextError(NULL if all(part is None or part is _ABSENT for part in found) else BLANK)
 
 
 def _value_at(value: object, names: Sequence[str], start: int = 0) -> object:
-    """A field of an object, or of one nested in it: `names[start:]` leads there, through lists as well."""
+    """The field at the path `names[start:]` in an object, through nested objects and lists."""
     if start == len(names) or (value is None and start):
         return value
     if isinstance(value, list) and start:
@@ -100,14 +100,14 @@ def _value_at(value: object, names: Sequence[str], start: int = 0) -> object:
         within = ".".join(names[:start])
         raise BadDocumentError(f"{_HOLDS}{within!r} holds {kind_of(value)}, not an object" if start else "not an object")
     for stop in range(len(names), start, -1):
-        name = ".".join(names[start:stop])  # names may have dots of their own: the longest counts
+        name = ".".join(names[start:stop])  # a name may have dots of its own: the longest match counts
         if name in value:
             return _value_at(value[name], names, stop)
     return _ABSENT
 
 
 def _as_text(value: object, field: str) -> str:
-    """A value as text, empty where there is none; of a list, its texts that are not blank."""
+    """A value as text, empty where there is none; of a list, its texts that are not blank, joined."""
     if value is None or value is _ABSENT:
         return ""
     if isinstance(value, str):
@@ -126,7 +126,7 @@ def _as_text(value: object, field: str) -> str:
 
 
 def _flat(values: list[Any]) -> Iterator[Any]:
-    """What is in a list, and in the lists in it."""
+    """The values of a list and of the lists in it."""
     within = [iter(values)]
     while within:
         for value in within[-1]:
@@ -180,9 +180,10 @@ def _kind(value: object, *, plural: bool) -> str:
 
 
 def wrong_field(values: Iterable[object], fields: Sequence[str], bad: str | None, *, many: int = MANY) -> str | None:
-    """What is wrong with the fields that were asked for, as the first documents of a shard tell; None where nothing is.
+    """What is wrong with the chosen fields, by the first documents of a shard; None where nothing is.
 
-    So many documents lack one, and none has it; or no document has text, and `bad` is why the first of them was skipped.
+    many: so many documents without a field, and none with it, are a wrong field.
+    bad: why the first document was skipped, where none has text.
     """
     lacking: Counter[str] = Counter()
     unseen = dict.fromkeys(fields)
@@ -206,7 +207,7 @@ def wrong_field(values: Iterable[object], fields: Sequence[str], bad: str | None
 
 
 def _has_field(value: object, names: Sequence[str]) -> bool:
-    """Whether a document, or one of a list, has a field, whatever it holds."""
+    """Whether a document, or one in a list, has a field, whatever its value."""
     if isinstance(value, list):
         return any(_has_field(one, names) for one in _flat(value))
     return not names or (
@@ -219,12 +220,12 @@ def _has_field(value: object, names: Sequence[str]) -> bool:
 
 
 def no_text(fields: Sequence[str], seen: Iterable[str]) -> str:
-    """That there is no text in these fields, and in which there may be."""
+    """The message for fields without text, with those that are there."""
     return f"has no text in field {' or '.join(map(repr, fields))}; {name_one_of(seen)}"
 
 
 def name_one_of(seen: Iterable[str]) -> str:
-    """Which fields there are, and how to name them."""
+    """The fields that are there, and the options that name them."""
     return f"{_fields_seen(seen)}. Name one with --data.text-field, or several with --data.text-template"
 
 
