@@ -15,7 +15,7 @@ from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
 
 OPTIONS = ReadOptions("text", window_bytes=1 << 20, max_line_bytes=1 << 20, transport=TransportOptions())
-WHOLE = Stripe(0)
+EVERY_WINDOW = Stripe(0)
 
 
 def shard_of(path: Path) -> Shard:
@@ -23,7 +23,7 @@ def shard_of(path: Path) -> Shard:
     return shard
 
 
-def windows_of(path: Path, stripe: Stripe = WHOLE, **options: object) -> list[Documents]:
+def windows_of(path: Path, stripe: Stripe = EVERY_WINDOW, **options: object) -> list[Documents]:
     """The windows of a stripe of a file."""
     reader = open_reader(shard_of(path), replace(OPTIONS, **options))
     reader.follow(stripe, stripe.first)

@@ -22,7 +22,7 @@ from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.corpora import write_shard
-from tests.data.shards import OPTIONS, WHOLE, read, shard_of, windows_of
+from tests.data.shards import EVERY_WINDOW, OPTIONS, read, shard_of, windows_of
 
 
 def lines(folder: Path, *content: bytes, name: str = "s.jsonl") -> Path:
@@ -262,12 +262,12 @@ def test_a_damaged_parquet_row_group_is_damage_and_named(tmp_path: Path, compres
     content[middle : middle + 20] = b"\xff" * 20
     path.write_bytes(content)
     reader = open_reader(shard_of(path), OPTIONS)
-    reader.follow(WHOLE, 0)
-    first = reader.read(WHOLE, 0, RestartPoint())
+    reader.follow(EVERY_WINDOW, 0)
+    first = reader.read(EVERY_WINDOW, 0, RestartPoint())
     assert first is not None
     assert len(first.texts) == 100
     with pytest.raises(ContentError, match=r"^s.parquet: row group 1 is damaged \("):
-        reader.read(WHOLE, 1, RestartPoint())
+        reader.read(EVERY_WINDOW, 1, RestartPoint())
 
 
 def test_a_parquet_file_that_cannot_be_had_is_no_damage(tmp_path: Path) -> None:
@@ -275,9 +275,9 @@ def test_a_parquet_file_that_cannot_be_had_is_no_damage(tmp_path: Path) -> None:
     shard = shard_of(path)
     path.unlink()
     reader = open_reader(shard, OPTIONS)
-    reader.follow(WHOLE, 0)
+    reader.follow(EVERY_WINDOW, 0)
     with pytest.raises(TransportError, match=r"s.parquet: not found \(FileNotFoundError"):
-        reader.read(WHOLE, 0, RestartPoint())
+        reader.read(EVERY_WINDOW, 0, RestartPoint())
 
 
 def test_examples_are_read_in_windows_of_a_thousand(tmp_path: Path) -> None:
@@ -371,9 +371,9 @@ def test_datasets_is_not_given_a_shard_of_another_size_than_listed(tmp_path: Pat
     path = tmp_path / "s.csv"
     path.write_text("text\na\nb\n")
     reader = open_reader(replace(shard_of(path), size=20), OPTIONS)
-    reader.follow(WHOLE, 0)
+    reader.follow(EVERY_WINDOW, 0)
     with pytest.raises(ContentError, match=r"s.csv: has 9 bytes, but 20 are listed: it was cut short or replaced$"):
-        reader.read(WHOLE, 0, RestartPoint())
+        reader.read(EVERY_WINDOW, 0, RestartPoint())
 
 
 def test_an_error_in_place_of_one_of_transport_is_that_of_transport(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,8 +407,8 @@ def test_json_lines_can_be_read_by_datasets_too(tmp_path: Path) -> None:
     path = lines(tmp_path, *(json.dumps({"text": f"text {i}"}).encode() for i in range(3)))
     shard = replace(shard_of(path), format="examples", builder="json")
     reader = open_reader(shard, OPTIONS)
-    reader.follow(WHOLE, 0)
-    found = reader.read(WHOLE, 0, RestartPoint())
+    reader.follow(EVERY_WINDOW, 0)
+    found = reader.read(EVERY_WINDOW, 0, RestartPoint())
     assert found is not None
     assert found.texts == ["text 0", "text 1", "text 2"]
 

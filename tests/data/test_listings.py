@@ -18,7 +18,7 @@ from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import SourceError
 from tests.corpora import documents, json_lines
-from tests.data.shards import OPTIONS, WHOLE
+from tests.data.shards import EVERY_WINDOW, OPTIONS
 
 
 def names(dataset: object, **options: Any) -> list[str]:
@@ -34,8 +34,8 @@ def texts(dataset: object, **options: Any) -> list[str]:
     found: list[str] = []
     for shard in resolve(DataConfig(dataset=str(dataset), **options)).shards:
         reader = open_reader(shard, OPTIONS)
-        reader.follow(WHOLE, 0)
-        window = reader.read(WHOLE, 0, RestartPoint())
+        reader.follow(EVERY_WINDOW, 0)
+        window = reader.read(EVERY_WINDOW, 0, RestartPoint())
         assert window is not None
         found += window.texts
     return found

@@ -27,8 +27,7 @@ from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard_bytes import ShardFile
 from stream_pretrain.errors import ContentError
 from stream_pretrain.units import MIB
-
-WHOLE = Stripe(0)
+from tests.data.shards import EVERY_WINDOW
 
 
 def opened(path: Path, window_bytes: int, block_bytes: int = 8 * MIB) -> DocumentReader:
@@ -112,17 +111,17 @@ def test_a_window_is_the_same_whichever_was_read_before(
     windows = windows_of(opened(path, window_bytes))
     for block in data.draw(st.lists(st.integers(0, max(0, len(windows) - 1)), max_size=5), "blocks"):
         alone = opened(path, window_bytes)
-        alone.follow(WHOLE, block)
-        assert alone.read(WHOLE, block, RestartPoint()) == (windows[block] if windows else None)
-        alone.leave(WHOLE)
+        alone.follow(EVERY_WINDOW, block)
+        assert alone.read(EVERY_WINDOW, block, RestartPoint()) == (windows[block] if windows else None)
+        alone.leave(EVERY_WINDOW)
 
 
 def windows_of(reader: DocumentReader) -> list[Documents]:
-    reader.follow(WHOLE, 0)
+    reader.follow(EVERY_WINDOW, 0)
     windows: list[Documents] = []
-    while (found := reader.read(WHOLE, len(windows), RestartPoint())) is not None:
+    while (found := reader.read(EVERY_WINDOW, len(windows), RestartPoint())) is not None:
         windows.append(found)
-    reader.leave(WHOLE)
+    reader.leave(EVERY_WINDOW)
     return windows
 
 
@@ -154,7 +153,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_of_a_row_group_little_more_than_a_window_is_fetched_and_held(large: Path, fetched: list[int]) -> None:
     reader, before = opened(large, window_bytes=MIB, block_bytes=MIB), pa.total_allocated_bytes()
-    stripe, held, block = WHOLE, 0, 0
+    stripe, held, block = EVERY_WINDOW, 0, 0
     reader.follow(stripe, 0)
     while reader.read(stripe, block, RestartPoint()) is not None:
         held, block = max(held, pa.total_allocated_bytes() - before), block + 1
@@ -225,10 +224,10 @@ def test_a_damaged_page_is_noticed_by_its_checksum(tmp_path: Path) -> None:
     Table([texts], {"compression": "none", "use_dictionary": False, "write_page_checksum": True}).write(path)
     path.write_bytes(path.read_bytes().replace(b"document 150", b"document 15X"))
     reader = opened(path, MIB)
-    reader.follow(WHOLE, 0)
+    reader.follow(EVERY_WINDOW, 0)
     with pytest.raises(ContentError, match=r"^s.parquet: row group 0 is damaged \(.*CRC checksum"):
-        reader.read(WHOLE, 0, RestartPoint())
-    reader.leave(WHOLE)
+        reader.read(EVERY_WINDOW, 0, RestartPoint())
+    reader.leave(EVERY_WINDOW)
 
 
 def test_the_rows_before_the_damage_of_a_row_group_are_read_by_every_lane_and_after_every_start(large: Path) -> None:
@@ -249,6 +248,6 @@ def test_the_rows_before_the_damage_of_a_row_group_are_read_by_every_lane_and_af
         reader.leave(stripe)
         return block
 
-    assert met(WHOLE, 0) == 12
-    assert [met(WHOLE, block) for block in (5, 12)] == [12, 12]
+    assert met(EVERY_WINDOW, 0) == 12
+    assert [met(EVERY_WINDOW, block) for block in (5, 12)] == [12, 12]
     assert [met(Stripe(0, first, 4), first) for first in range(4)] == [12, 13, 14, 15]

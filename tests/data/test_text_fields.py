@@ -15,7 +15,7 @@ from stream_pretrain.data.documents.document import Documents, Skip
 from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import ContentError
-from tests.data.shards import OPTIONS, WHOLE, shard_of
+from tests.data.shards import EVERY_WINDOW, OPTIONS, shard_of
 
 PAPER: dict[str, Any] = {
     "title": "One",
@@ -32,8 +32,8 @@ def window_of(path: Path, **options: object) -> Documents:
     datasets = options.pop("datasets", False)
     shard = replace(shard_of(path), format="examples", builder="json") if datasets else shard_of(path)
     reader = open_reader(shard, replace(OPTIONS, **options))  # type: ignore[arg-type]
-    reader.follow(WHOLE, 0)
-    found = reader.read(WHOLE, 0, RestartPoint())
+    reader.follow(EVERY_WINDOW, 0)
+    found = reader.read(EVERY_WINDOW, 0, RestartPoint())
     assert found is not None
     return found
 

@@ -24,7 +24,7 @@ from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.errors import ContentError
 from tests.data.compressed import COMPRESS
-from tests.data.shards import WHOLE
+from tests.data.shards import EVERY_WINDOW
 
 NO_LIMIT = 1 << 40
 
@@ -112,7 +112,7 @@ def expected_windows(
     return expected
 
 
-def read_all(windows: LineWindows, stripe: Stripe = WHOLE) -> list[Window]:
+def read_all(windows: LineWindows, stripe: Stripe = EVERY_WINDOW) -> list[Window]:
     windows.follow(stripe, stripe.first)
     found: list[Window] = []
     while (window := windows.read(stripe, stripe.first + len(found) * stripe.count, RestartPoint())) is not None:
@@ -259,10 +259,10 @@ def test_a_line_longer_than_allowed_never_stays_in_memory(longest: int, window_b
     bomb = b"x" * 1_000_000
     memory = Memory(b"first\n" + bomb + b"\nmiddle\n" + bomb, chunk=512)
     windows = memory.windows(window_bytes, max_line_bytes=longest)
-    windows.follow(WHOLE, 0)
+    windows.follow(EVERY_WINDOW, 0)
     lines, left_out, largest = b"", [], 0
     for block in itertools.count():
-        window = windows.read(WHOLE, block, RestartPoint())
+        window = windows.read(EVERY_WINDOW, block, RestartPoint())
         largest = max(largest, len(windows.passes[0].buffer))
         if window is None:
             break
@@ -274,7 +274,7 @@ def test_a_line_longer_than_allowed_never_stays_in_memory(longest: int, window_b
 
 def test_a_line_too_long_hides_no_later_line_of_its_window() -> None:
     content = b"a\n" + b"x" * 60 + b"\nb\nc\n" + b"y" * 60 + b"\nd\n"
-    windows = Memory(content, chunk=10).windows(100, max_line_bytes=20).read(WHOLE, 0, RestartPoint())
+    windows = Memory(content, chunk=10).windows(100, max_line_bytes=20).read(EVERY_WINDOW, 0, RestartPoint())
     assert windows == Window(0, b"a\n" + b"x" * 60 + b"\nb\nc\n", RestartPoint(), overlong=67)
 
 
@@ -326,9 +326,9 @@ def test_a_file_in_any_compression_has_the_windows_of_its_content(
     assert read_all(windows()) == expected
     for block, window in enumerate(expected):
         resumed = windows()
-        resumed.follow(WHOLE, block)
-        assert resumed.read(WHOLE, block, window.restart) == window
-        resumed.leave(WHOLE)
+        resumed.follow(EVERY_WINDOW, block)
+        assert resumed.read(EVERY_WINDOW, block, window.restart) == window
+        resumed.leave(EVERY_WINDOW)
 
 
 @pytest.mark.parametrize(("frame_bytes", "window_bytes"), [(1_000, 300), (400_000, 130_000)])

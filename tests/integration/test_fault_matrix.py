@@ -19,7 +19,6 @@ from stream_pretrain.data.corpus.file_formats import BY_ENDING, Format
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import DocumentReader, ReadOptions
 from stream_pretrain.data.documents.reader import open_reader
-from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.transport import retrying
 from stream_pretrain.data.transport.compression import Compression, compression_of
 from stream_pretrain.data.transport.options import TransportOptions
@@ -27,6 +26,7 @@ from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.errors import SourceError
 from tests.corpora import documents, write_shard
+from tests.data.shards import EVERY_WINDOW
 from tests.integration.faulty_proxy import Store, proxied
 from tests.integration.http_server import serve
 from tests.integration.hub_server import Repository, running
@@ -36,7 +36,6 @@ STYLES = ["plain", "zst", "zst-multi", "gz", "parquet"]
 STORES = ["Hub", "web", "S3"]
 SAME = "the same documents"
 COUNT = 1200
-WHOLE = Stripe(0)
 KIB = 1024
 
 
@@ -120,7 +119,7 @@ def read(store: Store, name: str, size: int | None, deadline: float) -> list[str
     shard = Shard(store.url + name, name, size, None, *format_of(name))
     options = TransportOptions(store.storage_options, retry_deadline=deadline, block_bytes=16 * KIB, read_timeout=0.5)
     reader = open_reader(shard, ReadOptions("text", 64 * KIB, 1 << 20, options))
-    reader.follow(WHOLE, 0)
+    reader.follow(EVERY_WINDOW, 0)
     return read_on(reader, RestartPoint(), 0)
 
 
@@ -128,12 +127,12 @@ def read_on(reader: DocumentReader, restart: RestartPoint, block: int) -> list[s
     """The documents from a window on, which is followed."""
     texts = []
     try:
-        while (found := reader.read(WHOLE, block, restart)) is not None:
+        while (found := reader.read(EVERY_WINDOW, block, restart)) is not None:
             assert not found.skips
             texts += found.texts
             restart, block = found.restart, block + 1
     finally:
-        reader.leave(WHOLE)
+        reader.leave(EVERY_WINDOW)
     return texts
 
 
@@ -198,13 +197,13 @@ def test_a_branch_that_moves_while_a_shard_is_read_changes_no_document(style: st
         options = TransportOptions({"endpoint": hub.endpoint}, block_bytes=16 * KIB)
         shard = Shard(first + name, name, (repository / "main" / name).stat().st_size, None, *format_of(name))
         reader = open_reader(shard, ReadOptions("text", 64 * KIB, 1 << 20, options))
-        reader.follow(WHOLE, 0)
-        begun = reader.read(WHOLE, 0, RestartPoint())
+        reader.follow(EVERY_WINDOW, 0)
+        begun = reader.read(EVERY_WINDOW, 0, RestartPoint())
         assert begun is not None
         (repository / "refs.json").write_text('{"main": "later"}')
         assert begun.texts + read_on(reader, begun.restart, 1) == documents(COUNT)
         again = open_reader(shard, ReadOptions("text", 64 * KIB, 1 << 20, options))
-        again.follow(WHOLE, 0)
+        again.follow(EVERY_WINDOW, 0)
         assert read_on(again, RestartPoint(), 0) == documents(COUNT)
 
 

@@ -18,13 +18,13 @@ import zstandard
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.documents.reader import open_reader
-from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.transport import retrying
 from stream_pretrain.data.transport.compression import compression_of
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.corpora import json_lines
+from tests.data.shards import EVERY_WINDOW
 from tests.integration.faulty_proxy import Store, proxied
 from tests.integration.http_server import Server, serve
 from tests.integration.hub_server import running
@@ -32,7 +32,6 @@ from tests.integration.s3_server import s3_options, s3_server
 
 TEXTS = [f"document {number} {random.Random(number).randbytes(200).hex()}" for number in range(2500)]
 CSV = "".join(f"{line}\n" for line in ["text", *TEXTS]).encode()
-WHOLE = Stripe(0)
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +82,13 @@ def documents(
     )
     shard = Shard(url, url.rpartition("/")[2], size, None, "examples", compression_of(url), builder)
     reader = open_reader(shard, options)
-    reader.follow(WHOLE, 0)
+    reader.follow(EVERY_WINDOW, 0)
     texts: list[str] = []
     block = 0
-    while (found := reader.read(WHOLE, block, RestartPoint())) is not None:
+    while (found := reader.read(EVERY_WINDOW, block, RestartPoint())) is not None:
         texts += found.texts
         block += 1
-    assert reader.leave(WHOLE)
+    assert reader.leave(EVERY_WINDOW)
     return texts
 
 
