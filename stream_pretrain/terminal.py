@@ -94,10 +94,13 @@ class ClearStream:
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        line = printable(record.getMessage())
-        if sys.stderr.isatty():  # over a line of progress, which another process may have drawn
-            line = f"\r{line.ljust(columns_of(sys.stderr) - 1)}"
-        sys.stderr.write(f"{line}\n")
+        say(record.getMessage())
+
+
+def say(text: str) -> None:
+    """Write one line to stderr, over a line of progress that another object or process may have drawn on the terminal."""
+    line = printable(text)
+    sys.stderr.write(f"\r{line.ljust(columns_of(sys.stderr) - 1)}\n" if sys.stderr.isatty() else f"{line}\n")
 
 
 def columns_of(terminal: TextIO) -> int:

@@ -22,6 +22,7 @@ from stream_pretrain.errors import (
     TrainingError,
 )
 from stream_pretrain.redaction import Secrets
+from stream_pretrain.terminal import say
 from stream_pretrain.training.advice import allow_many_open_files
 from stream_pretrain.training.checkpoint import BackgroundWriter, checkpoint_name, newest
 from stream_pretrain.training.finished import complete_finished
@@ -88,7 +89,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
 
         def give_up(ending: Ending, first: bool) -> None:
             if first:
-                Progress(sys.stderr).notice(f"error: {ending.why}")
+                say(f"error: {ending.why}")
             if ending != STOPPED:
                 tell_launcher(ending.why, ending.exit_code)
             record_end(ending)
@@ -111,7 +112,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
                 progress.notice(last_line(name))
             peers.announce(STOPPED)
 
-        warn = progress.warning if ranks.is_first else Progress(sys.stderr).warning
+        warn = progress.warning if ranks.is_first else lambda text: say(f"warning: {text}")
         peers = stack.enter_context(between_ranks(ranks, stop, give_up, warn))
         stop.answer(answer, quit_at_once)
         watchdog = stack.enter_context(Watchdog(ranks, warn))

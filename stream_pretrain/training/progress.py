@@ -101,7 +101,9 @@ class Progress:
             self._status, self._drawn = (), 0
 
     def _line(self, text: str) -> None:
-        self._write(f"\r{text.ljust(self._drawn)}\n" if self._drawn else f"{text}\n")
+        if self._drawn and self._stream is not None:
+            text = f"\r{text.ljust(columns_of(self._stream) - 1)}"  # behind what was drawn there may be a ^C
+        self._write(f"{text}\n")
         self._drawn = 0
         self._draw()
 

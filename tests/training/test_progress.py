@@ -142,19 +142,7 @@ def test_a_terminal_shows_the_last_step_below_everything_else(clock: Clock, term
     progress.notice("checkpoint: step 10")
     progress.step(11, None, 0.0, {})
     progress.close()
-    written = terminal.received()
-    assert written == (
-        "\rresolving corpus…"
-        "\rresolving corpus… 12 shards"
-        "\rresolving corpus… 12 shards (0.0 s)\n"
-        "\rstep 9/20  loss 2.500"
-        "\rstep 10/20  ETA 0.0 s  loss 2.250"
-        "\rcheckpoint: step 10              \n"
-        "\rstep 10/20  ETA 0.0 s  loss 2.250"
-        "\rstep 11                          "
-        "\n"
-    )
-    assert visible(written) == ["resolving corpus… 12 shards (0.0 s)", "checkpoint: step 10", "step 11", ""]
+    assert visible(terminal.received()) == ["resolving corpus… 12 shards (0.0 s)", "checkpoint: step 10", "step 11", ""]
 
 
 def test_a_phase_shows_while_it_runs_and_gives_the_line_back_to_the_step(clock: Clock, terminal: Terminal) -> None:

@@ -120,6 +120,15 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [option for option in options if not option.startswith(("--output-dir", "--max-steps"))]
 
 
+def test_what_the_terminal_echoes_behind_the_line_goes_with_it(screen: Screen) -> None:
+    progress = Progress(screen.stream)
+    progress.step(9, 20, 0.45, {"train/loss": 2.5})
+    screen.stream.write("^C")
+    progress.notice("stopping after step 9")
+    progress.close()
+    assert screen.rows() == ["stopping after step 9", "step 9/20  loss 2.500"]
+
+
 def test_a_phase_that_does_not_stay_leaves_the_next_line_at_the_margin(screen: Screen) -> None:
     progress = Progress(screen.stream)
     with progress.phase("evaluating", stays=False):
