@@ -16,8 +16,8 @@ from typing import TextIO
 from stream_pretrain.redaction import printable
 from stream_pretrain.terminal import columns_of
 
-ESTIMABLE = 0.01
-"""Share of the run from which the number of its steps is estimated."""
+MEASURED = 0.05
+"""Share of the run from which the steps it took tell the number of all better than an estimate before the run."""
 
 
 class Progress:
@@ -72,15 +72,21 @@ class Progress:
         """Show a line that stays, marked as a warning."""
         self.notice(f"warning: {text}")
 
-    def step(self, step: int, max_steps: int | None, share: float, metrics: Mapping[str, float | int]) -> None:
+    def step(
+        self,
+        step: int,
+        max_steps: int | None,
+        share: float,
+        metrics: Mapping[str, float | int],
+        about: float | None = None,
+    ) -> None:
         """Show where training stands: rewritten in place on a terminal, a line of its own elsewhere.
 
-        share: of the run that lies before the step. Where epochs are what ends it, this gives an estimate of all steps.
+        share: of the run that lies before the step.
+        about: steps of the run, as they were estimated before it.
         """
         first, since = self._first = self._first or (step, monotonic())
-        steps = max_steps
-        if max_steps is None or share > step / max_steps:
-            steps = min((steps for steps in (_estimate(step, share), max_steps) if steps is not None), default=None)
+        steps = _all_steps(step, max_steps, share, about)
         all_steps = "" if steps is None else f"/{steps:,}" if steps == max_steps else f"/~{steps:,}"
         parts = [f"step {step:,}{all_steps}"]
         if steps is not None and first < step < steps:
@@ -132,16 +138,16 @@ def _fitting(parts: Sequence[str], width: int) -> str:
     return shown
 
 
-def _estimate(step: int, share: float) -> int | None:
-    """All steps of a run by the share of it that lies before a step, rounded up to three digits.
-
-    None where so little of it is done that this would be a guess.
-    """
-    if share < ESTIMABLE:
-        return None
-    steps = (step - 1) / share
-    unit = 10.0 ** max(0, len(f"{steps:.0f}") - 3)
-    return max(step, round(math.ceil(steps / unit - 1e-6) * unit))
+def _all_steps(step: int, max_steps: int | None, share: float, about: float | None) -> int | None:
+    """Steps of a run: `max_steps`, or where epochs end it sooner an estimate, rounded up to three digits."""
+    if max_steps is not None and share <= step / max_steps:
+        return max_steps
+    found = (step - 1) / share if share >= MEASURED else about
+    if found is None:
+        return max_steps
+    unit = 10.0 ** max(0, len(f"{found:.0f}") - 3)
+    steps = max(step, round(math.ceil(found / unit - 1e-6) * unit))
+    return steps if max_steps is None else min(steps, max_steps)
 
 
 def human_count(number: float) -> str:

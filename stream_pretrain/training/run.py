@@ -180,6 +180,7 @@ class StepLog:
     def __init__(self, setup: Setup) -> None:
         self._setup, self._last_step, self._share = setup, setup.totals.step, 0.0
         self.loss = math.nan  # of the last line of metrics
+        self._about = estimate(setup.config.train, setup.plan).steps
         self._window = MetricsWindow(setup.plan, setup.loaded.model, setup.parallel.device, setup.ranks)
 
     def add(self, result: StepResult) -> None:
@@ -196,14 +197,14 @@ class StepLog:
         """The metrics of the steps since the last log line, which are shown as well."""
         totals, max_steps = self._setup.totals, self._setup.config.train.max_steps
         metrics = self._window.read(totals, self._setup.cursors)
-        self._setup.progress.step(totals.step, max_steps, self._share, metrics)
+        self._setup.progress.step(totals.step, max_steps, self._share, metrics, self._about)
         self._last_step, self.loss = totals.step, metrics["train/loss"]
         return metrics
 
     def show(self, result: StepResult) -> None:
         """Show the first step of a start that goes on: an undisturbed run has no metrics of it, so that none are recorded."""
         metrics = {"train/loss": result.loss / max(1, result.labels), "train/lr": result.learning_rate}
-        self._setup.progress.step(result.step, self._setup.config.train.max_steps, result.progress, metrics)
+        self._setup.progress.step(result.step, self._setup.config.train.max_steps, result.progress, metrics, self._about)
 
 
 def _tracker(setup: Setup, *, more: bool) -> Tracker:

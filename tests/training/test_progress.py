@@ -101,16 +101,18 @@ def test_a_log_file_gets_one_plain_line_each(clock: Clock) -> None:
 def test_steps_and_time_are_estimated_where_epochs_end_the_run(clock: Clock) -> None:
     stream = io.StringIO()
     progress = Progress(stream)
-    for step, share in ((1, 0.0), (2, 0.005), (11, 10 / 208), (91, 90 / 211), (211, 210 / 211)):
-        progress.step(step, None, share, {})
+    for step, share in ((1, 0.0), (11, 10 / 208), (12, 11 / 208), (91, 90 / 211), (211, 210 / 211)):
+        progress.step(step, None, share, {}, about=180.2)
         clock.seconds += step
     assert stream.getvalue().splitlines() == [
-        "step 1",
-        "step 2",  # too little to tell by
-        "step 11/~208  ETA 59 s",
-        "step 91/~211  ETA 19 s",
+        "step 1/~181",
+        "step 11/~181  ETA 17 s",  # as estimated before the run: what was read is too little to tell by
+        "step 12/~208  ETA 3m34s",
+        "step 91/~211  ETA 32 s",
         "step 211/~211",
     ]
+    progress.step(1, None, 0.0, {})
+    assert stream.getvalue().endswith("\nstep 1\n")
 
 
 def test_an_estimate_is_never_behind_the_step_and_has_three_digits() -> None:
@@ -126,7 +128,7 @@ def test_max_steps_are_all_steps_unless_the_epochs_end_first(clock: Clock) -> No
     stream = io.StringIO()
     progress = Progress(stream)
     for step, share in ((1, 0.004), (50, 0.25), (60, 0.20), (100, 0.5), (150, 0.7)):
-        progress.step(step, 200, max(share, step / 200), {})
+        progress.step(step, 200, max(share, step / 200), {}, about=150.0)
     shown = [line.split("  ")[0] for line in stream.getvalue().splitlines()]
     assert shown == ["step 1/200", "step 50/200", "step 60/200", "step 100/200", "step 150/200"]
     progress.step(60, 200, 0.5, {})
