@@ -49,7 +49,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
         (
             ["--run.wandb=online"],
             2,
-            "W&B is asked to be online, but there is no API key: run `wandb login` or set ",
+            "W&B cannot be online, no API key: run `wandb login` or set ",
         ),
         (["--dataset=./no/such"], 1, "./no/such: there is no such file or folder"),
         (["--dataset=/no/such/*.zst"], 1, "/no/such/*.zst: no file matches there; shards end in "),
@@ -78,7 +78,7 @@ def test_a_source_of_a_mixture_that_is_not_there_is_refused_too(
 def test_a_mode_that_the_environment_gives_weights_and_biases_is_checked_at_once(
     corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for mode, said in {"online": "there is no API key", "on": "WANDB_MODE is 'on': set it to"}.items():
+    for mode, said in {"online": "no API key", "on": "WANDB_MODE is 'on': set it to"}.items():
         monkeypatch.setenv("WANDB_MODE", mode)
         code, line = refused([f"--dataset={corpus}", *NEEDED], capsys, monkeypatch)
         assert (code, said in line) == (2, True)

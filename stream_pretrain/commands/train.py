@@ -25,7 +25,7 @@ from stream_pretrain.redaction import Secrets
 from stream_pretrain.terminal import say
 from stream_pretrain.training.advice import allow_many_open_files
 from stream_pretrain.training.checkpoint import BackgroundWriter, checkpoint_name, newest
-from stream_pretrain.training.finished import complete_finished
+from stream_pretrain.training.finished_run import complete_finished
 from stream_pretrain.training.launcher import tell_launcher
 from stream_pretrain.training.out_files import CHECKPOINTS, MODEL
 from stream_pretrain.training.parallelism import accelerate_for_one_run, accelerator_for

@@ -1,4 +1,4 @@
-"""How many tokens a corpus has, and how long a run on it is: estimated, since nobody has counted them."""
+"""Estimates of the tokens of a corpus and of the steps of a run, from the sizes of shards."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class CorpusEstimate:
     """Of the corpus of a run."""
 
     tokens: tuple[float | None, ...]
-    """Of each source, in an epoch; None where it is not known how large its shards are."""
+    """Of each source, in an epoch; None where the size of a shard is unknown."""
     steps: float | None
-    """Of the run; None where epochs end it and the tokens are not known."""
+    """Of the run; None where epochs end it and tokens are unknown."""
 
     def epochs(self, plan: StreamPlan) -> list[float | None]:
-        """How often the run reads each source."""
+        """The epochs of each source in the run."""
         if self.steps is None:
             return [None] * len(self.tokens)
         tokens_a_step = plan.layout.global_batch_size * plan.layout.sequence_length

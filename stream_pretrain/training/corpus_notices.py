@@ -1,4 +1,4 @@
-"""What a run says and records of its corpus: documents without use, sources that end, documents of bad steps."""
+"""Notices and records about the corpus: skipped documents, sources that end, documents of bad steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stream_pretrain.training.totals import sources_without_text
 
 
 class CorpusNotices:
-    """What has been said of the corpus so far. Every method is called by all ranks; the first one speaks and writes."""
+    """Remembers what was reported. Every method is called by all ranks; the first one reports and writes."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -25,11 +25,10 @@ class CorpusNotices:
         self._present = self._left_over(setup.cursors)
 
     def of_step(self, result: StepResult | EndOfCorpus, *, last_saved: int) -> None:
-        """Name what was skipped on the way to a step or to the end of the corpus, and the documents of a bad step.
+        """Record what was skipped up to a step or the end of the corpus, and the documents of a bad step.
 
-        The records of a step go when a run resumes in front of it. Documents between the last row and the end of the corpus
-        are recorded with the last step; or, where its checkpoint is begun already, with the step behind it: a resume from
-        that checkpoint meets them again, and records them anew.
+        A resume before a step drops its records. Documents after the last row are recorded with the last step. If that one
+        is being saved already, they get the next step: a resume from its checkpoint meets them again and records them anew.
         """
         setup, totals = self._setup, self._setup.totals
         at_end = isinstance(result, EndOfCorpus)
@@ -42,8 +41,9 @@ class CorpusNotices:
                 )
                 self._skipped = totals.skipped
             if totals.stripes > self._stripes:
+                new = totals.stripes - self._stripes
                 setup.progress.warning(
-                    f"step {totals.step:,}: the rest of damaged stripes is skipped ({totals.stripes - self._stripes}): "
+                    f"step {totals.step:,}: skipped the rest of {new} damaged {'stripe' if new == 1 else 'stripes'}: "
                     "OUT/quarantine.jsonl names them"
                 )
                 self._stripes = totals.stripes
@@ -56,7 +56,7 @@ class CorpusNotices:
             self._record_bad_step(result)
 
     def of_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Say which sources of a mixture have left since: all lanes have read them as often as they were asked to."""
+        """Report sources of a mixture that all lanes have read for their max_epochs."""
         setup, plan = self._setup, self._setup.plan
         ended = [
             source for source in self._present
@@ -64,23 +64,23 @@ class CorpusNotices:
         ]  # fmt: skip
         self._present = [source for source in self._present if source not in ended]
         row = setup.totals.step * plan.layout.rows_per_lane
-        goes_on = plan.parts_of_row(row, [source not in self._present for source in plan.sources])
-        for source in ended if goes_on else []:  # else the run ends
+        continues = plan.parts_of_row(row, [source not in self._present for source in plan.sources])
+        for source in ended if continues else []:  # else the run ends
             setup.progress.notice(
-                f"step {setup.totals.step:,}: source {source.name} leaves the mixture, its max_epochs {source.max_epochs} are "
-                "read; the others share its part"
+                f"step {setup.totals.step:,}: source {source.name} leaves the mixture, after max_epochs {source.max_epochs}; "
+                "the others share its weight"
             )
 
     def of_end(self) -> None:
-        """Say which sources of a mixture no lane reads to their end, since none of them has a weight any more."""
+        """Report sources of a mixture that were not read to the end, for lack of a weight."""
         if left := self._left_over(all_cursors(self._setup)):
             self._setup.progress.notice(
-                f"step {self._setup.totals.step:,}: the run ends for want of documents: all sources with a weight are read; "
-                f"left without one: {', '.join(source.name for source in left)}"
+                f"step {self._setup.totals.step:,}: the run ends, as all sources with a weight are read; not read to the end, "
+                f"without a weight: {', '.join(source.name for source in left)}"
             )
 
     def _left_over(self, cursors: Sequence[LaneCursors]) -> list[SourcePlan]:
-        """The sources that some lane has not read as often as it was asked to."""
+        """The sources that some lane has not read for their max_epochs."""
         sources = enumerate(self._setup.plan.sources)
         return [source for number, source in sources if not all(source.ended(lane[number]) for lane in cursors)]
 

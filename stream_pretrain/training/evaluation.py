@@ -1,4 +1,4 @@
-"""Evaluation on a fixed set of documents, with masks that never change."""
+"""Evaluation on a fixed set of documents with fixed masks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from stream_pretrain.training.retried_reads import lines_of, parsed, read_bytes
 from stream_pretrain.typed_json import from_json
 
 LABELLED_ROWS = 256
-"""Rows of the evaluation set that are labelled in one go."""
+"""Rows that are labelled at once: bounds the memory of masking."""
 
 
 def collect(
@@ -42,9 +42,9 @@ def collect(
     skip_bad_shards: bool,
     report: Callable[[str], None],
 ) -> list[str]:
-    """The first documents of some shards, or, with a fraction, the first of those held out of training.
+    """The first documents of the shards, or of those held out of training where a fraction is given.
 
-    Those within `max_read_bytes` of uncompressed windows: perhaps none.
+    Reads at most about `max_read_bytes` of text, and may find fewer documents, or none.
     """
     texts: list[str] = []
     read = 0
@@ -68,30 +68,30 @@ def _windows(shards: Sequence[Shard], options: ReadOptions, skip_bad_shards: boo
                 restart, block = found.restart, block + 1
         except ContentError:
             if not skip_bad_shards:
-                raise  # else training counts and names what lies behind the damage
+                raise  # else training counts and records the damage
         finally:
             reader.leave(stripe)
 
 
 def save_documents(path: Path, texts: Sequence[str]) -> None:
-    """Keep the evaluation set in OUT, whole or not at all. Raises: CheckpointError."""
+    """Write the evaluation set to OUT. Raises: CheckpointError."""
     with writing(path):
         replace_file(path, (json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n" for text in texts))
 
 
 def load_documents(path: Path) -> list[str]:
-    """The evaluation set that was kept in OUT. Raises: CheckpointError."""
+    """Read the evaluation set of OUT. Raises: CheckpointError."""
     texts = []
     for number, line in enumerate(lines_of(path), start=1):
         try:
             texts.append(from_json(str, from_json(dict[str, Any], parsed(line), "")["text"], ""))
         except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}, line {number}: not a document; delete the file to have another set") from error
+            raise CheckpointError(f"{path}, line {number}: not a document; delete the file for a new evaluation set") from error
     return texts
 
 
 def load_origin(path: Path) -> dict[str, Any]:
-    """The options that the evaluation set was collected by. Raises: FileNotFoundError, CheckpointError."""
+    """The options that the evaluation set was collected with. Raises: FileNotFoundError, CheckpointError."""
     content = read_bytes(path)
     try:
         options: dict[str, Any] = from_json(dict[str, Any], parsed(content), "")
@@ -102,20 +102,20 @@ def load_origin(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The evaluation set as micro-batches, and how many labels it has."""
+    """The evaluation set as micro-batches, and its number of labels."""
 
     batches: tuple[Batch, ...]
     labels: int
 
 
 def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> EvaluationSet:
-    """Pack and mask the evaluation set: a pure function of the texts, the seed and the objective."""
+    """Pack and mask the evaluation set: a pure function of the texts, the seed and the objective. Raises: SourceError."""
     encoder, length = plan.encoder, plan.layout.sequence_length
     ids, lengths = encoder.build().encode(texts)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     present = np.flatnonzero(lengths)
     if not len(present):
-        raise SourceError("the tokenizer makes nothing of the documents of the evaluation set: name others with --eval.dataset")
+        raise SourceError("the evaluation set has no tokens: give another --eval.dataset")
     counts = lengths[present].tolist()
     framing = len(encoder.prefix) + len(encoder.suffix)
     most_rows = sum(-(-count // (length - framing)) for count in counts)
@@ -127,9 +127,7 @@ def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> E
     rows = assemble(placements, ids, kept, length, encoder.prefix, encoder.suffix, encoder.pad)
     labelled = _labelled(rows, plan)
     if not (labelled.labels >= 0).any():
-        raise SourceError(
-            "the documents of the evaluation set are too short for a single label: name others with --eval.dataset"
-        )
+        raise SourceError("the documents of the evaluation set are too short for a label: give another --eval.dataset")
     batches = -(-len(rows.input_ids) // batch_size)
     one_source = np.zeros(len(rows.input_ids), dtype=np.int64)
     return EvaluationSet(
@@ -139,7 +137,7 @@ def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> E
 
 
 def _labelled(rows: Rows, plan: StreamPlan) -> Labelled:
-    """The rows with labels, a few at a time, since masking works on all the words that it is given at once."""
+    """The rows with their labels."""
     parts, objective = [], plan.objective
     for first in range(0, len(rows.input_ids), LABELLED_ROWS):
         part = gather([(rows, range(first, min(first + LABELLED_ROWS, len(rows.input_ids))))], plan.layout.sequence_length)
@@ -156,9 +154,9 @@ def evaluate(
     *,
     stop: Callable[[], bool],
 ) -> dict[str, float]:
-    """Mean loss and accuracy over the labels of the set; nothing when a rank was asked to stop meanwhile.
+    """Mean loss and accuracy over the labels of the set; empty when a rank is asked to stop meanwhile.
 
-    The micro-batches are dealt to the ranks. `model` is the bare one, so that ranks need not keep in step.
+    Each rank evaluates its share of the micro-batches on the bare `model`, without synchronisation until the sums.
     """
     was_training = model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""The documents of the fixed evaluation set."""
+"""Which documents are in the evaluation set: collected at the first start, kept in OUT."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from stream_pretrain.data.corpus.shard import Corpus
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.mixture import largest_shares
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
-from stream_pretrain.errors import (
-    ConfigError,
-    SourceError,
-)
+from stream_pretrain.errors import ConfigError, SourceError
 from stream_pretrain.training import evaluation
 from stream_pretrain.training.atomic_files import replace_file, writing
 from stream_pretrain.training.out_files import EVALUATION, EVALUATION_ORIGIN
@@ -25,7 +22,7 @@ from stream_pretrain.urls import without_secrets
 
 
 def evaluation_corpus(config: Config, out: Path) -> Corpus | None:
-    """What --eval.dataset or --eval.split names, where the evaluation set is yet to be collected from there.
+    """The corpus of --eval.dataset or --eval.split, where the evaluation set is yet to be collected from it.
 
     Raises: SourceError, TransportError.
     """
@@ -36,7 +33,10 @@ def evaluation_corpus(config: Config, out: Path) -> Corpus | None:
 
 
 def evaluation_documents(config: Config, plan: StreamPlan, corpus: Corpus | None, out: Path, progress: Progress) -> list[str]:
-    """The texts of the fixed evaluation set: collected once, from what `evaluation_corpus` gave, and kept in OUT."""
+    """The texts of the evaluation set of OUT; where there is none, collected from the `evaluation_corpus`.
+
+    Raises: SourceError, ConfigError.
+    """
     kept, origin = out / EVALUATION, out / EVALUATION_ORIGIN
     dataset = None if config.eval.dataset is None else without_secrets(config.eval.dataset)
     asked = {"dataset": dataset, "split": config.eval.split, "documents": config.eval.documents}
@@ -54,14 +54,14 @@ def evaluation_documents(config: Config, plan: StreamPlan, corpus: Corpus | None
         was = ", ".join(
             f"--eval.{name} was {began.get(name)}, is {asked[name]}" for name in asked if began.get(name) != asked[name]
         )
-        progress.warning(f"the evaluation set is still the one the run began with ({was}): delete {kept} to have another")
+        progress.warning(f"the evaluation set is still that of the first start ({was}): delete {kept} for a new one")
     return evaluation.load_documents(kept)
 
 
 def _collected(
     config: Config, plan: StreamPlan, corpus: Corpus | None, report: Callable[[str], None], warn: Callable[[str], None]
 ) -> list[str]:
-    """Documents of the split or dataset that was named, else of those held out of each source. Raises SourceError for none."""
+    """Documents of --eval.split or --eval.dataset, else those held out of training. Raises: SourceError, ConfigError."""
     if corpus is None:
         return _held_out(config, plan, report, warn)
     texts = evaluation.collect(
@@ -77,13 +77,13 @@ def _collected(
         named, split = config.eval.dataset, config.eval.split
         raise SourceError(
             f"no document for the evaluation set in {f'split {split}' if named is None else without_secrets(named)}: "
-            "name another, or raise --eval.max-read-bytes"
+            "give another, or raise --eval.max-read-bytes"
         )
     return texts
 
 
 def _held_out(config: Config, plan: StreamPlan, report: Callable[[str], None], warn: Callable[[str], None]) -> list[str]:
-    """Documents held out of each source, by the largest share of the rows that it ever has."""
+    """Documents held out of each source, in proportion to its largest share in the schedule."""
     shares = zip(plan.sources, largest_shares(plan.schedule), strict=True)
     holding = [(source, share) for source, share in shares if source.heldout_fraction and share]
     if not holding:
@@ -103,8 +103,7 @@ def _held_out(config: Config, plan: StreamPlan, report: Callable[[str], None], w
     }
     if not any(found.values()):
         raise SourceError(
-            "no document for the evaluation set: raise --data.heldout-fraction or --eval.max-read-bytes, "
-            "or name an --eval.dataset"
+            "no document for the evaluation set: raise --data.heldout-fraction or --eval.max-read-bytes, or give --eval.dataset"
         )
     for name, texts in found.items():
         if not texts:

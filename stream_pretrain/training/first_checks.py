@@ -1,4 +1,4 @@
-"""What the options and one look tell is refused in the first second: before torch is imported, and any model is asked for."""
+"""Checks of the first second, before torch is imported or a model is asked for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from stream_pretrain.training.tracking import refuse_wandb
 
 
 def refuse_at_once(config: Config) -> None:
-    """Refuse a dataset that is not there, and Weights & Biases online without a key. Raises: SourceError, ConfigError."""
+    """Refuse a missing dataset, and Weights & Biases online without a key. Raises: SourceError, ConfigError."""
     refuse_wandb(config.run)
     for source in sources_of(config.data):
         refuse_absent(source)

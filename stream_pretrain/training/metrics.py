@@ -1,4 +1,4 @@
-"""What is logged of the steps since the last log line."""
+"""Metrics of the steps since the last log line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stream_pretrain.training.totals import Totals
 
 @dataclass
 class MetricsWindow:
-    """The steps since the last log line; values are over all their micro-batches and ranks."""
+    """The steps since the last log line; values are over all micro-batches and ranks."""
 
     plan: StreamPlan
     model: PreTrainedModel
@@ -30,7 +30,7 @@ class MetricsWindow:
     results: list[StepResult] = field(default_factory=list)
 
     def read(self, totals: Totals, cursors: Sequence[LaneCursors]) -> dict[str, float | int]:
-        """The metrics of the window, which begins anew. Called by all ranks."""
+        """The metrics of the steps so far, which are then forgotten. Called by all ranks."""
         results, self.results = self.results, []
         updated = [result for result in results if result.updated]
         labels = max(1, sum(result.labels for result in updated))
@@ -49,7 +49,7 @@ class MetricsWindow:
             "train/grad_norm": results[-1].grad_norm,
             "train/tokens_per_second": tokens / seconds,
             "train/data_wait_fraction": waiting,
-            # The same, divided by what the data workers did meanwhile.
+            # Its parts, by what the data workers did meanwhile.
             **{f"train/data_wait_{cause}": waiting * spent[i] / max(spent.sum(), 1e-9) for i, cause in enumerate(CAUSES)},
             "train/tokens": totals.tokens,
             "train/documents": totals.documents,
@@ -69,7 +69,7 @@ class MetricsWindow:
         return metrics | self._hardware(results, seconds)
 
     def _of_sources(self, updated: Sequence[StepResult], totals: Totals, epochs: Sequence[set[int]]) -> dict[str, float | int]:
-        """What each source of a mixture gave, and the loss on it where it gave anything."""
+        """Metrics of each source of a mixture; the loss only where it gave labels."""
         metrics: dict[str, float | int] = {}
         for number, source in enumerate(self.plan.sources):
             name = f"train/{source.name}"
@@ -84,11 +84,11 @@ class MetricsWindow:
         return metrics
 
     def _hardware(self, results: Sequence[StepResult], seconds: float) -> dict[str, float | int]:
-        """Model FLOP utilisation, where the peaks of all devices are known, and memory. Called by all ranks."""
+        """Memory, and model FLOP utilisation (MFU) where the peak of every device is known. Called by all ranks."""
         if self.device.type != "cuda":
             return {}
         metrics: dict[str, float | int] = {"train/memory_gib": torch.cuda.max_memory_allocated(self.device) / 2**30}
-        # Gathered on every rank, whatever its own GPU is: the ranks may have different ones.
+        # Gathered by every rank, whatever its GPU: ranks may have different ones.
         own = useful_flops(self.model.config, results), peak_bf16_flops(torch.cuda.get_device_name(self.device))
         flops, peaks = zip(*self.ranks.gather(own), strict=True)
         if None not in peaks:
@@ -97,7 +97,7 @@ class MetricsWindow:
 
 
 def useful_flops(config: PreTrainedConfig, results: Sequence[StepResult]) -> float:
-    """FLOPs of this rank for the real tokens and labels of these steps; padding is no use to anyone."""
+    """FLOPs of this rank for the tokens and labels of these steps, without padding."""
     lengths = np.concatenate([result.rows_seen.rows.segment_length for result in results])
     labels = sum(int((result.rows_seen.labelled.labels >= 0).sum()) for result in results)
     return training_flops(config, lengths, labels)

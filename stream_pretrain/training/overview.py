@@ -1,4 +1,4 @@
-"""What a run is going to do, in one block that is shown before its first step."""
+"""The overview that is shown before the first step: batch, corpus, learning rate, devices, checkpoints, evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stream_pretrain.training.start_model import devices_of
 from stream_pretrain.urls import without_secrets
 
 WIDTH = 79
-"""A terminal has 80 columns, and wraps a full line."""
+"""A terminal of 80 columns wraps a full line."""
 LABEL = 13
 SHOWN_SOURCES = 3
 BYTES_A_PARAMETER = 8
@@ -41,14 +41,14 @@ def overview(setup: Setup, estimate: CorpusEstimate) -> Iterator[str]:
 
 
 def lack_of_space(setup: Setup, estimate: CorpusEstimate) -> str | None:
-    """What is said where the checkpoints will not find room on the disk."""
+    """A warning where the disk has no room for the checkpoints."""
     needed, free = _bytes_needed(setup, estimate), _free_bytes(setup)
     if needed <= free:
         return None
     fewer = ", lower --run.keep-last," if setup.config.run.keep_last > 1 else ""
     return (
         f"the checkpoints need {human_bytes(needed)} more, and {setup.out.path} has {human_bytes(free)} free: "
-        f"make room{fewer} or give another --output-dir"
+        f"free some space{fewer} or give another --output-dir"
     )
 
 
@@ -148,7 +148,7 @@ def _kept(setup: Setup, estimate: CorpusEstimate) -> int:
 
 
 def _bytes_needed(setup: Setup, estimate: CorpusEstimate) -> int:
-    """With the one that is written before an old one goes, without those that are there already."""
+    """For those not written yet, and one more: a new one is complete before an old one is deleted."""
     there = sum(1 for _ in (setup.out.path / CHECKPOINTS).glob("step-*"))
     return max(0, _kept(setup, estimate) + 1 - there) * _checkpoint_bytes(setup)
 

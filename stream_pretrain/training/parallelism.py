@@ -1,9 +1,9 @@
 """How the ranks share the work on a model: data parallel, by torch's DistributedDataParallel (DDP).
 
-Each rank has the whole model and optimizer, and trains on rows of its own. DDP averages the gradients over the ranks during the
-backward pass of the last micro-batch of a step. All that follows from this is in `DataParallel`; a way to shard the model too,
-such as FSDP2, is another class with the same methods. Accelerate only wraps the model: the data comes sharded already, and the
-loop sets the learning rate.
+Each rank has the whole model and optimizer, and its own rows. DDP averages gradients over the ranks during the backward pass of
+the last micro-batch of a step. Everything specific to that is in `DataParallel`; FSDP2, which shards the model too, would be
+another class with the same methods. Accelerate only wraps the model: the rows are dealt already, and the loop sets the learning
+rate.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.training.model_state import load_optimizer_tensors, load_weights, optimizer_tensors, untrained
 from stream_pretrain.training.ranks import Ranks
 
-PATIENCE_SECONDS = 1_800.0
-"""What a rank may take, besides the wait for a server, before torch ends those that wait for it."""
+COLLECTIVE_TIMEOUT_SECONDS = 1_800.0
+"""After this, plus --data.retry-deadline, torch ends ranks that wait in a collective."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class DataParallel:
     ranks: Ranks
     loaded: LoadedModel
     bare: PretrainingModel
-    """The model itself. Evaluation calls it, so that ranks need not keep in step."""
+    """The model itself. Evaluation calls it: without DDP, ranks may run different numbers of micro-batches."""
     model: torch.nn.Module
     """What training calls: `bare`, or DDP around it."""
     optimizer: Optimizer
@@ -52,7 +52,7 @@ class DataParallel:
     def of(
         cls, accelerator: Accelerator, ranks: Ranks, loaded: LoadedModel, bare: PretrainingModel, optimizer: Optimizer
     ) -> Self:
-        """Called by all ranks; each has the weights of the first one afterwards."""
+        """Called by all ranks; broadcasts the weights of the first one."""
         model, prepared = accelerator.prepare(bare, optimizer)
         return cls(accelerator, ranks, loaded, bare, model, prepared)
 
@@ -62,43 +62,40 @@ class DataParallel:
         return device
 
     def loss_scale(self, labels: Tensor) -> Tensor:
-        """What a sum over labels is multiplied by, so that the gradient is that of the mean over the labels of all ranks."""
+        """The factor that turns the sum of the loss over a rank's labels into a mean over the labels of all ranks."""
         return (self.ranks.world / labels.clamp(min=1)).float()  # DDP averages over the ranks
 
     def accumulating(self, *, is_last: bool) -> AbstractContextManager[object]:
-        """Around a micro-batch: the ranks meet in the last one of a step only, so that one rank may leave out the others."""
+        """Around a micro-batch. Ranks synchronise in the last one of a step only, so that a rank may skip the others."""
         return nullcontext() if is_last else self.accelerator.no_sync(self.model)
 
     def export(self) -> tuple[dict[str, Tensor], PretrainedConfig]:
-        """Live weights and configuration, as `export_state` gives them. Called by the first rank only, which has them all."""
+        """Live weights and configuration, as `export_state` gives them. Called by the first rank only."""
         return export_state(self.loaded, self.bare)
 
     def untrained(self, exported: Iterable[str]) -> frozenset[str]:
-        """Of the names of exported weights those that no update changes."""
+        """The names of exported weights that no update changes."""
         return untrained(exported, self.bare.model)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Live state of the optimizer by the names of the parameters. Called by the first rank only, which has it all."""
+        """Live state of the optimizer by parameter name. Called by the first rank only."""
         return optimizer_tensors(self.optimizer, self.bare.model.named_parameters())
 
     def load_optimizer(self, file: Path, *, updates: int) -> None:
-        """Put back what `optimizer_tensors` gave. Called by all ranks; the first one reads. Raises: CheckpointError."""
+        """Restore what `optimizer_tensors` gave. Called by all ranks; the first one reads. Raises: CheckpointError."""
         parameters = self.bare.model.named_parameters()
         load_optimizer_tensors(self.optimizer, parameters, file, updates=updates, ranks=self.ranks)
 
 
 def load_trained_weights(ranks: Ranks, loaded: LoadedModel, bare: PretrainingModel, file: Path) -> None:
-    """Put back the weights of a checkpoint, before the model is wrapped: on the first rank, from which DDP gives them to all.
-
-    Raises: CheckpointError.
-    """
+    """Restore the weights of a checkpoint on the first rank, before DDP broadcasts them. Raises: CheckpointError."""
     weights, _ = export_state(loaded, bare)
     ranks.from_first(lambda: load_weights(weights, file, untrained(weights, bare.model)))
 
 
 @contextmanager
 def accelerate_for_one_run() -> Iterator[None]:
-    """Let Accelerate forget the run at its end: it refuses another one in the process that asks for anything else."""
+    """Reset the global state of Accelerate after a run: it refuses a second run with other settings in a process."""
     try:
         yield
     finally:
@@ -107,7 +104,7 @@ def accelerate_for_one_run() -> Iterator[None]:
 
 
 def accelerator_for(config: Config) -> Accelerator:
-    """Accelerate as the loop needs it. Raises ConfigError where the environment or a launcher wants it otherwise."""
+    """An Accelerator for the loop. Raises: ConfigError where the environment or launcher asks for other settings."""
     on_gpu = torch.cuda.is_available()
     precision = config.train.precision
     if precision == "auto":
@@ -116,13 +113,13 @@ def accelerator_for(config: Config) -> Accelerator:
     _refuse_environment(mixed_precision)
     launched = "LOCAL_RANK" in os.environ
     accelerator = Accelerator(
-        cpu=launched and not on_gpu,  # without this, ranks on CPUs would not find each other
+        cpu=launched and not on_gpu,  # else ranks on CPUs do not find each other
         mixed_precision=mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_backend="no",
-        # A rank may wait for a server as long as it is told to, and the others for that rank.
+        # A rank may retry a server until the deadline, while the others wait for that rank.
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=config.data.retry_deadline + PATIENCE_SECONDS)),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.data.retry_deadline + COLLECTIVE_TIMEOUT_SECONDS)),
         ],
     )
     supported = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -133,7 +130,7 @@ def accelerator_for(config: Config) -> Accelerator:
         )
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
         raise ConfigError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {accelerator.num_processes} processes have found each other: "
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but there are {accelerator.num_processes} processes: "
             "launch with torchrun, or unset it"
         )
     assert accelerator.gradient_accumulation_steps == 1
@@ -144,11 +141,11 @@ def accelerator_for(config: Config) -> Accelerator:
 
 
 def _refuse_environment(mixed_precision: str) -> None:
-    """Refuse variables that override, without a word, what the options say."""
+    """Refuse variables that would silently override options."""
     accepted = {
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "--micro-batch-size decides that"),
         "ACCELERATE_DYNAMO_BACKEND": (("no",), "use --model.compile"),
-        # "no" is what `accelerate launch` sets by itself; it does not change what the Accelerator is asked for.
+        # `accelerate launch` always sets "no"; the Accelerator does not heed that.
         "ACCELERATE_MIXED_PRECISION": ((mixed_precision, "no"), "use --train.precision"),
         "ACCELERATE_USE_FSDP": (("false",), "it is not supported"),
         "ACCELERATE_USE_DEEPSPEED": (("false",), "it is not supported"),

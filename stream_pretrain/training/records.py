@@ -1,7 +1,7 @@
-"""What a run appends to: one line of JSON for each event, every line whole.
+"""JSON-lines records of a run (metrics, quarantine, bad steps): every line is whole.
 
-A line that was appended has been handed to the system. `sync_records` brings all of them to the disk: it is for the thread
-that writes checkpoints, so that training waits for no disk, and a checkpoint finds every line of the steps before it.
+An appended line is with the operating system. `sync_records` flushes all to the disk, in the thread that writes checkpoints: so
+training never waits for the disk, and a checkpoint has every line of the steps before it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ _TAIL = 65_536
 
 
 def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Append lines to a record: all of them or, where the disk refuses a part, none.
-
-    Raises: CheckpointError.
-    """
+    """Append lines to a record: all of them, or none where the disk fails. Raises: CheckpointError."""
     content = b"".join(map(_encoded, lines))
     with writing(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -34,30 +31,29 @@ def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def replace_last(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Put lines in the place of the last one of a record. Raises: CheckpointError, with the record as it was."""
+    """Replace the last line of a record. Raises: CheckpointError, with the record as it was."""
     content, (begins, _) = read_bytes(path), _last_line(path)
     with writing(path):
         replace_file(path, [content[:begins], *map(_encoded, lines)])
 
 
 def has_evaluation(metrics: Path, step: int) -> bool:
-    """Whether the last line of a record of metrics is of this step, with an evaluation. Raises: CheckpointError."""
+    """Whether the last line of the metrics is of this step and has an evaluation. Raises: CheckpointError."""
     line = _last_line(metrics)[1] if metrics.exists() else b""
     return _step_of(line) == step and "eval/loss" in parsed(line)
 
 
 def best_evaluation(metrics: Path) -> tuple[float, int] | None:
-    """The lowest held-out loss in a record of metrics that was trimmed, and its step. Raises: CheckpointError."""
+    """The lowest held-out loss in the metrics, after `trim_after`, and its step. Raises: CheckpointError."""
     lines = (parsed(line) for line in lines_of(metrics) if b'"eval/loss"' in line) if metrics.exists() else ()
     found = ((line.get("eval/loss"), line["step"]) for line in lines)
-    return min(((loss, step) for loss, step in found if isinstance(loss, float)), default=None)  # null: it was not finite
+    return min(((loss, step) for loss, step in found if isinstance(loss, float)), default=None)  # null is not finite
 
 
 def trim_after(path: Path, step: int | None, report: Callable[[str], None]) -> None:
-    """Keep of a record the lines with a "step" up to `step` (None: none), so that a resumed run logs each once.
+    """Drop the lines of a record after a step (None: all), so that a resumed run logs each step once.
 
-    A last line that a kill has torn is dropped too; other lines that are damaged are reported. A file that is not there
-    stays so. Raises: CheckpointError.
+    A torn last line is dropped too; other damaged lines are reported. A missing file is not created. Raises: CheckpointError.
     """
     if not path.exists():
         return
@@ -80,7 +76,7 @@ def trim_after(path: Path, step: int | None, report: Callable[[str], None]) -> N
 
 
 def sync_records(out: Path) -> None:
-    """Bring the records of OUT to the disk. Raises: CheckpointError."""
+    """Flush the records of OUT to the disk. Raises: CheckpointError."""
     for path in filter(Path.exists, (out / name for name in RECORDS)):
         with writing(path):
             sync(path)
@@ -89,7 +85,7 @@ def sync_records(out: Path) -> None:
 
 
 def _last_line(path: Path) -> tuple[int, bytes]:
-    """Where it begins, and what it is; nothing more is read. Raises: FileNotFoundError, CheckpointError."""
+    """Its offset and content; reads only the end of the file. Raises: FileNotFoundError, CheckpointError."""
 
     def read() -> tuple[int, bytes]:
         with path.open("rb") as file:
@@ -105,12 +101,12 @@ def _last_line(path: Path) -> tuple[int, bytes]:
 
 
 def _encoded(line: Mapping[str, Any]) -> bytes:
-    # A name that is not UTF-8 has lone surrogates, for which JSON has escapes.
+    # Lone surrogates of a name that is not UTF-8 become JSON escapes.
     return json.dumps(line, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace") + b"\n"
 
 
 def _write_whole(descriptor: int, content: bytes) -> None:
-    """Write all of it, or leave the file as long as it was: a disk that fills up takes a part, and says so only then."""
+    """Write all of it, or truncate the file to its old length: a full disk takes a part before it fails."""
     before, rest = os.fstat(descriptor).st_size, memoryview(content)
     try:
         while rest:
@@ -121,7 +117,7 @@ def _write_whole(descriptor: int, content: bytes) -> None:
 
 
 def _step_of(line: bytes) -> int | None:
-    """The step of a line of a record; None where the line is damaged."""
+    """The step of a line; None for a damaged line."""
     try:
         step = parsed(line)["step"]
     except (ValueError, TypeError, KeyError):

@@ -1,4 +1,4 @@
-"""A run from its first step to its last: steps to metrics, evaluations and checkpoints."""
+"""A run from its first step to its last: when it logs, evaluates and saves."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from stream_pretrain.urls import without_secrets
 
 
 def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: ExitStack) -> Literal["preempted", "finished"]:
-    """Train to the end, or until asked to stop; returns the state of the run.
+    """Train to the end or until asked to stop; returns the state of the run.
 
-    What is to be put away goes on `stack`: that may take longer than the other ranks wait to be told of an error.
+    Cleanup is pushed on `stack`, for after an error was announced to the other ranks: it may take longer than they wait.
     """
     out, totals, workers = setup.out, setup.totals, setup.config.data.workers
     rank, world = setup.ranks.index, setup.ranks.world
@@ -52,7 +52,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
     setup.stop.last_step = totals.step
     stopped, before, since = False, replace(totals), monotonic()
     with watchdog.stage("computing"):
-        if evaluations.is_due():  # one that a signal or a kill has taken from the last start
+        if evaluations.is_due():  # an earlier start was stopped before or during it
             with watchdog.stage("evaluating"):
                 made_up = evaluations.run()
             if made_up:
@@ -124,9 +124,9 @@ def _show_overview(setup: Setup) -> None:
 
 
 class Evaluations:
-    """Which evaluations are owed: one after every --eval-every steps, after --max-steps and at the end of the corpus.
+    """Evaluations: every --eval-every steps, after --max-steps and at the end of the corpus.
 
-    One that a stop takes away is owed by the next start. Every method is called by all ranks.
+    One that is missed because of a stop is due at the next start. Every method is called by all ranks.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -137,24 +137,24 @@ class Evaluations:
         self.best = best and HeldOut(*best)
 
     def begin_step(self) -> None:
-        """A step is done, which may be evaluated."""
+        """After a step: it is not evaluated yet."""
         self._is_done = self._setup.evaluation_set is None
 
     def is_due(self, *, at_end: bool = False) -> bool:
-        """Whether the last step is to be evaluated now."""
+        """Whether to evaluate the last step now."""
         config, step = self._setup.config, self._setup.totals.step
         return not self._is_done and (at_end or step == config.train.max_steps or step % config.eval.every == 0)
 
     def may_come(self) -> bool:
-        """Whether the last step may have an evaluation yet."""
+        """Whether the last step may still be evaluated."""
         return not self._is_done
 
     def may_come_later(self, *, at_end: bool = False) -> bool:
-        """Whether it may have one after this line of metrics: it is owed, or the corpus may turn out to end there."""
+        """Whether it may be evaluated after its metrics are logged: one is due, or the corpus may end there."""
         return self.is_due(at_end=at_end) or (not self._is_done and self._setup.config.train.max_epochs is not None)
 
     def run(self) -> dict[str, float]:
-        """Loss and accuracy on the evaluation set; nothing, and still owed, when a rank was asked to stop meanwhile."""
+        """Loss and accuracy on the evaluation set; empty, and still due, when a rank is asked to stop meanwhile."""
         setup = self._setup
         assert setup.evaluation_set is not None
         with setup.progress.phase("evaluating", stays=False), setup.parallel.accelerator.autocast():
@@ -175,7 +175,7 @@ class Evaluations:
 
 
 class StepLog:
-    """The steps that no metrics were read of yet. Every method is called by all ranks."""
+    """The steps since the last line of metrics. Every method is called by all ranks."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup, self._last_step, self._share = setup, setup.totals.step, 0.0
@@ -184,17 +184,17 @@ class StepLog:
         self._window = MetricsWindow(setup.plan, setup.loaded.model, setup.parallel.device, setup.ranks)
 
     def add(self, result: StepResult) -> None:
-        """A step is done."""
+        """Add a step."""
         self._window.results.append(result)
         self._share = result.progress
 
     def is_due(self, *, ends: bool) -> bool:
-        """Whether the last step is to be logged, `ends` where the run ends behind it."""
+        """Whether to log the last step; ends: it is the last one of the run."""
         step = self._setup.totals.step
         return self._last_step < step and (ends or step == 1 or step % self._setup.config.run.log_every == 0)
 
     def read(self) -> dict[str, float | int]:
-        """The metrics of the steps since the last log line, which are shown as well."""
+        """Read and show the metrics of the steps since the last log line."""
         totals, max_steps = self._setup.totals, self._setup.config.train.max_steps
         metrics = self._window.read(totals, self._setup.cursors)
         self._setup.progress.step(totals.step, max_steps, self._share, metrics, self._about)
@@ -202,13 +202,13 @@ class StepLog:
         return metrics
 
     def show(self, result: StepResult) -> None:
-        """Show the first step of a start that goes on: an undisturbed run has no metrics of it, so that none are recorded."""
+        """Show the first step of a start. It is not recorded: a run without interruption would not record it."""
         metrics = {"train/loss": result.loss / max(1, result.labels), "train/lr": result.learning_rate}
         self._setup.progress.step(result.step, self._setup.config.train.max_steps, result.progress, metrics, self._about)
 
 
 def _tracker(setup: Setup, *, more: bool) -> Tracker:
-    """Where metrics go: those of all ranks are reduced before, so the first one's is the only one that keeps them."""
+    """The tracker of the first rank; silent ones for the others, since metrics are over all ranks."""
     if not setup.ranks.is_first:
         return Tracker.silent()
     try:
@@ -222,4 +222,4 @@ def _tracker(setup: Setup, *, more: bool) -> Tracker:
                 report=setup.progress.notice,
             )
     except Interrupted:
-        return Tracker.silent()  # all ranks stop together, in front of the first step
+        return Tracker.silent()  # all ranks stop together, before the first step

@@ -1,4 +1,4 @@
-"""OUT as its owner sees it: how the run stands, and from where a start goes on."""
+"""OUT: its owner, run.json, and where a start resumes from."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from stream_pretrain.errors import CheckpointError
 from stream_pretrain.non_utf8_names import escaped, in_shell
 from stream_pretrain.training.atomic_files import replace_file, writing
 from stream_pretrain.training.atomic_folders import repair
+from stream_pretrain.training.auto_learning_rate import BEFORE_AUTO, Chosen, auto_before_auto, chosen_for
 from stream_pretrain.training.checkpoint import latest, read_trainer, verify
-from stream_pretrain.training.chosen import BEFORE_AUTO, Chosen, auto_before_auto, chosen_for
-from stream_pretrain.training.defaults import defaults_of_then, in_words, kept_options, with_options
+from stream_pretrain.training.kept_defaults import defaults_of_then, in_words, kept_options, with_options
 from stream_pretrain.training.lock import held, is_at
 from stream_pretrain.training.manifest import json_of
 from stream_pretrain.training.out_files import CHECKPOINTS, FILES, LOCK, METRICS, MODEL, RUN
@@ -37,11 +37,11 @@ USUAL_CODES = {
     "finished": exit_codes.FINISHED,
     "failed": exit_codes.FAILED,
 }
-"""Exit codes by state; a run that was killed or lost has none, since run.json says `running` then."""
+"""Exit codes by state; after a kill the state is still `running`."""
 
 
 class RunDirectory:
-    """OUT as its owner sees it: one process, rank 0."""
+    """OUT, for the process that owns it: the first rank."""
 
     def __init__(self, path: Path, command: Sequence[str], report: Callable[[str], None], lock: int | None = None) -> None:
         """lock: the open descriptor of OUT/lock."""
@@ -50,12 +50,12 @@ class RunDirectory:
         self._command, self._report = list(command), report
         self._run: dict[str, Any] | None = None
         self._before: dict[str, Any] = {}
-        self._writing = threading.RLock()  # the thread that writes checkpoints records them
+        self._writing = threading.RLock()  # checkpoints are recorded by their own thread
 
     @classmethod
     @contextmanager
     def own(cls, path: Path, command: Sequence[str], report: Callable[[str], None]) -> Iterator[Self]:
-        """Create OUT where it is missing, and keep every other process out of it until the end of the block.
+        """Create OUT if need be, and lock it during the block.
 
         Raises: CheckpointError when OUT is in use or cannot be written.
         """
@@ -71,19 +71,19 @@ class RunDirectory:
 
     @property
     def is_lost(self) -> bool:
-        """Whether OUT or its lock was removed or replaced, so that another process may own what is there now."""
+        """Whether OUT or its lock was removed or replaced, so that another process may own OUT now."""
         return self._lock is not None and not is_at(self.path / LOCK, self._lock)
 
     def raise_if_lost(self) -> None:
-        """To be called before something is written to OUT. Raises: CheckpointError when OUT is not this process's any more."""
+        """Call it before each write to OUT. Raises: CheckpointError when this process no longer owns OUT."""
         if self.is_lost:
             raise CheckpointError(
-                f"{self.path} or its lock was removed or replaced while the run trained there: nothing more is written to it; "
-                "put it back if you have it, and start the same command again"
+                f"{self.path} or its lock was removed or replaced during the run, which writes nothing more to it: "
+                "restore it if you can, then run the same command again"
             )
 
     def begin(self, *, step: int, max_steps: int | None, parent: str | None) -> None:
-        """Record in run.json that the run trains from `step` on. Raises: CheckpointError when OUT cannot be written."""
+        """Record in run.json that the run trains from `step`. Raises: CheckpointError when OUT cannot be written."""
         now = _now()
         self._before = self.recorded()
         self._run = {
@@ -104,9 +104,9 @@ class RunDirectory:
     def record(
         self, state: str, *, step: int | None = None, error: str | None = None, exit_code: int | None = None, **facts: Any
     ) -> None:
-        """Record in run.json how the run stands, and facts such as `world`; a start that was refused changes nothing.
+        """Record a state in run.json, and facts such as `world`; does nothing before `begin`.
 
-        exit_code: of the run, where it is not the usual one of the state.
+        exit_code: where it is not the usual one of the state.
         """
         if self._run is not None:
             with self._writing:
@@ -120,14 +120,14 @@ class RunDirectory:
                 self._write_or_report()
 
     def record_saved(self, step: int) -> None:
-        """Record in run.json that there is a checkpoint of this step."""
+        """Record a checkpoint of this step in run.json."""
         assert self._run is not None
         with self._writing:
             self._run |= {"step": step, "updated": _now()}
             self._write_or_report()
 
     def record_refusal(self, error: str, exit_code: int) -> None:
-        """Record that a start ended before it trained: a run that had ended well before stands as it stood."""
+        """Record that a start failed before it trained; a run that was finished or preempted stays so."""
         if self._run is not None and self._before.get("state") in ("finished", "preempted"):
             self._run = self._before
             self._write_or_report()
@@ -135,7 +135,7 @@ class RunDirectory:
             self.record("failed", error=error, exit_code=exit_code)
 
     def finished_at(self, train: TrainConfig) -> int | None:
-        """The step at which the run had finished before this start, where it ends there by these options too."""
+        """The step at which the run is finished, by run.json and also by these options; else None."""
         recorded = self._before if self._run is not None else self.recorded()
         step = recorded.get("step")
         if recorded.get("state") != "finished" or not isinstance(step, int):
@@ -146,11 +146,11 @@ class RunDirectory:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is recorded that all is saved: what happens to the processes of the run then changes nothing."""
+        """Whether the end is recorded: whatever happens to processes of the run later changes nothing."""
         return self._run is not None and self._run["state"] in ("preempted", "finished")
 
     def recorded(self) -> dict[str, Any]:
-        """What run.json says; empty where there is none. Raises: CheckpointError."""
+        """The content of run.json; empty where there is none. Raises: CheckpointError."""
         path = self.path / RUN
         try:
             found = read_bytes(path)
@@ -159,18 +159,18 @@ class RunDirectory:
         try:
             content = parsed(found)
         except ValueError as error:
-            raise CheckpointError(f"{path} is not JSON: delete it, the checkpoints are all a run needs") from error
+            raise CheckpointError(f"{path} is not JSON: delete it, a run needs only its checkpoints") from error
         if not isinstance(content, dict) or not isinstance(content.get("parent"), str | None):
-            raise CheckpointError(f"{path} is not a JSON object: delete it, the checkpoints are all a run needs")
+            raise CheckpointError(f"{path} is not a JSON object: delete it, a run needs only its checkpoints")
         return content
 
     def _write_or_report(self) -> None:
         if self.is_lost:
-            return  # which is what the run ends with
+            return  # `raise_if_lost` reports that
         try:
             self._write()
-        except OSError as failure:  # must not hide what the run itself has to say, perhaps that the disk is full
-            self._report(f"{self.path / 'run.json'} could not be written: {failure.strerror}")
+        except OSError as failure:  # not raised, so as not to hide the error of the run, perhaps a full disk
+            self._report(f"{self.path / 'run.json'} cannot be written: {failure.strerror}")
 
     def _write(self) -> None:
         replace_file(self.path / RUN, [json.dumps(self._run, indent=2).encode(), b"\n"])
@@ -178,17 +178,17 @@ class RunDirectory:
 
 @dataclass(frozen=True)
 class Start:
-    """From where a run goes on."""
+    """Where a run starts or resumes."""
 
     step: int
     checkpoint: Path | None
     """None: from step 0."""
     parent: str | None
-    """Checkpoint of another run from which this one began."""
+    """The checkpoint of another run that this one began from."""
     chosen: Chosen
-    """What `auto` stands for."""
+    """The values of `auto`."""
     kept: Mapping[str, Any] = field(default_factory=dict)
-    """Options that are not given and had another default when the run began, by dotted name."""
+    """Options that keep the default of the first start, by dotted name."""
 
     def applied(self, config: Config) -> Config:
         """The options of this start."""
@@ -196,18 +196,18 @@ class Start:
 
 
 def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None], command: Sequence[str]) -> Start:
-    """Follow --resume, and record the run as running; to be called by the owner of OUT only. Raises: CheckpointError."""
+    """Follow --resume, and record the run as running. Called by the owner of OUT. Raises: CheckpointError."""
     start = found_start(config, out, report, command)
     out.begin(step=start.step, max_steps=start.applied(config).train.max_steps, parent=start.parent)
     return start
 
 
 def found_start(config: Config, out: RunDirectory, report: Callable[[str], None], command: Sequence[str]) -> Start:
-    """Follow --resume, with nothing recorded yet.
+    """Follow --resume, without a record.
 
-    auto goes on from the newest checkpoint that is whole, no refuses an OUT that was used, a PATH begins a new run there.
-    The same command with a PATH goes on with the run that it began.
-    Raises: CheckpointError, also when an option that must not change in a run has changed.
+    auto resumes from the newest intact checkpoint; no refuses a used OUT; a PATH begins a new run from that checkpoint, which
+    the same command resumes later.
+    Raises: CheckpointError, also for a changed fixed option.
     """
     resume, path = config.run.resume, out.path
     with writing(f"--output-dir {path}", "give another folder"):
@@ -216,17 +216,17 @@ def found_start(config: Config, out: RunDirectory, report: Callable[[str], None]
     has_checkpoints = any((path / CHECKPOINTS).glob("step-*"))
     used = has_checkpoints or (path / MODEL).exists() or _size(path / METRICS) > 0
     if not recorded and not has_checkpoints and (path / MODEL).exists():
-        raise CheckpointError(f"{path / 'model'} would be replaced, but is not from a run: give another --output-dir")
+        raise CheckpointError(f"{path / 'model'} would be replaced, but no run wrote it: give another --output-dir")
     if resume == "no":
         if used:
-            raise CheckpointError(f"{path} holds a run: go on with it by --resume auto, or give another --output-dir")
+            raise CheckpointError(f"{path} has a run: resume it with --resume auto, or give another --output-dir")
         parent = None
     elif resume == "auto":
         parent = recorded.get("parent")
     else:
         parent = str(Path(resume).resolve())
         if used and recorded.get("parent") != parent:
-            raise CheckpointError(f"{path} holds another run, --resume {resume} begins a new one: give another --output-dir")
+            raise CheckpointError(f"{path} has another run, and --resume {resume} begins a new one: give another --output-dir")
     checkpoint = latest(path / CHECKPOINTS, report)
     if checkpoint is None and parent is not None:
         checkpoint = Path(parent)
@@ -252,22 +252,22 @@ def found_start(config: Config, out: RunDirectory, report: Callable[[str], None]
 
 
 def _refuse_version(trainer: dict[str, Any], checkpoint: Path, new_run: str) -> None:
-    """Refuse cursors that this program would misread. Raises: CheckpointError."""
+    """Refuse cursors of another version. Raises: CheckpointError."""
     version = json_of(checkpoint / "stream.json").get("version")
     if version != CURSOR_VERSION:
         writer = trainer.get("versions", {}).get("stream_pretrain", "of the version that wrote it")
         raise CheckpointError(
-            f"{checkpoint} has cursors of version {version}, this program reads version {CURSOR_VERSION}: go on with the "
+            f"{checkpoint} has cursors of version {version}, this program reads version {CURSOR_VERSION}: resume with "
             f"stream_pretrain {writer}, or {new_run}"
         )
 
 
 def _refuse_drift(config: Config, was: dict[str, Any], checkpoint: Path, new_out: Path, command: Sequence[str]) -> None:
-    """Compare the options that must not change with those of the checkpoint. Raises: CheckpointError."""
+    """Compare the fixed options with those of the checkpoint. Raises: CheckpointError."""
     now = without_places(json.loads(json.dumps(fixed_options(config))))
     may_change = flatten(config).keys() - now.keys()
     usual = {name: value for name, value in defaults(config).items() if name in now}
-    was = without_places({**usual, **was})  # an option that is newer than the checkpoint had its default
+    was = without_places({**usual, **was})  # an option newer than the checkpoint had its default
     changed = [name for name in sorted((was.keys() | now.keys()) - may_change) if was.get(name) != now.get(name)]
     if changed:
         lines = [f"  --{name.replace('_', '-')}: was {was.get(name)}, is {now.get(name)}" for name in changed]
@@ -279,7 +279,7 @@ def _refuse_drift(config: Config, was: dict[str, Any], checkpoint: Path, new_out
 
 
 def _new_run(config: Config, was: Mapping[str, Any], command: Sequence[str], checkpoint: Path, out: Path) -> str:
-    """What to start with the same options, but with the weights of the checkpoint and in a folder of its own."""
+    """Advice and command for a new run with the same options, from the weights of the checkpoint, in its own folder."""
     replaced = {"resume": config.run.resume != "auto" and "auto", "init-from": str(checkpoint), "output-dir": str(out)}
     why = ""
     if was.get("train.seed") == config.train.seed:

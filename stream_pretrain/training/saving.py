@@ -1,4 +1,4 @@
-"""When a run saves, and what a checkpoint holds: all lanes, from all ranks, and the state of the first rank."""
+"""When a run saves, and what a snapshot holds: the cursors of all ranks, the model and optimizer of the first."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class Saves:
         self.last_step = setup.totals.step
 
     def is_due(self, *, ends: bool) -> bool:
-        """Whether the last step is to be saved, `ends` where the run ends behind it; never while steps are bad.
+        """Whether to save the last step; ends: it is the last one of the run.
 
-        Weights that are not finite would be in every checkpoint that is kept.
+        Never after a bad step: weights that are not finite could push all good checkpoints out of --run.keep-last.
         """
         step, every = self._setup.totals.step, self._setup.config.run.save_every
         return self._setup.totals.bad_steps == 0 and self.last_step < step and (ends or step % every == 0)
 
     def begin(self) -> None:
-        """Begin to save the last step. Raises: what the write before it has failed by."""
+        """Start saving the last step. Raises: the error of the previous write."""
         begin_save(self._setup, self._writer)
         self.last_step = self._setup.totals.step
 
     def end(self) -> None:
-        """Save the last step where it is not saved, also where it was bad, and wait for that. Raises: as `begin`."""
+        """Save the last step, even a bad one, unless it is saved already, and wait for that. Raises: as `begin`."""
         if self.last_step < self._setup.totals.step:
             self.begin()
         self._writer.wait()
@@ -51,21 +51,21 @@ class Saves:
 
 
 def begin_save(setup: Setup, writer: BackgroundWriter) -> None:
-    """Begin to write a checkpoint of this moment. Called by all ranks; the first one writes."""
+    """Start writing a checkpoint. Called by all ranks; the first one writes."""
     cursors = all_cursors(setup)
     if setup.ranks.is_first:
         writer.submit(lambda: _snapshot(setup, cursors, writer))
 
 
 def all_cursors(setup: Setup) -> list[LaneCursors]:
-    """The cursors of all lanes, each from the rank that trains on it. Called by all ranks."""
+    """The cursors of all lanes, gathered from their ranks. Called by all ranks."""
     own = {lane: setup.cursors[lane] for lane in lanes_of(setup.pinned.lanes, setup.ranks.index, setup.ranks.world)}
     gathered = {lane: cursors for of_rank in setup.ranks.gather(own) for lane, cursors in of_rank.items()}
     return [gathered[lane] for lane in range(setup.pinned.lanes)]
 
 
 def _snapshot(setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWriter) -> Snapshot:
-    """What a checkpoint of this moment holds, copied into the memory of the writer."""
+    """The current state, copied into the memory of the writer."""
     weights, settings = setup.parallel.export()
     trainer: dict[str, Any] = {
         "step": setup.totals.step,

@@ -17,12 +17,12 @@ from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, f
 from stream_pretrain.data.rows.tokenizer_probe import EngineRecord
 from stream_pretrain.model.loading import LoadedModel
 from stream_pretrain.training import evaluation
+from stream_pretrain.training.auto_learning_rate import Chosen, warmup_of
 from stream_pretrain.training.checkpoint import Saved, read
-from stream_pretrain.training.chosen import Chosen, warmup_of
 from stream_pretrain.training.corpus_estimate import estimate
-from stream_pretrain.training.defaults import defaults_of_then, with_options
 from stream_pretrain.training.evaluation import EvaluationSet
 from stream_pretrain.training.evaluation_documents import evaluation_corpus, evaluation_documents
+from stream_pretrain.training.kept_defaults import defaults_of_then, with_options
 from stream_pretrain.training.learning_rate import learning_rate
 from stream_pretrain.training.options_file import write_options
 from stream_pretrain.training.out_files import RECORDS
@@ -58,9 +58,9 @@ class Setup:
     defaults: Mapping[str, Any]
     """Those of the run's first start; of an option that is newer, those of the start that first knew it."""
     asked: Config
-    """The options, with `auto` where it is asked for."""
+    """The options, with `auto` where it is given."""
     chosen: Chosen
-    """What `auto` stands for."""
+    """The values of `auto`."""
 
 
 def prepare(
@@ -79,7 +79,7 @@ def prepare(
         asked, checkpoint, chosen = with_options(config, start.kept), start.checkpoint, start.chosen
         config = start.applied(config)
         saved = None if checkpoint is None else ranks.from_first(lambda: read(checkpoint))
-        # What is refused for its name, be it a dataset, is refused before a model is fetched.
+        # The corpus first: a wrong name is refused before a model is downloaded.
         pinned = pin_on_all_ranks(config, saved, ranks, progress)
         held_out = ranks.from_first(lambda: evaluation_corpus(config, out.path))
         loaded = load_on_all_ranks(config, saved, accelerator, ranks, progress)

@@ -1,4 +1,4 @@
-"""What a run says of its evaluations, and of itself when it ends."""
+"""Lines about evaluations, and the summary at the end of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class HeldOut(NamedTuple):
 
 
 def held_out_in_words(found: HeldOut, best: HeldOut | None) -> str:
-    """A held-out loss beside the best one of the run, which may be the same; None where there is no other."""
+    """A held-out loss, and the best one of the run; None where there is no other."""
     perplexity = math.exp(found.loss) if found.loss < 700 else math.inf
     shown = f"{perplexity:.2f}" if perplexity < 100 else human_count(perplexity)
     text = f"held-out loss {found.loss:.4f}, perplexity {shown}"
@@ -32,8 +32,7 @@ def summary(
 ) -> Iterator[str]:
     """The last lines of a run.
 
-    before, seconds: the totals that this start began with, and how long it trained.
-    loss: of the last line of metrics.
+    before, seconds: the totals at the begin of this start, and how long it trained. loss: of the last line of metrics.
     """
     rate = human_count((totals.tokens - before.tokens) / seconds)
     counts = f"{human_count(totals.tokens)} tokens of {human_count(totals.documents)} documents"

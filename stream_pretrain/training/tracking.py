@@ -1,7 +1,7 @@
-"""Metrics of a run: `metrics.jsonl` is the record, Weights & Biases shows it.
+"""Metrics of a run: `metrics.jsonl` is the record, Weights & Biases a view of it.
 
-Whatever happens to Weights & Biases (no key, no network, a dead client) is said in one line and stops nothing.
-What it misses is in the record, and is sent from there when the run resumes with it.
+A fault of Weights & Biases (no key, no network, a dead client) is reported in one line and never ends training. What it misses
+is sent from the record at the next resume.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from stream_pretrain.typed_json import from_json
 
 Mode = Literal["online", "offline", "disabled"]
 
-INIT_SECONDS = 30  # a start waits no longer for a server that does not answer
-LEAVE_SECONDS = 3  # the client's process has that long to leave when there is nothing to send any more
-FINISH_SECONDS = 15  # a launcher kills 30 s after SIGTERM, and the last checkpoint comes first
+CONNECT_TIMEOUT_SECONDS = 30
+FINISH_TIMEOUT_SECONDS = 15  # a launcher kills 30 s after SIGTERM, and the last checkpoint comes first
+CLIENT_EXIT_TIMEOUT_SECONDS = 3
 
 
 class Tracker:
-    """Writes every metric to OUT/metrics.jsonl, and to one Weights & Biases run per OUT. Created once, by rank 0."""
+    """Writes every metric to OUT/metrics.jsonl, and to the Weights & Biases run of OUT. Created by the first rank."""
 
     def __init__(self, record: Path | None, view: WandbView | None) -> None:
         self._record = record
@@ -46,7 +46,7 @@ class Tracker:
 
     @classmethod
     def silent(cls) -> Self:
-        """A tracker that keeps nothing, for the ranks behind the first."""
+        """A tracker that writes nothing, for the other ranks."""
         return cls(None, None)
 
     @classmethod
@@ -61,14 +61,12 @@ class Tracker:
         more: bool = False,
         only_missed: bool = False,
     ) -> Self:
-        """Go on with the record in `out`, and start or re-attach its Weights & Biases run.
+        """Continue the record in `out`, and start or resume its Weights & Biases run.
 
-        `config` is shown beside the run, `resumed_step` is the step training goes on from (none: from the start),
-        `report` takes the lines meant for the user, `more` is that of `log` for the resumed step, `only_missed` starts no
-        client where it has every step.
-
-        Raises: ConfigError when Weights & Biases is asked to be online and has no key; CheckpointError when a line of
-        the record that is still to be sent is damaged.
+        config: options shown with the run. resumed_step: the step of the checkpoint, None for a new run. report: takes
+        lines for the user. more: as in `log`, for the resumed step. only_missed: start no client if it has every step.
+        Raises: ConfigError when --run.wandb is online and there is no key; CheckpointError when a line of the record that
+        has still to be sent is damaged.
         """
         path = out / METRICS
         mode, reason = _choose_mode(run, out, report)
@@ -85,10 +83,10 @@ class Tracker:
         return tracker
 
     def log(self, step: int, metrics: Mapping[str, float | int], *, more: bool = False) -> None:
-        """Record the metrics of a step: one line, handed to the operating system before this returns.
+        """Record the metrics of a step: one line, which the operating system has when this returns.
 
-        more: whether an evaluation of this step may come yet, be it after a resume. It is put into the same line; Weights &
-        Biases, whose lines cannot be changed, gets it then, or when the next step shows that none comes.
+        more: an evaluation of this step may follow, perhaps after a resume, and is merged into the same line. Weights &
+        Biases cannot change a line: it gets the step with the evaluation, or once the next step shows that there is none.
         """
         assert "step" not in metrics
         added = metrics
@@ -118,7 +116,7 @@ class Tracker:
             self._view = None
 
     def _show(self, step: int, metrics: Mapping[str, float | int], added: Mapping[str, float | int] | None = None) -> None:
-        """Send the metrics of a step; where Weights & Biases has that step already, what was added to them since."""
+        """Send the metrics of a step; only those `added` since, where Weights & Biases has the step already."""
         if self._view is not None and not self._view.has(step):
             self._view.log(step, metrics)
         elif self._view is not None and added is not None:
@@ -128,14 +126,14 @@ class Tracker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.finish("failed")  # where nobody has said before how the run ended
+        self.finish("failed")  # does nothing after another `finish`
 
 
 class WandbView:
     """The Weights & Biases run of one OUT: its id is in OUT/wandb-id, its files in OUT/wandb.
 
-    A step is sent once. Online, the server knows the last one it has, which is kept in OUT/wandb-sent-step; offline, the
-    files of earlier starts tell: the client writes in blocks, so that a hard kill takes the last lines from them.
+    A step is sent once. What was sent is asked of the server when online (and kept in OUT/wandb-sent-step), and read from
+    the files of earlier starts when offline: the client writes in blocks, and a hard kill loses the last one.
     """
 
     def __init__(
@@ -147,7 +145,7 @@ class WandbView:
         out: Path,
         report: Callable[[str], None],
     ) -> None:
-        """sent, in_files: the last step that the server has, and those that offline files have."""
+        """sent: the last step on the server; in_files: the steps in offline files."""
         self._run, self._mode, self._sent, self._in_files, self._out, self._report = run, mode, sent, in_files, out, report
         self._last = sent
         self._working = True
@@ -162,11 +160,11 @@ class WandbView:
         config: dict[str, Any],
         report: Callable[[str], None],
     ) -> Self | None:
-        """Start the run, or attach to it when `out` has one; offline when the server fails, none when that fails too."""
+        """Start the run, or resume that of `out`; falls back to offline, then to None."""
         if escaped(path := str(out.resolve())) != path:
-            report(f"W&B is off: its client opens no path that is not UTF-8; {out / METRICS} has every metric")
+            report(f"W&B is off: its client cannot open a path that is not UTF-8; {out / METRICS} has every metric")
             return None
-        # The client reports its own errors over OpenTelemetry, and retries that loudly at exit while the server is down.
+        # Else the client reports its own errors over OpenTelemetry, and retries that noisily at exit while the server is down.
         os.environ.setdefault("OTEL_SDK_DISABLED", "true")
         sent_path = out / WANDB_SENT
         try:
@@ -174,11 +172,11 @@ class WandbView:
             sent: int | None = int(sent_path.read_text()) if sent_path.exists() else None
             in_files = steps_held(out / WANDB, run_id) if mode == "offline" else set()
         except (OSError, ValueError) as error:
-            report(f"W&B is off, its files in {out} cannot be used: {_one_line(error)}; metrics.jsonl has every metric")
+            report(f"W&B is off: its files in {out} cannot be used ({_one_line(error)}); {METRICS} has every metric")
             return None
 
         def start(mode: Literal["online", "offline"]) -> Any:
-            import wandb  # takes a second, so not before it is needed
+            import wandb  # takes a second
 
             wandb.setup(settings=wandb.Settings(mode=mode, silent=True))
             started = wandb.init(
@@ -193,10 +191,10 @@ class WandbView:
                 settings=wandb.Settings(
                     silent=True,
                     console="off",
-                    init_timeout=INIT_SECONDS,
-                    finish_timeout=FINISH_SECONDS,
+                    init_timeout=CONNECT_TIMEOUT_SECONDS,
+                    finish_timeout=FINISH_TIMEOUT_SECONDS,
                     finish_timeout_raises=True,
-                    **repository(),  # as it would find out, but for keys in the URL of the remote
+                    **repository(),  # else the client records the URL of the remote with its secrets
                 ),
             )
             started.define_metric("train/step")
@@ -212,12 +210,12 @@ class WandbView:
         except Interrupted:
             _end_client()
             raise
-        # Any exception: the client raises private types, and none of them is worth a training run.
+        # Any exception: the client raises private types, and none may end training.
         except Exception as error:
-            with suppress(Exception):  # the client's process may be what failed
+            with suppress(Exception):  # the client may be what failed
                 _end_client()
             if mode == "offline":
-                report(f"W&B is off, it did not start: {_one_line(error)}; {out / METRICS} has every metric")
+                report(f"W&B is off: it did not start ({_one_line(error)}); {out / METRICS} has every metric")
                 return None
             return cls.open(run, out, "offline", f"online failed ({_one_line(error)})", config, report)
         if mode == "online":
@@ -231,31 +229,31 @@ class WandbView:
         return (self._sent is not None and step <= self._sent) or step in self._in_files
 
     def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        """Hand metrics to the client, which sends them in a process of its own."""
+        """Give metrics to the client, which sends them from its own process."""
         import wandb
 
         if not self._working:
             return
         try:
             self._run.log({"train/step": step, **metrics})
-        # OSError: the client's process is gone. wandb.Error: it refuses. Outages do not show here: it retries by itself.
+        # OSError: the process of the client is dead. wandb.Error: it refuses. The client itself retries outages.
         except (wandb.Error, OSError) as error:
             self._fail(error)
         else:
             self._last = max(step, self._last or 0)
 
     def finish(self, state: Literal["finished", "preempted", "failed"]) -> None:
-        """End the run in this state, within FINISH_SECONDS and some; the client and its process are gone afterwards."""
+        """End the run in this state, and the process of the client, soon after FINISH_TIMEOUT_SECONDS at the latest."""
         exit_code = 0 if state == "finished" else 1
         try:
             try:
                 if state == "preempted":
                     self._run.mark_preempting()
                 self._run.finish(exit_code=exit_code)
-                if self._mode == "online" and self._working:  # all of it has arrived
+                if self._mode == "online" and self._working:  # the server has all steps
                     _keep_step(self._out / WANDB_SENT, self._last)
             finally:
-                _end_client(exit_code)  # here and not at exit, where a failure would print a traceback
+                _end_client(exit_code)  # not at exit, where a failure prints a traceback
         # Any exception, as at the start: training is over and saved.
         except Exception as error:
             self._fail(error)
@@ -285,17 +283,17 @@ def _keep_step(path: Path, step: int | None) -> None:
 
 
 def _end_client(exit_code: int = 0) -> None:
-    """End the client's process: in good order, or by force where it waits for a server that does not answer."""
+    """End the process of the client, by force where it still waits for a server."""
     import wandb
 
-    impatient = threading.Timer(LEAVE_SECONDS, _kill_client)
-    impatient.start()
+    killer = threading.Timer(CLIENT_EXIT_TIMEOUT_SECONDS, _kill_client)
+    killer.start()
     try:
         wandb.teardown(exit_code)
     except SystemExit:
-        pass  # the client's way to say that its process ended with an error, perhaps for being killed here
+        pass  # how the client reports that its process failed, or was killed here
     finally:
-        impatient.cancel()
+        killer.cancel()
 
 
 def _kill_client() -> None:
@@ -315,7 +313,7 @@ def _wanted(run: RunConfig) -> str:
 
 
 def _choose_mode(run: RunConfig, out: Path, report: Callable[[str], None]) -> tuple[Mode, str | None]:
-    """The mode of this run, and why where the user did not ask for it. Raises: ConfigError."""
+    """The mode, and the reason for one that the user did not ask for. Raises: ConfigError."""
     match wanted := _wanted(run):
         case "offline":
             return "offline", None
@@ -324,23 +322,23 @@ def _choose_mode(run: RunConfig, out: Path, report: Callable[[str], None]) -> tu
         case "auto" | "online":
             try:
                 problem = _key_problem()
-            except Exception as error:  # it is not installed, or a variable of its environment has a wrong value
+            except Exception as error:  # not installed, or a wrong value in a variable of its environment
                 broken = f"its client does not start ({_one_line(error)})"
                 if run.wandb == "online":
-                    raise ConfigError(f"W&B is asked to be online, but {broken}, or choose --run.wandb disabled") from error
-                report(f"W&B is off, {broken}; {out / METRICS} has every metric")
+                    raise ConfigError(f"W&B cannot be online, {broken}: fix that, or give --run.wandb disabled") from error
+                report(f"W&B is off: {broken}; {out / METRICS} has every metric")
                 return "disabled", None
             if problem is None:
                 return "online", None
             if wanted == "online":
-                raise ConfigError(f"W&B is asked to be online, but there is {problem}, or choose --run.wandb offline")
+                raise ConfigError(f"W&B cannot be online, {problem}, or give --run.wandb offline")
             return "offline", problem
         case _:
             raise ConfigError(f"WANDB_MODE is {wanted!r}: set it to online, offline or disabled")
 
 
 def _key_problem() -> str | None:
-    """What is wrong with the key, as the client finds it in its environment, settings or netrc; never asks for one."""
+    """What is wrong with the API key that the client finds in its environment, settings or netrc; never prompts."""
     import wandb
 
     wandb.setup(settings=wandb.Settings(mode="online", silent=True))
@@ -352,13 +350,13 @@ def _key_problem() -> str | None:
 
 
 def _read_record(path: Path) -> Iterator[tuple[int, dict[str, float | int]]]:
-    """Steps and metrics of the record, in order, with NaN where a value was not finite."""
+    """Steps and metrics of the record, in order; null is NaN."""
     for number, line in enumerate(lines_of(path), start=1):
         try:
             metrics = from_json(dict[str, Any], parsed(line), "")
             step = from_json(int, metrics.pop("step"), "")
         except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}, line {number}: not a line of metrics; remove it and start again") from error
+            raise CheckpointError(f"{path}, line {number}: not metrics; delete the line and run the command again") from error
         yield step, {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
@@ -369,6 +367,6 @@ def _run_id(path: Path) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    if hasattr(error, "errors"):  # of pydantic, whose text has several lines, and the value, which may be a key
+    if hasattr(error, "errors"):  # of pydantic, whose text contains the value, perhaps a key
         return "; ".join(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors())
     return " ".join(str(error).split()) or type(error).__name__

@@ -158,7 +158,7 @@ def test_a_damaged_shard_that_is_skipped_is_recorded_even_when_no_row_follows(mo
     for said in (1, 0):  # the second time there is nothing left to train, and nothing is named twice
         done = run_here(endless(options(folder, model, tmp_path / "out", *skip)))
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count("the rest of damaged stripes is skipped (1): OUT/quarantine.jsonl names them") == said
+        assert done.stderr.count("skipped the rest of 1 damaged stripe: OUT/quarantine.jsonl names them") == said
         records = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
         assert [record["shard"] for record in records] == ["b.jsonl.zst"]
     assert "the shard was cut short" in records[0]["why"]

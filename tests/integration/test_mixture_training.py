@@ -177,7 +177,7 @@ def test_a_source_that_leaves_the_mixture_is_named_once(command: list[str], tmp_
     mixed = [*command[3:], f"--data.sources={json.dumps(sources)}", f"--output-dir={tmp_path / 'out'}", "--lanes=2"]
     done = run_here(mixed)
     assert done.returncode == 0, done.stderr
-    said = "source few leaves the mixture, its max_epochs 1 are read; the others share its part"
+    said = "source few leaves the mixture, after max_epochs 1; the others share its weight"
     assert done.stderr.count(said) == 1
     assert metrics(tmp_path / "out")[-1]["train/few/documents"] < 30  # but for those that are held out
     assert "want of documents" not in done.stderr
@@ -201,6 +201,8 @@ def test_a_run_that_ends_since_no_source_with_a_weight_is_left_names_those_witho
     assert done.returncode == 0, done.stderr
     ended = metrics(tmp_path / "out")[-1]["step"]
     assert 10 < ended < 60
-    assert "share its part" not in done.stderr
-    said = f"step {ended}: the run ends for want of documents: all sources with a weight are read; left without one: new, more"
+    assert "share its weight" not in done.stderr
+    said = (
+        f"step {ended}: the run ends, as all sources with a weight are read; not read to the end, without a weight: new, more"
+    )
     assert said in done.stderr.splitlines()

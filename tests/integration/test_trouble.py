@@ -493,7 +493,7 @@ def test_a_run_whose_folder_is_taken_away_ends_and_does_not_make_it_anew(
         else:
             (out / "lock").unlink()
         assert running.wait(OUT_SECONDS) == 1
-    said = f"error: {out} or its lock was removed or replaced while the run trained there: nothing more is written to it"
+    said = f"error: {out} or its lock was removed or replaced during the run, which writes nothing more to it"
     assert len(running.errors()) == 1, running.stderr
     assert running.errors()[0].startswith(said)
     assert world > 1 or "Traceback" not in running.stderr  # that of the launcher is its own

@@ -20,7 +20,7 @@ from pathlib import Path
 from stream_pretrain.config import RunConfig
 from stream_pretrain.training import tracking
 
-tracking.INIT_SECONDS = tracking.FINISH_SECONDS = 3
+tracking.CONNECT_TIMEOUT_SECONDS = tracking.FINISH_TIMEOUT_SECONDS = 3
 
 def open_tracker(resumed_step=None):
     config = {"train.seed": 7}

@@ -39,4 +39,4 @@ def test_a_source_that_only_another_rank_has_not_read_is_said(epoch_of_other: in
         setup.cursors[:] = [(Cursor(epoch=1 - lane % 2),) for lane in lanes]  # those of the other rank are not kept up to date
         notices._setup = replace(setup, ranks=ranks, progress=Progress(shown))
         notices.of_end()
-    assert ("the run ends for want of documents" in shown.getvalue()) is said
+    assert ("the run ends, as all sources with a weight are read" in shown.getvalue()) is said

@@ -42,7 +42,7 @@ def test_a_shard_and_a_run_whose_names_are_not_utf_8_train_and_go_on(tmp_path: P
     command += ["--sequence-length=64", "--global-batch-size=2", f"--output-dir={out}", "--save-every=4", "--log-every=1"]
     first = run_here([*command, "--max-steps=4", "--run.wandb=offline"])
     assert first.returncode == 0, first.stderr
-    assert "W&B is off: its client opens no path that is not UTF-8" in first.stderr
+    assert "W&B is off: its client cannot open a path that is not UTF-8" in first.stderr
     second = run_here([*command, "--run.wandb=disabled"])
     assert second.returncode == 0, second.stderr
     assert "resuming after step 4" in second.stderr

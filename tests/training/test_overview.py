@@ -144,10 +144,10 @@ def test_checkpoints_are_set_against_the_free_disk(setup: Setup, tmp_path: Path)
     )
     assert lack_of_space(many, ESTIMATE) == (
         f"the checkpoints need 8.0 GB more, and {setup.out.path} has 5.0 GB free: "
-        "make room, lower --run.keep-last, or give another --output-dir"
+        "free some space, lower --run.keep-last, or give another --output-dir"
     )
     assert lack_of_space(changed(many, run={"keep_last": 1, "keep_every": 100}), ESTIMATE) == (
-        f"the checkpoints need 11 GB more, and {setup.out.path} has 5.0 GB free: make room or give another --output-dir"
+        f"the checkpoints need 11 GB more, and {setup.out.path} has 5.0 GB free: free some space or give another --output-dir"
     )
 
 

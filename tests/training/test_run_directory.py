@@ -253,7 +253,7 @@ def test_a_folder_that_is_lost_is_written_no_more_and_every_wait_ends(
         decide_start(config(), out, unexpected, COMMAND)
         out.raise_if_lost()
         lose(path)
-        with pytest.raises(CheckpointError, match=r"out or its lock was removed or replaced while the run trained there"):
+        with pytest.raises(CheckpointError, match=r"out or its lock was removed or replaced during the run"):
             out.raise_if_lost()
         with suppress(Interrupted), stop.interruptible():
             time.sleep(60)
@@ -377,7 +377,7 @@ def test_a_full_disk_does_not_hide_how_the_run_ended(tmp_path: Path, monkeypatch
         decide_start(config(), out, unexpected, [])
         monkeypatch.setattr(run_directory, "replace_file", full)
         out.record("failed", error="TrainingError: nan")
-        assert lines == [f"{tmp_path / 'run.json'} could not be written: No space left on device"]
+        assert lines == [f"{tmp_path / 'run.json'} cannot be written: No space left on device"]
         with pytest.raises(CheckpointError, match="cannot be written \\(No space left on device\\)"):
             decide_start(config(), out, unexpected, [])
 
@@ -413,11 +413,11 @@ def test_no_refuses_a_used_folder_and_accepts_one_that_holds_nothing_yet(tmp_pat
     start(tmp_path)
     assert place(start(tmp_path, config(resume="no"))) == (None, None)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(CheckpointError, match="holds a run: go on with it by --resume auto"):
+    with pytest.raises(CheckpointError, match="has a run: resume it with --resume auto"):
         start(tmp_path, config(resume="no"))
     (tmp_path / "metrics.jsonl").unlink()
     save(tmp_path, 5)
-    with pytest.raises(CheckpointError, match="holds a run"):
+    with pytest.raises(CheckpointError, match="has a run"):
         start(tmp_path, config(resume="no"))
 
 
@@ -436,7 +436,7 @@ def test_a_path_begins_a_new_run_that_the_same_command_goes_on_with(tmp_path: Pa
 def test_a_path_is_refused_in_a_folder_that_holds_another_run(tmp_path: Path) -> None:
     given = save(tmp_path, 5)
     start(tmp_path)
-    with pytest.raises(CheckpointError, match=r"holds another run, --resume \S+ begins a new one: give another --output-dir"):
+    with pytest.raises(CheckpointError, match=r"has another run, and --resume \S+ begins a new one: give another --output-dir"):
         start(tmp_path, config(resume=str(given)))
 
 
@@ -449,7 +449,7 @@ def test_a_path_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_a_model_folder_that_no_run_wrote_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    with pytest.raises(CheckpointError, match="model would be replaced, but is not from a run"):
+    with pytest.raises(CheckpointError, match="model would be replaced, but no run wrote it"):
         start(tmp_path)
     save(tmp_path, 5)
     start(tmp_path)
@@ -522,7 +522,7 @@ def test_a_checkpoint_with_cursors_of_another_version_is_refused_before_anything
     with pytest.raises(CheckpointError) as error:
         start(tmp_path / "out")
     assert str(error.value) == (
-        f"{newest} has cursors of version {version}, this program reads version 2: go on with the stream_pretrain of the "
+        f"{newest} has cursors of version {version}, this program reads version 2: resume with stream_pretrain of the "
         "version that wrote it, or start a new run from its weights: stream-pretrain --dataset org/texts --seed=1 "
         f"--init-from {newest} --output-dir {tmp_path / 'out-2'}"
     )

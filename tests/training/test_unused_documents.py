@@ -62,7 +62,7 @@ def test_a_share_above_the_limit_ends_the_run_with_the_documents_of_the_windows_
     corpus = write_with_bad_lines(tmp_path / "corpus", every=70)  # 1.4 %
     done = train(corpus, model)
     assert done.returncode == 1
-    assert "of the first 3448 documents had to be skipped, more than --data.max-bad-fraction 0.01:" in done.stderr
+    assert "of the first 3448 documents were skipped, more than --data.max-bad-fraction 0.01:" in done.stderr
 
 
 def quarantine(corpus: Path) -> list[dict[str, Any]]:
@@ -99,7 +99,7 @@ def test_most_documents_without_text_are_said_once(model: Path, tmp_path: Path) 
     [line] = [line for line in done.stderr.splitlines() if "no text" in line]
     assert line == (
         "warning: 813 of the first 1,220 documents have no text: is it in 'text'? OUT/quarantine.jsonl says what they have; "
-        "--data.min-characters 1 leaves them out"
+        "--data.min-characters 1 filters them out"
     )
 
 
@@ -110,8 +110,7 @@ def test_a_corpus_without_text_says_what_it_has(model: Path, tmp_path: Path) -> 
     done = train(corpus, model)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        f"error: {corpus}: holds no document to train on, but 30 without text and 2 that had to be skipped: "
-        "not JSON / text is null"
+        f"error: {corpus}: no document to train on, but 30 without text and 2 skipped: not JSON / text is null"
     )
     assert [(record["why"], record["documents"]) for record in quarantine(corpus)] == [
         ("not JSON", 1),
@@ -125,6 +124,6 @@ def test_a_field_that_a_source_of_a_mixture_does_not_have_is_said_of_that_source
     plans = [SimpleNamespace(name=name, read=SimpleNamespace(fields=[name])) for name in ("a", "b", "c")]
     assert sources_without_text(totals, plans, at_end=False) == {  # type: ignore[arg-type]
         "b": "700 of the first 1,200 documents of source b have no text: is it in 'b'? OUT/quarantine.jsonl says what they "
-        "have; --data.min-characters 1 leaves them out"
+        "have; --data.min-characters 1 filters them out"
     }
     assert list(sources_without_text(totals, plans, at_end=True)) == ["b", "c"]  # type: ignore[arg-type]

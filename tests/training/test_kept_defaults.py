@@ -14,7 +14,7 @@ from stream_pretrain import cli
 from stream_pretrain.config import GROUPS, Config, DataConfig, ModelConfig, TrainConfig, defaults, fixed_options, option
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError
 from stream_pretrain.model import loading
-from stream_pretrain.training.defaults import defaults_of_then, kept_options, with_options
+from stream_pretrain.training.kept_defaults import defaults_of_then, kept_options, with_options
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import tiny_options
 from tests.training.runs import run_here
@@ -79,9 +79,9 @@ def test_a_checkpoint_of_an_earlier_version_had_the_defaults_of_then(tmp_path: P
     assert started.checkpoint == newest
     assert started.kept == {"data.sequence_length": 512, "train.learning_rate": 5e-4, "train.warmup_steps": 0}
     assert lines == [
-        "--data.sequence-length stays 512, as by default when the run began (now 1024), unless you give it",
-        "--train.learning-rate stays 0.0005, as by default when the run began (now 0.001), unless you give it",
-        "--train.warmup-steps stays 0, as by default when the run began (now auto), unless you give it",
+        "--data.sequence-length stays 512, the default when the run began (now 1024), unless you give it",
+        "--train.learning-rate stays 0.0005, the default when the run began (now 0.001), unless you give it",
+        "--train.warmup-steps stays 0, the default when the run began (now auto), unless you give it",
     ]
 
 
@@ -109,7 +109,7 @@ def test_a_run_goes_on_with_the_defaults_that_it_began_with_however_often(
     ]
     assert run_here([*arguments, "--max-steps=1"]).returncode == 0
     monkeypatch.setitem(GROUPS, "train", LaterTrain)
-    said = "--train.epsilon stays 1e-08, as by default when the run began (now 1e-06), unless you give it"
+    said = "--train.epsilon stays 1e-08, the default when the run began (now 1e-06), unless you give it"
     for steps in (2, 3):
         gone_on = run_here([*arguments, f"--max-steps={steps}"])
         assert (gone_on.returncode, said in gone_on.stderr) == (0, True), gone_on.stderr

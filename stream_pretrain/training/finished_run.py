@@ -1,4 +1,4 @@
-"""A run that had finished, started again: nothing is trained or written again, and what is missing of its results is added."""
+"""The start of a run that is already finished: adds results that are missing, and trains nothing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from stream_pretrain.training.tracking import Tracker
 def complete_finished(
     config: Config, command: Sequence[str], progress: Progress, stop: StopRequest, out: RunDirectory
 ) -> int | None:
-    """Complete a run that had finished: `model/` and what Weights & Biases lacks; returns its last step.
+    """Complete a finished run: `model/`, and what Weights & Biases lacks; returns its last step.
 
     None where a step or an evaluation is still to be done, which needs the model and the corpus. Called by the owner of OUT.
-    Raises: CheckpointError, also for options that must not change in a run; ConfigError; Interrupted.
+    Raises: CheckpointError, also for a changed fixed option; ConfigError; Interrupted.
     """
     with stop.interruptible():
         step = out.finished_at(config.train)

@@ -11,8 +11,8 @@ import pytest
 
 from stream_pretrain.config import Config, DataConfig, ModelConfig, TrainConfig, defaults, run_directory
 from stream_pretrain.errors import CheckpointError, ConfigError
+from stream_pretrain.training.auto_learning_rate import Chosen, chosen_for, warmup_of
 from stream_pretrain.training.checkpoint import read_trainer
-from stream_pretrain.training.chosen import Chosen, chosen_for, warmup_of
 from stream_pretrain.training.learning_rate import learning_rate
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.checkpoints import unexpected
@@ -107,8 +107,8 @@ def test_a_run_of_an_earlier_version_keeps_its_defaults_and_says_so(tmp_path: Pa
         save(out, 50, run, earlier=True, **said_then)
         begun = start(out, run, report=lines.append)
         assert lines == [
-            "--train.learning-rate stays 0.0005, as by default when the run began (now auto), unless you give it",
-            "--train.warmup-steps stays 0, as by default when the run began (now auto), unless you give it",
+            "--train.learning-rate stays 0.0005, the default when the run began (now auto), unless you give it",
+            "--train.warmup-steps stays 0, the default when the run began (now auto), unless you give it",
         ]
         assert begun.kept == {"train.learning_rate": 5e-4, "train.warmup_steps": 0}
         assert begun.chosen == Chosen(5e-4, 0)
@@ -121,8 +121,8 @@ def test_auto_changes_nothing_in_a_run_of_an_earlier_version(tmp_path: Path) -> 
     asked = replace(run, given=frozenset({"train.learning_rate", "train.warmup_steps"}))
     assert start(tmp_path, asked, report=lines.append).chosen.applied(asked).train.learning_rate == 5e-4
     assert lines == [
-        "--train.learning-rate auto is 0.0005 here, since the run began before there was auto; give a number for another",
-        "--train.warmup-steps auto is 0 here, since the run began before there was auto; give a number for another",
+        "--train.learning-rate auto is 0.0005 here, since the run began before there was auto; give a number to change it",
+        "--train.warmup-steps auto is 0 here, since the run began before there was auto; give a number to change it",
     ]
     given = of(ModelConfig(path="org/model"), max_steps=100, learning_rate=1e-3, warmup_steps=9)
     start(tmp_path, replace(given, given=asked.given), report=unexpected)

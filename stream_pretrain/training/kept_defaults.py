@@ -1,4 +1,4 @@
-"""Defaults of a run under way do not change: an option that is not given has the one of when the run began."""
+"""Defaults of a run never change: an option that is not given keeps the default of the first start."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from stream_pretrain.errors import DamagedCheckpointError
 
 
 def defaults_of_then(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of when the run began, by trainer.json of its checkpoint; one of an earlier version says nothing of them."""
-    return {**_BEFORE_THEY_WERE_SAID, **trainer.get("defaults", EARLIER_DEFAULTS)}
+    """The defaults of the first start, from trainer.json; checkpoints of earlier versions do not have them."""
+    return {**_BEFORE_RECORDED, **trainer.get("defaults", EARLIER_DEFAULTS)}
 
 
-_BEFORE_THEY_WERE_SAID = {"train.learning_rate": 5e-4, "train.warmup_steps": 0}
-"""Of options that have another default today, besides those that name a run."""
+_BEFORE_RECORDED = {"train.learning_rate": 5e-4, "train.warmup_steps": 0}
+"""Defaults that have changed since, of options that do not name a run."""
 
 
 def kept_options(config: Config, then: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """The options that are not given and had another default when the run began, with that one.
+    """Options that are not given and had another default at the first start, with that default.
 
-    Raises: DamagedCheckpointError for a default of another type.
+    Raises: DamagedCheckpointError for a default of the wrong type.
     """
     now = defaults(config)
     kept = {}
     for name, value in flatten(config).items():
-        # How a run is recorded and kept is asked for before its checkpoints are read, and anew at each start.
+        # Options of the group `run` are used before checkpoints are read, and belong to a start.
         if name.startswith("run.") or name in config.given or name not in then or value != now[name] or value == then[name]:
             continue
         if not _may_be(config, name, then[name]):
@@ -42,7 +42,7 @@ def kept_options(config: Config, then: Mapping[str, Any], checkpoint: Path) -> d
 
 
 def _may_be(config: Config, name: str, value: Any) -> bool:
-    """Whether a value, as JSON has it, is of the type of an option."""
+    """Whether a JSON value has the type of an option."""
     group, _, option = name.partition(".")
     kind = typing.get_type_hints(type(getattr(config, group)))[option]
     if typing.get_origin(kind) is tuple:
@@ -55,7 +55,7 @@ def _may_be(config: Config, name: str, value: Any) -> bool:
 
 
 def with_options(config: Config, options: Mapping[str, Any]) -> Config:
-    """The options with some, by dotted name, of another value."""
+    """The config with some options replaced, by dotted name."""
     for name, value in options.items():
         group, _, option = name.partition(".")
         config = dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{option: value})})
@@ -63,7 +63,7 @@ def with_options(config: Config, options: Mapping[str, Any]) -> Config:
 
 
 def in_words(config: Config, kept: Mapping[str, Any]) -> Iterator[str]:
-    """What is kept, a line each."""
+    """A line for each kept option."""
     for name, value in kept.items():
         now = flatten(config)[name]
-        yield f"--{name.replace('_', '-')} stays {value}, as by default when the run began (now {now}), unless you give it"
+        yield f"--{name.replace('_', '-')} stays {value}, the default when the run began (now {now}), unless you give it"
