@@ -114,6 +114,7 @@ def test_randomness_needs_numpy_and_nothing_else() -> None:
         "from stream_pretrain import config; config.validate",
         "from stream_pretrain.cli import main; assert main(['--help']) == 0",
         "from stream_pretrain.cli import main; assert main(['--dataset=x', '--model=y']) == 2",
+        "from stream_pretrain.cli import main; assert (main(['--lr=3']), main(['a.yaml'])) == (2, 2)",
     ],
 )
 def test_options_help_and_usage_errors_load_nothing_heavy(code: str) -> None:
