@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_lines import with_last
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.forks import ENVIRONMENT, trainers, without_times
 from tests.integration.http_server import Server, serve
@@ -117,6 +118,22 @@ def test_a_network_that_brings_nothing_until_the_deadline_ends_with_75(
     done = trainers().run(["-m", "stream_pretrain", *arguments, "--data.retry-deadline=0.5"], ENVIRONMENT)
     assert done.returncode == 75, done.stderr
     assert "start the same command again, or raise --data.retry-deadline" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.long
+def test_all_ranks_end_with_75_where_the_network_brings_one_of_them_nothing(
+    server: Server, arguments: list[str], tmp_path: Path
+) -> None:
+    shard = server.url("s.jsonl.zst")
+    options = with_last([*arguments, f"--dataset={shard}", "--lanes=2", "--global-batch-size=2", "--data.retry-deadline=2"])
+    with job(2, options, tmp_path / "log") as running:
+        trains(running, tmp_path / "out")
+        server.inject("s.jsonl.zst", {"do": "status", "status": 503, "times": 1000})
+        assert running.wait(OUT_SECONDS) == 1, running.stderr
+    run = recorded(tmp_path / "out")
+    assert (run["state"], run["exit_code"]) == ("failed", 75)
+    assert "start the same command again, or raise --data.retry-deadline" in run["error"]
+    assert "exitcode  : 75" in running.stderr
 
 
 @pytest.mark.parametrize(("more", "code"), [("--max-steps=2", 0), ("--dataset=/nowhere", 1), ("--max-steps=0", 2)])
