@@ -128,7 +128,9 @@ def misplaced(argument: str, last: str = "") -> str | None:
     with contextlib.suppress(OSError):  # too long for a name
         if path.exists() and last:
             pattern = path.parent / f"*{''.join(path.suffixes)}"
-            return f"--{last} takes one value, but {argument} follows it: quote a pattern, --{last} '{pattern}'"
+            return (
+                f"--{last} takes one value, but {argument} follows: if the shell has expanded a pattern, quote it: '{pattern}'"
+            )
         if path.exists():
             return f"{argument} is a file or folder: give --dataset {argument}"
     return None
@@ -199,7 +201,9 @@ def _instead(name: str) -> str:
     last = name.rpartition(".")[2]
     for called in (name, last):
         if called in SYNONYMS:
-            return f"; use --{usual_name(SYNONYMS[called])}: {help_texts()[SYNONYMS[called]]}"
+            dotted = SYNONYMS[called]
+            names = " or ".join(f"--{name}" for name in dict.fromkeys((usual_name(dotted), dotted)))
+            return f"; use {names}: {help_texts()[dotted]}"
     sharing = [dotted for dotted in TYPES if dotted.endswith(f".{last}")]
     if len(sharing) > 1:
         return f"; give {' or '.join(f'--{dotted}' for dotted in sharing)}"

@@ -167,7 +167,8 @@ def test_what_other_programs_call_an_option_is_answered_by_its_name_and_its_help
     capsys: pytest.CaptureFixture[str], synonym: str, option: str, value: list[str]
 ) -> None:
     said = one_line_error(capsys, *NEEDED, f"--{synonym}{''.join(value)}")
-    assert said.startswith(f"unknown option --{synonym.replace('_', '-')}; use --{option}: ")
+    names = f"--{option}" if "." in option else f"--{option} or --{NAMES[option]}"
+    assert said.startswith(f"unknown option --{synonym.replace('_', '-')}; use {names}: ")
     assert said.endswith(".")
 
 
@@ -302,7 +303,8 @@ def test_a_later_file_overrides_an_earlier_one(tmp_path: Path) -> None:
         ("tran:\n  seed: 3\n", "unknown group tran; did you mean train?"),
         (
             "mlm_probability: 0.2\n",
-            "unknown option --mlm-probability; use --mask-rate: Share of a row's maskable positions that get a label (mlm).",
+            "unknown option --mlm-probability; use --mask-rate or --objective.mask-rate: Share of a row's maskable positions "
+            "that get a label (mlm).",
         ),
         ("dataset: [a, b]\n", "dataset takes one value, not a list or mapping; quote it if that is its text"),
         ("seed: 1\nlanes: 2\nseed: 3\n", "line 3: seed is given twice"),
@@ -385,11 +387,11 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             ["--dataset", "a.jsonl.zst", "b.jsonl.zst", "--model=x"],
-            "--dataset takes one value, but b.jsonl.zst follows it: quote a pattern, --dataset '*.jsonl.zst'",
+            "--dataset takes one value, but b.jsonl.zst follows: if the shell has expanded a pattern, quote it: '*.jsonl.zst'",
         ),
         (
             ["train", "--model=x", "--eval.dataset", "data/c", "data/d"],
-            "--eval.dataset takes one value, but data/d follows it: quote a pattern, --eval.dataset 'data/*'",
+            "--eval.dataset takes one value, but data/d follows: if the shell has expanded a pattern, quote it: 'data/*'",
         ),
         (["run.yaml", "--max-steps=3"], "run.yaml is a file of options: give --config run.yaml"),
         (["train", "run.yaml"], "run.yaml is a file of options: give --config run.yaml"),
