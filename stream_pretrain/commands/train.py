@@ -28,7 +28,7 @@ from stream_pretrain.training.checkpoint import BackgroundWriter, checkpoint_nam
 from stream_pretrain.training.finished_run import complete_finished
 from stream_pretrain.training.launcher import tell_launcher
 from stream_pretrain.training.out_files import CHECKPOINTS, MODEL
-from stream_pretrain.training.parallelism import accelerate_for_one_run, accelerator_for
+from stream_pretrain.training.parallelism import accelerate_for_one_run, accelerator_for, collective_timeout
 from stream_pretrain.training.peers import (
     ACKNOWLEDGE_SECONDS,
     NO_HEARTBEAT,
@@ -57,7 +57,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
     """Train as the options say; returns the exit code of this process."""
     allow_many_open_files()
     accelerator = accelerator_for(config)
-    ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+    ranks = Ranks.of(accelerator.process_index, accelerator.num_processes, collective_timeout(config))
     secrets = secrets_of(config, os.environ)
     progress = Progress(sys.stderr if ranks.is_first else None)
     with ExitStack() as stack:

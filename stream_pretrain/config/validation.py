@@ -49,10 +49,6 @@ def validate(config: Config) -> None:
         "--objective.mask-share and --objective.random-share add up to more than 1",
     )
     refuse_unless(
-        data.lanes == "auto" or train.global_batch_size % data.lanes == 0,
-        f"--lanes {data.lanes} must divide --global-batch-size {train.global_batch_size}",
-    )
-    refuse_unless(
         objective.final_mask_rate is None or train.max_steps is not None,
         "--objective.final-mask-rate is reached at the last step and needs --max-steps",
     )

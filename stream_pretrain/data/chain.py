@@ -36,8 +36,9 @@ def stream_plan(config: Config, tokenizer: PreTrainedTokenizerFast, pinned: Pinn
     Raises: SourceError, ConfigError, ModelError, before any shard is read.
 
     A shard of six lines of 26 bytes, read in windows of 52 bytes by two lanes. Lane 1 is dealt the first and the last window,
-    lane 0 the one between them; a row holds one document. Behind each row stands the cursor of its lane: windows read, the
-    document of the shuffled window that the group of rows begins with, and rows taken of the group.
+    lane 0 the one between them; a row holds one document. Beside each row is the cursor of its lane behind the step: windows
+    read, the document of the shuffled window that the group of rows begins with, and rows taken of the group. In the last step,
+    lane 0 has ended and lane 1 gives both rows.
 
     >>> config = Config(
     ...     data=DataConfig(dataset=shard, lanes=2, window_bytes=52, sequence_length=4, packing="none"),
@@ -45,7 +46,7 @@ def stream_plan(config: Config, tokenizer: PreTrainedTokenizerFast, pinned: Pinn
     ...     train=TrainConfig(global_batch_size=2, max_epochs=1),
     ... )
     >>> with StepStream(stream_plan(config, tokenizer), first_cursors(2)) as stream:
-    ...     for step in itertools.islice(stream, 4):
+    ...     for step in itertools.islice(stream, 3):
     ...         for lane, ids in zip(step.row_lane.tolist(), step.rows.input_ids):
     ...             cursor = Cursor(*step.cursors[lane, 0].tolist())
     ...             print(f"lane {lane}:", tokenizer.decode(ids), (cursor.window, cursor.next_document, cursor.taken))
@@ -53,7 +54,7 @@ def stream_plan(config: Config, tokenizer: PreTrainedTokenizerFast, pinned: Pinn
     lane 1: [CLS] doc bast [SEP] (0, 0, 1)
     lane 0: [CLS] doc ball [SEP] (1, 0, 0)
     lane 1: [CLS] doc bara [SEP] (1, 0, 0)
-    lane 1: [CLS] doc band [SEP] (1, 0, 1)
+    lane 1: [CLS] doc band [SEP] (2, 0, 0)
     lane 1: [CLS] doc cora [SEP] (2, 0, 0)
     """
     pinned = pinned or pin(config, world=1)  # resolve, pin

@@ -17,9 +17,6 @@ from stream_pretrain.training.ranks import Ranks
 def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
     """What the user may want to start otherwise."""
     lanes = plan.layout.lanes
-    if lanes % ranks.world:
-        idle = 1 - lanes / (-(-lanes // ranks.world) * ranks.world)
-        yield f"{lanes} lanes do not divide evenly over {ranks.world} ranks: {idle:.0%} of every step is idle"
     for source in plan.sources:
         if source.whole:
             yield f"source {source.name} is too small to be dealt to {lanes} lanes: each reads all of it, in its own order"

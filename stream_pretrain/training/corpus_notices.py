@@ -63,8 +63,7 @@ class CorpusNotices:
             if source.max_epochs is not None and metrics.get(f"train/{source.name}/epoch_least", 0) >= source.max_epochs
         ]  # fmt: skip
         self._present = [source for source in self._present if source not in ended]
-        row = setup.totals.step * plan.layout.rows_per_lane
-        continues = plan.parts_of_row(row, [source not in self._present for source in plan.sources])
+        continues = plan.parts_at(setup.totals.step, [source not in self._present for source in plan.sources])
         for source in ended if continues else []:  # else the run ends
             setup.progress.notice(
                 f"step {setup.totals.step:,}: source {source.name} leaves the mixture, after max_epochs {source.max_epochs}; "

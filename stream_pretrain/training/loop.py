@@ -16,12 +16,14 @@ from torch import Tensor
 
 from stream_pretrain.config import Config
 from stream_pretrain.data.lanes.cursor import Cursor
-from stream_pretrain.data.lanes.step_rows import StepRows
-from stream_pretrain.data.lanes.stream import StepStream, lanes_of
+from stream_pretrain.data.lanes.row_layout import part_of
+from stream_pretrain.data.lanes.step_rows import StepRows, TrainRows
+from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_state import LaneCursors
 from stream_pretrain.data.rows.batches import micro_batches, on_device
-from stream_pretrain.errors import StreamPretrainError, TrainingError
+from stream_pretrain.errors import TrainingError
 from stream_pretrain.training.learning_rate import learning_rate
+from stream_pretrain.training.rows_of_rank import next_rows
 from stream_pretrain.training.signals import Interrupted
 from stream_pretrain.training.start import Setup
 from stream_pretrain.training.totals import OF_WINDOWS, refuse_too_many_skipped
@@ -59,12 +61,12 @@ class StepResult:
     stop: bool
     """Whether any rank was asked to stop."""
     rows_seen: StepRows
-    """What this rank trained on."""
+    """What this rank has read for it."""
 
 
 @dataclass(frozen=True)
 class EndOfCorpus:
-    """Every lane of every rank has read its epochs; no step, but documents may have been skipped on the way to the end."""
+    """Every lane of every rank has read its epochs: no step, but documents may have been skipped on the way to the end."""
 
     rows_seen: StepRows
 
@@ -77,54 +79,56 @@ def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iter
     Raises TrainingError after too many steps in a row without an update, ContentError when too much is unreadable.
     """
     config, ranks, totals, parallel = setup.config, setup.ranks, setup.totals, setup.parallel
-    lanes, sources = setup.plan.layout.lanes, len(setup.plan.sources)
+    sources, own_lanes = len(setup.plan.sources), part_of(range(setup.plan.layout.lanes), ranks.index, ranks.world)
     parameters = {name: parameter for name, parameter in parallel.model.named_parameters() if parameter.requires_grad}
     is_checked = False
 
     while config.train.max_steps is None or totals.step < config.train.max_steps:
         started = time.perf_counter()
-        rows, abandoned = _next_rows(setup, stream, watchdog)
+        read, rows, interrupted = next_rows(stream, ranks, setup.stop, watchdog)
         waited = time.perf_counter() - started
+        interrupted = interrupted or _comes_too_soon(setup)
 
-        own_lanes = lanes_of(lanes, ranks.index, ranks.world)
-        progress = sum(setup.plan.progress(lane, setup.cursors[lane]) for lane in own_lanes)
-        labels_and_progress = _tensor([float((rows.labelled.labels >= 0).sum()), progress], parallel.device)
+        of_lanes = [setup.cursors[lane] for lane in own_lanes]
+        bytes_read = [float(sum(lane[source].bytes_read for lane in of_lanes)) for source in range(sources)]  # before the step
+        labels_and_bytes = _tensor([float((rows.labelled.labels >= 0).sum()), *bytes_read], parallel.device)
         with watchdog.stage("waiting for the other ranks"):
-            ranks.sum(labels_and_progress)
-        losses, left_out = _backward(setup, rows, parallel.loss_scale(labels_and_progress[0]), watchdog)
+            ranks.sum(labels_and_bytes)
+        losses, left_out = _backward(setup, rows, parallel.loss_scale(labels_and_bytes[0]), watchdog)
         if not is_checked:
             _refuse_parameters_without_gradient(parameters)
             is_checked = True
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.train.max_grad_norm)
 
-        counts = _counts(rows, sources)
-        counts |= {"stops": [int(setup.stop.requested)], "abandons": [int(abandoned or left_out)]}
+        counts = _counts(read, rows, sources)
+        counts |= {"stops": [int(setup.stop.requested)], "abandons": [int(interrupted or left_out)]}
         sums = torch.cat([losses, _tensor([*itertools.chain(*counts.values())], parallel.device)])
         with watchdog.stage("waiting for the device and the other ranks"):
             ranks.sum(sums)
             # The one place where the host waits for the device.
-            on_host = torch.cat([sums, labels_and_progress, grad_norm.double().reshape(1)]).tolist()
+            on_host = torch.cat([sums, labels_and_bytes, grad_norm.double().reshape(1)]).tolist()
         sizes = {"loss": 1, "correct": 1, "source_loss": sources, **{name: len(values) for name, values in counts.items()}}
-        summed = _by_name(on_host, {**sizes, "labels": 1, "progress": 1, "grad_norm": 1})
+        summed = _by_name(on_host, {**sizes, "labels": 1, "bytes_read": sources, "grad_norm": 1})
         if any(summed["abandons"]):
             raise Interrupted
         if summed["rows"] == [0]:
             totals.count(summed["windows"])
-            _keep(setup.cursors, rows)
-            yield EndOfCorpus(rows)
+            _keep(setup.cursors, read)
+            yield EndOfCorpus(read)
             refuse_too_many_skipped(totals, config.data.max_bad_fraction)
             return
 
-        [loss], [norm], [done] = summed["loss"], summed["grad_norm"], summed["progress"]
+        [loss], [norm] = summed["loss"], summed["grad_norm"]
         updated = math.isfinite(loss) and math.isfinite(norm)
-        rate = learning_rate(config.train, totals.step, _progress(config, totals.step, done / lanes))
+        share_read = setup.plan.progress(summed["bytes_read"], totals.step)
+        rate = learning_rate(config.train, totals.step, _progress(config, totals.step, share_read))
         if updated:
             for group in parallel.optimizer.param_groups:
                 group["lr"] = rate
             parallel.optimizer.step()
         parallel.optimizer.zero_grad()
 
-        _keep(setup.cursors, rows)
+        _keep(setup.cursors, read)
         [tokens], [row_count], [segments] = (map(int, summed[name]) for name in ("tokens", "rows", "segments"))
         totals.step += 1
         totals.tokens += tokens
@@ -151,9 +155,9 @@ def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iter
             seconds=time.perf_counter() - started,
             seconds_waiting=waited,
             data_seconds=summed["data_seconds"],
-            progress=_progress(config, totals.step, done / lanes),
+            progress=_progress(config, totals.step, share_read),
             stop=any(summed["stops"]),
-            rows_seen=rows,
+            rows_seen=read,
         )
         if totals.bad_steps > config.train.max_bad_steps:
             raise TrainingError(
@@ -163,29 +167,23 @@ def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iter
         refuse_too_many_skipped(totals, config.data.max_bad_fraction)
 
 
-def _next_rows(setup: Setup, stream: StepStream, watchdog: Watchdog) -> tuple[StepRows, bool]:
-    """The rows of this rank for the next step; none, and True, where a signal ends the wait of one rank among several.
+def _comes_too_soon(setup: Setup) -> bool:
+    """Whether a request to stop has come before a step of one micro-batch, in which the ranks meet: it is not left out later.
 
-    That rank keeps up with the others, which are in this step already, to its end.
-    Raises: Interrupted where this rank is alone; StreamPretrainError.
+    Raises: Interrupted where this rank is alone.
     """
+    if _micro_batches(setup)[1] > 1:
+        return False
     try:
-        with watchdog.stage("waiting for data"), setup.stop.interruptible():
-            rows = next(stream)
-            if _micro_batches(setup)[1] == 1:  # in which the ranks meet: it is not left out
-                setup.stop.complete(setup.totals.step + 1)
-            return rows, False
-    except StreamPretrainError as error:
-        if setup.ranks.world == 1:
-            raise  # with its cause
-        raise setup.ranks.named(error) from error
+        setup.stop.complete(setup.totals.step + 1)
     except Interrupted:
         if setup.ranks.world == 1:
             raise
-        return stream.nothing, True
+        return True
+    return False
 
 
-def _backward(setup: Setup, rows: StepRows, scale: Tensor, watchdog: Watchdog) -> tuple[Tensor, bool]:
+def _backward(setup: Setup, rows: TrainRows, scale: Tensor, watchdog: Watchdog) -> tuple[Tensor, bool]:
     """Add up the gradients of a step; returns the sums of losses, right labels and losses by source [2 + sources].
 
     True: a request to stop has left out micro-batches, since the step may be longer than a launcher waits.
@@ -195,7 +193,7 @@ def _backward(setup: Setup, rows: StepRows, scale: Tensor, watchdog: Watchdog) -
     torch.manual_seed(_seed(config.train.seed, setup.totals.step, setup.ranks.index))  # dropout: nothing to save or restore
     losses = torch.zeros(2 + len(plan.sources), dtype=torch.float64, device=parallel.device)
     left_out = False
-    batches = micro_batches(rows.rows, rows.labelled, rows.row_source, size, micro_batches_a_step, plan.encoder.pad)
+    batches = micro_batches(rows.rows, rows.labelled, rows.source, size, micro_batches_a_step, plan.encoder.pad)
     for number, batch in enumerate(on_device(batches, parallel.device), start=1):
         is_last = number == micro_batches_a_step
         if not is_last and setup.stop.leaves(setup.totals.step + 1, micro_batches_a_step - number):
@@ -212,23 +210,23 @@ def _backward(setup: Setup, rows: StepRows, scale: Tensor, watchdog: Watchdog) -
 def _micro_batches(setup: Setup) -> tuple[int, int]:
     """Rows of a micro-batch, and micro-batches of a step."""
     layout = setup.plan.layout
-    rows_of_rank = len(lanes_of(layout.lanes, 0, setup.ranks.world)) * layout.rows_per_lane  # the first has the most
+    rows_of_rank = math.ceil(layout.global_batch_size / setup.ranks.world)
     size = min(setup.config.train.micro_batch_size, rows_of_rank)
     return size, math.ceil(rows_of_rank / size)
 
 
-def _counts(rows: StepRows, sources: int) -> dict[str, list[float]]:
+def _counts(read: StepRows, rows: TrainRows, sources: int) -> dict[str, list[float]]:
     """What this rank adds to the sums of a step; `windows` is [sources x OF_WINDOWS], `source_…` [sources]."""
     lengths, labels = rows.rows.segment_length.astype(np.int64), (rows.labelled.labels >= 0).sum(axis=1)
     return {
         "tokens": [rows.tokens],
-        "rows": [len(rows.row_lane)],
+        "rows": [len(rows)],
         "segments": [len(lengths)],
-        "windows": rows.cursors[:, :, _OF_WINDOWS].sum(axis=0).ravel().tolist(),
-        "data_seconds": rows.seconds.tolist(),
-        "source_documents": rows.cursors[:, :, _DOCUMENTS].sum(axis=0).tolist(),
-        "source_labels": np.bincount(rows.row_source, labels, sources).tolist(),
-        "source_tokens": np.bincount(rows.row_source[rows.rows.segment_row], lengths, sources).tolist(),
+        "windows": read.cursors[:, :, _OF_WINDOWS].sum(axis=0).ravel().tolist(),
+        "data_seconds": read.seconds.tolist(),
+        "source_documents": read.cursors[:, :, _DOCUMENTS].sum(axis=0).tolist(),
+        "source_labels": np.bincount(rows.source, labels, sources).tolist(),
+        "source_tokens": np.bincount(rows.source[rows.rows.segment_row], lengths, sources).tolist(),
     }
 
 

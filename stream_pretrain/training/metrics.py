@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.source_lane import CAUSES
-from stream_pretrain.data.lanes.stream import lanes_of
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors
 from stream_pretrain.model.flops import peak_bf16_flops, training_flops
@@ -37,8 +37,8 @@ class MetricsWindow:
         seconds = sum(result.seconds for result in results)
         tokens = sum(result.tokens for result in results)
         rows = sum(result.rows for result in results)
-        own = [cursors[lane] for lane in lanes_of(len(cursors), self.ranks.index, self.ranks.world)]
-        epochs = [{cursor.epoch for cursor in of_source} for of_source in zip(*own, strict=True)]
+        own = [cursors[lane] for lane in part_of(range(len(cursors)), self.ranks.index, self.ranks.world)]
+        epochs = [{lane[source].epoch for lane in own} for source in range(len(self.plan.sources))]
         source_epochs = [set().union(*of_ranks) for of_ranks in zip(*self.ranks.gather(epochs), strict=True)]
         waiting = sum(result.seconds_waiting for result in results) / seconds
         spent = np.sum([result.data_seconds for result in results], axis=0)

@@ -93,6 +93,11 @@ def load_trained_weights(ranks: Ranks, loaded: LoadedModel, bare: PretrainingMod
     ranks.from_first(lambda: load_weights(weights, file, untrained(weights, bare.model)))
 
 
+def collective_timeout(config: Config) -> timedelta:
+    """How long a rank waits for the others, any of which may retry a server until its deadline."""
+    return timedelta(seconds=config.data.retry_deadline + COLLECTIVE_TIMEOUT_SECONDS)
+
+
 @contextmanager
 def accelerate_for_one_run() -> Iterator[None]:
     """Reset the global state of Accelerate after a run: it refuses a second run with other settings in a process."""
@@ -117,10 +122,7 @@ def accelerator_for(config: Config) -> Accelerator:
         mixed_precision=mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_backend="no",
-        # A rank may retry a server until the deadline, while the others wait for that rank.
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=config.data.retry_deadline + COLLECTIVE_TIMEOUT_SECONDS)),
-        ],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=collective_timeout(config))],
     )
     supported = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in supported:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +26,14 @@ class Ranks:
 
     index: int = 0
     world: int = 1
+    cpu_group: dist.ProcessGroup | None = None
+    """By which they exchange what is not on a device; None where there is one."""
+
+    @classmethod
+    def of(cls, index: int, world: int, timeout: timedelta) -> Self:
+        """This process among others; called by all of them."""
+        group = dist.new_group(backend="gloo", timeout=timeout) if world > 1 else None
+        return cls(index, world, group)
 
     @property
     def is_first(self) -> bool:
@@ -67,6 +77,30 @@ class Ranks:
         """Replace a small tensor by its sum over the ranks."""
         if self.world > 1:
             dist.all_reduce(tensor)
+
+    def sum_on_cpu(self, tensor: torch.Tensor) -> None:
+        """Replace a small tensor, which is not on a device, by its sum over the ranks."""
+        if self.world > 1:
+            dist.all_reduce(tensor, group=self.cpu_group)
+
+    def exchange(self, outgoing: Mapping[int, T], senders: Iterable[int]) -> dict[int, T]:
+        """Send a value to each of some ranks, and receive one from each of some; both have to expect it."""
+        sent = []
+        for rank, value in outgoing.items():
+            payload = torch.frombuffer(bytearray(pickle.dumps(value, protocol=5)), dtype=torch.uint8)
+            for tag, part in enumerate((torch.tensor([len(payload)]), payload)):
+                sent.append((dist.isend(part, rank, self.cpu_group, tag), part))
+        received: dict[int, T] = {}
+        for rank in senders:
+            size = torch.empty(1, dtype=torch.int64)
+            dist.recv(size, rank, self.cpu_group, 0)
+            payload = torch.empty(int(size), dtype=torch.uint8)
+            dist.recv(payload, rank, self.cpu_group, 1)
+            received[rank] = pickle.loads(payload.numpy().data)
+        for work, _ in sent:
+            if work is not None:
+                work.wait()
+        return received
 
     def spread(self, tensors: Sequence[torch.Tensor], device: torch.device) -> None:
         """Overwrite contiguous tensors, which are alike on all ranks, by those of the first rank.

@@ -39,7 +39,9 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
     out, totals, workers = setup.out, setup.totals, setup.config.data.workers
     rank, world = setup.ranks.index, setup.ranks.world
     stream = stack.enter_context(
-        StepStream(setup.plan, setup.cursors, rank=rank, world=world, workers=workers, in_worker=ignore_in_worker)
+        StepStream(
+            setup.plan, setup.cursors, step=totals.step, rank=rank, world=world, workers=workers, in_worker=ignore_in_worker
+        )
     )
     if setup.ranks.is_first and totals.step != setup.config.train.max_steps:
         _show_overview(setup)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from stream_pretrain.config import fixed_options, shown_options
-from stream_pretrain.data.lanes.stream import lanes_of
+from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.stream_state import LaneCursors, stream_state
 from stream_pretrain.training.checkpoint import BackgroundWriter, Snapshot, write_model
 from stream_pretrain.training.out_files import MODEL
@@ -59,7 +59,7 @@ def begin_save(setup: Setup, writer: BackgroundWriter) -> None:
 
 def all_cursors(setup: Setup) -> list[LaneCursors]:
     """The cursors of all lanes, gathered from their ranks. Called by all ranks."""
-    own = {lane: setup.cursors[lane] for lane in lanes_of(setup.pinned.lanes, setup.ranks.index, setup.ranks.world)}
+    own = {lane: setup.cursors[lane] for lane in part_of(range(setup.pinned.lanes), setup.ranks.index, setup.ranks.world)}
     gathered = {lane: cursors for of_rank in setup.ranks.gather(own) for lane, cursors in of_rank.items()}
     return [gathered[lane] for lane in range(setup.pinned.lanes)]
 
@@ -86,7 +86,7 @@ def _snapshot(setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWr
         model_config=settings,
         tokenizer=setup.loaded.tokenizer,
         optimizer=writer.optimizer.of(setup.parallel.optimizer_tensors()),
-        stream=stream_state(cursors),
+        stream=stream_state(setup.totals.step, cursors),
         corpus=setup.pinned.encoded,
         trainer=trainer,
         passthrough=setup.loaded.passthrough.files,

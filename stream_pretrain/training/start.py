@@ -118,7 +118,7 @@ def prepare(
 
 def _restored(saved: Saved, plan: StreamPlan) -> tuple[list[LaneCursors], Totals]:
     """The cursors and totals of a checkpoint. Raises: CheckpointError for those that no run of this plan can have."""
-    cursors = cursors_from(saved.stream, plan.layout.lanes)
+    cursors = cursors_from(saved.stream, saved.trainer["step"], plan.layout.lanes)
     totals = Totals.from_json(saved.trainer["totals"], len(plan.sources), "trainer.json: totals")
     refuse_impossible(cursors, plan, totals.step)
     return cursors, totals

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
 from stream_pretrain.data.chain import stream_plan
 from stream_pretrain.data.lanes.cursor import Cursor
-from stream_pretrain.data.lanes.lane import Lane
+from stream_pretrain.data.lanes.lane import Lane, LaneRow
 from stream_pretrain.data.lanes.readers import Readers
+from stream_pretrain.data.lanes.step_rows import StepRows, merged
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, first_cursors
@@ -35,6 +39,15 @@ def lane(plan: StreamPlan, number: int, cursors: LaneCursors | None = None) -> L
     return Lane(plan, number, plan.encoder.build(), readers, cursors or (Cursor(),) * len(sources))
 
 
+def next_row(lane: Lane, rows_a_step: int = 2) -> LaneRow | None:
+    """The next row of a lane that gives every step as many."""
+    given = sum(cursor.rows for cursor in lane.cursors)
+    if given % rows_a_step == 0:
+        lane.begin_step(given // rows_a_step)
+    lane.step = given // rows_a_step
+    return lane.next_row()
+
+
 def rows_of(lane: Lane, count: int) -> list[list[int]]:
     picks = [lane.next_row() for _ in range(count)]
     return [pick[1].rows.input_ids[pick[2]].tolist() for pick in picks if pick is not None]
@@ -50,22 +63,36 @@ def texts_of(row: list[int]) -> list[int]:
     ]
 
 
+def next_step(streams: Sequence[StepStream]) -> StepRows:
+    """The next step of all ranks together, which agree on it as they do in training."""
+    while True:
+        read = [stream.read() for stream in streams]
+        given = np.sum([stream.given(rows) for stream, rows in zip(streams, read, strict=True)], axis=0)
+        settled = [stream.settle(given) for stream in streams]
+        if all(settled):
+            return merged(read)
+
+
+def cursors_of(step: StepRows) -> list[LaneCursors]:
+    """Where all lanes stand behind a step of all ranks."""
+    return [tuple(Cursor(*cursor) for cursor in lane) for lane in step.cursors.tolist()]
+
+
 def ledger(
-    plan: StreamPlan, steps: int, workers: int, cursors: list[LaneCursors] | None = None
+    plan: StreamPlan, steps: int, workers: int, cursors: list[LaneCursors] | None = None, step: int = 0
 ) -> tuple[list, list[LaneCursors]]:
     """What the steps see, as plain values; and where the lanes stand after them."""
     seen = []
     cursors = list(cursors or first_cursors(plan.layout.lanes, len(plan.sources)))
-    with StepStream(plan, cursors, workers=workers) as stream:
+    with StepStream(plan, cursors, step=step, workers=workers) as stream:
         for _ in range(steps):
-            step = next(stream)
+            rows = next(stream)
             seen.append(
                 [
-                    step.row_lane.tolist(),
-                    step.row_source.tolist(),
-                    *(value.tolist() for part in (step.rows, step.labelled) for value in vars(part).values()),
+                    rows.row_lane.tolist(),
+                    rows.row_source.tolist(),
+                    *(value.tolist() for part in (rows.rows, rows.labelled) for value in vars(part).values()),
                 ]
             )
-            for number, of_sources in zip(step.lanes.tolist(), step.cursors.tolist(), strict=True):
-                cursors[number] = tuple(Cursor(*cursor) for cursor in of_sources)
+            cursors = cursors_of(rows)
     return seen, cursors

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stream_pretrain.data.lanes.cursor import Cursor
-from stream_pretrain.data.lanes.step_rows import StepRows, merged
+from stream_pretrain.data.lanes.row_layout import part_of
+from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, first_cursors
 from stream_pretrain.data.rows.batches import Batch, micro_batches
 from tests.corpora import WORDS, documents, write_shard
-from tests.data.plans import plan_for
+from tests.data.plans import cursors_of, next_step, plan_for
 
 STEPS = 12
 Row = tuple[list[int], list[int], list[int]]
@@ -42,7 +42,7 @@ def steps_over(plan: StreamPlan, world: int, workers: int) -> list[StepRows]:
             stack.enter_context(StepStream(plan, first_cursors(plan.layout.lanes), rank=rank, world=world, workers=workers))
             for rank in range(world)
         ]
-        return [merged([next(stream) for stream in streams]) for _ in range(STEPS)]
+        return [next_step(streams) for _ in range(STEPS)]
 
 
 def plain(step: StepRows) -> list[list[int]]:
@@ -62,16 +62,16 @@ def test_the_mask_rate_follows_the_step_also_after_a_resume(tmp_path: Path) -> N
     write_shard(tmp_path / "s", [" ".join(WORDS * 400)], "plain")
     plan = plan_for(tmp_path, lanes=1, global_batch_size=2, max_steps=5, packing="concat", mask_rate=0.5, final_mask_rate=0.1)
 
-    def labels_from(cursors: Sequence[LaneCursors], steps: int) -> tuple[list[list[int]], list[LaneCursors]]:
+    def labels_from(step: int, cursors: Sequence[LaneCursors], steps: int) -> tuple[list[list[int]], list[LaneCursors]]:
         """Labels of each row of each step, and the cursors behind the last step."""
-        with StepStream(plan, cursors) as stream:
+        with StepStream(plan, cursors, step=step) as stream:
             read = [next(stream) for _ in range(steps)]
-        behind = [tuple(Cursor(*cursor) for cursor in lane) for lane in read[-1].cursors.tolist()]
+        behind = cursors_of(read[-1])
         return [(step.labelled.labels >= 0).sum(axis=1).tolist() for step in read], behind
 
-    assert labels_from(first_cursors(1), 5)[0] == [[31, 31], [25, 25], [19, 19], [12, 12], [6, 6]]
-    _, behind_two_steps = labels_from(first_cursors(1), 2)
-    assert labels_from(behind_two_steps, 3)[0] == [[19, 19], [12, 12], [6, 6]]
+    assert labels_from(0, first_cursors(1), 5)[0] == [[31, 31], [25, 25], [19, 19], [12, 12], [6, 6]]
+    _, behind_two_steps = labels_from(0, first_cursors(1), 2)
+    assert labels_from(2, behind_two_steps, 3)[0] == [[19, 19], [12, 12], [6, 6]]
 
 
 def rows_in(batches: Sequence[Batch]) -> list[Row]:
@@ -98,13 +98,14 @@ def test_the_micro_batches_of_a_step_hold_the_same_rows_in_the_same_shapes(plan:
     expected: list[Row] = []
     found: list[Row] = []
     shapes = set()
-    most = -(-12 // world) * 2  # rows of the first rank; the last may have fewer
+    most = -(-24 // world)  # rows of a rank; some may have one less
     count = -(-most // size)
+    with StepStream(plan, first_cursors(12)) as stream:
+        step = next(stream)
     for rank in range(world):
-        with StepStream(plan, first_cursors(12), rank=rank, world=world) as stream:
-            step = next(stream)
+        own = step.trained.cut(part_of(range(24), rank, world))
         whole, parts = (
-            list(micro_batches(step.rows, step.labelled, step.row_source, rows, batches, plan.encoder.pad))
+            list(micro_batches(own.rows, own.labelled, own.source, rows, batches, plan.encoder.pad))
             for rows, batches in ((most, 1), (size, count))
         )
         expected += rows_in(whole)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes.dealing import LEVEL, deal
 from stream_pretrain.data.lanes.lane_count import lane_count
-from stream_pretrain.errors import ConfigError
 
 RNG = np.random.default_rng(0)
 WINDOW = 4_000_000
@@ -126,42 +125,25 @@ def test_a_hundred_thousand_shards_are_dealt_to_a_thousand_lanes() -> None:
     assert fullest(sizes, 1024) <= 1.001
 
 
-def count(requested: int | None = None, *, batch: int = 256, world: int = 1, workers: int = 1, units: int = 1000) -> int:
-    return lane_count(requested, global_batch_size=batch, world=world, workers=workers, readable_units=units)
-
-
 @pytest.mark.parametrize(
-    ("lanes", "options"),
+    ("lanes", "windows", "units", "world", "workers"),
     [
-        (64, {}),
-        (8, {"units": 1}),
-        (16, {"units": 1, "world": 8, "workers": 2}),
-        (128, {"world": 128}),
-        (60, {"batch": 120}),
-        (1, {"batch": 67}),
-        (128, {"world": 48}),
-        (64, {"world": 48, "units": 100}),
-        (96, {"world": 33, "batch": 96}),
-        (64, {"world": 24}),
-        (24, {"batch": 264, "world": 12}),
-        (6, {"batch": 258, "world": 3}),
-        (7, {"batch": 259, "world": 7, "units": 1}),
-        (4, {"requested": 4, "world": 4}),
+        (8, 0, 1, 1, 1),
+        (8, 71, 1000, 1, 1),
+        (9, 72, 1000, 1, 1),
+        (64, 10**6, 1000, 1, 1),
+        (8, 10**6, 5, 1, 1),
+        (16, 10**6, 5, 8, 2),
+        (9, 71, 5, 9, 1),
+        (128, 10**6, 1000, 128, 1),
+        (48, 0, 1000, 48, 4),
+        (192, 10**6, 1000, 48, 4),
     ],
 )
-def test_lanes_divide_the_batch_and_the_ranks_divide_them_where_they_can(lanes: int, options: dict[str, int]) -> None:
-    assert count(**options) == lanes
-
-
-def test_fewer_lanes_than_ranks_are_refused_with_what_would_fit() -> None:
-    with pytest.raises(ConfigError) as error:
-        count(batch=130, world=100, units=100)
-    assert str(error.value) == (
-        "100 ranks need at least 100 lanes, but --global-batch-size 130 gives 65: "
-        "use --global-batch-size 100 or 200, or fewer ranks"
-    )
-    with pytest.raises(ConfigError, match=r"^--lanes 2 does not give each of 4 ranks one: give more lanes, or fewer ranks$"):
-        count(2, world=4)
+def test_lanes_have_eight_windows_and_are_between_8_and_64_or_one_a_process(
+    lanes: int, windows: int, units: int, world: int, workers: int
+) -> None:
+    assert lane_count(windows, units, world=world, workers=workers) == lanes
 
 
 def test_a_single_shard_of_unknown_size_is_shared_by_all_lanes() -> None:

@@ -20,8 +20,9 @@ import zstandard
 from stream_pretrain.data.lanes.cursor import Cursor, Skipped
 from stream_pretrain.data.lanes.lane import Lane
 from stream_pretrain.data.lanes.readers import Readers
+from stream_pretrain.data.lanes.row_layout import part_of, part_with
 from stream_pretrain.data.lanes.source_lane import CAUSES
-from stream_pretrain.data.lanes.stream import StepStream, lanes_of
+from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_state import cursors_from, first_cursors, stream_state
 from stream_pretrain.data.rows.clm import Clm
 from stream_pretrain.data.rows.encoder import Encoder
@@ -88,7 +89,8 @@ def test_the_rows_of_every_step_are_the_same_for_any_number_of_workers_also_when
         assert ledger(plan, 30, workers)[0] == expected
     seen, cursors = [], first_cursors(8)
     for steps, workers in ((7, 2), (1, 3), (12, 0), (10, 1)):
-        part, cursors = ledger(plan, steps, workers, cursors_from(json.loads(json.dumps(stream_state(cursors))), 8))
+        state = json.loads(json.dumps(stream_state(len(seen), cursors)))
+        part, cursors = ledger(plan, steps, workers, cursors_from(state, len(seen), 8), len(seen))
         seen += part
     assert seen == expected
 
@@ -312,7 +314,7 @@ def test_a_document_that_goes_on_in_a_new_group_with_a_new_piece_is_counted_once
     write_shard(tmp_path / "s", [first + " " * 70_000 + second], "plain")
     reading = lane(plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1, packing=packing), 0)
     assert len(rows_of(reading, 1)) == 1
-    assert reading.cursors[0][5:8] == (0, 1, 0), "rank, piece and token"
+    assert reading.cursors[0][5:8] == (0, 1, 0), "document, piece and token"
     assert len(rows_of(reading, 9)) == 2
     assert reading.cursors[0].documents == 1
 
@@ -330,13 +332,17 @@ def test_a_corpus_smaller_than_the_lanes_is_read_by_all_of_them_in_turn(tmp_path
 
 
 def test_the_fields_of_a_stored_cursor_keep_their_names() -> None:
-    assert stream_state(first_cursors(1))["fields"][:9] == [
-        *("epoch", "stripe", "compressed", "uncompressed", "window", "rank", "piece", "token", "taken")
+    assert stream_state(0, first_cursors(1))["fields"][:9] == [
+        *("epoch", "stripe", "compressed", "uncompressed", "window", "next_document", "piece", "token", "taken")
     ]
 
 
-def test_lanes_are_dealt_to_ranks_round_robin() -> None:
-    assert [lanes_of(8, rank, 3) for rank in range(3)] == [[0, 3, 6], [1, 4, 7], [2, 5]]
+def test_neighbouring_lanes_are_dealt_to_a_rank() -> None:
+    assert [list(part_of(range(8), rank, 3)) for rank in range(3)] == [[0, 1], [2, 3, 4], [5, 6, 7]]
+    assert [list(part_of(range(2), rank, 3)) for rank in range(3)] == [[], [0], [1]]
+    for lanes, ranks in ((8, 3), (2, 3), (64, 9), (5, 5)):
+        for rank in range(ranks):
+            assert {part_with(lane, lanes, ranks) for lane in part_of(range(lanes), rank, ranks)} <= {rank}
 
 
 def test_rows_hold_at_least_99_percent_real_tokens(tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from stream_pretrain.config import Config, DataConfig, SourceConfig, TrainConfig
 from stream_pretrain.data.chain import stream_plan
 from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.mixture import PARTS, choose, parts_of, phases_of
+from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import cursors_from, first_cursors, stream_state
 from tests.corpora import documents, write_shard
-from tests.data.plans import TOKENIZER, lane, ledger
+from tests.data.plans import TOKENIZER, lane, ledger, next_row
 
 
 def plan_for(folder: Path, sources: dict[str, dict], lanes: int = 4, batch: int = 8, **options: object) -> StreamPlan:
@@ -46,7 +47,7 @@ def write_sources(folder: Path, **counts: int) -> None:
 
 def sources_of_rows(plan: StreamPlan, number: int, count: int) -> list[int]:
     reading = lane(plan, number)
-    rows = [reading.next_row() for _ in range(count)]
+    rows = [next_row(reading) for _ in range(count)]
     return [row[0] for row in rows if row is not None]
 
 
@@ -138,7 +139,7 @@ def test_rows_have_the_mixture_from_a_change_of_weights_and_from_where_a_source_
         reading = lane(plan, number)
         chosen, ended = [], []
         for _ in range(330):
-            row = reading.next_row()
+            row = next_row(reading)
             assert row is not None
             chosen.append(row[0])
             ended.append(reading.sources[3].ended)
@@ -176,13 +177,13 @@ def test_a_mixture_goes_on_from_every_position_as_if_it_had_never_stopped(tmp_pa
     rows, states = [], []
     for _ in range(200):
         states.append(json.loads(json.dumps(reading.cursors)))
-        row = reading.next_row()
+        row = next_row(reading)
         assert row is not None
         rows.append((row[0], row[1].rows.input_ids[row[2]].tolist()))
     assert states[-1][1][Cursor._fields.index("epoch")] == 1, "source b has ended on the way"
     for k in range(0, 180, 3):
         resumed = lane(plan, 1, tuple(Cursor(*cursor) for cursor in states[k]))
-        again = [resumed.next_row() for _ in range(20)]
+        again = [next_row(resumed) for _ in range(20)]
         assert [(row[0], row[1].rows.input_ids[row[2]].tolist()) for row in again if row] == rows[k : k + 20], f"after row {k}"
         assert json.loads(json.dumps(resumed.cursors)) == states[k + 20], f"after row {k}"
         assert all(len(json.dumps(cursor)) <= 256 for cursor in states[k])
@@ -197,7 +198,8 @@ def test_the_rows_of_a_mixture_are_the_same_for_any_number_of_workers(tmp_path: 
         assert ledger(plan, 30, workers)[0] == expected
     seen, cursors = [], first_cursors(4, 3)
     for steps, workers in ((9, 2), (1, 3), (12, 0), (8, 1)):
-        part, cursors = ledger(plan, steps, workers, cursors_from(json.loads(json.dumps(stream_state(cursors))), 4))
+        state = json.loads(json.dumps(stream_state(len(seen), cursors)))
+        part, cursors = ledger(plan, steps, workers, cursors_from(state, len(seen), 4), len(seen))
         seen += part
     assert seen == expected
 
@@ -225,7 +227,7 @@ def test_a_source_leaves_after_its_epochs_and_the_others_share_its_part(tmp_path
     shard = plan.sources[2].first_shard
     for each in reading:
         for _ in range(120):
-            row = each.next_row()
+            row = next_row(each)
             assert row is not None
             segments = row[1].rows.segments_of(range(row[2], row[2] + 1))
             first = row[1].rows.segment_token[segments] == 0
@@ -242,7 +244,7 @@ def test_a_source_too_small_for_every_lane_is_read_whole_by_each_in_its_own_orde
     for number in range(4):
         reading, order = lane(plan, number), []
         while len(order) < 12:
-            row = reading.next_row()
+            row = next_row(reading)
             assert row is not None
             if row[0] == 1:
                 segments = row[1].rows.segments_of(range(row[2], row[2] + 1))
@@ -281,7 +283,7 @@ def test_a_lane_without_a_source_that_has_a_weight_goes_on_by_the_next_weights_t
         rows, states = [], []
         for _ in range(500):  # two rows of a lane a step
             states.append(reading.cursors)
-            row = reading.next_row()
+            row = next_row(reading)
             assert row is not None, "the lanes stay together"
             rows.append((row[0], row[1].rows.input_ids[row[2]].tolist()))
         chosen = [source for source, _ in rows]
@@ -292,7 +294,7 @@ def test_a_lane_without_a_source_that_has_a_weight_goes_on_by_the_next_weights_t
             assert most_off(phase, [0, 3, 1]) < 1
         for k in range(left - 1, 480, 31):
             resumed = lane(plan, number, tuple(states[k]))
-            again = [resumed.next_row() for _ in range(20)]
+            again = [next_row(resumed) for _ in range(20)]
             assert [(row[0], row[1].rows.input_ids[row[2]].tolist()) for row in again if row] == rows[k : k + 20]
 
 
@@ -302,15 +304,11 @@ def test_an_epoch_of_all_sources_sees_every_document_once_and_ends(tmp_path: Pat
     assert [source.whole for source in plan.sources] == [False, False, False]
     seen: Counter[tuple[int, int]] = Counter()
     for number in range(4):
-        reading, before = lane(plan, number), -1.0
-        while (row := reading.next_row()) is not None:
+        reading = lane(plan, number)
+        while (row := next_row(reading)) is not None:
             segments = row[1].rows.segments_of(range(row[2], row[2] + 1))
             first = row[1].rows.segment_token[segments] == 0
             seen.update((shard, offset) for _, shard, offset in row[1].origins[segments][first].tolist())
-            progress = plan.progress(number, reading.cursors)
-            assert before <= progress <= 1
-            before = progress
-        assert plan.progress(number, reading.cursors) == 1
     assert set(seen.values()) == {1}
     assert len(seen) == 128
 
@@ -320,15 +318,18 @@ def test_the_epochs_of_a_source_whose_weight_has_gone_are_not_waited_for(tmp_pat
     sources = {"a": {"weight": 1}, "b": {"weight": 1}, "never": {"weight": 0}}
     change = (WeightChange(60, {"b": 0}),)  # two rows of a lane a step
     plan = plan_for(tmp_path, sources, max_epochs=1, max_steps=None, weight_schedule=change, window_bytes=4_000)
-    for number in range(4):
-        reading, before = lane(plan, number), -1.0
-        while reading.next_row() is not None:
-            progress = plan.progress(number, reading.cursors)
+    before = -1.0
+    with StepStream(plan, first_cursors(4, 3)) as stream:
+        for done, step in enumerate(stream, start=1):
+            read = step.cursors[:, :, Cursor._fields.index("finished_bytes") :][:, :, :2].sum(axis=(0, 2)).tolist()
+            progress = plan.progress(read, done)
+            if not len(step.row_lane):
+                break
             assert before <= progress <= 1
-            assert reading.rows >= 120 or progress < 0.5
+            assert done >= 60 or progress < 0.5
             before = progress
-        assert 0 < plan.sources[1].progress(number, reading.cursors[1]) < 1
-        assert plan.progress(number, reading.cursors) == 1
+    assert progress == 1
+    assert 0 < read[1] < plan.sources[1].bytes_of_epoch
 
 
 def test_sources_are_dealt_and_shuffled_each_in_its_own_way(tmp_path: Path) -> None:
@@ -351,7 +352,7 @@ def test_held_out_documents_of_a_source_never_train(tmp_path: Path) -> None:
     began = Counter[int]()
     for number in range(4):
         reading = lane(plan, number)
-        while reading.next_row() is not None:
+        while next_row(reading) is not None:
             pass
         for source, cursor in enumerate(reading.cursors):
             began[source] += cursor.documents
@@ -379,4 +380,4 @@ def test_the_steps_of_a_phase_follow_each_other(tmp_path: Path) -> None:
     plan = plan_for(tmp_path, {"a": {"weight": 1}, "b": {"weight": 1}}, weight_schedule=changes)
     assert [weights.from_step for weights in plan.schedule] == [0, 3, 8]
     assert all(np.subtract(b.parts, a.parts).any() for a, b in pairwise(plan.schedule))
-    assert [plan.shares_of_row(row).from_step for row in (0, 5, 6, 15, 16, 999)] == [0, 0, 3, 3, 8, 8]
+    assert [plan.shares_at(step).from_step for step in (0, 2, 3, 7, 8, 999)] == [0, 0, 3, 3, 8, 8]

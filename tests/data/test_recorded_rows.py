@@ -12,12 +12,12 @@ import pytest
 
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, SourceConfig, TrainConfig, WeightChange
 from stream_pretrain.data.chain import stream_plan
-from stream_pretrain.data.lanes.cursor import Cursor
-from stream_pretrain.data.lanes.step_rows import StepRows, merged
+from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import first_cursors
 from tests.corpora import documents, word_tokenizer, write_shard
+from tests.data.plans import cursors_of, next_step
 
 STEPS = 12
 RECORDED = {
@@ -78,16 +78,17 @@ def plan_of(name: str, corpus: Path) -> StreamPlan:
 def steps_of(plan: StreamPlan, *, world: int = 1, workers: int = 0, resumed_after: int | None = None) -> Iterator[StepRows]:
     """The first steps of a run, of all ranks together; perhaps resumed on the way."""
     cursors = first_cursors(plan.layout.lanes, len(plan.sources))
-    stops = [STEPS] if resumed_after is None else [resumed_after, STEPS - resumed_after]
+    done, stops = 0, [STEPS] if resumed_after is None else [resumed_after, STEPS - resumed_after]
     for steps in stops:
         with ExitStack() as stack:
             streams = [
-                stack.enter_context(StepStream(plan, cursors, rank=rank, world=world, workers=workers)) for rank in range(world)
+                stack.enter_context(StepStream(plan, cursors, step=done, rank=rank, world=world, workers=workers))
+                for rank in range(world)
             ]
             for _ in range(steps):
-                step = merged([next(stream) for stream in streams])
+                step = next_step(streams)
                 yield step
-        cursors = [tuple(Cursor(*cursor) for cursor in lane) for lane in step.cursors.tolist()]
+        cursors, done = cursors_of(step), done + steps
 
 
 def hash_of(steps: Iterator[StepRows]) -> str:

@@ -66,6 +66,9 @@ class MemoryBytes:
         self.position = restart.uncompressed
         self.restart = restart
 
+    def stored_bytes_before(self, offset: int) -> int:
+        return 2 * offset
+
     def read(self) -> bytes:
         ends = [frame for frame in self.shard.frames if frame > self.position]
         stop = min(self.position + self.shard.chunk, len(self.shard.content), *ends)
@@ -387,3 +390,37 @@ def test_a_damaged_frame_costs_each_lane_the_same_whoever_shares_its_pass(
     assert 0 < len(met) < lanes, "only the lanes with a window in the frame"
     for lane in set(range(lanes)) - set(met):
         assert len(alone[lane][0]) == len(range(lane, -(-len(content) // window_bytes), lanes))
+
+
+@pytest.mark.parametrize("compression", ["none", *COMPRESS])
+def test_the_stored_bytes_before_a_window_are_the_same_wherever_a_pass_begins(tmp_path: Path, compression: str) -> None:
+    lines = b"".join(b"%07d %s\n" % (i, random.Random(i).randbytes(30).hex().encode()) for i in range(30_000))
+    members = [lines[:900_000], lines[900_000:1_000_000], lines[1_000_000:]]
+    path = tmp_path / "shard"
+    path.write_bytes(lines if compression == "none" else b"".join(map(COMPRESS[compression], members)))
+    size = path.stat().st_size
+
+    def windows() -> LineWindows:
+        return LineWindows(
+            lambda restart: ShardBytes(str(path), compression, size, restart, TransportOptions()),
+            compressed=compression != "none",
+            window_bytes=130_000,
+            max_line_bytes=NO_LIMIT,
+        )
+
+    reading, found = windows(), []
+    reading.follow(EVERY_WINDOW, 0)
+    while (window := reading.read(EVERY_WINDOW, len(found), RestartPoint())) is not None:
+        found.append(window)
+    ends = [end for window in found for end in window.stored]
+    assert ends == sorted(ends)
+    assert (ends[0], ends[-1]) == (0, size)
+    fair = [len(lines) / 130_000 * (window.stored[1] / size) for window in found]
+    assert all(abs(share - block) < 1.5 for block, share in enumerate(fair, start=1)), "as the content is"
+    for block, window in enumerate(found):
+        resumed = windows()
+        resumed.follow(EVERY_WINDOW, block)
+        again = resumed.read(EVERY_WINDOW, block, window.restart)
+        assert again is not None
+        assert again.stored == window.stored
+        resumed.leave(EVERY_WINDOW)

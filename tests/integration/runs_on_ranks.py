@@ -15,7 +15,7 @@ def options(corpus: Path, model: Path, out: Path, *more: str) -> list[str]:
         *(f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", f"--output-dir={out}"),
         *("--sequence-length=32", "--global-batch-size=12", "--lanes=12", "--micro-batch-size=5", "--workers=1"),
         *("--save-every=1000", "--log-every=1", "--run.wandb=disabled", "--data.window-bytes=9000"),
-        "--train.schedule=constant",
+        *("--train.schedule=constant", "--train.warmup-steps=0"),
         *more,
     ]
 

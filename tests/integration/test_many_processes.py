@@ -76,12 +76,20 @@ def test_one_epoch_ends_on_every_rank_having_seen_all_documents(
     assert json.loads((out / "run.json").read_text())["state"] == "finished"
 
 
-def test_more_ranks_than_lanes_are_refused_by_one_line(corpus: Path, model: Path, tmp_path: Path) -> None:
-    arguments = options(corpus, model, tmp_path / "out", "--max-steps=5", "--lanes=2")
+def test_more_ranks_than_lanes_train_as_one_does(corpus: Path, model: Path, tmp_path: Path) -> None:
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    for world, folder in ((3, out), (1, alone)):
+        train(world, options(corpus, model, folder, "--max-epochs=1", "--lanes=2", "--global-batch-size=7"), folder)
+    assert same_rows(metrics(out)) == same_rows(metrics(alone))
+    assert losses(out) == pytest.approx(losses(alone), rel=1e-4)
+
+
+def test_more_ranks_than_rows_of_a_step_are_refused_by_one_line(corpus: Path, model: Path, tmp_path: Path) -> None:
+    arguments = options(corpus, model, tmp_path / "out", "--max-steps=5", "--global-batch-size=2")
     with started(launch(3, arguments), tmp_path / "log", forked=True) as running:
         assert running.wait(START_SECONDS) != 0
     [line] = running.errors()
-    assert "--lanes 2 does not give each of 3 ranks one" in line
+    assert "--global-batch-size 2 does not give each of 3 ranks a row: give more, or fewer ranks" in line
 
 
 def test_a_second_run_on_the_same_folder_is_refused(corpus: Path, model: Path, tmp_path: Path) -> None:

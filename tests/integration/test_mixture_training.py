@@ -126,7 +126,7 @@ def test_an_evaluation_dataset_is_read_by_the_options_of_all_sources(command: li
         _, said = held_out(command, tmp_path / "none", sources, f"--eval.dataset={server.url('blank.jsonl')}?one")
     assert said.splitlines()[-1] == (
         f"error: no document for the evaluation set in {server.url('blank.jsonl')}: "
-        "name another, or raise --eval.max-read-bytes"
+        "give another, or raise --eval.max-read-bytes"
     )
 
 
@@ -200,7 +200,7 @@ def test_a_run_that_ends_since_no_source_with_a_weight_is_left_names_those_witho
     done = run_here([*command[3:], *mixed, f"--log-every={log_every}"])
     assert done.returncode == 0, done.stderr
     ended = metrics(tmp_path / "out")[-1]["step"]
-    assert 10 < ended < 60
+    assert ended == 9
     assert "share its weight" not in done.stderr
     said = (
         f"step {ended}: the run ends, as all sources with a weight are read; not read to the end, without a weight: new, more"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from stream_pretrain.data.lanes.cursor import Cursor
+from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.training.corpus_notices import CorpusNotices
 from stream_pretrain.training.progress import Progress
 from stream_pretrain.training.ranks import Ranks
@@ -33,10 +34,10 @@ def test_a_source_that_only_another_rank_has_not_read_is_said(epoch_of_other: in
     config = tiny_run(tmp_path, write_tiny_bert(tmp_path / "model"), tmp_path / "out", max_steps=None, max_epochs=1)
     shown = io.StringIO()
     with prepared(config) as setup:
-        lanes = range(setup.pinned.lanes)
-        ranks = FirstOfTwo(0, 2, {lane: (Cursor(epoch=epoch_of_other),) for lane in lanes[1::2]})
+        own, of_other = (part_of(range(setup.pinned.lanes), rank, 2) for rank in range(2))
+        ranks = FirstOfTwo(0, 2, other={lane: (Cursor(epoch=epoch_of_other),) for lane in of_other})
         notices = CorpusNotices(setup)
-        setup.cursors[:] = [(Cursor(epoch=1 - lane % 2),) for lane in lanes]  # those of the other rank are not kept up to date
+        setup.cursors[:] = [(Cursor(epoch=1),) for _ in own] + [(Cursor(),) for _ in of_other]  # those are not kept up to date
         notices._setup = replace(setup, ranks=ranks, progress=Progress(shown))
         notices.of_end()
     assert ("the run ends, as all sources with a weight are read" in shown.getvalue()) is said

@@ -90,7 +90,7 @@ def test_a_stop_between_two_logged_steps_logs_the_steps_until_there(
         if more:  # the step is abandoned in front of its second micro-batch
             patched.setattr(loop, "micro_batches", signalled(loop.micro_batches, 4))
         else:
-            patched.setattr(StepStream, "__next__", signalled(StepStream.__next__, 4))
+            patched.setattr(StepStream, "read", signalled(StepStream.read, 4))
         assert run_here(command).returncode == 75
     assert (recorded(tmp_path)["state"], recorded(tmp_path)["step"]) == ("preempted", 3)
     assert [line["step"] for line in record(tmp_path) if "train/loss" in line] == [1, 3]

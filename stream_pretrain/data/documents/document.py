@@ -35,6 +35,8 @@ class Documents:
     """Documents left out by their length, or as duplicates within the window."""
     empty: tuple[Skip, ...] = ()
     """Documents without text, one entry for each reason."""
+    stored: tuple[int, int] = (0, 0)
+    """Stored bytes of the shard before the window and up to its end, the same whoever reads it."""
 
     @property
     def read(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.documents.windows import Windows
@@ -31,6 +31,8 @@ class Window:
     """Where reading this window again can start."""
     overlong: int | None = None
     """Offset of a last line that is longer than allowed and not in `lines`."""
+    stored: tuple[int, int] = field(default=(0, 0), compare=False)
+    """Stored bytes of the shard before the block and up to its end."""
 
 
 class LineWindows(Windows[Window]):
@@ -85,11 +87,14 @@ class LinePass:
 
     def read(self, block: int) -> Window | None:
         window = self._read(block)
-        if window is not None and not self.compressed:
+        if window is None:
+            return None
+        if not self.compressed:
             following = _begin(block + self.stripe.count, self.window_bytes)
             if following > self.start + len(self.buffer):
                 self.stream.prefetch(following)
-        return window
+        begin, end = block * self.window_bytes, (block + 1) * self.window_bytes
+        return replace(window, stored=(self.stream.stored_bytes_before(begin), self.stream.stored_bytes_before(end - 1)))
 
     def _read(self, block: int) -> Window | None:
         assert block >= self.block

@@ -111,5 +111,8 @@ class _FilePass(LinePass):
             return None
         first = self._first_line()
         if self._has(first + self.max_line_bytes):
-            return Window(first, b"", RestartPoint(), overlong=first)
-        return Window(first, bytes(self.buffer[first:]), RestartPoint())
+            return Window(first, b"", RestartPoint(), overlong=first, stored=self._stored())
+        return Window(first, bytes(self.buffer[first:]), RestartPoint(), stored=self._stored())
+
+    def _stored(self) -> tuple[int, int]:
+        return 0, self.stream.stored_bytes_before(self.start + len(self.buffer))

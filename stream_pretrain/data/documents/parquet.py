@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stream_pretrain.data.corpus.shard import Shard
@@ -66,6 +66,7 @@ class ParquetDocuments:
         names = window.table.column_names
         rows = enumerate(zip(*window.table.columns, strict=True), window.row)
         documents = usable_documents(rows, lambda row: self._text_of(names, row), RestartPoint(), self.options)
+        documents = replace(documents, stored=self.windows.stored_bytes_of(window.row, window.table.num_rows))
         if block == 0 and nothing_usable(documents):
             bad = documents.skips[0]
             raise ContentError(f"{self.shard.name}: no document in its first window; row {bad.offset}: {bad.reason}")
@@ -151,6 +152,11 @@ class ParquetWindows(Windows[_Rows]):
         return file, pq.ParquetFile(
             file, metadata=self.metadata, buffer_size=buffer_size, pre_buffer=False, page_checksum_verification=True
         )
+
+    def stored_bytes_of(self, row: int, count: int) -> tuple[int, int]:
+        """Stored bytes before some rows and up to their end, as if all rows were alike."""
+        rows, size = max(1, self.metadata.num_rows), self.size or 0
+        return size * row // rows, size * (row + count) // rows
 
     def parts_from(self, block: int) -> list[tuple[int, int]]:
         """The ranges of bytes that will be read for a block: of its row group, and of the next one that any lane needs."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.windows import Windows
+from stream_pretrain.data.lanes.row_layout import part_of, part_with
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.transport.second_reading import HELD_BACK_BYTES
 from stream_pretrain.units import MIB
@@ -65,7 +66,10 @@ def _reader(source: SourcePlan, shard: Shard, lane: int, world: int, workers: in
         return (lane,)
     if shard.compression == "none":
         return ()
-    return (lane % world, lane // world % max(workers, 1))
+    lanes = source.layout.lanes
+    rank = part_with(lane, lanes, world)
+    own = part_of(range(lanes), rank, world)
+    return rank, part_with(own.index(lane), len(own), max(workers, 1))
 
 
 def memory_bound(sources: Sequence[SourcePlan], lanes: int) -> int:

@@ -39,8 +39,17 @@ class Cursor(NamedTuple):
     """Documents left out by their length or as copies."""
     stripes: int = 0
     """Stripes whose rest had to be skipped, however much that was."""
+    finished_bytes: int = 0
+    """Stored bytes of the stripes that the lane has read to their ends, in all epochs."""
+    stripe_bytes: int = 0
+    """Stored bytes of the stripe that lie before the row."""
     credit: int = 0
     """How far the source is behind its share of the lane's rows (mixture.py)."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Stored bytes that the lane has read of the source, in all epochs."""
+        return self.finished_bytes + self.stripe_bytes
 
 
 @dataclass(frozen=True)

@@ -3,72 +3,102 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stream_pretrain.data.lanes.cursor import Cursor, Skipped
+from stream_pretrain.data.lanes.held_rows import HeldRows
 from stream_pretrain.data.lanes.mixture import choose, phases_of
 from stream_pretrain.data.lanes.readers import Readers
-from stream_pretrain.data.lanes.source_lane import Group, SourceLane
+from stream_pretrain.data.lanes.source_lane import Group, SourceEnd, SourceLane
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.rows.engine import Engine
+
+
+class LaneRow(NamedTuple):
+    """A row, and what was skipped on the way to it."""
+
+    source: int
+    group: Group
+    row: int
+    """Of the group."""
+    skipped: list[Skipped]
+
+
+class Place(NamedTuple):
+    """Where a lane stood: a cursor and a credit for each source."""
+
+    cursors: tuple[Cursor, ...]
+    credits: Sequence[int]
 
 
 class Lane:
     """The rows of one lane, from cursors on: one cursor a source."""
 
     def __init__(
-        self,
-        plan: StreamPlan,
-        number: int,
-        engine: Engine,
-        readers: Sequence[Readers],
-        cursors: Sequence[Cursor],
+        self, plan: StreamPlan, number: int, engine: Engine, readers: Sequence[Readers], cursors: Sequence[Cursor]
     ) -> None:
         self.plan = plan
         self.number = number
         self.sources = [
-            SourceLane(source, number, plan.encoder, engine, reader, cursor)
+            HeldRows(SourceLane(source, number, plan.encoder, engine, reader, cursor))
             for source, reader, cursor in zip(plan.sources, readers, cursors, strict=True)
         ]
-        self.credits: Sequence[int] = [cursor.credit for cursor in cursors]
-        self.phases = phases_of(plan.layout.seed, number, plan.layout.lanes, len(plan.sources))
-        self.rows = sum(cursor.rows for cursor in cursors)
-        """Rows the lane has given out since the run began."""
-        self.left: list[Skipped] = []
+        self.step = 0
+        self._credits: Sequence[int] = [cursor.credit for cursor in cursors]
+        self._phases = phases_of(plan.layout.seed, number, plan.layout.lanes, len(plan.sources))
+        self._skipped: list[Skipped] = []  # behind the last row of a source, until they are reported
 
     @property
     def cursors(self) -> list[Cursor]:
         """Where the lane stands in each source."""
-        return [source.cursor._replace(credit=credit) for source, credit in zip(self.sources, self.credits, strict=True)]
+        return [source.cursor._replace(credit=credit) for source, credit in zip(self.sources, self._credits, strict=True)]
 
-    def next_row(self) -> tuple[int, Group, int, list[Skipped]] | None:
-        """The next row as (source, group, index in it), with what was skipped on the way to it; None at the end of all."""
-        if len(self.sources) == 1:  # nothing to choose
-            alone = self.sources[0].next_row()
-            if alone is None:
-                return None
-            self.rows += 1
-            return 0, *alone
+    @property
+    def place(self) -> Place:
+        """Where the lane stands, for `return_to` and `forget`."""
+        return Place(tuple(source.cursor for source in self.sources), self._credits)
+
+    def return_to(self, place: Place) -> None:
+        """Stand again where the lane stood before; it gives the same rows again."""
+        for source, cursor in zip(self.sources, place.cursors, strict=True):
+            source.rewind(cursor)
+        self._credits, self._skipped = place.credits, []
+
+    def forget(self, place: Place) -> None:
+        """The lane will not return to where it stood before this place."""
+        for source, cursor in zip(self.sources, place.cursors, strict=True):
+            source.forget(cursor)
+
+    def begin_step(self, step: int) -> None:
+        """Give the next rows to this step, which decides their shares."""
+        if step > 0 and self.plan.shares_at(step - 1) is not self.plan.shares_at(step):
+            self._credits = [0] * len(self.sources)  # the shares begin anew, whether or not the lane gives the step a row
+        self.step = step
+
+    def next_row(self) -> LaneRow | None:
+        """The next row; None at the end of all."""
         while True:
-            row = self.rows
-            parts = self.plan.parts_of_row(row, [source.ended for source in self.sources])
+            parts = self.plan.parts_at(self.step, [source.ended for source in self.sources])
             if not parts:
                 return None
-            credits = self.credits
-            if row > 0 and self.plan.shares_of_row(row - 1) is not self.plan.shares_of_row(row):  # the shares begin anew
-                credits = [0] * len(parts)
-            chosen, credits = choose(credits, parts, self.phases)
+            chosen, credits = choose(self._credits, parts, self._phases) if len(parts) > 1 else (0, self._credits)
             found = self.sources[chosen].next_row()
-            if found is None:  # the source has ended: it leaves, and the others share its part from here on
-                self.left += self.sources[chosen].report_skipped()
-                self.credits = [0] * len(parts)
+            self._skipped += found.skipped
+            if isinstance(found, SourceEnd):  # it leaves, and the others share its part from here on
+                self._credits = [0] * len(parts)
                 continue
-            self.credits = credits
-            self.rows += 1
-            group, index, skipped = found
-            skipped, self.left = self.left + skipped, []
-            return chosen, group, index, skipped
+            self._credits = credits
+            return LaneRow(chosen, found.group, found.row, self.report_skipped())
+
+    def take_seconds(self) -> NDArray[np.float64]:
+        """[causes] seconds spent on all sources since this was asked last, see `source_lane.CAUSES`."""
+        seconds: NDArray[np.float64] = np.sum([source.source.take_seconds() for source in self.sources], axis=0)
+        return seconds
 
     def report_skipped(self) -> list[Skipped]:
-        """What was skipped behind the last row of a lane that has ended; told once, like what rides with a row."""
-        skipped, self.left = self.left, []
-        return skipped + [skip for source in self.sources for skip in source.report_skipped()]
+        """What was skipped since the last row; told once, and again where the lane returns."""
+        skipped, self._skipped = self._skipped, []
+        return skipped

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 from stream_pretrain.config import Config, DataConfig, TextDocuments, sources_of, storage_options
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
 from stream_pretrain.data.corpus.remote_files import with_web_sizes
 from stream_pretrain.data.corpus.resolve import resolve
-from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.corpus.unchanged_since_start import resolve_pinned
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.lanes.costs import MOST_AMPLIFICATION, reading_cost
 from stream_pretrain.data.lanes.lane_count import lane_count
 from stream_pretrain.data.lanes.mixture import Shares, largest_shares, parts_of
 from stream_pretrain.data.lanes.row_layout import RowLayout
-from stream_pretrain.data.lanes.sizes import full_window_bytes, request_bytes, window_bytes
+from stream_pretrain.data.lanes.sizes import content_bytes, full_window_bytes, least_window_bytes, request_bytes, window_bytes
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.errors import CheckpointError, ConfigError
@@ -24,20 +26,10 @@ from stream_pretrain.urls import is_remote
 
 def pin(config: Config, world: int) -> PinnedCorpus:
     """Find the shards of a new run, and fix its lanes and windows."""
+    _refuse_idle_ranks(config, world)
     options = sources_of(config.data)
     corpora = [with_web_sizes(resolve(source), source) for source in options]
-    full = full_window_bytes(config.data.sequence_length)
-    lanes = lane_count(
-        None if config.data.lanes == "auto" else config.data.lanes,
-        global_batch_size=config.train.global_batch_size,
-        world=world,
-        workers=config.data.workers,
-        readable_units=sum(
-            _readable_units(shard, full, source.text_documents)
-            for source, corpus in zip(options, corpora, strict=True)
-            for shard in corpus.shards
-        ),
-    )
+    lanes = _auto_lanes(config, corpora, world) if config.data.lanes == "auto" else config.data.lanes
     shares = largest_shares(share_schedule(config.data))
     names = [source.name for source in config.data.sources] or [""]
     pinned = PinnedCorpus(
@@ -49,6 +41,26 @@ def pin(config: Config, world: int) -> PinnedCorpus:
     )
     _refuse_amplified_transfers(config, pinned, world)
     return pinned
+
+
+def _refuse_idle_ranks(config: Config, world: int) -> None:
+    """Refuse more ranks than a step has rows."""
+    batch = config.train.global_batch_size
+    if world > batch:
+        raise ConfigError(f"--global-batch-size {batch} does not give each of {world} ranks a row: give more, or fewer ranks")
+
+
+def _auto_lanes(config: Config, corpora: Sequence[Corpus], world: int) -> int:
+    """How many lanes a run on these corpora has where that is not said."""
+    length, options = config.data.sequence_length, sources_of(config.data)
+    contents = [content_bytes(corpus) for corpus in corpora]
+    windows = sum(sys.maxsize if content is None else content // least_window_bytes(length) for content in contents)
+    units = sum(
+        _readable_units(shard, full_window_bytes(length), source.text_documents)
+        for source, corpus in zip(options, corpora, strict=True)
+        for shard in corpus.shards
+    )
+    return lane_count(windows, units, world=world, workers=config.data.workers)
 
 
 def _refuse_amplified_transfers(config: Config, pinned: PinnedCorpus, world: int) -> None:
@@ -80,8 +92,9 @@ def found_again(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpu
 
     Raises: SourceError with the shards that differ, ConfigError for lanes or windows that do.
     """
+    _refuse_idle_ranks(config, world)
     names = [source.name for source in config.data.sources] or [""]
-    if [source.name for source in pinned.sources] != names or config.train.global_batch_size % pinned.lanes:
+    if [source.name for source in pinned.sources] != names:
         found = ", ".join(source.name for source in pinned.sources)
         raise CheckpointError(f"corpus.json is of another run (sources: {found}; {pinned.lanes} lanes): use another checkpoint")
     given = [("--lanes", config.data.lanes, pinned.lanes)]
@@ -92,8 +105,6 @@ def found_again(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpu
     for option, value, fixed in given:
         if value not in ("auto", fixed):
             raise ConfigError(f"{option} is {value}, but the run began with {fixed} and cannot change it: leave the option out")
-    if pinned.lanes < world:
-        raise ConfigError(f"the run has {pinned.lanes} lanes, which is the most ranks it can have; {world} are started")
     return replace(
         pinned,
         sources=tuple(

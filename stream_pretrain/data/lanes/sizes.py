@@ -15,11 +15,11 @@ WINDOW_ROWS = 128
 
 BYTES_PER_TOKEN = 4
 
-WINDOWS_PER_LANE = 2
-"""Windows a lane of a small corpus has at least, so that its documents are shuffled over more than one order..."""
+LEAST_WINDOW_ROWS = 50
+"""Rows that a window fills at least: the last one is half empty, on average."""
 
-LEAST_WINDOW_ROWS = 96
-"""...as long as a window fills so many rows: the last one is half empty, on average."""
+WINDOWS_PER_LANE = 8
+"""Windows that a lane has at least, of a corpus that is large enough: lanes are as even as their windows are many."""
 
 SMALLEST_BLOCK_BYTES = 512 * 1024
 """Bytes of one request for a source that gives few of the rows; one that gives all is asked for the block of the transport."""
@@ -34,11 +34,22 @@ def window_bytes(data: DataConfig, corpus: Corpus, lanes: int, share: float) -> 
     """The window of a source: the smaller its share of the rows, so that all windows of a lane have the size of one."""
     full = full_window_bytes(data.sequence_length) if data.window_bytes == "auto" else data.window_bytes
     most = full if share == 1 else max(SMALLEST_WINDOW_BYTES, int(full * share))
-    if data.window_bytes != "auto" or any(shard.size is None for shard in corpus.shards):
+    content = content_bytes(corpus)
+    if data.window_bytes != "auto" or content is None:
         return most
-    total = sum(int((shard.size or 0) * expansion_of(shard.compression)) for shard in corpus.shards)
-    least = max(SMALLEST_WINDOW_BYTES, LEAST_WINDOW_ROWS * data.sequence_length * BYTES_PER_TOKEN)
-    return min(most, max(least, total // (lanes * WINDOWS_PER_LANE)))
+    return min(most, max(least_window_bytes(data.sequence_length), content // (lanes * WINDOWS_PER_LANE)))
+
+
+def least_window_bytes(sequence_length: int) -> int:
+    """The smallest window of a small corpus."""
+    return max(SMALLEST_WINDOW_BYTES, LEAST_WINDOW_ROWS * sequence_length * BYTES_PER_TOKEN)
+
+
+def content_bytes(corpus: Corpus) -> int | None:
+    """Uncompressed bytes of a corpus, estimated; None where the size of a shard is not known."""
+    if any(shard.size is None for shard in corpus.shards):
+        return None
+    return sum(int((shard.size or 0) * expansion_of(shard.compression)) for shard in corpus.shards)
 
 
 def request_bytes(share: float) -> int:

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,8 +61,25 @@ class Group:
     """[S, 3] epoch, shard and offset in it of the document of each segment."""
     after: tuple[int, int, int] | None
     """Document, piece and token that the next group begins with; None at the end of the window."""
+    stripe_bytes: list[int]
+    """Stored bytes of the stripe that lie before the end of each row."""
     labelled: dict[float, Labelled] = field(default_factory=dict)
     """The rows with labels, at the rate they were last asked for with."""
+
+
+class SourceRow(NamedTuple):
+    """A row, and what was skipped on the way to it."""
+
+    group: Group
+    row: int
+    """Of the group."""
+    skipped: list[Skipped]
+
+
+class SourceEnd(NamedTuple):
+    """The end of the last epoch, and what was skipped on the way to it."""
+
+    skipped: list[Skipped]
 
 
 class SourceLane:
@@ -79,6 +97,7 @@ class SourceLane:
         self.reader: DocumentReader | None = None
         self.window: TokenizedWindow | None = None
         self.group: Group | None = None
+        self.stored = (0, 0)  # stored bytes of the shard before the window and up to its end
         self.unreported: list[Skipped] = []
         self.uncounted: Counter[str] = Counter()
         """What was met since the last row, by the field of the cursor that counts it."""
@@ -94,19 +113,22 @@ class SourceLane:
         """Whether all the epochs that were asked for are read."""
         return self.plan.ended(self.cursor)
 
-    def next_row(self) -> tuple[Group, int, list[Skipped]] | None:
-        """The next row as (group, index in it), with what was skipped on the way to it; None behind the last epoch."""
+    def next_row(self) -> SourceRow | SourceEnd:
+        """The next row; at the end of the last epoch, once, what was skipped behind the last row."""
         while self.group is None:
             if self.ended:
-                return None
+                self.cursor = self._counted(self.cursor)
+                return SourceEnd(self._report_skipped())
             if self.window is None:
                 self._open_window()
             else:
                 self._open_group(self.window)
-        group, index, cursor = self.group, self.cursor.taken, self.cursor
-        skipped, self.unreported = self.unreported, []
-        cursor = self._counted(cursor)._replace(
-            taken=index + 1, rows=cursor.rows + 1, documents=cursor.documents + int(group.documents[index])
+        group, index, cursor = self.group, self.cursor.taken, self._counted(self.cursor)
+        cursor = cursor._replace(
+            taken=index + 1,
+            rows=cursor.rows + 1,
+            documents=cursor.documents + int(group.documents[index]),
+            stripe_bytes=group.stripe_bytes[index],
         )
         if cursor.taken == len(group.rows.input_ids):
             self.group = None
@@ -116,12 +138,10 @@ class SourceLane:
                 document, piece, token = group.after
                 cursor = cursor._replace(next_document=document, piece=piece, token=token, taken=0)
         self.cursor = cursor
-        return group, index, skipped
+        return SourceRow(group, index, self._report_skipped())
 
-    def report_skipped(self) -> list[Skipped]:
-        """What was skipped behind the last row of the last epoch; told once, like what rides with a row."""
+    def _report_skipped(self) -> list[Skipped]:
         skipped, self.unreported = self.unreported, []
-        self.cursor = self._counted(self.cursor)
         return skipped
 
     def _counted(self, cursor: Cursor) -> Cursor:
@@ -170,10 +190,11 @@ class SourceLane:
                 raise self._astray(stripe, block)
             self.readers.leave(self.number, cursor.epoch, stripe)
             # Where a run goes on, damage may be met in a window that was read in part before.
-            self.cursor = self._after_window(cursor)._replace(stripe=cursor.stripe + 1, window=0, compressed=0, uncompressed=0)
+            self.cursor = self._after_stripe(cursor)
             self._follow(self.cursor.stripe)
             return
         self.cursor = cursor._replace(compressed=found.restart.compressed, uncompressed=found.restart.uncompressed)
+        self.stored = found.stored
         if self._at_start_of_window:
             self._report(stripe, "skipped", found.skips)
             self._report(stripe, "empty", found.empty)
@@ -255,7 +276,35 @@ class SourceLane:
 
     def _after_window(self, cursor: Cursor) -> Cursor:
         self.window = None
-        return cursor._replace(window=cursor.window + 1, next_document=0, piece=0, token=0, taken=0)
+        stripe_bytes = self._bytes_of_stripe(1, 1)
+        return cursor._replace(window=cursor.window + 1, next_document=0, piece=0, token=0, taken=0, stripe_bytes=stripe_bytes)
+
+    def _after_stripe(self, cursor: Cursor) -> Cursor:
+        self.window = None
+        finished = cursor.finished_bytes + self.plan.bytes_of(self.stripes[cursor.stripe])
+        return cursor._replace(
+            stripe=cursor.stripe + 1,
+            **dict.fromkeys(("compressed", "uncompressed", "window", "next_document", "piece", "token", "taken"), 0),
+            finished_bytes=finished,
+            stripe_bytes=0,
+        )
+
+    def _bytes_of_stripe(self, read: int, of: int) -> int:
+        """Stored bytes of the stripe before a place in the window: so much of all that is in it was read.
+
+        The windows before it are taken for as large as those of the other stripes between them.
+        """
+        stripe, window, (begin, end) = self.stripes[self.cursor.stripe], self.cursor.window, self.stored
+        before = begin * window // max(1, stripe.first + window * stripe.count)
+        stored = min(before + (end - begin) * read // of, self.plan.bytes_of(stripe))
+        return max(self.cursor.stripe_bytes, stored)
+
+    def _bytes_before_ends(self, window: TokenizedWindow, rows: int, after: tuple[int, int, int] | None) -> list[int]:
+        """Stored bytes of the stripe before the end of each row of a group, by the characters of its documents."""
+        first = window.characters_before(self.cursor.next_document, self.cursor.piece)
+        last = window.characters if after is None else window.characters_before(*after[:2])
+        whole = max(1, window.characters) * rows
+        return [self._bytes_of_stripe(first * rows + (last - first) * row, whole) for row in range(1, rows + 1)]
 
     def _open_group(self, window: TokenizedWindow) -> None:
         """Tokenize and pack the documents from the cursor on."""
@@ -305,6 +354,7 @@ class SourceLane:
             documents=np.bincount(packed.segment_row[begins], minlength=len(packed.input_ids)),
             origins=origins,
             after=after,
+            stripe_bytes=self._bytes_before_ends(window, len(packed.input_ids), after),
         )
         self.seconds[2] += time.perf_counter() - began
 

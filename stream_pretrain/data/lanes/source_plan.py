@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-from numpy.typing import NDArray
-
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.documents.stripe import Stripe
@@ -62,24 +59,19 @@ class SourcePlan:
         """Whether a lane has read all the epochs it was asked for."""
         return self.max_epochs is not None and cursor.epoch >= self.max_epochs
 
-    def progress(self, lane: int, cursor: Cursor) -> float:
-        """Share of a lane's epochs that lies before a cursor."""
-        assert self.max_epochs is not None
-        if self.ended(cursor):
-            return 1.0
-        key = (cursor.epoch, lane)
-        if key not in self._weights:
-            stripes = self.stripes(cursor.epoch, lane)
-            sizes = np.array([(self.shards[stripe.shard].size or 1) / stripe.count for stripe in stripes], dtype=float)
-            self._weights[key] = np.concatenate([[0.0], np.cumsum(sizes)])
-        before = self._weights[key]
-        share = 0.0
-        if cursor.stripe + 1 < len(before):
-            stripe = self.stripes(cursor.epoch, lane)[cursor.stripe]
-            within = min(1.0, cursor.window * stripe.count / self.windows_of(self.shards[stripe.shard]))
-            share = (before[cursor.stripe] * (1 - within) + before[cursor.stripe + 1] * within) / before[-1]
-        return float((cursor.epoch + share) / self.max_epochs)
+    def bytes_of(self, stripe: Stripe) -> int:
+        """Stored bytes of a stripe; those of the stripes of a shard add up to its size."""
+        size = self._sizes[stripe.shard]
+        return size * (stripe.first + 1) // stripe.count - size * stripe.first // stripe.count
 
     @cached_property
-    def _weights(self) -> dict[tuple[int, int], NDArray[np.float64]]:
-        return {}
+    def bytes_of_epoch(self) -> int:
+        """Stored bytes of all shards."""
+        return sum(self._sizes)
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """Stored bytes of each shard; one that is not known is taken for the mean of the others, an empty one for a byte."""
+        known = [shard.size for shard in self.shards if shard.size is not None]
+        mean = sum(known) // len(known) if known else 1
+        return [max(1, mean if shard.size is None else shard.size) for shard in self.shards]

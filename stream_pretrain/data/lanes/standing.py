@@ -24,11 +24,11 @@ def refuse_impossible(cursors: Sequence[Sequence[Cursor]], plan: StreamPlan, ste
             fault = fault_of(source, number, cursor)
             if fault is not None:
                 raise _impossible(f"{where}, {f'source {source.name}, ' if source.name else ''}{fault}")
-        rows, asked = sum(cursor.rows for cursor in lane), step * plan.layout.rows_per_lane
-        # A lane that had read its epochs gave fewer, whether or not it is to read more of them now.
-        has_ended = any(cursor.epoch and not any(cursor[1:9]) for cursor in lane)
-        if rows > asked or (rows < asked and not has_ended):
-            raise _impossible(f"{where} has given {rows} rows in {step} steps of {plan.layout.rows_per_lane}")
+    rows, asked = sum(cursor.rows for lane in cursors for cursor in lane), step * plan.layout.global_batch_size
+    # The last step before the corpus ended had fewer, whether or not more epochs are to be read now.
+    may_be_short = all(any(cursor.epoch and not any(cursor[1:9]) for cursor in lane) for lane in cursors)
+    if rows > asked or (rows < asked and not (may_be_short and rows > asked - plan.layout.global_batch_size)):
+        raise _impossible(f"stream.json: the lanes have given {rows} rows in {step} steps of {plan.layout.global_batch_size}")
 
 
 def fault_of(source: SourcePlan, lane: int, cursor: Cursor) -> str | None:
@@ -40,6 +40,8 @@ def fault_of(source: SourcePlan, lane: int, cursor: Cursor) -> str | None:
         return f"credit is {cursor.credit}"
     if cursor.taken > min(GROUP_ROWS, cursor.rows):
         return f"taken is {cursor.taken} of {cursor.rows} rows"
+    if cursor.bytes_read > (cursor.epoch + 1) * source.bytes_of_epoch:
+        return f"{cursor.bytes_read} bytes are read of {source.bytes_of_epoch} an epoch"
     if cursor.window > _MOST_WINDOWS:
         return f"window is {cursor.window}"
     if source.ended(cursor):

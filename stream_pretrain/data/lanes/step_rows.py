@@ -17,15 +17,46 @@ from stream_pretrain.data.rows.packing import Rows, gather
 
 
 @dataclass(frozen=True)
+class TrainRows:
+    """What a model is trained on."""
+
+    rows: Rows
+    labelled: Labelled
+    source: NDArray[np.int64]
+    """[R] source of each row."""
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def tokens(self) -> int:
+        """Positions that hold a token of a document or a special token, not padding."""
+        return int(self.rows.segment_length.sum())
+
+    def cut(self, which: range) -> TrainRows:
+        """Neighbouring rows of these, as far as they are there."""
+        here = slice(which.start, which.stop)
+        return TrainRows(
+            rows=gather([(self.rows, range(len(self))[here])], self.rows.input_ids.shape[1]),
+            labelled=Labelled(**{name: value[here] for name, value in vars(self.labelled).items()}),
+            source=self.source[here],
+        )
+
+
+@dataclass(frozen=True)
 class StepRows:
     """Rows of one step: of the lanes of a worker, or, merged, of those of a rank, in the order of the lanes."""
 
+    step: int
+    """The step, counted from 0."""
+    generation: int
+    """How often steps were dealt again before these rows were read."""
     lanes: NDArray[np.int64]
     """[K] numbers of the lanes."""
+    given: NDArray[np.int64]
+    """[K] rows that each gave."""
     cursors: NDArray[np.int64]
     """[K, sources, fields] where they stand after these rows."""
-    row_lane: NDArray[np.int64]
-    """[R] lane of each row; a lane that has ended gives none."""
     row_source: NDArray[np.int64]
     """[R] source of each row."""
     rows: Rows
@@ -38,9 +69,14 @@ class StepRows:
     """[causes] what the workers spent on them, see `source_lane.CAUSES`."""
 
     @property
-    def tokens(self) -> int:
-        """Positions that hold a token of a document or a special token, not padding."""
-        return int(self.rows.segment_length.sum())
+    def row_lane(self) -> NDArray[np.int64]:
+        """[R] lane of each row."""
+        return np.repeat(self.lanes, self.given)
+
+    @property
+    def trained(self) -> TrainRows:
+        """What a model takes of them."""
+        return TrainRows(self.rows, self.labelled, self.row_source)
 
 
 @dataclass
@@ -52,15 +88,21 @@ class _Run:
     which: range
 
 
-def step_of(lanes: Sequence[Lane], plan: StreamPlan) -> StepRows:
-    """The next rows of some lanes, `plan.layout.rows_per_lane` of each."""
+def step_of(
+    lanes: Sequence[Lane], asked: Sequence[int], to_end: Sequence[bool], plan: StreamPlan, step: int = 0, generation: int = 0
+) -> StepRows:
+    """The next rows of some lanes, so many of each as it is asked for; fewer of one that has ended.
+
+    to_end: whether these are known to be the last rows of a lane. What is skipped behind them is told with them.
+    """
     runs: list[_Run] = []
     row_source: list[int] = []
-    row_lane: list[int] = []
     skipped: list[Skipped] = []
-    for lane in lanes:
-        step = lane.rows // plan.layout.rows_per_lane
-        for _ in range(plan.layout.rows_per_lane):
+    given: list[int] = []  # by each lane
+    for lane, rows_asked, is_last in zip(lanes, asked, to_end, strict=True):
+        lane.begin_step(step)
+        before = len(row_source)
+        for _ in range(rows_asked + is_last):
             row = lane.next_row()
             if row is None:
                 skipped += lane.report_skipped()
@@ -71,12 +113,14 @@ def step_of(lanes: Sequence[Lane], plan: StreamPlan) -> StepRows:
             else:
                 runs.append(_Run(group, _labels_of(group, plan, step), range(index, index + 1)))
             row_source.append(source)
-            row_lane.append(lane.number)
             skipped += passed_over
+        given.append(len(row_source) - before)
     return StepRows(
+        step=step,
+        generation=generation,
+        given=np.array(given, dtype=np.int64),
         lanes=np.array([lane.number for lane in lanes], dtype=np.int64),
         cursors=np.array([lane.cursors for lane in lanes], dtype=np.int64).reshape(-1, len(plan.sources), len(Cursor._fields)),
-        row_lane=np.array(row_lane, dtype=np.int64),
         row_source=np.array(row_source, dtype=np.int64),
         rows=gather([(run.group.rows, run.which) for run in runs], plan.layout.sequence_length),
         labelled=_gather_labels(runs, plan),
@@ -84,7 +128,7 @@ def step_of(lanes: Sequence[Lane], plan: StreamPlan) -> StepRows:
         origins=np.concatenate(
             [np.empty((0, 3), dtype=np.int64), *(run.group.origins[run.group.rows.segments_of(run.which)] for run in runs)]
         ),
-        seconds=np.zeros(len(CAUSES)) + sum(source.take_seconds() for lane in lanes for source in lane.sources),
+        seconds=np.zeros(len(CAUSES)) + sum(lane.take_seconds() for lane in lanes),
     )
 
 
@@ -108,40 +152,34 @@ def _gather_labels(runs: Sequence[_Run], plan: StreamPlan) -> Labelled:
 
 
 def merged(parts: Sequence[StepRows]) -> StepRows:
-    """The items of a rank's workers as one, in the order of the lanes: the same for any number of workers."""
+    """The rows of neighbouring lanes as one step: of the workers of a rank, or of all ranks, in the order of the lanes."""
     if len(parts) == 1:
         return parts[0]
-    row_lane = np.concatenate([part.row_lane for part in parts])
-    order = np.argsort(row_lane, kind="stable")
-    segment_order = np.argsort(np.concatenate([part.row_lane[part.rows.segment_row] for part in parts]), kind="stable")
-    first_row = np.cumsum([0] + [len(part.row_lane) for part in parts])
-    segment_row = np.concatenate([part.rows.segment_row + first for part, first in zip(parts, first_row, strict=False)])
-    new_row = np.empty(len(order), dtype=np.int32)
-    new_row[order] = np.arange(len(order), dtype=np.int32)
-
-    def rows(name: str) -> NDArray[np.int32]:
-        return np.concatenate([getattr(part.rows, name) for part in parts])
-
-    def labels(name: str) -> NDArray[np.int32]:
-        return np.concatenate([getattr(part.labelled, name) for part in parts])[order]
-
     lanes = np.concatenate([part.lanes for part in parts])
-    by_number = np.argsort(lanes)
+    assert (np.diff(lanes) > 0).all()
+    rows = joined([part.trained for part in parts])
     return StepRows(
-        lanes=lanes[by_number],
-        cursors=np.concatenate([part.cursors for part in parts])[by_number],
-        row_lane=row_lane[order],
-        row_source=np.concatenate([part.row_source for part in parts])[order],
-        rows=Rows(
-            input_ids=rows("input_ids")[order],
-            segment_row=new_row[segment_row][segment_order],
-            segment_start=rows("segment_start")[segment_order],
-            segment_length=rows("segment_length")[segment_order],
-            segment_document=rows("segment_document")[segment_order],
-            segment_token=rows("segment_token")[segment_order],
-        ),
-        labelled=Labelled(labels("input_ids"), labels("label_positions"), labels("labels")),
+        step=parts[0].step,
+        generation=parts[0].generation,
+        lanes=lanes,
+        given=np.concatenate([part.given for part in parts]),
+        cursors=np.concatenate([part.cursors for part in parts]),
+        row_source=rows.source,
+        rows=rows.rows,
+        labelled=rows.labelled,
         skipped=tuple(skip for part in parts for skip in part.skipped),
-        origins=np.concatenate([part.origins for part in parts])[segment_order],
+        origins=np.concatenate([part.origins for part in parts]),
         seconds=np.sum([part.seconds for part in parts], axis=0),
+    )
+
+
+def joined(parts: Sequence[TrainRows]) -> TrainRows:
+    """Rows behind each other."""
+    capacity = parts[0].rows.input_ids.shape[1]
+    return TrainRows(
+        rows=gather([(part.rows, range(len(part))) for part in parts], capacity),
+        labelled=Labelled(
+            **{name: np.concatenate([getattr(part.labelled, name) for part in parts]) for name in vars(parts[0].labelled)}
+        ),
+        source=np.concatenate([part.source for part in parts]),
     )

@@ -1,8 +1,12 @@
 """The rows of every step, read by the data workers of this rank, with the cursors that stand behind them.
 
-Lanes are dealt to ranks, and a rank's lanes to its workers. A worker gives one item a step: the next rows of its lanes
-and where those lanes stand after them. The trainer takes one item of each worker a step and keeps the cursors of what it
-has trained on; what workers have read ahead is in no cursor, so nothing is drained and nothing lost.
+Lanes are dealt to ranks, and a rank's lanes to its workers. A worker gives one item a step: as many rows of its lanes as the
+least-rows rule asks for, and where those lanes stand after them. The trainer takes one item of each worker a step and keeps the
+cursors of what it has trained on; what workers have read ahead is in no cursor, so nothing is drained and nothing lost.
+
+Where a lane ends, its worker finds out when it asks for more rows than there are: it gives those and reads no further. The
+trainers agree on what each lane has given (`StepStream.settle`), and the step is dealt again to all lanes. Workers hold the
+rows of the steps that this may come to, so nothing is read or tokenized twice; items that were made before are dropped.
 """
 
 from __future__ import annotations
@@ -12,15 +16,22 @@ import os
 import signal
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from stream_pretrain.data.lanes.lane import Lane
+from stream_pretrain.data.lanes.lane import Lane, Place
+from stream_pretrain.data.lanes.least_rows import LaneRows
 from stream_pretrain.data.lanes.readers import Readers
+from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.source_lane import GROUP_ROWS
 from stream_pretrain.data.lanes.step_rows import StepRows, merged, step_of
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
@@ -30,66 +41,126 @@ from stream_pretrain.errors import StreamPretrainError, TrainingError
 
 LEAST_STEPS_AHEAD = 4
 
-LEAVE_SECONDS = 0.5
+SHUTDOWN_SECONDS = 0.5
 """Workers that have not left by themselves after so long, such as those that wait for a server, are killed."""
 
 
-class RowStream(IterableDataset[StepRows | StreamPretrainError]):
+@dataclass(frozen=True)
+class Deal:
+    """What the workers are told: to deal rows from a step on, knowing which lanes have ended."""
+
+    generation: int
+    lane_rows: LaneRows
+
+
+class RowStream(IterableDataset[StepRows | StreamPretrainError | None]):
     """The rows of a rank from given cursors on; endless, with empty items once its lanes have ended."""
 
-    def __init__(self, plan: StreamPlan, cursors: Sequence[LaneCursors], rank: int, world: int) -> None:
+    def __init__(
+        self,
+        plan: StreamPlan,
+        cursors: Sequence[LaneCursors],
+        lane_rows: LaneRows,
+        numbers: Sequence[Sequence[int]],
+        deals: Sequence[Connection],
+        steps_held: int,
+    ) -> None:
+        """numbers: lanes of each worker. deals: where each receives a `Deal`, or None to leave."""
         assert len(cursors) == plan.layout.lanes
         self.plan = plan
         self.cursors = tuple(cursors)
-        self.rank = rank
-        self.world = world
+        self.lane_rows = lane_rows
+        self.numbers = numbers
+        self.deals = deals
+        self.steps_held = steps_held
 
-    def __iter__(self) -> Iterator[StepRows | StreamPretrainError]:
+    def __iter__(self) -> Iterator[StepRows | StreamPretrainError | None]:
         worker = get_worker_info()
-        index, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        numbers = lanes_of(self.plan.layout.lanes, self.rank, self.world)[index::workers]
+        index = 0 if worker is None else worker.id
         try:
             engine = self.plan.encoder.build()
             memory = StoreMemory()
             readers = [Readers(source, memory) for source in self.plan.sources]
-            lanes = [Lane(self.plan, number, engine, readers, self.cursors[number]) for number in numbers]
-            while True:
-                yield step_of(lanes, self.plan)
+            lanes = [Lane(self.plan, number, engine, readers, self.cursors[number]) for number in self.numbers[index]]
+            yield from self._steps(lanes, self.deals[index])
         except StreamPretrainError as error:
             yield error  # raised in the training process, in one line rather than behind a worker's traceback
 
-
-def lanes_of(lanes: int, rank: int, world: int) -> list[int]:
-    """Numbers of the lanes of a rank: dealt round-robin."""
-    return list(range(rank, lanes, world))
+    def _steps(self, lanes: Sequence[Lane], deals: Connection) -> Iterator[StepRows | None]:
+        """Rows of the steps in turn; None while a lane has ended and the step was not dealt again."""
+        deal: Deal | None = Deal(0, self.lane_rows)
+        numbers = [lane.number for lane in lanes]
+        held: deque[tuple[int, list[Place]]] = deque()  # steps that may be dealt again, and where the lanes stood before each
+        while deal is not None:
+            lane_rows = deal.lane_rows
+            while held:
+                step, places = held.pop()
+                if step == lane_rows.step:
+                    for lane, place in zip(lanes, places, strict=True):
+                        lane.return_to(place)
+                    break
+            is_short = False
+            while not is_short and not deals.poll():
+                held.append((lane_rows.step, [lane.place for lane in lanes]))
+                if len(held) > self.steps_held:
+                    held.popleft()
+                    for lane, place in zip(lanes, held[0][1], strict=True):
+                        lane.forget(place)
+                asked = lane_rows.asked(self.plan.layout.global_batch_size)
+                to_end = (lane_rows.left == asked)[numbers].tolist()
+                rows = step_of(lanes, asked[numbers].tolist(), to_end, self.plan, lane_rows.step, deal.generation)
+                yield rows
+                is_short = bool((rows.given < asked[numbers]).any())
+                lane_rows = lane_rows.after(asked)
+            while not deals.poll():
+                yield None  # items are taken of all workers in turn: of one that waits too
+            while deals.poll():
+                deal = deals.recv()
 
 
 class StepStream:
-    """The steps of a rank, one `StepRows` each, for the training process."""
+    """The steps of a rank, one `StepRows` each, for the training process.
+
+    With one rank, it is iterated over. Several ranks `read` what their lanes give to a step, agree on what all have given, and
+    `settle` it: the step is whole, or it is read again.
+    """
 
     def __init__(
         self,
         plan: StreamPlan,
         cursors: Sequence[LaneCursors],
         *,
+        step: int = 0,
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
         in_worker: Callable[[], None] | None = None,
     ) -> None:
-        """in_worker: called first in every worker process, for example to leave signals to the trainer."""
+        """step: steps that lie before these cursors. in_worker: called first in every worker process."""
+        self.plan = plan
         self.workers = workers
-        self.nothing = step_of([], plan)
+        self.nothing = step_of([], [], [], plan)
         """A step without rows."""
+        self._lane_rows = LaneRows.before(step, cursors)
+        self._generation = 0
+        own = part_of(range(plan.layout.lanes), rank, world)
+        numbers = [part_of(own, worker, max(workers, 1)) for worker in range(max(workers, 1))]
+        pipes = [multiprocessing.Pipe(duplex=False) for _ in numbers]
+        self._pipes = [end for pipe in pipes for end in pipe]
+        self._deals = [sending for _, sending in pipes]
+        self._waiting = [deque[StepRows | StreamPretrainError]() for _ in numbers]
+        self._turn = 0  # the worker that the next item comes from
+        # A worker is ahead of the step that is settled by what it may prefetch, and by what `read` has taken of it meanwhile.
+        ahead = steps_ahead(plan.layout.global_batch_size, plan.layout.lanes) if workers else 1
         others = multiprocessing.active_children()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # said by the command, once for all ranks
             loader = DataLoader(
-                RowStream(plan, cursors, rank, world),
+                RowStream(plan, cursors, self._lane_rows, numbers, [receiving for receiving, _ in pipes], 2 * ahead + 2),
                 batch_size=None,
                 collate_fn=_as_it_is,
                 num_workers=workers,
-                prefetch_factor=steps_ahead(plan.layout.rows_per_lane) if workers else None,
+                prefetch_factor=ahead if workers else None,
                 worker_init_fn=_WorkerInit(in_worker),
                 generator=torch.Generator(),  # leaves the global one, which dropout uses, untouched
             )
@@ -104,9 +175,17 @@ class StepStream:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end_workers()
+        for end in self._pipes:
+            end.close()
+
+    def _end_workers(self) -> None:
         if not self._processes:
             del self.items
             return
+        for deals in self._deals:
+            with suppress(OSError):  # of a worker that was killed
+                deals.send(None)
         on_death = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for one that is killed
         self._leaving.set()
         # By name, since the traceback of an error, such as that of a worker that died, keeps the iterator from being deleted.
@@ -118,26 +197,72 @@ class StepStream:
     def _kill_those_that_stay(self) -> None:
         """torch ends the workers one after the other, and waits 5 s for each that is busy."""
         self._leaving.wait()
-        if not self._left.wait(LEAVE_SECONDS):
+        if not self._left.wait(SHUTDOWN_SECONDS):
             for process in self._processes:
                 process.kill()  # it holds nothing that is not in a cursor
+
+    @property
+    def asked(self) -> NDArray[np.int64]:
+        """int64 [lanes] rows that each lane is asked for in the step that comes next; none once all have ended."""
+        return self._lane_rows.asked(self.plan.layout.global_batch_size)
+
+    def read(self) -> StepRows:
+        """What the lanes of this rank give to the next step: less than they are asked for where one has ended."""
+        while not all(self._waiting):
+            item = self._next_item()
+            if isinstance(item, StreamPretrainError) or (item is not None and item.generation == self._generation):
+                self._waiting[self._turn].append(item)
+            self._turn = (self._turn + 1) % len(self._waiting)
+        parts: list[StepRows] = []
+        for item in [waiting.popleft() for waiting in self._waiting]:
+            if isinstance(item, StreamPretrainError):
+                raise item
+            parts.append(item)
+        return merged(parts)
+
+    def settle(self, given: NDArray[np.int64]) -> bool:
+        """Whether the step that was read is whole, so that the next one comes; else it is dealt, and has to be read, again.
+
+        given: int64 [lanes] rows of the lanes of all ranks, so that all ranks settle alike.
+        """
+        asked = self.asked
+        if (given == asked).all():
+            self._lane_rows = self._lane_rows.after(asked)
+            return True
+        self._lane_rows = self._lane_rows.knowing(given, self.plan.layout.global_batch_size)
+        self._generation += 1
+        for deals in self._deals:
+            deals.send(Deal(self._generation, self._lane_rows))
+        for waiting in self._waiting:  # a worker that has failed gives nothing more: that is kept
+            failures = [item for item in waiting if isinstance(item, StreamPretrainError)]
+            waiting.clear()
+            waiting.extend(failures)
+        return False
+
+    def given(self, rows: StepRows) -> NDArray[np.int64]:
+        """int64 [lanes] rows of each lane, 0 for those of other ranks."""
+        given = np.zeros(self.plan.layout.lanes, dtype=np.int64)
+        given[rows.lanes] = rows.given
+        return given
 
     def __iter__(self) -> Iterator[StepRows]:
         return self
 
     def __next__(self) -> StepRows:
-        parts: list[StepRows] = []
-        for _ in range(max(self.workers, 1)):
-            try:
-                item = next(self.items)
-            except RuntimeError as error:
-                if "DataLoader worker (pid" not in str(error):  # an error that the worker has raised names no process
-                    raise
-                raise worker_died(error) from error
-            if isinstance(item, StreamPretrainError):
-                raise item
-            parts.append(item)
-        return merged(parts)
+        """The next step; where all lanes have ended, one without rows."""
+        while True:
+            rows = self.read()
+            if self.settle(self.given(rows)):
+                return rows
+
+    def _next_item(self) -> StepRows | StreamPretrainError | None:
+        try:
+            item: StepRows | StreamPretrainError | None = next(self.items)
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):  # an error that the worker has raised names no process
+                raise
+            raise worker_died(error) from error
+        return item
 
 
 def worker_died(error: RuntimeError | MemoryError) -> TrainingError:
@@ -146,9 +271,9 @@ def worker_died(error: RuntimeError | MemoryError) -> TrainingError:
     return TrainingError(f"a data worker died ({reason}): out of memory? Try fewer --workers")
 
 
-def steps_ahead(rows_per_lane: int) -> int:
+def steps_ahead(batch: int, lanes: int) -> int:
     """Steps a worker may be ahead: at least a group of rows of each lane, since a lane packs a group in one go."""
-    return max(LEAST_STEPS_AHEAD, -(-GROUP_ROWS // rows_per_lane))
+    return max(LEAST_STEPS_AHEAD, -(-GROUP_ROWS * lanes // batch))
 
 
 def _as_it_is(item: Any) -> Any:

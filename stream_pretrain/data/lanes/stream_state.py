@@ -9,28 +9,27 @@ from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.typed_json import from_json
 
-CURSOR_VERSION = 2
+CURSOR_VERSION = 3
 """Of what `stream.json` holds; raised when the fields of a cursor change, or the rows that follow from one."""
-
-_FIELDS = ["rank" if name == "next_document" else name for name in Cursor._fields]
-"""What the file calls the fields of a cursor."""
 
 LaneCursors = tuple[Cursor, ...]
 """Where a lane stands: a cursor for each source."""
 
 
-def stream_state(cursors: Sequence[LaneCursors]) -> dict[str, Any]:
-    """All lanes' cursors as JSON: what `stream.json` holds."""
+def stream_state(step: int, cursors: Sequence[LaneCursors]) -> dict[str, Any]:
+    """All lanes' cursors behind so many steps as JSON: what `stream.json` holds."""
     lanes = [{"sources": [list(cursor) for cursor in lane]} for lane in cursors]
-    return {"version": CURSOR_VERSION, "fields": _FIELDS, "lanes": lanes}
+    return {"version": CURSOR_VERSION, "step": step, "fields": list(Cursor._fields), "lanes": lanes}
 
 
-def cursors_from(state: Mapping[str, Any], lanes: int) -> list[LaneCursors]:
-    """Cursors from `stream.json`. Raises CheckpointError for another version or number of lanes."""
-    if state.get("version") != CURSOR_VERSION or state.get("fields") != _FIELDS:
+def cursors_from(state: Mapping[str, Any], step: int, lanes: int) -> list[LaneCursors]:
+    """Cursors from `stream.json`. Raises CheckpointError for those of another version, step or number of lanes."""
+    if state.get("version") != CURSOR_VERSION or state.get("fields") != list(Cursor._fields):
         raise CheckpointError(
             f"stream.json: cursors of version {state.get('version')}, this program reads version {CURSOR_VERSION}"
         )
+    if state.get("step") != step:
+        raise CheckpointError(f"stream.json: cursors of step {state.get('step')}, but trainer.json says step {step}")
     found = from_json(list[dict[str, list[list[int]]]], state.get("lanes"), "stream.json: lanes")
     if len(found) != lanes:
         raise CheckpointError(f"stream.json: cursors of {len(found)} lanes, the run has {lanes}")

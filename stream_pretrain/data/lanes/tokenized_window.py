@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ class TokenizedWindow:
     def __init__(self, documents: Documents, key: Sequence[int], piece_edges: Callable[[str], list[int]]) -> None:
         self.order: list[int] = keyed_generator(*key).permutation(len(documents.texts)).tolist()
         self.documents = documents
+        self.characters_to = [0, *itertools.accumulate(len(documents.texts[document]) for document in self.order)]
         self.piece_edges = piece_edges
         self.ids = np.empty(0, dtype=np.int32)
         # One entry a tokenized piece, from the piece the group begins with: its document in the order, its index there, tokens.
@@ -54,6 +56,15 @@ class TokenizedWindow:
             return document == piece == 0
         text = self.documents.texts[self.order[document]]
         return piece == 0 or (len(text) > PIECE_CHARACTERS and piece < len(self.piece_edges(text)) - 1)
+
+    @property
+    def characters(self) -> int:
+        """Of all documents."""
+        return self.characters_to[-1]
+
+    def characters_before(self, document: int, piece: int) -> int:
+        """Characters before a piece of a document of the order; pieces are as long as they may be."""
+        return min(self.characters_to[document] + piece * PIECE_CHARACTERS, self.characters_to[document + 1])
 
     @property
     def has_more(self) -> bool:

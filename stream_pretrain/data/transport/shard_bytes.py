@@ -16,6 +16,7 @@ import bisect
 import io
 import logging
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -69,6 +70,8 @@ class ShardBytes:
         self._pending: tuple[RestartPoint, bytes] | None = None
         self._frames: list[RestartPoint] | None = None  # of the seek table; empty where the shard has none
         self._member = restart  # where the current member starts
+        # Uncompressed and stored offset of where pieces of the content begin, which is the same for every pass and store.
+        self._pieces = deque([(restart.uncompressed, restart.compressed)])
         self._error: StreamPretrainError | None = None
 
     @property
@@ -120,6 +123,21 @@ class ShardBytes:
         """Fetch what skip_to() will move to next, of a plain shard, meanwhile."""
         if self._is_plain:
             self._data.prefetch(offset)
+
+    def stored_bytes_before(self, offset: int) -> int:
+        """Stored bytes before an uncompressed offset that was read, or not skipped, by now; offsets do not go back.
+
+        Between the pieces that a decoder gives at once, as if it had compressed each byte alike.
+        """
+        if self._is_plain:
+            return min(offset, self._decoded)
+        while len(self._pieces) > 1 and self._pieces[1][0] <= offset:
+            self._pieces.popleft()
+        begin, stored = self._pieces[0]
+        if len(self._pieces) == 1:
+            return stored
+        end, stored_end = self._pieces[1]
+        return stored + (stored_end - stored) * (offset - begin) // (end - begin)
 
     def close(self) -> None:
         """Close the file or connection."""
@@ -182,7 +200,7 @@ class ShardBytes:
             if not skip_skippable(data):
                 raise DamageError(CUT, "skippable frame")
         elif head.startswith(codec.magic):
-            yield from decode(data, self._decoder())
+            yield from self._noted(decode(data, self._decoder()))
             behind = bytes(data.peek(_HEAD))
             begins = behind.startswith(codec.magic) or codec.magic.startswith(behind)
             padded = codec.is_zero_padded and behind[:1] == b"\0"
@@ -190,6 +208,17 @@ class ShardBytes:
                 raise NoMemberError(f"no {codec.member} begins where it ends", behind)
         else:
             raise NoMemberError(f"no {codec.member} began there", head)
+
+    def _noted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Pieces of the content of a member, with a note of where each one ends."""
+        decoded = self._member.uncompressed
+        while self._pieces and self._pieces[-1][0] >= decoded:
+            self._pieces.pop()  # the end of the member before, or what a first reading of this one has noted
+        self._pieces.append((decoded, self._member.compressed))
+        for piece in pieces:
+            decoded += len(piece)
+            self._pieces.append((decoded, self._data.position))
+            yield piece
 
     def _member_of_store(self, start: RestartPoint) -> Iterator[bytes]:
         """The same for a remote shard: a damaged member is read once more before the damage is believed."""

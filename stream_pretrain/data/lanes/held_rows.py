@@ -1,0 +1,51 @@
+"""The rows of a source in a lane, held until they are trained on, so that a step can be dealt again without reading again."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from stream_pretrain.data.lanes.cursor import Cursor
+from stream_pretrain.data.lanes.source_lane import SourceEnd, SourceLane, SourceRow
+
+
+class HeldRows:
+    """The rows of a `SourceLane`. Those behind the last `forget` can be given again."""
+
+    def __init__(self, source: SourceLane) -> None:
+        self.source = source
+        self._held: deque[SourceRow | SourceEnd] = deque()
+        self._cursors = deque([source.cursor])  # in front of each that is held, and behind the last
+        self._next = 0
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where the lane stands in the source."""
+        return self._cursors[self._next]
+
+    @property
+    def ended(self) -> bool:
+        """Whether all the epochs that were asked for are read."""
+        return self.source.plan.ended(self.cursor)
+
+    def next_row(self) -> SourceRow | SourceEnd:
+        """The next row; at the end of the last epoch, once, what was skipped behind the last row."""
+        assert not self.ended
+        if self._next == len(self._held):
+            self._held.append(self.source.next_row())
+            self._cursors.append(self.source.cursor)
+        self._next += 1
+        return self._held[self._next - 1]
+
+    def rewind(self, cursor: Cursor) -> None:
+        """Stand again where the lane stood before."""
+        while self.cursor != cursor:
+            self._next -= 1
+            assert self._next >= 0
+
+    def forget(self, cursor: Cursor) -> None:
+        """Hold only what lies behind a cursor."""
+        while self._cursors[0] != cursor:
+            self._held.popleft()
+            self._cursors.popleft()
+            self._next -= 1
+            assert self._next >= 0
