@@ -214,7 +214,7 @@ class StoredBytes:
 
     def _fetch(self, store: Store, cancelled: threading.Event, start: int, stop: int) -> bytes | bytearray:
         """Bytes [start, stop), fewer only at the end of the file, or once cancelled."""
-        received = bytearray()
+        received: bytes | bytearray = b""
         retrying = Retrying(self._name, self._deadline, reached=self._memory.reached, pause=cancelled.wait)
         retrying.byte = start
         for attempt in retrying:
@@ -222,6 +222,8 @@ class StoredBytes:
                 break
             with attempt, _resetting(store):
                 for piece in store.pieces(start + len(received), stop):
+                    if received and isinstance(received, bytes):  # a single piece, as of a local file, is not copied
+                        received = bytearray(received)
                     received += piece
                     self._memory.reached = True
                     retrying.progress()
