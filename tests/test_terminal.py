@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -18,7 +19,7 @@ from stream_pretrain.redaction import Secrets
 from stream_pretrain.terminal import clear_stderr, show_traceback, unfailing_stderr
 from stream_pretrain.training.progress import Progress
 from tests.corpora import documents, write_shard, write_tiny_bert
-from tests.forks import ENVIRONMENT, trainers
+from tests.forks import ENVIRONMENT, trainers, without_times
 from tests.integration.jobs import lines, recorded, tiny_options
 
 CLOSED = """
@@ -128,6 +129,29 @@ def test_no_secret_and_no_escape_gets_to_the_terminal_by_whatever_way() -> None:
     assert lines[1] == "retrying /x?… after \\x1b[31mx"
     assert lines[-3:] == ["\t…\r\\x9b1m\\xe9é", "warning: shard a\\nerror: forged.jsonl of …", ""]
     assert "sekret" not in said.getvalue()
+
+
+def test_in_a_file_the_time_stands_in_front_of_every_line_of_a_run(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w+") as log, redirect_stderr(log), clear_stderr(Secrets([])) as stderr:
+        sys.stderr.write("error: unknown option\n")
+        stderr.begin_log()
+        for part in ("error:", " ", "no memory\n  halve it", "\n"):
+            sys.stderr.write(part)
+        sys.stderr.write("\nhalf of")
+        sys.stderr.write("")
+        sys.stderr.write(" a line\n\n")
+        log.seek(0)
+        said = log.read()
+    times = re.findall(r"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ ", said, flags=re.MULTILINE)
+    assert len(times) == 3
+    assert without_times(said) == "error: unknown option\nerror: no memory\n  halve it\n\nhalf of a line\n\n"
+
+
+def test_in_memory_no_time_is_written() -> None:
+    with redirect_stderr(io.StringIO()) as below, clear_stderr(Secrets([])) as stderr:
+        stderr.begin_log()
+        sys.stderr.write("a line\n")
+    assert below.getvalue() == "a line\n"
 
 
 def test_a_traceback_forges_no_line_and_tells_no_secret() -> None:

@@ -301,7 +301,7 @@ class RunConfig:
     log_every: int = option(
         10, short="log-every", bounds="positive", may_change=True, synonyms="logging-steps log-steps log-interval"
     )
-    """Steps between lines of metrics."""
+    """Steps between lines of metrics; step 1 and the last one have one too."""
     wandb: Literal["auto", "online", "offline", "disabled"] = option(
         "auto", may_change=True, synonyms="report-to use-wandb no-wandb with-tracking wandb-mode"
     )

@@ -19,8 +19,8 @@ class HeldOut(NamedTuple):
 
 def held_out_in_words(found: HeldOut, best: HeldOut | None) -> str:
     """A held-out loss, and the best one of the run; None where there is no other."""
-    perplexity = math.exp(found.loss) if found.loss < 700 else math.inf
-    shown = f"{perplexity:.2f}" if perplexity < 100 else human_count(perplexity)
+    perplexity = math.inf if found.loss > 700 else math.exp(found.loss)
+    shown = f"{perplexity:.2f}" if perplexity < 100 else human_count(perplexity) if perplexity < 1e15 else f"{perplexity:.0e}"
     text = f"held-out loss {found.loss:.4f}, perplexity {shown}"
     if best is None:
         return text
@@ -32,12 +32,15 @@ def summary(
 ) -> Iterator[str]:
     """The last lines of a run.
 
-    before, seconds: the totals at the begin of this start, and how long it trained. loss: of the last line of metrics.
+    before, seconds: the totals before this start, and how long it trained. loss: of the last line of metrics.
     """
     rate = human_count((totals.tokens - before.tokens) / seconds)
-    counts = f"{human_count(totals.tokens)} tokens of {human_count(totals.documents)} documents"
-    yield f"steps {before.step + 1:,} to {totals.step:,} in {human_duration(seconds)} ({rate} tok/s), {counts} in all"
-    yield f"loss {loss:.4f}" + ("" if held_out is None else f", {held_out_in_words(held_out, best)}")
+    counts = f"{human_count(totals.tokens)} tokens, {human_count(totals.documents)} documents in all"
+    yield f"steps {before.step + 1:,}-{totals.step:,} in {human_duration(seconds)} ({rate} tok/s); {counts}"
+    if held_out is not None:
+        yield f"loss {loss:.4f}, {held_out_in_words(held_out, best)}"
+    else:
+        yield f"loss {loss:.4f}" + (f", best held-out loss {best.loss:.4f} at step {best.step:,}" if best else "")
     unused = {"skipped": totals.skipped, "without text": totals.empty, "filtered": totals.filtered}
     if any(unused.values()):
         yield "documents not trained on: " + ", ".join(f"{count:,} {why}" for why, count in unused.items() if count)

@@ -94,8 +94,10 @@ def test_a_stop_between_two_logged_steps_logs_the_steps_until_there(
         assert run_here(command).returncode == 75
     assert (recorded(tmp_path)["state"], recorded(tmp_path)["step"]) == ("preempted", 3)
     assert [line["step"] for line in record(tmp_path) if "train/loss" in line] == [1, 3]
-    assert run_here(command).returncode == 0
-    assert [line["step"] for line in record(tmp_path) if "train/loss" in line] == [1, 3, 6]
+    resumed = run_here(command)
+    assert resumed.returncode == 0
+    assert "step 4/6  loss " in resumed.stderr, "the first step of a start is shown"
+    assert [line["step"] for line in record(tmp_path) if "train/loss" in line] == [1, 3, 6], "and no line of metrics for it"
 
 
 @pytest.mark.parametrize(("number", "step"), [(2, 2), (4, 6), pytest.param(1, 0, marks=long)])

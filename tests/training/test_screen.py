@@ -152,7 +152,7 @@ def test_a_run_on_a_terminal(arguments: list[str], tmp_path: Path, screen: Scree
     assert re.match(r"warning: step \d+: \d+ of \d+ documents skipped so far: OUT/quarantine.jsonl", warning)
     patterns = [
         r"step 25/25  loss 4\.\d{3}  \S+ tok/s  wait \d+%  lr 5\.00e-4",
-        r"steps 1 to 25 in \S+ s \(\S+ tok/s\), \S+ tokens of \d+ documents in all",
+        r"steps 1-25 in \S+ s \(\S+ tok/s\); \S+ tokens, \d+ documents in all",
         r"loss 4\.\d{4}, held-out loss 4\.\d{4}, perplexity \d\d\.\d\d, the best so far",
         r"documents not trained on: \d+ skipped",
         r"finished; the model is in out/model",
