@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,3 +99,23 @@ def test_every_file_that_a_page_names_is_there(page: Path) -> None:
 def test_a_configuration_says_what_it_is_for_and_could_start(file: Path) -> None:
     assert file.read_text("utf-8").startswith("# ")
     validate(parse(["--config", str(file)]))
+
+
+@pytest.mark.long
+def test_the_commands_of_the_demo_run_as_they_are_pasted_and_pasted_again(tmp_path: Path) -> None:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    [block] = [block for block in blocks if "--config configs/demo.yaml" in block]
+    for folder in ("scripts", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    (tmp_path / "bin").mkdir()
+    for name, program in {"python": "", "stream-pretrain": "-m stream_pretrain"}.items():
+        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec {sys.executable} {program} "$@"\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    for said in ("step 100: saved", "finished"):
+        done = subprocess.run(
+            ["bash", "-euc", block], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert said in done.stderr
