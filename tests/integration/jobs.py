@@ -190,7 +190,7 @@ def tiny_options(corpus: Path | str, model: Path, out: Path, *more: str) -> list
         *(f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", f"--output-dir={out}"),
         *("--sequence-length=32", "--global-batch-size=4", "--lanes=4", "--micro-batch-size=2", "--workers=1"),
         *("--max-steps=100000", "--save-every=100000", "--log-every=1", "--run.wandb=disabled"),
-        *("--data.window-bytes=9000", "--train.schedule=constant", *more),
+        *("--data.window-bytes=9000", "--train.schedule=constant", "--train.warmup-steps=0", *more),
     ]
     return with_last(options)
 
