@@ -79,7 +79,7 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
     given = [PROGRAM, *without_secrets(arguments)]
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
         progress = Progress(sys.stderr if os.environ.get("RANK", "0") == "0" else None)
-        stop.answer(lambda name: _leave(name, run_directory(config), given, progress), lambda _: None)
+        stop.answer(lambda name: _leave(name, run_directory(config), given, progress), exit_codes.of_stopped_process)
         progress.notice(f"run folder: {run_directory(config)}")
         if os.environ.get("RANK", "0") == "0":  # the others may not see what it lists for all
             from stream_pretrain.training.first_checks import refuse_at_once

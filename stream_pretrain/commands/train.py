@@ -106,11 +106,15 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             elif not out.is_lost:  # which is the error that the run ends with
                 progress.notice(stopping(name, stop.last_step, alone=ranks.world == 1))
 
-        def quit_at_once(name: str) -> None:
+        def quit_at_once(name: str) -> int:
+            if out.has_finished:
+                return exit_codes.FINISHED
             if ranks.is_first and not out.has_ended:
-                out.record("preempted", exit_code=exit_codes.of_stop(name))
+                saved, _ = newest(out.path / CHECKPOINTS)
+                out.record("preempted", step=max(saved, began), exit_code=exit_codes.of_stop(name))
                 progress.notice(last_line(name))
             peers.announce(STOPPED)
+            return exit_codes.of_stopped_process(name)
 
         warn = progress.warning if ranks.is_first else lambda text: say(f"warning: {text}")
         peers = stack.enter_context(between_ranks(ranks, stop, give_up, warn))

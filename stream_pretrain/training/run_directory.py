@@ -147,7 +147,11 @@ class RunDirectory:
     @property
     def has_ended(self) -> bool:
         """Whether the end is recorded: whatever happens to processes of the run later changes nothing."""
-        return self._run is not None and self._run["state"] in ("preempted", "finished")
+        return self.has_finished or (self._run is not None and self._run["state"] == "preempted")
+
+    @property
+    def has_finished(self) -> bool:
+        return self._run is not None and self._run["state"] == "finished"
 
     def recorded(self) -> dict[str, Any]:
         """The content of run.json; empty where there is none. Raises: CheckpointError."""

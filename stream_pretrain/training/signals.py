@@ -44,7 +44,7 @@ class StopRequest:
         self._deciding = threading.Lock()  # never taken by a handler
         self._answered = threading.Event()
         self._first: Callable[[str], None] = lambda _: None
-        self._second: Callable[[str], None] = lambda _: None
+        self._second: Callable[[str], int] = exit_codes.of_stopped_process
         self.last_step: int | None = None
         """The step after which a request stops the run; None before it trains."""
         self.news = threading.Event()
@@ -78,8 +78,8 @@ class StopRequest:
 
         Raises: Interrupted after a request.
         """
+        self._interruptible = False  # before the lock is taken, which a handler must not leave taken
         with self._deciding:
-            self._interruptible = False
             if self.requested:
                 raise Interrupted
             self.last_step = step
@@ -93,9 +93,10 @@ class StopRequest:
                 self.last_step = step
             return self.requested
 
-    def answer(self, first: Callable[[str], None], second: Callable[[str], None]) -> None:
-        """Set what answers a request, and what answers a second one before the process ends; called in a thread, with the
-        name of the signal.
+    def answer(self, first: Callable[[str], None], second: Callable[[str], int]) -> None:
+        """Set what answers a request, and what answers a second one and returns the exit code the process ends with.
+
+        Called in a thread, with the name of the signal.
         """
         self._first, self._second = first, second
 
@@ -129,12 +130,10 @@ class StopRequest:
                 self.news.set()
                 threading.Thread(target=self._answer, args=(names[0],), name="answer", daemon=True).start()
             elif time.monotonic() - since > ECHO_SECONDS:
-                code = exit_codes.of_stopped_process(names[0])
-                late = threading.Timer(QUIT_SECONDS, os._exit, [code])
+                late = threading.Timer(QUIT_SECONDS, os._exit, [exit_codes.of_stopped_process(names[0])])
                 late.daemon = True
                 late.start()
-                self._second(names[0])
-                os._exit(code)  # even during a write: checkpoints are whole or not there
+                os._exit(self._second(names[0]))  # even during a write: checkpoints are whole or not there
 
 
 @contextmanager
