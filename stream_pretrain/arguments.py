@@ -1,7 +1,7 @@
-"""The options of a command line, of the YAML files that it names and of the environment, as a Config.
+"""Parses the command line, the YAML files that it names and the environment into a Config.
 
-All give names and values: the environment first, then the files, so that the command line wins. One reader turns a value into
-what its option takes, whether it is a word of the command line, text of a file or part of a JSON record.
+All give names and values; the command line wins over files, files over the environment. `_value` converts values to the types
+of options, whether from the command line, a file or a JSON record.
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ from stream_pretrain.errors import ConfigError
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> Config:
-    """The Config of the arguments, of the YAML files they name, and of the variables that options have.
+    """The Config of the arguments, the YAML files they name, and the environment.
 
-    Raises:
-        ConfigError: an option is unknown (with the name it has here, or the nearest one), is given twice, lacks its value, or
-            has one that is not of its type.
+    Raises: ConfigError for an option that is unknown (with a suggestion), given twice, without a value or of a wrong type.
     """
     from_files: list[_Option] = []
     from_line: list[_Option] = []
@@ -38,8 +36,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = MappingProx
             from_files += _read_file(Path(value))
             if any(option.name == "model.trust-remote-code" for option in from_files):
                 raise ConfigError(
-                    f"--config {value}: model.trust-remote-code is only taken from the command line, since it runs what a "
-                    "model brings: give --model.trust-remote-code there"
+                    f"--config {value}: model.trust-remote-code runs code of a model: give it on the command line only"
                 )
         else:
             dotted = _resolve(name, "")
@@ -62,9 +59,9 @@ class _Option:
     name: str
     """Dotted, with hyphens."""
     value: Any
-    """Text; from a file also None, and what an option of records has."""
+    """Text; from a file also None, and records."""
     origin: str
-    """What an error message begins with: the file the option is from."""
+    """Where the option is from, at the begin of an error."""
 
 
 TYPES: dict[str, Any] = {
@@ -108,7 +105,7 @@ def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _unexpected(argument: str, last: str) -> str:
-    """What is wrong with an argument that is no option, behind the option `last`."""
+    """The error for an argument that is not an option, after the option `last`."""
     if (without := misplaced(argument, last)) is not None:
         return without
     if argument.startswith("-") and argument[1:].partition("=")[0].replace("_", "-") in {*NAMES, *SYNONYMS}:
@@ -121,7 +118,7 @@ def _unexpected(argument: str, last: str) -> str:
 
 
 def misplaced(argument: str, last: str = "") -> str | None:
-    """What to do with an argument that is no option but names a file, behind the option `last`; none where it does not."""
+    """The error for an argument that names a file, after the option `last`; None for other arguments."""
     path = Path(argument)
     if path.suffix in (".yaml", ".yml"):
         return f"{argument} is a file of options: give --config {argument}"
@@ -137,10 +134,10 @@ def misplaced(argument: str, last: str = "") -> str | None:
 
 
 class _Loader(yaml.BaseLoader):
-    """Values are text: YAML's own types would turn 0012345 into 5349 and no into false. No key is there twice."""
+    """Values are text: the types of YAML would turn 0012345 into 5349 and no into false. Duplicate keys are refused."""
 
     def construct_scalar(self, node: yaml.ScalarNode) -> str | None:  # type: ignore[override]
-        """None for a value that is left out or `~`, which in quotes are text."""
+        """None for a missing value or `~`; quoted, they are text."""
         return None if node.style is None and node.value in ("", "~") else super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -217,7 +214,7 @@ def suggestion(name: str, known: Sequence[str], prefix: str) -> str:
 
 
 def _value(value: Any, kind: Any, where: str) -> Any:
-    """A value as an option of this type has it: from text, where whole numbers may be written 1e4, or from JSON.
+    """A value of this type, from text, where whole numbers may be written 1e4, or from JSON.
 
     Raises: ConfigError that begins with `where`.
     """
@@ -258,12 +255,12 @@ def _whole_number(value: str | float) -> int | None:
 
 
 def _record_type(kind: Any) -> Any:
-    """The dataclass of an option that is a list of records; None for other options."""
+    """The dataclass of an option with a list of records; None for other options."""
     return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
 
 
 def _records(value: Any, kind: Any, where: str) -> tuple[Any, ...]:
-    """Records from a list of mappings, or from JSON with one. Raises ConfigError for what is not one."""
+    """Records from a list of mappings, or from JSON. Raises: ConfigError."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -308,12 +305,12 @@ def _expected(kind: Any) -> str:
 
 
 def values_of(arguments: Sequence[str]) -> list[str]:
-    """The words of a command line that may be values: what follows `=`, and what stands alone."""
+    """The possible values on a command line: after `=`, and arguments of their own."""
     return [argument.partition("=")[2] if argument.startswith("--") else argument for argument in arguments]
 
 
 def without_secrets(arguments: Sequence[str]) -> list[str]:
-    """The arguments with `…` in place of secrets, as they may be recorded and shown."""
+    """The arguments with `…` for secrets."""
     shown: list[str] = []
     name = ""
     for argument in arguments:

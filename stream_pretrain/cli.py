@@ -30,10 +30,10 @@ from stream_pretrain.training.stop_messages import stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code, one of `exit_codes`."""
+    """Run one command; returns an exit code of `exit_codes`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
-        # The client of Weights & Biases records what is there.
+        # The client of Weights & Biases records sys.argv.
         sys.argv[1:] = map(escaped, without_secrets(arguments))
     with unfailing_stderr(), clear_stderr(Secrets.of(values_of(arguments), [], os.environ)) as stderr:
         try:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("error:", "\n".join(printable(str(line)) for line in error.args), file=sys.stderr)
             tell_launcher(stderr.secrets.hide(f"{type(error).__name__}: {error}"), exit_codes.of_error(error))
             return exit_codes.of_error(error)
-        except Exception as error:  # a fault of this program: shown here, where its text is searched for secrets
+        except Exception as error:  # a bug: shown here, where text is searched for secrets
             show_traceback(error)
             tell_launcher(stderr.secrets.hide(f"{type(error).__name__}: {error}"), exit_codes.of_error(error))
             return exit_codes.of_error(error)
@@ -63,8 +63,8 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
             raise ConfigError(misplaced(command) or f"unknown command {command}{near}; see {PROGRAM} --help")
     for place, argument in enumerate(options, start=1):
         if argument in ("--help", "-h"):
-            behind = options[place : place + 1]
-            return _print(help_of(command, next((word for word in behind if not word.startswith("-")), None)))
+            after = options[place : place + 1]
+            return _print(help_of(command, next((word for word in after if not word.startswith("-")), None)))
     if "--version" in options:
         return _print(importlib.metadata.version("stream_pretrain"))
     config = parse(options, os.environ)
@@ -81,7 +81,7 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
         progress = Progress(sys.stderr if os.environ.get("RANK", "0") == "0" else None)
         stop.answer(lambda name: _leave(name, run_directory(config), given, progress), exit_codes.of_stopped_process)
         progress.notice(f"run folder: {run_directory(config)}")
-        if os.environ.get("RANK", "0") == "0":  # the others may not see what it lists for all
+        if os.environ.get("RANK", "0") == "0":  # the others may not see the corpus
             from stream_pretrain.training.first_checks import refuse_at_once
 
             refuse_at_once(config)
@@ -92,7 +92,7 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
 
 
 def _leave(name: str, out: Path, given: Sequence[str], progress: Progress) -> None:
-    """End the process at a signal, before it has begun anything."""
+    """End the process on a signal before the run starts."""
     progress.close()
     progress.notice(stopped(name, 0, 0, max((out / CHECKPOINTS).glob("step-*"), default=None), given))
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
@@ -100,11 +100,11 @@ def _leave(name: str, out: Path, given: Sequence[str], progress: Progress) -> No
 
 
 def _print(text: str) -> int:
-    """Write to stdout; returns the exit code, which is that of SIGPIPE where the reader has gone."""
+    """Write to stdout; returns the exit code, that of SIGPIPE for a closed pipe."""
     try:
         print(text, flush=True)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries what is left once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         if isinstance(error, BrokenPipeError):
             return 128 + signal.SIGPIPE
         print(f"error: stdout cannot be written: {error.strerror}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`--help`: every option, or those of a group, one below the other. Nothing heavy is imported here."""
+"""`--help`: all options, or those of a group. No heavy imports."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ FLAGS = {
 
 
 def command_names() -> list[str]:
-    """The commands, as they are typed."""
+    """Names of the commands."""
     return [module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__)]
 
 
 def groups_of(command: str) -> Sequence[str]:
-    """The groups of options that a command takes, as its file says: to import it takes seconds."""
+    """The groups of options of a command, read from its source: importing it takes seconds."""
     [path] = commands.__path__
     source = ast.parse((Path(path) / f"{command.replace('-', '_')}.py").read_bytes())
     [groups] = [
@@ -53,7 +53,7 @@ def groups_of(command: str) -> Sequence[str]:
 
 
 def help_of(command: str, group: str | None) -> str:
-    """The help of a command, or that of one of its groups of options. Raises: ConfigError for a group that it has not."""
+    """The help of a command, or of one group of its options. Raises: ConfigError for another group."""
     groups = groups_of(command)
     if group is not None:
         if group not in groups:
@@ -67,7 +67,7 @@ def _introduction(command: str, groups: Sequence[str]) -> Iterator[str]:
     yield from ("", "example:", EXAMPLE, "")
     yield from _wrapped(f"Commands: {', '.join(command_names())}; without one, train. These are the options of {command}.")
     yield from _wrapped(
-        f"Groups: {', '.join(groups)}. The name of an option may be given without its group where two names are shown. "
+        f"Groups: {', '.join(groups)}. Where two names are shown, both are accepted. "
         f"{PROGRAM} --help {groups[0]} shows one group."
     )
     yield ""
@@ -96,7 +96,7 @@ def _wrapped(text: str, indent: int = 0) -> list[str]:
 
 
 def _metavar(kind: Any) -> str:
-    """What stands for the value of an option."""
+    """The placeholder for the value of an option."""
     if typing.get_origin(kind) is Literal:
         return "|".join(typing.get_args(kind))
     names = {int: "INTEGER", float: "NUMBER", bool: "[true|false]", str: "TEXT"}

@@ -303,8 +303,8 @@ def test_a_later_file_overrides_an_earlier_one(tmp_path: Path) -> None:
         ("tran:\n  seed: 3\n", "unknown group tran; did you mean train?"),
         (
             "mlm_probability: 0.2\n",
-            "unknown option --mlm-probability; use --mask-rate or --objective.mask-rate: Share of a row's maskable positions "
-            "that get a label (mlm).",
+            "unknown option --mlm-probability; use --mask-rate or --objective.mask-rate: Share of the maskable positions of a "
+            "row that get a label (mlm).",
         ),
         ("dataset: [a, b]\n", "dataset takes one value, not a list or mapping; quote it if that is its text"),
         ("seed: 1\nlanes: 2\nseed: 3\n", "line 3: seed is given twice"),
@@ -489,7 +489,7 @@ def test_what_the_help_marks_as_required_is_what_a_run_cannot_do_without(capsys:
 def test_help_of_a_group_is_that_group_alone(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
-    assert text.startswith("train: The steps: how many, how large, how fast.\n  --max-steps, --train.max-steps INTEGER")
+    assert text.startswith("train: Steps, batch, optimizer and learning rate.\n  --max-steps, --train.max-steps INTEGER")
     assert re.findall(r"--(data|model|eval|run)\.", text) == []
     assert one_line_error(capsys, "--help", "trian") == (
         "no group trian; did you mean train?; --help takes data, model, objective, train, eval, run"

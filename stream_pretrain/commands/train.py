@@ -1,4 +1,4 @@
-"""`stream-pretrain [train]`: start a run, or go on with it; the same command does both."""
+"""`stream-pretrain [train]`: start or resume a run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ GROUPS = ("data", "model", "objective", "train", "eval", "run")
 
 @accelerate_for_one_run()
 def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
-    """Train as the options say; returns the exit code of this process."""
+    """Train; returns the exit code of this process."""
     allow_many_open_files()
     accelerator = accelerator_for(config)
     ranks = Ranks.of(accelerator.process_index, accelerator.num_processes, collective_timeout(config))
@@ -62,7 +62,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
     progress = Progress(sys.stderr if ranks.is_first else None)
     with ExitStack() as stack:
         stack.callback(progress.close)
-        out = RunDirectory(run_directory(config), command, progress.warning)  # on ranks but the first it records nothing
+        out = RunDirectory(run_directory(config), command, progress.warning)  # records nothing on other ranks
 
         setup: Setup | None = None
         began = 0  # the step from which this start goes on
@@ -77,11 +77,11 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
 
         def record_end(ending: Ending) -> None:
             if out.has_ended:
-                return  # all is saved: that a rank is killed while it leaves changes nothing
+                return  # all is saved: a rank that dies now changes nothing
             if ending == STOPPED:
                 out.record("preempted", exit_code=exit_codes.of_stop(stop.signal))
             elif NO_HEARTBEAT in ending.why:
-                out.record("running", error=ending.why)  # as after the loss of the first rank: nothing is wrong with the run
+                out.record("running", error=ending.why)  # as if the first rank were lost: a launcher starts the run again
             elif setup is None:
                 out.record_refusal(ending.why, ending.exit_code)
             else:
@@ -103,7 +103,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
         def answer(name: str) -> None:
             if out.has_ended:
                 progress.notice("all is saved; Ctrl-C again leaves at once")
-            elif not out.is_lost:  # which is the error that the run ends with
+            elif not out.is_lost:  # reported as the error of the run
                 progress.notice(stopping(name, stop.last_step, alone=ranks.world == 1))
 
         def quit_at_once(name: str) -> int:
@@ -136,28 +136,28 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             if setup is not None:
                 began = setup.totals.step
                 state = train(setup, writer, watchdog, stack)
-        except SystemExit:  # the first rank ends, and says why
-            why_all = peers.wait_for_ending(patience=ACKNOWLEDGE_SECONDS)
-            if why_all is not None and why_all != STOPPED:
-                tell_launcher(why_all.why, why_all.exit_code)
+        except SystemExit:  # the first rank reports why
+            announced = peers.wait_for_ending(patience=ACKNOWLEDGE_SECONDS)
+            if announced is not None and announced != STOPPED:
+                tell_launcher(announced.why, announced.exit_code)
             raise
         except BaseException as error:
             explained = _explained(error, ranks, peers, out)
-            why = _ending(explained, ranks, secrets)
-            told = peers.announce(why)
-            record_end(told or why)
-            peers.leave()  # what is to be put away now, such as a checkpoint that is being written, may take its time
-            if told is not None and told != STOPPED:
-                tell_launcher(told.why, told.exit_code)
-                raise SystemExit(told.exit_code) from error  # the rank that was first to end says why
-            if (told or why) != STOPPED:
+            own_ending = _ending(explained, ranks, secrets)
+            announced = peers.announce(own_ending)
+            record_end(announced or own_ending)
+            peers.leave()  # cleanup, such as a checkpoint in progress, may take longer than the others wait
+            if announced is not None and announced != STOPPED:
+                tell_launcher(announced.why, announced.exit_code)
+                raise SystemExit(announced.exit_code) from error  # the first rank to end reports why
+            if (announced or own_ending) != STOPPED:
                 if explained is error:
                     raise
                 raise explained from error
             state = "preempted"
         else:
-            # A launcher that sees one rank leave may end those that have not, and the first one has the most to do.
-            with watchdog.stage("waiting for the other ranks"), suppress(RuntimeError):  # one was killed: all is saved
+            # A launcher may kill the other ranks when one leaves, and the first one has the most to do.
+            with watchdog.stage("waiting for the other ranks"), suppress(RuntimeError):  # one died: all is saved
                 ranks.wait()
             peers.leave()
     if state == "preempted":
@@ -168,19 +168,19 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
     else:
         progress.notice(f"finished; the model is in {out.path / MODEL}")
     if ranks.world > 1:
-        # Not here, where DDP would be the last to hold it, and wait for its threads with the lock that they need to end.
+        # At exit: here, the last reference would be that of DDP, which then waits for threads that need its lock.
         atexit.register(torch.distributed.destroy_process_group)
     return exit_codes.FINISHED if state == "finished" else exit_codes.of_stopped_process(stop.signal)
 
 
 def _explained(error: BaseException, ranks: Ranks, peers: Peers, out: RunDirectory) -> BaseException:
-    """What ended this rank, in the user's words where there are any."""
+    """The error that ended this rank, for the user where possible."""
     try:
-        out.raise_if_lost()  # whatever failed for it
+        out.raise_if_lost()  # the cause of whatever failed
     except CheckpointError as lost:
         return lost
     if isinstance(error, RuntimeError | MemoryError):
-        # torch says that a worker has died wherever this process was just then.
+        # torch raises the death of a worker wherever this process is.
         if re.search(r"DataLoader worker \(pid|MemoryError in DataLoader worker", str(error)):
             return ranks.named(worker_died(error))
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(str(error)):
@@ -188,7 +188,7 @@ def _explained(error: BaseException, ranks: Ranks, peers: Peers, out: RunDirecto
                 TrainingError("out of memory: halve --micro-batch-size; the rows and masks of a step stay the same")
             )
     if isinstance(error, RuntimeError | Interrupted):
-        # A collective that failed, or the launcher that ends those that are left.
+        # A failed collective, or a launcher that ends the remaining ranks.
         failed = isinstance(error, RuntimeError)
         cut = failed and peers.span_machines and _NO_CONNECTION.search(str(error))
         gone = peers.dead_rank(patience=(SILENT_POLLS + 2) * POLL_SECONDS if cut else 2.0 if failed else 0.0)
@@ -198,14 +198,14 @@ def _explained(error: BaseException, ranks: Ranks, peers: Peers, out: RunDirecto
 
 
 _NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory|_ALLOC_FAILED", re.IGNORECASE)
-"""What is said by torch on a CPU, and by the libraries on a GPU that do not use its allocator."""
+"""Words of torch on CPUs, and of GPU libraries that do not use its allocator."""
 
 _NO_CONNECTION = re.compile("gloo|nccl|connection", re.IGNORECASE)
-"""What is said by a collective when another rank is gone."""
+"""Words of a collective after the death of a rank."""
 
 
 def _ending(error: BaseException, ranks: Ranks, secrets: Secrets) -> Ending:
-    """What the other ranks and run.json are told."""
+    """The ending for the other ranks and run.json."""
     if isinstance(error, Interrupted):
         return STOPPED
     said = secrets.hide(f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""Every option of a run, what it may be, and which of them name and fix the run. Nothing heavy is imported here."""
+"""The options of a run: their names, validation and secrets, and the name of the run. No heavy imports."""
 
 from stream_pretrain.config.option_field import option
 from stream_pretrain.config.option_names import NAMES, SYNONYMS, help_texts, usual_name

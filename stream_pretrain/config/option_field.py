@@ -1,4 +1,4 @@
-"""What is known of an option beside its type and its default, all of it said where the option is declared."""
+"""The declaration of an option: everything about it beside its type stands at its field."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def option(
 ) -> Any:
     """A field of a group of options; a plain field is an option without any of these.
 
-    short: a second name, without its group.
-    synonyms: what other programs call it, with spaces between: not accepted, but answered by the name of this option.
-    required_or: the run needs this option, or the one named here.
-    variable: of the environment, which counts where the option is not given.
-    bounds: of a number; a fraction is from 0 to 1. None and a word, such as auto, are not checked.
-    may_change: at a resume; what may not decides which rows a step sees, or what is learnt from them.
-    secret: what may have a secret in it: a URL, or storage options.
+    short: a second name, without the group.
+    synonyms: names in other programs, separated by spaces; not accepted, but the error suggests this option.
+    required_or: the run needs this option or the one named here.
+    variable: environment variable that is used where the option is not given.
+    bounds: of a number; a fraction is from 0 to 1. None and words such as auto are not checked.
+    may_change: at a resume; other options are fixed: they decide which rows a step sees, or what is learnt from them.
+    secret: the kind of value that may contain a secret: a URL, or storage options.
     """
     metadata = {
         "short": short,

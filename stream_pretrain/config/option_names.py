@@ -1,7 +1,4 @@
-"""What an option is called: its dotted name, its short name, its last name where it is its own, and what others call it.
-
-All of them with hyphens, as they are typed.
-"""
+"""Names of an option: dotted, short, without its group where that is unique, and in other programs. All with hyphens."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from functools import cache
 from stream_pretrain.config.options import ALIASES, GROUPS
 
 FLAGS = ("config", "debug", "help", "version")
-"""Names on a command line that are no options of a run."""
+"""Flags of the command line, which are not options of a run."""
 
 DOTTED = tuple(
     f"{group}.{option.name}".replace("_", "-") for group, options in GROUPS.items() for option in dataclasses.fields(options)
@@ -29,11 +26,10 @@ LAST = {
     for dotted in DOTTED
     if _COUNTS[last := dotted.partition(".")[2]] == 1 and last not in (*FLAGS, *GROUPS) and SHORT.get(last) != dotted
 }
-"""Options by their names without the group, of those that share it with no other. A test holds the list: a new option takes no
-such name away."""
+"""Options by their name without the group, where that is unique. A test has the list: no new option may make one ambiguous."""
 
 NAMES: dict[str, str] = {**{dotted: dotted for dotted in DOTTED}, **LAST, **SHORT}
-"""The dotted name by every name that is accepted."""
+"""Dotted names by every accepted name."""
 
 SYNONYMS: dict[str, str] = {
     synonym: f"{group}.{option.name}".replace("_", "-")
@@ -41,17 +37,17 @@ SYNONYMS: dict[str, str] = {
     for option in dataclasses.fields(options)
     for synonym in option.metadata.get("synonyms", ())
 }
-"""The dotted name by what other programs call the option."""
+"""Dotted names by names in other programs."""
 
 
 def usual_name(dotted: str) -> str:
-    """The name that an option is called by: its short one, else the last part of the dotted one, where that is its own."""
+    """The name to show for an option: the short one, else the one without the group, else the dotted one."""
     return next((name for names in (SHORT, LAST) for name, option in names.items() if option == dotted), dotted)
 
 
 @cache
 def help_texts() -> dict[str, str]:
-    """The docstring under each option, in one line, by its dotted name."""
+    """The help of each option by its dotted name: the docstring under the field, in one line."""
     found = {}
     for group, options in GROUPS.items():
         body = ast.parse(textwrap.dedent(inspect.getsource(options))).body[0].body  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """Every option of a run, declared once: the docstring under a field is its `--help`.
 
-Frozen dataclasses of plain values. This module imports nothing heavy, so `--help` answers at once.
+Frozen dataclasses of plain values, without heavy imports, so that `--help` is immediate.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ TextDocuments = Literal["line", "blank-line", "file"]
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One source of a mixture. What is left out, and can be said of all sources, is as the option of the same name says."""
+    """One source of a mixture. A key that is left out takes the value of the --data option of that name."""
 
     name: str
     dataset: str = option(secret="url")
     weight: float = option(1.0, bounds="not negative")
-    """Its share of the tokens, relative to the weights of the others."""
+    """Share of the tokens, relative to the other weights."""
     max_epochs: int | None = option(None, bounds="positive")
-    """The source leaves the mixture once it was read this many times; default: --max-epochs."""
+    """Epochs after which the source leaves the mixture; default: --max-epochs."""
     config: str | None = None
     """Configuration of the dataset, as --data.name."""
     split: str = "train"
@@ -43,7 +43,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class WeightChange:
-    """Other weights from a step on; a source that is not named keeps its own."""
+    """Other weights from a step on; sources that are not named keep theirs."""
 
     from_step: int
     weights: dict[str, float]
@@ -51,7 +51,7 @@ class WeightChange:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which documents are read, and how they become rows."""
+    """The corpus: which documents are read, and how they become rows."""
 
     dataset: str | None = option(
         None,
@@ -62,9 +62,9 @@ class DataConfig:
     )
     """Corpus to stream: a Hub id (org/name), a local folder, a file, a glob, a URL, or @FILE with one of these a line."""
     sources: tuple[SourceConfig, ...] = ()
-    """Mixture, instead of --dataset: a list of records with name, dataset, weight and, if need be, max_epochs, config, split,
-    revision, data_files, data_dir, storage_options, text_field, text_template, text_documents, min_characters,
-    max_characters, heldout_fraction. Weights are shares of the tokens."""
+    """Mixture, instead of --dataset: a list of records with name, dataset, weight (share of the tokens) and, optionally,
+    max_epochs, config, split, revision, data_files, data_dir, storage_options, text_field, text_template, text_documents,
+    min_characters, max_characters, heldout_fraction."""
     weight_schedule: tuple[WeightChange, ...] = ()
     """Other weights from a step on: a list of records with from_step and weights (name: weight)."""
     name: str | None = option(None, synonyms="dataset-config dataset-config-name config-name subset")
@@ -74,28 +74,28 @@ class DataConfig:
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset; pinned to a commit at the first start."""
     data_files: str | None = None
-    """Pattern of files to read inside a Hub dataset or local folder, instead of a split."""
+    """Pattern of files to read in a Hub dataset or local folder, instead of a split."""
     data_dir: str | None = None
-    """Folder to read inside a Hub dataset or local folder."""
+    """Folder to read in a Hub dataset or local folder."""
     storage_options: str | None = option(None, may_change=True, secret="keys", synonyms="storage-opts")
-    """JSON object handed to fsspec when a shard is opened, for example '{"anon": true}', or @FILE: not recorded."""
+    """JSON object of options for fsspec, for example '{"anon": true}', or @FILE with one. Never recorded."""
     reader: Literal["auto", "datasets"] = "auto"
     """auto: own reader for JSON lines, text and Parquet, `datasets` for the rest; datasets: always `datasets`."""
     text_field: str = option("text", synonyms="text-column text-column-name dataset-text-field text-key")
-    """Field that holds the text; dots reach into nested objects (doc.body.text) and lists of them, whose texts are joined."""
+    """Field with the text; dots reach into nested objects (doc.body.text), and lists of them, whose texts are joined."""
     text_template: str | None = None
-    """Text made of several fields instead of one, for example "{title}\\n\\n{body}"; those without text are left empty."""
+    """Text made of several fields, for example "{title}\\n\\n{body}"; fields without text are empty."""
     text_documents: TextDocuments = "line"
-    """What a document of a text file (.txt, .text) is: a line; the lines between blank lines; the whole file."""
+    """What a document of a text file (.txt, .text) is: a line, the lines between blank lines, or the whole file."""
     min_characters: int = option(0, bounds="not negative", synonyms="min-chars min-text-length")
-    """Shorter documents are left out, and counted; from 1 on, those that are blank, null or lack the field are too."""
+    """Shorter documents are filtered out, and counted; from 1 on, also those that are blank, null or lack the field."""
     max_characters: int | None = option(None, bounds="positive", synonyms="max-chars max-text-length")
-    """Longer documents are left out, and counted."""
+    """Longer documents are filtered out, and counted."""
     special_tokens: Literal["text", "keep"] = "text"
-    """What special tokens of your own, such as [DRUG], are in a document: text, or (keep) the tokens. Those that the model has
-    a use for, such as [MASK], [SEP] and <pad>, are always text."""
+    """How special tokens that you added, such as [DRUG], are read in documents: as text, or (keep) as tokens. Those with a role
+    in the model, such as [MASK], [SEP] and <pad>, are always text."""
     drop_duplicates: bool = option(False, synonyms="dedup deduplicate")
-    """Leave out documents whose text another of the same window has, and count them."""
+    """Filter out documents with the same text as another of the same window, and count them."""
     sequence_length: int = option(
         512,
         short="sequence-length",
@@ -106,8 +106,8 @@ class DataConfig:
     packing: Literal["best_fit", "concat", "none"] = option(
         "best_fit", synonyms="pack line-by-line pad-to-max-length group-texts"
     )
-    """best_fit: several documents a row, chosen to fill it; concat: documents in reading order; none: one a row, padded."""
-    # "auto" depends on the machine, here and below; what it gave is pinned in corpus.json.
+    """best_fit: several documents per row, chosen to fill it; concat: documents in reading order; none: one per row, padded."""
+    # Values of "auto", here and below, depend on the machine and are pinned in corpus.json.
     lanes: int | Auto = option("auto", short="lanes", bounds="positive", may_change=True)
     """Fixed sub-streams of the corpus, dealt to ranks and workers; divides the global batch, never changes in a run."""
     workers: int = option(
@@ -117,71 +117,71 @@ class DataConfig:
     window_bytes: int | Auto = option(
         "auto", bounds="positive", may_change=True, synonyms="shuffle-buffer shuffle-buffer-size buffer-size"
     )
-    """Uncompressed bytes that are shuffled as a unit; the window of a source of a mixture is its share of them."""
+    """Uncompressed bytes that are shuffled together; a source of a mixture has its share of them."""
     heldout_fraction: float = option(
         0.0, bounds="fraction", synonyms="validation-split-percentage validation-fraction test-size"
     )
-    """Share of the documents, chosen by a hash of their text, that never trains and serves evaluation."""
+    """Share of the documents, chosen by a hash of their text, that is held out of training for evaluation."""
     max_line_bytes: int = option(64 * 1024 * 1024, bounds="positive")
-    """A longer line, or other document of a text file, is skipped and counted."""
+    """Longer lines, or other documents of text files, are skipped and counted."""
     max_bad_fraction: float = option(0.01, bounds="fraction", may_change=True)
-    """The run ends when more than this share of the documents that were read had to be skipped (judged after 1,000)."""
+    """The run fails when more than this share of the documents is skipped (judged after 1,000)."""
     on_bad_shard: Literal["error", "skip"] = option("error", may_change=True, synonyms="skip-bad-shards ignore-errors")
-    """What a damaged shard does: end the run, or skip the window it is met in and the rest of that lane's stripe."""
+    """error: a damaged shard ends the run; skip: the damaged window and the rest of that stripe are skipped."""
     retry_deadline: float = option(1800.0, bounds="not negative", may_change=True, synonyms="timeout max-retries retries")
-    """Seconds a failing connection is retried before the run ends."""
+    """Seconds for which a failing connection is retried before the run ends."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model is trained, and how it is computed."""
+    """The model, and how it is computed."""
 
     path: str | None = option(
         None, short="model", required_or="--model.config", synonyms="model-name-or-path model-name model-path pretrained-model"
     )
-    """Model to continue from: a Hub id or a local folder. Leave out and give --model.config for a model from scratch."""
+    """Model to continue from: a Hub id or a local folder. For a model from scratch, give --model.config instead."""
     config: str | None = option(None, synonyms="model-config model-config-name config-path config-overrides")
-    """Train from scratch: a config.json (or a folder or Hub id that has one). Needs --model.tokenizer."""
+    """Train from scratch: a config.json, or a folder or Hub id with one. Needs --model.tokenizer."""
     tokenizer: str | None = option(None, synonyms="tokenizer-name tokenizer-name-or-path tokenizer-path")
-    """Tokenizer, where it is not the model's own: a Hub id or a local folder."""
+    """Tokenizer, if not that of the model: a Hub id or a local folder."""
     revision: str | None = option(None, synonyms="model-revision")
     """Branch, tag or commit of a Hub model."""
     init_from: str | None = option(None, short="init-from", synonyms="init-checkpoint load-weights weights")
-    """Take the weights (and nothing else) from this checkpoint or model folder; the run itself starts at step 0."""
+    """Take only the weights from this checkpoint or model folder; the run starts at step 0."""
     resize_embeddings: bool = option(False, synonyms="resize-token-embeddings resize-vocab")
-    """Allow the embedding to grow to the tokenizer's size, padded to a multiple of 64; from scratch it takes that size, be it
-    smaller."""
+    """Let the embedding grow to the size of the tokenizer, padded to a multiple of 64; from scratch, also let it shrink to
+    that."""
     gradient_checkpointing: bool = option(False, may_change=True, synonyms="activation-checkpointing recompute")
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = option(False, may_change=True, synonyms="torch-compile torch-compile-mode")
     """Use torch.compile on the model."""
     trust_remote_code: bool = option(False, may_change=True, synonyms="allow-remote-code")
-    """Run the Python code that the folder of the model or tokenizer brings (auto_map). On the command line only."""
+    """Run Python code from the folder of the model or tokenizer (auto_map). On the command line only."""
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is predicted."""
+    """What the model predicts."""
 
     name: Literal["mlm", "clm"] = option("mlm", synonyms="mlm clm objective task training-objective")
     """mlm: masked language modelling; clm: next-token prediction."""
     mask_rate: float = option(0.3, bounds="fraction", synonyms="mlm-probability mask-probability mask-prob mask-ratio")
-    """Share of a row's maskable positions that get a label (mlm)."""
+    """Share of the maskable positions of a row that get a label (mlm)."""
     final_mask_rate: float | None = option(None, bounds="fraction", may_change=True)
-    """Mask rate reached linearly at the last step; none keeps the rate constant."""
+    """Mask rate of the last step, approached linearly; none keeps the rate constant."""
     selection: Literal["token", "whole_word", "span"] = option(
         "token", synonyms="whole-word-mask whole-word-masking wwm masking-strategy"
     )
-    """Which positions are chosen together: single tokens, all tokens of a word, or geometric spans (SpanBERT)."""
+    """What is masked together: single tokens, whole words, or spans of words as in SpanBERT."""
     mask_share: float = option(0.8, bounds="fraction", synonyms="mask-replace-prob mask-token-prob")
-    """Share of the labelled positions replaced by the mask token."""
+    """Share of the labelled positions that become the mask token."""
     random_share: float = option(0.1, bounds="fraction", synonyms="random-replace-prob random-token-prob")
-    """Share of the labelled positions replaced by a random token; the remainder is kept as it is."""
+    """Share of the labelled positions that become a random token; the rest stay as they are."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The steps: how many, how large, how fast."""
+    """Steps, batch, optimizer and learning rate."""
 
     max_steps: int | None = option(
         None,
@@ -210,11 +210,11 @@ class TrainConfig:
         may_change=True,
         synonyms="per-device-train-batch-size per-device-batch-size per-device-eval-batch-size",
     )
-    """Rows that go through the model at once on one device: more take more memory, and less time. The rows and masks of a step
-    stay the same; rounding differs, and what hidden dropout draws."""
+    """Rows that go through the model at once on one device: more need more memory and less time. The rows and masks of a step
+    stay the same; only rounding and hidden dropout differ."""
     seed: int = option(0, short="seed", bounds="not negative", synonyms="random-seed data-seed")
-    """Decides order, masks, initial weights and dropout."""
-    # "auto" of this and of the warm-up is chosen at the first start, and pinned in every checkpoint of the run.
+    """Seed of the order, masks, initial weights and dropout."""
+    # Values of "auto" for this and the warm-up are chosen at the first start and pinned in every checkpoint.
     learning_rate: float | Auto = option(
         "auto", bounds="positive", may_change=True, synonyms="lr peak-lr max-lr peak-learning-rate"
     )
@@ -222,16 +222,16 @@ class TrainConfig:
     schedule: Literal["wsd", "cosine", "linear", "constant"] = option(
         "wsd", may_change=True, synonyms="lr-scheduler-type lr-scheduler lr-schedule scheduler"
     )
-    """Shape after warm-up; wsd holds the peak, then decays by 1 - sqrt over the last --train.decay-fraction of the run."""
+    """Shape after the warm-up; wsd holds the peak, then decays by 1 - sqrt in the last --train.decay-fraction of the run."""
     warmup_steps: int | Auto = option(
         "auto", bounds="not negative", may_change=True, synonyms="warmup num-warmup-steps lr-warmup-steps warmup-ratio"
     )
-    """Steps of linear warm-up from 0. auto: 6 % of the run as it is at its first start, at most 2,000. Where they reach into
-    the decay, the lower of the two rates holds."""
+    """Steps of linear warm-up from 0. auto: 6 % of the run as planned at its first start, at most 2,000. Where warm-up and
+    decay overlap, the lower rate holds."""
     decay_fraction: float = option(0.2, bounds="fraction", may_change=True, synonyms="decay-ratio decay-steps")
     """Share of the run that decays (wsd)."""
     final_learning_rate: float = option(0.0, bounds="not negative", may_change=True, synonyms="min-lr final-lr lr-end")
-    """Learning rate that the decay leads to, reached where the run ends (wsd, cosine, linear)."""
+    """Learning rate at the end of the run (wsd, cosine, linear)."""
     beta1: float = option(0.9, bounds="fraction", may_change=True, synonyms="adam-beta1")
     """AdamW: decay of the first moment."""
     beta2: float = option(0.98, bounds="fraction", may_change=True, synonyms="adam-beta2")
@@ -247,14 +247,14 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", may_change=True, synonyms="bf16 fp16 mixed-precision dtype torch-dtype"
     )
-    """auto: bf16 autocast on a GPU that has it, fp32 elsewhere."""
+    """auto: bf16 autocast on GPUs that support it, else fp32."""
     max_bad_steps: int = option(10, bounds="not negative", may_change=True)
-    """So many steps in a row may have a non-finite loss or gradient; one more ends the run."""
+    """Steps in a row that may have a loss or gradient that is not finite; one more ends the run."""
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation on documents that never train."""
+    """Evaluation on documents that are never trained on."""
 
     every: int = option(
         0,
@@ -263,29 +263,29 @@ class EvalConfig:
         may_change=True,
         synonyms="eval-steps eval-interval eval-strategy evaluation-strategy do-eval",
     )
-    """Steps between evaluations; 0 evaluates never. Needs held-out documents, a split or a dataset."""
+    """Steps between evaluations; 0: none. Needs --data.heldout-fraction, --eval.split or --eval.dataset."""
     documents: int = option(500, bounds="positive", may_change=True, synonyms="max-eval-samples eval-samples num-eval-samples")
     """Documents in the fixed evaluation set."""
     split: str | None = option(None, may_change=True, synonyms="validation-split val-split validation-split-name")
-    """Split of the corpus that serves as the evaluation set."""
+    """Split of the corpus to evaluate on."""
     dataset: str | None = option(
         None, may_change=True, secret="url", synonyms="eval-file eval-data validation-file validation-data"
     )
-    """Other dataset (as --dataset) that serves as the evaluation set."""
+    """Dataset to evaluate on, as in --dataset."""
     max_read_bytes: int = option(1024 * 1024 * 1024, bounds="positive", may_change=True)
-    """Uncompressed bytes read at most while collecting the evaluation set."""
+    """Most uncompressed bytes to read for the evaluation set."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where the run lives, and what it leaves there."""
+    """The folder of the run, checkpoints and logging."""
 
     output_dir: str | None = option(None, short="output-dir", may_change=True, synonyms="out out-dir output save-dir")
-    """Folder of the run. Default: runs/<dataset>-<model>-<hash of what must not change>; the same command resumes it."""
+    """Folder of the run. Default: runs/<dataset>-<model>-<hash of the fixed options>; the same command resumes it."""
     resume: str = option(
         "auto", short="resume", may_change=True, synonyms="resume-from-checkpoint resume-from overwrite-output-dir"
     )
-    """auto: go on where OUT stands; no: refuse a used OUT; PATH of a checkpoint: start a new run from it."""
+    """auto: resume the run in the folder; no: refuse a used folder; PATH of a checkpoint: begin a new run from it."""
     save_every: int = option(
         1000,
         short="save-every",
@@ -295,9 +295,9 @@ class RunConfig:
     )
     """Steps between checkpoints; one is always written at the end."""
     keep_last: int = option(3, bounds="positive", may_change=True, synonyms="save-total-limit max-checkpoints")
-    """Checkpoints kept, newest first."""
+    """Newest checkpoints to keep."""
     keep_every: int = option(0, bounds="not negative", may_change=True)
-    """Checkpoints at multiples of this step are kept for good; 0 keeps none for good."""
+    """Checkpoints at multiples of this step are kept for good; 0: none."""
     log_every: int = option(
         10, short="log-every", bounds="positive", may_change=True, synonyms="logging-steps log-steps log-interval"
     )
@@ -305,7 +305,7 @@ class RunConfig:
     wandb: Literal["auto", "online", "offline", "disabled"] = option(
         "auto", may_change=True, synonyms="report-to use-wandb no-wandb with-tracking wandb-mode"
     )
-    """auto: online with an API key, offline without."""
+    """Weights & Biases. auto: online with an API key, offline without."""
     wandb_project: str = option(
         "stream_pretrain", may_change=True, variable="WANDB_PROJECT", synonyms="project tracker-project-name"
     )
@@ -327,7 +327,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     run: RunConfig = field(default_factory=RunConfig)
     given: frozenset[str] = field(default=frozenset(), compare=False)
-    """Options that are said on the command line or in a file, by dotted name, be it with their default."""
+    """Options given on the command line or in a file, by dotted name, even with their default."""
 
 
 GROUPS: dict[str, Any] = {
@@ -343,11 +343,11 @@ ALIASES: dict[str, str] = {
     for option in dataclasses.fields(options)
     if (short := option.metadata.get("short")) is not None
 }
-"""Short names of the options everybody uses: one is an alias of the other."""
+"""Short names of common options."""
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """All options as one flat dictionary with dotted names, records as plain dictionaries, names that are not UTF-8 escaped."""
+    """All options by dotted name; records as plain dictionaries, text that is not UTF-8 escaped."""
     return {
         f"{group}.{option.name}": _plain(getattr(getattr(config, group), option.name))
         for group in GROUPS
@@ -366,7 +366,7 @@ def _plain(value: Any) -> Any:
 
 
 def sources_of(data: DataConfig) -> tuple[DataConfig, ...]:
-    """The options of each source, as if it were the only dataset."""
+    """The options of each source as if it were the only dataset."""
     own = {"name", "weight", "max_epochs", "config"}
     return tuple(
         dataclasses.replace(
@@ -385,7 +385,7 @@ def sources_of(data: DataConfig) -> tuple[DataConfig, ...]:
 
 
 def defaults(config: Config) -> dict[str, Any]:
-    """The value of every option where it is not given."""
+    """The default of every option."""
     groups: dict[str, Any] = {group: type(getattr(config, group))() for group in GROUPS}
     return flatten(dataclasses.replace(config, **groups))
 
@@ -402,9 +402,9 @@ def fixed_options(config: Config) -> dict[str, Any]:
 
 
 def without_places(fixed: dict[str, Any]) -> dict[str, Any]:
-    """Fixed options but for where the corpus lies: one that was moved is known again by its shards.
+    """Fixed options without the place of the corpus, which may move: its shards are compared instead.
 
-    What a source does not say is left out too: a run that began before there was such a key said nothing either.
+    Keys of sources without a value are dropped, since the run may have begun before there was such a key.
     """
     places = ("dataset", "storage_options")
     records = fixed.get("data.sources", [])

@@ -1,4 +1,4 @@
-"""What a user may want to start otherwise."""
+"""Warnings at the start about options that cost time, memory or bandwidth."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from stream_pretrain.training.ranks import Ranks
 
 
 def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
-    """What the user may want to start otherwise."""
+    """Warnings about options that cost time, memory or bandwidth."""
     lanes = plan.layout.lanes
     for source in plan.sources:
         if source.whole:
-            yield f"source {source.name} is too small to be dealt to {lanes} lanes: each reads all of it, in its own order"
+            yield f"source {source.name} is too small to split over {lanes} lanes: each lane reads all of it, in its own order"
     asked = [source for source in plan.sources if source.read.text_documents != "line"]
     if asked and not any("text" in (shard.format, shard.builder) for source in asked for shard in source.shards):
         unit = asked[0].read.text_documents
@@ -27,30 +27,30 @@ def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
     cost = reading_cost(plan.sources, ranks.world, workers)
     if cost.amplification > 1.05:
         yield (
-            f"shards that cannot be entered in their middle are shared by processes: an epoch reads the corpus "
-            f"{cost.amplification:.1f} times, a resume at most {human_bytes(cost.resume_bytes)} of it again; "
+            f"processes share shards that can only be read from the start: an epoch reads the corpus "
+            f"{cost.amplification:.1f} times, and a resume at most {human_bytes(cost.resume_bytes)} of it again; "
             "fewer --lanes or --workers read less, as do more and smaller shards"
         )
     processes, memory = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * max(1, workers), _physical_memory()
     held = memory_bound(plan.sources, -(-lanes // (ranks.world * max(1, workers))))
     if held * processes > memory / 2:
         yield (
-            f"readers may hold {human_bytes(held)} in each of {processes} processes, and this machine has "
-            f"{human_bytes(memory)}: fewer --lanes or a smaller --data.window-bytes hold less"
+            f"readers may need {human_bytes(held)} in each of {processes} processes, and this machine has "
+            f"{human_bytes(memory)}: fewer --lanes or a smaller --data.window-bytes need less"
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers and processes > cores:
-        yield f"{processes} data workers on this machine, which has {cores} cores: fewer --workers may be faster"
+        yield f"{processes} data workers on a machine with {cores} cores: fewer --workers may be faster"
     visible, used = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if visible > used:
         yield (
-            f"{visible} GPUs are visible, {used} used; for all of them: "
+            f"{visible} GPUs are visible, {used} used; to use all: "
             f"torchrun --nproc-per-node {visible} -m stream_pretrain and the same options"
         )
 
 
 def allow_many_open_files() -> None:
-    """Every lane has a file or a connection for every source, and the usual limit is 1,024; data workers inherit this one."""
+    """Raise the limit of 1,024: each lane has an open file or connection per source. Data workers inherit it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:

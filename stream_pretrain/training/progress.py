@@ -1,7 +1,6 @@
-"""What the terminal shows: the phases of the start, one line of progress, notices and warnings.
+"""The terminal: phases of the start, a progress line, notices and warnings.
 
-On a terminal the last step is one line rewritten in place, with everything else above it. Anywhere else (a pipe, a
-file, a batch system) there are plain lines only.
+On a terminal, the progress line is redrawn in place, below everything else. In a pipe or a file, there are plain lines.
 """
 
 from __future__ import annotations
@@ -21,22 +20,19 @@ MEASURED = 0.05
 
 
 class Progress:
-    """Writes to `stream`; with none, as on every rank but the first, it is silent."""
+    """Writes to `stream`; silent without one, as on all ranks but the first."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
         self._live = stream is not None and stream.isatty()
-        self._status: Sequence[str] = ()  # the parts of the line that may still change
-        self._drawn = 0  # characters of it on the terminal
-        self._first: tuple[int, float] | None = None  # the step and the time that ETA counts from
-        self._lock = threading.RLock()  # a checkpoint is announced by the thread that writes it
+        self._status: Sequence[str] = ()  # parts of the line that is redrawn
+        self._drawn = 0  # its characters on the terminal
+        self._first: tuple[int, float] | None = None  # step and time that the ETA is measured from
+        self._lock = threading.RLock()  # other threads report too
 
     @contextmanager
     def phase(self, name: str, *, stays: bool = True) -> Iterator[Callable[[str], None]]:
-        """Show that `name` goes on, what it has found so far (given to the yielded function), and how long it took.
-
-        stays: whether there is a line of it afterwards.
-        """
+        """Show a phase, its progress (passed to the yielded function), and its duration; stays: whether the line stays."""
         started = monotonic()
         line = f"{name}…"
 
@@ -64,12 +60,12 @@ class Progress:
                     self._draw()
 
     def notice(self, text: str) -> None:
-        """Show a line that stays: one, whatever names and values are in it."""
+        """Show one line that stays; control characters are escaped."""
         with self._lock:
             self._line(printable(text))
 
     def warning(self, text: str) -> None:
-        """Show a line that stays, marked as a warning."""
+        """Show a warning, in one line that stays."""
         self.notice(f"warning: {text}")
 
     def step(
@@ -100,7 +96,7 @@ class Progress:
                 self._line(_GAP.join(parts))
 
     def close(self) -> None:
-        """Leave the last state on the terminal, and the cursor below it."""
+        """Keep the last progress line, and move the cursor below it."""
         with self._lock:
             if self._drawn:
                 self._write("\n")

@@ -105,6 +105,5 @@ def test_no_file_says_that_code_may_run(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError) as error:
         cli.parse([f"--config={tmp_path / 'run.yaml'}"])
     assert str(error.value) == (
-        f"--config {tmp_path / 'run.yaml'}: model.trust-remote-code is only taken from the command line, since it runs what a "
-        "model brings: give --model.trust-remote-code there"
+        f"--config {tmp_path / 'run.yaml'}: model.trust-remote-code runs code of a model: give it on the command line only"
     )

@@ -34,8 +34,7 @@ def test_one_line_says_how_to_use_all_gpus_where_some_are_idle(
         monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
         prepare(config, [], accelerator, Ranks(0, 1), Progress(said), stop, out)
     line = (
-        "warning: 8 GPUs are visible, 1 used; for all of them: "
-        "torchrun --nproc-per-node 8 -m stream_pretrain and the same options"
+        "warning: 8 GPUs are visible, 1 used; to use all: torchrun --nproc-per-node 8 -m stream_pretrain and the same options"
     )
     assert (line in said.getvalue().splitlines()) is told
     assert ("GPUs are visible" in said.getvalue()) is told
@@ -54,9 +53,9 @@ def test_more_data_workers_than_cores_are_named(
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3))
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
         prepare(config, [], accelerator, Ranks(0, 1), Progress(said), stop, out)
-    line = "warning: 4 data workers on this machine, which has 3 cores: fewer --workers may be faster"
+    line = "warning: 4 data workers on a machine with 3 cores: fewer --workers may be faster"
     assert (line in said.getvalue().splitlines()) is told
-    assert ("data workers on this machine" in said.getvalue()) is told
+    assert ("data workers on a machine" in said.getvalue()) is told
 
 
 @pytest.mark.parametrize(("objective", "needed"), [("mlm", 4), ("clm", 3)])
