@@ -1,4 +1,4 @@
-"""The training loop: rows in, optimizer steps out, read from top to bottom."""
+"""The training loop: rows in, optimizer steps out."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class StepResult:
     """Sum over the labels."""
     labels: int
     correct: int
-    """Labels that were the most likely token."""
+    """Labels that are the most likely token."""
     source_loss: list[float]
     """Sum over the labels of each source."""
     source_labels: list[int]
     learning_rate: float
     grad_norm: float
     updated: bool
-    """False where the loss or gradient of a rank was not finite: the rows are consumed, the weights stay."""
+    """False where the loss or gradient is not finite: the rows are consumed, the weights stay."""
     tokens: int
     rows: int
     segments: int
@@ -55,28 +55,28 @@ class StepResult:
     seconds_waiting: float
     """Of `seconds`, for data."""
     data_seconds: list[float]
-    """What the data workers spent on the rows, by `source_lane.CAUSES`."""
+    """Time of the data workers for the rows, by `source_lane.CAUSES`."""
     progress: float
     """Share of the run that is done."""
     stop: bool
     """Whether any rank was asked to stop."""
     rows_seen: StepRows
-    """What this rank has read for it."""
+    """What this rank read for the step."""
 
 
 @dataclass(frozen=True)
 class EndOfCorpus:
-    """Every lane of every rank has read its epochs: no step, but documents may have been skipped on the way to the end."""
+    """All lanes have read their epochs: no step, but documents may have been skipped before the end."""
 
     rows_seen: StepRows
 
 
 def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iterator[StepResult | EndOfCorpus]:
-    """Train, one optimizer step an item, until `max_steps`, the end of the epochs, or a request to stop.
+    """Train, yielding each optimizer step, until `max_steps`, the end of the epochs, or a request to stop.
 
-    The cursors of `setup` (all lanes; those of other ranks are not touched) and its totals are brought up to date before a
-    step is given out: what they say is what was trained on.
-    Raises TrainingError after too many steps in a row without an update, ContentError when too much is unreadable.
+    Before it yields a step, it updates the totals of `setup` and the cursors of this rank's lanes: they cover exactly what was
+    trained on.
+    Raises: TrainingError after too many steps in a row without an update, ContentError when too many documents are bad.
     """
     config, ranks, totals, parallel = setup.config, setup.ranks, setup.totals, setup.parallel
     sources, own_lanes = len(setup.plan.sources), part_of(range(setup.plan.layout.lanes), ranks.index, ranks.world)
@@ -161,16 +161,16 @@ def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iter
         )
         if totals.bad_steps > config.train.max_bad_steps:
             raise TrainingError(
-                f"loss or gradient was not finite in {totals.bad_steps} steps in a row, the last was step {totals.step}: "
+                f"loss or gradient was not finite in {totals.bad_steps} steps in a row, up to step {totals.step}: "
                 "lower --train.learning-rate, or look at the documents of these steps in OUT/bad_steps.jsonl"
             )
         refuse_too_many_skipped(totals, config.data.max_bad_fraction)
 
 
 def _comes_too_soon(setup: Setup) -> bool:
-    """Whether a request to stop has come before a step of one micro-batch, in which the ranks meet: it is not left out later.
+    """Whether to abandon a step of one micro-batch for a request to stop: once it has begun, ranks synchronise in it.
 
-    Raises: Interrupted where this rank is alone.
+    Raises: Interrupted for a single rank.
     """
     if _micro_batches(setup)[1] > 1:
         return False
@@ -184,9 +184,9 @@ def _comes_too_soon(setup: Setup) -> bool:
 
 
 def _backward(setup: Setup, rows: TrainRows, scale: Tensor, watchdog: Watchdog) -> tuple[Tensor, bool]:
-    """Add up the gradients of a step; returns the sums of losses, right labels and losses by source [2 + sources].
+    """Accumulate the gradients of a step; returns the sums of losses, correct labels and losses by source [2 + sources].
 
-    True: a request to stop has left out micro-batches, since the step may be longer than a launcher waits.
+    True: micro-batches were skipped for a request to stop, since a step may take longer than a launcher waits.
     """
     config, plan, parallel = setup.config, setup.plan, setup.parallel
     size, micro_batches_a_step = _micro_batches(setup)
@@ -208,7 +208,7 @@ def _backward(setup: Setup, rows: TrainRows, scale: Tensor, watchdog: Watchdog) 
 
 
 def _micro_batches(setup: Setup) -> tuple[int, int]:
-    """Rows of a micro-batch, and micro-batches of a step."""
+    """Rows of a micro-batch, and micro-batches per step."""
     layout = setup.plan.layout
     rows_of_rank = math.ceil(layout.global_batch_size / setup.ranks.world)
     size = min(setup.config.train.micro_batch_size, rows_of_rank)
@@ -231,7 +231,7 @@ def _counts(read: StepRows, rows: TrainRows, sources: int) -> dict[str, list[flo
 
 
 def _by_name(values: Sequence[float], sizes: Mapping[str, int]) -> dict[str, list[float]]:
-    """Values that lie behind each other, so many of each name."""
+    """Split consecutive values by name; sizes: how many of each."""
     remaining = iter(values)
     found = {name: list(itertools.islice(remaining, size)) for name, size in sizes.items()}
     assert next(remaining, None) is None
@@ -248,7 +248,7 @@ def _keep(cursors: list[LaneCursors], rows: StepRows) -> None:
 
 
 def _progress(config: Config, step: int, read: float) -> float:
-    """Share of the run that lies before a step; `read` is the share of the epochs that was read."""
+    """Share of the run before a step; read: share of the epochs that was read."""
     steps = step / config.train.max_steps if config.train.max_steps is not None else 0.0
     return max(steps, read)
 
@@ -256,12 +256,14 @@ def _progress(config: Config, step: int, read: float) -> float:
 def _refuse_parameters_without_gradient(parameters: Mapping[str, torch.nn.Parameter]) -> None:
     unused = [name for name, parameter in parameters.items() if parameter.grad is None]
     if unused:
-        raise TrainingError(f"{len(unused)} parameters of the model take no part in the loss, for example {unused[0]}")
+        raise TrainingError(
+            f"the loss does not depend on {len(unused)} parameters, for example {unused[0]}: choose another model"
+        )
 
 
 def _tensor(values: Sequence[float], device: torch.device) -> torch.Tensor:
     tensor = torch.tensor(values, dtype=torch.float64)
-    # A copy from memory that is not pinned would wait for all that the GPU has to do.
+    # A copy from unpinned memory would wait for all queued work of the GPU.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

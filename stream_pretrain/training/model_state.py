@@ -129,7 +129,9 @@ def load_optimizer_tensors(
     for name, of_parameter in zip(parameters, state, strict=True):
         for key, tensor in of_parameter.items() if ranks.is_first else ():
             tensor.copy_(saved[f"{key}.{name}"])
-    ranks.spread([tensor for of_parameter in state for tensor in of_parameter.values()], next(iter(parameters.values())).device)
+    ranks.broadcast(
+        [tensor for of_parameter in state for tensor in of_parameter.values()], next(iter(parameters.values())).device
+    )
     bare.load_state_dict({**bare.state_dict(), "state": dict(enumerate(state))})
 
 

@@ -1,4 +1,4 @@
-"""The processes of a run, and how they come to one mind."""
+"""The processes of a run, and their collectives: broadcast, gather, sum and barrier keep them in step."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from stream_pretrain.errors import StreamPretrainError
 from stream_pretrain.training.signals import Interrupted
 
 T = TypeVar("T")
-SPREAD_BYTES = 64 * 1024 * 1024
-"""Tensors go from the first rank to the others in parts of this size, which is the memory it takes."""
+BROADCAST_BYTES = 64 * 1024 * 1024
+"""Size of the buffer in which tensors are broadcast."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run. Every method with more than one rank is called by all of them."""
+    """This process among those of the run. Methods that communicate are called by all ranks."""
 
     index: int = 0
     world: int = 1
     cpu_group: dist.ProcessGroup | None = None
-    """By which they exchange what is not on a device; None where there is one."""
+    """For CPU tensors; None for a single rank."""
 
     @classmethod
     def of(cls, index: int, world: int, timeout: timedelta) -> Self:
-        """This process among others; called by all of them."""
+        """Called by all ranks. timeout: of collectives on CPU tensors."""
         group = dist.new_group(backend="gloo", timeout=timeout) if world > 1 else None
         return cls(index, world, group)
 
     @property
     def is_first(self) -> bool:
-        """Whether this process speaks, writes and lists for all."""
+        """Whether this process reports, writes and lists for all."""
         return self.index == 0
 
     def from_first(self, action: Callable[[], T]) -> T:
-        """Do something on the first rank alone and give its answer to all.
+        """Run an action on the first rank and broadcast its result.
 
-        An error of the first rank ends them all; the others leave without a word, since it has said what is wrong.
+        If it fails, the first rank raises the error, and the others exit silently with the same code.
         Raises: Interrupted when the first rank is asked to stop.
         """
         if self.world == 1:
@@ -54,7 +54,7 @@ class Ranks:
             try:
                 answer[0] = action()
             except BaseException as error:
-                # What is no Exception is a request to stop.
+                # A BaseException is a request to stop.
                 answer[1] = exit_codes.of_error(error) if isinstance(error, Exception) else 0
                 failure = error
         dist.broadcast_object_list(answer)
@@ -66,7 +66,7 @@ class Ranks:
         return value
 
     def gather(self, value: T) -> list[T]:
-        """The values of all ranks, in their order."""
+        """The values of all ranks, by rank."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -74,17 +74,17 @@ class Ranks:
         return values
 
     def sum(self, tensor: torch.Tensor) -> None:
-        """Replace a small tensor by its sum over the ranks."""
+        """Replace a small tensor on the device by its sum over the ranks."""
         if self.world > 1:
             dist.all_reduce(tensor)
 
     def sum_on_cpu(self, tensor: torch.Tensor) -> None:
-        """Replace a small tensor, which is not on a device, by its sum over the ranks."""
+        """Replace a small CPU tensor by its sum over the ranks."""
         if self.world > 1:
             dist.all_reduce(tensor, group=self.cpu_group)
 
     def exchange(self, outgoing: Mapping[int, T], senders: Iterable[int]) -> dict[int, T]:
-        """Send a value to each of some ranks, and receive one from each of some; both have to expect it."""
+        """Send values to some ranks, and receive one from each of `senders`, which must send it."""
         sent = []
         for rank, value in outgoing.items():
             payload = torch.frombuffer(bytearray(pickle.dumps(value, protocol=5)), dtype=torch.uint8)
@@ -102,15 +102,15 @@ class Ranks:
                 work.wait()
         return received
 
-    def spread(self, tensors: Sequence[torch.Tensor], device: torch.device) -> None:
-        """Overwrite contiguous tensors, which are alike on all ranks, by those of the first rank.
+    def broadcast(self, tensors: Sequence[torch.Tensor], device: torch.device) -> None:
+        """Overwrite contiguous tensors, of the same shapes on all ranks, with those of the first rank.
 
-        device: where tensors have to be that ranks send each other.
+        device: where the backend of the process group needs tensors to be.
         """
         if self.world == 1:
             return
-        buffer = torch.empty(SPREAD_BYTES, dtype=torch.uint8, device=device)
-        for pieces in _loads(tensors):
+        buffer = torch.empty(BROADCAST_BYTES, dtype=torch.uint8, device=device)
+        for pieces in _chunks(tensors):
             sent = buffer[: sum(map(len, pieces))]
             parts = torch.split(sent, [len(piece) for piece in pieces])
             if self.is_first:
@@ -122,26 +122,26 @@ class Ranks:
                     piece.copy_(part)
 
     def wait(self) -> None:
-        """Wait until every rank is here."""
+        """Wait for all ranks: a barrier."""
         if self.world > 1:
             dist.barrier()
 
     def named(self, error: StreamPretrainError) -> StreamPretrainError:
-        """The error with the rank it happened on, where there are several."""
+        """The error with the number of this rank, where there are several."""
         first, *more = error.args
         return error if self.world == 1 else type(error)(f"rank {self.index}: {first}", *more)
 
 
-def _loads(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Tensors as bytes, in loads of at most `SPREAD_BYTES`."""
-    load: list[torch.Tensor] = []
-    room = SPREAD_BYTES
+def _chunks(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Tensors as bytes, in chunks of at most `BROADCAST_BYTES`."""
+    chunk: list[torch.Tensor] = []
+    room = BROADCAST_BYTES
     for tensor in tensors:
-        for piece in torch.split(tensor.view(-1).view(torch.uint8), SPREAD_BYTES):
+        for piece in torch.split(tensor.view(-1).view(torch.uint8), BROADCAST_BYTES):
             if len(piece) > room:
-                yield load
-                load, room = [], SPREAD_BYTES
-            load.append(piece)
+                yield chunk
+                chunk, room = [], BROADCAST_BYTES
+            chunk.append(piece)
             room -= len(piece)
-    if load:
-        yield load
+    if chunk:
+        yield chunk

@@ -1,10 +1,10 @@
-"""Which rows of a step this rank trains on: as many as every other rank, whoever has read them.
+"""The rows of a step that this rank trains on: as many as every other rank, whoever read them.
 
-    read        what the lanes of this rank give
-    agree       what all lanes have given, where lanes can end; a step that is not whole is read again
-    exchange    the surplus of ranks that read more goes to those that read less
+    read        the rows of this rank's lanes
+    agree       how many rows each lane gave, where lanes can end; an incomplete step is read again
+    exchange    ranks that read more than their part send rows to those that read less
 
-Rows are in the order of the lanes, and each rank trains on one of equal parts of them.
+Rows are in the order of the lanes; each rank trains on an equal part of them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from stream_pretrain.training.watchdog import Watchdog
 
 
 def next_rows(stream: StepStream, ranks: Ranks, stop: StopRequest, watchdog: Watchdog) -> tuple[StepRows, TrainRows, bool]:
-    """What this rank has read of the next step, and what it trains on; True where a signal ended its wait for data.
+    """What this rank read of the next step, what it trains on, and whether a signal interrupted its wait for data.
 
-    That rank has no rows, and keeps up with the others to the end of the step; where all agree on every step, they all leave.
-    Raises: Interrupted where this rank is alone or all leave; StreamPretrainError.
+    An interrupted rank has no rows, and takes part in the step to its end; where all agree on every step, all leave.
+    Raises: Interrupted for a single rank, or where all leave; StreamPretrainError.
     """
     while True:
         read, interrupted = _read(stream, ranks, stop, watchdog)
@@ -56,7 +56,7 @@ def _read(stream: StepStream, ranks: Ranks, stop: StopRequest, watchdog: Watchdo
 
 
 def _given_by_all(given: NDArray[np.int64], ranks: Ranks, *, interrupted: bool) -> NDArray[np.int64]:
-    """int64 [lanes] rows that each lane has given. Raises: Interrupted where a rank was."""
+    """int64 [lanes], rows that each lane gave. Raises: Interrupted where a rank was."""
     if ranks.world == 1:
         return given
     answers = np.append(given, int(interrupted))
@@ -67,10 +67,7 @@ def _given_by_all(given: NDArray[np.int64], ranks: Ranks, *, interrupted: bool) 
 
 
 def _exchanged(own: TrainRows, given: NDArray[np.int64], ranks: Ranks) -> TrainRows:
-    """The rows that this rank trains on, of those that the lanes of all ranks have given.
-
-    A rank that was interrupted has none of the rows it should send.
-    """
+    """The rows that this rank trains on, of those that the lanes of all ranks gave. An interrupted rank sends none."""
     if ranks.world == 1:
         return own
     rows = range(int(given.sum()))
@@ -80,7 +77,7 @@ def _exchanged(own: TrainRows, given: NDArray[np.int64], ranks: Ranks) -> TrainR
     read = [range(begin, end) for begin, end in itertools.pairwise(ends)]
 
     def shared(reader: int, trainer: int) -> range:
-        """Rows that one rank reads and one trains on, counted from the first that the reader has."""
+        """Rows that `reader` reads and `trainer` trains on, counted from the first row of the reader."""
         first = read[reader].start
         both = slice(max(0, trained[trainer].start - first), max(0, trained[trainer].stop - first))
         return range(*both.indices(len(read[reader])))

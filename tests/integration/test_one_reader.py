@@ -24,7 +24,7 @@ from stream_pretrain.training import ranks
 from stream_pretrain.training.model_state import optimizer_tensors
 
 rank, folder, prepare = int(os.environ["RANK"]), os.getcwd(), train.prepare
-ranks.SPREAD_BYTES = 1000  # many loads, and tensors that are cut
+ranks.BROADCAST_BYTES = 1000  # many chunks, and tensors that are cut
 
 def told(*arguments):
     setup = prepare(*arguments)
