@@ -7,7 +7,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 
-from stream_pretrain.training.corpus_estimate import CorpusEstimate
+from stream_pretrain.training.corpus_estimate import CorpusEstimate, positions_of_step
 from stream_pretrain.training.out_files import CHECKPOINTS
 from stream_pretrain.training.progress import human_bytes, human_count
 from stream_pretrain.training.start import Setup
@@ -18,6 +18,8 @@ WIDTH = 79
 """A terminal of 80 columns wraps a full line."""
 LABEL = 13
 SHOWN_SOURCES = 3
+WELL_FILLED = 0.9
+"""Of the positions of a row. What padding there is in others is no news."""
 BYTES_A_PARAMETER = 8
 """Of the two moments of AdamW, in float32."""
 
@@ -54,8 +56,10 @@ def lack_of_space(setup: Setup, estimate: CorpusEstimate) -> str | None:
 
 def _batch(setup: Setup, estimate: CorpusEstimate) -> str:
     layout, train = setup.plan.layout, setup.config.train
-    tokens, steps = layout.global_batch_size * layout.sequence_length, estimate.steps
+    tokens, steps = positions_of_step(setup.plan), estimate.steps
     said = f"{layout.global_batch_size:,} rows of {layout.sequence_length:,} = {human_count(tokens)} tokens a step"
+    if estimate.fill < WELL_FILLED:
+        said += f" ({1 - estimate.fill:.0%} padding)"
     if steps is None:
         return f"{said}, {_times(train.max_epochs or 1, 'epoch')}"
     about = "" if steps == train.max_steps else "~"

@@ -31,7 +31,7 @@ def next_rows(stream: StepStream, ranks: Ranks, stop: StopRequest, watchdog: Wat
     Raises: Interrupted for a single rank, or where all leave; StreamPretrainError.
     """
     while True:
-        read, interrupted = _read(stream, ranks, stop, watchdog)
+        read, interrupted = rows_read(stream, ranks, stop, watchdog)
         given = stream.asked
         if stream.plan.can_end:
             with watchdog.stage("agreeing on rows with the other ranks"):
@@ -41,10 +41,16 @@ def next_rows(stream: StepStream, ranks: Ranks, stop: StopRequest, watchdog: Wat
                 return read, _exchanged(read.trained, given, ranks), interrupted
 
 
-def _read(stream: StepStream, ranks: Ranks, stop: StopRequest, watchdog: Watchdog) -> tuple[StepRows, bool]:
+def rows_read(
+    stream: StepStream, ranks: Ranks, stop: StopRequest, watchdog: Watchdog, *, peek: bool = False
+) -> tuple[StepRows, bool]:
+    """What this rank reads of the next step; nothing, and True, where a signal ended its wait for data.
+
+    peek: leave it to be read again. Raises: Interrupted where this rank is alone; StreamPretrainError.
+    """
     try:
         with watchdog.stage("waiting for data"), stop.interruptible():
-            return stream.read(), False
+            return stream.peek() if peek else stream.read(), False
     except StreamPretrainError as error:
         if ranks.world == 1:
             raise  # with its cause

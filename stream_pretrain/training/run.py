@@ -13,14 +13,16 @@ from stream_pretrain.config import flatten, shown_options
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.errors import ContentError
 from stream_pretrain.training import evaluation
+from stream_pretrain.training.auto_learning_rate import warmup_of
 from stream_pretrain.training.checkpoint import BackgroundWriter
-from stream_pretrain.training.corpus_estimate import estimate
+from stream_pretrain.training.corpus_estimate import estimate, sample_of_all
 from stream_pretrain.training.corpus_notices import CorpusNotices
 from stream_pretrain.training.loop import EndOfCorpus, StepResult, training_steps
 from stream_pretrain.training.metrics import MetricsWindow
 from stream_pretrain.training.out_files import METRICS, MODEL
 from stream_pretrain.training.overview import lack_of_space, overview
 from stream_pretrain.training.records import best_evaluation, has_evaluation
+from stream_pretrain.training.rows_of_rank import rows_read
 from stream_pretrain.training.saving import Saves
 from stream_pretrain.training.signals import Interrupted, ignore_in_worker
 from stream_pretrain.training.start import Setup
@@ -43,8 +45,8 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
             setup.plan, setup.cursors, step=totals.step, rank=rank, world=world, workers=workers, in_worker=ignore_in_worker
         )
     )
-    if setup.ranks.is_first and totals.step != setup.config.train.max_steps:
-        _show_overview(setup)
+    if totals.step != setup.config.train.max_steps:
+        setup = _estimated(setup, stream, watchdog)
     evaluations = Evaluations(setup)
     tracker = stack.enter_context(_tracker(setup, more=evaluations.may_come()))
     stack.enter_context(writer)
@@ -117,12 +119,23 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
     return state
 
 
-def _show_overview(setup: Setup) -> None:
-    estimated = estimate(setup.config.train, setup.plan)
-    for line in overview(setup, estimated):
-        setup.progress.notice(line)
-    if warning := lack_of_space(setup, estimated):
-        setup.progress.warning(warning)
+def _estimated(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Setup:
+    """With a warm-up that fits the run, whose overview is shown. Called by all ranks. Raises: Interrupted."""
+    with setup.progress.phase("reading the first rows", stays=False):
+        rows, interrupted = rows_read(stream, setup.ranks, setup.stop, watchdog, peek=True)
+        with watchdog.stage("waiting for the other ranks"):
+            sample = sample_of_all(rows, setup.ranks, interrupted=interrupted)
+    estimated = estimate(setup.config.train, setup.plan, sample)
+    setup = replace(setup, estimated_steps=estimated.steps)
+    if setup.chosen.warmup_steps is None:
+        chosen = replace(setup.chosen, warmup_steps=warmup_of(estimated.steps))
+        setup = replace(setup, chosen=chosen, config=chosen.applied(setup.asked))
+    if setup.ranks.is_first and sample.rows:  # else the corpus has ended
+        for line in overview(setup, estimated):
+            setup.progress.notice(line)
+        if warning := lack_of_space(setup, estimated):
+            setup.progress.warning(warning)
+    return setup
 
 
 class Evaluations:
@@ -182,7 +195,7 @@ class StepLog:
     def __init__(self, setup: Setup) -> None:
         self._setup, self._last_step, self._share = setup, setup.totals.step, 0.0
         self.loss = math.nan  # of the last line of metrics
-        self._about = estimate(setup.config.train, setup.plan).steps
+        self._about = setup.estimated_steps
         self._window = MetricsWindow(setup.plan, setup.loaded.model, setup.parallel.device, setup.ranks)
 
     def add(self, result: StepResult) -> None:

@@ -17,9 +17,8 @@ from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, f
 from stream_pretrain.data.rows.tokenizer_probe import EngineRecord
 from stream_pretrain.model.loading import LoadedModel
 from stream_pretrain.training import evaluation
-from stream_pretrain.training.auto_learning_rate import Chosen, warmup_of
+from stream_pretrain.training.auto_learning_rate import Chosen
 from stream_pretrain.training.checkpoint import Saved, read
-from stream_pretrain.training.corpus_estimate import estimate
 from stream_pretrain.training.evaluation import EvaluationSet
 from stream_pretrain.training.evaluation_documents import evaluation_corpus, evaluation_documents
 from stream_pretrain.training.kept_defaults import defaults_of_then, with_options
@@ -61,6 +60,8 @@ class Setup:
     """The options, with `auto` where it is given."""
     chosen: Chosen
     """The values of `auto`."""
+    estimated_steps: float | None = None
+    """Of the run, once its first rows are read; None where nothing tells."""
 
 
 def prepare(
@@ -85,9 +86,6 @@ def prepare(
         loaded = load_on_all_ranks(config, saved, accelerator, ranks, progress)
         corpus = plan_on_all_ranks(config, loaded.tokenizer, pinned, saved, ranks, progress)
         plan = corpus.plan
-        if chosen.warmup_steps is None:
-            chosen = replace(chosen, warmup_steps=warmup_of(estimate(config.train, plan).steps))
-            config = chosen.applied(asked)
         evaluation_set = None
         if config.eval.every:
             texts = ranks.from_first(lambda: evaluation_documents(config, plan, held_out, out.path, progress))

@@ -80,6 +80,8 @@ def test_the_whole_block_stands_before_the_first_step(tmp_path: Path) -> None:
 def test_the_batch_and_the_run_are_counted_in_tokens(setup: Setup) -> None:
     assert said(setup, "batch") == "8 rows of 64 = 512 tokens a step; 1,000 steps = 512k tokens"
     epochs = changed(setup, train={"max_steps": None, "max_epochs": 2})
+    sparse = "8 rows of 64 = 512 tokens a step (40% padding); 1,000 steps = 512k tokens"
+    assert said(setup, "batch", replace(ESTIMATE, fill=0.6)) == sparse
     known = CorpusEstimate((2e6,), 7812.5)
     assert said(epochs, "batch", known) == "8 rows of 64 = 512 tokens a step; ~7,812 steps = ~4.0M tokens"
     assert said(epochs, "batch", CorpusEstimate((None,), None)) == "8 rows of 64 = 512 tokens a step, 2 epochs"

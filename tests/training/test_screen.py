@@ -169,7 +169,7 @@ def test_a_log_file_has_the_time_in_front_of_every_line(arguments: list[str], tm
     said = (tmp_path / "log").read_text().splitlines()
     assert len(said) > 10
     for line in said:
-        assert re.match(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ \S", line), said
+        assert re.match(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ +\S", line), said
     assert said[0][21:] == "run folder: out"
     assert any(re.match(r"step 1/~\d+  loss ", line[21:]) for line in said), said
     assert said[-1][21:] == "finished; the model is in out/model"

@@ -98,6 +98,11 @@ class Lane:
         seconds: NDArray[np.float64] = np.sum([source.source.take_seconds() for source in self.sources], axis=0)
         return seconds
 
+    @property
+    def sampled(self) -> NDArray[np.float64]:
+        """[sources, 2] as `SourceLane.sampled`."""
+        return np.array([source.source.sampled for source in self.sources])
+
     def report_skipped(self) -> list[Skipped]:
         """What was skipped since the last row; told once, and again where the lane returns."""
         skipped, self._skipped = self._skipped, []

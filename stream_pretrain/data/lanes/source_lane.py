@@ -105,6 +105,8 @@ class SourceLane:
         self.empty_epochs = 0
         self.rows_before_epoch = cursor.rows
         self.characters_per_token = 4.0
+        self.opened = np.zeros(3)  # characters, documents and stored bytes of the windows that were opened
+        self.tokenized = np.zeros(2)  # characters, and tokens of them
         self.stripes: list[Stripe] = []
         self._begin_epoch(cursor.epoch, cursor.stripe)
 
@@ -156,6 +158,13 @@ class SourceLane:
         seconds, self.seconds = self.seconds, np.zeros(len(CAUSES))
         return seconds
 
+    @property
+    def sampled(self) -> NDArray[np.float64]:
+        """[2] tokens, about, of the windows that were opened by now, and their stored bytes; none where these are not known."""
+        (characters, documents, stored), (seen, tokens) = self.opened, self.tokenized
+        framing = len(self.encoder.prefix) + len(self.encoder.suffix) + len(self.encoder.document_end)
+        return np.array([characters * tokens / seen + documents * framing, stored] if seen else [0.0, 0.0])
+
     def _begin_epoch(self, epoch: int, stripe: int) -> None:
         self.stripes = self.plan.stripes(epoch, self.number) if not self.ended else []
         self._follow(stripe)
@@ -203,6 +212,8 @@ class SourceLane:
         self.window = TokenizedWindow(
             without_held_out(found, self.plan.heldout_fraction), self._key(ORDER, stripe, block), self.engine.piece_edges
         )
+        if self.stored[1] > self.stored[0]:
+            self.opened += self.window.characters, len(self.window.order), self.stored[1] - self.stored[0]
         if not self.window.has(cursor.next_document, cursor.piece):
             raise self._astray(stripe, block)
 
@@ -362,4 +373,6 @@ class SourceLane:
         texts = window.next_texts(characters)
         ids, lengths = self.engine.encode(texts, [piece > 0 for piece in window.pieces[-len(texts) :]])
         window.append(ids, lengths, self.encoder.document_end)
-        self.characters_per_token = sum(map(len, texts)) / max(1, len(ids))
+        characters = sum(map(len, texts))
+        self.characters_per_token = characters / max(1, len(ids))
+        self.tokenized += characters, len(ids)

@@ -67,6 +67,8 @@ class StepRows:
     """[S, 3] epoch, shard and offset of the document of each segment."""
     seconds: NDArray[np.float64]
     """[causes] what the workers spent on them, see `source_lane.CAUSES`."""
+    sampled: NDArray[np.float64]
+    """[sources, 2] tokens and stored bytes of the windows that were opened for them and before, see `SourceLane.sampled`."""
 
     @property
     def row_lane(self) -> NDArray[np.int64]:
@@ -129,6 +131,7 @@ def step_of(
             [np.empty((0, 3), dtype=np.int64), *(run.group.origins[run.group.rows.segments_of(run.which)] for run in runs)]
         ),
         seconds=np.zeros(len(CAUSES)) + sum(lane.take_seconds() for lane in lanes),
+        sampled=np.zeros((len(plan.sources), 2)) + sum(lane.sampled for lane in lanes),
     )
 
 
@@ -170,6 +173,7 @@ def merged(parts: Sequence[StepRows]) -> StepRows:
         skipped=tuple(skip for part in parts for skip in part.skipped),
         origins=np.concatenate([part.origins for part in parts]),
         seconds=np.sum([part.seconds for part in parts], axis=0),
+        sampled=np.sum([part.sampled for part in parts], axis=0),
     )
 
 

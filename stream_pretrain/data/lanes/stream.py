@@ -208,13 +208,20 @@ class StepStream:
 
     def read(self) -> StepRows:
         """What the lanes of this rank give to the next step: less than they are asked for where one has ended."""
+        rows = self.peek()
+        for waiting in self._waiting:
+            waiting.popleft()
+        return rows
+
+    def peek(self) -> StepRows:
+        """What `read` gives next."""
         while not all(self._waiting):
             item = self._next_item()
             if isinstance(item, StreamPretrainError) or (item is not None and item.generation == self._generation):
                 self._waiting[self._turn].append(item)
             self._turn = (self._turn + 1) % len(self._waiting)
         parts: list[StepRows] = []
-        for item in [waiting.popleft() for waiting in self._waiting]:
+        for item in [waiting[0] for waiting in self._waiting]:
             if isinstance(item, StreamPretrainError):
                 raise item
             parts.append(item)

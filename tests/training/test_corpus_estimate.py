@@ -1,0 +1,75 @@
+"""The tokens of a corpus are estimated from the windows that the first step is read from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stream_pretrain.config import SourceConfig
+from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.training.corpus_estimate import Sample, estimate, sample_of_all
+from stream_pretrain.training.ranks import Ranks
+from stream_pretrain.training.signals import Interrupted
+from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.training.runs import prepared, tiny_run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bert(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize("kind", ["plain", "zst", "gz"])
+def test_the_first_rows_tell_the_tokens_and_the_steps_of_a_corpus(kind: str, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    for number in range(3):
+        write_shard(tmp_path / "corpus" / str(number), documents(700, seed=number), kind)
+    config = tiny_run(tmp_path / "corpus", model, tmp_path / "out", max_epochs=1)
+    config = replace(config, data=replace(config.data, window_bytes="auto", lanes=4))
+    with prepared(config) as setup, StepStream(setup.plan, setup.cursors) as stream:
+        sample = sample_of_all(stream.peek(), setup.ranks, interrupted=False)
+        steps: list[int] = []
+        for rows in stream:
+            if not len(rows.row_source):
+                break
+            steps.append(rows.trained.tokens)
+        found = estimate(config.train, setup.plan, sample)
+    assert sample.tokens == steps[0], "what is looked at is read again"
+    assert found.tokens == (pytest.approx(sum(steps), rel=0.05),)
+    assert found.steps == pytest.approx(len(steps), rel=0.15)
+    twice = replace(config.train, max_epochs=2, max_steps=50)
+    assert estimate(twice, setup.plan, sample).steps == 50
+
+
+def test_a_source_that_gives_the_first_step_no_row_is_estimated_by_its_size(model: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        write_shard(tmp_path / name, documents(300, seed=ord(name)), "plain")
+    config = tiny_run(tmp_path, model, tmp_path / "out", max_steps=9)
+    sources = (SourceConfig("a", str(tmp_path / "a.jsonl")), SourceConfig("b", str(tmp_path / "b.jsonl")))
+    with prepared(replace(config, data=replace(config.data, dataset=None, sources=sources))) as setup:
+        sizes = [source.bytes_of_epoch for source in setup.plan.sources]
+        found = estimate(config.train, setup.plan, Sample(8, 512, ((100.0, 300.0), (0.0, 0.0))))
+    assert found.tokens == (sizes[0] / 3, sizes[1] / 4)
+    assert (found.steps, found.fill) == (9, 1.0)
+
+
+def test_a_corpus_whose_shards_tell_no_size_is_not_estimated(model: Path, tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(50), "plain")
+    with prepared(tiny_run(tmp_path, model, tmp_path / "out", max_epochs=1)) as setup:
+        [source] = setup.plan.sources
+        unknown = replace(source, shards=(replace(source.shards[0], size=None),))
+        found = estimate(setup.config.train, replace(setup.plan, sources=(unknown,)), Sample(8, 256, ((100.0, 300.0),)))
+    assert (found.tokens, found.steps, found.fill) == ((None,), None, 0.5)
+
+
+def test_all_ranks_stop_where_one_was_asked_to(model: Path, tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(50), "plain")
+    with (
+        prepared(tiny_run(tmp_path, model, tmp_path / "out", max_steps=9)) as setup,
+        StepStream(setup.plan, setup.cursors) as stream,
+    ):
+        with pytest.raises(Interrupted):
+            sample_of_all(stream.nothing, Ranks(), interrupted=True)
+        assert sample_of_all(stream.nothing, Ranks(), interrupted=False) == Sample(0, 0, ((0.0, 0.0),))
