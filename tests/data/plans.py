@@ -9,7 +9,7 @@ import numpy as np
 
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
 from stream_pretrain.data.chain import stream_plan
-from stream_pretrain.data.lanes.cursor import Cursor
+from stream_pretrain.data.lanes.cursor import Cursor, Skipped
 from stream_pretrain.data.lanes.lane import Lane, LaneRow
 from stream_pretrain.data.lanes.readers import Readers
 from stream_pretrain.data.lanes.step_rows import StepRows, merged
@@ -96,3 +96,15 @@ def ledger(
             )
             cursors = cursors_of(rows)
     return seen, cursors
+
+
+def read_through(folder: Path, **options: object) -> tuple[list[Skipped], list[Cursor]]:
+    """What the lanes skip in an epoch, two where not said otherwise, and where they stand then."""
+    plan = plan_for(folder, **{"lanes": 2, "max_epochs": 1, "on_bad_shard": "skip"} | options)
+    skipped, cursors = [], []
+    for reading in (lane(plan, number) for number in range(plan.layout.lanes)):
+        while (row := reading.next_row()) is not None:
+            skipped += row[3]
+        skipped += reading.report_skipped()
+        cursors += reading.cursors
+    return skipped, cursors

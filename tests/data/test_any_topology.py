@@ -27,7 +27,11 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> StreamPlan:
     folder = tmp_path_factory.mktemp("corpus")
     for i, (style, count) in enumerate([("plain", 200), ("zst", 30), ("zst-multi", 150), ("gz", 1), ("parquet", 90)]):
         write_shard(folder / f"s{i}", documents(count, seed=i), style)
-    return plan_for(folder, lanes=12, global_batch_size=24)
+    for i in range(5, 10):
+        write_shard(folder / f"s{i}", documents(2, seed=i), ["plain", "gz"][i % 2])
+    plan = plan_for(folder, lanes=12, global_batch_size=24)
+    assert plan.sources[0].bundles == ((5, 10),)
+    return plan
 
 
 @pytest.fixture(scope="module")

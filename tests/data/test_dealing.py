@@ -24,7 +24,7 @@ def windows_of(sizes: list[int]) -> list[int]:
 def loads_of(dealt: list[list[Stripe]], sizes: list[int], windows: list[int]) -> list[float]:
     """Bytes of each lane: a stripe has its share of the windows of its shard."""
     return [
-        sum(sizes[s.shard] * len(range(s.first, windows[s.shard], s.count)) / windows[s.shard] for s in stripes)
+        sum(sizes[s.unit] * len(range(s.first, windows[s.unit], s.count)) / windows[s.unit] for s in stripes)
         for stripes in dealt
     ]
 
@@ -61,9 +61,9 @@ def test_every_window_of_every_shard_is_in_exactly_one_lane(
     sizes, windows = zip(*shards, strict=True)
     dealt = deal(sizes, windows, lanes, seed=3, epoch=epoch)
     assert len(dealt) == lanes
-    seen = Counter((s.shard, w) for stripes in dealt for s in stripes for w in range(s.first, windows[s.shard], s.count))
+    seen = Counter((s.unit, w) for stripes in dealt for s in stripes for w in range(s.first, windows[s.unit], s.count))
     assert seen == Counter((shard, w) for shard, count in enumerate(windows) for w in range(count))
-    assert all(s.count <= windows[s.shard] for stripes in dealt for s in stripes)
+    assert all(s.count <= windows[s.unit] for stripes in dealt for s in stripes)
 
 
 def test_a_deal_depends_on_nothing_but_its_arguments() -> None:
@@ -115,7 +115,7 @@ def test_a_shard_is_cut_into_no_more_stripes_than_it_has_windows() -> None:
 
 def test_shards_of_unknown_size_count_as_the_mean_of_the_others() -> None:
     dealt = deal([300, None, 100, None], [1] * 4, 2, 0, 0)
-    assert sorted(sorted(stripe.shard for stripe in stripes) for stripes in dealt) == [[0, 2], [1, 3]]
+    assert sorted(sorted(stripe.unit for stripe in stripes) for stripes in dealt) == [[0, 2], [1, 3]]
     dealt = deal([None] * 10, [4] * 10, 5, 0, 0)
     assert [len(stripes) for stripes in dealt] == [2] * 5
 

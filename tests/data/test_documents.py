@@ -209,7 +209,7 @@ def parquet(folder: Path, table: pa.Table, rows_in_group: int) -> Path:
 
 def test_a_parquet_window_is_a_row_group_or_a_part_of_one(tmp_path: Path) -> None:
     path = parquet(tmp_path, pa.table({"id": range(5), "text": ["a" * 100, None, "b" * 100, " ", "c"]}), 3)
-    assert [(w.offsets, w.empty) for w in windows_of(path)] == [
+    assert [(w.offsets, w.empty) for w in windows_of(path, window_bytes=450)] == [
         ([0, 2], (Skip(1, "text is null"),)),
         ([4], (Skip(3, "text is blank"),)),
     ]
@@ -261,13 +261,17 @@ def test_a_damaged_parquet_row_group_is_damage_and_named(tmp_path: Path, compres
     middle = column.data_page_offset + column.total_compressed_size // 2
     content[middle : middle + 20] = b"\xff" * 20
     path.write_bytes(content)
-    reader = open_reader(shard_of(path), OPTIONS)
+    reader = open_reader(shard_of(path), replace(OPTIONS, window_bytes=60_000))
     reader.follow(EVERY_WINDOW, 0)
     first = reader.read(EVERY_WINDOW, 0, RestartPoint())
     assert first is not None
     assert len(first.texts) == 100
     with pytest.raises(ContentError, match=r"^s.parquet: row group 1 is damaged \("):
         reader.read(EVERY_WINDOW, 1, RestartPoint())
+    joined = open_reader(shard_of(path), OPTIONS)
+    joined.follow(EVERY_WINDOW, 0)
+    with pytest.raises(ContentError, match=r"^s.parquet: row groups 0 to 1 are damaged \("):
+        joined.read(EVERY_WINDOW, 0, RestartPoint())
 
 
 def test_a_parquet_file_that_cannot_be_had_is_no_damage(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from stream_pretrain.data.lanes.cursor import Cursor, Skipped
+from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.lane import Lane
 from stream_pretrain.data.lanes.readers import Readers
 from stream_pretrain.data.lanes.row_layout import part_of, part_with
@@ -29,7 +29,7 @@ from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.mlm import Mlm
 from stream_pretrain.errors import SourceError, TrainingError
 from tests.corpora import documents, json_lines, write_shard
-from tests.data.plans import TOKENIZER, lane, ledger, plan_for, rows_of, texts_of
+from tests.data.plans import TOKENIZER, lane, ledger, plan_for, read_through, rows_of, texts_of
 
 STYLES = ["plain", "zst", "zst-multi", "gz", "parquet"]
 
@@ -223,18 +223,6 @@ def test_what_is_not_trained_on_is_counted_and_named_once_wherever_a_run_goes_on
     assert sum(named[0].values()) == 200
 
 
-def read_through(folder: Path, **options: object) -> tuple[list[Skipped], list[Cursor]]:
-    """What the lanes skip in an epoch, two where not said otherwise, and where they stand then."""
-    plan = plan_for(folder, **{"lanes": 2, "max_epochs": 1, "on_bad_shard": "skip"} | options)
-    skipped, cursors = [], []
-    for reading in (lane(plan, number) for number in range(plan.layout.lanes)):
-        while (row := reading.next_row()) is not None:
-            skipped += row[3]
-        skipped += reading.report_skipped()
-        cursors += reading.cursors
-    return skipped, cursors
-
-
 def skipped_in(folder: Path, **options: object) -> list[tuple[int, str]]:
     """Offset and reason of all that two lanes skip in an epoch, in the order of the offsets."""
     skipped, _ = read_through(folder, **options)
@@ -416,7 +404,7 @@ def test_workers_that_stall_are_gone_when_another_one_has_died(tmp_path: Path) -
 
 def test_a_window_that_is_damaged_where_a_run_goes_on_costs_no_document_of_the_next_shard(tmp_path: Path) -> None:
     for i in range(2):
-        write_shard(tmp_path / f"s{i}", documents(40, seed=i), "zst")
+        write_shard(tmp_path / f"s{i}", documents(80, seed=i), "zst")
     plan = plan_for(tmp_path, lanes=1, max_epochs=1, on_bad_shard="skip", window_bytes=1 << 20)
     reading = lane(plan, 0)
     rows_of(reading, 20)
@@ -424,9 +412,9 @@ def test_a_window_that_is_damaged_where_a_run_goes_on_costs_no_document_of_the_n
     assert stands.next_document > 0
     assert stands.taken > 0
     first, other = plan.sources[0].stripes(0, 0)
-    path = tmp_path / f"s{first.shard}.jsonl.zst"
+    path = tmp_path / f"s{first.unit}.jsonl.zst"
     path.write_bytes(path.read_bytes()[:-50] + bytes(50))
     reading, seen = lane(plan, 0, (stands,)), Counter[int]()
     while (row := reading.next_row()) is not None:
         seen.update(texts_of(row[1].rows.input_ids[row[2]].tolist()))
-    assert sorted(seen) == list(range(other.shard * 1000, other.shard * 1000 + 40))
+    assert sorted(seen) == list(range(other.unit * 1000, other.unit * 1000 + 80))

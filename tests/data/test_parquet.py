@@ -6,7 +6,7 @@ import random
 import threading
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from stream_pretrain.data.transport.shard_bytes import ShardFile
 from stream_pretrain.errors import ContentError
 from stream_pretrain.units import MIB
 from tests.data.shards import EVERY_WINDOW
+from tests.integration.http_server import serve
 
 
 def opened(path: Path, window_bytes: int, block_bytes: int = 8 * MIB) -> DocumentReader:
@@ -251,3 +252,33 @@ def test_the_rows_before_the_damage_of_a_row_group_are_read_by_every_lane_and_af
     assert met(EVERY_WINDOW, 0) == 12
     assert [met(EVERY_WINDOW, block) for block in (5, 12)] == [12, 12]
     assert [met(Stripe(0, first, 4), first) for first in range(4)] == [12, 13, 14, 15]
+
+
+def test_neighbouring_row_groups_are_one_window_as_long_as_they_fit_into_it(tmp_path: Path) -> None:
+    def groups(*rows: int) -> list[list[int]]:
+        Table([["x" * 100] * count for count in rows], {"compression": "none", "use_dictionary": False}).write(
+            tmp_path / "s.parquet"
+        )
+        return [window.offsets for window in windows_of(opened(tmp_path / "s.parquet", 4_000))]
+
+    assert groups(10, 10, 10, 10, 10) == [[*range(30)], [*range(30, 50)]]
+    assert groups(60, 10, 10) == [[*range(30)], [*range(30, 60)], [*range(60, 80)]], "a large one is cut as it was by itself"
+    assert groups(0, 0, 10, 0) == [[*range(10)]]
+    assert groups(35, 0, 35) == [[*range(35)], [*range(35, 70)]]
+
+
+def test_the_row_groups_of_a_window_are_fetched_from_a_store_at_once(tmp_path: Path) -> None:
+    table = pa.table({"id": range(400), "text": [f"{i} " * 20 for i in range(400)]})
+    pq.write_table(table, tmp_path / "s.parquet", row_group_size=10, write_page_checksum=True)
+    with serve(tmp_path) as server:
+        path = tmp_path / "s.parquet"
+        shard = Shard(server.url("s.parquet"), "s.parquet", path.stat().st_size, None, "parquet", "none")
+        options = ReadOptions("text", 8_000, MIB, TransportOptions(block_bytes=8 * MIB))
+        windows = windows_of(open_reader(shard, options))
+        assert len(windows) > 2
+        assert windows == windows_of(opened(path, 8_000))
+        assert len(server.log()) == 1 + len(windows), "one for the end of the file"
+        small = replace(options, transport=TransportOptions(block_bytes=500))
+        assert windows_of(open_reader(shard, small)) == windows, "windows larger than a block are fetched group by group"
+        server.inject("s.parquet", {"do": "none", "times": 2}, {"do": "flip", "at": 5_000})
+        assert windows_of(open_reader(shard, options)) == windows, "what the network has changed is fetched once more"

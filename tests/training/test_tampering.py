@@ -162,6 +162,10 @@ def kinds() -> Iterator[tuple[str, Change]]:
             if (name, value) not in (("name", "1"), ("revision", None), ("revision", "1"), ("dataset", "1")):
                 yield f"{name} of the source is {value!r}", json_with("corpus.json", "sources", 0, name, value=value)
         yield f"no {name} of the source", json_without("corpus.json", "sources", 0, name)
+    for value in (*NUMBERS, 0, [7], [[0]], [[0, 1]], [[1, 3]], [["a", 2]], [[0, 2**70]]):
+        if value != []:  # which another corpus may have
+            yield f"bundles of the source are {value!r}", json_with("corpus.json", "sources", 0, "bundles", value=value)
+    yield "no bundles of the source", json_without("corpus.json", "sources", 0, "bundles")
     yield "another source", json_with("corpus.json", "sources", 0, "name", value="other")
     yield "a shard twice", json_with("corpus.json", "sources", 0, "shards", 0, "name", value="b.jsonl")
     yield "shards in another order", json_with("corpus.json", "sources", 0, "shards", 0, "name", value="c.jsonl")

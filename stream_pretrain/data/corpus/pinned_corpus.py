@@ -13,6 +13,9 @@ from stream_pretrain.data.transport.compression import CODECS
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.typed_json import from_json
 
+CORPUS_VERSION = 2
+"""Of what `corpus.json` holds; raised when that changes, or how a run reads it."""
+
 
 @dataclass(frozen=True)
 class PinnedSource:
@@ -22,9 +25,16 @@ class PinnedSource:
     """Empty for the only source of a run."""
     corpus: Corpus
     window_bytes: int
+    bundles: tuple[tuple[int, int], ...] = ()
+    """Runs of small shards that are read together, each as the number of its first shard and the one behind its last."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "window_bytes": self.window_bytes, **self.corpus.to_json()}
+        return {
+            "name": self.name,
+            "window_bytes": self.window_bytes,
+            "bundles": [list(bundle) for bundle in self.bundles],
+            **self.corpus.to_json(),
+        }
 
 
 @dataclass(frozen=True)
@@ -43,14 +53,21 @@ class PinnedCorpus:
     def encoded(self) -> bytes:
         """As JSON, without secrets: a resume takes the URLs from --dataset."""
         sources = [source.to_json() for source in self.sources]
-        return json.dumps({"version": 1, "lanes": self.lanes, "sources": sources}).encode()
+        return json.dumps({"version": CORPUS_VERSION, "lanes": self.lanes, "sources": sources}).encode()
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> PinnedCorpus:
         """Back from `encoded`. Raises: CheckpointError."""
+        if value.get("version") != CORPUS_VERSION:
+            raise CheckpointError(
+                f"corpus.json: of version {value.get('version')}, this program reads version {CORPUS_VERSION}: go on with the "
+                "program that wrote it, or begin a new run from its weights with --init-from"
+            )
         was = from_json(_StoredCorpus, value, "corpus.json:")
         sources = tuple(
-            PinnedSource(source.name, Corpus(source.dataset, source.revision, source.shards), source.window_bytes)
+            PinnedSource(
+                source.name, Corpus(source.dataset, source.revision, source.shards), source.window_bytes, source.bundles
+            )
             for source in was.sources
         )
         pinned = cls(sources, was.lanes)
@@ -61,22 +78,35 @@ class PinnedCorpus:
                 raise CheckpointError(
                     f"corpus.json: shards of {source.corpus.dataset} are out of order: use another checkpoint"
                 )
+            if not _are_bundles(source.bundles, len(names)):
+                raise CheckpointError(
+                    f"corpus.json: bundles of {source.corpus.dataset} are no runs of shards: use another checkpoint"
+                )
             for shard in source.corpus.shards:
                 if shard.compression not in ("none", *CODECS):
                     raise CheckpointError(
                         f"corpus.json: {shard.name} has compression {shard.compression!r}, which this version does not read: "
                         "use another checkpoint"
                     )
-        if was.version != 1 or not sources or was.lanes < 1:
-            counts = f"version {was.version}, {len(sources)} sources, {was.lanes} lanes"
+        if not sources or was.lanes < 1:
+            counts = f"{len(sources)} sources, {was.lanes} lanes"
             raise CheckpointError(f"corpus.json: {counts}: use another checkpoint")
         return pinned
+
+
+def _are_bundles(bundles: tuple[tuple[int, int], ...], shards: int) -> bool:
+    """Whether these are runs of two or more shards, in order."""
+    if any(len(bundle) != 2 for bundle in bundles):
+        return False
+    edges = [edge for first, stop in bundles for edge in (first, stop - 1)]
+    return edges == sorted(set(edges)) and all(0 <= edge < shards for edge in edges)
 
 
 @dataclass(frozen=True)
 class _StoredSource:
     name: str
     window_bytes: int
+    bundles: tuple[tuple[int, int], ...]
     dataset: str
     revision: str | None
     shards: tuple[Shard, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,6 +10,7 @@ from stream_pretrain.config import TextDocuments, template_fields
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.errors import ContentError
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,20 @@ class Skip:
     """Of the first one: an uncompressed byte of a line format, otherwise a row number."""
     reason: str
     documents: int = 1
+    member: int = 0
+    """Which shard of its unit they are of."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What of a bundle cannot be read: the rest of one of its shards."""
+
+    member: int
+    offset: int
+    """Of the first document that is missing, as `Skip` counts."""
+    documents: int | None
+    """How many are missing; None where the shard does not tell."""
+    error: ContentError
 
 
 @dataclass(frozen=True)
@@ -37,15 +53,23 @@ class Documents:
     """Documents without text, one entry for each reason."""
     stored: tuple[int, int] = (0, 0)
     """Stored bytes of the shard before the window and up to its end, the same whoever reads it."""
+    members: Sequence[int] = ()
+    """Which shard of its unit each text is of; empty where the unit is one shard."""
+    damaged: tuple[Damage, ...] = ()
+    """What of a bundle is missing here."""
 
     @property
     def read(self) -> int:
-        """How many documents the window has, used or not."""
+        """How many documents were found in the window, used or not."""
         return len(self.texts) + len(self.skips) + self.filtered + sum(one.documents for one in self.empty)
+
+    def origin_of(self, index: int) -> tuple[int, int]:
+        """Which shard of the unit a text is of, and its offset there."""
+        return self.members[index] if self.members else 0, self.offsets[index]
 
 
 class DocumentReader(Protocol):
-    """The documents of one shard in windows, for the lanes of this process. Used by one thread.
+    """The documents of one unit in windows, for the lanes of this process. Used by one thread.
 
     A lane calls follow() for its stripe, then read() for each of its windows in order, and leave() at the end. `block` is the
     number of a window in the shard.
@@ -55,10 +79,10 @@ class DocumentReader(Protocol):
         """Register a lane that will read this stripe from this window on."""
 
     def leave(self, stripe: Stripe) -> bool:
-        """Deregister the lane of a stripe; true where no lane of the process reads the shard any more."""
+        """Deregister the lane of a stripe; true where no lane of the process reads the unit any more."""
 
     def read(self, stripe: Stripe, block: int, restart: RestartPoint) -> Documents | None:
-        """A window of the stripe, the same whoever reads it; None where the shard ends before it.
+        """A window of the stripe, the same whoever reads it; None where the unit ends before it.
 
         restart: that of this window or of one before it; the nearer it is, the less is decompressed twice.
         Raises: ContentError for a damaged or unusable shard, TransportError, SourceError for one that was replaced.

@@ -66,7 +66,12 @@ def without_held_out(documents: Documents, heldout_fraction: float) -> Documents
     if heldout_fraction == 0:
         return documents
     train = [i for i, text in enumerate(documents.texts) if not is_heldout(text, heldout_fraction)]
-    return replace(documents, texts=[documents.texts[i] for i in train], offsets=[documents.offsets[i] for i in train])
+    return replace(
+        documents,
+        texts=[documents.texts[i] for i in train],
+        offsets=[documents.offsets[i] for i in train],
+        members=[documents.members[i] for i in train] if documents.members else (),
+    )
 
 
 def is_heldout(text: str, fraction: float) -> bool:

@@ -1,4 +1,4 @@
-"""The reader of Parquet, by slices of row groups."""
+"""The reader of Parquet, by slices of row groups; small neighbours are joined."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 
 class ParquetDocuments:
-    """Rows of a Parquet shard. A window is a slice of a row group, which can only be read from its start. Offsets are rows.
+    """Rows of a Parquet shard. A window is a slice of a row group, which can only be read from its start, or all of several
+    neighbours that are no larger than a window together. Offsets are rows.
 
     Only the columns of the text are read, in batches smaller than a window.
     """
@@ -99,15 +100,21 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Slice:
-    """A window of a Parquet shard: rows [first, first + count) of a row group."""
+    """A window of a Parquet shard: rows [first, first + count) of a row group, or all of several."""
 
-    group: int
+    groups: range
     first: int
     count: int
     row: int
     """Number of its first row in the shard."""
     batch: int
-    """Rows that are read at once."""
+    """Rows of the groups that are read at once."""
+
+    @property
+    def place(self) -> str:
+        """What messages call the groups."""
+        first, last = self.groups[0], self.groups[-1]
+        return f"row group {first}" if first == last else f"row groups {first} to {last}"
 
 
 class ParquetWindows(Windows[_Rows]):
@@ -140,7 +147,7 @@ class ParquetWindows(Windows[_Rows]):
         return _RowPass(self, stripe, block)
 
     def comes_by(self, passed: int, block: int, restart: RestartPoint) -> bool:  # noqa: ARG002
-        return block < len(self.slices) and self.slices[passed].group == self.slices[block].group
+        return block < len(self.slices) and self.slices[passed].groups == self.slices[block].groups
 
     def open(self) -> tuple[ShardFile, pq.ParquetFile]:
         """The file, opened for a pass of its own."""
@@ -159,22 +166,27 @@ class ParquetWindows(Windows[_Rows]):
         return size * row // rows, size * (row + count) // rows
 
     def parts_from(self, block: int) -> list[tuple[int, int]]:
-        """The ranges of bytes that will be read for a block: of its row group, and of the next one that any lane needs."""
+        """The ranges of bytes that will be read for a block: of its row groups, and of the next one that any lane needs."""
         if len(self.options.fields) > 1:
             return []  # Arrow alternates between columns
-        group = self.slices[block].group
+        groups = self.slices[block].groups
         behind = (
-            self.slices[later].group
+            self.slices[later].groups[0]
             for later in range(block + 1, len(self.slices))
-            if self.slices[later].group > group and any(later % stripe.count == stripe.first for stripe in self.next_of)
+            if self.slices[later].groups[0] >= groups.stop and any(later % s.count == s.first for s in self.next_of)
         )
-        return [self._part(number) for number in (group, *itertools.islice(behind, 1))]
+        return [self._part(number, self.columns[0]) for number in (*groups, *itertools.islice(behind, 1))]
 
-    def _part(self, group: int) -> tuple[int, int]:
-        """Where the text column of a row group is in the file."""
-        column = self.metadata.row_group(group).column(self.columns[0])
-        start = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
-        return start, start + column.total_compressed_size
+    def span(self, groups: range) -> tuple[int, int]:
+        """Where the text of some row groups is in the file, with what other columns have in between."""
+        starts, stops = zip(*(self._part(group, column) for group in groups for column in self.columns), strict=True)
+        return min(starts), max(stops)
+
+    def _part(self, group: int, column: int) -> tuple[int, int]:
+        """Where a column of a row group is in the file."""
+        chunk = self.metadata.row_group(group).column(column)
+        start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+        return start, start + chunk.total_compressed_size
 
     def _bytes(self) -> ShardFile:
         return ShardFile(self.shard.url, self.size, self.options.transport, self.shard.identity)
@@ -186,14 +198,12 @@ class ParquetWindows(Windows[_Rows]):
         except ContentError as error:
             raise ContentError(f"{self.shard.name}: {error}") from error
         slices, row = [], 0
-        for number in range(metadata.num_row_groups):
-            group = metadata.row_group(number)
-            size = sum(group.column(column).total_uncompressed_size for column in self.columns)
-            parts = max(1, min(group.num_rows, -(-size // self.options.window_bytes)))
-            edges = [group.num_rows * part // parts for part in range(parts + 1)]
-            batch = max(1, group.num_rows // (parts * self.BATCHES))
-            slices += [_Slice(number, first, stop - first, row + first, batch) for first, stop in itertools.pairwise(edges)]
-            row += group.num_rows
+        for groups, rows, size in _joined(metadata, self.columns, self.options.window_bytes):
+            parts = max(1, min(rows, -(-size // self.options.window_bytes)))
+            edges = [rows * part // parts for part in range(parts + 1)]
+            batch = max(1, rows // (parts * self.BATCHES))
+            slices += [_Slice(groups, first, stop - first, row + first, batch) for first, stop in itertools.pairwise(edges)]
+            row += rows
         return slices
 
     @contextmanager
@@ -207,20 +217,34 @@ class ParquetWindows(Windows[_Rows]):
             raise ContentError(f"{self.shard.name}: {what} ({in_words(error)})") from error
 
 
+def _joined(metadata: pq.FileMetaData, columns: Sequence[int], window_bytes: int) -> list[tuple[range, int, int]]:
+    """The row groups, neighbours together as long as they fit into a window, with their rows and the bytes of their text."""
+    joined: list[tuple[range, int, int]] = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        rows, size = group.num_rows, sum(group.column(column).total_uncompressed_size for column in columns)
+        if joined and joined[-1][2] + size <= window_bytes:
+            groups, rows_before, size_before = joined.pop()
+            joined.append((range(groups.start, number + 1), rows_before + rows, size_before + size))
+        else:
+            joined.append((range(number, number + 1), rows, size))
+    return joined
+
+
 class _RowPass:
-    """A pass over row groups, each from its start."""
+    """A pass over row groups, each, or those that are joined, from its start."""
 
     def __init__(self, windows: ParquetWindows, stripe: Stripe, block: int) -> None:
         self.windows = windows
         self.stripe = stripe
         self.block = block
         self.source, self.file = windows.open()
-        self.group: int | None = None
+        self.groups: range | None = None
         self.batches: Iterator[pa.RecordBatch] = iter(())
-        self.given: dict[int, int] = {}  # offset of each block of the group in what was given out of it
+        self.given: dict[int, int] = {}  # offset of each block of the groups in what was given out of them
         self.readings: TwoReadings | None = None
-        self.held: list[pa.RecordBatch] = []  # the last batches of the group, up to...
-        self.stop = 0  # ...this row of it
+        self.held: list[pa.RecordBatch] = []  # the last batches of the groups, up to...
+        self.stop = 0  # ...this row of them
 
     @property
     def blocks(self) -> int:
@@ -236,10 +260,10 @@ class _RowPass:
             return None
         if not self.windows.is_remote:
             return self._read(block)
-        group = self.windows.slices[block].group
-        if self.readings is None or group != self.group:
+        window = self.windows.slices[block]
+        if self.readings is None or window.groups != self.groups:
             self.given = {}
-            self.readings = TwoReadings(self.windows.shard.name, f"row group {group}", self._place)
+            self.readings = TwoReadings(self.windows.shard.name, window.place, self._place)
         try:
             rows = self._read(block)
         except ContentError as damage:
@@ -253,7 +277,7 @@ class _RowPass:
         same = self.windows.read_metadata().equals(self.windows.metadata)
         self.close()
         self.source, self.file = self.windows.open()
-        self.group = None
+        self.groups = None
         if not same:
             raise wrong_content(self.windows.shard.name, "the end of the file", damage, "row 0", self.windows.opened)
         deque(readings.second(damage, (_content(self._read(number)) for number in (*self.given, block))), maxlen=0)
@@ -270,15 +294,15 @@ class _RowPass:
         window = self.windows.slices[block]
         if window.count == 0:  # of a row group without rows
             return _Rows(window.row, pa.table({}))
-        with self.windows.damage(f"row group {window.group} is damaged"):
-            if window.group != self.group:
+        with self.windows.damage(f"{window.place} {'is' if len(window.groups) == 1 else 'are'} damaged"):
+            if window.groups != self.groups:
                 self.source.upcoming = self.windows.parts_from(block)
                 self._enter(window)
             self._drop_before(window.first)
             while self.stop < window.first + window.count:
                 batch = next(self.batches, None)
                 if batch is None:
-                    raise ContentError(f"{self.windows.shard.name}: row group {window.group} ends at its row {self.stop}")
+                    raise ContentError(f"{self.windows.shard.name}: no row {self.stop} in {window.place}")
                 self.held.append(batch)
                 self.stop += batch.num_rows
                 self._drop_before(window.first)
@@ -286,9 +310,11 @@ class _RowPass:
         return _Rows(window.row, table.slice(table.num_rows - (self.stop - window.first), window.count))
 
     def _enter(self, window: _Slice) -> None:
-        self.held, self.stop, self.group = [], 0, window.group
+        self.held, self.stop, self.groups = [], 0, window.groups
+        if self.windows.is_remote and len(window.groups) > 1:
+            self.source.hold(*self.windows.span(window.groups))
         paths = [self.windows.metadata.schema.column(column).path for column in self.windows.columns]
-        self.batches = self.file.iter_batches(window.batch, row_groups=[window.group], columns=paths, use_threads=False)
+        self.batches = self.file.iter_batches(window.batch, row_groups=[*window.groups], columns=paths, use_threads=False)
 
     def _drop_before(self, row: int) -> None:
         """Drop the batches that end before a row."""

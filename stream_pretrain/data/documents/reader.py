@@ -1,11 +1,12 @@
-"""Which reader a shard has. A new format is a file beside these, a line here and a record in corpus/file_formats.py."""
+"""Which reader a unit has. A new format is a file beside these, a line here and a record in corpus/file_formats.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from stream_pretrain.data.corpus.file_formats import Format
 from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.documents.bundle import BundleDocuments
 from stream_pretrain.data.documents.document import DocumentReader, ReadOptions
 from stream_pretrain.data.documents.examples import ExampleDocuments
 from stream_pretrain.data.documents.lines import LineDocuments
@@ -22,3 +23,10 @@ READERS: dict[Format, Callable[[Shard, ReadOptions], DocumentReader]] = {
 def open_reader(shard: Shard, options: ReadOptions) -> DocumentReader:
     """The reader of a shard, which is opened by the first read."""
     return READERS[shard.format](shard, options)
+
+
+def open_unit(shards: Sequence[Shard], options: ReadOptions) -> DocumentReader:
+    """The reader of a shard by itself, or of a bundle."""
+    if len(shards) == 1:
+        return open_reader(shards[0], options)
+    return BundleDocuments(shards, options, open_reader)

@@ -1,4 +1,4 @@
-"""The part of a shard that a lane reads."""
+"""The part of a unit that a lane reads."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Stripe:
-    """Windows first, first + count, first + 2 count... of a shard; by default, all of them."""
+    """Windows first, first + count, first + 2 count... of a unit; by default, all of them.
 
-    shard: int
+    A unit is a shard, or a bundle of small ones, which is always read whole.
+    """
+
+    unit: int
     first: int = 0
     count: int = 1

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.windows import Windows
 from stream_pretrain.data.lanes.row_layout import part_of, part_with
 from stream_pretrain.data.lanes.source_plan import SourcePlan
@@ -41,28 +40,30 @@ def reading_cost(sources: Sequence[SourcePlan], world: int, workers: int) -> Rea
     """Worked out for the first epoch. A zstd shard is taken for one frame: what it has is seen when it is opened."""
     stored = epoch = resume = 0
     for source in sources:
-        sizes = [1 if shard.size is None else shard.size for shard in source.shards]
+        known = [source.size_of(unit) for unit in range(len(source.units))]
+        sizes = [1 if size is None else size for size in known]
         readers: dict[int, set[tuple[int, ...]]] = defaultdict(set)
         last: set[tuple[int, tuple[int, ...]]] = set()
         for lane in range(source.layout.lanes):
             entered: list[int] = []
             for stripe in source.stripes(0, lane):
-                reader = _reader(source, source.shards[stripe.shard], lane, world, workers)
-                readers[stripe.shard].add(reader)
+                reader = _reader(source, stripe.unit, lane, world, workers)
+                readers[stripe.unit].add(reader)
                 if reader:
-                    entered.append(stripe.shard)
-            if entered:  # a lane is in one shard at a time, at worst in its largest
+                    entered.append(stripe.unit)
+            if entered:  # a lane is in one unit at a time, at worst in its largest
                 largest = max(entered, key=sizes.__getitem__)
-                last.add((largest, _reader(source, source.shards[largest], lane, world, workers)))
+                last.add((largest, _reader(source, largest, lane, world, workers)))
         stored += sum(sizes)
-        epoch += sum(sizes[shard] * len(of_shard) for shard, of_shard in readers.items())
-        resume += sum(sizes[shard] for shard, _ in last)
+        epoch += sum(sizes[unit] * len(of_unit) for unit, of_unit in readers.items())
+        resume += sum(sizes[unit] for unit, _ in last)
     return ReadingCost(stored, epoch, resume)
 
 
-def _reader(source: SourcePlan, shard: Shard, lane: int, world: int, workers: int) -> tuple[int, ...]:
-    """Who reads a shard as a whole, be it for a stripe: a process, or a lane; nobody where a stripe can be read alone."""
-    if shard.format == "examples" or source.whole:
+def _reader(source: SourcePlan, unit: int, lane: int, world: int, workers: int) -> tuple[int, ...]:
+    """Who reads a unit as a whole, be it for a stripe: a process, or a lane; nobody where a stripe can be read alone."""
+    shard, *others = source.shards_of(unit)
+    if others or shard.format == "examples" or source.whole:
         return (lane,)
     if shard.compression == "none":
         return ()

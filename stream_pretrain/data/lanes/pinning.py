@@ -13,11 +13,19 @@ from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.corpus.unchanged_since_start import resolve_pinned
 from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.lanes.bundles import BUNDLES_PER_LANE, bundle_bytes, bundles_of, not_in_bundles
 from stream_pretrain.data.lanes.costs import MOST_AMPLIFICATION, reading_cost
 from stream_pretrain.data.lanes.lane_count import lane_count
 from stream_pretrain.data.lanes.mixture import Shares, largest_shares, parts_of
 from stream_pretrain.data.lanes.row_layout import RowLayout
-from stream_pretrain.data.lanes.sizes import content_bytes, full_window_bytes, least_window_bytes, request_bytes, window_bytes
+from stream_pretrain.data.lanes.sizes import (
+    content_bytes,
+    full_window_bytes,
+    least_window_bytes,
+    most_window_bytes,
+    request_bytes,
+    window_bytes,
+)
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.errors import CheckpointError, ConfigError
@@ -29,13 +37,17 @@ def pin(config: Config, world: int) -> PinnedCorpus:
     _refuse_idle_ranks(config, world)
     options = sources_of(config.data)
     corpora = [with_web_sizes(resolve(source), source) for source in options]
-    lanes = _auto_lanes(config, corpora, world) if config.data.lanes == "auto" else config.data.lanes
     shares = largest_shares(share_schedule(config.data))
+    bundles = [
+        bundles_of(corpus.shards, bundle_bytes(config.data.sequence_length, most_window_bytes(config.data, share)))
+        for corpus, share in zip(corpora, shares, strict=True)
+    ]
+    lanes = _auto_lanes(config, corpora, bundles, world) if config.data.lanes == "auto" else config.data.lanes
     names = [source.name for source in config.data.sources] or [""]
     pinned = PinnedCorpus(
         tuple(
-            PinnedSource(name, corpus, window_bytes(config.data, corpus, lanes, share))
-            for name, corpus, share in zip(names, corpora, shares, strict=True)
+            PinnedSource(name, corpus, window_bytes(config.data, corpus, lanes, share), of_source)
+            for name, corpus, share, of_source in zip(names, corpora, shares, bundles, strict=True)
         ),
         lanes,
     )
@@ -50,16 +62,17 @@ def _refuse_idle_ranks(config: Config, world: int) -> None:
         raise ConfigError(f"--global-batch-size {batch} does not give each of {world} ranks a row: give more, or fewer ranks")
 
 
-def _auto_lanes(config: Config, corpora: Sequence[Corpus], world: int) -> int:
+def _auto_lanes(config: Config, corpora: Sequence[Corpus], bundles: Sequence[Sequence[tuple[int, int]]], world: int) -> int:
     """How many lanes a run on these corpora has where that is not said."""
     length, options = config.data.sequence_length, sources_of(config.data)
     contents = [content_bytes(corpus) for corpus in corpora]
     windows = sum(sys.maxsize if content is None else content // least_window_bytes(length) for content in contents)
     units = sum(
         _readable_units(shard, full_window_bytes(length), source.text_documents)
-        for source, corpus in zip(options, corpora, strict=True)
-        for shard in corpus.shards
+        for source, corpus, of_source in zip(options, corpora, bundles, strict=True)
+        for shard in not_in_bundles(corpus.shards, of_source)
     )
+    units += sum(len(of_source) // BUNDLES_PER_LANE for of_source in bundles)
     return lane_count(windows, units, world=world, workers=config.data.workers)
 
 
@@ -142,9 +155,10 @@ def source_plans(config: Config, pinned: PinnedCorpus) -> tuple[SourcePlan, ...]
             max_epochs=config.train.max_epochs if max_epochs is None else max_epochs,
             read=read_options(options, source.window_bytes, share),
             skip_bad_shards=options.on_bad_shard == "skip",
+            bundles=source.bundles,
         )
         # In a mixture every lane needs every source; one that is read a number of times must be dealt all the same.
-        windows = sum(plan.windows_of(shard) for shard in plan.shards)
+        windows = sum(plan.windows_of(unit) for unit in range(len(plan.units)))
         plans.append(replace(plan, whole=len(pinned.sources) > 1 and plan.max_epochs is None and windows < pinned.lanes))
         first_shard += len(plan.shards)
     return tuple(plans)

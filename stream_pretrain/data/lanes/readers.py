@@ -1,18 +1,18 @@
-"""The open shards of a source in one process."""
+"""The open units of a source in one process."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from stream_pretrain.data.documents.document import DocumentReader
-from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.documents.reader import open_unit
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.transport.store_memory import StoreMemory
 
 
 class Readers:
-    """The open shards of a source in one process: lanes which read stripes of the same shard share its decompression."""
+    """The open units of a source in one process: lanes which read stripes of the same shard share its decompression."""
 
     def __init__(self, plan: SourcePlan, memory: StoreMemory | None = None) -> None:
         """memory: what the stream has learnt of its stores, where it has other sources as well."""
@@ -24,7 +24,7 @@ class Readers:
     def follow(self, lane: int, epoch: int, stripe: Stripe, block: int) -> DocumentReader:
         key = self._key(lane, epoch, stripe)
         if key not in self.open:
-            self.open[key] = open_reader(self.plan.shards[stripe.shard], self._options)
+            self.open[key] = open_unit(self.plan.shards_of(stripe.unit), self._options)
         self.open[key].follow(stripe, block)
         return self.open[key]
 
@@ -34,4 +34,4 @@ class Readers:
             del self.open[key]
 
     def _key(self, lane: int, epoch: int, stripe: Stripe) -> tuple[int, int, int]:
-        return (epoch, stripe.shard, lane if self.plan.whole else 0)
+        return (epoch, stripe.unit, lane if self.plan.whole else 0)

@@ -30,11 +30,15 @@ def full_window_bytes(sequence_length: int) -> int:
     return max(FULL_WINDOW_BYTES, WINDOW_ROWS * sequence_length * BYTES_PER_TOKEN)
 
 
-def window_bytes(data: DataConfig, corpus: Corpus, lanes: int, share: float) -> int:
+def most_window_bytes(data: DataConfig, share: float) -> int:
     """The window of a source: the smaller its share of the rows, so that all windows of a lane have the size of one."""
     full = full_window_bytes(data.sequence_length) if data.window_bytes == "auto" else data.window_bytes
-    most = full if share == 1 else max(SMALLEST_WINDOW_BYTES, int(full * share))
-    content = content_bytes(corpus)
+    return full if share == 1 else max(SMALLEST_WINDOW_BYTES, int(full * share))
+
+
+def window_bytes(data: DataConfig, corpus: Corpus, lanes: int, share: float) -> int:
+    """The window of a source: what is most, unless its corpus is too small for that."""
+    most, content = most_window_bytes(data, share), content_bytes(corpus)
     if data.window_bytes != "auto" or content is None:
         return most
     return min(most, max(least_window_bytes(data.sequence_length), content // (lanes * WINDOWS_PER_LANE)))

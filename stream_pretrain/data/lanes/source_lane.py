@@ -187,6 +187,8 @@ class SourceLane:
         began, waited, damaged = time.perf_counter(), self.readers.memory.seconds_waiting, False
         try:
             found = self.reader.read(stripe, block, RestartPoint(cursor.compressed, cursor.uncompressed))
+            if found is not None and found.damaged and not self.plan.skip_bad_shards:
+                raise found.damaged[0].error
         except ContentError as error:
             if not self.plan.skip_bad_shards:
                 raise
@@ -207,6 +209,8 @@ class SourceLane:
         if self._at_start_of_window:
             self._report(stripe, "skipped", found.skips)
             self._report(stripe, "empty", found.empty)
+            for damage in found.damaged:
+                self._report_rest("shard", self._shard(stripe) + damage.member, damage.offset, damage.error, damage.documents)
             self.uncounted.update(read=found.read, filtered=found.filtered)
             self._refuse_hopeless()
         self.window = TokenizedWindow(
@@ -219,7 +223,7 @@ class SourceLane:
 
     def _astray(self, stripe: Stripe, block: int) -> CheckpointError:
         """What a run ends with that goes on from a place which is not there."""
-        where = f"{self.plan.shards[stripe.shard].name}, window {block}"
+        where = f"{self.plan.shards_of(stripe.unit)[0].name}, window {block}"
         return CheckpointError(
             f"lane {self.number} is to go on at a place of {where} that is not there: the checkpoint, or the shard, is not of "
             "this run; use another checkpoint"
@@ -233,21 +237,26 @@ class SourceLane:
 
     def _report(self, stripe: Stripe, counted: str, skips: Sequence[Skip]) -> None:
         """Name what no row is made of, and count it in a field of the cursor."""
-        shard = self._shard(stripe)
-        self.unreported += [Skipped(self.cursor.epoch, shard, skip.offset, skip.reason, skip.documents) for skip in skips]
+        first = self._shard(stripe)
+        self.unreported += [
+            Skipped(self.cursor.epoch, first + skip.member, skip.offset, skip.reason, skip.documents) for skip in skips
+        ]
         self.uncounted[counted] += sum(skip.documents for skip in skips)
 
     def _skip_rest_of(self, stripe: Stripe, block: int, error: ContentError) -> None:
         """Name and count what a stripe holds from a window on that cannot be read."""
         assert self.reader is not None
-        shard, offset = self._shard(stripe), self.reader.offset_of(block)
         documents = self.reader.documents_from(stripe, block if self._at_start_of_window else block + stripe.count)
-        self.unreported.append(Skipped(self.cursor.epoch, shard, offset, f"rest of the stripe skipped: {error}", documents))
+        self._report_rest("stripe", self._shard(stripe), self.reader.offset_of(block), error, documents)
+
+    def _report_rest(self, what: str, shard: int, offset: int, error: ContentError, documents: int | None) -> None:
+        """Name and count the rest of a stripe, or of a shard of a bundle; `documents` is None where nobody knows how many."""
+        self.unreported.append(Skipped(self.cursor.epoch, shard, offset, f"rest of the {what} skipped: {error}", documents))
         self.uncounted.update(stripes=1, read=documents or 0, skipped=documents or 0)
 
     def _shard(self, stripe: Stripe) -> int:
-        """Number of the stripe's shard among those of all sources."""
-        return self.plan.first_shard + stripe.shard
+        """Number of the first shard of the stripe's unit among those of all sources."""
+        return self.plan.first_shard + self.plan.units[stripe.unit].start
 
     def _key(self, purpose: int, stripe: Stripe, block: int) -> tuple[int, ...]:
         """Key of a window's random numbers: its place in the corpus, and the lane where each reads it in its own way."""
@@ -340,9 +349,11 @@ class SourceLane:
         lengths = [document.tokens for document in tokenized]
         placements, left = place(lengths, cursor.token, rows, length, framing, self.plan.layout.packing)
         after = window.position_of(tokenized, *left)
-        shard = self._shard(stripe)
         if cursor.taken == 0 and (without := window.documents_without_tokens(tokenized, cursor.next_document, after)):
-            self._report(stripe, "empty", [Skip(min(without), "no tokens", len(without))])
+            counts = Counter(member for member, _ in without)
+            firsts = {member: min(offset for of, offset in without if of == member) for member in counts}
+            skips = [Skip(firsts[member], "no tokens", count, member) for member, count in sorted(counts.items())]
+            self._report(stripe, "empty", skips)
         if not placements:
             if cursor.taken:
                 raise self._astray(stripe, block)
@@ -357,8 +368,9 @@ class SourceLane:
         if cursor.piece > 0:  # the first document has begun in a group before
             begins &= packed.segment_document > 0
         origins = np.empty((len(begins), 3), dtype=np.int64)
-        origins[:] = cursor.epoch, shard, 0
-        origins[:, 2] = window.offsets_of(tokenized)[packed.segment_document]
+        origins[:, 0] = cursor.epoch
+        origins[:, 1:] = window.origins_of(tokenized)[packed.segment_document]
+        origins[:, 1] += self._shard(stripe)
         self.group = Group(
             rows=packed,
             key=(*self._key(MASK, stripe, block), cursor.next_document, cursor.piece, cursor.token),

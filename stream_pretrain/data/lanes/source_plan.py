@@ -28,11 +28,34 @@ class SourcePlan:
     max_epochs: int | None
     read: ReadOptions
     skip_bad_shards: bool = False
+    bundles: tuple[tuple[int, int], ...] = ()
+    """Runs of small shards that are read together, each as the number of its first shard and the one behind its last."""
     whole: bool = False
     """Too small to be dealt: every lane reads all of it, in an order and with masks of its own."""
 
-    def windows_of(self, shard: Shard) -> int:
-        """Windows of a shard as far as its size tells."""
+    @cached_property
+    def units(self) -> tuple[range, ...]:
+        """What is dealt, as the numbers of its shards: one shard, or a bundle."""
+        stops = dict(self.bundles)
+        units: list[range] = []
+        while (first := units[-1].stop if units else 0) < len(self.shards):
+            units.append(range(first, stops.get(first, first + 1)))
+        return tuple(units)
+
+    def shards_of(self, unit: int) -> tuple[Shard, ...]:
+        """The shards of a unit: more than one of a bundle."""
+        return self.shards[self.units[unit].start : self.units[unit].stop]
+
+    def size_of(self, unit: int) -> int | None:
+        """Stored bytes of a unit; None where they are not known."""
+        sizes = [shard.size for shard in self.shards_of(unit)]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
+    def windows_of(self, unit: int) -> int:
+        """Windows of a unit as far as its size tells."""
+        shard, *others = self.shards_of(unit)
+        if others:
+            return 1
         if shard.size is None or shard.format == "examples":
             return self.layout.lanes
         if shard.format == "text" and self.read.text_documents == "file":
@@ -42,11 +65,11 @@ class SourcePlan:
     def stripes(self, epoch: int, lane: int) -> list[Stripe]:
         """What a lane reads in an epoch, in order."""
         if self.whole:
-            order = keyed_generator(self.layout.seed, DEAL, epoch, self.first_shard, lane).permutation(len(self.shards))
-            return [Stripe(shard) for shard in order.tolist()]
+            order = keyed_generator(self.layout.seed, DEAL, epoch, self.first_shard, lane).permutation(len(self.units))
+            return [Stripe(unit) for unit in order.tolist()]
         if epoch not in self._dealt:
-            sizes = [shard.size for shard in self.shards]
-            windows = [self.windows_of(shard) for shard in self.shards]
+            sizes = [self.size_of(unit) for unit in range(len(self.units))]
+            windows = [self.windows_of(unit) for unit in range(len(self.units))]
             self._dealt.pop(epoch - 2, None)
             self._dealt[epoch] = deal(sizes, windows, self.layout.lanes, self.layout.seed, epoch, self.first_shard)
         return self._dealt[epoch][lane]
@@ -61,7 +84,7 @@ class SourcePlan:
 
     def bytes_of(self, stripe: Stripe) -> int:
         """Stored bytes of a stripe; those of the stripes of a shard add up to its size."""
-        size = self._sizes[stripe.shard]
+        size = self._sizes[stripe.unit]
         return size * (stripe.first + 1) // stripe.count - size * stripe.first // stripe.count
 
     @cached_property
@@ -71,7 +94,8 @@ class SourcePlan:
 
     @cached_property
     def _sizes(self) -> list[int]:
-        """Stored bytes of each shard; one that is not known is taken for the mean of the others, an empty one for a byte."""
-        known = [shard.size for shard in self.shards if shard.size is not None]
+        """Stored bytes of each unit; one that is not known is taken for the mean of the others, an empty one for a byte."""
+        sizes = [self.size_of(unit) for unit in range(len(self.units))]
+        known = [size for size in sizes if size is not None]
         mean = sum(known) // len(known) if known else 1
-        return [max(1, mean if shard.size is None else shard.size) for shard in self.shards]
+        return [max(1, mean if size is None else size) for size in sizes]

@@ -52,7 +52,10 @@ def fault_of(source: SourcePlan, lane: int, cursor: Cursor) -> str | None:
     if cursor.stripe == len(stripes):
         return None
     stripe = stripes[cursor.stripe]
-    shard = source.shards[stripe.shard]
+    shard, *others = source.shards_of(stripe.unit)
+    if others:
+        wrong = cursor.window > 1 or cursor.compressed > 0
+        return f"window is {cursor.window}, byte {cursor.compressed}, of a bundle, which is one window" if wrong else None
     if shard.size is None or shard.format not in ("jsonl", "text"):
         return None
     if cursor.compressed > shard.size:

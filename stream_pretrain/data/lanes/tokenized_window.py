@@ -143,9 +143,10 @@ class TokenizedWindow:
                 found.append(_Tokenized(document, entry, count))
         return [one for one in found if one.tokens]
 
-    def offsets_of(self, tokenized: Sequence[_Tokenized]) -> NDArray[np.int64]:
-        """int64 [documents] where each stands in its shard."""
-        return np.array([self.documents.offsets[self.order[one.document]] for one in tokenized], dtype=np.int64)
+    def origins_of(self, tokenized: Sequence[_Tokenized]) -> NDArray[np.int64]:
+        """int64 [documents, 2] which shard of the unit each is of, and where it stands in that."""
+        origins = [self.documents.origin_of(self.order[one.document]) for one in tokenized]
+        return np.array(origins, dtype=np.int64).reshape(-1, 2)
 
     def position_of(self, tokenized: Sequence[_Tokenized], index: int, token: int) -> tuple[int, int, int] | None:
         """Document, piece and token in it, of a token of the document at an index; None behind the last of the window."""
@@ -162,8 +163,9 @@ class TokenizedWindow:
 
     def documents_without_tokens(
         self, tokenized: Sequence[_Tokenized], first: int, after: tuple[int, int, int] | None
-    ) -> list[int]:
-        """Offsets of the documents from the first up to `after` that the tokenizer makes nothing of."""
+    ) -> list[tuple[int, int]]:
+        """The documents from the first up to `after` that the tokenizer makes nothing of, as `origins_of` has them."""
         with_tokens = {one.document for one in tokenized}
         stop = len(self.order) if after is None else after[0]
-        return [self.documents.offsets[self.order[document]] for document in range(first, stop) if document not in with_tokens]
+        without = [document for document in range(first, stop) if document not in with_tokens]
+        return [self.documents.origin_of(self.order[document]) for document in without]

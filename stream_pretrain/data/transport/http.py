@@ -125,7 +125,7 @@ class HttpFile:
         self._user_headers = headers
         self._headers = {**headers, "Accept-Encoding": "identity"}
         self._timeout = (_CONNECT_TIMEOUT, read_timeout)
-        self._session = session
+        self._session = self._given = session
         self._target: tuple[str, Mapping[str, str | bytes]] | None = None  # of the last redirect
         self._response: requests.Response | None = None  # whose body is being read
         self._position = 0
@@ -172,7 +172,7 @@ class HttpFile:
 
     def close(self) -> None:
         self.reset_body()
-        if self._session is not None:
+        if self._session is not None and self._session is not self._given:
             self._session.close()
 
     def _bound(self, stop: int) -> int:

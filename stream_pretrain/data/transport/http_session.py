@@ -71,6 +71,24 @@ class Session(requests.Session):
         return None
 
 
+class Sessions:
+    """Sessions whose connections are kept from file to file. For one thread, which closes them."""
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[tuple[str, str], ...], Session] = {}
+
+    def of(self, own: Mapping[str, str]) -> Session:
+        """The one for requests with these headers of the user."""
+        key = tuple(sorted(own.items()))
+        if key not in self._of:
+            self._of[key] = Session(own)
+        return self._of[key]
+
+    def close(self) -> None:
+        for session in self._of.values():
+            session.close()
+
+
 _PER_REQUEST = ("Cookie", "Proxy-Authorization")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from stream_pretrain.data.transport.http_session import Sessions
 from stream_pretrain.data.transport.store_memory import StoreMemory
 from stream_pretrain.units import MIB
 
@@ -27,3 +29,7 @@ class TransportOptions:
     read_timeout: float = 60.0
     memory: StoreMemory = field(default_factory=StoreMemory, compare=False, repr=False)
     """What was learnt of the stores; `Readers` give each stream its own."""
+    sessions: Sessions | None = field(default=None, compare=False, repr=False)
+    """Where many small files are read one after the other: connections that are used again."""
+    given_up: threading.Event | None = field(default=None, compare=False, repr=False)
+    """Set where nobody waits for the bytes any more: what is asked for then gives fewer of them."""

@@ -330,6 +330,7 @@ class ShardFile(io.RawIOBase):
         self._data = StoredBytes(url, self._name, size, 0, options, identity)
         self._block_bytes = options.block_bytes
         self._at = 0
+        self._held = (0, b"")  # what hold() has fetched, by its offset
         if size is None:
             self._data.read_at(0, 1)  # an answer says how large the file is
             size = self._data.known_total
@@ -350,9 +351,19 @@ class ShardFile(io.RawIOBase):
     def tell(self) -> int:
         return self._at
 
+    def hold(self, start: int, stop: int) -> None:
+        """Fetch a part at once that will be read in small pieces, unless it is more than a block; kept until the next one."""
+        self._held = 0, b""
+        if stop - start <= self._block_bytes:
+            self._held = start, self._data.read_range(start, stop, None)
+
     def read(self, size: int | None = -1) -> bytes:
         stop = self._size if size is None or size < 0 else min(self._size, self._at + size)
-        content = self._data.read_range(self._at, stop, self._following(stop)) if self._at < stop else b""
+        start, held = self._held
+        if start <= self._at and stop <= start + len(held):
+            content = held[self._at - start : stop - start]
+        else:
+            content = self._data.read_range(self._at, stop, self._following(stop)) if self._at < stop else b""
         self._at += len(content)
         if self._data.known_total not in (None, self._size):
             raise ContentError(_other_size(self._name, self._data.known_total, self._size))

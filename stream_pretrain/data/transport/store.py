@@ -46,7 +46,8 @@ class LocalFile:
             self._descriptor = os.open(self._path, os.O_RDONLY)
             self.total = os.fstat(self._descriptor).st_size
         assert self.total is not None
-        while start < min(stop, self.total):
+        stop = min(stop, self.total)
+        while start < stop:
             piece = os.pread(self._descriptor, stop - start, start)
             if not piece:
                 raise SourceError(

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +28,8 @@ from stream_pretrain.urls import is_remote
 logger = logging.getLogger(__name__)
 
 _LOCAL_BLOCK = MIB
+
+_NEVER = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class StoredBytes:
         self._name = name
         self._deadline = options.retry_deadline
         self._memory = options.memory
+        self._given_up = options.given_up or _NEVER
         self._url = url
         self._open = partial(open_store, url, name, size, options, identity)
         self._store = self._open()
@@ -182,7 +185,9 @@ class StoredBytes:
         return bool(block)
 
     def _fetch_now(self, start: int, stop: int) -> bytes | bytearray:
-        return self._received(partial(self._fetch, self._store, threading.Event(), start, stop))
+        if self._store.total is not None and start >= self._store.total:
+            return b""
+        return self._received(partial(self._fetch, self._store, self._given_up, start, stop))
 
     def _fetched_ahead(self, start: int) -> bytes | bytearray | None:
         """The block that was fetched ahead from this byte on, if one was."""
@@ -253,7 +258,7 @@ def open_store(url: str, name: str, size: int | None, options: TransportOptions,
         return LocalFile(url.removeprefix("file://"))
     scheme = url.split("://")[0]
     if scheme in ("http", "https"):
-        return HttpFile(url, name, http_headers(storage_options), size, options.read_timeout, options.memory, known)
+        return _http_file(url, name, http_headers(storage_options), size, options, known)
     if scheme == "hf" and (found := _HUB_FILE.fullmatch(url)):
         kind, repository, revision, path = found.groups()
         resolve = hf_hub_url(
@@ -266,8 +271,15 @@ def open_store(url: str, name: str, size: int | None, options: TransportOptions,
         token = storage_options.get("token") or get_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # At a commit, a file stays the same; how the Hub stores it, which decides the ETag, may change in the months of a run.
-        return HttpFile(resolve, name, headers, size, options.read_timeout, options.memory, {})
+        return _http_file(resolve, name, headers, size, options, {})
     return FsspecFile(url, name, storage_options, max(options.retry_deadline, options.read_timeout), known)
+
+
+def _http_file(
+    url: str, name: str, headers: Mapping[str, str], size: int | None, options: TransportOptions, known: dict[str, str]
+) -> HttpFile:
+    session = None if options.sessions is None else options.sessions.of(headers)
+    return HttpFile(url, name, headers, size, options.read_timeout, options.memory, known, session)
 
 
 _HUB_FILE = re.compile(r"hf://(?!buckets/)(?:(datasets|spaces|models)/)?([^/@]+/[^/@]+)(?:@((?:refs/\w+/)?[^/]+))?/(.+)")

@@ -1,0 +1,162 @@
+"""The reader of a bundle: small shards, one after the other, whose documents are shuffled and packed together.
+
+Each shard is read by the reader of its own format, which compares its identity and finds its damage. What it gives is marked
+with its place in the bundle.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import as_completed
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.documents.document import Damage, DocumentReader, Documents, ReadOptions, Skip
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.transport.http_session import Sessions
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.transport.threads import in_thread
+from stream_pretrain.errors import ContentError
+from stream_pretrain.urls import is_remote
+
+OPENED_AT_ONCE = 16
+"""Shards of stores that are asked for at the same time: one by one, a bundle would take as many round trips as it has."""
+
+_WHOLE = Stripe(0)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """What a shard of a bundle holds."""
+
+    windows: Sequence[Documents]
+    damage: Damage | None
+
+
+class BundleDocuments:
+    """The documents of some small shards, as one window."""
+
+    def __init__(
+        self, shards: Sequence[Shard], options: ReadOptions, open_reader: Callable[[Shard, ReadOptions], DocumentReader]
+    ) -> None:
+        self.shards = shards
+        self.options = options
+        self.open_reader = open_reader
+
+    def follow(self, stripe: Stripe, block: int) -> None:
+        """A bundle has one stripe, and all of it is read at once."""
+
+    def leave(self, stripe: Stripe) -> bool:  # noqa: ARG002 (the only one)
+        return True
+
+    def read(self, stripe: Stripe, block: int, restart: RestartPoint) -> Documents | None:  # noqa: ARG002 (the only one)
+        """See `DocumentReader`. The restart point of a bundle is (0, texts that it held when it was first read).
+
+        Damage does not raise ContentError but is told, unless the window is then another one than a run has read part of.
+        """
+        if block > 0:
+            return None
+        found = self._joined(self._members())
+        if restart.uncompressed not in (0, len(found.texts)):
+            first, last = self.shards[0].name, self.shards[-1].name
+            why = f": {found.damaged[0].error}" if found.damaged else ""
+            raise ContentError(
+                f"{first} to {last}: hold {len(found.texts)} documents, but held {restart.uncompressed} when some of them "
+                f"were read{why}"
+            )
+        return found
+
+    def offset_of(self, block: int) -> int:  # noqa: ARG002
+        return 0
+
+    def documents_from(self, stripe: Stripe, block: int) -> int | None:  # noqa: ARG002
+        return None
+
+    def _members(self) -> Iterator[_Member]:
+        """What the shards hold, in their order. `datasets` and local files are not waited for side by side."""
+        apart = [i for i, shard in enumerate(self.shards) if is_remote(shard.url) and shard.format != "examples"]
+        read_apart = self._side_by_side(apart)
+        for number in range(len(self.shards)):
+            yield read_apart.pop(number) if number in read_apart else self._member(number, self.options)
+
+    def _side_by_side(self, numbers: Sequence[int]) -> dict[int, _Member]:
+        """Some of the shards, read by several threads."""
+        found: dict[int, _Member] = {}
+        given_up = threading.Event()
+
+        def read_some(first: int) -> None:
+            with closing(Sessions()) as sessions:
+                transport = replace(self.options.transport, sessions=sessions, given_up=given_up)
+                options = replace(self.options, transport=transport)
+                for number in numbers[first::OPENED_AT_ONCE]:
+                    if given_up.is_set():
+                        return
+                    found[number] = self._member(number, options)
+
+        began, memory = time.perf_counter(), self.options.transport.memory
+        waited = memory.seconds_waiting
+        reading = [in_thread("bundle", read_some, first) for first in range(min(OPENED_AT_ONCE, len(numbers)))]
+        try:
+            for done in as_completed(reading):
+                done.result()
+        finally:
+            given_up.set()
+            memory.seconds_waiting = waited + time.perf_counter() - began  # not the sum of what all threads have waited
+        return found
+
+    def _member(self, number: int, options: ReadOptions) -> _Member:
+        reader = self.open_reader(self.shards[number], options)
+        windows: list[Documents] = []
+        restart = RestartPoint()
+        reader.follow(_WHOLE, 0)
+        try:
+            while (window := reader.read(_WHOLE, len(windows), restart)) is not None:
+                windows.append(window)
+                restart = window.restart
+        except ContentError as error:
+            offset = reader.offset_of(len(windows))
+            return _Member(windows, Damage(number, offset, reader.documents_from(_WHOLE, len(windows)), error))
+        finally:
+            reader.leave(_WHOLE)
+        return _Member(windows, None)
+
+    def _joined(self, members: Iterator[_Member]) -> Documents:
+        """The documents of all shards in their order; of copies the first."""
+        texts: list[str] = []
+        offsets: list[int] = []
+        of_member: list[int] = []
+        skips: list[Skip] = []
+        empty: list[Skip] = []
+        damaged: list[Damage] = []
+        filtered = 0
+        seen = set[str]()
+        for number, member in enumerate(members):
+            for window in member.windows:
+                for text, offset in zip(window.texts, window.offsets, strict=True):
+                    if text in seen:
+                        filtered += 1
+                        continue
+                    if self.options.drop_duplicates:
+                        seen.add(text)
+                    texts.append(text)
+                    offsets.append(offset)
+                    of_member.append(number)
+                skips += [replace(skip, member=number) for skip in window.skips]
+                empty += [replace(skip, member=number) for skip in window.empty]
+                filtered += window.filtered
+            if member.damage is not None:
+                damaged.append(member.damage)
+        return Documents(
+            texts,
+            offsets,
+            skips,
+            RestartPoint(0, len(texts)),
+            filtered,
+            tuple(empty),
+            stored=(0, sum(shard.size or 0 for shard in self.shards)),
+            members=of_member,
+            damaged=tuple(damaged),
+        )
