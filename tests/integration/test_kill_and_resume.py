@@ -102,7 +102,7 @@ def test_another_corpus_is_refused_by_the_names_of_its_shards(
     other.mkdir()
     write_shard(other / "t0", documents(9), "plain")
     before = (uninterrupted / "run.json").read_text()
-    done = run_here(options(other, model, uninterrupted))
+    done = run_here([*options(other, model, uninterrupted), "--max-steps=100"])  # it has reached the 80 of its own
     assert done.returncode == 1
     assert (uninterrupted / "run.json").read_text() == before
     assert done.stderr.splitlines()[-1] == (
