@@ -366,7 +366,7 @@ def test_a_corpus_json_of_another_version_is_refused_in_one_line(tmp_path: Path)
     with pytest.raises(CheckpointError) as refused:
         PinnedCorpus.from_json(stored | {"version": 1})
     assert str(refused.value) == (
-        "corpus.json: of version 1, this program reads version 2: go on with the program that wrote it, or begin a new run "
+        "corpus.json: of version 1, this program reads version 2: resume with the program that wrote it, or start a new run "
         "from its weights with --init-from"
     )
 
@@ -379,7 +379,7 @@ def test_bundles_that_no_run_has_are_refused(tmp_path: Path, bundles: list[list[
         write_shard(tmp_path / f"s{i}", documents(3), "plain")
     stored = json.loads(pin(Config(DataConfig(dataset=str(tmp_path)), train=TrainConfig(max_steps=3)), 1).encoded)
     stored["sources"][0]["bundles"] = bundles
-    with pytest.raises(CheckpointError, match="are no runs of shards: use another checkpoint"):
+    with pytest.raises(CheckpointError, match="are not consecutive shards: use another checkpoint"):
         PinnedCorpus.from_json(stored)
 
 

@@ -309,7 +309,7 @@ def test_a_document_that_goes_on_in_a_new_group_with_a_new_piece_is_counted_once
 
 def test_a_lane_without_documents_says_so_instead_of_waiting_for_ever(tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_bytes(b"\n\n")
-    with pytest.raises(SourceError, match=r"lane 0 of 8 met no document in 64 epochs"):
+    with pytest.raises(SourceError, match=r"lane 0 of 8 found no document in 64 epochs"):
         lane(plan_for(tmp_path, lanes=8), 0).next_row()
 
 

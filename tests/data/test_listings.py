@@ -67,8 +67,7 @@ def test_a_linked_folder_in_a_split_is_read_beside_its_own_files(tmp_path: Path,
     )
     assert texts(tmp_path / "mixed") == expected
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}/mixed: 1 file is in no split and is not read: test/c.jsonl; "
-        "--data.data-files names files in place of a split"
+        f"{tmp_path}/mixed: 1 file is in no split and is not read: test/c.jsonl; choose files with --data.data-files"
     ]
 
 
@@ -166,7 +165,7 @@ def test_a_name_that_puts_all_others_in_no_split_is_named(tmp_path: Path, caplog
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path}: 5 files are in no split and are not read: c4-af.tfrecord-00000-of-00005.json, "
         "c4-af.tfrecord-00001-of-00005.json, c4-af.tfrecord-00002-of-00005.json and 2 more; "
-        "--data.data-files names files in place of a split"
+        "choose files with --data.data-files"
     ]
 
 
@@ -240,13 +239,13 @@ def test_a_mixture_of_kinds_is_said_with_the_fewer_files(tmp_path: Path, caplog:
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (
             logging.WARNING,
-            f"{tmp_path}: files of several formats are read (3 JSON lines, 2 text, 1 Parquet): "
-            "is requirements.txt, sub/d.parquet, vocab.txt meant? --data.data-files or a glob chooses",
+            f"{tmp_path}: reads files of several formats (3 JSON lines, 2 text, 1 Parquet), "
+            "among them requirements.txt, sub/d.parquet, vocab.txt: choose with --data.data-files or a glob",
         ),
         (
             logging.WARNING,
-            f"{tmp_path}/*: files of several formats are read (3 JSON lines, 2 text): "
-            "is requirements.txt, vocab.txt meant? --data.data-files or a glob chooses",
+            f"{tmp_path}/*: reads files of several formats (3 JSON lines, 2 text), "
+            "among them requirements.txt, vocab.txt: choose with --data.data-files or a glob",
         ),
     ]
 

@@ -248,7 +248,7 @@ def test_data_files_and_data_dir_choose_inside_a_folder(tmp_path: Path) -> None:
 def test_options_that_choose_parts_of_a_dataset_are_refused_where_there_are_none(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl")
     for option in ("name", "revision", "data_files", "data_dir"):
-        with pytest.raises(SourceError, match=f"--data.{option.replace('_', '-')} has no meaning for it"):
+        with pytest.raises(SourceError, match=f"--data.{option.replace('_', '-')} does not apply to it"):
             names(tmp_path / "a.jsonl", **{option: "x"})
 
 
@@ -281,9 +281,9 @@ def test_files_in_no_split_are_said(tmp_path: Path, caplog: pytest.LogCaptureFix
     write(tmp_path, "train/a.jsonl", "train/b.jsonl", "extra/c.jsonl", "train/d.txt")
     assert names(tmp_path) == ["train/a.jsonl", "train/b.jsonl"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}: 1 file is in no split and is not read: extra/c.jsonl; --data.data-files names files in place of a split",
+        f"{tmp_path}: 1 file is in no split and is not read: extra/c.jsonl; choose files with --data.data-files",
         f"{tmp_path}: 1 file is of another kind than 2 JSON lines and is not read: train/d.txt; "
-        "--data.data-files names files in place of a split",
+        "choose files with --data.data-files",
     ]
 
 
@@ -353,7 +353,7 @@ def test_two_urls_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as raised:
         resolve(DataConfig(dataset=f"@{tmp_path}/list.txt"))
     url = "https://nowhere.invalid/a.jsonl"
-    assert str(raised.value) == f"{url} and {url} are shards of one name, {url}"
+    assert str(raised.value) == f"{url} and {url} have the same name, {url}"
 
 
 def test_a_scheme_in_capitals_and_a_star_in_a_query_are_as_good_as_any() -> None:

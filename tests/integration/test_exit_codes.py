@@ -117,7 +117,7 @@ def test_a_network_that_brings_nothing_until_the_deadline_ends_with_75(
     arguments[0] = f"--dataset={server.url('s.jsonl.zst')}"
     done = trainers().run(["-m", "stream_pretrain", *arguments, "--data.retry-deadline=0.5"], ENVIRONMENT)
     assert done.returncode == 75, done.stderr
-    assert "start the same command again, or raise --data.retry-deadline" in done.stderr.splitlines()[-1]
+    assert "run the same command again, or raise --data.retry-deadline" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.long
@@ -132,7 +132,7 @@ def test_all_ranks_end_with_75_where_the_network_brings_one_of_them_nothing(
         assert running.wait(OUT_SECONDS) == 1, running.stderr
     run = recorded(tmp_path / "out")
     assert (run["state"], run["exit_code"]) == ("failed", 75)
-    assert "start the same command again, or raise --data.retry-deadline" in run["error"]
+    assert "run the same command again, or raise --data.retry-deadline" in run["error"]
     assert "exitcode  : 75" in running.stderr
 
 

@@ -120,7 +120,7 @@ def test_a_gated_dataset_says_that_access_has_to_be_asked_for(
     (hub.root / "datasets/org/corpus/.gated").touch()
     [message] = resolve(hub, {"dataset": "org/corpus"}, **token)
     said = f"SourceError: org/corpus: Dataset 'org/corpus' is a gated dataset on the Hub. {advice}"
-    assert message == f"{said}; the token of an account that may read it goes into HF_TOKEN"
+    assert message == f"{said}; set HF_TOKEN to the token of an account with access"
     assert run(hub, READ, f"hf://datasets/org/corpus@{FIRST}/a.jsonl", **token) == (
         f"TransportError: hf://datasets/org/corpus@{FIRST}/a.jsonl: access refused (HTTP {status}); the dataset is gated: "
         "ask for access on its page on the Hub, and give the token of that account in HF_TOKEN\n"
@@ -377,7 +377,7 @@ def test_files_in_no_split_are_said_without_another_request(hub: AskedHub) -> No
 
     assert said() == [
         "org/corpus: 2 files are of another kind than 3 JSON lines and are not read: b/3.parquet, de/5.csv; "
-        "--data.data-files names files in place of a split"
+        "choose files with --data.data-files"
     ]
     listings = [request["path"] for request in hub.requests() if "/tree/" in request["path"]]
     assert len(listings) == len(set(listings))

@@ -75,7 +75,7 @@ def test_a_pinned_shard_is_found_again_by_the_name_it_is_shown_by(tmp_path: Path
     assert [Path(shard.url).read_bytes() for shard in found.shards] == [b"2", b"1"]
     check_unchanged(pinned, found)
     (tmp_path / r"caf\xe9.jsonl.gz").write_bytes(b"3")
-    with pytest.raises(SourceError, match=r"two files have a name that is shown as caf\\xe9.jsonl.gz: rename one"):
+    with pytest.raises(SourceError, match=r"two files have the same escaped name, caf\\xe9.jsonl.gz: rename one"):
         resolve(data)
 
 

@@ -38,7 +38,7 @@ def refuse_options(entry: str, data: DataConfig, *options: str) -> None:
     """Refuse options that choose a part of a dataset, for an entry without such parts. Raises: SourceError."""
     for option in options:
         if getattr(data, option) is not None:
-            raise SourceError(f"{entry}: --data.{option.replace('_', '-')} has no meaning for it, leave the option out")
+            raise SourceError(f"{entry}: --data.{option.replace('_', '-')} does not apply to it: leave the option out")
     if data.split != "train" and data.data_files is None:
         raise SourceError(f"{entry}: there is no split {data.split!r}, only train")
 
@@ -57,7 +57,7 @@ def warn_of_several_formats(entry: str, names: Collection[str]) -> None:
     most = min(counts, key=lambda label: (-counts[label], label))
     if few := [name for name in names if format_label(name) != most]:
         logger.warning(
-            "%s: files of several formats are read (%s): is %s meant? --data.data-files or a glob chooses",
+            "%s: reads files of several formats (%s), among them %s: choose with --data.data-files or a glob",
             entry,
             show_counts(counts),
             some_of(few),

@@ -60,8 +60,8 @@ class PinnedCorpus:
         """Back from `encoded`. Raises: CheckpointError."""
         if value.get("version") != CORPUS_VERSION:
             raise CheckpointError(
-                f"corpus.json: of version {value.get('version')}, this program reads version {CORPUS_VERSION}: go on with the "
-                "program that wrote it, or begin a new run from its weights with --init-from"
+                f"corpus.json: of version {value.get('version')}, this program reads version {CORPUS_VERSION}: resume with the "
+                "program that wrote it, or start a new run from its weights with --init-from"
             )
         was = from_json(_StoredCorpus, value, "corpus.json:")
         sources = tuple(
@@ -80,7 +80,7 @@ class PinnedCorpus:
                 )
             if not _are_bundles(source.bundles, len(names)):
                 raise CheckpointError(
-                    f"corpus.json: bundles of {source.corpus.dataset} are no runs of shards: use another checkpoint"
+                    f"corpus.json: bundles of {source.corpus.dataset} are not consecutive shards: use another checkpoint"
                 )
             for shard in source.corpus.shards:
                 if shard.compression not in ("none", *CODECS):

@@ -71,7 +71,7 @@ def _merged(listings: Iterable[Listing]) -> dict[str, Shard]:
             location = f"{listing.root}/{name}"
             if by_location.setdefault(location, shard).url != shard.url:
                 urls = " and ".join(without_secrets(url) for url in (by_location[location].url, shard.url))
-                raise SourceError(f"{urls} are shards of one name, {without_secrets(location)}")
+                raise SourceError(f"{urls} have the same name, {without_secrets(location)}")
     local = [location for location, shard in by_location.items() if not is_remote(shard.url)]
     for location in set(local).difference(unique_files(Path("/"), local).values()):
         del by_location[location]
@@ -160,7 +160,7 @@ def _list_remote_in_time(url: str, data: DataConfig, commits: Mapping[str, str],
             if answer.done():  # its own
                 raise
             raise DeadlineError(
-                f"{without_secrets(url)}: no answer for {deadline:g} s; check the network and the server, and start the "
+                f"{without_secrets(url)}: no answer for {deadline:g} s; check the network and the server, then run the "
                 f"same command again, or raise --data.retry-deadline (now {data.retry_deadline:g} s)"
             ) from None
 

@@ -59,7 +59,7 @@ def sorted_shards(files: Mapping[str, Shard]) -> tuple[Shard, ...]:
     by_name: dict[str, Shard] = {}
     for name, shard in files.items():
         if by_name.setdefault(escaped(name), shard) is not shard:
-            raise SourceError(f"two files have a name that is shown as {escaped(name)}: rename one")
+            raise SourceError(f"two files have the same escaped name, {escaped(name)}: rename one")
     return tuple(dataclasses.replace(by_name[name], name=name) for name in sorted(by_name))
 
 

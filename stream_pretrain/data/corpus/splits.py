@@ -62,7 +62,7 @@ def choose_split(entry: str, split: str, splits: Splits) -> Sequence[str]:
         if names:
             number, verb = ("1 file", "is") if len(names) == 1 else (f"{len(names):,} files", "are")
             logger.warning(
-                "%s: %s %s %s and %s not read: %s; --data.data-files names files in place of a split",
+                "%s: %s %s %s and %s not read: %s; choose files with --data.data-files",
                 *(entry, number, verb, what, verb, some_of(names)),
             )
     return splits.files[split]
@@ -119,7 +119,7 @@ def dataset_builder(entry: str, location: str, data: DataConfig, **chosen: str |
         return datasets.load_dataset_builder(location, data.name, **chosen)
     except datasets.exceptions.DatasetNotFoundError as error:
         said = " ".join(str(error).split()).rstrip(".")
-        raise SourceError(f"{entry}: {said}; the token of an account that may read it goes into HF_TOKEN") from error
+        raise SourceError(f"{entry}: {said}; set HF_TOKEN to the token of an account with access") from error
     except (FileNotFoundError, ValueError, RuntimeError) as error:  # the last for a dataset with a loading script
         raise SourceError(f"{entry}: {' '.join(str(error).split())}") from error
 

@@ -82,7 +82,7 @@ def _refuse_amplified_transfers(config: Config, pinned: PinnedCorpus, world: int
     cost = reading_cost(source_plans(config, pinned), world, config.data.workers)
     if remote and config.data.lanes == "auto" and cost.amplification > MOST_AMPLIFICATION:
         raise ConfigError(
-            f"{len(pinned.shards)} remote shards, which cannot be entered in their middle, would be read "
+            f"{len(pinned.shards)} remote shards, which can only be read from the start, would be read "
             f"{cost.amplification:.1f} times in an epoch, by {world * max(1, config.data.workers)} processes: give "
             f"--lanes {pinned.lanes} to accept that, or fewer --lanes or --workers, or more and smaller shards"
         )

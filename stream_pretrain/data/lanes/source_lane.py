@@ -222,11 +222,11 @@ class SourceLane:
             raise self._astray(stripe, block)
 
     def _astray(self, stripe: Stripe, block: int) -> CheckpointError:
-        """What a run ends with that goes on from a place which is not there."""
+        """The error of a resume from a place that does not exist."""
         where = f"{self.plan.shards_of(stripe.unit)[0].name}, window {block}"
         return CheckpointError(
-            f"lane {self.number} is to go on at a place of {where} that is not there: the checkpoint, or the shard, is not of "
-            "this run; use another checkpoint"
+            f"lane {self.number} would resume at a place that {where} does not have: the checkpoint or the shard is of another "
+            "run; use another checkpoint"
         )
 
     @property
@@ -281,13 +281,13 @@ class SourceLane:
 
     def _met_nothing(self, where: str) -> SourceError:
         of = f" of source {self.plan.name}" if self.plan.name else ""
-        nothing = f"lane {self.number} of {self.plan.layout.lanes} met no document{of} {where}"
+        nothing = f"lane {self.number} of {self.plan.layout.lanes} found no document{of} {where}"
         if self.unreported:
             reasons = "; ".join(sorted({skip.reason for skip in self.unreported})[:3])
             empty, skipped = self.uncounted["empty"], self.uncounted["skipped"]
             return SourceError(
-                f"{nothing}, but {empty:,} without text and {skipped:,} that had to be skipped ({reasons}): "
-                "check --data.text-field and what the shards hold"
+                f"{nothing}, but {empty:,} without text and {skipped:,} skipped ({reasons}): "
+                "check --data.text-field and the content of the shards"
             )
         return SourceError(
             f"{nothing}: the corpus is empty, all of it is held out or filtered, or it is too small for so many lanes; "

@@ -167,7 +167,7 @@ class ZstdFrame:
         if window > MOST_MEMORY:
             raise DamageError(
                 f"it needs {window / GIB:.1f} GiB of memory to decompress, and {MOST_MEMORY // GIB} GiB is the most that is "
-                "supported; compress it anew with --long=31 or less"
+                "supported; recompress it with --long=31 or less"
             )
         self._frame = self._decompressor.decompressobj(write_size=2 * _ZSTD_BLOCK)
         self._end = size

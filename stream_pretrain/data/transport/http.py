@@ -195,13 +195,13 @@ class HttpFile:
             if isinstance(error, requests.exceptions.InvalidHeader) and error.request is not None:
                 raise TransientError(in_words(error)) from error  # of the answer, such as two lengths
             raise TransportError(
-                f"{self._name}: cannot be asked for ({in_words(error)}); check the URL, and where its server redirects to"
+                f"{self._name}: invalid request ({in_words(error)}); check the URL, and where its server redirects to"
             ) from error
         self._response = response
         if is_busy(response.status_code):
             raise TransientError(f"HTTP {response.status_code}", wait=retry_after(response.headers))
         if response.status_code >= 400 and response.status_code != 416 and self._target is not None:
-            raise TransientError(f"HTTP {response.status_code} from the address it had redirected to", at_once=True)
+            raise TransientError(f"HTTP {response.status_code} from the redirect target", at_once=True)
         first, end, known_total = content_range(response.headers.get("Content-Range", ""))
         if response.status_code == 416 and known_total is not None:
             self._remember(response, known_total)
@@ -220,14 +220,14 @@ class HttpFile:
             raise TransportError(f"{self._name}: the server answers HTTP {response.status_code} to a GET with Range")
         if response.headers.get("Content-Type", "").startswith("text/html"):
             raise TransportError(
-                f"{self._name}: the server answers with an HTML page in place of the shard; check the URL, a login or a proxy"
+                f"{self._name}: the server answers with an HTML page instead of the shard; check the URL, a login or a proxy"
             )
         encoding = response.headers.get("Content-Encoding", "").lower().removeprefix("x-")
         # Many servers name the compression of the file itself so; anything else is an encoding of the server's own.
         if encoding in ("gzip", "deflate", "br", "zstd") and encoding != compression_of(self._name):
             raise TransportError(
-                f"{self._name}: the server sends it encoded (Content-Encoding: {encoding}) though asked for it as it is; "
-                "turn that off there, or name the file after its compression"
+                f"{self._name}: the server sends it with Content-Encoding: {encoding}, although asked not to; "
+                "turn that off, or name the file after its compression"
             )
         coding = response.headers.get("Transfer-Encoding", "").lower()
         if coding != "chunked" and re.search(

@@ -86,12 +86,12 @@ class Retrying:
         if silent + wait > self._deadline:
             nothing = "no good answer" if self.byte is None else f"nothing from compressed byte {self.byte} on"
             raise DeadlineError(
-                f"{self._name}: {nothing} for {silent:.0f} s ({fault}), and the next try would be in {wait:.0f} s; "
-                "check the network and the server, and start the same command again, "
+                f"{self._name}: {nothing} for {silent:.0f} s ({fault}), and the next attempt would be in {wait:.0f} s; "
+                "check the network and the server, then run the same command again, "
                 f"or raise --data.retry-deadline (now {self._deadline:g} s)"
             ) from fault
         place = "" if self.byte is None else f" at compressed byte {self.byte}"
-        logger.warning("%s: %s%s; trying again in %.1f s", self._name, fault, place, wait)
+        logger.warning("%s: %s%s; retrying in %.1f s", self._name, fault, place, wait)
         self._pause(wait)
         self._failed = True
         return True
@@ -151,7 +151,7 @@ def fault_of(error: Exception, name: str) -> TransientError:
     status = status_of(error)
     if isinstance(error, OfflineModeIsEnabled):
         raise TransportError(
-            f"{name}: HF_HUB_OFFLINE is set, so the Hub is not asked: unset it, or give a file or folder that is here"
+            f"{name}: HF_HUB_OFFLINE is set, so the Hub is not asked: unset it, or give a local file or folder"
         ) from error
     if any(getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE) for cause in causes(error)):
         raise TransportError(

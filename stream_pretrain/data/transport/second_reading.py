@@ -119,10 +119,10 @@ def wrong_content(name: str, part: str, damage: str, place: str, since: float) -
     """The error for content that was given out wrong, from `place` on and `since` a time (seconds since 1970)."""
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
     return TransportError(
-        f"{name}: {part} was damaged on its way ({damage.removeprefix(f'{name}: ')}): read again, it is something else from "
-        f"{place} on, and documents from there were given out since {moment}: delete the checkpoints that were saved later "
-        "(checkpoints/step-*), check the network, a proxy or the memory of this machine, and give the same command: "
-        "it goes on from the last checkpoint that is left"
+        f"{name}: {part} was damaged in transit ({damage.removeprefix(f'{name}: ')}): a second reading differs from {place} "
+        f"on, and documents after that were used since {moment}: delete the checkpoints saved later (checkpoints/step-*), "
+        "check the network, proxies and the memory of this machine, then run the same command, which resumes from the last "
+        "remaining checkpoint"
     )
 
 
@@ -148,7 +148,7 @@ def read_until_two_agree(read: Callable[[], T]) -> T | None:
 
 def _warn_of_passing_damage(name: str, part: str, damage: str) -> None:
     logger.warning(
-        "%s: %s was read twice: damaged at first (%s), then intact: something on the way changes bytes",
+        "%s: %s was damaged at the first reading (%s) and intact at the second: something in transit changes bytes",
         name,
         part,
         damage.removeprefix(f"{name}: "),

@@ -256,7 +256,7 @@ class ShardBytes:
     def _check_size(self) -> None:
         if self._data.total < self._begin.compressed:
             raise SourceError(
-                f"{self._name}: has {self._data.total} bytes, but reading was to go on at byte {self._begin.compressed}: "
+                f"{self._name}: has {self._data.total} bytes, but reading would resume at byte {self._begin.compressed}: "
                 "it was replaced since the run began"
             )
         if self._size is not None and self._data.total != self._size:
@@ -296,7 +296,7 @@ class ShardBytes:
             read = partial(read_seek_table, self._data)
             self._frames = read() if self._data.is_local else read_until_two_agree(read)
             if self._frames is None:
-                raise TransportError(f"{self._name}: its seek table is another one each time it is read; check the network")
+                raise TransportError(f"{self._name}: its seek table differs at each reading; check the network")
         at = bisect.bisect_right(self._frames, offset, key=lambda frame: frame.uncompressed) - 1
         return self._frames[at] if at >= 0 else None
 

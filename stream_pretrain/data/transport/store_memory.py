@@ -38,7 +38,7 @@ class StoreMemory:
         """Warn once for each server, however many shards it has."""
         if server not in self._without_ranges:
             self._without_ranges.add(server)
-            logger.warning("%s ignores Range: every restart reads a shard from its beginning", server)
+            logger.warning("%s ignores Range: every resume reads a shard from its start", server)
 
     def __deepcopy__(self, _: object) -> Self:
         return self  # `datasets` copies the options that it opens shards with
