@@ -65,7 +65,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
         out = RunDirectory(run_directory(config), command, progress.warning)  # records nothing on other ranks
 
         setup: Setup | None = None
-        began = 0  # the step from which this start goes on
+        began = 0  # the step that this start resumes after
 
         def record_saved(step: int) -> None:
             out.record_saved(step)  # by the owner, which `out` is later on

@@ -310,7 +310,7 @@ def test_a_restart_point_behind_the_end_means_the_shard_was_replaced(tmp_path: P
     path = write(tmp_path, zstd_frame(b"text\n"))
     with (
         closing(shard(path, RestartPoint(1000, 9000))) as opened,
-        pytest.raises(SourceError, match="go on at byte 1000: it was rep"),
+        pytest.raises(SourceError, match="resume at byte 1000: it was rep"),
     ):
         opened.read()
 

@@ -79,7 +79,7 @@ def test_every_document_is_read_once_whatever_request_fails_and_wherever_the_rea
         reached = checkpoints(out)[-1]
     last = train(1, options(*command, out, "--max-epochs=1", "--workers=3"), out, program, forked=False)
 
-    assert "trying again in" in last.stderr + out.with_suffix(".1").read_text() + out.with_suffix(".2").read_text()
+    assert "retrying in" in last.stderr + out.with_suffix(".1").read_text() + out.with_suffix(".2").read_text()
     assert same_rows(metrics(out)) == same_rows(metrics(clean))
     assert losses(out) == pytest.approx(losses(clean), rel=1e-4)
     for folder in (out, clean):

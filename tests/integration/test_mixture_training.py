@@ -180,7 +180,7 @@ def test_a_source_that_leaves_the_mixture_is_named_once(command: list[str], tmp_
     said = "source few leaves the mixture, after max_epochs 1; the others share its weight"
     assert done.stderr.count(said) == 1
     assert metrics(tmp_path / "out")[-1]["train/few/documents"] < 30  # but for those that are held out
-    assert "want of documents" not in done.stderr
+    assert "the run ends, as" not in done.stderr
     on = run_here([*mixed, "--max-steps=65"])
     assert on.returncode == 0, on.stderr
     assert said not in on.stderr

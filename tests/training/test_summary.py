@@ -1,4 +1,4 @@
-"""What a run says of its evaluations, and of itself when it ends."""
+"""The lines about evaluations, and the summary at the end of a run."""
 
 from __future__ import annotations
 
