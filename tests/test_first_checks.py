@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stream_pretrain import cli
-from stream_pretrain.data.corpus import absent
+from stream_pretrain.data.corpus import missing_dataset
 from tests.corpora import documents, write_shard
 from tests.integration.hub_server import AskedHub, asked
 
@@ -103,10 +103,10 @@ def test_nothing_heavy_is_imported_for_a_refusal(tmp_path: Path, corpus: Path) -
     code = f"""
 import sys
 from stream_pretrain.cli import main
-from stream_pretrain.data.corpus import absent
+from stream_pretrain.data.corpus import missing_dataset
 from stream_pretrain.errors import SourceError
 def refuse(*_): raise SourceError("not there")
-absent.pinned_revision = refuse
+missing_dataset.pinned_revision = refuse
 print([main(command) for command in {commands!r}])
 print({{"torch", "transformers", "datasets", "accelerate"}} & set(sys.modules))
 """
@@ -135,5 +135,5 @@ def test_a_hub_that_does_not_answer_is_left_to_the_listing(monkeypatch: pytest.M
     def fails(*_: object) -> None:
         raise ConnectionError
 
-    monkeypatch.setattr(absent, "pinned_revision", fails)
-    absent.refuse_absent(cli.parse(["--dataset=org/corpus"], {}).data)
+    monkeypatch.setattr(missing_dataset, "pinned_revision", fails)
+    missing_dataset.refuse_absent(cli.parse(["--dataset=org/corpus"], {}).data)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from stream_pretrain.data.lanes.costs import memory_bound, reading_cost
+from stream_pretrain.data.lanes.reading_costs import memory_bound, reading_cost
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.training.progress import human_bytes
 from stream_pretrain.training.ranks import Ranks

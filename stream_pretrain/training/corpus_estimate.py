@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from stream_pretrain.config import TrainConfig
-from stream_pretrain.data.lanes.sizes import BYTES_PER_TOKEN
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
+from stream_pretrain.data.lanes.window_sizes import BYTES_PER_TOKEN
 from stream_pretrain.data.transport.compression import expansion_of
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.signals import Interrupted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stream_pretrain.config import Config, sources_of
-from stream_pretrain.data.corpus.absent import refuse_absent
+from stream_pretrain.data.corpus.missing_dataset import refuse_absent
 from stream_pretrain.training.tracking import refuse_wandb
 
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from stream_pretrain.config import Config, TrainConfig, defaults
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
-from stream_pretrain.data.lanes.standing import refuse_impossible
+from stream_pretrain.data.lanes.cursor_checks import refuse_impossible
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors
 from stream_pretrain.data.rows.tokenizer_probe import EngineRecord

@@ -19,9 +19,9 @@ from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.lanes.bundles import bundles_of, not_in_bundles
 from stream_pretrain.data.lanes.cursor import Cursor, Skipped
+from stream_pretrain.data.lanes.cursor_checks import fault_of
 from stream_pretrain.data.lanes.lane import Lane
 from stream_pretrain.data.lanes.pinning import found_again, pin
-from stream_pretrain.data.lanes.standing import fault_of
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.errors import CheckpointError, ContentError, SourceError, TransportError
 from tests.corpora import documents, json_lines, write_shard

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stream_pretrain.data.corpus.shard import Shard
-from stream_pretrain.data.lanes.sizes import BYTES_PER_TOKEN
+from stream_pretrain.data.lanes.window_sizes import BYTES_PER_TOKEN
 from stream_pretrain.data.transport.compression import expansion_of
 
 BUNDLE_ROWS = 32

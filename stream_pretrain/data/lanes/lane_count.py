@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stream_pretrain.data.lanes.sizes import WINDOWS_PER_LANE
+from stream_pretrain.data.lanes.window_sizes import WINDOWS_PER_LANE
 
 FEWEST_LANES = 8
 

@@ -14,11 +14,12 @@ from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.corpus.unchanged_since_start import resolve_pinned
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.lanes.bundles import BUNDLES_PER_LANE, bundle_bytes, bundles_of, not_in_bundles
-from stream_pretrain.data.lanes.costs import MOST_AMPLIFICATION, reading_cost
 from stream_pretrain.data.lanes.lane_count import lane_count
 from stream_pretrain.data.lanes.mixture import Shares, largest_shares, parts_of
+from stream_pretrain.data.lanes.reading_costs import MOST_AMPLIFICATION, reading_cost
 from stream_pretrain.data.lanes.row_layout import RowLayout
-from stream_pretrain.data.lanes.sizes import (
+from stream_pretrain.data.lanes.source_plan import SourcePlan
+from stream_pretrain.data.lanes.window_sizes import (
     content_bytes,
     full_window_bytes,
     least_window_bytes,
@@ -26,7 +27,6 @@ from stream_pretrain.data.lanes.sizes import (
     request_bytes,
     window_bytes,
 )
-from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.urls import is_remote

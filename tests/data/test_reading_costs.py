@@ -15,8 +15,8 @@ from stream_pretrain.data.corpus.file_formats import Format
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.lanes import pinning
-from stream_pretrain.data.lanes.costs import memory_bound, reading_cost
 from stream_pretrain.data.lanes.pinning import source_plans
+from stream_pretrain.data.lanes.reading_costs import memory_bound, reading_cost
 from stream_pretrain.data.transport.compression import Compression
 from stream_pretrain.errors import ConfigError
 from tests.corpora import documents, write_shard
@@ -93,7 +93,7 @@ def test_a_plain_shard_has_no_decompressor_and_keeps_no_windows_for_others() -> 
 WATCHED = """
 import resource, sys
 from pathlib import Path
-from stream_pretrain.data.lanes.costs import memory_bound
+from stream_pretrain.data.lanes.reading_costs import memory_bound
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_state import first_cursors
 from tests.data.plans import plan_for
