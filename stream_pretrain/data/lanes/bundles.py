@@ -1,4 +1,4 @@
-"""Which shards are so small that they are dealt and read together. Decided at the first start, and pinned."""
+"""Which small shards are dealt and read together. Decided at the first start, and pinned."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BUNDLE_ROWS = 32
 other fields and markup as large as the text, 3 % of what a bundle has."""
 
 BUNDLE_SHARDS = 256
-"""So many shards are enough for a bundle, however small they are: each has to be opened before its first row."""
+"""The most shards of a bundle: each must be opened before its first row."""
 
 FOOTER_BYTES = 2048
 """What a Parquet file of a few columns has besides its text."""

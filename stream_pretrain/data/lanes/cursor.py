@@ -1,4 +1,4 @@
-"""Where a lane stands in a source."""
+"""The place of a lane in a source, from which it resumes exactly."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import NamedTuple
 
 
 class Cursor(NamedTuple):
-    """Where a lane stands in a source: the row that comes next, and what was counted before it."""
+    """The place of a lane in a source: its next row, and the counters before it."""
 
     epoch: int = 0
     stripe: int = 0
-    """Index into the lane's stripes of this epoch."""
+    """Index into the stripes of the lane in this epoch."""
     compressed: int = 0
-    """Restart point from which the window can be read: a byte of the file, and the byte of its content that it is."""
+    """Restart point of the window: a byte of the file, and its byte of the content."""
     uncompressed: int = 0
     window: int = 0
-    """Windows of the stripe that came before."""
+    """Windows of the stripe before this one."""
     next_document: int = 0
     """The group begins with this document of the shuffled window..."""
     piece: int = 0
@@ -30,31 +30,31 @@ class Cursor(NamedTuple):
     documents: int = 0
     """Documents that began in them."""
     read: int = 0
-    """Documents of the windows they come from, whatever became of them: what the next three are shares of."""
+    """Documents of the windows they come from; includes the next three."""
     skipped: int = 0
-    """Documents that had to be skipped."""
+    """Bad documents."""
     empty: int = 0
     """Documents without text."""
     filtered: int = 0
-    """Documents left out by their length or as copies."""
+    """Documents filtered by length or as duplicates."""
     stripes: int = 0
-    """Stripes whose rest had to be skipped, however much that was."""
+    """Stripes, and shards of bundles, that were skipped from some point on."""
     finished_bytes: int = 0
-    """Stored bytes of the stripes that the lane has read to their ends, in all epochs."""
+    """Stored bytes of the stripes that the lane read to their ends, in all epochs."""
     stripe_bytes: int = 0
-    """Stored bytes of the stripe that lie before the row."""
+    """Stored bytes of the stripe before the row."""
     credit: int = 0
-    """How far the source is behind its share of the lane's rows (mixture.py)."""
+    """How far the source is behind its share of the rows of the lane (mixture.py)."""
 
     @property
     def bytes_read(self) -> int:
-        """Stored bytes that the lane has read of the source, in all epochs."""
+        """Stored bytes of the source that the lane has read, in all epochs."""
         return self.finished_bytes + self.stripe_bytes
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """What no row is made of, named so that it is counted once however often its window is read."""
+    """Skipped documents, identified so that they are counted once, however often their window is read."""
 
     epoch: int
     shard: int

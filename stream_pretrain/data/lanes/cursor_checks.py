@@ -1,4 +1,4 @@
-"""Whether the lanes of a run can stand where a checkpoint says that they do."""
+"""Checks that the cursors of a checkpoint are possible in its run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_WINDOWS = 2**32
 
 
 def refuse_impossible(cursors: Sequence[Sequence[Cursor]], plan: StreamPlan, step: int) -> None:
-    """Raises: CheckpointError for cursors that no run of this plan can have behind a step, as far as sizes tell."""
+    """Raises: CheckpointError for cursors that no run of this plan can have after a step, as far as sizes tell."""
     for number, lane in enumerate(cursors):
         where = f"stream.json: lane {number}"
         if len(lane) != len(plan.sources):
@@ -32,7 +32,7 @@ def refuse_impossible(cursors: Sequence[Sequence[Cursor]], plan: StreamPlan, ste
 
 
 def fault_of(source: SourcePlan, lane: int, cursor: Cursor) -> str | None:
-    """What is wrong with a cursor by itself."""
+    """What is wrong with a single cursor."""
     for name, value in cursor._asdict().items():
         if value < 0 and name != "credit":
             return f"{name} is {value}"

@@ -13,7 +13,7 @@ from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.randomness import DEAL, keyed_generator
 
 FULLEST = 1.02
-"""A lane may hold this many times the mean share before shards are striped to level the lanes."""
+"""A lane may have this many times the mean load before shards are striped to balance the lanes."""
 
 LEVEL = 1.05
 """Shards are striped more finely while a lane holds more than this many times the mean share."""

@@ -1,4 +1,4 @@
-"""The rows of a source in a lane, held until they are trained on, so that a step can be dealt again without reading again."""
+"""The rows of a source in a lane, held until they are trained on, so that a step can be dealt again without reading."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class HeldRows:
 
     @property
     def cursor(self) -> Cursor:
-        """Where the lane stands in the source."""
+        """The cursor of the lane in the source."""
         return self._cursors[self._next]
 
     @property
     def ended(self) -> bool:
-        """Whether all the epochs that were asked for are read."""
+        """Whether all epochs are read."""
         return self.source.plan.ended(self.cursor)
 
     def next_row(self) -> SourceRow | SourceEnd:
@@ -37,13 +37,13 @@ class HeldRows:
         return self._held[self._next - 1]
 
     def rewind(self, cursor: Cursor) -> None:
-        """Stand again where the lane stood before."""
+        """Return to an earlier place."""
         while self.cursor != cursor:
             self._next -= 1
             assert self._next >= 0
 
     def forget(self, cursor: Cursor) -> None:
-        """Hold only what lies behind a cursor."""
+        """Hold only rows after a cursor."""
         while self._cursors[0] != cursor:
             self._held.popleft()
             self._cursors.popleft()

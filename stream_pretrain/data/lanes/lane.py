@@ -18,7 +18,7 @@ from stream_pretrain.data.rows.engine import Engine
 
 
 class LaneRow(NamedTuple):
-    """A row, and what was skipped on the way to it."""
+    """A row, and what was skipped before it."""
 
     source: int
     group: Group
@@ -28,14 +28,14 @@ class LaneRow(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a lane stood: a cursor and a credit for each source."""
+    """A place of a lane: a cursor and a credit for each source."""
 
     cursors: tuple[Cursor, ...]
     credits: Sequence[int]
 
 
 class Lane:
-    """The rows of one lane, from cursors on: one cursor a source."""
+    """The rows of one lane, from a cursor for each source on."""
 
     def __init__(
         self, plan: StreamPlan, number: int, engine: Engine, readers: Sequence[Readers], cursors: Sequence[Cursor]
@@ -53,27 +53,27 @@ class Lane:
 
     @property
     def cursors(self) -> list[Cursor]:
-        """Where the lane stands in each source."""
+        """The cursors of the lane."""
         return [source.cursor._replace(credit=credit) for source, credit in zip(self.sources, self._credits, strict=True)]
 
     @property
     def place(self) -> Place:
-        """Where the lane stands, for `return_to` and `forget`."""
+        """The place of the lane, for `return_to` and `forget`."""
         return Place(tuple(source.cursor for source in self.sources), self._credits)
 
     def return_to(self, place: Place) -> None:
-        """Stand again where the lane stood before; it gives the same rows again."""
+        """Return to an earlier place; the lane gives the same rows again."""
         for source, cursor in zip(self.sources, place.cursors, strict=True):
             source.rewind(cursor)
         self._credits, self._skipped = place.credits, []
 
     def forget(self, place: Place) -> None:
-        """The lane will not return to where it stood before this place."""
+        """Give up places before this one."""
         for source, cursor in zip(self.sources, place.cursors, strict=True):
             source.forget(cursor)
 
     def begin_step(self, step: int) -> None:
-        """Give the next rows to this step, which decides their shares."""
+        """Set the step of the next rows, which decides their shares."""
         if step > 0 and self.plan.shares_at(step - 1) is not self.plan.shares_at(step):
             self._credits = [0] * len(self.sources)  # the shares begin anew, whether or not the lane gives the step a row
         self.step = step
@@ -104,6 +104,6 @@ class Lane:
         return np.array([source.source.sampled for source in self.sources])
 
     def report_skipped(self) -> list[Skipped]:
-        """What was skipped since the last row; told once, and again where the lane returns."""
+        """What was skipped since the last row; given once, and again after a `return_to`."""
         skipped, self._skipped = self._skipped, []
         return skipped

@@ -1,4 +1,4 @@
-"""How many lanes a run has."""
+"""The number of lanes of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from stream_pretrain.data.lanes.window_sizes import WINDOWS_PER_LANE
 FEWEST_LANES = 8
 
 MOST_LANES = 64
-"""Unless there are more processes than that."""
+"""Or the number of processes, if larger."""
 
 
 def lane_count(smallest_windows: int, readable_units: int, *, world: int, workers: int) -> int:

@@ -27,7 +27,7 @@ PARTS = 1_000_000_000
 within a thousandth of one of what was asked for."""
 
 _ROWS_AHEAD = 4096
-"""Due rows are counted so far ahead at most, which bounds what a choice costs; a source due later is not given early then."""
+"""The most rows for which due rows are counted, which bounds the cost of a choice; later ones are not preferred."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def shares_at(schedule: Sequence[Shares], step: int) -> Shares:
 
 
 def largest_shares(schedule: Sequence[Shares]) -> list[float]:
-    """The largest share of the rows that each source ever has, of 1."""
+    """The largest share of the rows that each source has in the schedule, 0 to 1."""
     of_source = zip(*([part / sum(shares.parts) for part in shares.parts] for shares in schedule), strict=True)
     return [max(fractions) for fractions in of_source]
 

@@ -1,4 +1,4 @@
-"""What a run reads and how it is dealt: found at its first start, and found again at every other."""
+"""What a run reads and how it is dealt: pinned at its first start, and found again at each resume."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _refuse_idle_ranks(config: Config, world: int) -> None:
 
 
 def _auto_lanes(config: Config, corpora: Sequence[Corpus], bundles: Sequence[Sequence[tuple[int, int]]], world: int) -> int:
-    """How many lanes a run on these corpora has where that is not said."""
+    """The number of lanes of a run on these corpora with --lanes auto."""
     length, options = config.data.sequence_length, sources_of(config.data)
     contents = [content_bytes(corpus) for corpus in corpora]
     windows = sum(sys.maxsize if content is None else content // least_window_bytes(length) for content in contents)
@@ -77,7 +77,7 @@ def _auto_lanes(config: Config, corpora: Sequence[Corpus], bundles: Sequence[Seq
 
 
 def _refuse_amplified_transfers(config: Config, pinned: PinnedCorpus, world: int) -> None:
-    """Remote shards that many processes would read whole are read when the user says so: by --lanes."""
+    """Refuse remote shards that many processes would read completely, unless --lanes is given."""
     remote = any(is_remote(shard.url) for shard in pinned.shards)
     cost = reading_cost(source_plans(config, pinned), world, config.data.workers)
     if remote and config.data.lanes == "auto" and cost.amplification > MOST_AMPLIFICATION:
@@ -89,7 +89,7 @@ def _refuse_amplified_transfers(config: Config, pinned: PinnedCorpus, world: int
 
 
 def share_schedule(data: DataConfig) -> tuple[Shares, ...]:
-    """The shares of the sources by the step they come into force at."""
+    """The shares of the sources, by the step from which they apply."""
     current = {source.name: source.weight for source in data.sources}
     if not current:
         return (Shares(0, parts_of([1])),)
@@ -101,7 +101,7 @@ def share_schedule(data: DataConfig) -> tuple[Shares, ...]:
 
 
 def found_again(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpus:
-    """The corpus of a run that goes on, with its shards where they lie now.
+    """The corpus of a resumed run, with its shards where they are now.
 
     Raises: SourceError with the shards that differ, ConfigError for lanes or windows that do.
     """
@@ -184,7 +184,7 @@ def read_options(data: DataConfig, window_bytes: int, share: float) -> ReadOptio
 
 
 def _readable_units(shard: Shard, window_bytes: int, text_documents: TextDocuments) -> int:
-    """Parts of a shard that can be read without reading the others."""
+    """Number of parts of a shard that can be read independently."""
     if shard.compression != "none" or shard.format == "examples" or shard.size is None:
         return 1
     if shard.format == "text" and text_documents == "file":

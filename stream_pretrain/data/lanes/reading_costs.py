@@ -1,4 +1,4 @@
-"""What reading a corpus costs with so many lanes and processes, worked out before anything is read."""
+"""Estimates, before anything is read, how often processes read the corpus and how much memory readers need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stream_pretrain.units import MIB
 from stream_pretrain.urls import is_remote
 
 MOST_AMPLIFICATION = 4.0
-"""Above this, remote shards are only read when --lanes was given: somebody pays for the transfer."""
+"""Above this, remote shards are read only with an explicit --lanes: somebody pays for the transfer."""
 
 DECOMPRESSOR_BYTES = 8 * MIB
 """The window that zstd asks for up to level 19 (frames written with --long ask for more), or pages of a Parquet column."""
@@ -26,9 +26,9 @@ class ReadingCost:
 
     stored_bytes: int
     epoch_bytes: int
-    """Stored bytes that all processes read together."""
+    """Stored bytes that all processes read, in total."""
     resume_bytes: int
-    """Stored bytes that are read again at a resume, at the most: up to the places in shards that cannot be entered there."""
+    """The most stored bytes that a resume reads again, in shards that can only be read from the start."""
 
     @property
     def amplification(self) -> float:
@@ -74,7 +74,7 @@ def _reader(source: SourcePlan, unit: int, lane: int, world: int, workers: int) 
 
 
 def memory_bound(sources: Sequence[SourcePlan], lanes: int) -> int:
-    """Bytes that the readers of `lanes` lanes in one process hold at the most, without the tokenizer and Python itself."""
+    """The most bytes that the readers of `lanes` lanes in one process hold, without the tokenizer and Python."""
     return sum(lanes * _bytes_of_reader(source, source.read.transport.block_bytes) for source in sources)
 
 

@@ -1,4 +1,4 @@
-"""How the rows of a run are laid out."""
+"""Layout of the rows of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stream_pretrain.data.rows.packing import Packing
 
 @dataclass(frozen=True)
 class RowLayout:
-    """How the rows of a run are laid out over lanes, steps and positions: fixed at its first start."""
+    """Layout of the rows of a run over lanes, steps and positions: fixed at its first start."""
 
     lanes: int
     global_batch_size: int

@@ -1,4 +1,4 @@
-"""All that decides the rows of a source in a lane."""
+"""Everything that decides the rows of a source in a lane."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stream_pretrain.data.transport.compression import expansion_of
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """All that decides the rows of a source in a lane besides the lane's number and cursor: equal on every rank."""
+    """Everything but its number and cursor that decides the rows of a source in a lane: the same on all ranks."""
 
     name: str
     shards: tuple[Shard, ...]
@@ -31,7 +31,7 @@ class SourcePlan:
     bundles: tuple[tuple[int, int], ...] = ()
     """Runs of small shards that are read together, each as the number of its first shard and the one behind its last."""
     whole: bool = False
-    """Too small to be dealt: every lane reads all of it, in an order and with masks of its own."""
+    """Too small to deal: every lane reads all of it, in its own order and with its own masks."""
 
     @cached_property
     def units(self) -> tuple[range, ...]:
@@ -79,7 +79,7 @@ class SourcePlan:
         return {}
 
     def ended(self, cursor: Cursor) -> bool:
-        """Whether a lane has read all the epochs it was asked for."""
+        """Whether a lane has read all epochs of the source."""
         return self.max_epochs is not None and cursor.epoch >= self.max_epochs
 
     def bytes_of(self, stripe: Stripe) -> int:

@@ -42,19 +42,19 @@ from stream_pretrain.errors import StreamPretrainError, TrainingError
 LEAST_STEPS_AHEAD = 4
 
 SHUTDOWN_SECONDS = 0.5
-"""Workers that have not left by themselves after so long, such as those that wait for a server, are killed."""
+"""Workers that have not ended after this, such as those that wait for a server, are killed."""
 
 
 @dataclass(frozen=True)
 class Deal:
-    """What the workers are told: to deal rows from a step on, knowing which lanes have ended."""
+    """A message to the workers: deal rows from a step on, with the lanes that have ended."""
 
     generation: int
     lane_rows: LaneRows
 
 
 class RowStream(IterableDataset[StepRows | StreamPretrainError | None]):
-    """The rows of a rank from given cursors on; endless, with empty items once its lanes have ended."""
+    """The rows of a rank from given cursors on; endless, with empty items after its lanes have ended."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class RowStream(IterableDataset[StepRows | StreamPretrainError | None]):
         deals: Sequence[Connection],
         steps_held: int,
     ) -> None:
-        """numbers: lanes of each worker. deals: where each receives a `Deal`, or None to leave."""
+        """numbers: lanes of each worker. deals: queue of each for a `Deal`, or None to end."""
         assert len(cursors) == plan.layout.lanes
         self.plan = plan
         self.cursors = tuple(cursors)
@@ -87,7 +87,7 @@ class RowStream(IterableDataset[StepRows | StreamPretrainError | None]):
             yield error  # raised in the training process, in one line rather than behind a worker's traceback
 
     def _steps(self, lanes: Sequence[Lane], deals: Connection) -> Iterator[StepRows | None]:
-        """Rows of the steps in turn; None while a lane has ended and the step was not dealt again."""
+        """The rows of each step; None while a lane has ended and the step is not dealt again."""
         deal: Deal | None = Deal(0, self.lane_rows)
         numbers = [lane.number for lane in lanes]
         held: deque[tuple[int, list[Place]]] = deque()  # steps that may be dealt again, and where the lanes stood before each
@@ -195,7 +195,7 @@ class StepStream:
         signal.signal(signal.SIGCHLD, on_death)
 
     def _kill_those_that_stay(self) -> None:
-        """torch ends the workers one after the other, and waits 5 s for each that is busy."""
+        """Ends the workers together: torch ends one after the other, and waits 5 s for each that is busy."""
         self._leaving.wait()
         if not self._left.wait(SHUTDOWN_SECONDS):
             for process in self._processes:
@@ -203,11 +203,11 @@ class StepStream:
 
     @property
     def asked(self) -> NDArray[np.int64]:
-        """int64 [lanes] rows that each lane is asked for in the step that comes next; none once all have ended."""
+        """int64 [lanes], rows that each lane is asked for in the next step; none after all have ended."""
         return self._lane_rows.asked(self.plan.layout.global_batch_size)
 
     def read(self) -> StepRows:
-        """What the lanes of this rank give to the next step: less than they are asked for where one has ended."""
+        """What the lanes of this rank give to the next step: fewer rows than asked for where one has ended."""
         rows = self.peek()
         for waiting in self._waiting:
             waiting.popleft()
@@ -247,7 +247,7 @@ class StepStream:
         return False
 
     def given(self, rows: StepRows) -> NDArray[np.int64]:
-        """int64 [lanes] rows of each lane, 0 for those of other ranks."""
+        """int64 [lanes], rows of each lane; 0 for those of other ranks."""
         given = np.zeros(self.plan.layout.lanes, dtype=np.int64)
         given[rows.lanes] = rows.given
         return given
@@ -256,7 +256,7 @@ class StepStream:
         return self
 
     def __next__(self) -> StepRows:
-        """The next step; where all lanes have ended, one without rows."""
+        """The next step; one without rows after all lanes have ended."""
         while True:
             rows = self.read()
             if self.settle(self.given(rows)):
@@ -273,13 +273,13 @@ class StepStream:
 
 
 def worker_died(error: RuntimeError | MemoryError) -> TrainingError:
-    """What torch says of a worker that has died, in one line; it raises that at any place of the training process."""
+    """The error for a dead data worker, in one line; torch raises its own anywhere in the training process."""
     reason = str(error).split("\n", 1)[0].rstrip(". ")
     return TrainingError(f"a data worker died ({reason}): out of memory? Try fewer --workers")
 
 
 def steps_ahead(batch: int, lanes: int) -> int:
-    """Steps a worker may be ahead: at least a group of rows of each lane, since a lane packs a group in one go."""
+    """Steps that a worker prefetches: at least a group of rows of each lane, which a lane packs together."""
     return max(LEAST_STEPS_AHEAD, -(-GROUP_ROWS * lanes // batch))
 
 

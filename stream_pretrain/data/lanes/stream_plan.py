@@ -1,4 +1,4 @@
-"""All that decides the rows of every step."""
+"""Everything that decides the rows of every step."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from stream_pretrain.data.rows.objective import Objective
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """All that decides the rows of every step, besides the cursors: equal on every rank and at every resume."""
+    """Everything but the cursors that decides the rows of every step: the same on all ranks and at each resume."""
 
     sources: tuple[SourcePlan, ...]
     schedule: tuple[Shares, ...]
-    """Shares of the sources, by the step they come into force at; the first at step 0."""
+    """Shares of the sources, by the step from which they apply; the first from step 0."""
     layout: RowLayout
     encoder: Encoder
     objective: Objective
@@ -31,7 +31,7 @@ class StreamPlan:
         return tuple(shard for source in self.sources for shard in source.shards)
 
     def shares_at(self, step: int) -> Shares:
-        """The shares that the rows of a step are chosen by."""
+        """The shares of a step."""
         return shares_at(self.schedule, step)
 
     def parts_at(self, step: int, ended: Sequence[bool]) -> Sequence[int]:

@@ -13,17 +13,17 @@ CURSOR_VERSION = 3
 """Of what `stream.json` holds; raised when the fields of a cursor change, or the rows that follow from one."""
 
 LaneCursors = tuple[Cursor, ...]
-"""Where a lane stands: a cursor for each source."""
+"""The cursors of a lane, one for each source."""
 
 
 def stream_state(step: int, cursors: Sequence[LaneCursors]) -> dict[str, Any]:
-    """All lanes' cursors behind so many steps as JSON: what `stream.json` holds."""
+    """The content of `stream.json`: the cursors of all lanes after a number of steps."""
     lanes = [{"sources": [list(cursor) for cursor in lane]} for lane in cursors]
     return {"version": CURSOR_VERSION, "step": step, "fields": list(Cursor._fields), "lanes": lanes}
 
 
 def cursors_from(state: Mapping[str, Any], step: int, lanes: int) -> list[LaneCursors]:
-    """Cursors from `stream.json`. Raises CheckpointError for those of another version, step or number of lanes."""
+    """Cursors from `stream.json`. Raises: CheckpointError for another version, step or number of lanes."""
     if state.get("version") != CURSOR_VERSION or state.get("fields") != list(Cursor._fields):
         raise CheckpointError(
             f"stream.json: cursors of version {state.get('version')}, this program reads version {CURSOR_VERSION}"
@@ -40,5 +40,5 @@ def cursors_from(state: Mapping[str, Any], step: int, lanes: int) -> list[LaneCu
 
 
 def first_cursors(lanes: int, sources: int = 1) -> list[LaneCursors]:
-    """Where all lanes stand at the start of a run."""
+    """The cursors at the start of a run."""
     return [(Cursor(),) * sources for _ in range(lanes)]

@@ -1,4 +1,4 @@
-"""How much of a source is read at a time: its windows, and its requests."""
+"""Sizes of the windows and requests of a source."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ WINDOW_ROWS = 128
 BYTES_PER_TOKEN = 4
 
 LEAST_WINDOW_ROWS = 50
-"""Rows that a window fills at least: the last one is half empty, on average."""
+"""The fewest rows that a window fills: the last one is half empty, on average."""
 
 WINDOWS_PER_LANE = 8
-"""Windows that a lane has at least, of a corpus that is large enough: lanes are as even as their windows are many."""
+"""The fewest windows of a lane, in a corpus that is large enough: more windows make lanes more even."""
 
 SMALLEST_BLOCK_BYTES = 512 * 1024
 """Bytes of one request for a source that gives few of the rows; one that gives all is asked for the block of the transport."""
