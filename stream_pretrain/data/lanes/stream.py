@@ -195,7 +195,7 @@ class StepStream:
         signal.signal(signal.SIGCHLD, on_death)
 
     def _kill_those_that_stay(self) -> None:
-        """Ends the workers together: torch ends one after the other, and waits 5 s for each that is busy."""
+        """Kill workers that do not end soon: torch waits 5 s for each of them in turn."""
         self._leaving.wait()
         if not self._left.wait(SHUTDOWN_SECONDS):
             for process in self._processes:
