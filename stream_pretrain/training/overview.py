@@ -126,13 +126,13 @@ def _evaluation(setup: Setup, estimate: CorpusEstimate) -> str:
     options = setup.config.eval
     if not options.every:
         every = min(1000, max(1, int(estimate.steps or 1000) // 10))
-        held_out = " with --data.heldout-fraction 0.01, or" if setup.totals.step == 0 else ""  # it must not change in a run
-        return f"none: --eval-every {every}{held_out} with --eval.dataset gives one"
+        held_out = "--data.heldout-fraction 0.01 or " if setup.totals.step == 0 else ""  # a fixed option
+        return f"none: to evaluate, give --eval-every {every} and {held_out}--eval.dataset"
     if options.dataset is not None:
-        place = without_secrets(options.dataset)
+        documents = f"documents of {without_secrets(options.dataset)}"
     else:
-        place = f"split {options.split}" if options.split is not None else "those held out"
-    return f"every {_times(options.every, 'step')}, on {options.documents:,} documents of {place}"
+        documents = f"documents of split {options.split}" if options.split is not None else "held-out documents"
+    return f"every {_times(options.every, 'step')}, on {options.documents:,} {documents}"
 
 
 def _checkpoint_bytes(setup: Setup) -> int:

@@ -155,15 +155,15 @@ def test_checkpoints_are_set_against_the_free_disk(setup: Setup, tmp_path: Path)
 
 def test_one_line_says_how_to_evaluate_where_nothing_does(setup: Setup) -> None:
     assert said(setup, "evaluation") == (
-        "none: --eval-every 100 with --data.heldout-fraction 0.01, or with --eval.dataset gives one"
+        "none: to evaluate, give --eval-every 100 and --data.heldout-fraction 0.01 or --eval.dataset"
     )
     later = replace(setup, totals=Totals(step=5))
-    assert said(later, "evaluation", CorpusEstimate((1e6,), 10)) == "none: --eval-every 1 with --eval.dataset gives one"
+    assert said(later, "evaluation", CorpusEstimate((1e6,), 10)) == "none: to evaluate, give --eval-every 1 and --eval.dataset"
 
     def evaluated(**options: Any) -> str:
         return said(replace(setup, config=replace(setup.config, eval=EvalConfig(**options))), "evaluation")
 
-    assert evaluated(every=1) == "every 1 step, on 500 documents of those held out"
+    assert evaluated(every=1) == "every 1 step, on 500 held-out documents"
     assert evaluated(every=50, split="test") == "every 50 steps, on 500 documents of split test"
     secret = evaluated(every=50, documents=60, dataset="https://host/a.jsonl?signature=secret")
     assert secret == "every 50 steps, on 60 documents of https://host/a.jsonl"
