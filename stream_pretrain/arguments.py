@@ -108,8 +108,9 @@ def _unexpected(argument: str, last: str) -> str:
     """The error for an argument that is not an option, after the option `last`."""
     if (without := misplaced(argument, last)) is not None:
         return without
-    if argument.startswith("-") and argument[1:].partition("=")[0].replace("_", "-") in {*NAMES, *SYNONYMS}:
-        return f"unexpected argument {argument}: the names of options begin with two hyphens, -{argument}"
+    named = argument.lstrip("-–—")  # a dash that a text processor has made of two hyphens
+    if named.partition("=")[0].replace("_", "-") in {*NAMES, *SYNONYMS} and named != argument.partition("=")[0]:
+        return f"unexpected argument {argument}: the names of options begin with two hyphens, --{named}"
     if not last or last == "config":
         return f"unexpected argument {argument}: options are --name=value"
     if TYPES[NAMES[last]] is bool:
@@ -204,12 +205,13 @@ def _instead(name: str) -> str:
     sharing = [dotted for dotted in TYPES if dotted.endswith(f".{last}")]
     if len(sharing) > 1:
         return f"; give {' or '.join(f'--{dotted}' for dotted in sharing)}"
-    return suggestion(name, [*NAMES], "--")
+    return suggestion(name, [*NAMES], "--") or "; see --help"
 
 
 def suggestion(name: str, known: Sequence[str], prefix: str) -> str:
-    """The valid name that is spelt most alike."""
-    nearest = difflib.get_close_matches(name, known, 1, 0.5)
+    """The valid name that is spelt most alike, or else one that begins with these words."""
+    nearest = difflib.get_close_matches(name, known, 1, 0.75)  # at 0.7, --token would be --tokenizer, which it is not
+    nearest = nearest or [word for word in known if name and word.startswith(f"{name}-")]
     return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
 
 

@@ -338,8 +338,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.Capt
     [
         (["--max-stepz=3"], "unknown option --max-stepz; did you mean --max-steps?"),
         (["--lerning-rate=3"], "unknown option --lerning-rate; did you mean --learning-rate?"),
+        (["--mask=0.3"], "unknown option --mask; did you mean --mask-rate?"),
+        (["--deepspeed=x"], "unknown option --deepspeed; see --help"),
+        (["--device=cuda"], "unknown option --device; see --help"),
+        (["--do-train"], "unknown option --do-train; see --help"),
+        (["--token=x"], "unknown option --token; see --help"),
         (["--data.learning-rate=3"], "unknown option --data.learning-rate; did you mean --train.learning-rate?"),
-        (["--xyzzy"], "unknown option --xyzzy"),
+        (["--xyzzy"], "unknown option --xyzzy; see --help"),
         (["--max-steps"], "--max-steps needs a value"),
         (["--max-steps", "--seed=3"], "--max-steps needs a value"),
         (["--max-steps=1e-4"], "--train.max-steps: '1e-4' is not a whole number or none"),
@@ -402,6 +407,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--wandb-name", "my", "run"], "unexpected argument run: --wandb-name takes one value; quote one that has spaces"),
         (["--compile", "yes"], "--compile: 'yes' is not true or false"),
         (["-lr", "3"], "unexpected argument -lr: the names of options begin with two hyphens, --lr"),
+        (["--max-steps=3", "—seed", "3"], "unexpected argument —seed: the names of options begin with two hyphens, --seed"),
+        (["--max-steps=3", "seed=3"], "unexpected argument seed=3: the names of options begin with two hyphens, --seed=3"),
         (
             ["--seed=3", "-max_steps=3"],
             "unexpected argument -max_steps=3: the names of options begin with two hyphens, --max_steps=3",
