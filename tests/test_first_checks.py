@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from stream_pretrain import cli
-from stream_pretrain.data.corpus import missing_dataset
+from stream_pretrain.config import DataConfig
+from stream_pretrain.data.corpus import missing_dataset, resolve
+from stream_pretrain.errors import TransportError
 from tests.corpora import documents, write_shard
 from tests.integration.hub_server import AskedHub, asked
 
@@ -64,6 +66,28 @@ def test_what_cannot_run_is_refused_before_the_command_is_imported(
     found = refused([*given, *NEEDED, *options], capsys, monkeypatch)
     assert found[0] == code
     assert found[1].startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said"),
+    [
+        ("part-9.jsonl.zst", "part-9.jsonl.zst: there is no such file or folder"),
+        ("texts/part.jsonl.zst", "texts/part.jsonl.zst: there is no such file or folder; did you mean texts/part-0.jsonl.zst?"),
+        ("../no", "../no: there is no such file or folder"),
+        ("./text", "./text: there is no such file or folder; did you mean texts?"),
+    ],
+)
+def test_a_wrong_name_of_a_file_names_the_nearest_and_is_not_looked_for_on_the_hub(
+    dataset: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asks(*_: object) -> None:
+        raise AssertionError("the Hub is asked")
+
+    monkeypatch.setattr(missing_dataset, "pinned_revision", asks)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    write_shard(tmp_path / "texts" / "part-0", documents(20), "zst")
+    assert refused([f"--dataset={dataset}", *NEEDED], capsys, monkeypatch) == (1, f"error: {said}")
 
 
 def test_a_source_of_a_mixture_that_is_not_there_is_refused_too(
@@ -137,3 +161,20 @@ def test_a_hub_that_does_not_answer_is_left_to_the_listing(monkeypatch: pytest.M
 
     monkeypatch.setattr(missing_dataset, "pinned_revision", fails)
     missing_dataset.refuse_absent(cli.parse(["--dataset=org/corpus"], {}).data)
+
+
+def test_a_wrong_name_of_a_folder_names_the_nearest_where_the_hub_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ConnectionRefusedError("nobody")
+
+    monkeypatch.setattr(resolve, "list_hub_dataset", fails)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(TransportError) as error:
+        resolve.resolve(DataConfig(dataset="dat"))
+    assert str(error.value) == (
+        "dat (no file or folder here; did you mean data?): no server answers (ConnectionRefusedError: nobody); "
+        "check the network and the name"
+    )

@@ -101,7 +101,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             return stopped(name, saved if setup is None else setup.totals.step, saved, checkpoint, command)
 
         def answer(name: str) -> None:
-            if out.has_ended:
+            if out.has_ended and setup is not None:
                 progress.notice("all is saved; Ctrl-C again leaves at once")
             elif not out.is_lost:  # reported as the error of the run
                 progress.notice(stopping(name, stop.last_step, alone=ranks.world == 1))

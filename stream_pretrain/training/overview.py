@@ -91,7 +91,7 @@ def _learning_rate(setup: Setup) -> str:
     rate, warmup = (" (auto)" if value == "auto" else "" for value in (asked.learning_rate, asked.warmup_steps))
     decay = {
         "constant": "then constant",
-        "wsd": f"wsd: decays over the last {train.decay_fraction:.0%}",
+        "wsd": f"wsd: last {train.decay_fraction:.0%} decays",
         "linear": "linear decay",
         "cosine": "cosine decay",
     }[train.schedule]
@@ -126,6 +126,8 @@ def _evaluation(setup: Setup, estimate: CorpusEstimate) -> str:
     options = setup.config.eval
     if not options.every:
         every = min(1000, max(1, int(estimate.steps or 1000) // 10))
+        if setup.config.data.heldout_fraction:
+            return f"none: to evaluate on the held-out documents, give --eval-every {every}"
         held_out = "--data.heldout-fraction 0.01 or " if setup.totals.step == 0 else ""  # a fixed option
         return f"none: to evaluate, give --eval-every {every} and {held_out}--eval.dataset"
     if options.dataset is not None:

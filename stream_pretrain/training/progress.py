@@ -146,6 +146,11 @@ def _all_steps(step: int, max_steps: int | None, share: float, about: float | No
     return steps if max_steps is None else min(steps, max_steps)
 
 
+def rate_in_words(rate: float) -> str:
+    """A learning rate: 5.00e-4, or 0 for what rounding has left of it."""
+    return "0" if rate < 1e-15 else f"{rate:.2e}".replace("e-0", "e-")
+
+
 def human_count(number: float) -> str:
     """A number in at most four characters and a letter: 950, 1.2k, 34M."""
     return _scaled(number, ("", "k", "M", "G", "T"))
@@ -184,6 +189,6 @@ _SHOWN: Mapping[str, Callable[[float], str]] = {
     "train/loss": lambda loss: f"loss {loss:.3f}",
     "train/tokens_per_second": lambda rate: f"{human_count(rate)} tok/s",
     "train/data_wait_fraction": lambda share: f"wait {share:.0%}",
-    "train/lr": lambda rate: f"lr {rate:.2e}".replace("e-0", "e-"),
+    "train/lr": lambda rate: f"lr {rate_in_words(rate)}",
 }
 """Parts of the line of progress, the most important ones first: a narrow terminal has no room for the last ones."""

@@ -26,7 +26,7 @@ from stream_pretrain.training.learning_rate import learning_rate
 from stream_pretrain.training.options_file import write_options
 from stream_pretrain.training.out_files import RECORDS
 from stream_pretrain.training.parallelism import DataParallel
-from stream_pretrain.training.progress import Progress
+from stream_pretrain.training.progress import Progress, rate_in_words
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.records import trim_after
 from stream_pretrain.training.run_directory import RunDirectory, decide_start
@@ -127,5 +127,6 @@ def _report_other_max_steps(now: TrainConfig, was: int | None, step: int, progre
         old = learning_rate(replace(now, max_steps=was), step, step / was)
         new = learning_rate(now, step, step / now.max_steps)
         progress.notice(
-            f"--max-steps was {was:,}, is {now.max_steps:,}: the learning rate continues at {new:.2e}, not {old:.2e}"
+            f"--max-steps was {was:,}, is {now.max_steps:,}: the learning rate continues at "
+            f"{rate_in_words(new)}, not {rate_in_words(old)}"
         )

@@ -13,11 +13,11 @@ from stream_pretrain.urls import HIDDEN
 def stopping(name: str, last_step: int | None, *, alone: bool) -> str:
     """The answer to a first signal.
 
-    last_step: after which the run stops, None before its first one. alone: whether there is one rank; of several, another may
-    be a step ahead.
+    last_step: after which the run stops, None or 0 before its first one. alone: whether there is one rank; of several, another
+    may be a step ahead.
     """
     again = "Ctrl-C again" if name == "SIGINT" else f"another {name}"
-    if last_step is None:
+    if not last_step:
         return f"stopping before the next step; {again} quits at once"
     when = f"after step {last_step:,}" if alone else "at the end of a step"
     return f"stopping {when}, then saving; {again} quits without saving"

@@ -36,7 +36,9 @@ def summary(
     """
     rate = human_count((totals.tokens - before.tokens) / seconds)
     counts = f"{human_count(totals.tokens)} tokens, {human_count(totals.documents)} documents in all"
-    yield f"steps {before.step + 1:,}-{totals.step:,} in {human_duration(seconds)} ({rate} tok/s); {counts}"
+    first = before.step + 1
+    steps = f"step {first:,}" if first == totals.step else f"steps {first:,}-{totals.step:,}"
+    yield f"{steps} in {human_duration(seconds)} ({rate} tok/s); {counts}"
     if held_out is not None:
         yield f"loss {loss:.4f}, {held_out_in_words(held_out, best)}"
     else:

@@ -215,4 +215,4 @@ def test_raising_max_steps_says_what_the_learning_rate_becomes(corpus: Path, mod
         longer := run_here(options(corpus, model, tmp_path / "out", "--max-steps=8", "--train.warmup-steps=0")),
     ):
         assert done.returncode == 0, done.stderr
-    assert "--max-steps was 4, is 8: the learning rate continues at 5.00e-04, not " in longer.stderr
+    assert "--max-steps was 4, is 8: the learning rate continues at 5.00e-4, not 0\n" in longer.stderr

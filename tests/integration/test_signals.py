@@ -129,6 +129,7 @@ def test_a_signal_during_the_start_ends_all_ranks_and_the_run_can_be_started_aga
             running.until(lambda: "loading the model" in running.stderr)
         signalled(running, whom, name)
         step = assert_saved_and_preempted(running, out)
+    assert step or "all is saved" not in running.stderr
     assert_goes_on(arguments, out, step)
 
 
@@ -267,6 +268,7 @@ def test_a_signal_ends_a_start_that_stalls(
         assert not running.errors()
         assert recorded(out)["state"] == "preempted", running.stderr
         assert "the same command starts it again: no step was done" in running.stderr
+        assert "all is saved" not in running.stderr
     server.forget()
     assert_goes_on(tiny_options(corpus, model, out), out, 0)
 

@@ -110,7 +110,7 @@ def test_every_source_of_a_mixture_is_read_by_its_shares_in_the_run(tmp_path: Pa
 def test_what_auto_has_chosen_is_said(setup: Setup) -> None:
     asked = replace(setup.asked, train=replace(setup.asked.train, learning_rate="auto", warmup_steps="auto"))
     chosen = changed(setup, train={"learning_rate": 5e-4, "warmup_steps": 60})
-    assert said(chosen, "learning rate") == "0.0005 (auto), warm-up 60 steps, wsd: decays over the last 20%"
+    assert said(chosen, "learning rate") == "0.0005 (auto), warm-up 60 steps, wsd: last 20% decays"
     assert said(replace(chosen, asked=asked), "learning rate").startswith("0.0005 (auto), warm-up 60 steps (auto), ")
     given = changed(setup, train={"learning_rate": 3e-4, "warmup_steps": 1, "schedule": "linear", "final_learning_rate": 1e-5})
     given = replace(given, asked=given.config)
@@ -159,6 +159,9 @@ def test_one_line_says_how_to_evaluate_where_nothing_does(setup: Setup) -> None:
     )
     later = replace(setup, totals=Totals(step=5))
     assert said(later, "evaluation", CorpusEstimate((1e6,), 10)) == "none: to evaluate, give --eval-every 1 and --eval.dataset"
+
+    holding_out = replace(setup, config=replace(setup.config, data=replace(setup.config.data, heldout_fraction=0.1)))
+    assert said(holding_out, "evaluation") == "none: to evaluate on the held-out documents, give --eval-every 100"
 
     def evaluated(**options: Any) -> str:
         return said(replace(setup, config=replace(setup.config, eval=EvalConfig(**options))), "evaluation")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stream_pretrain.training.signals import Interrupted
+from stream_pretrain.training.stop_messages import stopping
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, steps_of, tiny_run
 
@@ -36,3 +37,10 @@ def test_a_step_of_many_micro_batches_is_left_at_a_signal_as_if_it_had_not_begun
         assert setup.totals.step == 1
         assert setup.cursors == cursors
         assert all(torch.equal(weight, weights[name]) for name, weight in setup.parallel.bare.state_dict().items())
+
+
+def test_a_run_that_is_stopped_before_its_first_step_does_not_say_that_it_will_save() -> None:
+    for last_step in (None, 0):
+        said = stopping("SIGINT", last_step, alone=True)
+        assert said == "stopping before the next step; Ctrl-C again quits at once"
+    assert stopping("SIGINT", 34, alone=True) == "stopping after step 34, then saving; Ctrl-C again quits without saving"

@@ -50,6 +50,7 @@ def test_a_summary_says_no_more_than_there_was() -> None:
         "steps 1-40 in 20 s (1.0k tok/s); 20k tokens, 90 documents in all",
         "loss 2.5000",
     ]
+    assert next(summary(totals, Totals(step=39), 20.0, 2.5, None, None)).startswith("step 40 in 20 s ")
     assert list(summary(totals, Totals(step=20), 20.0, 2.5, None, HeldOut(2.25, 10)))[1] == (
         "loss 2.5000, best held-out loss 2.2500 at step 10"
     )

@@ -16,7 +16,7 @@ from stream_pretrain.data.corpus.shard import Corpus, shard_at
 from stream_pretrain.data.corpus.splits import Splits, choose_split, dataset_builder, of_other_formats, splits_of_builder
 from stream_pretrain.errors import SourceError
 
-HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
+HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)
 
 HUB_URL = re.compile(r"hf://datasets/(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:convert|pr)/\w+|[^/]+))?(?:/(?P<path>.+))?")
 

@@ -7,9 +7,16 @@ import os
 from pathlib import Path
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.corpus.hub_datasets import HUB_ID, HUB_URL, hub_token, pinned_revision
+from stream_pretrain.data.corpus.hub_datasets import HUB_URL, hub_token, pinned_revision
 from stream_pretrain.data.corpus.listings import at_least_one, matching_files, split_pattern
-from stream_pretrain.data.corpus.resolve import entries_of, local_path, no_such_path, other_dataset, with_lower_scheme
+from stream_pretrain.data.corpus.resolve import (
+    entries_of,
+    local_path,
+    may_be_on_hub,
+    no_such_path,
+    other_dataset,
+    with_lower_scheme,
+)
 from stream_pretrain.data.transport.threads import OneThread
 from stream_pretrain.errors import SourceError
 from stream_pretrain.urls import is_remote
@@ -40,7 +47,7 @@ def _look_for(entry: str, data: DataConfig) -> None:
         root, pattern = split_pattern(path.as_posix())
         if "**" not in pattern:  # which may take long to look for, and would have to be done twice
             at_least_one(matching_files(Path(root), pattern), entry, "no file matches")
-    elif HUB_ID.fullmatch(entry):
+    elif may_be_on_hub(entry):
         _ask_hub(entry, entry, data)
     else:
         raise no_such_path(entry)

@@ -12,6 +12,7 @@ opened here, except for the first and last bytes of local files.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import glob
 import os
 import re
@@ -23,6 +24,7 @@ from types import MappingProxyType
 import fsspec
 
 from stream_pretrain.config import DataConfig
+from stream_pretrain.data.corpus.file_formats import has_known_ending
 from stream_pretrain.data.corpus.hub_datasets import HUB_ID, HUB_URL, list_hub_dataset
 from stream_pretrain.data.corpus.listings import Listing, refuse_options, split_pattern, unique_files, warn_of_several_formats
 from stream_pretrain.data.corpus.local_files import list_folder, list_local_files, list_local_glob
@@ -125,7 +127,28 @@ def local_path(entry: str) -> Path:
 
 def no_such_path(entry: str) -> SourceError:
     """What is said of an entry that is neither on this machine nor may be on the Hub."""
-    return SourceError(f"{entry}: there is no such file or folder")
+    return SourceError(f"{entry}: there is no such file or folder{did_you_mean(entry)}")
+
+
+def did_you_mean(entry: str) -> str:
+    """A question that names the path on this machine that is spelt much like an entry; empty where there is none."""
+    found = Path()
+    for part in local_path(entry).parts:
+        if not os.path.lexists(found / part):
+            try:
+                near = difflib.get_close_matches(part, os.listdir(found), 1)
+            except OSError:  # a folder that cannot be listed has nothing to suggest
+                return ""
+            if not near:
+                return ""
+            part = near[0]
+        found /= part
+    return f"; did you mean {found}?"
+
+
+def may_be_on_hub(entry: str) -> bool:
+    """Whether an entry that is not here is looked for on the Hub: not what is named as a shard of a folder that is here."""
+    return HUB_ID.fullmatch(entry) is not None and not (has_known_ending(entry) and local_path(entry).parent.is_dir())
 
 
 def _list_local(entry: str, data: DataConfig) -> Listing | None:
@@ -142,7 +165,7 @@ def _list_local(entry: str, data: DataConfig) -> Listing | None:
         refuse_options(entry, data, "name", "revision", "data_files", "data_dir")
         root, pattern = split_pattern(path.as_posix())
         return list_local_glob(entry, Path(root), pattern, data)
-    if not HUB_ID.fullmatch(entry):
+    if not may_be_on_hub(entry):
         raise no_such_path(entry)
     return None
 
@@ -164,7 +187,9 @@ def _list_remote_in_time(url: str, data: DataConfig, commits: Mapping[str, str],
                 f"same command again, or raise --data.retry-deadline (now {data.retry_deadline:g} s)"
             ) from None
 
-    return retried(find, without_secrets(url), data.retry_deadline)
+    near = "" if is_remote(url) else did_you_mean(url)
+    name = f"{url} (no file or folder here{near})" if near else without_secrets(url)
+    return retried(find, name, data.retry_deadline)
 
 
 def _list_remote(entry: str, data: DataConfig, commits: Mapping[str, str]) -> Listing:
