@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,12 +14,15 @@ from hypothesis import strategies as st
 
 from stream_pretrain.config import Config, DataConfig, SourceConfig, TrainConfig, WeightChange
 from stream_pretrain.data.chain import stream_plan
+from stream_pretrain.data.lanes.cursor_checks import refuse_impossible
 from stream_pretrain.data.lanes.least_rows import ENDLESS, LaneRows
+from stream_pretrain.data.lanes.source_lane import SourceLane
 from stream_pretrain.data.lanes.step_rows import StepRows
-from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.data.lanes.stream import Deal, Failure, RowStream, StepStream
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, first_cursors
 from stream_pretrain.data.rows.tokenizers_engine import TokenizersEngine
+from stream_pretrain.errors import CheckpointError, ContentError
 from tests.corpora import documents, write_shard
 from tests.data.plans import TOKENIZER, cursors_of, next_step, plan_for, texts_of
 
@@ -182,6 +186,59 @@ def test_a_step_that_is_dealt_again_is_not_tokenized_again(tmp_path: Path, monke
     steps = steps_of(plan, 1, 0, first_cursors(16), 0)
     assert sum(len(step.row_lane) for step in steps[:-1]) == 16 * (len(steps) - 1)
     assert set(encoded.values()) == {1}
+
+
+def test_a_worker_that_fails_goes_on_telling_so_and_gives_the_rows_before_that_when_it_is_dealt_a_step_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path / "s", documents(120, longest=90), "plain")
+    plan = plan_for(tmp_path, lanes=2, global_batch_size=4, max_epochs=1, max_steps=None, window_bytes=3_000)
+    next_row, failures = SourceLane.next_row, []
+
+    def failing(self: SourceLane) -> object:
+        if self.cursor.rows == 9:
+            failures.append(ContentError("damaged"))
+            raise failures[-1]
+        return next_row(self)
+
+    monkeypatch.setattr(SourceLane, "next_row", failing)
+    receiving, sending = multiprocessing.Pipe(duplex=False)
+    with receiving, sending:
+        items = iter(RowStream(plan, first_cursors(2), LaneRows.before(0, first_cursors(2)), [[1]], [receiving], 10))
+        given = [item.given.tolist() for item in (next(items) for _ in range(4)) if isinstance(item, StepRows)]
+        assert given == [[2], [2], [2], [2]]
+        for _ in range(3):
+            failure = next(items)
+            assert isinstance(failure, Failure)
+            assert failure.generation == 0
+        sending.send(Deal(1, 2, np.array([0], dtype=np.int32), np.array([1], dtype=np.int32)))  # lane 0 has one more
+        again = next(items)
+        assert isinstance(again, StepRows)
+        assert (again.step, again.generation, again.given.tolist()) == (2, 1, [3])
+        for _ in range(3):
+            assert next(items) == Failure(1, failure.error)
+    assert len(failures) == 1, "not read again"
+
+
+def test_thousands_of_lanes_are_dealt_again_without_waiting_for_a_worker(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(20, longest=20), "plain")
+    plan = plan_for(tmp_path, lanes=6_000, global_batch_size=4, max_epochs=1, max_steps=None)
+    with StepStream(plan, first_cursors(6_000)) as stream:
+        assert not stream.settle(np.zeros(6_000, dtype=np.int64))  # nobody takes it yet
+
+
+def test_a_run_that_is_given_more_epochs_whenever_it_has_ended_stands_where_it_can(tmp_path: Path) -> None:
+    for number, count in enumerate((40, 10)):
+        write_shard(tmp_path / f"s{number}", documents(count, seed=number, longest=60), "plain")
+    cursors, done, missing = first_cursors(2), 0, 0
+    for epochs in (1, 2, 3):
+        plan = plan_for(tmp_path, lanes=2, global_batch_size=6, max_epochs=epochs, max_steps=None, window_bytes=600)
+        for step in steps_of(plan, 1, 0, cursors, done):
+            cursors, done, missing = cursors_of(step), done + 1, missing + 6 - len(step.row_lane)
+            refuse_impossible(cursors, plan, done)
+    assert missing
+    with pytest.raises(CheckpointError, match="the lanes have given"):
+        refuse_impossible(cursors, plan, done + 3)
 
 
 @pytest.mark.parametrize("name", ["uneven", "mixture"])

@@ -25,9 +25,9 @@ def refuse_impossible(cursors: Sequence[Sequence[Cursor]], plan: StreamPlan, ste
             if fault is not None:
                 raise _impossible(f"{where}, {f'source {source.name}, ' if source.name else ''}{fault}")
     rows, asked = sum(cursor.rows for lane in cursors for cursor in lane), step * plan.layout.global_batch_size
-    # The last step before the corpus ended had fewer, whether or not more epochs are to be read now.
-    may_be_short = all(any(cursor.epoch and not any(cursor[1:9]) for cursor in lane) for lane in cursors)
-    if rows > asked or (rows < asked and not (may_be_short and rows > asked - plan.layout.global_batch_size)):
+    # The last step of a run has fewer; one that is given more epochs afterwards has had several of these.
+    ends = min(max(cursor.epoch for cursor in lane) for lane in cursors)
+    if not asked - ends * (plan.layout.global_batch_size - 1) <= rows <= asked:
         raise _impossible(f"stream.json: the lanes have given {rows} rows in {step} steps of {plan.layout.global_batch_size}")
 
 

@@ -160,6 +160,7 @@ def merged(parts: Sequence[StepRows]) -> StepRows:
         return parts[0]
     lanes = np.concatenate([part.lanes for part in parts])
     assert (np.diff(lanes) > 0).all()
+    assert all(part.step == parts[0].step for part in parts)
     rows = joined([part.trained for part in parts])
     return StepRows(
         step=parts[0].step,

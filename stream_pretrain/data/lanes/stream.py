@@ -18,7 +18,6 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Self
@@ -47,13 +46,28 @@ SHUTDOWN_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Deal:
-    """A message to the workers: deal rows from a step on, with the lanes that have ended."""
+    """A message to the workers: deal a step again, with the lanes that turned out to end in it.
+
+    It has only these: a worker may not receive it before the trainer goes on, and a pipe holds 64 KiB.
+    """
 
     generation: int
-    lane_rows: LaneRows
+    step: int
+    ended: NDArray[np.int32]
+    """Lanes that gave less than they were asked for..."""
+    given: NDArray[np.int32]
+    """...and how many rows."""
 
 
-class RowStream(IterableDataset[StepRows | StreamPretrainError | None]):
+@dataclass(frozen=True)
+class Failure:
+    """What a worker gives in place of the rows of a step that it cannot read, and of all that come after it."""
+
+    generation: int
+    error: StreamPretrainError
+
+
+class RowStream(IterableDataset[StepRows | Failure | None]):
     """The rows of a rank from given cursors on; endless, with empty items after its lanes have ended."""
 
     def __init__(
@@ -65,7 +79,7 @@ class RowStream(IterableDataset[StepRows | StreamPretrainError | None]):
         deals: Sequence[Connection],
         steps_held: int,
     ) -> None:
-        """numbers: lanes of each worker. deals: queue of each for a `Deal`, or None to end."""
+        """numbers: lanes of each worker. deals: pipe of each for a `Deal`."""
         assert len(cursors) == plan.layout.lanes
         self.plan = plan
         self.cursors = tuple(cursors)
@@ -74,7 +88,7 @@ class RowStream(IterableDataset[StepRows | StreamPretrainError | None]):
         self.deals = deals
         self.steps_held = steps_held
 
-    def __iter__(self) -> Iterator[StepRows | StreamPretrainError | None]:
+    def __iter__(self) -> Iterator[StepRows | Failure | None]:
         worker = get_worker_info()
         index = 0 if worker is None else worker.id
         try:
@@ -82,40 +96,46 @@ class RowStream(IterableDataset[StepRows | StreamPretrainError | None]):
             memory = StoreMemory()
             readers = [Readers(source, memory) for source in self.plan.sources]
             lanes = [Lane(self.plan, number, engine, readers, self.cursors[number]) for number in self.numbers[index]]
-            yield from self._steps(lanes, self.deals[index])
         except StreamPretrainError as error:
-            yield error  # raised in the training process, in one line rather than behind a worker's traceback
+            while True:  # a worker that left would leave the trainer with items out of turn
+                yield Failure(0, error)
+        yield from self._steps(lanes, self.deals[index])
 
-    def _steps(self, lanes: Sequence[Lane], deals: Connection) -> Iterator[StepRows | None]:
+    def _steps(self, lanes: Sequence[Lane], deals: Connection) -> Iterator[StepRows | Failure | None]:
         """The rows of each step; None while a lane has ended and the step is not dealt again."""
-        deal: Deal | None = Deal(0, self.lane_rows)
-        numbers = [lane.number for lane in lanes]
-        held: deque[tuple[int, list[Place]]] = deque()  # steps that may be dealt again, and where the lanes stood before each
-        while deal is not None:
-            lane_rows = deal.lane_rows
-            while held:
-                step, places = held.pop()
-                if step == lane_rows.step:
-                    for lane, place in zip(lanes, places, strict=True):
-                        lane.return_to(place)
-                    break
-            is_short = False
+        batch, numbers = self.plan.layout.global_batch_size, [lane.number for lane in lanes]
+        generation, lane_rows = 0, self.lane_rows
+        held: deque[tuple[LaneRows, list[Place]]] = deque()  # in front of the steps that may be dealt again
+        while True:
+            is_short, failure = False, None
             while not is_short and not deals.poll():
-                held.append((lane_rows.step, [lane.place for lane in lanes]))
+                held.append((lane_rows, [lane.place for lane in lanes]))
                 if len(held) > self.steps_held:
                     held.popleft()
                     for lane, place in zip(lanes, held[0][1], strict=True):
                         lane.forget(place)
-                asked = lane_rows.asked(self.plan.layout.global_batch_size)
+                asked = lane_rows.asked(batch)
                 to_end = (lane_rows.left == asked)[numbers].tolist()
-                rows = step_of(lanes, asked[numbers].tolist(), to_end, self.plan, lane_rows.step, deal.generation)
+                try:
+                    rows = step_of(lanes, asked[numbers].tolist(), to_end, self.plan, lane_rows.step, generation)
+                except StreamPretrainError as error:
+                    # Raised in the training process: in one line rather than behind a worker's traceback, and in its step.
+                    failure = Failure(generation, error)
+                    break
                 yield rows
                 is_short = bool((rows.given < asked[numbers]).any())
                 lane_rows = lane_rows.after(asked)
             while not deals.poll():
-                yield None  # items are taken of all workers in turn: of one that waits too
-            while deals.poll():
-                deal = deals.recv()
+                yield failure  # items are taken of all workers in turn: of one that waits too
+            deal: Deal = deals.recv()
+            lane_rows, places = held.pop()
+            while lane_rows.step != deal.step:
+                lane_rows, places = held.pop()
+            for lane, place in zip(lanes, places, strict=True):
+                lane.return_to(place)
+            given = lane_rows.asked(batch)
+            given[deal.ended] = deal.given
+            generation, lane_rows = deal.generation, lane_rows.knowing(given, batch)
 
 
 class StepStream:
@@ -148,7 +168,7 @@ class StepStream:
         pipes = [multiprocessing.Pipe(duplex=False) for _ in numbers]
         self._pipes = [end for pipe in pipes for end in pipe]
         self._deals = [sending for _, sending in pipes]
-        self._waiting = [deque[StepRows | StreamPretrainError]() for _ in numbers]
+        self._waiting = [deque[StepRows | Failure]() for _ in numbers]
         self._turn = 0  # the worker that the next item comes from
         # A worker is ahead of the step that is settled by what it may prefetch, and by what `read` has taken of it meanwhile.
         ahead = steps_ahead(plan.layout.global_batch_size, plan.layout.lanes) if workers else 1
@@ -183,9 +203,6 @@ class StepStream:
         if not self._processes:
             del self.items
             return
-        for deals in self._deals:
-            with suppress(OSError):  # of a worker that was killed
-                deals.send(None)
         on_death = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for one that is killed
         self._leaving.set()
         # By name, since the traceback of an error, such as that of a worker that died, keeps the iterator from being deleted.
@@ -217,13 +234,13 @@ class StepStream:
         """What `read` gives next."""
         while not all(self._waiting):
             item = self._next_item()
-            if isinstance(item, StreamPretrainError) or (item is not None and item.generation == self._generation):
+            if item is not None and item.generation == self._generation:
                 self._waiting[self._turn].append(item)
             self._turn = (self._turn + 1) % len(self._waiting)
         parts: list[StepRows] = []
         for item in [waiting[0] for waiting in self._waiting]:
-            if isinstance(item, StreamPretrainError):
-                raise item
+            if isinstance(item, Failure):
+                raise item.error
             parts.append(item)
         return merged(parts)
 
@@ -236,14 +253,14 @@ class StepStream:
         if (given == asked).all():
             self._lane_rows = self._lane_rows.after(asked)
             return True
-        self._lane_rows = self._lane_rows.knowing(given, self.plan.layout.global_batch_size)
+        ended = np.flatnonzero(given < asked)
         self._generation += 1
+        deal = Deal(self._generation, self._lane_rows.step, ended.astype(np.int32), given[ended].astype(np.int32))
         for deals in self._deals:
-            deals.send(Deal(self._generation, self._lane_rows))
-        for waiting in self._waiting:  # a worker that has failed gives nothing more: that is kept
-            failures = [item for item in waiting if isinstance(item, StreamPretrainError)]
+            deals.send(deal)
+        self._lane_rows = self._lane_rows.knowing(given, self.plan.layout.global_batch_size)
+        for waiting in self._waiting:
             waiting.clear()
-            waiting.extend(failures)
         return False
 
     def given(self, rows: StepRows) -> NDArray[np.int64]:
@@ -262,9 +279,9 @@ class StepStream:
             if self.settle(self.given(rows)):
                 return rows
 
-    def _next_item(self) -> StepRows | StreamPretrainError | None:
+    def _next_item(self) -> StepRows | Failure | None:
         try:
-            item: StepRows | StreamPretrainError | None = next(self.items)
+            item: StepRows | Failure | None = next(self.items)
         except RuntimeError as error:
             if "DataLoader worker (pid" not in str(error):  # an error that the worker has raised names no process
                 raise
