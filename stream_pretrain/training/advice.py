@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from stream_pretrain.data.lanes.dealing import LEVEL
 from stream_pretrain.data.lanes.reading_costs import memory_bound, reading_cost
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.training.progress import human_bytes
@@ -20,6 +21,14 @@ def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
     for source in plan.sources:
         if source.whole:
             yield f"source {source.name} is too small to split over {lanes} lanes: each lane reads all of it, in its own order"
+    dealt = [source for source in plan.sources if not source.whole]
+    uneven = max(dealt, key=lambda source: source.fullest_lane, default=None)
+    if uneven is not None and uneven.fullest_lane > LEVEL:
+        of = f" of source {uneven.name}" if uneven.name else ""
+        yield (
+            f"lanes are uneven: the fullest has {uneven.fullest_lane:.2f} times the mean{of}, so an epoch ends with rows of "
+            "few lanes; fewer --lanes or a smaller --data.window-bytes level them"
+        )
     asked = [source for source in plan.sources if source.read.text_documents != "line"]
     if asked and not any("text" in (shard.format, shard.builder) for source in asked for shard in source.shards):
         unit = asked[0].read.text_documents

@@ -12,8 +12,7 @@ from stream_pretrain.config import TrainConfig
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
-from stream_pretrain.data.lanes.window_sizes import BYTES_PER_TOKEN
-from stream_pretrain.data.transport.compression import expansion_of
+from stream_pretrain.data.lanes.window_sizes import BYTES_PER_TOKEN, content_of
 from stream_pretrain.training.ranks import Ranks
 from stream_pretrain.training.signals import Interrupted
 
@@ -90,12 +89,11 @@ def _steps(train: TrainConfig, plan: StreamPlan, tokens: Sequence[float | None],
 
 
 def _tokens_of(source: SourcePlan, window: tuple[float, float]) -> float | None:
-    sizes = [shard.size for shard in source.shards if shard.size is not None]
-    if len(sizes) < len(source.shards):
+    content = [size for shard in source.shards if (size := content_of(shard)) is not None]
+    if len(content) < len(source.shards):
         return None
     tokens, stored_bytes = window
     if stored_bytes:
         return tokens * source.bytes_of_epoch / stored_bytes
     # A source that gave no row, or whose format does not tell which bytes its documents are of.
-    expanded = (size * expansion_of(shard.compression) for size, shard in zip(sizes, source.shards, strict=True))
-    return sum(expanded) / BYTES_PER_TOKEN
+    return sum(content) / BYTES_PER_TOKEN

@@ -148,7 +148,8 @@ def test_a_run_on_a_terminal(arguments: list[str], tmp_path: Path, screen: Scree
     held_out = [row.split(": held-out loss ") for row in rows if row.startswith("step") and "held-out" in row]
     assert [step for step, _ in held_out] == ["step 0", "step 10", "step 20", "step 25"]
     assert all(re.fullmatch(r"4\.\d{4}, perplexity \d\d\.\d\d(, the best so far)?", found) for _, found in held_out), held_out
-    [warning] = [row for row in rows if row.startswith("warning: ")]
+    uneven, warning = [row for row in rows if row.startswith("warning: ")]
+    assert uneven.startswith("warning: lanes are uneven: the fullest has ")
     assert re.match(r"warning: step \d+: \d+ of \d+ documents skipped so far: OUT/quarantine.jsonl", warning)
     patterns = [
         r"step 25/25  loss 4\.\d{3}  \S+ tok/s  wait \d+%  lr 5\.00e-4",

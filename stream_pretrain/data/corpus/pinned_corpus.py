@@ -74,7 +74,8 @@ class PinnedCorpus:
         for source in sources:
             names = [shard.name for shard in source.corpus.shards]
             in_order = bool(names) and sorted(set(names)) == names
-            if not in_order or source.window_bytes < 1 or any((shard.size or 0) < 0 for shard in source.corpus.shards):
+            sizes = [size or 0 for shard in source.corpus.shards for size in (shard.size, shard.content_bytes)]
+            if not in_order or source.window_bytes < 1 or min(sizes) < 0:
                 raise CheckpointError(
                     f"corpus.json: shards of {source.corpus.dataset} are out of order: use another checkpoint"
                 )

@@ -31,6 +31,8 @@ class Shard:
     compression: Compression
     builder: str | None = None
     """Of `datasets`, for format "examples"."""
+    content_bytes: int | None = None
+    """Uncompressed bytes of a shard of lines, where the first start of the run found them out (content_sizes.py)."""
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,11 @@ def bundles_of(shards: Sequence[Shard], enough: int) -> tuple[tuple[int, int], .
     return tuple(found)
 
 
+def is_small(shard: Shard, enough: int) -> bool:
+    """Whether a shard would be part of a bundle, if the one beside it were."""
+    return _share_of_bundle(shard, enough) < 1
+
+
 def not_in_bundles(shards: Sequence[Shard], bundles: Sequence[tuple[int, int]]) -> list[Shard]:
     """The shards that are read each by itself."""
     edges = [0, *itertools.chain.from_iterable(bundles), len(shards)]
@@ -61,5 +66,7 @@ def _share_of_bundle(shard: Shard, enough: int) -> float:
     if shard.size is None:
         return 1.0
     size = shard.size - FOOTER_BYTES if shard.format == "parquet" else shard.size
-    content = size * max(1.0, expansion_of(shard.compression) / 2)  # a small file compresses about half as well as a large one
+    # A small file compresses about half as well as a large one.
+    guess = size * max(1.0, expansion_of(shard.compression) / 2)
+    content = guess if shard.content_bytes is None else shard.content_bytes
     return min(1.0, max(content / enough, 1 / BUNDLE_SHARDS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,7 @@ LEVEL = 1.05
 
 
 def deal(
-    sizes: Sequence[int | None], windows: Sequence[int], lanes: int, seed: int, epoch: int, first_shard: int = 0
+    sizes: Sequence[int | None], windows: Sequence[float], lanes: int, seed: int, epoch: int, first_shard: int = 0
 ) -> list[list[Stripe]]:
     """Deal the shards to lanes for one epoch: a pure function of its arguments.
 
@@ -28,11 +29,12 @@ def deal(
     overfill its lane is striped over as few of the least loaded lanes as level them. A lane reads its stripes of
     shared shards first and in the order common to all lanes, so that lanes of one process can share a decompression.
 
-    sizes: stored bytes of each shard, None where unknown (taken as the mean of the known ones).
-    windows: windows of each shard as far as its size tells; a shard is not cut into more stripes than that.
+    sizes: bytes of each shard, None where unknown (taken as the mean of the known ones).
+    windows: windows of each shard as far as its size tells, with a fraction for a last one known to be smaller; a shard is not
+    cut into more stripes than that.
     first_shard: number of the first shard among those of all sources, so that each source is dealt in its own way.
     """
-    shard_sizes = _known_sizes(sizes)
+    shard_sizes = known_sizes(sizes)
     order = keyed_generator(seed, DEAL, epoch, first_shard).permutation(len(shard_sizes))
     order = order[np.argsort(-shard_sizes[order], kind="stable")]
     # Equal loads are dealt in a random order of lanes, so that a lane without a shard in this epoch gets one in another.
@@ -51,6 +53,13 @@ def deal(
     return dealt
 
 
+def share_before(first: int, count: int, windows: float) -> float:
+    """How much of a shard with so many windows lies in its stripes (0, count) up to the one before (first, count)."""
+    whole = math.ceil(windows)
+    missing = whole - windows if (whole - 1) % count < first else 0
+    return (whole // count * first + min(first, whole % count) - missing) / windows
+
+
 @dataclass(frozen=True)
 class _Dealt:
     striped: list[list[Stripe]]
@@ -59,7 +68,7 @@ class _Dealt:
 
 
 def _deal_by_size(
-    order: Sequence[int], sizes: Sequence[float], windows: Sequence[int], rank: NDArray[np.int64], most: float, fineness: int
+    order: Sequence[int], sizes: Sequence[float], windows: Sequence[float], rank: NDArray[np.int64], most: float, fineness: int
 ) -> _Dealt:
     """Deal the shards in an order; those that would load a lane with more than `most` in stripes."""
     lanes = _LeastLoaded(rank)
@@ -75,24 +84,27 @@ def _deal_by_size(
             continue
         for first, lane in enumerate(lanes.least_of(stripes)):
             dealt.striped[lane].append(Stripe(shard, first, stripes))
-            lanes.add(lane, size * len(range(first, windows[shard], stripes)) / windows[shard])
+            until, before = (share_before(stripe, stripes, windows[shard]) for stripe in (first + 1, first))
+            lanes.add(lane, size * (until - before))
     return replace(dealt, fullest=float(lanes.loads.max()))
 
 
-def _known_sizes(sizes: Sequence[int | None]) -> NDArray[np.float64]:
+def known_sizes(sizes: Sequence[int | None]) -> NDArray[np.float64]:
+    """The sizes, with the mean of those that are known for the others."""
     known = [size for size in sizes if size is not None]
     mean = sum(known) / len(known) if known else 1.0
     return np.array([mean if size is None else size for size in sizes], dtype=np.float64)
 
 
-def _stripes_that_level(loads: NDArray[np.float64], size: float, windows: int, most: float, fineness: int) -> int:
+def _stripes_that_level(loads: NDArray[np.float64], size: float, windows: float, most: float, fineness: int) -> int:
     """The fewest stripes that keep every lane under `most`, `fineness` times as many if they do too, or the closest."""
-    counts = np.arange(1, min(len(loads), windows) + 1)
+    whole = math.ceil(windows)
+    counts = np.arange(1, min(len(loads), whole) + 1)
     # The fullest lane gets the last stripe, and the first stripes may have a window more than the others.
     before = np.sort(loads)[: len(counts)]
-    last_longer = (windows - 1) % counts
+    last_longer = (whole - 1) % counts
     fullest = np.maximum(
-        before[last_longer] + size * -(-windows // counts) / windows, before + size * (windows // counts) / windows
+        before[last_longer] + size * -(-whole // counts) / windows, before + size * (whole // counts) / windows
     )
     fitting = counts[fullest <= most]
     if not len(fitting):

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stream_pretrain.config import Config, DataConfig, TextDocuments, sources_of, storage_options
+from stream_pretrain.data.corpus.content_sizes import with_content_bytes
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
 from stream_pretrain.data.corpus.remote_files import with_web_sizes
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.corpus.unchanged_since_start import resolve_pinned
 from stream_pretrain.data.documents.document import ReadOptions
-from stream_pretrain.data.lanes.bundles import BUNDLES_PER_LANE, bundle_bytes, bundles_of, not_in_bundles
+from stream_pretrain.data.lanes.bundles import BUNDLES_PER_LANE, bundle_bytes, bundles_of, is_small, not_in_bundles
 from stream_pretrain.data.lanes.lane_count import lane_count
 from stream_pretrain.data.lanes.mixture import Shares, largest_shares, parts_of
 from stream_pretrain.data.lanes.reading_costs import MOST_AMPLIFICATION, reading_cost
@@ -36,12 +37,10 @@ def pin(config: Config, world: int) -> PinnedCorpus:
     """Find the shards of a new run, and fix its lanes and windows."""
     _refuse_idle_ranks(config, world)
     options = sources_of(config.data)
-    corpora = [with_web_sizes(resolve(source), source) for source in options]
     shares = largest_shares(share_schedule(config.data))
-    bundles = [
-        bundles_of(corpus.shards, bundle_bytes(config.data.sequence_length, most_window_bytes(config.data, share)))
-        for corpus, share in zip(corpora, shares, strict=True)
-    ]
+    enough = [bundle_bytes(config.data.sequence_length, most_window_bytes(config.data, share)) for share in shares]
+    corpora = [_sized(source, of_source) for source, of_source in zip(options, enough, strict=True)]
+    bundles = [bundles_of(corpus.shards, of_source) for corpus, of_source in zip(corpora, enough, strict=True)]
     lanes = _auto_lanes(config, corpora, bundles, world) if config.data.lanes == "auto" else config.data.lanes
     names = [source.name for source in config.data.sources] or [""]
     pinned = PinnedCorpus(
@@ -53,6 +52,12 @@ def pin(config: Config, world: int) -> PinnedCorpus:
     )
     _refuse_amplified_transfers(config, pinned, world)
     return pinned
+
+
+def _sized(source: DataConfig, enough: int) -> Corpus:
+    """The shards of a source, and how large they are. One that a bundle may hold is guessed where it is remote."""
+    corpus = with_web_sizes(resolve(source), source)
+    return with_content_bytes(corpus, source, lambda shard: not is_small(shard, enough))
 
 
 def _refuse_idle_ranks(config: Config, world: int) -> None:

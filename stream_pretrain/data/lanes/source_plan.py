@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
+
+import numpy as np
 
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes.cursor import Cursor
-from stream_pretrain.data.lanes.dealing import deal
+from stream_pretrain.data.lanes.dealing import deal, known_sizes, share_before
 from stream_pretrain.data.lanes.row_layout import RowLayout
+from stream_pretrain.data.lanes.window_sizes import content_of
 from stream_pretrain.data.randomness import DEAL, keyed_generator
 from stream_pretrain.data.transport.compression import expansion_of
 
@@ -53,14 +57,22 @@ class SourcePlan:
 
     def windows_of(self, unit: int) -> int:
         """Windows of a unit as far as its size tells."""
-        shard, *others = self.shards_of(unit)
-        if others:
-            return 1
+        known = self._known_windows(unit)
+        if known is not None:
+            return math.ceil(known)
+        shard = self.shards[self.units[unit].start]
         if shard.size is None or shard.format == "examples":
             return self.layout.lanes
-        if shard.format == "text" and self.read.text_documents == "file":
-            return 1
         return max(1, round(shard.size * expansion_of(shard.compression) / self.read.window_bytes))
+
+    def _known_windows(self, unit: int) -> float | None:
+        """Windows of a unit with a fraction for the last one; None where its content is not known."""
+        shard, *others = self.shards_of(unit)
+        if others or (shard.format == "text" and self.read.text_documents == "file"):
+            return 1.0
+        if shard.content_bytes is None:
+            return None
+        return max(1.0, shard.content_bytes / self.read.window_bytes)
 
     def stripes(self, epoch: int, lane: int) -> list[Stripe]:
         """What a lane reads in an epoch, in order."""
@@ -68,10 +80,9 @@ class SourcePlan:
             order = keyed_generator(self.layout.seed, DEAL, epoch, self.first_shard, lane).permutation(len(self.units))
             return [Stripe(unit) for unit in order.tolist()]
         if epoch not in self._dealt:
-            sizes = [self.size_of(unit) for unit in range(len(self.units))]
-            windows = [self.windows_of(unit) for unit in range(len(self.units))]
+            windows = [self._known_windows(unit) or self.windows_of(unit) for unit in range(len(self.units))]
             self._dealt.pop(epoch - 2, None)
-            self._dealt[epoch] = deal(sizes, windows, self.layout.lanes, self.layout.seed, epoch, self.first_shard)
+            self._dealt[epoch] = deal(self._loads, windows, self.layout.lanes, self.layout.seed, epoch, self.first_shard)
         return self._dealt[epoch][lane]
 
     @cached_property
@@ -84,13 +95,38 @@ class SourcePlan:
 
     def bytes_of(self, stripe: Stripe) -> int:
         """Stored bytes of a stripe; those of the stripes of a shard add up to its size."""
-        size = self._sizes[stripe.unit]
-        return size * (stripe.first + 1) // stripe.count - size * stripe.first // stripe.count
+        size, (before, until) = self._sizes[stripe.unit], self._part(stripe)
+        return int(size * until) - int(size * before)
+
+    def _part(self, stripe: Stripe) -> tuple[float, float]:
+        """The part of its unit that a stripe is, between 0 and 1."""
+        windows = self._known_windows(stripe.unit) or stripe.count
+        before, until = (share_before(first, stripe.count, windows) for first in (stripe.first, stripe.first + 1))
+        return before, until
+
+    @cached_property
+    def fullest_lane(self) -> float:
+        """How much the lane with the most has in the first epoch, as a multiple of the mean."""
+        sizes, lanes = known_sizes(self._loads), np.zeros(self.layout.lanes)
+        for lane in range(self.layout.lanes):
+            for stripe in self.stripes(0, lane):
+                before, until = self._part(stripe)
+                lanes[lane] += sizes[stripe.unit] * (until - before)
+        return float(lanes.max() / (lanes.mean() or 1.0))
 
     @cached_property
     def bytes_of_epoch(self) -> int:
         """Stored bytes of all shards."""
         return sum(self._sizes)
+
+    @cached_property
+    def _loads(self) -> list[int | None]:
+        """What lanes are levelled by: the content of each unit where it was found out of some, else stored bytes."""
+        numbers = range(len(self.units))
+        if all(shard.content_bytes is None for shard in self.shards):
+            return [self.size_of(unit) for unit in numbers]
+        contents = [[content_of(shard) for shard in self.shards_of(unit)] for unit in numbers]
+        return [None if None in content else sum(size or 0 for size in content) for content in contents]
 
     @cached_property
     def _sizes(self) -> list[int]:

@@ -1,0 +1,131 @@
+"""How large the content of shards is, as far as that can be told without reading much."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
+from contextlib import closing
+from dataclasses import replace
+
+import zstandard
+
+from stream_pretrain.config import DataConfig, storage_options
+from stream_pretrain.data.corpus.shard import Corpus, Shard
+from stream_pretrain.data.transport.http_session import Sessions
+from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.seek_table import read_seek_table
+from stream_pretrain.data.transport.shard_bytes import ShardBytes
+from stream_pretrain.data.transport.stored_bytes import StoredBytes
+from stream_pretrain.data.transport.threads import in_thread
+from stream_pretrain.errors import ContentError, SourceError, TransportError
+from stream_pretrain.units import GIB, MIB
+from stream_pretrain.urls import is_remote, without_secrets
+
+MOST_ASKED = 2000
+"""Shards of a corpus that are opened. The others are taken to compress like these."""
+
+ASKED_AT_ONCE = 16
+
+COUNTED_BYTES = 16 * MIB
+"""Stored bytes of local shards that are decompressed, in a fraction of a second. A larger corpus has so many windows that one
+more in a lane does not matter."""
+
+LONGEST_COUNTED = GIB
+"""Uncompressed bytes after which a shard is given up: a few kilobytes can hold any number of zeros."""
+
+MOST_EXPANSION = 2**15
+"""Of zstd: a block of 128 KiB takes 4 bytes at least."""
+
+FRAME_HEADER = 18
+"""Bytes of the longest header of a zstd frame."""
+
+PATIENCE = 10.0
+"""Seconds without an answer after which no more shards are asked: a run can do without, and reads them with more patience."""
+
+
+def with_content_bytes(corpus: Corpus, data: DataConfig, worth_a_request: Callable[[Shard], bool]) -> Corpus:
+    """A corpus with the uncompressed bytes of its shards of lines, where they can be found out.
+
+    Of a remote shard, the header of its first zstd frame is requested, once. A shard that does not say how large it is is taken
+    to compress like the others of its compression; where none says it, nothing is known.
+
+    worth_a_request: of a remote shard.
+    """
+    lines = [shard for shard in corpus.shards if shard.size is not None and shard.format in ("jsonl", "text")]
+    plain = {shard.name: shard.size or 0 for shard in lines if shard.compression == "none"}
+    compressed = [shard for shard in lines if shard.name not in plain]
+    may_say = [shard for shard in compressed if not is_remote(shard.url) or worth_a_request(shard)]
+    known = _content_bytes(may_say, TransportOptions(storage_options(data.storage_options), 0.0, read_timeout=PATIENCE))
+    stored, content = Counter[str](), Counter[str]()
+    for shard in may_say:
+        if shard.name in known:
+            stored[shard.compression] += shard.size or 0
+            content[shard.compression] += known[shard.name]
+    for shard in may_say:
+        if shard.name not in known and stored[shard.compression]:
+            known[shard.name] = (shard.size or 0) * content[shard.compression] // stored[shard.compression]
+    known |= plain
+    return replace(corpus, shards=tuple(replace(shard, content_bytes=known.get(shard.name)) for shard in corpus.shards))
+
+
+def _content_bytes(shards: Sequence[Shard], options: TransportOptions) -> dict[str, int]:
+    """Uncompressed bytes of the shards that tell them, by name. Asks at most `MOST_ASKED`, evenly spread."""
+    can_tell = [shard for shard in shards if shard.compression == "zstd" or not is_remote(shard.url)]
+    count = min(MOST_ASKED, len(can_tell))
+    asked = [can_tell[number * len(can_tell) // count] for number in range(count)]
+    is_small = sum(shard.size or 0 for shard in asked if not is_remote(shard.url)) <= COUNTED_BYTES
+    known: dict[str, int] = {}
+    given_up = threading.Event()
+
+    def ask_some(first: int) -> None:
+        with closing(Sessions()) as sessions:
+            of_thread = replace(options, sessions=sessions, given_up=given_up)
+            for shard in asked[first::ASKED_AT_ONCE]:
+                if given_up.is_set():
+                    return
+                try:
+                    if is_small and not is_remote(shard.url):
+                        content = _counted(shard, of_thread)
+                    else:
+                        content = _stated(shard, of_thread) if shard.compression == "zstd" else None
+                except ContentError:  # met again, and told, where the shard is read
+                    continue
+                except (TransportError, SourceError):  # likewise; a server that is down is not asked 2,000 times
+                    given_up.set()
+                    return
+                if content is not None:
+                    known[shard.name] = content
+
+    asking = [in_thread("ask for sizes", ask_some, first) for first in range(min(ASKED_AT_ONCE, count))]
+    try:
+        for done in as_completed(asking):
+            done.result()
+    finally:
+        given_up.set()
+    return known
+
+
+def _counted(shard: Shard, options: TransportOptions) -> int | None:
+    """Uncompressed bytes of a shard, by decompressing it; None for one that is too large."""
+    with closing(ShardBytes(shard.url, shard.compression, shard.size, None, options, shard.identity)) as content:
+        while content.read():
+            if content.position > LONGEST_COUNTED:
+                return None
+        return content.position
+
+
+def _stated(shard: Shard, options: TransportOptions) -> int | None:
+    """Uncompressed bytes of a zstd shard, by its first frame, or by its seek table; None where neither says it."""
+    name = without_secrets(shard.url)
+    with closing(StoredBytes(shard.url, name, shard.size, 0, options, shard.identity)) as data:
+        try:
+            of_frame = zstandard.frame_content_size(data.read_at(0, FRAME_HEADER))
+        except zstandard.ZstdError:
+            return None
+        # A frame that holds less than the file has is one of several.
+        if of_frame >= data.total:
+            return of_frame if of_frame <= data.total * MOST_EXPANSION else None
+        frames = read_seek_table(data) if data.is_local else []
+        return frames[-1].uncompressed if frames else None
