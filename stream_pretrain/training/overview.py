@@ -134,7 +134,7 @@ def _evaluation(setup: Setup, estimate: CorpusEstimate) -> str:
         documents = f"documents of {without_secrets(options.dataset)}"
     else:
         documents = f"documents of split {options.split}" if options.split is not None else "held-out documents"
-    return f"every {_times(options.every, 'step')}, on {options.documents:,} {documents}"
+    return f"every {_times(options.every, 'step')}, on up to {options.documents:,} {documents}"
 
 
 def _checkpoint_bytes(setup: Setup) -> int:

@@ -115,6 +115,16 @@ def test_a_folder_that_is_spelt_alike_is_suggested_if_it_has_a_model(tmp_path: P
             assert str(error.value) == said
 
 
+def test_a_folder_without_weights_names_the_way_to_train_from_scratch(tmp_path: Path) -> None:
+    write_tiny_bert(tmp_path)
+    config = ModelConfig(path=str(tmp_path))
+    with pytest.raises(ModelError) as error:
+        load_model(config, MLM, load_tokenizer(config), 32, 0)
+    assert str(error.value) == (
+        f"no weights in {tmp_path}: give another model, or --model.config {tmp_path} to train from scratch"
+    )
+
+
 def test_the_folder_of_a_run_is_answered_by_the_model_in_it(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -166,7 +166,7 @@ def test_one_line_says_how_to_evaluate_where_nothing_does(setup: Setup) -> None:
     def evaluated(**options: Any) -> str:
         return said(replace(setup, config=replace(setup.config, eval=EvalConfig(**options))), "evaluation")
 
-    assert evaluated(every=1) == "every 1 step, on 500 held-out documents"
-    assert evaluated(every=50, split="test") == "every 50 steps, on 500 documents of split test"
+    assert evaluated(every=1) == "every 1 step, on up to 500 held-out documents"
+    assert evaluated(every=50, split="test") == "every 50 steps, on up to 500 documents of split test"
     secret = evaluated(every=50, documents=60, dataset="https://host/a.jsonl?signature=secret")
-    assert secret == "every 50 steps, on 60 documents of https://host/a.jsonl"
+    assert secret == "every 50 steps, on up to 60 documents of https://host/a.jsonl"
