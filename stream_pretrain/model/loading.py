@@ -309,10 +309,6 @@ def _from_scratch(name: str, config: ModelConfig, settings: PreTrainedConfig, ki
         _refuse_own_code(name, error)
         if "Padding_idx" in str(error):
             raise padding_misfit(name, settings) from error
-        if "no file named" in str(error):
-            raise ModelError(
-                f"no weights in {name}: give another model, or --model.config {name} to train from scratch"
-            ) from error
         raise ModelError(f"{name} cannot be built as a {kind} language model: {_first_line(error)}") from error
 
 
@@ -418,6 +414,10 @@ def _load_weights(
         refuse_missing(name, revision, error)
         if "Padding_idx" in str(error):
             raise padding_misfit(name, settings) from error
+        if "no file named" in str(error):
+            raise ModelError(
+                f"no weights in {name}: give another model, or --model.config {name} to train from scratch"
+            ) from error
         raise ModelError(f"{name} cannot be loaded as a {kind} language model: {_first_line(error)}") from error
     return model, info
 
