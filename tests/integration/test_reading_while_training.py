@@ -59,12 +59,16 @@ def share_of_network(out: Path) -> float:
 
 
 def test_a_slow_server_is_what_a_run_says_it_has_waited_for(model: Path, tmp_path: Path) -> None:
-    shard = write_shard(tmp_path / "s", documents(400), "plain")
-    options = ("--lanes=1", "--max-steps=4", "--eval-every=0")
-    local = train(shard, model, tmp_path / "local", *options)
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    shards = [write_shard(folder / f"s{number}", documents(60, seed=number, longest=60), "plain") for number in range(2)]
+    options = ("--lanes=1", "--max-steps=30", "--eval-every=0", "--log-every=30")  # the first shard is waited for before the first step
+    local = train(folder, model, tmp_path / "local", *options)
     assert local.returncode == 0, local.stderr
-    with serve(tmp_path) as server:
-        server.inject(shard.name, {"do": "none"}, {"do": "trickle", "bytes": 100, "times": 100})  # the first asks for the size
-        remote = train(server.url(shard.name), model, tmp_path / "remote", *options)
+    with serve(folder) as server:
+        (tmp_path / "urls.txt").write_text("".join(f"{server.url(shard.name)}\n" for shard in shards))
+        for shard in shards:
+            server.inject(shard.name, {"do": "none"}, {"do": "trickle", "bytes": 10})  # the first request asks for the size
+        remote = train(f"@{tmp_path / 'urls.txt'}", model, tmp_path / "remote", *options)
     assert remote.returncode == 0, remote.stderr
     assert share_of_network(tmp_path / "remote") > 0.5 > share_of_network(tmp_path / "local")

@@ -101,7 +101,7 @@ def test_a_secret_stands_as_a_comment_with_its_option_and_a_start_without_it_say
     file = f"--config={tmp_path / 'config.yaml'}"
     with pytest.raises(ConfigError, match="--dataset is missing"):
         validate(cli.parse([file]))
-    validate(cli.parse([file, f"--dataset={url}"]))
+    validate(cli.parse([file, f"--dataset={url}", f"--eval.dataset={url}"]))
 
 
 def test_a_secret_in_a_mixture_has_to_be_put_back(tmp_path: Path) -> None:

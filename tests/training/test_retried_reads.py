@@ -106,7 +106,7 @@ def test_what_is_no_object_is_one_line(name: str, content: bytes, tmp_path: Path
 @pytest.mark.parametrize("name", ["metrics.jsonl", "evaluation.jsonl"])
 def test_a_line_that_is_none_of_the_file_is_named_by_its_number(name: str, line: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(GOOD + line + b"\n")
-    with pytest.raises(CheckpointError, match=rf"{name}, line 2: not a "):
+    with pytest.raises(CheckpointError, match=rf"{name}, line 2: not "):
         READERS[name](tmp_path / name)
 
 
