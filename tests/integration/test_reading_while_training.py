@@ -62,7 +62,8 @@ def test_a_slow_server_is_what_a_run_says_it_has_waited_for(model: Path, tmp_pat
     folder = tmp_path / "corpus"
     folder.mkdir()
     shards = [write_shard(folder / f"s{number}", documents(60, seed=number, longest=60), "plain") for number in range(2)]
-    options = ("--lanes=1", "--max-steps=30", "--eval-every=0", "--log-every=30")  # the first shard is waited for before the first step
+    # The first shard is waited for before the first step.
+    options = ("--lanes=1", "--max-steps=30", "--eval-every=0", "--log-every=30")
     local = train(folder, model, tmp_path / "local", *options)
     assert local.returncode == 0, local.stderr
     with serve(folder) as server:
