@@ -22,8 +22,8 @@ WINDOWS_PER_LANE = 8
 """The fewest windows of a lane, in a corpus that is large enough: more windows make lanes more even."""
 
 EVEN_WINDOWS = 16
-"""Windows of a lane with which the fullest has at most 1.05 times the mean, whatever shards there are; with 8, one corpus in
-three is dealt worse."""
+"""Windows of a lane with which the fullest nearly always has at most 1.05 times the mean: of 40 made-up corpora, one in twenty
+was dealt worse; with 8 windows, one in three."""
 
 SMALLEST_BLOCK_BYTES = 512 * 1024
 """Bytes of one request for a source that gives few of the rows; one that gives all is asked for the block of the transport."""
