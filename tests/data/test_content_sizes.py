@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,8 @@ from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes.pinning import found_again, pin, source_plans
 from stream_pretrain.data.lanes.source_plan import SourcePlan
+from stream_pretrain.data.transport import retrying
+from stream_pretrain.errors import DeadlineError
 from stream_pretrain.training.advice import advice
 from tests.corpora import documents, json_lines, write_shard
 from tests.data.compressed import seek_table, zstd_frame
@@ -124,12 +127,21 @@ def test_a_remote_shard_is_asked_once_for_its_first_bytes_and_not_again(remote: 
     assert {request["range"] for request in server.log()} == {"bytes=0-0"}
 
 
-def test_a_server_that_fails_is_not_asked_for_long(remote: tuple[Server, Config]) -> None:
+def test_a_server_that_fails_for_a_while_changes_nothing_of_what_is_known(
+    remote: tuple[Server, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
     server, config = remote
+    undisturbed = [shard.content_bytes for shard in pin(config, world=1).shards]
+    monkeypatch.setattr(retrying, "_BACKOFF_BASE", 0.01)
     for name in "ab":  # the first request is for the size
-        server.inject(f"{name}.jsonl.zst", {"do": "none"}, {"do": "status", "code": 503, "times": 9})
-    assert [shard.content_bytes for shard in pin(config, world=1).shards] == [None] * 3
-    assert max(len([r for r in server.log() if r["path"] == f"/{name}.jsonl.zst"]) for name in "ab") == 2, "no second try"
+        server.inject(f"{name}.jsonl.zst", {"do": "none"}, {"do": "status", "code": 503, "times": 2})
+    assert [shard.content_bytes for shard in pin(config, world=1).shards] == undisturbed
+    assert undisturbed == [134935, 99740, None]
+    for name in "ab":
+        server.inject(f"{name}.jsonl.zst", {"do": "none"}, {"do": "status", "code": 503, "times": 1000})
+    impatient = replace(config, data=replace(config.data, retry_deadline=0.2))
+    with pytest.raises(DeadlineError, match=r"jsonl\.zst: "):
+        pin(impatient, world=1)
 
 
 def test_stripes_have_the_windows_that_are_there() -> None:

@@ -259,7 +259,7 @@ def test_what_is_not_on_the_hub_is_named(hub: AskedHub) -> None:
     assert isinstance(bad_name, str)
     assert isinstance(empty, str)
     assert missing.startswith("SourceError: org/missing: neither a file or folder here nor a dataset on the Hub")
-    assert bad_name.startswith("SourceError: org/-bad-: neither")
+    assert bad_name.startswith("SourceError: org/-bad-: there is no such file or folder")
     assert empty.startswith("SourceError: hf://datasets/org/missing/*.jsonl: neither")
 
 
@@ -288,7 +288,7 @@ def test_a_machine_that_is_to_stay_offline_does_not_wait_for_the_hub(hub: AskedH
     done = subprocess.run(command, env=offline, cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == (
         "TransportError: no-such-folder: HF_HUB_OFFLINE is set, so the Hub is not asked: "
-        "unset it, or give a file or folder that is here"
+        "unset it, or give a local file or folder"
     )
 
 

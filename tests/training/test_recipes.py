@@ -167,7 +167,7 @@ def test_every_packing_goes_with_every_selection_of_masks(
     model, out = write_tiny_bert(tmp_path / "model"), tmp_path / "out"
     run(
         capsys, f"--dataset={corpus}", f"--output-dir={out}", f"--model.config={model}", f"--model.tokenizer={model}",
-        "--max-steps=2", "--sequence-length=48", "--global-batch-size=8", "--micro-batch-size=4",
+        "--max-steps=2", "--sequence-length=64", "--global-batch-size=8", "--micro-batch-size=4",
         f"--data.packing={packing}", f"--objective.selection={selection}", schedule,
     )  # fmt: skip
     assert_starts_undecided(metrics(out))

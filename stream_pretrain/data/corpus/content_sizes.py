@@ -19,7 +19,7 @@ from stream_pretrain.data.transport.seek_table import read_seek_table
 from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.data.transport.stored_bytes import StoredBytes
 from stream_pretrain.data.transport.threads import in_thread
-from stream_pretrain.errors import ContentError, SourceError, TransportError
+from stream_pretrain.errors import SourceError, TransportError
 from stream_pretrain.units import GIB, MIB
 from stream_pretrain.urls import is_remote, without_secrets
 
@@ -41,23 +41,21 @@ MOST_EXPANSION = 2**15
 FRAME_HEADER = 18
 """Bytes of the longest header of a zstd frame."""
 
-PATIENCE = 10.0
-"""Seconds without an answer after which no more shards are asked: a run can do without, and reads them with more patience."""
-
 
 def with_content_bytes(corpus: Corpus, data: DataConfig, worth_a_request: Callable[[Shard], bool]) -> Corpus:
     """A corpus with the uncompressed bytes of its shards of lines, where they can be found out.
 
-    Of a remote shard, the header of its first zstd frame is requested, once. A shard that does not say how large it is is taken
-    to compress like the others of its compression; where none says it, nothing is known.
+    Of a remote shard, the header of its first zstd frame is requested. A shard that does not say how large it is is taken to
+    compress like the others of its compression; where none says it, nothing is known.
 
-    worth_a_request: of a remote shard.
+    worth_a_request: of a remote shard. Raises: TransportError for a store that does not answer by the deadline: what is known
+    decides the windows of a run, and must not depend on the network.
     """
     lines = [shard for shard in corpus.shards if shard.size is not None and shard.format in ("jsonl", "text")]
     plain = {shard.name: shard.size or 0 for shard in lines if shard.compression == "none"}
     compressed = [shard for shard in lines if shard.name not in plain]
     may_say = [shard for shard in compressed if not is_remote(shard.url) or worth_a_request(shard)]
-    known = _content_bytes(may_say, TransportOptions(storage_options(data.storage_options), 0.0, read_timeout=PATIENCE))
+    known = _content_bytes(may_say, TransportOptions(storage_options(data.storage_options), data.retry_deadline))
     stored, content = Counter[str](), Counter[str]()
     for shard in may_say:
         if shard.name in known:
@@ -90,11 +88,10 @@ def _content_bytes(shards: Sequence[Shard], options: TransportOptions) -> dict[s
                         content = _counted(shard, of_thread)
                     else:
                         content = _stated(shard, of_thread) if shard.compression == "zstd" else None
-                except ContentError:  # met again, and told, where the shard is read
+                except TransportError:
+                    raise
+                except SourceError:  # damage, or another file: met again, and told, where the shard is read
                     continue
-                except (TransportError, SourceError):  # likewise; a server that is down is not asked 2,000 times
-                    given_up.set()
-                    return
                 if content is not None:
                     known[shard.name] = content
 
