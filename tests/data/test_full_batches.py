@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stream_pretrain.config import Config, DataConfig, SourceConfig, TrainConfig, WeightChange
 from stream_pretrain.data.chain import stream_plan
 from stream_pretrain.data.lanes.cursor_checks import refuse_impossible
-from stream_pretrain.data.lanes.least_rows import ENDLESS, LaneRows
+from stream_pretrain.data.lanes.rows_per_lane import ENDLESS, LaneRows
 from stream_pretrain.data.lanes.source_lane import SourceLane
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream import Deal, Failure, RowStream, StepStream

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from stream_pretrain.data.lanes.lane import Lane, Place
-from stream_pretrain.data.lanes.least_rows import LaneRows
 from stream_pretrain.data.lanes.readers import Readers
 from stream_pretrain.data.lanes.row_layout import part_of
+from stream_pretrain.data.lanes.rows_per_lane import LaneRows
 from stream_pretrain.data.lanes.source_lane import GROUP_ROWS
 from stream_pretrain.data.lanes.step_rows import StepRows, merged, step_of
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
