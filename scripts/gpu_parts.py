@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.rows.batches import Batch
 from stream_pretrain.model.packed_attention import packed_attention
-from stream_pretrain.training.checkpoint import BackgroundWriter
-from stream_pretrain.training.saving import begin_save
-from stream_pretrain.training.start import Setup
+from stream_pretrain.training.start.setup import Setup
+from stream_pretrain.training.state.checkpoint import BackgroundWriter
+from stream_pretrain.training.steps.saving import begin_save
 
 Figures = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,15 +22,15 @@ from stream_pretrain.config import Config, DataConfig, ModelConfig, ObjectiveCon
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.model.flops import peak_bf16_flops
 from stream_pretrain.model.pretraining import PretrainingModel
-from stream_pretrain.training.loop import StepResult, training_steps
-from stream_pretrain.training.metrics import useful_flops
-from stream_pretrain.training.parallelism import accelerate_for_one_run, accelerator_for
-from stream_pretrain.training.progress import Progress
-from stream_pretrain.training.ranks import Ranks
-from stream_pretrain.training.run_directory import RunDirectory
-from stream_pretrain.training.signals import ignore_in_worker, stop_on_signals
-from stream_pretrain.training.start import Setup, prepare
-from stream_pretrain.training.watchdog import Watchdog
+from stream_pretrain.training.ranks.ranks import Ranks
+from stream_pretrain.training.ranks.signals import ignore_in_worker, stop_on_signals
+from stream_pretrain.training.ranks.watchdog import Watchdog
+from stream_pretrain.training.report.progress import Progress
+from stream_pretrain.training.start.run_directory import RunDirectory
+from stream_pretrain.training.start.setup import Setup, prepare
+from stream_pretrain.training.state.parallelism import accelerate_for_one_run, accelerator_for
+from stream_pretrain.training.steps.loop import StepResult, training_steps
+from stream_pretrain.training.steps.metrics import useful_flops
 
 MASK_RATE = 0.3
 LEARNING_RATE = 1e-4

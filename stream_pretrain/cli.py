@@ -23,10 +23,10 @@ from stream_pretrain.help import PROGRAM, command_names, groups_of, help_of
 from stream_pretrain.non_utf8_names import escaped
 from stream_pretrain.redaction import Secrets, printable
 from stream_pretrain.terminal import ClearStream, clear_stderr, show_traceback, unfailing_stderr
-from stream_pretrain.training.launcher import tell_launcher
-from stream_pretrain.training.out_files import CHECKPOINTS
-from stream_pretrain.training.progress import Progress
-from stream_pretrain.training.stop_messages import stopped
+from stream_pretrain.training.files.out_files import CHECKPOINTS
+from stream_pretrain.training.ranks.launcher import tell_launcher
+from stream_pretrain.training.report.progress import Progress
+from stream_pretrain.training.report.stop_messages import stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +74,7 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
     stderr.secrets = secrets_of(config, os.environ)
     validate(config)
     stderr.begin_log()
-    from stream_pretrain.training.signals import stop_on_signals
+    from stream_pretrain.training.ranks.signals import stop_on_signals
 
     given = [PROGRAM, *without_secrets(arguments)]
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
@@ -82,7 +82,7 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
         stop.answer(lambda name: _leave(name, run_directory(config), given, progress), exit_codes.of_stopped_process)
         progress.notice(f"run folder: {run_directory(config)}")
         if os.environ.get("RANK", "0") == "0":  # the others may not see the corpus
-            from stream_pretrain.training.first_checks import refuse_at_once
+            from stream_pretrain.training.start.first_checks import refuse_at_once
 
             refuse_at_once(config)
         with progress.phase("importing torch and transformers"):

@@ -1,5 +1,38 @@
-"""Units of bytes."""
+"""Units of bytes, and numbers as people read them."""
 
 from __future__ import annotations
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
+
+
+def human_count(number: float) -> str:
+    """A number in at most four characters and a letter: 950, 1.2k, 34M."""
+    return _scaled(number, ("", "k", "M", "G", "T"))
+
+
+def human_bytes(number: float) -> str:
+    """Bytes in decimal units: 950 B, 1.2 kB, 34 MB."""
+    return _scaled(number, (" B", " kB", " MB", " GB", " TB", " PB"))
+
+
+def human_duration(seconds: float) -> str:
+    """Seconds in the two units that matter: 0.2 s, 45 s, 3m05s, 3h12m, 2d04h."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    minutes = whole // 60
+    if minutes < 24 * 60:
+        return f"{minutes // 60}h{minutes % 60:02}m"
+    return f"{minutes // 1440}d{minutes % 1440 // 60:02}h"
+
+
+def _scaled(number: float, units: tuple[str, ...]) -> str:
+    power = 0
+    while abs(number) >= 999.5 and power + 1 < len(units):
+        number, power = number / 1000, power + 1
+    decimals = 1 if power > 0 and abs(number) < 9.95 else 0
+    return f"{number:.{decimals}f}{units[power]}"

@@ -35,7 +35,7 @@ from stream_pretrain.config import (
     without_places,
 )
 from stream_pretrain.errors import ConfigError
-from stream_pretrain.training.signals import StopRequest
+from stream_pretrain.training.ranks.signals import StopRequest
 
 NEEDED = ["--dataset=corpus", "--model=model", "--max-steps=3"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stream_pretrain import errors, exit_codes
-from stream_pretrain.training.atomic_files import writing
+from stream_pretrain.training.files.atomic_files import writing
 
 
 def refused_write(error: Exception) -> errors.StreamPretrainError:

@@ -27,8 +27,11 @@ LAYERS = [
 ]
 """From the bottom to the top; parts of one layer do not know each other. "" is the package itself."""
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-ROOMS = ["randomness", "transport", "corpus", "documents", "rows", "lanes", "chain"]
-"""Of data/, from the bottom to the top: the way that a byte takes."""
+ROOMS = {
+    "data": ["randomness", "transport", "corpus", "documents", "rows", "lanes", "chain"],
+    "training": ["files", "ranks", "state", "report", "evaluation", "start", "steps"],
+}
+"""From the bottom to the top: the way that a byte takes, and that a run takes."""
 WITH_TORCH = {"stream_pretrain.data.rows.batches", "stream_pretrain.data.lanes.stream"}
 
 
@@ -76,15 +79,16 @@ def test_data_and_model_know_nothing_of_training_and_tracking(part: str, foreign
     assert packages & foreign == set()
 
 
-def test_every_module_of_data_imports_only_from_its_own_room_and_from_below() -> None:
-    seen = set()
+@pytest.mark.parametrize("part", ROOMS)
+def test_a_module_imports_only_from_its_own_room_and_from_below(part: str) -> None:
+    order, seen = ROOMS[part], set()
     for module in MODULES:
         way = module.relative_to(PACKAGE).with_suffix("").parts
-        if way[0] == "data" and way[1] != "__init__":
+        if way[0] == part and way[1] != "__init__":
             seen.add(way[1])
-            rooms = {name.split(".")[2] for name in imported(module) if name.startswith("stream_pretrain.data.")}
-            assert [room for room in rooms if ROOMS.index(room) > ROOMS.index(way[1])] == [], module
-    assert seen == set(ROOMS)
+            rooms = {name.split(".")[2] for name in imported(module) if name.startswith(f"stream_pretrain.{part}.")}
+            assert [room for room in rooms if order.index(room) > order.index(way[1])] == [], module
+    assert seen == set(order)
 
 
 def test_no_test_imports_from_another_test() -> None:

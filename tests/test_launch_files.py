@@ -147,7 +147,7 @@ def test_the_launcher_of_one_machine_ends_as_the_run_did(tmp_path: Path, recorde
 @pytest.mark.parametrize("code", [1, 2, 75])
 def test_a_start_that_was_refused_ends_as_its_ranks_did(tmp_path: Path, code: int) -> None:
     (tmp_path / "run.json").write_text('{\n  "state": "preempted",\n  "exit_code": 75\n}\n')
-    program = f"from stream_pretrain.training.launcher import tell_launcher; tell_launcher('why', {code})"
+    program = f"from stream_pretrain.training.ranks.launcher import tell_launcher; tell_launcher('why', {code})"
     told = 'while [ "$1" != --log-dir ]; do shift; done; mkdir "$2/0"; export TORCHELASTIC_ERROR_FILE="$2/0/error.json"'
     rank = f'{told}; {sys.executable} -c "{program}"; exit 1'
     assert launched(tmp_path, rank) == code

@@ -17,7 +17,7 @@ from stream_pretrain import cli
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.redaction import Secrets
 from stream_pretrain.terminal import clear_stderr, show_traceback, unfailing_stderr
-from stream_pretrain.training.progress import Progress
+from stream_pretrain.training.report.progress import Progress
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.forks import ENVIRONMENT, trainers, without_times
 from tests.integration.jobs import lines, recorded, tiny_options

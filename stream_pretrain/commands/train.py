@@ -23,13 +23,9 @@ from stream_pretrain.errors import (
 )
 from stream_pretrain.redaction import Secrets
 from stream_pretrain.terminal import say
-from stream_pretrain.training.advice import allow_many_open_files
-from stream_pretrain.training.checkpoint import BackgroundWriter, checkpoint_name, newest
-from stream_pretrain.training.finished_run import complete_finished
-from stream_pretrain.training.launcher import tell_launcher
-from stream_pretrain.training.out_files import CHECKPOINTS, MODEL
-from stream_pretrain.training.parallelism import accelerate_for_one_run, accelerator_for, collective_timeout
-from stream_pretrain.training.peers import (
+from stream_pretrain.training.files.out_files import CHECKPOINTS, MODEL
+from stream_pretrain.training.ranks.launcher import tell_launcher
+from stream_pretrain.training.ranks.peers import (
     ACKNOWLEDGE_SECONDS,
     NO_HEARTBEAT,
     POLL_SECONDS,
@@ -39,14 +35,18 @@ from stream_pretrain.training.peers import (
     Peers,
     between_ranks,
 )
-from stream_pretrain.training.progress import Progress
-from stream_pretrain.training.ranks import Ranks
-from stream_pretrain.training.run import train
-from stream_pretrain.training.run_directory import RunDirectory
-from stream_pretrain.training.signals import Interrupted, StopRequest
-from stream_pretrain.training.start import Setup, prepare
-from stream_pretrain.training.stop_messages import stopped, stopping
-from stream_pretrain.training.watchdog import Watchdog
+from stream_pretrain.training.ranks.ranks import Ranks
+from stream_pretrain.training.ranks.signals import Interrupted, StopRequest
+from stream_pretrain.training.ranks.watchdog import Watchdog
+from stream_pretrain.training.report.progress import Progress
+from stream_pretrain.training.report.stop_messages import stopped, stopping
+from stream_pretrain.training.start.advice import allow_many_open_files
+from stream_pretrain.training.start.run_directory import RunDirectory
+from stream_pretrain.training.start.setup import Setup, prepare
+from stream_pretrain.training.state.checkpoint import BackgroundWriter, checkpoint_name, newest
+from stream_pretrain.training.state.parallelism import accelerate_for_one_run, accelerator_for, collective_timeout
+from stream_pretrain.training.steps.finished_run import complete_finished
+from stream_pretrain.training.steps.run import train
 
 GROUPS = ("data", "model", "objective", "train", "eval", "run")
 """The groups of options that this command takes."""

@@ -20,7 +20,7 @@ from stream_pretrain.data.lanes.pinning import found_again, pin, source_plans
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.transport import retrying
 from stream_pretrain.errors import DeadlineError
-from stream_pretrain.training.advice import advice
+from stream_pretrain.training.start.advice import advice
 from tests.corpora import documents, json_lines, write_shard
 from tests.data.compressed import seek_table, zstd_frame
 from tests.data.plans import plan_for

@@ -74,8 +74,8 @@ def test_a_run_that_is_stopped_says_after_which_step_and_how_to_resume(
 SLOW = """
 import sys, time
 from stream_pretrain.cli import main
-from stream_pretrain.training import signals
-from stream_pretrain.training.checkpoint import BackgroundWriter
+from stream_pretrain.training.ranks import signals
+from stream_pretrain.training.state.checkpoint import BackgroundWriter
 
 def save(self, snapshot, save=BackgroundWriter._save):
     if snapshot.step > 4:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stream_pretrain.training.checkpoint import verify
+from stream_pretrain.training.state.checkpoint import verify
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import ENVIRONMENT, START_SECONDS, Job, checkpoints, lines, recorded, started, tiny_options
 

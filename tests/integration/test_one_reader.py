@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import START_SECONDS, started, tiny_options
-from tests.training.checkpoints import signed
 from tests.training.runs import run_here
+from tests.training.state import signed
 
 BLIND = """
 import os, sys
@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from stream_pretrain import cli
 from stream_pretrain.commands import train
 from stream_pretrain.model.loading import export_state
-from stream_pretrain.training import ranks
-from stream_pretrain.training.model_state import optimizer_tensors
+from stream_pretrain.training.ranks import ranks
+from stream_pretrain.training.state.model_state import optimizer_tensors
 
 rank, folder, prepare = int(os.environ["RANK"]), os.getcwd(), train.prepare
 ranks.BROADCAST_BYTES = 1000  # many chunks, and tensors that are cut

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from stream_pretrain.training.checkpoint import verify
+from stream_pretrain.training.state.checkpoint import verify
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.http_server import Server, serve
 from tests.integration.jobs import Job, assert_goes_on, checkpoints, job, lines, recorded, started, tiny_options
@@ -316,7 +316,7 @@ def test_a_second_signal_ends_all_at_once_and_checkpoints_stay_whole(corpus: Pat
 SLOW = """
 import sys, time
 from stream_pretrain.cli import main
-from stream_pretrain.training.checkpoint import BackgroundWriter
+from stream_pretrain.training.state.checkpoint import BackgroundWriter
 
 def save(self, snapshot, save=BackgroundWriter._save):
     time.sleep(5)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM
 
-from stream_pretrain.training.checkpoint import verify
+from stream_pretrain.training.state.checkpoint import verify
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.hub_server import running as running_hub
 from tests.integration.jobs import (
@@ -121,7 +121,7 @@ HANGING = """
 import sys, time
 from accelerate import Accelerator
 from stream_pretrain.cli import main
-from stream_pretrain.training.ranks import Ranks
+from stream_pretrain.training.ranks.ranks import Ranks
 
 def hang(collective):
     def called(*arguments):
@@ -213,7 +213,7 @@ def test_a_rank_out_of_memory_ends_all_and_is_told_what_to_do(corpus: Path, tmp_
 FAILING = """
 import os, sys
 from stream_pretrain.cli import main
-from stream_pretrain.training import loop
+from stream_pretrain.training.steps import loop
 
 def fail(*arguments, batches=loop.micro_batches, calls=[]):
     calls.append(arguments)
@@ -246,7 +246,10 @@ def test_an_exception_on_one_rank_ends_all_and_is_the_only_one_shown(
 SLOW_TO_LEAVE = """
 import os, sys, time
 from stream_pretrain.cli import main
-from stream_pretrain.training import checkpoint, loop, peers, tracking
+from stream_pretrain.training.state import checkpoint
+from stream_pretrain.training.steps import loop
+from stream_pretrain.training.ranks import peers
+from stream_pretrain.training.report import tracking
 
 peers.EXIT_SECONDS = peers.COLLECTIVE_FAILURE_SECONDS = 1.0
 
@@ -328,7 +331,7 @@ def test_a_rank_that_is_killed_behind_the_end_does_not_make_a_failure_of_it(
 WATCHED = """
 import sys
 from stream_pretrain.cli import main
-from stream_pretrain.training.watchdog import Watchdog
+from stream_pretrain.training.ranks.watchdog import Watchdog
 Watchdog.__init__.__defaults__ = (3.0,)
 sys.exit(main())
 """

@@ -18,7 +18,7 @@ TRAIN = """
 import os, subprocess, sys, signal, urllib.request
 from pathlib import Path
 from stream_pretrain.config import RunConfig
-from stream_pretrain.training import tracking
+from stream_pretrain.training.report import tracking
 
 tracking.CONNECT_TIMEOUT_SECONDS = tracking.FINISH_TIMEOUT_SECONDS = 3
 

@@ -12,7 +12,7 @@ from stream_pretrain.config import TrainConfig
 from stream_pretrain.data.rows.batches import Batch, on_device
 from stream_pretrain.model.packed_attention import PACKED_ATTENTION, packed_attention
 from stream_pretrain.model.pretraining import PretrainingModel
-from stream_pretrain.training.optimizer import adamw
+from stream_pretrain.training.start.optimizer import adamw
 from tests.model.families import CAUSAL, MASKED, packed_rows, tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that CUDA knows")

@@ -12,7 +12,7 @@ from stream_pretrain import cli
 from stream_pretrain.config import ModelConfig, ObjectiveConfig
 from stream_pretrain.errors import ConfigError, ModelError
 from stream_pretrain.model.loading import export_state, load_model, load_tokenizer
-from stream_pretrain.training.checkpoint import write_model
+from stream_pretrain.training.state.checkpoint import write_model
 from tests.corpora import word_tokenizer
 from tests.model.families import tiny_model
 

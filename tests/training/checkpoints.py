@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from stream_pretrain.training.checkpoint import Snapshot
-from stream_pretrain.training.manifest import write_manifest
+from stream_pretrain.training.files.manifest import write_manifest
+from stream_pretrain.training.state.checkpoint import Snapshot
 from tests.forks import ENVIRONMENT, trainers
 
 
@@ -25,9 +25,9 @@ def run_beside(program: str, directory: Path) -> list[str]:
     header = """
 import sys
 from pathlib import Path
-from tests.training.checkpoints import small_snapshot
-from stream_pretrain.training import checkpoint
-from stream_pretrain.training.model_state import read_tensors
+from tests.training.state import small_snapshot
+from stream_pretrain.training.state import checkpoint
+from stream_pretrain.training.state.model_state import read_tensors
 """
     done = trainers().run(["-c", header + program, str(directory)], ENVIRONMENT)
     assert done.returncode == 0, done.stderr

@@ -10,10 +10,10 @@ from transformers import BertConfig
 
 from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig, defaults, fixed_options
 from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
-from stream_pretrain.training import checkpoint
-from stream_pretrain.training.checkpoint import Snapshot
-from stream_pretrain.training.run_directory import RunDirectory, Start, decide_start
-from tests.training.checkpoints import tokenizer, trainer_of, unexpected
+from stream_pretrain.training.start.run_directory import RunDirectory, Start, decide_start
+from stream_pretrain.training.state import checkpoint
+from stream_pretrain.training.state.checkpoint import Snapshot
+from tests.training.state import tokenizer, trainer_of, unexpected
 
 COMMAND = ["stream-pretrain", "--dataset", "org/texts", "--output-dir", "OUT", "--seed=1"]
 

@@ -12,7 +12,7 @@ PROGRAM = """
 import sys
 from stream_pretrain.config import Config, TrainConfig
 from stream_pretrain.errors import ConfigError
-from stream_pretrain.training.parallelism import accelerator_for
+from stream_pretrain.training.state.parallelism import accelerator_for
 try:
     accelerator = accelerator_for(Config(train=TrainConfig(precision=sys.argv[1])))
     print(accelerator.mixed_precision, accelerator.gradient_accumulation_steps, accelerator.num_processes)

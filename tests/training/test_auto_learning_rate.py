@@ -11,13 +11,13 @@ import pytest
 
 from stream_pretrain.config import Config, DataConfig, ModelConfig, TrainConfig, defaults, run_directory
 from stream_pretrain.errors import CheckpointError, ConfigError
-from stream_pretrain.training.auto_learning_rate import Chosen, chosen_for, warmup_of
-from stream_pretrain.training.checkpoint import read_trainer
-from stream_pretrain.training.learning_rate import learning_rate
+from stream_pretrain.training.start.auto_learning_rate import Chosen, chosen_for, warmup_of
+from stream_pretrain.training.start.learning_rate import learning_rate
+from stream_pretrain.training.state.checkpoint import read_trainer
 from tests.corpora import documents, write_shard, write_tiny_bert
-from tests.training.checkpoints import unexpected
 from tests.training.runs import run_here
 from tests.training.starts import save, start
+from tests.training.state import unexpected
 
 FROM_SCRATCH = ModelConfig(config="c", tokenizer="t")
 

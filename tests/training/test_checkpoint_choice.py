@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError
-from stream_pretrain.training import checkpoint, retried_reads
-from stream_pretrain.training.checkpoint import BackgroundWriter, latest, prune, verify
-from stream_pretrain.training.run_directory import RunDirectory
-from tests.training.checkpoints import flip_a_bit, folders, signed, small_snapshot, unexpected
+from stream_pretrain.training.files import retried_reads
+from stream_pretrain.training.start.run_directory import RunDirectory
+from stream_pretrain.training.state import checkpoint
+from stream_pretrain.training.state.checkpoint import BackgroundWriter, latest, prune, verify
+from tests.training.state import flip_a_bit, folders, signed, small_snapshot, unexpected
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ import pytest
 
 from stream_pretrain.config import SourceConfig
 from stream_pretrain.data.lanes.stream import StepStream
-from stream_pretrain.training.corpus_estimate import Sample, estimate, sample_of_all
-from stream_pretrain.training.ranks import Ranks
-from stream_pretrain.training.signals import Interrupted
+from stream_pretrain.training.ranks.ranks import Ranks
+from stream_pretrain.training.ranks.signals import Interrupted
+from stream_pretrain.training.steps.corpus_estimate import Sample, estimate, sample_of_all
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, tiny_run
 

@@ -11,9 +11,9 @@ import pytest
 
 from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.row_layout import part_of
-from stream_pretrain.training.corpus_notices import CorpusNotices
-from stream_pretrain.training.progress import Progress
-from stream_pretrain.training.ranks import Ranks
+from stream_pretrain.training.ranks.ranks import Ranks
+from stream_pretrain.training.report.progress import Progress
+from stream_pretrain.training.steps.corpus_notices import CorpusNotices
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, tiny_run
 

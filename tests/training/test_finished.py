@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from stream_pretrain.config import RunConfig
-from stream_pretrain.training import tracking
-from stream_pretrain.training.tracking import Tracker
+from stream_pretrain.training.report import tracking
+from stream_pretrain.training.report.tracking import Tracker
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import lines, recorded, tiny_options
 from tests.training.runs import run_here

@@ -20,18 +20,18 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from stream_pretrain.training import start_model
-from stream_pretrain.training.start import prepare
+from stream_pretrain.training.start import model as start_model
+from stream_pretrain.training.start.setup import prepare
 from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.model.pretraining import PretrainingModel
-from stream_pretrain.training.loop import training_steps
-from stream_pretrain.training.parallelism import accelerator_for
-from stream_pretrain.training.signals import StopRequest
-from stream_pretrain.training.progress import Progress
-from stream_pretrain.training.ranks import Ranks
-from stream_pretrain.training.run_directory import RunDirectory
-from stream_pretrain.training.watchdog import Watchdog
+from stream_pretrain.training.steps.loop import training_steps
+from stream_pretrain.training.state.parallelism import accelerator_for
+from stream_pretrain.training.ranks.signals import StopRequest
+from stream_pretrain.training.report.progress import Progress
+from stream_pretrain.training.ranks.ranks import Ranks
+from stream_pretrain.training.start.run_directory import RunDirectory
+from stream_pretrain.training.ranks.watchdog import Watchdog
 
 torch.set_default_dtype(torch.float64)
 torch.nn.functional.cross_entropy, cross_entropy = (

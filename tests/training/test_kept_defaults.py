@@ -14,7 +14,7 @@ from stream_pretrain import cli
 from stream_pretrain.config import GROUPS, Config, DataConfig, ModelConfig, TrainConfig, defaults, fixed_options, option
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError
 from stream_pretrain.model import loading
-from stream_pretrain.training.kept_defaults import defaults_of_then, kept_options, with_options
+from stream_pretrain.training.start.kept_defaults import defaults_of_then, kept_options, with_options
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import tiny_options
 from tests.training.runs import run_here

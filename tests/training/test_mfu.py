@@ -16,9 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from stream_pretrain.model import packed_attention
-from stream_pretrain.training import metrics
-from stream_pretrain.training.metrics import MetricsWindow, useful_flops
-from stream_pretrain.training.ranks import Ranks
+from stream_pretrain.training.ranks.ranks import Ranks
+from stream_pretrain.training.steps import metrics
+from stream_pretrain.training.steps.metrics import MetricsWindow, useful_flops
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, steps_of, tiny_run
 

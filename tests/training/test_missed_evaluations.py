@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from stream_pretrain.data.lanes.stream import StepStream
-from stream_pretrain.training import evaluation, loop, records, wandb_files
-from stream_pretrain.training.checkpoint import BackgroundWriter, Snapshot
+from stream_pretrain.training.evaluation import evaluation
+from stream_pretrain.training.files import records, wandb_files
+from stream_pretrain.training.state.checkpoint import BackgroundWriter, Snapshot
+from stream_pretrain.training.steps import loop
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.forks import CHECKOUT, ENVIRONMENT, trainers
 from tests.integration.jobs import lines, recorded, tiny_options
@@ -206,7 +208,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_each_step_is_once_i
 SIGNALLED = """
 import signal, sys
 from stream_pretrain.cli import main
-from stream_pretrain.training import loop
+from stream_pretrain.training.steps import loop
 from tests.training.test_missed_evaluations import signalled
 loop.micro_batches = signalled(loop.micro_batches, 4)
 sys.exit(main())

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from stream_pretrain import cli
 from stream_pretrain.config import Config, validate
 from stream_pretrain.errors import ConfigError
-from stream_pretrain.training.options_file import write_options
-from stream_pretrain.training.versions import program
+from stream_pretrain.training.files.options_file import write_options
+from stream_pretrain.training.files.versions import program
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import tiny_options
 from tests.training.runs import run_here

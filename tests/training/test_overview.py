@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from stream_pretrain.config import EvalConfig, SourceConfig, WeightChange
-from stream_pretrain.training import overview as module
-from stream_pretrain.training.corpus_estimate import CorpusEstimate
-from stream_pretrain.training.overview import lack_of_space, overview
-from stream_pretrain.training.ranks import Ranks
-from stream_pretrain.training.start import Setup
-from stream_pretrain.training.totals import Totals
+from stream_pretrain.training.ranks.ranks import Ranks
+from stream_pretrain.training.start.setup import Setup
+from stream_pretrain.training.state.totals import Totals
+from stream_pretrain.training.steps import overview as module
+from stream_pretrain.training.steps.corpus_estimate import CorpusEstimate
+from stream_pretrain.training.steps.overview import lack_of_space, overview
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import tiny_options
 from tests.training.runs import prepared, run_here, tiny_run

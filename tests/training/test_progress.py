@@ -10,8 +10,9 @@ from typing import TextIO
 
 import pytest
 
-from stream_pretrain.training import progress as module
-from stream_pretrain.training.progress import Progress, human_bytes, human_count, human_duration
+from stream_pretrain.training.report import progress as module
+from stream_pretrain.training.report.progress import Progress
+from stream_pretrain.units import human_bytes, human_count, human_duration
 
 METRICS = {
     "train/loss": 2.34561,

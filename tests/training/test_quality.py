@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.pretraining import PretrainingModel
-from stream_pretrain.training import start_model
-from stream_pretrain.training.loop import StepResult
+from stream_pretrain.training.start import model as start_model
+from stream_pretrain.training.steps.loop import StepResult
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, steps_of, tiny_run, write_tiny_modernbert
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.training import records
-from stream_pretrain.training.atomic_files import replace_file
-from stream_pretrain.training.records import append, has_evaluation, replace_last, trim_after
+from stream_pretrain.training.files import records
+from stream_pretrain.training.files.atomic_files import replace_file
+from stream_pretrain.training.files.records import append, has_evaluation, replace_last, trim_after
 
 
 def test_lines_are_appended_in_order(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.training import manifest, retried_reads
-from stream_pretrain.training.evaluation import load_documents, load_origin
-from stream_pretrain.training.manifest import file_of
-from stream_pretrain.training.records import has_evaluation, trim_after
-from stream_pretrain.training.run_directory import RunDirectory
-from stream_pretrain.training.tracking import _read_record
-from tests.training.checkpoints import unexpected
+from stream_pretrain.training.evaluation.evaluation import load_documents, load_origin
+from stream_pretrain.training.files import manifest, retried_reads
+from stream_pretrain.training.files.manifest import file_of
+from stream_pretrain.training.files.records import has_evaluation, trim_after
+from stream_pretrain.training.report.tracking import _read_record
+from stream_pretrain.training.start.run_directory import RunDirectory
+from tests.training.state import unexpected
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "metrics.jsonl": lambda path: list(_read_record(path)),

@@ -22,12 +22,14 @@ from transformers import BertConfig
 from stream_pretrain.config import RunConfig, fixed_options
 from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.training import checkpoint, lock, run_directory
-from stream_pretrain.training.checkpoint import Snapshot
-from stream_pretrain.training.run_directory import RunDirectory, Start, decide_start
-from stream_pretrain.training.signals import Interrupted, stop_on_signals
-from tests.training.checkpoints import flip_a_bit, tokenizer, trainer_of, unexpected
+from stream_pretrain.training.files import lock
+from stream_pretrain.training.ranks.signals import Interrupted, stop_on_signals
+from stream_pretrain.training.start import run_directory
+from stream_pretrain.training.start.run_directory import RunDirectory, Start, decide_start
+from stream_pretrain.training.state import checkpoint
+from stream_pretrain.training.state.checkpoint import Snapshot
 from tests.training.starts import COMMAND, config, save, start
+from tests.training.state import flip_a_bit, tokenizer, trainer_of, unexpected
 
 
 def place(start: Start) -> tuple[Path | None, str | None]:
@@ -59,8 +61,8 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     program = """
 import sys, time
 from pathlib import Path
-from stream_pretrain.training.signals import Interrupted, stop_on_signals
-from stream_pretrain.training.run_directory import RunDirectory
+from stream_pretrain.training.ranks.signals import Interrupted, stop_on_signals
+from stream_pretrain.training.start.run_directory import RunDirectory
 with RunDirectory.own(Path(sys.argv[1]), [], print):
     print("owned", flush=True)
     time.sleep(600)

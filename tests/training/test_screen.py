@@ -15,8 +15,8 @@ import pytest
 
 from stream_pretrain.redaction import Secrets
 from stream_pretrain.terminal import clear_stderr
-from stream_pretrain.training import progress as module
-from stream_pretrain.training.progress import Progress
+from stream_pretrain.training.report import progress as module
+from stream_pretrain.training.report.progress import Progress
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.forks import ENVIRONMENT, trainers
 from tests.integration.jobs import lines, tiny_options

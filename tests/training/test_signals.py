@@ -12,14 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stream_pretrain.training import signals
-from stream_pretrain.training.signals import Interrupted, stop_on_signals
+from stream_pretrain.training.ranks import signals
+from stream_pretrain.training.ranks.signals import Interrupted, stop_on_signals
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the end of a parent is only watched on Linux")
 
 STEPS = """
 import sys, time
-from stream_pretrain.training import signals
+from stream_pretrain.training.ranks import signals
 with signals.stop_on_signals() as stop:
     print("ready", flush=True)
     while not stop.requested:
@@ -32,7 +32,7 @@ print("saved", flush=True)
 # A trainer with one worker that stalls. `multiprocessing` ends daemons, as those of a DataLoader, with SIGTERM.
 WORKER = """
 import multiprocessing, os, signal, sys, time
-from stream_pretrain.training import signals
+from stream_pretrain.training.ranks import signals
 
 def work(ready):
     signals.ignore_in_worker()
@@ -99,7 +99,7 @@ def test_a_second_signal_exits_at_once(tmp_path: Path) -> None:
 def test_a_request_is_answered_at_once_also_where_no_handler_runs(tmp_path: Path, name: str) -> None:
     waiting = """
 import ctypes
-from stream_pretrain.training import signals
+from stream_pretrain.training.ranks import signals
 signals.ECHO_SECONDS = 0
 with signals.stop_on_signals() as stop:
     stop.answer(lambda name: print("asked by", name, flush=True), lambda name: print("quitting by", name, flush=True) or 7)
@@ -119,7 +119,7 @@ with signals.stop_on_signals() as stop:
 def test_a_process_whose_terminal_hangs_quits_all_the_same(tmp_path: Path) -> None:
     hanging = """
 import time
-from stream_pretrain.training import signals
+from stream_pretrain.training.ranks import signals
 signals.ECHO_SECONDS, signals.QUIT_SECONDS = 0, 0.1
 with signals.stop_on_signals() as stop:
     stop.answer(lambda name: (print("answering", flush=True), time.sleep(600)), lambda name: time.sleep(600))
@@ -188,7 +188,7 @@ def test_without_a_signal_nothing_is_requested_and_the_handlers_come_back() -> N
 def test_a_stalled_wait_is_interrupted(tmp_path: Path) -> None:
     stalled = """
 import queue
-from stream_pretrain.training.signals import Interrupted, stop_on_signals
+from stream_pretrain.training.ranks.signals import Interrupted, stop_on_signals
 with stop_on_signals() as stop:
     try:
         with stop.interruptible():

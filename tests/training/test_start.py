@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from stream_pretrain.errors import ConfigError
-from stream_pretrain.training.parallelism import accelerator_for
-from stream_pretrain.training.progress import Progress
-from stream_pretrain.training.ranks import Ranks
-from stream_pretrain.training.run_directory import RunDirectory
-from stream_pretrain.training.signals import stop_on_signals
-from stream_pretrain.training.start import prepare
+from stream_pretrain.training.ranks.ranks import Ranks
+from stream_pretrain.training.ranks.signals import stop_on_signals
+from stream_pretrain.training.report.progress import Progress
+from stream_pretrain.training.start.run_directory import RunDirectory
+from stream_pretrain.training.start.setup import prepare
+from stream_pretrain.training.state.parallelism import accelerator_for
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import tiny_options
 from tests.training.runs import prepared, run_here, tiny_run

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stream_pretrain.training.signals import Interrupted
-from stream_pretrain.training.stop_messages import stopping
+from stream_pretrain.training.ranks.signals import Interrupted
+from stream_pretrain.training.report.stop_messages import stopping
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, steps_of, tiny_run
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from stream_pretrain.training.records import append, best_evaluation
-from stream_pretrain.training.summary import HeldOut, held_out_in_words, summary
-from stream_pretrain.training.totals import Totals
+from stream_pretrain.training.files.records import append, best_evaluation
+from stream_pretrain.training.report.summary import HeldOut, held_out_in_words, summary
+from stream_pretrain.training.state.totals import Totals
 
 
 def test_a_held_out_loss_comes_with_its_perplexity_and_the_best_one() -> None:

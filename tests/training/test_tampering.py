@@ -20,17 +20,19 @@ from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.rows.tokenizer_probe import EngineRecord
 from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.model.loading import LoadedModel
-from stream_pretrain.training import start, start_corpus, start_model
-from stream_pretrain.training.checkpoint import BackgroundWriter
-from stream_pretrain.training.parallelism import accelerate_for_one_run, accelerator_for
-from stream_pretrain.training.progress import Progress
-from stream_pretrain.training.ranks import Ranks
-from stream_pretrain.training.run_directory import RunDirectory
-from stream_pretrain.training.saving import begin_save
-from stream_pretrain.training.signals import stop_on_signals
+from stream_pretrain.training.ranks.ranks import Ranks
+from stream_pretrain.training.ranks.signals import stop_on_signals
+from stream_pretrain.training.report.progress import Progress
+from stream_pretrain.training.start import corpus as start_corpus
+from stream_pretrain.training.start import model as start_model
+from stream_pretrain.training.start import setup as start
+from stream_pretrain.training.start.run_directory import RunDirectory
+from stream_pretrain.training.state.checkpoint import BackgroundWriter
+from stream_pretrain.training.state.parallelism import accelerate_for_one_run, accelerator_for
+from stream_pretrain.training.steps.saving import begin_save
 from tests.corpora import documents, write_shard, write_tiny_bert
-from tests.training.checkpoints import signed, unexpected
 from tests.training.runs import prepared, run_here, steps_of, tiny_run
+from tests.training.state import signed, unexpected
 
 Change = Callable[[Path], None]
 NUMBERS = (-1, 2**64, 1.5, "1", None, True, [], {})

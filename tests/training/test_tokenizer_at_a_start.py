@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from stream_pretrain.data.rows import tokenizer_probe
-from stream_pretrain.training import start_corpus
+from stream_pretrain.training.start import corpus as start_corpus
 from tests.corpora import documents, word_tokenizer, write_shard, write_tiny_bert
 from tests.training.runs import run_here
 

@@ -12,16 +12,17 @@ from typing import Literal
 import pytest
 
 from stream_pretrain.config import RunConfig
-from stream_pretrain.training import tracking, wandb_files
-from stream_pretrain.training.records import trim_after
-from stream_pretrain.training.tracking import Tracker
+from stream_pretrain.training.files import wandb_files
+from stream_pretrain.training.files.records import trim_after
+from stream_pretrain.training.report import tracking
+from stream_pretrain.training.report.tracking import Tracker
 
 OPEN = """
 import sys
 from pathlib import Path
 from stream_pretrain.config import RunConfig
 from stream_pretrain.errors import CheckpointError, ConfigError
-from stream_pretrain.training.tracking import Tracker
+from stream_pretrain.training.report.tracking import Tracker
 
 def open_tracker(wandb, resumed_step=None):
     return Tracker.open(RunConfig(wandb=wandb), Path("OUT"), config={"seed": 0}, resumed_step=resumed_step, report=print)

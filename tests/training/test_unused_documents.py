@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from stream_pretrain.training.totals import Totals, sources_without_text
+from stream_pretrain.training.state.totals import Totals, sources_without_text
 from tests.corpora import documents, json_lines, write_tiny_bert
 from tests.training.runs import run_here
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stream_pretrain.training import versions
-from stream_pretrain.training.versions import program, repository
+from stream_pretrain.training.files import versions
+from stream_pretrain.training.files.versions import program, repository
 
 
 def git(folder: Path, *arguments: str) -> str:

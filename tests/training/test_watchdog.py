@@ -6,8 +6,8 @@ import queue
 import re
 import threading
 
-from stream_pretrain.training.ranks import Ranks
-from stream_pretrain.training.watchdog import Watchdog
+from stream_pretrain.training.ranks.ranks import Ranks
+from stream_pretrain.training.ranks.watchdog import Watchdog
 
 
 def test_a_stage_that_lasts_is_named_with_its_rank_at_doubling_intervals() -> None:

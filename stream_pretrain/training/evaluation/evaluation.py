@@ -1,0 +1,175 @@
+"""Evaluation on a fixed set of documents with fixed masks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.documents.filters import is_heldout
+from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
+from stream_pretrain.data.randomness import EVAL_MASK
+from stream_pretrain.data.rows.batches import Batch, micro_batches
+from stream_pretrain.data.rows.labels import Labelled
+from stream_pretrain.data.rows.packing import Packing, Rows, assemble, gather, place
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.errors import CheckpointError, ContentError, SourceError
+from stream_pretrain.training.files.atomic_files import replace_file, writing
+from stream_pretrain.training.files.retried_reads import lines_of, parsed, read_bytes
+from stream_pretrain.training.ranks.ranks import Ranks
+from stream_pretrain.typed_json import from_json
+
+LABELLED_ROWS = 256
+"""Rows that are labelled at once: bounds the memory of masking."""
+
+
+def collect(
+    shards: Sequence[Shard],
+    options: ReadOptions,
+    *,
+    documents: int,
+    heldout_fraction: float | None,
+    max_read_bytes: int,
+    skip_bad_shards: bool,
+    report: Callable[[str], None],
+) -> list[str]:
+    """The first documents of the shards, or of those held out of training where a fraction is given.
+
+    Reads at most about `max_read_bytes` of text, and may find fewer documents, or none.
+    """
+    texts: list[str] = []
+    read = 0
+    for window in _windows(shards, options, skip_bad_shards):
+        read += sum(map(len, window))
+        texts += window if heldout_fraction is None else [text for text in window if is_heldout(text, heldout_fraction)]
+        report(f"{min(len(texts), documents)} of {documents} documents, {read / 1e6:.0f} MB read")
+        if len(texts) >= documents or read >= max_read_bytes:
+            break
+    return texts[:documents]
+
+
+def _windows(shards: Sequence[Shard], options: ReadOptions, skip_bad_shards: bool) -> Iterator[list[str]]:
+    for number, shard in enumerate(shards):
+        reader, stripe, block = open_reader(shard, options), Stripe(number), 0
+        reader.follow(stripe, 0)
+        restart = RestartPoint()
+        try:
+            while (found := reader.read(stripe, block, restart)) is not None:
+                yield found.texts
+                restart, block = found.restart, block + 1
+        except ContentError:
+            if not skip_bad_shards:
+                raise  # else training counts and records the damage
+        finally:
+            reader.leave(stripe)
+
+
+def save_documents(path: Path, texts: Sequence[str]) -> None:
+    """Write the evaluation set to OUT. Raises: CheckpointError."""
+    with writing(path):
+        replace_file(path, (json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n" for text in texts))
+
+
+def load_documents(path: Path) -> list[str]:
+    """Read the evaluation set of OUT. Raises: CheckpointError."""
+    texts = []
+    for number, line in enumerate(lines_of(path), start=1):
+        try:
+            texts.append(from_json(str, from_json(dict[str, Any], parsed(line), "")["text"], ""))
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{path}, line {number}: not a document; delete the file for a new evaluation set") from error
+    return texts
+
+
+def load_origin(path: Path) -> dict[str, Any]:
+    """The options that the evaluation set was collected with. Raises: FileNotFoundError, CheckpointError."""
+    content = read_bytes(path)
+    try:
+        options: dict[str, Any] = from_json(dict[str, Any], parsed(content), "")
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a JSON object: delete it") from error
+    return options
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The evaluation set as micro-batches, and its number of labels."""
+
+    batches: tuple[Batch, ...]
+    labels: int
+
+
+def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> EvaluationSet:
+    """Pack and mask the evaluation set: a pure function of the texts, the seed and the objective. Raises: SourceError."""
+    encoder, length = plan.encoder, plan.layout.sequence_length
+    ids, lengths = encoder.build().encode(texts)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    present = np.flatnonzero(lengths)
+    if not len(present):
+        raise SourceError("the evaluation set has no tokens: give another --eval.dataset")
+    counts = lengths[present].tolist()
+    framing = len(encoder.prefix) + len(encoder.suffix)
+    most_rows = sum(-(-count // (length - framing)) for count in counts)
+    packing: Packing = "none" if plan.layout.packing == "none" else "concat"
+    placements, left = place(counts, 0, most_rows + 1, length, framing, packing)
+    assert left == (len(counts), 0), "every document of the evaluation set has its rows"
+    kept = np.concatenate([[0], np.cumsum(lengths[present])])
+    assert int(kept[-1]) == int(offsets[-1])
+    rows = assemble(placements, ids, kept, length, encoder.prefix, encoder.suffix, encoder.pad)
+    labelled = _labelled(rows, plan)
+    if not (labelled.labels >= 0).any():
+        raise SourceError("the documents of the evaluation set are too short for a label: give another --eval.dataset")
+    batches = -(-len(rows.input_ids) // batch_size)
+    one_source = np.zeros(len(rows.input_ids), dtype=np.int64)
+    return EvaluationSet(
+        tuple(micro_batches(rows, labelled, one_source, batch_size, batches, encoder.pad)),
+        int((labelled.labels >= 0).sum()),
+    )
+
+
+def _labelled(rows: Rows, plan: StreamPlan) -> Labelled:
+    """The rows with their labels."""
+    parts, objective = [], plan.objective
+    for first in range(0, len(rows.input_ids), LABELLED_ROWS):
+        part = gather([(rows, range(first, min(first + LABELLED_ROWS, len(rows.input_ids))))], plan.layout.sequence_length)
+        parts.append(objective.label(part, objective.evaluation_rate, (plan.layout.seed, EVAL_MASK, first)))
+    return Labelled(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+
+
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module,
+    evaluation_set: EvaluationSet,
+    device: torch.device,
+    ranks: Ranks,
+    *,
+    stop: Callable[[], bool],
+) -> dict[str, float]:
+    """Mean loss and accuracy over the labels of the set; empty when a rank is asked to stop meanwhile.
+
+    Each rank evaluates its share of the micro-batches on the bare `model`, without synchronisation until the sums.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    for batch in evaluation_set.batches[ranks.index :: ranks.world]:
+        if stop():
+            break
+        loss, correct, _ = model(**vars(batch.to(device)))
+        sums[:2] += torch.stack([loss.double(), correct.double()])
+    model.train(was_training)
+    sums[2] = float(stop())
+    ranks.sum(sums)
+    loss_sum, correct_sum, stops = sums.tolist()
+    if stops:
+        return {}
+    return {"eval/loss": loss_sum / evaluation_set.labels, "eval/accuracy": correct_sum / evaluation_set.labels}

@@ -1,0 +1,195 @@
+"""OUT/lock: one process owns OUT; its host, pid and heartbeat are in the file.
+
+`flock` keeps out other processes of the same machine. For file systems whose locks do not reach other machines there is the
+heartbeat: a time in the file, which the owner renews.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from stream_pretrain.errors import CheckpointError
+from stream_pretrain.training.files.atomic_files import writing
+from stream_pretrain.training.files.out_files import LOCK
+from stream_pretrain.training.files.retried_reads import parsed, retried, unreadable
+
+HEARTBEAT_SECONDS = 15.0
+DEAD_AFTER_SECONDS = 60.0
+"""Without a heartbeat for this long, an owner on another machine is dead."""
+LEASE_SECONDS = 120.0
+"""How long a file server may keep the lock of a machine that it has lost."""
+
+
+@contextmanager
+def held(out: Path, report: Callable[[str], None]) -> Iterator[int]:
+    """Hold OUT/lock during the block; yields its open descriptor.
+
+    Waits for up to a minute, and reports it, where the heartbeat of another machine is recent. When OUT or its lock is removed
+    meanwhile, this process sends itself SIGTERM, which interrupts any wait.
+    Raises: CheckpointError when OUT is in use or its lock cannot be written.
+    """
+    descriptor = _acquire(out, report)
+    released = threading.Event()
+    heartbeat = threading.Thread(target=_beat, args=(descriptor, out, released, report), name="heartbeat", daemon=True)
+    heartbeat.start()
+    try:
+        yield descriptor
+    finally:
+        released.set()
+        heartbeat.join()
+        try:
+            os.ftruncate(descriptor, 0)
+        except OSError as error:  # not raised, to show how the run ended: a start on another machine waits for a minute
+            report(f"{out / LOCK} still names this process: {error.strerror}")
+        finally:
+            os.close(descriptor)
+
+
+def _acquire(out: Path, report: Callable[[str], None]) -> int:
+    """Lock OUT/lock; returns its open descriptor. The system releases the lock when the process ends."""
+    with writing(f"--output-dir {out}", "give another folder"):
+        descriptor = _open_lock(out / LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        owner = _owner(out)
+        enforced = _flock(descriptor, out, owner, report)
+        if owner is not None and not (enforced and owner["host"] == socket.gethostname()):
+            _wait_until_dead(out, owner, report)
+        if not is_at(out / LOCK, descriptor):
+            raise CheckpointError(f"{out / 'lock'} was removed while this process waited for it: run the same command again")
+        with writing(f"--output-dir {out}", "give another folder"):
+            _write_owner(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _open_lock(lock: Path, flags: int) -> int:
+    """Open a regular file; a link is not followed, a pipe is not waited for. Raises: CheckpointError."""
+    descriptor: int | None = None
+    try:
+        descriptor = os.open(lock, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        is_file = False
+    if descriptor is None or not is_file:
+        if descriptor is not None:
+            os.close(descriptor)
+        raise CheckpointError(f"{lock} is not a regular file: remove it, or give another --output-dir")
+    return descriptor
+
+
+def is_at(lock: Path, descriptor: int) -> bool:
+    """Whether the open file still has this name."""
+    try:
+        own, found = os.fstat(descriptor), lock.lstat()
+    except OSError as error:  # a file server that does not answer proves nothing
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+    return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
+
+
+def _flock(descriptor: int, out: Path, owner: dict[str, Any] | None, report: Callable[[str], None]) -> bool:
+    """Take the lock; False where the file system has no locks. Raises: CheckpointError when another process has it."""
+    deadline: float | None = None
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # Held, but without a heartbeat: perhaps by a lost machine, whose lock the file server keeps for a while.
+            if owner is None or _silence(owner) < DEAD_AFTER_SECONDS or (deadline is not None and time.monotonic() >= deadline):
+                _refuse(out, owner)
+            if deadline is None:
+                deadline = time.monotonic() + LEASE_SECONDS
+                report(
+                    f"{out} is locked by process {owner['pid']} on {owner['host']}, whose last heartbeat was "
+                    f"{_silence(owner):.0f} s ago: waiting {LEASE_SECONDS:.0f} s for the lock"
+                )
+            time.sleep(1.0)
+            owner = _owner(out)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise CheckpointError(
+                    f"{out / 'lock'} cannot be locked ({error.strerror}): give another --output-dir"
+                ) from error
+            return False
+        else:
+            return True
+
+
+def _silence(owner: dict[str, Any]) -> float:
+    """Seconds since the heartbeat of the owner; at least 0, since clocks differ between machines."""
+    return max(0.0, time.time() - float(owner["time"]))
+
+
+def _wait_until_dead(out: Path, owner: dict[str, Any], report: Callable[[str], None]) -> None:
+    """Wait until the heartbeat of the last owner is too old. Raises: CheckpointError when there is a new one."""
+    silence = _silence(owner)
+    if silence >= DEAD_AFTER_SECONDS:
+        return
+    wait = DEAD_AFTER_SECONDS - silence
+    report(f"{out} was in use by process {owner['pid']} on {owner['host']}: waiting {wait:.0f} s for its next heartbeat")
+    end = time.monotonic() + wait
+    while time.monotonic() < end:
+        time.sleep(1.0)
+        now = _owner(out)
+        if now is None:
+            return
+        if now != owner:
+            _refuse(out, now)
+
+
+def _refuse(out: Path, owner: dict[str, Any] | None) -> NoReturn:
+    who = "another process" if owner is None else f"process {owner['pid']} on {owner['host']}"
+    raise CheckpointError(f"{out} is in use by {who}: wait for it to end, or give another --output-dir")
+
+
+def _owner(out: Path) -> dict[str, Any] | None:
+    """The process in the lock; None after a clean end."""
+    try:  # opened each time: network file systems ask the server when a file is opened
+        descriptor = _open_lock(out / LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with open(descriptor, "rb") as lock:
+        try:
+            content = retried(lambda: os.pread(lock.fileno(), 4096, 0))
+        except OSError as error:
+            raise unreadable(out / LOCK, error) from error
+    try:
+        owner = parsed(content)
+    except ValueError:  # empty, or torn by a power loss
+        return None
+    kinds = {"host": str, "pid": int, "time": float}
+    is_owner = isinstance(owner, dict) and {name: type(value) for name, value in owner.items()} == kinds
+    return owner if is_owner else None
+
+
+def _write_owner(descriptor: int) -> None:
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+    content = json.dumps(owner).ljust(255).encode() + b"\n"  # of one size, so that no reader sees a mix of two
+    if os.pwrite(descriptor, content, 0) < len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _beat(descriptor: int, out: Path, released: threading.Event, report: Callable[[str], None]) -> None:
+    while not released.wait(HEARTBEAT_SECONDS):
+        if not is_at(out / LOCK, descriptor):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        try:
+            _write_owner(descriptor)
+        except OSError as error:  # the next checkpoint decides whether the disk is usable
+            report(f"the heartbeat in {out / LOCK} cannot be written: {error}")

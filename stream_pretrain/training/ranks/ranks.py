@@ -1,0 +1,147 @@
+"""The processes of a run, and their collectives: broadcast, gather, sum and barrier keep them in step."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Self, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from stream_pretrain import exit_codes
+from stream_pretrain.errors import StreamPretrainError
+from stream_pretrain.training.ranks.signals import Interrupted
+
+T = TypeVar("T")
+BROADCAST_BYTES = 64 * 1024 * 1024
+"""Size of the buffer in which tensors are broadcast."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run. Methods that communicate are called by all ranks."""
+
+    index: int = 0
+    world: int = 1
+    cpu_group: dist.ProcessGroup | None = None
+    """For CPU tensors; None for a single rank."""
+
+    @classmethod
+    def of(cls, index: int, world: int, timeout: timedelta) -> Self:
+        """Called by all ranks. timeout: of collectives on CPU tensors."""
+        group = dist.new_group(backend="gloo", timeout=timeout) if world > 1 else None
+        return cls(index, world, group)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process reports, writes and lists for all."""
+        return self.index == 0
+
+    def from_first(self, action: Callable[[], T]) -> T:
+        """Run an action on the first rank and broadcast its result.
+
+        If it fails, the first rank raises the error, and the others exit silently with the same code.
+        Raises: Interrupted when the first rank is asked to stop.
+        """
+        if self.world == 1:
+            return action()
+        answer: list[Any] = [None, None]
+        failure: BaseException | None = None
+        if self.is_first:
+            try:
+                answer[0] = action()
+            except BaseException as error:
+                # A BaseException is a request to stop.
+                answer[1] = exit_codes.of_error(error) if isinstance(error, Exception) else 0
+                failure = error
+        dist.broadcast_object_list(answer)
+        if failure is not None:
+            raise failure
+        if answer[1] is not None:
+            raise SystemExit(answer[1]) if answer[1] else Interrupted
+        value: T = answer[0]
+        return value
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, by rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, tensor: torch.Tensor) -> None:
+        """Replace a small tensor on the device by its sum over the ranks."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+
+    def sum_on_cpu(self, tensor: torch.Tensor) -> None:
+        """Replace a small CPU tensor by its sum over the ranks."""
+        if self.world > 1:
+            dist.all_reduce(tensor, group=self.cpu_group)
+
+    def exchange(self, outgoing: Mapping[int, T], senders: Iterable[int]) -> dict[int, T]:
+        """Send values to some ranks, and receive one from each of `senders`, which must send it."""
+        sent = []
+        for rank, value in outgoing.items():
+            payload = torch.frombuffer(bytearray(pickle.dumps(value, protocol=5)), dtype=torch.uint8)
+            for tag, part in enumerate((torch.tensor([len(payload)]), payload)):
+                sent.append((dist.isend(part, rank, self.cpu_group, tag), part))
+        received: dict[int, T] = {}
+        for rank in senders:
+            size = torch.empty(1, dtype=torch.int64)
+            dist.recv(size, rank, self.cpu_group, 0)
+            payload = torch.empty(int(size), dtype=torch.uint8)
+            dist.recv(payload, rank, self.cpu_group, 1)
+            received[rank] = pickle.loads(payload.numpy().data)
+        for work, _ in sent:
+            if work is not None:
+                work.wait()
+        return received
+
+    def broadcast(self, tensors: Sequence[torch.Tensor], device: torch.device) -> None:
+        """Overwrite contiguous tensors, of the same shapes on all ranks, with those of the first rank.
+
+        device: where the backend of the process group needs tensors to be.
+        """
+        if self.world == 1:
+            return
+        buffer = torch.empty(BROADCAST_BYTES, dtype=torch.uint8, device=device)
+        for pieces in _chunks(tensors):
+            sent = buffer[: sum(map(len, pieces))]
+            parts = torch.split(sent, [len(piece) for piece in pieces])
+            if self.is_first:
+                for part, piece in zip(parts, pieces, strict=True):
+                    part.copy_(piece)
+            dist.broadcast(sent, src=0)
+            if not self.is_first:
+                for part, piece in zip(parts, pieces, strict=True):
+                    piece.copy_(part)
+
+    def wait(self) -> None:
+        """Wait for all ranks: a barrier."""
+        if self.world > 1:
+            dist.barrier()
+
+    def named(self, error: StreamPretrainError) -> StreamPretrainError:
+        """The error with the number of this rank, where there are several."""
+        first, *more = error.args
+        return error if self.world == 1 else type(error)(f"rank {self.index}: {first}", *more)
+
+
+def _chunks(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Tensors as bytes, in chunks of at most `BROADCAST_BYTES`."""
+    chunk: list[torch.Tensor] = []
+    room = BROADCAST_BYTES
+    for tensor in tensors:
+        for piece in torch.split(tensor.view(-1).view(torch.uint8), BROADCAST_BYTES):
+            if len(piece) > room:
+                yield chunk
+                chunk, room = [], BROADCAST_BYTES
+            chunk.append(piece)
+            room -= len(piece)
+    if chunk:
+        yield chunk

@@ -1,0 +1,73 @@
+"""Warnings at the start about options that cost time, memory or bandwidth."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+
+import torch
+
+from stream_pretrain.data.lanes.dealing import LEVEL
+from stream_pretrain.data.lanes.reading_costs import memory_bound, reading_cost
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
+from stream_pretrain.training.ranks.ranks import Ranks
+from stream_pretrain.units import human_bytes
+
+
+def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
+    """Warnings about options that cost time, memory or bandwidth."""
+    lanes = plan.layout.lanes
+    for source in plan.sources:
+        if source.whole:
+            yield f"source {source.name} is too small to split over {lanes} lanes: each lane reads all of it, in its own order"
+    dealt = [source for source in plan.sources if not source.whole]
+    uneven = max(dealt, key=lambda source: source.fullest_lane, default=None)
+    if uneven is not None and uneven.fullest_lane > LEVEL:
+        of = f" of source {uneven.name}" if uneven.name else ""
+        yield (
+            f"lanes are uneven: the fullest has {uneven.fullest_lane:.2f} times the mean{of}, so an epoch ends with rows of "
+            "few lanes; fewer --lanes or a smaller --data.window-bytes level them"
+        )
+    asked = [source for source in plan.sources if source.read.text_documents != "line"]
+    if asked and not any("text" in (shard.format, shard.builder) for source in asked for shard in source.shards):
+        unit = asked[0].read.text_documents
+        yield f"--data.text-documents {unit} changes nothing: it is for .txt and .text files, and there are none"
+    cost = reading_cost(plan.sources, ranks.world, workers)
+    if cost.amplification > 1.05:
+        yield (
+            f"processes share shards that can only be read from the start: an epoch reads the corpus "
+            f"{cost.amplification:.1f} times, and a resume at most {human_bytes(cost.resume_bytes)} of it again; "
+            "fewer --lanes or --workers read less, as do more and smaller shards"
+        )
+    processes, memory = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * max(1, workers), _physical_memory()
+    held = memory_bound(plan.sources, -(-lanes // (ranks.world * max(1, workers))))
+    if held * processes > memory / 2:
+        yield (
+            f"readers may need {human_bytes(held)} in each of {processes} processes, and this machine has "
+            f"{human_bytes(memory)}: fewer --lanes or a smaller --data.window-bytes need less"
+        )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers and processes > cores:
+        yield f"{processes} data workers on a machine with {cores} cores: fewer --workers may be faster"
+    visible, used = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if visible > used:
+        yield (
+            f"{visible} GPUs are visible, {used} used; to use all: "
+            f"torchrun --nproc-per-node {visible} -m stream_pretrain and the same options"
+        )
+
+
+def allow_many_open_files() -> None:
+    """Raise the limit of 1,024: each lane has an open file or connection per source. Data workers inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+MOST_OPEN_FILES = 65_536
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

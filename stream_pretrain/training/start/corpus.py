@@ -1,0 +1,96 @@
+"""The corpus of a run on every rank: pinned, then dealt to lanes and tokenized as when the run began. Needs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stream_pretrain.config import Config
+from stream_pretrain.data.chain import stream_plan
+from stream_pretrain.data.corpus.file_formats import count_formats, show_counts
+from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
+from stream_pretrain.data.lanes import pinning
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
+from stream_pretrain.data.rows.encoder import Encoder
+from stream_pretrain.data.rows.tokenizer_probe import EngineRecord, note_on_engine, probed, refuse_unlike
+from stream_pretrain.errors import CheckpointError
+from stream_pretrain.training.ranks.ranks import Ranks
+from stream_pretrain.training.report.progress import Progress
+from stream_pretrain.training.start.advice import advice
+from stream_pretrain.training.state.checkpoint import Saved
+from stream_pretrain.units import human_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class ReadyCorpus:
+    """How the corpus becomes rows."""
+
+    plan: StreamPlan
+    engine: EngineRecord
+
+
+def pin_on_all_ranks(config: Config, saved: Saved | None, ranks: Ranks, progress: Progress) -> PinnedCorpus:
+    """The corpus of a new run, or that of a checkpoint where it lies now. Called by all ranks; the first one lists.
+
+    Raises: SourceError, ConfigError, CheckpointError.
+    """
+    with progress.phase("resolving the corpus") as found:
+        pinned = ranks.from_first(lambda: _pinned(config, saved, ranks.world))
+        sizes = [shard.size for shard in pinned.shards if shard.size is not None]
+        mixed = f"{len(pinned.sources)} sources, " if len(pinned.sources) > 1 else ""
+        kinds = show_counts(count_formats(shard.name for shard in pinned.shards))
+        found(f"{mixed}{len(pinned.shards)} shards ({kinds}), {human_bytes(sum(sizes))}, {pinned.lanes} lanes")
+    return pinned
+
+
+def plan_on_all_ranks(
+    config: Config,
+    tokenizer: PreTrainedTokenizerFast,
+    pinned: PinnedCorpus,
+    saved: Saved | None,
+    ranks: Ranks,
+    progress: Progress,
+) -> ReadyCorpus:
+    """How the corpus becomes rows. Called by all ranks. Raises: ConfigError, ModelError, CheckpointError."""
+    plan = stream_plan(config, tokenizer, pinned)
+    for note in plan.encoder.notes:
+        progress.notice(note)
+    trainer = None if saved is None else saved.trainer
+    engine = _engine_of_all_ranks(config, plan.encoder, trainer, ranks, progress)
+    for line in advice(plan, ranks, config.data.workers):
+        progress.warning(line)
+    return ReadyCorpus(plan, engine)
+
+
+def _pinned(config: Config, saved: Saved | None, world: int) -> PinnedCorpus:
+    if saved is None:
+        return pinning.pin(config, world)
+    return pinning.found_again(config, PinnedCorpus.from_json(saved.corpus), world)
+
+
+def _engine_of_all_ranks(
+    config: Config, encoder: Encoder, trainer: Mapping[str, Any] | None, ranks: Ranks, progress: Progress
+) -> EngineRecord:
+    """The tokenizer engine, which gives the same ids on all ranks and as when the run began.
+
+    trainer: trainer.json of the checkpoint. Raises: CheckpointError, ModelError.
+    """
+    name = config.model.tokenizer or config.model.path
+    assert name is not None, "validated: a model from scratch has a tokenizer"
+    engine = probed(encoder, name)
+    refuse_unlike(ranks.gather(engine))
+    if trainer is None:
+        return engine
+    if trainer["tokenizer"] != encoder.fingerprint:
+        raise CheckpointError(
+            f"the tokenizer of {name} is not the one the run began with: "
+            "put it back, or start a new run with another --output-dir"
+        )
+    note = note_on_engine(engine, trainer.get("engine"))
+    if note is not None:
+        progress.notice(note)
+    return engine

@@ -1,0 +1,318 @@
+"""OUT: its owner, run.json, and where a start resumes from."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from stream_pretrain import exit_codes
+from stream_pretrain.config import ALIASES, Config, TrainConfig, defaults, fixed_options, flatten, without_places
+from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
+from stream_pretrain.errors import CheckpointError
+from stream_pretrain.non_utf8_names import escaped, in_shell
+from stream_pretrain.training.files.atomic_files import replace_file, writing
+from stream_pretrain.training.files.atomic_folders import repair
+from stream_pretrain.training.files.lock import held, is_at
+from stream_pretrain.training.files.manifest import json_of
+from stream_pretrain.training.files.out_files import CHECKPOINTS, FILES, LOCK, METRICS, MODEL, RUN
+from stream_pretrain.training.files.retried_reads import parsed, read_bytes
+from stream_pretrain.training.files.versions import program
+from stream_pretrain.training.start.auto_learning_rate import BEFORE_AUTO, Chosen, auto_before_auto, chosen_for
+from stream_pretrain.training.start.kept_defaults import defaults_of_then, in_words, kept_options, with_options
+from stream_pretrain.training.state.checkpoint import latest, read_trainer, verify
+from stream_pretrain.urls import HIDDEN
+
+USUAL_CODES = {
+    "running": None,
+    "preempted": exit_codes.RESUMES,
+    "finished": exit_codes.FINISHED,
+    "failed": exit_codes.FAILED,
+}
+"""Exit codes by state; after a kill the state is still `running`."""
+
+
+class RunDirectory:
+    """OUT, for the process that owns it: the first rank."""
+
+    def __init__(self, path: Path, command: Sequence[str], report: Callable[[str], None], lock: int | None = None) -> None:
+        """lock: the open descriptor of OUT/lock."""
+        self.path = path
+        self._lock = lock
+        self._command, self._report = list(command), report
+        self._run: dict[str, Any] | None = None
+        self._before: dict[str, Any] = {}
+        self._writing = threading.RLock()  # checkpoints are recorded by their own thread
+
+    @classmethod
+    @contextmanager
+    def own(cls, path: Path, command: Sequence[str], report: Callable[[str], None]) -> Iterator[Self]:
+        """Create OUT if need be, and lock it during the block.
+
+        Raises: CheckpointError when OUT is in use or cannot be written.
+        """
+        with writing(f"--output-dir {path}", "give another folder"):
+            path.mkdir(parents=True, exist_ok=True)
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, "it is not writable")
+            for name in FILES:
+                if (path / name).exists() and not (path / name).is_file():
+                    raise CheckpointError(f"{path / name} is not a file: remove it, or give another --output-dir")
+        with held(path, report) as lock:
+            yield cls(path, command, report, lock)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether OUT or its lock was removed or replaced, so that another process may own OUT now."""
+        return self._lock is not None and not is_at(self.path / LOCK, self._lock)
+
+    def raise_if_lost(self) -> None:
+        """Call it before each write to OUT. Raises: CheckpointError when this process no longer owns OUT."""
+        if self.is_lost:
+            raise CheckpointError(
+                f"{self.path} or its lock was removed or replaced during the run, which writes nothing more to it: "
+                "restore it if you can, then run the same command again"
+            )
+
+    def begin(self, *, step: int, max_steps: int | None, parent: str | None) -> None:
+        """Record in run.json that the run trains from `step`. Raises: CheckpointError when OUT cannot be written."""
+        now = _now()
+        self._before = self.recorded()
+        self._run = {
+            "state": "running",
+            "step": step,
+            "max_steps": max_steps,
+            "started": self._before.get("started", now),
+            "updated": now,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "command": in_shell(self._command),
+            "parent": parent,
+            **program(),
+        }
+        with writing(f"--output-dir {self.path}", "give another folder"):
+            self._write()
+
+    def record(
+        self, state: str, *, step: int | None = None, error: str | None = None, exit_code: int | None = None, **facts: Any
+    ) -> None:
+        """Record a state in run.json, and facts such as `world`; does nothing before `begin`.
+
+        exit_code: where it is not the usual one of the state.
+        """
+        if self._run is not None:
+            with self._writing:
+                code = USUAL_CODES[state] if exit_code is None else exit_code
+                ends = {} if code is None else {"exit_code": code}
+                self._run |= {"state": state, **ends, "updated": _now(), **facts}
+                if step is not None:
+                    self._run["step"] = step
+                if error is not None:
+                    self._run["error"] = escaped(error)
+                self._write_or_report()
+
+    def record_saved(self, step: int) -> None:
+        """Record a checkpoint of this step in run.json."""
+        assert self._run is not None
+        with self._writing:
+            self._run |= {"step": step, "updated": _now()}
+            self._write_or_report()
+
+    def record_refusal(self, error: str, exit_code: int) -> None:
+        """Record that a start failed before it trained; a run that was finished or preempted stays so."""
+        if self._run is not None and self._before.get("state") in ("finished", "preempted"):
+            self._run = self._before
+            self._write_or_report()
+        else:
+            self.record("failed", error=error, exit_code=exit_code)
+
+    def finished_at(self, train: TrainConfig) -> int | None:
+        """The step at which the run is finished, by run.json and also by these options; else None."""
+        recorded = self._before if self._run is not None else self.recorded()
+        step = recorded.get("step")
+        if recorded.get("state") != "finished" or not isinstance(step, int):
+            return None
+        same_end = recorded.get("max_steps") == train.max_steps and recorded.get("max_epochs") == train.max_epochs
+        ends = (train.max_epochs is not None and same_end) or (train.max_steps is not None and step >= train.max_steps)
+        return step if ends else None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the end is recorded: whatever happens to processes of the run later changes nothing."""
+        return self.has_finished or (self._run is not None and self._run["state"] == "preempted")
+
+    @property
+    def has_finished(self) -> bool:
+        return self._run is not None and self._run["state"] == "finished"
+
+    def recorded(self) -> dict[str, Any]:
+        """The content of run.json; empty where there is none. Raises: CheckpointError."""
+        path = self.path / RUN
+        try:
+            found = read_bytes(path)
+        except FileNotFoundError:
+            return {}
+        try:
+            content = parsed(found)
+        except ValueError as error:
+            raise CheckpointError(f"{path} is not JSON: delete it, a run needs only its checkpoints") from error
+        if not isinstance(content, dict) or not isinstance(content.get("parent"), str | None):
+            raise CheckpointError(f"{path} is not a JSON object: delete it, a run needs only its checkpoints")
+        return content
+
+    def _write_or_report(self) -> None:
+        if self.is_lost:
+            return  # `raise_if_lost` reports that
+        try:
+            self._write()
+        except OSError as failure:  # not raised, so as not to hide the error of the run, perhaps a full disk
+            self._report(f"{self.path / 'run.json'} cannot be written: {failure.strerror}")
+
+    def _write(self) -> None:
+        replace_file(self.path / RUN, [json.dumps(self._run, indent=2).encode(), b"\n"])
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts or resumes."""
+
+    step: int
+    checkpoint: Path | None
+    """None: from step 0."""
+    parent: str | None
+    """The checkpoint of another run that this one began from."""
+    chosen: Chosen
+    """The values of `auto`."""
+    kept: Mapping[str, Any] = field(default_factory=dict)
+    """Options that keep the default of the first start, by dotted name."""
+
+    def applied(self, config: Config) -> Config:
+        """The options of this start."""
+        return self.chosen.applied(with_options(config, self.kept))
+
+
+def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None], command: Sequence[str]) -> Start:
+    """Follow --resume, and record the run as running. Called by the owner of OUT. Raises: CheckpointError."""
+    start = found_start(config, out, report, command)
+    out.begin(step=start.step, max_steps=start.applied(config).train.max_steps, parent=start.parent)
+    return start
+
+
+def found_start(config: Config, out: RunDirectory, report: Callable[[str], None], command: Sequence[str]) -> Start:
+    """Follow --resume, without a record.
+
+    auto resumes from the newest intact checkpoint; no refuses a used OUT; a PATH begins a new run from that checkpoint, which
+    the same command resumes later.
+    Raises: CheckpointError, also for a changed fixed option.
+    """
+    resume, path = config.run.resume, out.path
+    with writing(f"--output-dir {path}", "give another folder"):
+        repair(path / MODEL)
+    recorded = out.recorded()
+    has_checkpoints = any((path / CHECKPOINTS).glob("step-*"))
+    used = has_checkpoints or (path / MODEL).exists() or _size(path / METRICS) > 0
+    if not recorded and not has_checkpoints and (path / MODEL).exists():
+        raise CheckpointError(f"{path / 'model'} would be replaced, but no run wrote it: give another --output-dir")
+    if resume == "no":
+        if used:
+            raise CheckpointError(f"{path} has a run: resume it with --resume auto, or give another --output-dir")
+        parent = None
+    elif resume == "auto":
+        parent = recorded.get("parent")
+    else:
+        parent = str(Path(resume).resolve())
+        if used and recorded.get("parent") != parent:
+            raise CheckpointError(f"{path} has another run, and --resume {resume} begins a new one: give another --output-dir")
+    checkpoint = latest(path / CHECKPOINTS, report)
+    if checkpoint is None and parent is not None:
+        checkpoint = Path(parent)
+        if not (checkpoint / "trainer.json").is_file():
+            raise CheckpointError(f"{checkpoint} is not a checkpoint: give a folder such as OUT/checkpoints/step-00001000")
+        verify(checkpoint)
+    step, kept, chosen = 0, dict[str, Any](), chosen_for(config)
+    if checkpoint is not None:
+        trainer = read_trainer(checkpoint)
+        new_out = path if not used else _unused(path)
+        _refuse_version(trainer, checkpoint, _new_run(config, trainer["fixed"], command, checkpoint, new_out))
+        kept = kept_options(config, defaults_of_then(trainer), checkpoint)
+        _refuse_drift(with_options(config, kept), trainer["fixed"], checkpoint, new_out, command)
+        for line in in_words(config, kept):
+            report(line)
+        step, chosen = trainer["step"], BEFORE_AUTO
+        if "chosen" in trainer:
+            chosen = Chosen.from_json(trainer["chosen"], f"{checkpoint / 'trainer.json'}: chosen")
+        else:
+            for line in auto_before_auto(config):
+                report(line)
+    return Start(step, checkpoint, parent, chosen, kept)
+
+
+def _refuse_version(trainer: dict[str, Any], checkpoint: Path, new_run: str) -> None:
+    """Refuse cursors of another version. Raises: CheckpointError."""
+    version = json_of(checkpoint / "stream.json").get("version")
+    if version != CURSOR_VERSION:
+        writer = trainer.get("versions", {}).get("stream_pretrain", "of the version that wrote it")
+        raise CheckpointError(
+            f"{checkpoint} has cursors of version {version}, this program reads version {CURSOR_VERSION}: resume with "
+            f"stream_pretrain {writer}, or {new_run}"
+        )
+
+
+def _refuse_drift(config: Config, was: dict[str, Any], checkpoint: Path, new_out: Path, command: Sequence[str]) -> None:
+    """Compare the fixed options with those of the checkpoint. Raises: CheckpointError."""
+    now = without_places(json.loads(json.dumps(fixed_options(config))))
+    may_change = flatten(config).keys() - now.keys()
+    usual = {name: value for name, value in defaults(config).items() if name in now}
+    was = without_places({**usual, **was})  # an option newer than the checkpoint had its default
+    changed = [name for name in sorted((was.keys() | now.keys()) - may_change) if was.get(name) != now.get(name)]
+    if changed:
+        lines = [f"  --{name.replace('_', '-')}: was {was.get(name)}, is {now.get(name)}" for name in changed]
+        raise CheckpointError(
+            f"{checkpoint} was trained with options that must not change in a run:",
+            *lines,
+            f"put them back, or {_new_run(config, was, command, checkpoint, new_out)}",
+        )
+
+
+def _new_run(config: Config, was: Mapping[str, Any], command: Sequence[str], checkpoint: Path, out: Path) -> str:
+    """Advice and command for a new run with the same options, from the weights of the checkpoint, in its own folder."""
+    replaced = {"resume": config.run.resume != "auto" and "auto", "init-from": str(checkpoint), "output-dir": str(out)}
+    why = ""
+    if was.get("train.seed") == config.train.seed:
+        replaced["seed"] = str(config.train.seed + 1)
+        why = " with another seed, since the same one repeats documents and masks"
+    names = {f"--{name.replace('_', '-')}" for short in replaced for name in (short, ALIASES[short])}
+    kept: list[str] = []
+    words = iter(command)
+    for word in words:
+        option, equals, _ = word.partition("=")
+        if option.replace("_", "-") not in names:
+            kept.append(word)
+        elif not equals:
+            next(words, None)
+    new = in_shell([*kept, *(word for short, value in replaced.items() if value for word in (f"--{short}", value))])
+    secrets = f" (put the secrets back in place of {HIDDEN})" if HIDDEN in new else ""
+    return f"start a new run from its weights{why}{secrets}: {new}"
+
+
+def _unused(out: Path) -> Path:
+    number = 2
+    while (candidate := Path(f"{out}-{number}")).exists():
+        number += 1
+    return candidate
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,395 @@
+"""Checkpoints: one folder per saved step, the same for any number of ranks, whole or not there.
+
+    step-00001000/
+      config.json, model.safetensors, tokenizer*    what `from_pretrained` reads
+      optimizer.safetensors                         optimizer state by parameter name
+      stream.json, corpus.json, trainer.json        cursors of the lanes, pinned shards, counters and options
+      MANIFEST.json                                 size and SHA-256 of all other files, written last
+
+A folder is filled under a hidden name, flushed to the disk and renamed: a kill or a full disk at any moment leaves every
+earlier checkpoint as it was. safetensors and JSON only, no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from stream_pretrain.data.rows.tokenizer_probe import EngineRecord
+from stream_pretrain.errors import CheckpointError, DamagedCheckpointError, StreamPretrainError, TrainingError
+from stream_pretrain.non_utf8_names import utf8_path
+from stream_pretrain.training.files.atomic_files import replace_file, writing
+from stream_pretrain.training.files.atomic_folders import delete, flush, put_in_place
+from stream_pretrain.training.files.manifest import MANIFEST, check_manifest, file_of, json_of, write_manifest
+from stream_pretrain.training.files.out_files import CHECKPOINTS, CURSORS
+from stream_pretrain.training.files.records import sync_records
+from stream_pretrain.training.state.model_state import HostCopies, all_finite
+from stream_pretrain.typed_json import from_json
+
+RUN_STATE = {"optimizer.safetensors", "stream.json", "corpus.json", "trainer.json", MANIFEST}
+REQUIRED = ("config.json", "model.safetensors", "optimizer.safetensors", "stream.json", "corpus.json", "trainer.json")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything in a checkpoint, in host memory that the training thread does not change."""
+
+    step: int
+    model: dict[str, Tensor]
+    """Contiguous CPU copies by the names of the bare model, without tied duplicates."""
+    model_config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    optimizer: dict[str, Tensor]
+    """As `optimizer_tensors` gives it."""
+    stream: dict[str, Any]
+    corpus: bytes
+    """The content of corpus.json, encoded once a run, since a corpus may have many shards."""
+    trainer: dict[str, Any]
+    passthrough: Mapping[str, bytes] = field(default_factory=dict)
+    """Content by name of files that are exported as they came with the model and its tokenizer."""
+    untrained: frozenset[str] = frozenset()
+    """Names in `model` that no update changes."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint without its tensors."""
+
+    path: Path
+    step: int
+    stream: dict[str, Any]
+    corpus: dict[str, Any]
+    trainer: dict[str, Any]
+    vocabulary: int | None
+    """The size of the embedding, where config.json has it."""
+
+
+def write(snapshot: Snapshot, directory: Path) -> Path:
+    """Write the snapshot to `directory`/step-… and return that folder; an intact checkpoint of this step stays.
+
+    Raises: CheckpointError when the disk fails, with all earlier checkpoints as they were.
+    """
+    final = directory / checkpoint_name(snapshot.step)
+    with suppress(DamagedCheckpointError):  # missing, or damaged: written again
+        verify(final)
+        return final
+
+    def fill(folder: Path) -> None:
+        _write_pretrained(folder, snapshot.model, snapshot.model_config, snapshot.tokenizer, snapshot.passthrough)
+        _write_tensors(folder / "optimizer.safetensors", snapshot.optimizer)
+        trainer = {"step": snapshot.step, **snapshot.trainer}
+        for name, value in (("stream", snapshot.stream), ("trainer", trainer)):
+            (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+        (folder / "corpus.json").write_bytes(snapshot.corpus)
+        flush(folder)
+        write_manifest(folder)
+
+    with writing(final):
+        directory.mkdir(exist_ok=True)
+        put_in_place(final, fill)
+    return final
+
+
+def write_model(
+    model: Mapping[str, Tensor],
+    model_config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    passthrough: Mapping[str, bytes],
+) -> None:
+    """Write the final model for `from_pretrained`; replaces `directory` atomically.
+
+    Raises: CheckpointError when the disk fails, with `directory` as it was.
+    """
+    with writing(directory):
+        put_in_place(directory, lambda folder: _write_pretrained(folder, model, model_config, tokenizer, passthrough))
+
+
+def copy_model(checkpoint: Path, directory: Path) -> None:
+    """Write the final model again, which is what a checkpoint holds besides the state of the run. Raises: CheckpointError."""
+
+    def fill(folder: Path) -> None:
+        for path in checkpoint.iterdir():
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name, copy_function=shutil.copyfile)
+            elif path.name not in RUN_STATE:
+                shutil.copyfile(path, folder / path.name)
+
+    with writing(directory):
+        put_in_place(directory, fill)
+
+
+def prune(
+    directory: Path, *, newest: int, keep_last: int, keep_every: int, cursors: Path, report: Callable[[str], None]
+) -> None:
+    """Delete old checkpoints: keep the last `keep_last` up to step `newest`, and those at multiples of `keep_every` (0: none).
+
+    The stream.json of a deleted checkpoint is kept as `cursors`/step-….json. A checkpoint that is damaged, or cannot be read
+    or deleted now, is reported; it is not deleted, does not count towards `keep_last`, and does not end the run.
+    """
+    assert keep_last > 0
+    intact: list[tuple[int, bytes, Path]] = []
+    for step, checkpoint in _checkpoints(directory):
+        try:
+            if step <= newest:
+                intact.append((step, _complete(checkpoint), checkpoint))
+        except (CheckpointError, OSError) as error:
+            report(f"{checkpoint.name} is not pruned: {error}")
+    for step, stream, checkpoint in intact[:-keep_last]:
+        if keep_every == 0 or step % keep_every != 0:
+            try:
+                cursors.mkdir(exist_ok=True)
+                replace_file(cursors / f"{checkpoint.name}.json", [stream])
+            except OSError as error:
+                report(f"{checkpoint.name} is not pruned: its cursors cannot be kept in {cursors} ({error.strerror})")
+            else:
+                delete(checkpoint)
+
+
+def verify(checkpoint: Path) -> None:
+    """Compare every file with the manifest, and the step with the name of the folder, where it has one.
+
+    Raises: DamagedCheckpointError for wrong content; CheckpointError for what cannot be read now, or is of another version.
+    """
+    check_manifest(checkpoint, REQUIRED)
+    _refuse_other_name(checkpoint)
+
+
+def latest(directory: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that verifies, None where there are none. Called by the process that owns the run.
+
+    Deletes leftovers of a killed write. A newer checkpoint that is damaged is reported and renamed to damaged-step-…: `prune`
+    does not count it, and its step can be written again.
+    Raises: CheckpointError when all checkpoints are damaged, or one cannot be read now.
+    """
+    for leftover in (*directory.glob(".tmp-*"), *directory.glob(".old-*"), *directory.glob(".gone-*")):
+        delete(leftover)
+    found = _checkpoints(directory)
+    others = sorted({path.name for path in directory.glob("step-*")} - {path.name for _, path in found})
+    if others and not found:
+        raise CheckpointError(f"{directory}: {others[0]} is not a checkpoint name, such as {checkpoint_name(5)}: rename it")
+    damaged: dict[Path, str] = {}
+    for _, checkpoint in reversed(found):
+        try:
+            verify(checkpoint)
+        except DamagedCheckpointError as error:
+            damaged[checkpoint] = str(error)
+            continue
+        for newer, reason in damaged.items():
+            aside = newer.with_name(f"damaged-{newer.name}")
+            delete(aside)
+            try:
+                newer.rename(aside)
+            except OSError as error:
+                raise CheckpointError(f"{reason}; it cannot be renamed ({error.strerror}): delete it") from error
+            report(f"{reason}; falling back to {checkpoint.name}, the damaged one is now {aside.name}")
+        return checkpoint
+    if damaged:
+        raise CheckpointError(f"{directory}: all checkpoints are damaged; the newest: {next(iter(damaged.values()))}")
+    return None
+
+
+def newest(directory: Path) -> tuple[int, Path | None]:
+    """Step and folder of the newest checkpoint by name, verified or not; 0 and None where there is none."""
+    return max(_checkpoints(directory), default=(0, None))
+
+
+def read_trainer(checkpoint: Path) -> dict[str, Any]:
+    """trainer.json: the step, the totals, and the options of the run. Raises: CheckpointError."""
+    trainer, where = json_of(checkpoint / "trainer.json"), f"{checkpoint / 'trainer.json'}:"
+    kinds = {"fixed": dict[str, Any], "tokenizer": str, "max_steps": int | None}
+    for name, kind in kinds.items():
+        if name not in trainer:
+            raise CheckpointError(f"{where} {name} is missing: use another checkpoint")
+        from_json(kind, trainer[name], f"{where} {name}")
+    from_json(dict[str, Any], trainer.get("versions", {}), f"{where} versions")
+    from_json(dict[str, Any], trainer.get("defaults", {}), f"{where} defaults")
+    from_json(EngineRecord | None, trainer.get("engine"), f"{where} engine")
+    from_json(list[dict[str, Any]], trainer["fixed"].get("data.sources", []), f"{where} fixed.data.sources")
+    if trainer["max_steps"] is not None and trainer["max_steps"] < 1:
+        raise CheckpointError(f"{where} max_steps is {trainer['max_steps']}: use another checkpoint")
+    return trainer
+
+
+def read(checkpoint: Path) -> Saved:
+    """Read a verified checkpoint. Raises: CheckpointError."""
+    return Saved(
+        path=checkpoint,
+        step=_step_of(checkpoint),
+        stream=json_of(checkpoint / "stream.json"),
+        corpus=json_of(checkpoint / "corpus.json"),
+        trainer=read_trainer(checkpoint),
+        vocabulary=json_of(checkpoint / "config.json").get("vocab_size"),
+    )
+
+
+class BackgroundWriter:
+    """Writes and prunes checkpoints on a background thread. A context manager.
+
+    The next call, in the training thread, raises an error of the thread. Snapshots are copied into memory that it owns.
+    """
+
+    def __init__(
+        self, out: Path, saved: Callable[[int], None], report: Callable[[str], None], *, keep_last: int, keep_every: int
+    ) -> None:
+        """saved: called in the thread with the step of each checkpoint; report: with each new problem of pruning."""
+        self._out, self._saved, self._report = out, saved, report
+        self._keep_last, self._keep_every = keep_last, keep_every
+        self._reported = set[str]()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self.weights, self.optimizer = HostCopies(), HostCopies()
+
+    def submit(self, snapshot: Callable[[], Snapshot]) -> None:
+        """Wait for the previous write, take a snapshot, which reuses its memory, and start writing it.
+
+        Raises: CheckpointError where the previous write failed, TrainingError where its weights were not finite.
+        """
+        self.wait()
+        self._pending = self._thread.submit(self._save, snapshot())
+
+    def prune(self, newest: int) -> None:
+        """Start pruning up to a step, after the previous write: a killed process may have left checkpoints to prune."""
+        self.wait()
+        self._pending = self._thread.submit(self._prune, newest)
+
+    def check(self) -> None:
+        """Raise the error of a write that has ended; does not wait for one in progress."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the last submitted snapshot is on the disk. Raises: as `submit`."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def settle(self) -> None:
+        """Like `wait`, but raises nothing: for another thread, while the training thread hangs."""
+        if (pending := self._pending) is not None:
+            futures.wait([pending])
+
+    def close(self) -> None:
+        """Wait, then end the thread. Raises: as `submit`."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def _save(self, snapshot: Snapshot) -> None:
+        trained = (tensor for name, tensor in snapshot.model.items() if name not in snapshot.untrained)
+        if not all_finite(trained):  # an update can overflow after a finite loss; no run could resume from it
+            raise TrainingError(
+                f"the weights are not finite after step {snapshot.step}: lower --train.learning-rate; "
+                "the same command resumes from the last checkpoint"
+            )
+        directory = self._out / CHECKPOINTS
+        sync_records(self._out)  # a resume expects the lines of all steps before the checkpoint
+        write(snapshot, directory)
+        self._saved(snapshot.step)
+        self._prune(snapshot.step)
+
+    def _prune(self, newest: int) -> None:
+        prune(
+            self._out / CHECKPOINTS,
+            newest=newest,
+            keep_last=self._keep_last,
+            keep_every=self._keep_every,
+            cursors=self._out / CURSORS,
+            report=self._report_once,
+        )
+
+    def _report_once(self, problem: str) -> None:
+        if problem not in self._reported:
+            self._reported.add(problem)
+            self._report(problem)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        try:
+            self.close()
+        except StreamPretrainError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))  # the first error is the one to show
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of the folder of a step."""
+    return f"step-{step:08d}"
+
+
+def _checkpoints(directory: Path) -> list[tuple[int, Path]]:
+    """Step and folder of all checkpoints, oldest first."""
+    found = ((re.fullmatch(r"step-([0-9]{8,18})", path.name), path) for path in directory.glob("step-*"))
+    return sorted((int(match[1]), path) for match, path in found if match and path.name == checkpoint_name(int(match[1])))
+
+
+def _step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint. Raises: DamagedCheckpointError where trainer.json contradicts itself."""
+    trainer = json_of(checkpoint / "trainer.json")
+    step, totals = trainer.get("step"), trainer.get("totals")
+    counted = totals.get("step") if isinstance(totals, dict) else None
+    if type(step) is not int or type(counted) is not int or counted != step or step < 0:
+        raise DamagedCheckpointError(f"{checkpoint / 'trainer.json'} contradicts itself on the step: use another checkpoint")
+    return step
+
+
+def _refuse_other_name(checkpoint: Path) -> None:
+    step = _step_of(checkpoint)
+    named = re.fullmatch(r"step-([0-9]+)", checkpoint.name)
+    if named and int(named[1]) != step:
+        raise DamagedCheckpointError(f"{checkpoint} holds step {step}: rename it to {checkpoint_name(step)}")
+
+
+def _complete(checkpoint: Path) -> bytes:
+    """The stream.json of a checkpoint that has its step and all files; contents are not compared with the manifest.
+
+    Raises: CheckpointError, OSError.
+    """
+    _refuse_other_name(checkpoint)
+    for name in REQUIRED:
+        if not (checkpoint / name).is_file():
+            raise DamagedCheckpointError(f"{checkpoint / name} is missing: delete this checkpoint")
+    return file_of(checkpoint / "stream.json")
+
+
+def _write_pretrained(
+    folder: Path,
+    model: Mapping[str, Tensor],
+    model_config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    passthrough: Mapping[str, bytes],
+) -> None:
+    model_config.to_json_file(folder / "config.json")
+    _write_tensors(folder / "model.safetensors", model)
+    try:
+        with utf8_path(folder) as path:
+            tokenizer.save_pretrained(path)
+    except Exception as error:  # tokenizers raises nothing narrower when the disk is full
+        raise OSError(f"tokenizer: {error}") from error
+    for name, content in passthrough.items():  # over the tokenizer's files too: transformers does not write all settings
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(mode)  # safetensors writes files that only their owner can read

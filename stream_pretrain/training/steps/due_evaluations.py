@@ -1,0 +1,62 @@
+"""When a run evaluates, and what it makes up after a stop."""
+
+from __future__ import annotations
+
+import math
+
+from stream_pretrain.training.evaluation import evaluation
+from stream_pretrain.training.files.out_files import METRICS
+from stream_pretrain.training.files.records import best_evaluation, has_evaluation
+from stream_pretrain.training.report.summary import HeldOut, held_out_in_words
+from stream_pretrain.training.start.setup import Setup
+
+
+class Evaluations:
+    """Evaluations: every --eval-every steps, after --max-steps and at the end of the corpus.
+
+    One that is missed because of a stop is due at the next start. Every method is called by all ranks.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup, record = setup, setup.out.path / METRICS
+        recorded, best = setup.ranks.from_first(lambda: (has_evaluation(record, setup.totals.step), best_evaluation(record)))
+        self._is_done = recorded or setup.evaluation_set is None  # of the last step
+        self.last: HeldOut | None = None  # of this start
+        self.best = best and HeldOut(*best)
+
+    def begin_step(self) -> None:
+        """After a step: it is not evaluated yet."""
+        self._is_done = self._setup.evaluation_set is None
+
+    def is_due(self, *, at_end: bool = False) -> bool:
+        """Whether to evaluate the last step now."""
+        config, step = self._setup.config, self._setup.totals.step
+        return not self._is_done and (at_end or step == config.train.max_steps or step % config.eval.every == 0)
+
+    def may_come(self) -> bool:
+        """Whether the last step may still be evaluated."""
+        return not self._is_done
+
+    def may_come_later(self, *, at_end: bool = False) -> bool:
+        """Whether it may be evaluated after its metrics are logged: one is due, or the corpus may end there."""
+        return self.is_due(at_end=at_end) or (not self._is_done and self._setup.config.train.max_epochs is not None)
+
+    def run(self) -> dict[str, float]:
+        """Loss and accuracy on the evaluation set; empty, and still due, when a rank is asked to stop meanwhile."""
+        setup = self._setup
+        assert setup.evaluation_set is not None
+        with setup.progress.phase("evaluating", stays=False), setup.parallel.accelerator.autocast():
+            metrics = evaluation.evaluate(
+                setup.parallel.bare,
+                setup.evaluation_set,
+                setup.parallel.device,
+                setup.ranks,
+                stop=lambda: setup.stop.requested,
+            )
+        if metrics:
+            before, self.last = self.best, HeldOut(metrics["eval/loss"], setup.totals.step)
+            self.best = min((one for one in (before, self.last) if one and math.isfinite(one.loss)), default=None)
+            words = held_out_in_words(self.last, before and self.best)
+            setup.progress.notice(f"step {setup.totals.step:,}: {words}")
+        self._is_done = bool(metrics)
+        return metrics

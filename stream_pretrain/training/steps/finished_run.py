@@ -1,0 +1,45 @@
+"""The start of a run that is already finished: adds results that are missing, and trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stream_pretrain.config import Config, flatten, shown_options
+from stream_pretrain.training.files.out_files import METRICS, MODEL
+from stream_pretrain.training.files.records import has_evaluation
+from stream_pretrain.training.ranks.signals import StopRequest
+from stream_pretrain.training.report.progress import Progress
+from stream_pretrain.training.report.tracking import Tracker
+from stream_pretrain.training.start.run_directory import RunDirectory, found_start
+from stream_pretrain.training.state.checkpoint import copy_model
+
+
+def complete_finished(
+    config: Config, command: Sequence[str], progress: Progress, stop: StopRequest, out: RunDirectory
+) -> int | None:
+    """Complete a finished run: `model/`, and what Weights & Biases lacks; returns its last step.
+
+    None where a step or an evaluation is still to be done, which needs the model and the corpus. Called by the owner of OUT.
+    Raises: CheckpointError, also for a changed fixed option; ConfigError; Interrupted.
+    """
+    with stop.interruptible():
+        step = out.finished_at(config.train)
+        if step is None or _lacks_evaluation(config, out, step):
+            return None
+        start = found_start(config, out, progress.warning, command)
+        if start.checkpoint is None or start.step != step:  # the last checkpoint is damaged
+            return None
+        if not (out.path / MODEL).exists():
+            copy_model(start.checkpoint, out.path / MODEL)
+        config = start.applied(config)
+        shown = shown_options(flatten(config))
+        tracker = Tracker.open(config.run, out.path, config=shown, resumed_step=step, report=progress.notice, only_missed=True)
+    tracker.finish("finished")
+    return step
+
+
+def _lacks_evaluation(config: Config, out: RunDirectory, step: int) -> bool:
+    every, max_steps = config.eval.every, config.train.max_steps
+    if not every or has_evaluation(out.path / METRICS, step):
+        return False
+    return max_steps is None or step <= max_steps or step % every == 0  # the last step of the run, or one of the interval

@@ -1,0 +1,94 @@
+"""When a run saves, and what a snapshot holds: the cursors of all ranks, the model and optimizer of the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from stream_pretrain.config import fixed_options, shown_options
+from stream_pretrain.data.lanes.row_layout import part_of
+from stream_pretrain.data.lanes.stream_state import LaneCursors, stream_state
+from stream_pretrain.training.files.out_files import MODEL
+from stream_pretrain.training.files.versions import program
+from stream_pretrain.training.start.setup import Setup
+from stream_pretrain.training.state.checkpoint import BackgroundWriter, Snapshot, write_model
+
+
+class Saves:
+    """The checkpoints of a run. Every method is called by all ranks; the first one writes."""
+
+    def __init__(self, setup: Setup, writer: BackgroundWriter) -> None:
+        self._setup, self._writer = setup, writer
+        self.last_step = setup.totals.step
+
+    def is_due(self, *, ends: bool) -> bool:
+        """Whether to save the last step; ends: it is the last one of the run.
+
+        Never after a bad step: weights that are not finite could push all good checkpoints out of --run.keep-last.
+        """
+        step, every = self._setup.totals.step, self._setup.config.run.save_every
+        return self._setup.totals.bad_steps == 0 and self.last_step < step and (ends or step % every == 0)
+
+    def begin(self) -> None:
+        """Start saving the last step. Raises: the error of the previous write."""
+        begin_save(self._setup, self._writer)
+        self.last_step = self._setup.totals.step
+
+    def end(self) -> None:
+        """Save the last step, even a bad one, unless it is saved already, and wait for that. Raises: as `begin`."""
+        if self.last_step < self._setup.totals.step:
+            self.begin()
+        self._writer.wait()
+
+    def export(self) -> None:
+        """Write the final model. Raises: CheckpointError."""
+        if self._setup.ranks.is_first:
+            weights, settings = self._setup.parallel.export()
+            loaded = self._setup.loaded
+            folder, copies = self._setup.out.path / MODEL, self._writer.weights.of(weights)
+            write_model(copies, settings, loaded.tokenizer, folder, loaded.passthrough.files)
+
+
+def begin_save(setup: Setup, writer: BackgroundWriter) -> None:
+    """Start writing a checkpoint. Called by all ranks; the first one writes."""
+    cursors = all_cursors(setup)
+    if setup.ranks.is_first:
+        writer.submit(lambda: _snapshot(setup, cursors, writer))
+
+
+def all_cursors(setup: Setup) -> list[LaneCursors]:
+    """The cursors of all lanes, gathered from their ranks. Called by all ranks."""
+    own = {lane: setup.cursors[lane] for lane in part_of(range(setup.pinned.lanes), setup.ranks.index, setup.ranks.world)}
+    gathered = {lane: cursors for of_rank in setup.ranks.gather(own) for lane, cursors in of_rank.items()}
+    return [gathered[lane] for lane in range(setup.pinned.lanes)]
+
+
+def _snapshot(setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWriter) -> Snapshot:
+    """The current state, copied into the memory of the writer."""
+    weights, settings = setup.parallel.export()
+    trainer: dict[str, Any] = {
+        "step": setup.totals.step,
+        "totals": asdict(setup.totals),
+        "fixed": shown_options(fixed_options(setup.config)),
+        "max_steps": setup.config.train.max_steps,
+        "tokenizer": setup.plan.encoder.fingerprint,
+        "engine": setup.engine.to_json(),
+        "parent": setup.parent,
+        "world": setup.ranks.world,
+        "defaults": setup.defaults,
+        "chosen": asdict(setup.chosen),
+        **program(),
+    }
+    return Snapshot(
+        step=setup.totals.step,
+        model=writer.weights.of(weights),
+        model_config=settings,
+        tokenizer=setup.loaded.tokenizer,
+        optimizer=writer.optimizer.of(setup.parallel.optimizer_tensors()),
+        stream=stream_state(setup.totals.step, cursors),
+        corpus=setup.pinned.encoded,
+        trainer=trainer,
+        passthrough=setup.loaded.passthrough.files,
+        untrained=setup.parallel.untrained(weights),
+    )
