@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import START_SECONDS, started, tiny_options
+from tests.training.checkpoints import signed
 from tests.training.runs import run_here
-from tests.training.state import signed
 
 BLIND = """
 import os, sys

@@ -25,7 +25,7 @@ def run_beside(program: str, directory: Path) -> list[str]:
     header = """
 import sys
 from pathlib import Path
-from tests.training.state import small_snapshot
+from tests.training.checkpoints import small_snapshot
 from stream_pretrain.training.state import checkpoint
 from stream_pretrain.training.state.model_state import read_tensors
 """

@@ -13,7 +13,7 @@ from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.training.start.run_directory import RunDirectory, Start, decide_start
 from stream_pretrain.training.state import checkpoint
 from stream_pretrain.training.state.checkpoint import Snapshot
-from tests.training.state import tokenizer, trainer_of, unexpected
+from tests.training.checkpoints import tokenizer, trainer_of, unexpected
 
 COMMAND = ["stream-pretrain", "--dataset", "org/texts", "--output-dir", "OUT", "--seed=1"]
 

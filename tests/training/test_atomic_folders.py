@@ -12,7 +12,7 @@ import pytest
 
 from stream_pretrain.training.files import atomic_folders
 from stream_pretrain.training.files.atomic_folders import exchange, put_in_place, repair
-from tests.training.state import run_beside
+from tests.training.checkpoints import run_beside
 
 
 def filled_with(text: str) -> Callable[[Path], None]:

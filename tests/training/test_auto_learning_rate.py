@@ -15,9 +15,9 @@ from stream_pretrain.training.start.auto_learning_rate import Chosen, chosen_for
 from stream_pretrain.training.start.learning_rate import learning_rate
 from stream_pretrain.training.state.checkpoint import read_trainer
 from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.training.checkpoints import unexpected
 from tests.training.runs import run_here
 from tests.training.starts import save, start
-from tests.training.state import unexpected
 
 FROM_SCRATCH = ModelConfig(config="c", tokenizer="t")
 

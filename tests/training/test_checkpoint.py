@@ -20,7 +20,7 @@ from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training.state import checkpoint
 from stream_pretrain.training.state.checkpoint import BackgroundWriter, Snapshot
 from stream_pretrain.training.state.model_state import HostCopies, read_tensors
-from tests.training.state import flip_a_bit, folders, run_beside, small_snapshot, tokenizer, trainer_of, unexpected
+from tests.training.checkpoints import flip_a_bit, folders, run_beside, small_snapshot, tokenizer, trainer_of, unexpected
 
 
 def test_a_checkpoint_gives_back_what_was_put_in(tmp_path: Path) -> None:

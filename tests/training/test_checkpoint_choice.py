@@ -18,7 +18,7 @@ from stream_pretrain.training.files import retried_reads
 from stream_pretrain.training.start.run_directory import RunDirectory
 from stream_pretrain.training.state import checkpoint
 from stream_pretrain.training.state.checkpoint import BackgroundWriter, latest, prune, verify
-from tests.training.state import flip_a_bit, folders, signed, small_snapshot, unexpected
+from tests.training.checkpoints import flip_a_bit, folders, signed, small_snapshot, unexpected
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.state import checkpoint
 from stream_pretrain.training.state.model_state import HostCopies, load_optimizer_tensors, load_weights, optimizer_tensors
-from tests.training.state import small_snapshot
+from tests.training.checkpoints import small_snapshot
 
 
 def load(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, torch.Tensor], updates: int = 1) -> None:

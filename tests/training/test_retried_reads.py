@@ -20,7 +20,7 @@ from stream_pretrain.training.files.manifest import file_of
 from stream_pretrain.training.files.records import has_evaluation, trim_after
 from stream_pretrain.training.report.tracking import _read_record
 from stream_pretrain.training.start.run_directory import RunDirectory
-from tests.training.state import unexpected
+from tests.training.checkpoints import unexpected
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "metrics.jsonl": lambda path: list(_read_record(path)),

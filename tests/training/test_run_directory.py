@@ -28,8 +28,8 @@ from stream_pretrain.training.start import run_directory
 from stream_pretrain.training.start.run_directory import RunDirectory, Start, decide_start
 from stream_pretrain.training.state import checkpoint
 from stream_pretrain.training.state.checkpoint import Snapshot
+from tests.training.checkpoints import flip_a_bit, tokenizer, trainer_of, unexpected
 from tests.training.starts import COMMAND, config, save, start
-from tests.training.state import flip_a_bit, tokenizer, trainer_of, unexpected
 
 
 def place(start: Start) -> tuple[Path | None, str | None]:

@@ -31,8 +31,8 @@ from stream_pretrain.training.state.checkpoint import BackgroundWriter
 from stream_pretrain.training.state.parallelism import accelerate_for_one_run, accelerator_for
 from stream_pretrain.training.steps.saving import begin_save
 from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.training.checkpoints import signed, unexpected
 from tests.training.runs import prepared, run_here, steps_of, tiny_run
-from tests.training.state import signed, unexpected
 
 Change = Callable[[Path], None]
 NUMBERS = (-1, 2**64, 1.5, "1", None, True, [], {})
