@@ -94,3 +94,27 @@ def test_a_run_with_an_option_of_today_was_not_begun_by_an_earlier_version(
     later = dataclasses.replace(today, data=LaterData(dataset="org/c", dummy=True))
     assert run_directory(later).name != "c-bert-ebbc2193"
     assert run_directory(dataclasses.replace(later, data=LaterData(dataset="org/c"))).name == "c-bert-ebbc2193"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "name_of_then"),
+    [
+        ("data/*.jsonl.gz", "data-bert-4caf4a89", ".jsonl.gz-bert-4caf4a89"),
+        ("data/wiki/**/part-*.zst", "wiki-bert-7aaad3f8", "part-.zst-bert-7aaad3f8"),
+        ("s3://bucket/wiki/2026-??/*", "wiki-bert-a58b2957", "bert-a58b2957"),
+        ("*.jsonl.gz", "jsonl.gz-bert-d23583d7", ".jsonl.gz-bert-d23583d7"),
+        ("../*.jsonl", "jsonl-bert-a75fe626", ".jsonl-bert-a75fe626"),
+        ("data/.cache", "cache-bert-1fd20ba9", ".cache-bert-1fd20ba9"),
+        ("..", "bert-502a4db7", "..-bert-502a4db7"),
+    ],
+)
+def test_a_pattern_or_hidden_folder_names_no_hidden_run_but_that_of_an_earlier_version_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, name: str, name_of_then: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = (f"--dataset={dataset}", "--model=bert")
+    assert named(*arguments) == f"runs/{name}"
+    Path("runs", name_of_then).mkdir(parents=True)
+    assert named(*arguments) == f"runs/{name_of_then}"
+    Path("runs", name).mkdir(exist_ok=True)
+    assert named(*arguments) == f"runs/{name}"

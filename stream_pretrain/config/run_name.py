@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +97,30 @@ def run_directory(config: Config) -> Path:
     options = shown_options(fixed_options(config))
     model = config.model.path or config.model.config or "model"
     corpus = options["data.dataset"] or "+".join(source.name for source in config.data.sources)
-    words = [re.sub(r"[^A-Za-z0-9._+]+", "-", Path(part).name).strip("-")[:_LONGEST_WORD] for part in (corpus, model)]
-
-    def named(content: dict[str, Any]) -> Path:
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-        return Path("runs") / "-".join([*(word for word in words if word), digest])
-
     hashed = _hashed(config, options)
-    now, then = named(hashed), _hashed_until_2026(options, hashed)
-    if then is not None and named(then).exists() and not now.exists():
-        return named(then)
-    return now
+    then = _hashed_until_2026(options, hashed)
+    name, was = ([of(place) for place in (corpus, model)] for of in (_word, _word_until_2026))
+    now = _named(name, hashed)
+    earlier = [_named(was, content) for content in (hashed, then) if content is not None]
+    return next((folder for folder in (now, *earlier) if folder.exists()), now)
+
+
+def _named(words: list[str], content: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    return Path("runs", "-".join([*filter(None, words), digest]))
+
+
+def _word(place: str) -> str:
+    """A dataset or model in the name of a run: its last part, or of a pattern the folder that it begins with."""
+    parts = Path(place).parts
+    folders = list(itertools.takewhile(lambda part: not has_magic(part), parts))
+    named = (re.sub(r"[^A-Za-z0-9._+]+", "-", part).strip("-.")[:_LONGEST_WORD] for part in (*folders[-1:], *parts[-1:]))
+    return next(filter(None, named), "")
+
+
+def _word_until_2026(place: str) -> str:
+    """Likewise, by earlier versions: of `*.gz`, which made a hidden folder."""
+    return re.sub(r"[^A-Za-z0-9._+]+", "-", Path(place).name).strip("-")[:_LONGEST_WORD]
 
 
 def _hashed(config: Config, options: dict[str, Any]) -> dict[str, Any]:

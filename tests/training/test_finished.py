@@ -122,6 +122,32 @@ def test_an_option_that_must_not_change_is_refused_all_the_same(arguments: list[
 
 
 @pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        ("--lanes=2", 2, "--lanes is 2, but the run began with 4 and cannot change it: leave the option out"),
+        ("--data.window-bytes=4096", 2, "--data.window-bytes is 4096, but the run began with 9000 and cannot change it"),
+        ("--dataset=other", 1, "other is not the corpus this run began with: s.jsonl is missing, t.jsonl is new"),
+    ],
+)
+def test_what_contradicts_the_pinned_corpus_is_refused_as_before_the_end(
+    arguments: list[str], out: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str, code: int, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    write_shard(tmp_path / "other" / "t", documents(40, longest=40), "plain")
+    before = files(out)
+    done = run_here([*without(arguments, given.partition("=")[0]), f"--output-dir={out}", given])
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert written(before, out) == set()
+
+
+def test_a_finished_run_whose_corpus_has_moved_is_still_finished(arguments: list[str], out: Path, tmp_path: Path) -> None:
+    [place] = [option.partition("=")[2] for option in arguments if option.startswith("--dataset=")]
+    moved = shutil.copytree(place, tmp_path / "moved")
+    assert again(without(arguments, "--dataset"), out, f"--dataset={moved}").startswith("already finished at step 4;")
+
+
+@pytest.mark.parametrize(
     ("mode", "sent", "held", "asked"),
     [
         ("online", "4", set(), False),

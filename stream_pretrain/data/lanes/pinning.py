@@ -108,9 +108,21 @@ def share_schedule(data: DataConfig) -> tuple[Shares, ...]:
 def found_again(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpus:
     """The corpus of a resumed run, with its shards where they are now.
 
-    Raises: SourceError with the shards that differ, ConfigError for lanes or windows that do.
+    Raises: SourceError with the shards that differ, and as `refuse_unlike`.
     """
     _refuse_idle_ranks(config, world)
+    refuse_unlike(config, pinned)
+    return replace(
+        pinned,
+        sources=tuple(
+            replace(source, corpus=resolve_pinned(source.corpus, options))
+            for source, options in zip(pinned.sources, sources_of(config.data), strict=True)
+        ),
+    )
+
+
+def refuse_unlike(config: Config, pinned: PinnedCorpus) -> None:
+    """Refuse other sources, lanes or windows than the pinned ones. Raises: CheckpointError, ConfigError."""
     names = [source.name for source in config.data.sources] or [""]
     if [source.name for source in pinned.sources] != names:
         found = ", ".join(source.name for source in pinned.sources)
@@ -123,13 +135,6 @@ def found_again(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpu
     for option, value, fixed in given:
         if value not in ("auto", fixed):
             raise ConfigError(f"{option} is {value}, but the run began with {fixed} and cannot change it: leave the option out")
-    return replace(
-        pinned,
-        sources=tuple(
-            replace(source, corpus=resolve_pinned(source.corpus, options))
-            for source, options in zip(pinned.sources, sources_of(config.data), strict=True)
-        ),
-    )
 
 
 def row_layout(config: Config, lanes: int) -> RowLayout:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from stream_pretrain.config import Config, flatten, shown_options
+from stream_pretrain.config import Config, fixed_options, flatten, shown_options
+from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
+from stream_pretrain.data.lanes.pinning import found_again, refuse_unlike
+from stream_pretrain.training.files.manifest import json_of
 from stream_pretrain.training.files.out_files import METRICS, MODEL
 from stream_pretrain.training.files.records import has_evaluation
 from stream_pretrain.training.ranks.signals import StopRequest
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.report.tracking import Tracker
 from stream_pretrain.training.start.run_directory import RunDirectory, found_start
-from stream_pretrain.training.state.checkpoint import copy_model
+from stream_pretrain.training.state.checkpoint import copy_model, read_trainer
 
 
 def complete_finished(
@@ -20,7 +24,7 @@ def complete_finished(
     """Complete a finished run: `model/`, and what Weights & Biases lacks; returns its last step.
 
     None where a step or an evaluation is still to be done, which needs the model and the corpus. Called by the owner of OUT.
-    Raises: CheckpointError, also for a changed fixed option; ConfigError; Interrupted.
+    Raises: CheckpointError, also for a changed fixed option; ConfigError; SourceError; Interrupted.
     """
     with stop.interruptible():
         step = out.finished_at(config.train)
@@ -29,9 +33,10 @@ def complete_finished(
         start = found_start(config, out, progress.warning, command)
         if start.checkpoint is None or start.step != step:  # the last checkpoint is damaged
             return None
+        config = start.applied(config)
+        _refuse_other_corpus(config, start.checkpoint)
         if not (out.path / MODEL).exists():
             copy_model(start.checkpoint, out.path / MODEL)
-        config = start.applied(config)
         shown = shown_options(flatten(config))
         tracker = Tracker.open(config.run, out.path, config=shown, resumed_step=step, report=progress.notice, only_missed=True)
     tracker.finish("finished")
@@ -43,3 +48,13 @@ def _lacks_evaluation(config: Config, out: RunDirectory, step: int) -> bool:
     if not every or has_evaluation(out.path / METRICS, step):
         return False
     return max_steps is None or step <= max_steps or step % every == 0  # the last step of the run, or one of the interval
+
+
+def _refuse_other_corpus(config: Config, checkpoint: Path) -> None:
+    """Refuse what an unfinished run refuses; shards are listed only where --dataset names another place."""
+    pinned = PinnedCorpus.from_json(json_of(checkpoint / "corpus.json"))
+    was, now = read_trainer(checkpoint)["fixed"], shown_options(fixed_options(config))
+    if all(was.get(name) == now[name] for name in ("data.dataset", "data.sources")):
+        refuse_unlike(config, pinned)
+    else:
+        found_again(config, pinned, world=1)
