@@ -19,19 +19,47 @@ from typing import Any, Literal
 
 import yaml
 
-from stream_pretrain.config import GROUPS, NAMES, SYNONYMS, Config, help_texts, redacted_text, usual_name
+from stream_pretrain.config import ALL_GROUPS, GROUPS, NAMES, SYNONYMS, Config, help_texts, redacted_text, usual_name
 from stream_pretrain.errors import ConfigError
 
 
-def parse(arguments: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> Config:
-    """The Config of the arguments, the YAML files they name, and the environment.
+@dataclasses.dataclass(frozen=True)
+class Invocation:
+    """What a command was given."""
 
+    config: Config
+    """The options of a run."""
+    own: Mapping[str, Any]
+    """The options of single commands, one dataclass a group of `COMMAND_GROUPS`."""
+    operands: tuple[str, ...]
+    """Arguments that are no options, such as the folder of a run."""
+    typed: frozenset[str]
+    """Options given on the command line, by dotted name with hyphens."""
+    as_json: bool
+    """--json: the result is one JSON object on stdout."""
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> Config:
+    """The options of a run, as `invocation` has them."""
+    return invocation(arguments, environment).config
+
+
+def invocation(
+    arguments: Sequence[str], environment: Mapping[str, str] = MappingProxyType({}), *, operands: bool = False
+) -> Invocation:
+    """What the arguments, the YAML files that they name and the environment give to a command.
+
+    operands: whether the command takes arguments that are no options.
     Raises: ConfigError for an option that is unknown (with a suggestion), given twice, without a value or of a wrong type.
     """
     from_files: list[_Option] = []
     from_line: list[_Option] = []
     typed: dict[str, str] = {}
-    for name, value in _split(arguments):
+    taken = [argument for argument in arguments if argument != "--json"]
+    words = list(_split(taken, operands=operands))
+    for name, value in words:
+        if name is None:
+            continue
         if name == "config":
             from_files += _read_file(Path(value))
             if any(option.name == "model.trust-remote-code" for option in from_files):
@@ -46,12 +74,22 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = MappingProx
                 raise ConfigError(f"{twice}: leave one of them out")
             typed[dotted] = name
             from_line.append(_Option(dotted, value, ""))
-    groups: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+    groups: dict[str, dict[str, Any]] = {group: {} for group in ALL_GROUPS}
     for option in [*_of_environment(environment), *from_files, *from_line]:
         group, _, name = option.name.replace("-", "_").partition(".")
         groups[group][name] = _value(option.value, TYPES[option.name], f"{option.origin}--{option.name}")
-    given = frozenset(option.name.replace("-", "_") for option in from_files + from_line)
-    return Config(**{name: GROUPS[name](**values) for name, values in groups.items()}, given=given)
+    given = {option.name.replace("-", "_") for option in from_files + from_line}
+    built = {name: ALL_GROUPS[name](**values) for name, values in groups.items()}
+    return Invocation(
+        config=Config(
+            **{name: built[name] for name in GROUPS},
+            given=frozenset(name for name in given if name.partition(".")[0] in GROUPS),
+        ),
+        own={name: options for name, options in built.items() if name not in GROUPS},
+        operands=tuple(value for name, value in words if name is None),
+        typed=frozenset(typed),
+        as_json=len(taken) < len(arguments),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,26 +104,29 @@ class _Option:
 
 TYPES: dict[str, Any] = {
     f"{group}.{name}".replace("_", "-"): kind
-    for group, options in GROUPS.items()
+    for group, options in ALL_GROUPS.items()
     for name, kind in typing.get_type_hints(options).items()
 }
 """The type of every option, by its dotted name with hyphens."""
 
 
 def _of_environment(environment: Mapping[str, str]) -> Iterator[_Option]:
-    for group, options in GROUPS.items():
+    for group, options in ALL_GROUPS.items():
         for option in dataclasses.fields(options):
             variable = option.metadata.get("variable")
             if variable is not None and environment.get(variable):
                 yield _Option(f"{group}.{option.name}".replace("_", "-"), environment[variable], f"{variable}: ")
 
 
-def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Names and values of `--name=value`, `--name value` and, for booleans, the bare `--name`."""
+def _split(arguments: Sequence[str], *, operands: bool) -> Iterator[tuple[str | None, str]]:
+    """Names and values of `--name=value`, `--name value` and, for booleans, the bare `--name`; operands have no name."""
     remaining = list(arguments)
     last = ""
     while remaining:
         argument = remaining.pop(0)
+        if not argument.startswith("-") and operands:
+            yield None, argument
+            continue
         if not argument.startswith("--"):
             raise ConfigError(_unexpected(argument, last))
         name, has_value, value = argument[2:].partition("=")
@@ -174,13 +215,13 @@ def _read_file(path: Path) -> list[_Option]:
 def _flatten(mapping: dict[str, Any], prefix: str, origin: str) -> Iterator[_Option]:
     for key, value in mapping.items():
         name = f"{prefix}{key}".replace("_", "-")
-        if name in GROUPS and value in (None, "null"):
+        if name in ALL_GROUPS and value in (None, "null"):
             continue
-        if isinstance(value, dict) and name in GROUPS:
+        if isinstance(value, dict) and name in ALL_GROUPS:
             yield from _flatten(value, f"{name}.", origin)
             continue
         if isinstance(value, dict) and name not in NAMES:
-            raise ConfigError(f"{origin}unknown group {name}{suggestion(name, sorted(GROUPS), '')}")
+            raise ConfigError(f"{origin}unknown group {name}{suggestion(name, sorted(ALL_GROUPS), '')}")
         option = _resolve(name, origin)
         if isinstance(value, dict | list) and _record_type(TYPES[option]) is None:
             raise ConfigError(f"{origin}{name} takes one value, not a list or mapping; quote it if that is its text")

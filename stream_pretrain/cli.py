@@ -1,7 +1,7 @@
-"""The command line: argv and YAML files to a Config, a Config to a command. The only module that prints or exits.
+"""The command line: argv and YAML files to an Invocation, an Invocation to a command. The only module that prints or exits.
 
 --config FILE.yaml ──┐
-                     ├──> arguments.py ──> Config ──> validate ──> commands/NAME.py
+                     ├──> arguments.py ──> Invocation ──> validate ──> commands/NAME.py
 argv ────────────────┘
 """
 
@@ -14,12 +14,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from stream_pretrain import commands, exit_codes
-from stream_pretrain.arguments import misplaced, parse, suggestion, values_of, without_secrets
-from stream_pretrain.config import run_directory, secrets_of, validate
+from stream_pretrain.arguments import Invocation, invocation, misplaced, suggestion, values_of, without_secrets
+from stream_pretrain.config import Config, refuse_out_of_bounds, run_directory, secrets_of, validate
 from stream_pretrain.errors import ConfigError, StreamPretrainError
-from stream_pretrain.help import PROGRAM, command_names, groups_of, help_of
+from stream_pretrain.help import PROGRAM, Declaration, command_names, declaration_of, help_of
 from stream_pretrain.non_utf8_names import escaped
 from stream_pretrain.redaction import Secrets, printable
 from stream_pretrain.terminal import ClearStream, clear_stderr, show_traceback, unfailing_stderr
@@ -67,16 +68,40 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
             return _print(help_of(command, next((word for word in after if not word.startswith("-")), None)))
     if "--version" in options:
         return _print(importlib.metadata.version("stream_pretrain"))
-    config = parse(options, os.environ)
-    for name in sorted(config.given):
-        if name.partition(".")[0] not in groups_of(command):
-            raise ConfigError(f"{command} has no option --{name.replace('_', '-')}; see {PROGRAM} {command} --help")
-    stderr.secrets = secrets_of(config, os.environ)
-    validate(config)
+    declared = declaration_of(command)
+    given = invocation(options, os.environ, operands=bool(declared.operands))
+    _refuse_foreign(given, command, declared)
+    stderr.secrets = secrets_of(given.config, os.environ)
+    validate(given.config, declared.needed)
+    for group, options_of_command in given.own.items():
+        refuse_out_of_bounds(options_of_command, f"--{group}.")
     stderr.begin_log()
+    shown = [PROGRAM, *without_secrets(arguments)]
+    if command == "train":
+        return _train(given.config, shown)
+    progress = Progress(sys.stderr)
+    code: int = _module(command, progress).run(given, shown, progress)
+    return code
+
+
+def _refuse_foreign(given: Invocation, command: str, declared: Declaration) -> None:
+    """Refuse what the command does not take. A file may have options for other commands too. Raises: ConfigError."""
+    for name in sorted(given.typed):
+        if name.partition(".")[0] not in declared.groups:
+            raise ConfigError(f"{command} has no option --{name}; see {PROGRAM} {command} --help")
+    if given.as_json and not declared.own:
+        raise ConfigError(f"{command} has no option --json; see {PROGRAM} {command} --help")
+
+
+def _module(command: str, progress: Progress) -> ModuleType:
+    with progress.phase("importing torch and transformers"):
+        return importlib.import_module(f"{commands.__name__}.{command.replace('-', '_')}")
+
+
+def _train(config: Config, given: Sequence[str]) -> int:
+    """Start or resume a run, with signals that stop it, and what can be refused at once refused."""
     from stream_pretrain.training.ranks.signals import stop_on_signals
 
-    given = [PROGRAM, *without_secrets(arguments)]
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
         progress = Progress(sys.stderr if os.environ.get("RANK", "0") == "0" else None)
         stop.answer(lambda name: _leave(name, run_directory(config), given, progress), exit_codes.of_stopped_process)
@@ -85,9 +110,7 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
             from stream_pretrain.training.start.first_checks import refuse_at_once
 
             refuse_at_once(config)
-        with progress.phase("importing torch and transformers"):
-            module = importlib.import_module(f"{commands.__name__}.{command.replace('-', '_')}")
-        code: int = module.run(config, given, stop)
+        code: int = _module("train", progress).run(config, given, stop)
     return code
 
 

@@ -1,4 +1,4 @@
-"""`--help`: all options, or those of a group. No heavy imports."""
+"""`--help`: the options of a command, or those of a group; what a command declares. No heavy imports."""
 
 from __future__ import annotations
 
@@ -10,22 +10,19 @@ import pkgutil
 import shutil
 import textwrap
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
 
 from stream_pretrain import commands
 from stream_pretrain.arguments import TYPES, suggestion
-from stream_pretrain.config import GROUPS, Config, flatten, help_texts, usual_name
+from stream_pretrain.config import ALL_GROUPS, COMMAND_GROUPS, help_texts, usual_name
 from stream_pretrain.errors import ConfigError
 
 PROGRAM = "stream-pretrain"
 WIDEST = 100
-
-EXAMPLE = """\
-  stream-pretrain --dataset 'data/*.jsonl.zst' --model bert-base-uncased \\
-      --max-steps 10000 --output-dir runs/first"""
 
 FLAGS = {
     "--config FILE.yaml": "Options from a file, nested, dotted or short; the command line overrides them.",
@@ -34,57 +31,91 @@ FLAGS = {
     "--debug": "Show the traceback of an error.",
 }
 
+JSON = {"--json": "Print the result as one JSON object."}
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a command takes, as the constants of its module say."""
+
+    summary: str
+    """First line of the docstring, behind the name."""
+    groups: tuple[str, ...]
+    """GROUPS: groups of options."""
+    needed: tuple[str, ...]
+    """NEEDED: options of a run that it cannot do without, see `validation.NEEDED`."""
+    operands: str
+    """OPERANDS: the arguments that are no options, for people; empty for none."""
+    example: str
+    """EXAMPLE: a command line."""
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Groups that no other command takes. A command that has one prints a result, and takes --json."""
+        return tuple(group for group in self.groups if group in COMMAND_GROUPS)
+
 
 def command_names() -> list[str]:
     """Names of the commands."""
     return [module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__)]
 
 
-def groups_of(command: str) -> Sequence[str]:
-    """The groups of options of a command, read from its source: importing it takes seconds."""
+def declaration_of(command: str) -> Declaration:
+    """What a command declares, read from its source: importing it takes seconds."""
     [path] = commands.__path__
     source = ast.parse((Path(path) / f"{command.replace('-', '_')}.py").read_bytes())
-    [groups] = [
-        ast.literal_eval(line.value)
+    constants = {
+        ast.unparse(line.targets[0]): ast.literal_eval(line.value)
         for line in source.body
-        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "GROUPS"
-    ]
-    return tuple(groups)
+        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) in ("GROUPS", "NEEDED", "OPERANDS", "EXAMPLE")
+    }
+    return Declaration(
+        (ast.get_docstring(source) or "").partition("\n")[0].partition(": ")[2],
+        constants["GROUPS"],
+        constants["NEEDED"],
+        constants.get("OPERANDS", ""),
+        constants["EXAMPLE"],
+    )
 
 
 def help_of(command: str, group: str | None) -> str:
     """The help of a command, or of one group of its options. Raises: ConfigError for another group."""
-    groups = groups_of(command)
+    declared = declaration_of(command)
     if group is not None:
-        if group not in groups:
-            raise ConfigError(f"no group {group}{suggestion(group, groups, '')}; --help takes {', '.join(groups)}")
-        return "\n".join(_group(group))
-    return "\n".join([*_introduction(command, groups), *(line for group in groups for line in ("", *_group(group)))])
+        if group not in declared.groups:
+            near = suggestion(group, declared.groups, "")
+            raise ConfigError(f"no group {group}{near}; --help takes {', '.join(declared.groups)}")
+        return "\n".join(_group(group, declared))
+    groups = [line for group in declared.groups for line in ("", *_group(group, declared))]
+    return "\n".join([*_introduction(command, declared), *groups])
 
 
-def _introduction(command: str, groups: Sequence[str]) -> Iterator[str]:
-    yield f"usage: {PROGRAM} [COMMAND] [--OPTION VALUE ...]"
-    yield from ("", "example:", EXAMPLE, "")
+def _introduction(command: str, declared: Declaration) -> Iterator[str]:
+    named = "[train]" if command == "train" else command
+    operands = f" {declared.operands}" if declared.operands else ""
+    yield f"usage: {PROGRAM} {named}{operands} [--OPTION VALUE ...]"
+    yield from ("", *_wrapped(declared.summary[:1].upper() + declared.summary[1:]))
+    yield from ("", "example:", *textwrap.indent(declared.example.strip("\n"), "  ").splitlines(), "")
     yield from _wrapped(f"Commands: {', '.join(command_names())}; without one, train. These are the options of {command}.")
     yield from _wrapped(
-        f"Groups: {', '.join(groups)}. Where two names are shown, both are accepted. "
-        f"{PROGRAM} --help {groups[0]} shows one group."
+        f"Groups: {', '.join(declared.groups)}. Where two names are shown, both are accepted. "
+        f"{PROGRAM} {'' if command == 'train' else f'{command} '}--help {declared.groups[0]} shows one group."
     )
     yield ""
-    for flag, text in FLAGS.items():
+    for flag, text in {**FLAGS, **(JSON if declared.own else {})}.items():
         yield from (f"  {flag}", *_wrapped(text, 6))
 
 
-def _group(group: str) -> Iterator[str]:
-    yield from _wrapped(f"{group}: {inspect.getdoc(GROUPS[group])}")
-    default = flatten(Config())
-    for field in dataclasses.fields(GROUPS[group]):
-        name = f"{group}.{field.name}"
-        option = name.replace("_", "-")
+def _group(group: str, declared: Declaration) -> Iterator[str]:
+    yield from _wrapped(f"{group}: {inspect.getdoc(ALL_GROUPS[group])}")
+    for field in dataclasses.fields(ALL_GROUPS[group]):
+        dotted = f"{group}.{field.name}"
+        option = dotted.replace("_", "-")
         names = ", ".join(dict.fromkeys((f"--{usual_name(option)}", f"--{option}")))
         other = field.metadata.get("required_or")
-        yield f"  {names} {_metavar(TYPES[option])}" + (f"   required, or {other}" if other else "")
-        usual = "none" if default[name] in (None, []) else json.dumps(default[name]).strip('"')
+        required = f"   required, or {other}" if other and dotted in declared.needed else ""
+        yield f"  {names} {_metavar(TYPES[option])}{required}"
+        usual = "none" if field.default in (None, ()) else json.dumps(field.default).strip('"')
         variable = field.metadata.get("variable")
         also = f"; or the variable {variable}" if variable else ""
         yield from _wrapped(f"{help_texts()[option]} (default: {usual}{also})", 6)

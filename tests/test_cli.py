@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from stream_pretrain import cli, config, errors
-from stream_pretrain.cli import parse
+from stream_pretrain.arguments import TYPES, Invocation, parse
 from stream_pretrain.config import (
     ALIASES,
+    COMMAND_GROUPS,
     GROUPS,
     NAMES,
     Config,
@@ -29,6 +30,8 @@ from stream_pretrain.config import (
     TrainConfig,
     WeightChange,
     flatten,
+    help_texts,
+    option,
     run_directory,
     shown_options,
     validate,
@@ -36,6 +39,7 @@ from stream_pretrain.config import (
 )
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.training.ranks.signals import StopRequest
+from stream_pretrain.training.report.progress import Progress
 
 NEEDED = ["--dataset=corpus", "--model=model", "--max-steps=3"]
 
@@ -43,7 +47,7 @@ NEEDED = ["--dataset=corpus", "--model=model", "--max-steps=3"]
 def parsed(*arguments: str) -> dict[str, Any]:
     """The options that differ from their default."""
     default = flatten(Config())
-    return {name: value for name, value in flatten(cli.parse(arguments)).items() if value != default[name]}
+    return {name: value for name, value in flatten(parse(arguments)).items() if value != default[name]}
 
 
 @pytest.fixture
@@ -118,7 +122,7 @@ def test_an_option_without_its_group_is_the_option_on_the_command_line_and_in_a_
     }
     file = tmp_path / "run.yaml"
     file.write_text("learning-rate: 1e-4\nmask_rate: 0.2\nsources:\n  - {name: a, dataset: x}\n")
-    assert cli.parse([f"--config={file}"]).data.sources == (SourceConfig("a", "x"),)
+    assert parse([f"--config={file}"]).data.sources == (SourceConfig("a", "x"),)
     assert parsed(f"--config={file}", "--learning-rate=2e-4")["train.learning_rate"] == 2e-4
 
 
@@ -212,8 +216,8 @@ def test_variables_of_wandb_count_unless_the_option_is_given(
 
 
 def test_hyphens_and_underscores_are_equal_at_every_level() -> None:
-    for option in ("--max_steps", "--max-steps", "--train.max_steps", "--train.max-steps"):
-        assert parsed(option, "5") == {"train.max_steps": 5}
+    for name in ("--max_steps", "--max-steps", "--train.max_steps", "--train.max-steps"):
+        assert parsed(name, "5") == {"train.max_steps": 5}
 
 
 def test_underscores_of_a_value_are_kept() -> None:
@@ -233,8 +237,8 @@ def test_underscores_of_a_value_are_kept() -> None:
     ],
 )
 def test_a_boolean_is_a_bare_flag_or_true_or_false_in_any_case(arguments: list[str], expected: bool) -> None:
-    assert cli.parse(arguments).model.compile is expected
-    assert cli.parse([*arguments, "--seed=3"]).train.seed == 3
+    assert parse(arguments).model.compile is expected
+    assert parse([*arguments, "--seed=3"]).train.seed == 3
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e4", 10_000), ("20.0", 20), ("0012", 12), ("+5", 5)])
@@ -503,16 +507,82 @@ def test_help_of_a_group_is_that_group_alone(capsys: pytest.CaptureFixture[str],
     )
 
 
-def test_a_command_shows_and_takes_the_options_of_the_groups_that_it_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "look.py").write_text('GROUPS = ("data",)\n')
+LOOK = '''"""`stream-pretrain look`: look at a folder."""
+GROUPS = ("data", "look")
+NEEDED = ()
+OPERANDS = "OUT"
+EXAMPLE = "stream-pretrain look runs/first --color"
+'''
+
+
+@dataclasses.dataclass(frozen=True)
+class LookConfig:
+    """How to look."""
+
+    color: bool = False
+    """Show colours."""
+    colors: int = option(16, bounds="positive")
+    """Number of colours."""
+
+
+@pytest.fixture
+def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Invocation]:
+    """What a command of its own group, operands and --json was started with."""
+    (tmp_path / "look.py").write_text(LOOK)
     monkeypatch.setattr(cli.commands, "__path__", [str(tmp_path)])
+    monkeypatch.setitem(COMMAND_GROUPS, "look", LookConfig)
+    names = {"look.color": "look.color", "color": "look.color", "look.colors": "look.colors"}
+    for name, dotted in names.items():
+        monkeypatch.setitem(NAMES, name, dotted)
+    monkeypatch.setitem(TYPES, "look.color", bool)
+    monkeypatch.setitem(TYPES, "look.colors", int)
+    monkeypatch.setitem(help_texts(), "look.color", "Show colours.")
+    monkeypatch.setitem(help_texts(), "look.colors", "Number of colours.")
+    calls: list[Invocation] = []
+
+    def run(given: Invocation, command: Sequence[str], progress: Progress) -> int:
+        calls.append(given)
+        return 0
+
+    monkeypatch.setitem(sys.modules, "stream_pretrain.commands.look", SimpleNamespace(run=run))
+    return calls
+
+
+def test_a_command_shows_and_takes_the_options_of_the_groups_that_it_names(
+    look: list[Invocation], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["look", "--help"]) == 0
     text = capsys.readouterr().out
-    assert ("--data.dataset" in text, "--lanes" in text, "--train.seed" in text) == (True, True, False)
+    assert text.startswith("usage: stream-pretrain look OUT [--OPTION VALUE ...]\n\nLook at a folder.\n\nexample:\n")
+    shown = ("--data.dataset" in text, "--look.color" in text, "--json" in text, "--train.seed" in text, "required" in text)
+    assert shown == (True, True, True, False, False)
     said = one_line_error(capsys, "look", "--dataset=x", "--seed=3")
     assert said == "look has no option --train.seed; see stream-pretrain look --help"
+
+
+def test_a_command_is_given_its_own_options_operands_and_json(look: list[Invocation]) -> None:
+    assert cli.main(["look", "runs/a", "--color", "runs/b", "--json", "--lanes=4"]) == 0
+    [given] = look
+    assert (given.operands, given.as_json, given.own["look"]) == (("runs/a", "runs/b"), True, LookConfig(color=True))
+    assert given.config == Config(data=DataConfig(lanes=4))
+
+
+def test_a_file_of_options_may_have_those_of_other_commands(look: list[Invocation], tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("look: {color: true}\ntrain: {seed: 3}\n")
+    assert cli.main(["look", f"--config={tmp_path}/run.yaml"]) == 0
+    assert look[0].own["look"] == LookConfig(color=True)
+
+
+def test_options_of_a_command_have_bounds_and_train_takes_none_of_them(
+    look: list[Invocation], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert one_line_error(capsys, "look", "--look.colors=0") == "--look.colors must be above 0, not 0"
+    assert look == []
+
+
+def test_train_prints_no_result(started: list[tuple[Config, Sequence[str]]], capsys: pytest.CaptureFixture[str]) -> None:
+    said = one_line_error(capsys, *NEEDED, "--json")
+    assert said == "train has no option --json; see stream-pretrain train --help"
 
 
 def test_help_and_version_import_nothing_heavy() -> None:
@@ -559,7 +629,7 @@ data:
 
 
 def output_folder(*arguments: str) -> str:
-    return run_directory(cli.parse([*arguments, "--max-steps=3"])).as_posix()
+    return run_directory(parse([*arguments, "--max-steps=3"])).as_posix()
 
 
 def test_the_output_folder_is_named_by_what_must_not_change() -> None:
@@ -587,7 +657,7 @@ def test_what_is_shown_of_the_options_has_no_signature_and_no_key() -> None:
     sources = [{"name": "one", "dataset": url, "storage_options": options, "weight": 2}]
     single = [f"--dataset={url}", f"--eval.dataset={url}", "--eval-every=1", f"--data.storage-options={options}"]
     for given in (single, [f"--data.sources={json.dumps(sources)}"]):
-        shown = shown_options(flatten(cli.parse([*given, "--model=bert", "--max-steps=3"])))
+        shown = shown_options(flatten(parse([*given, "--model=bert", "--max-steps=3"])))
         assert "secret" not in json.dumps(shown)
         assert "https://host/a.jsonl" in json.dumps(shown)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from stream_pretrain import cli
+from stream_pretrain.arguments import parse
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus import missing_dataset, resolve
 from stream_pretrain.errors import TransportError
@@ -160,7 +161,7 @@ def test_a_hub_that_does_not_answer_is_left_to_the_listing(monkeypatch: pytest.M
         raise ConnectionError
 
     monkeypatch.setattr(missing_dataset, "pinned_revision", fails)
-    missing_dataset.refuse_absent(cli.parse(["--dataset=org/corpus"], {}).data)
+    missing_dataset.refuse_absent(parse(["--dataset=org/corpus"], {}).data)
 
 
 def test_a_wrong_name_of_a_folder_names_the_nearest_where_the_hub_does_not_answer(

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from stream_pretrain import commands
-from stream_pretrain.cli import parse
+from stream_pretrain.arguments import parse
 from stream_pretrain.config import ALIASES, NAMES, SYNONYMS, validate
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stream_pretrain import cli
+from stream_pretrain.arguments import parse
 from stream_pretrain.config import storage_options, validate
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
 from stream_pretrain.data.corpus.shard import Corpus, Shard
@@ -135,7 +136,7 @@ def test_the_arguments_of_the_process_lose_their_secrets_before_a_library_record
 )
 def test_a_command_that_was_copied_without_its_secrets_says_so(arguments: list[str], said: str) -> None:
     with pytest.raises(ConfigError) as error:
-        validate(cli.parse([*arguments, *NEEDED]))
+        validate(parse([*arguments, *NEEDED]))
     assert str(error.value) == said
 
 
@@ -166,7 +167,7 @@ def test_a_file_of_storage_options_that_is_none_is_named_without_what_is_in_it(
     if content is not None:
         keys.write_bytes(content)
     with pytest.raises(ConfigError) as error:
-        validate(cli.parse(["--dataset=x", f"--data.storage-options=@{keys}", *NEEDED]))
+        validate(parse(["--dataset=x", f"--data.storage-options=@{keys}", *NEEDED]))
     assert str(error.value).startswith(said.format(keys))
     assert "secret" not in str(error.value)
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from stream_pretrain import cli, config
+from stream_pretrain import config
+from stream_pretrain.arguments import parse
 from stream_pretrain.config import Config, DataConfig, SourceConfig, run_directory
 
 
 def named(*arguments: str) -> str:
-    return run_directory(cli.parse([*arguments, "--max-steps=3"])).as_posix()
+    return run_directory(parse([*arguments, "--max-steps=3"])).as_posix()
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class LaterSource(SourceConfig):
 
 
 def test_a_new_option_with_its_default_changes_no_name() -> None:
-    today = cli.parse(["--dataset=org/c", "--model=bert", "--max-steps=3"])
+    today = parse(["--dataset=org/c", "--model=bert", "--max-steps=3"])
     later = dataclasses.replace(today, data=LaterData(dataset="org/c"))
     assert run_directory(later) == run_directory(today) == Path("runs/c-bert-f7927083")
     assert run_directory(dataclasses.replace(later, data=LaterData(dataset="org/c", dummy=True))) != run_directory(today)
@@ -54,7 +55,7 @@ def test_a_new_key_of_a_source_changes_no_name() -> None:
 def test_an_option_that_is_given_names_the_run_alike_whatever_the_default_is_today() -> None:
     command = ["--dataset=org/c", "--model=bert", "--max-steps=3"]
     for given in ({}, {"sequence_length": 1024}, {"sequence_length": 512}):
-        today = cli.parse([*command, *(f"--data.{name}={value}" for name, value in given.items())])
+        today = parse([*command, *(f"--data.{name}={value}" for name, value in given.items())])
         later = LaterDefault(dataset="org/c", **given)
         assert run_directory(dataclasses.replace(today, data=later)) == run_directory(today)
 
@@ -89,7 +90,7 @@ def test_a_run_with_an_option_of_today_was_not_begun_by_an_earlier_version(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("runs/c-bert-ebbc2193").mkdir(parents=True)
-    today = cli.parse(["--dataset=org/c", "--model=bert", "--max-steps=3"])
+    today = parse(["--dataset=org/c", "--model=bert", "--max-steps=3"])
     assert run_directory(today).name == "c-bert-ebbc2193"
     later = dataclasses.replace(today, data=LaterData(dataset="org/c", dummy=True))
     assert run_directory(later).name != "c-bert-ebbc2193"

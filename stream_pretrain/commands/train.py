@@ -49,7 +49,11 @@ from stream_pretrain.training.steps.finished_run import complete_finished
 from stream_pretrain.training.steps.run import train
 
 GROUPS = ("data", "model", "objective", "train", "eval", "run")
-"""The groups of options that this command takes."""
+NEEDED = ("data.dataset", "model.path", "train.max_steps")
+EXAMPLE = """
+stream-pretrain --dataset 'data/*.jsonl.zst' --model bert-base-uncased \\
+    --max-steps 10000 --output-dir runs/first
+"""
 
 
 @accelerate_for_one_run()

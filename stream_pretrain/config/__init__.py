@@ -1,7 +1,8 @@
 """The options of a run: their names, validation and secrets, and the name of the run. No heavy imports."""
 
+from stream_pretrain.config.command_options import COMMAND_GROUPS
 from stream_pretrain.config.option_field import option
-from stream_pretrain.config.option_names import NAMES, SYNONYMS, help_texts, usual_name
+from stream_pretrain.config.option_names import ALL_GROUPS, NAMES, SYNONYMS, help_texts, usual_name
 from stream_pretrain.config.options import (
     ALIASES,
     GROUPS,
@@ -23,10 +24,12 @@ from stream_pretrain.config.options import (
 )
 from stream_pretrain.config.run_name import EARLIER_DEFAULTS, run_directory
 from stream_pretrain.config.secrets import redacted, redacted_text, secrets_of, shown_options, storage_options
-from stream_pretrain.config.validation import refuse_final_rate_above, template_fields, validate
+from stream_pretrain.config.validation import refuse_final_rate_above, refuse_out_of_bounds, template_fields, validate
 
 __all__ = [
     "ALIASES",
+    "ALL_GROUPS",
+    "COMMAND_GROUPS",
     "EARLIER_DEFAULTS",
     "GROUPS",
     "NAMES",
@@ -49,6 +52,7 @@ __all__ = [
     "redacted",
     "redacted_text",
     "refuse_final_rate_above",
+    "refuse_out_of_bounds",
     "run_directory",
     "secrets_of",
     "shown_options",

@@ -7,16 +7,22 @@ import dataclasses
 import inspect
 import itertools
 import textwrap
-from collections import Counter
+from collections import ChainMap, Counter
 from functools import cache
 
+from stream_pretrain.config.command_options import COMMAND_GROUPS
 from stream_pretrain.config.options import ALIASES, GROUPS
 
-FLAGS = ("config", "debug", "help", "version")
+FLAGS = ("config", "debug", "help", "json", "version")
 """Flags of the command line, which are not options of a run."""
 
+ALL_GROUPS = ChainMap(COMMAND_GROUPS, GROUPS)
+"""The groups of options of a run, and those of single commands."""
+
 DOTTED = tuple(
-    f"{group}.{option.name}".replace("_", "-") for group, options in GROUPS.items() for option in dataclasses.fields(options)
+    f"{group}.{option.name}".replace("_", "-")
+    for group, options in ALL_GROUPS.items()
+    for option in dataclasses.fields(options)
 )
 SHORT = {short: dotted.replace("_", "-") for short, dotted in ALIASES.items()}
 
@@ -24,7 +30,7 @@ _COUNTS = Counter(dotted.partition(".")[2] for dotted in DOTTED)
 LAST = {
     last: dotted
     for dotted in DOTTED
-    if _COUNTS[last := dotted.partition(".")[2]] == 1 and last not in (*FLAGS, *GROUPS) and SHORT.get(last) != dotted
+    if _COUNTS[last := dotted.partition(".")[2]] == 1 and last not in (*FLAGS, *ALL_GROUPS) and SHORT.get(last) != dotted
 }
 """Options by their name without the group, where that is unique. A test has the list: no new option may make one ambiguous."""
 
@@ -33,7 +39,7 @@ NAMES: dict[str, str] = {**{dotted: dotted for dotted in DOTTED}, **LAST, **SHOR
 
 SYNONYMS: dict[str, str] = {
     synonym: f"{group}.{option.name}".replace("_", "-")
-    for group, options in GROUPS.items()
+    for group, options in ALL_GROUPS.items()
     for option in dataclasses.fields(options)
     for synonym in option.metadata.get("synonyms", ())
 }
@@ -49,7 +55,7 @@ def usual_name(dotted: str) -> str:
 def help_texts() -> dict[str, str]:
     """The help of each option by its dotted name: the docstring under the field, in one line."""
     found = {}
-    for group, options in GROUPS.items():
+    for group, options in ALL_GROUPS.items():
         body = ast.parse(textwrap.dedent(inspect.getsource(options))).body[0].body  # type: ignore[attr-defined]
         for field, below in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):

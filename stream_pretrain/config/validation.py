@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 import string
+from collections.abc import Collection
 from typing import Any
 
 from stream_pretrain.config.options import GROUPS, Config, DataConfig, TrainConfig, sources_of
@@ -14,9 +15,12 @@ from stream_pretrain.errors import ConfigError
 from stream_pretrain.redaction import says_hidden
 from stream_pretrain.urls import HIDDEN, redacted_url, user_and_query
 
+NEEDED = ("data.dataset", "model.path", "train.max_steps")
+"""What a run cannot do without, or without the option that `required_or` names."""
 
-def validate(config: Config) -> None:
-    """Refuse options that cannot run, before anything is read. Raises: ConfigError."""
+
+def validate(config: Config, needed: Collection[str] = NEEDED) -> None:
+    """Refuse options that cannot run, before anything is read. needed: those of `NEEDED`. Raises: ConfigError."""
 
     def refuse_unless(condition: bool, message: str) -> None:
         if not condition:
@@ -24,11 +28,14 @@ def validate(config: Config) -> None:
 
     data, model, objective, train = config.data, config.model, config.objective, config.train
     given = [source.dataset for source in data.sources] if data.dataset is None else [data.dataset]
-    refuse_unless(bool(given) and all(map(str.strip, given)), "--dataset is missing: give a Hub id, folder, glob or URL")
+    refuse_unless(
+        all(map(str.strip, given)) and (bool(given) or "data.dataset" not in needed),
+        "--dataset is missing: give a Hub id, folder, glob or URL",
+    )
     refuse_unless(data.dataset is None or not data.sources, "give either --dataset or --data.sources, not both")
     _validate_mixture(data)
     refuse_unless(
-        (model.path is None) != (model.config is None),
+        (model.path is None) != (model.config is None) or (model.path is None and "model.path" not in needed),
         "give either --model (continue from it) or --model.config with --model.tokenizer (from scratch)",
     )
     refuse_unless(
@@ -36,10 +43,11 @@ def validate(config: Config) -> None:
         "--model.config trains from scratch and needs --model.tokenizer",
     )
     refuse_unless(
-        train.max_steps is not None or train.max_epochs is not None, "give --max-steps or --max-epochs: the run needs an end"
+        train.max_steps is not None or train.max_epochs is not None or "train.max_steps" not in needed,
+        "give --max-steps or --max-epochs: the run needs an end",
     )
     for group in GROUPS:
-        _refuse_out_of_bounds(getattr(config, group), f"--{group}.")
+        refuse_out_of_bounds(getattr(config, group), f"--{group}.")
     refuse_unless(
         objective.name != "mlm" or (0 < objective.mask_rate < 1 and objective.final_mask_rate != 1),
         f"--objective.mask-rate must be between 0 and 1, both excluded, not {objective.mask_rate}",
@@ -95,7 +103,7 @@ def refuse_final_rate_above(learning_rate: float, train: TrainConfig) -> None:
         )
 
 
-def _refuse_out_of_bounds(options: Any, where: str) -> None:
+def refuse_out_of_bounds(options: Any, where: str) -> None:
     """Refuse numbers outside of the bounds of their fields. Raises: ConfigError."""
     for option in dataclasses.fields(options):
         value, bounds = getattr(options, option.name), option.metadata.get("bounds")
@@ -148,7 +156,7 @@ def _validate_mixture(data: DataConfig) -> None:
         if names.count(name) > 1 or not re.fullmatch(r"[\w.-]+", name):
             raise ConfigError(f"--data.sources: the name {name!r} must be unique, of letters, digits, `.`, `-` and `_`")
     for source in data.sources:
-        _refuse_out_of_bounds(source, f"--data.sources: {source.name}: ")
+        refuse_out_of_bounds(source, f"--data.sources: {source.name}: ")
     current = {source.name: source.weight for source in data.sources}
     if current and not any(current.values()):
         raise ConfigError("--data.sources: no source has a weight")

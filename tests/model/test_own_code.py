@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForMaskedLM
 
-from stream_pretrain import cli
+from stream_pretrain.arguments import parse
 from stream_pretrain.config import ModelConfig, ObjectiveConfig
 from stream_pretrain.errors import ConfigError, ModelError
 from stream_pretrain.model.loading import export_state, load_model, load_tokenizer
@@ -73,7 +73,7 @@ def test_a_tokenizer_with_its_own_code_is_refused_without_a_question(own_model: 
 
 
 def test_a_model_with_its_own_code_trains_where_the_command_line_says_so(own_model: Path) -> None:
-    config = cli.parse([f"--model={own_model}", "--model.trust-remote-code"]).model
+    config = parse([f"--model={own_model}", "--model.trust-remote-code"]).model
     loaded = load_model(config, MLM, load_tokenizer(config), 24, 0)
     assert type(loaded.model).__name__ == "OwnModel"
     assert (own_model.parent / "ran").exists()
@@ -81,7 +81,7 @@ def test_a_model_with_its_own_code_trains_where_the_command_line_says_so(own_mod
 
 @pytest.mark.parametrize("options", [["--model={}"], ["--model.config={}", "--model.tokenizer={}"]], ids=["from", "scratch"])
 def test_an_export_has_the_code_that_its_model_needs(own_model: Path, options: list[str]) -> None:
-    config = cli.parse([*(option.format(own_model) for option in options), "--model.trust-remote-code"]).model
+    config = parse([*(option.format(own_model) for option in options), "--model.trust-remote-code"]).model
     loaded = load_model(config, MLM, load_tokenizer(config), 24, 0)
     out = own_model.parent / "export"
     weights, settings = export_state(loaded, loaded.model)
@@ -103,7 +103,7 @@ def test_code_that_a_usual_model_also_brings_is_not_run(own_model: Path) -> None
 def test_no_file_says_that_code_may_run(tmp_path: Path, name: str) -> None:
     (tmp_path / "run.yaml").write_text(name)
     with pytest.raises(ConfigError) as error:
-        cli.parse([f"--config={tmp_path / 'run.yaml'}"])
+        parse([f"--config={tmp_path / 'run.yaml'}"])
     assert str(error.value) == (
         f"--config {tmp_path / 'run.yaml'}: model.trust-remote-code runs code of a model: give it on the command line only"
     )

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from stream_pretrain import cli
+from stream_pretrain.arguments import parse
 from stream_pretrain.config import GROUPS, Config, DataConfig, ModelConfig, TrainConfig, defaults, fixed_options, option
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError
 from stream_pretrain.model import loading
@@ -65,7 +65,7 @@ def test_an_option_is_given_in_a_file_as_on_the_command_line_and_a_value_is_none
     then = {"data.sequence_length": 512, "train.learning_rate": 5e-4, "train.seed": 1}
 
     def kept(*arguments: str) -> set[str]:
-        return set(kept_options(dataclasses.replace(later(), given=cli.parse(arguments).given), then, tmp_path))
+        return set(kept_options(dataclasses.replace(later(), given=parse(arguments).given), then, tmp_path))
 
     assert kept("--run.wandb-name", "seed") == {"data.sequence_length", "train.learning_rate", "train.seed"}
     assert kept("--sequence-length=1024", f"--config={file}") == {"train.seed"}

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from stream_pretrain import cli
+from stream_pretrain.arguments import parse
 from stream_pretrain.config import Config, validate
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.training.files.options_file import write_options
@@ -44,10 +44,10 @@ def written(config: Config, folder: Path, parent: str | None = None) -> str:
     ],
 )
 def test_options_are_read_back_as_they_were_but_for_where_and_how_to_start(tmp_path: Path, arguments: list[str]) -> None:
-    config = cli.parse([*arguments, *NEEDED])
+    config = parse([*arguments, *NEEDED])
     written(config, tmp_path)
     run = dataclasses.replace(config.run, output_dir=None, resume="auto")
-    assert cli.parse([f"--config={tmp_path / 'config.yaml'}"]) == dataclasses.replace(config, run=run)
+    assert parse([f"--config={tmp_path / 'config.yaml'}"]) == dataclasses.replace(config, run=run)
 
 
 SIGNS = "~'\"\n\r\t\x85\u2028\u2029\ufeff: #-"
@@ -63,10 +63,10 @@ def test_any_text_and_any_number_is_read_back(data: st.DataObject) -> None:
         st.integers(1, 2**70): ["train.max-steps", "data.lanes"],
     }
     options = [f"--{name}={data.draw(values)}" for values, names in kinds.items() for name in names]
-    config = cli.parse([*options, "--dataset=~", "--model=bert"])
+    config = parse([*options, "--dataset=~", "--model=bert"])
     with TemporaryDirectory() as folder:
         written(config, Path(folder))
-        assert cli.parse([f"--config={folder}/config.yaml"]) == config
+        assert parse([f"--config={folder}/config.yaml"]) == config
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_any_text_and_any_number_is_read_back(data: st.DataObject) -> None:
 )
 def test_what_is_left_out_is_none_and_what_is_in_quotes_is_text(tmp_path: Path, line: str, value: str | None) -> None:
     (tmp_path / "a.yaml").write_text(f"data:\n  {line}\n")
-    data = cli.parse([f"--config={tmp_path / 'a.yaml'}"]).data
+    data = parse([f"--config={tmp_path / 'a.yaml'}"]).data
     assert (data.name if line.startswith("name") else data.text_field) == value
 
 
@@ -83,14 +83,14 @@ def test_what_is_left_out_is_none_and_what_is_in_quotes_is_text(tmp_path: Path, 
 def test_an_option_that_has_to_be_text_is_not_left_out(tmp_path: Path, line: str) -> None:
     (tmp_path / "a.yaml").write_text(f"data:\n  {line}\n")
     with pytest.raises(ConfigError, match=r"a\.yaml: --data\.text-field: nothing is not text"):
-        cli.parse([f"--config={tmp_path / 'a.yaml'}"])
+        parse([f"--config={tmp_path / 'a.yaml'}"])
 
 
 def test_a_secret_stands_as_a_comment_with_its_option_and_a_start_without_it_says_so(tmp_path: Path) -> None:
     url = "http://me:PASSWORD@host/x.jsonl?sig=SIGNATURE"
     keys = '{"headers": {"X-Key": "SECRETKEY"}, "endpoint": "here"}'
     options = [f"--dataset={url}", "--eval-every=1", f"--eval.dataset={url}", f"--data.storage-options={keys}"]
-    text = written(cli.parse([*options, *NEEDED]), tmp_path)
+    text = written(parse([*options, *NEEDED]), tmp_path)
     for secret in ("PASSWORD", "SIGNATURE", "SECRETKEY"):
         assert secret not in text
     lines = [line.strip() for line in text.splitlines()]
@@ -100,26 +100,26 @@ def test_a_secret_stands_as_a_comment_with_its_option_and_a_start_without_it_say
     assert f"# storage-options: {shown}   # a secret is left out: give --data.storage-options" in lines
     file = f"--config={tmp_path / 'config.yaml'}"
     with pytest.raises(ConfigError, match="--dataset is missing"):
-        validate(cli.parse([file]))
-    validate(cli.parse([file, f"--dataset={url}", f"--eval.dataset={url}"]))
+        validate(parse([file]))
+    validate(parse([file, f"--dataset={url}", f"--eval.dataset={url}"]))
 
 
 def test_a_secret_in_a_mixture_has_to_be_put_back(tmp_path: Path) -> None:
     sources = [{"name": "a", "dataset": "http://me:PASSWORD@host/x.jsonl"}, {"name": "b", "dataset": "y"}]
-    text = written(cli.parse([f"--data.sources={json.dumps(sources)}", *NEEDED]), tmp_path)
+    text = written(parse([f"--data.sources={json.dumps(sources)}", *NEEDED]), tmp_path)
     assert "PASSWORD" not in text
     with pytest.raises(ConfigError, match=r"--dataset http://…@host/x\.jsonl has … in place of a secret: put it back"):
-        validate(cli.parse([f"--config={tmp_path / 'config.yaml'}"]))
+        validate(parse([f"--config={tmp_path / 'config.yaml'}"]))
 
 
 def test_leave_to_run_code_is_not_in_the_file(tmp_path: Path) -> None:
-    text = written(cli.parse(["--dataset=x", "--model.trust-remote-code", *NEEDED]), tmp_path)
+    text = written(parse(["--dataset=x", "--model.trust-remote-code", *NEEDED]), tmp_path)
     assert "# trust-remote-code: true   # on the command line only: --model.trust-remote-code" in text
-    assert not cli.parse([f"--config={tmp_path / 'config.yaml'}"]).model.trust_remote_code
+    assert not parse([f"--config={tmp_path / 'config.yaml'}"]).model.trust_remote_code
 
 
 def test_the_checkpoint_that_a_run_began_from_is_named(tmp_path: Path) -> None:
-    text = written(cli.parse(["--dataset=x", *NEEDED]), tmp_path, "runs/a/checkpoints/step-00000005")
+    text = written(parse(["--dataset=x", *NEEDED]), tmp_path, "runs/a/checkpoints/step-00000005")
     assert "# It began from a checkpoint: --resume runs/a/checkpoints/step-00000005\n" in text
 
 
