@@ -1,11 +1,14 @@
 """Counter-based randomness: every draw is a pure function of integers such as (seed, purpose, epoch, shard, block).
 
+Philox, but for the masks of training rows, where it would cost as much as all the rest: those draws are a hash (`Hashed`).
 Nothing depends on a running generator, so any worker on any machine draws the same numbers for the same place.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +28,12 @@ def keyed_generator(*key: int) -> np.random.Generator:
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
     """
-    digest = hashlib.blake2b(",".join(map(str, key)).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    return np.random.Generator(np.random.Philox(key=_hash(key)))
+
+
+def _hash(key: tuple[int, ...]) -> int:
+    """128 bits of a key."""
+    return int.from_bytes(hashlib.blake2b(",".join(map(str, key)).encode(), digest_size=16).digest(), "little")
 
 
 def uniform_uint64(generator: np.random.Generator, count: int) -> NDArray[np.uint64]:
@@ -37,3 +44,74 @@ def uniform_uint64(generator: np.random.Generator, count: int) -> NDArray[np.uin
 def uniform_uint32(generator: np.random.Generator, count: int) -> NDArray[np.uint32]:
     """`count` independent uniform uint32: the raw output, each 64 bits cut in two."""
     return uniform_uint64(generator, (count + 1) // 2).astype("<u8", copy=False).view("<u4")[:count]
+
+
+class Numbers(Protocol):
+    """Independent uniform uint32, one for each purpose and place."""
+
+    def run(self, purpose: int, places: range) -> NDArray[np.uint32]:
+        """[N] the numbers of neighbouring places."""
+
+    def at(self, purpose: int, places: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """[N] the numbers of places, in ascending order."""
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """The next numbers of a generator, whatever they are asked for."""
+
+    generator: np.random.Generator
+
+    def run(self, _purpose: int, places: range) -> NDArray[np.uint32]:
+        return uniform_uint32(self.generator, len(places))
+
+    def at(self, _purpose: int, places: NDArray[np.int64]) -> NDArray[np.uint32]:
+        return uniform_uint32(self.generator, len(places))
+
+
+_BLOCK = 4096  # numbers that are hashed at once: with their scratch they stay in the cache of a core
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """A hash of the place: the numbers of a key do not depend on which of them are asked for, nor in which order.
+
+    Each purpose is a SplitMix64 generator of its own, whose state and odd step are the 128 bits of a hash of its key: the
+    number of a place is its output after so many steps, and takes as many operations as that of any other.
+
+    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
+    """
+
+    key: tuple[int, ...]
+
+    def run(self, purpose: int, places: range) -> NDArray[np.uint32]:
+        if not places:
+            return np.empty(0, dtype=np.uint32)
+        pairs = np.arange(places.start // 2, places.stop // 2 + 1, dtype=np.uint64)  # each 64 bits are of two places
+        first = places.start % 2
+        return self._mixed(purpose, pairs).astype("<u8", copy=False).view("<u4")[first : first + len(places)]
+
+    def at(self, purpose: int, places: NDArray[np.int64]) -> NDArray[np.uint32]:
+        mixed = self._mixed(purpose, (places >> 1).astype(np.uint64))
+        mixed >>= ((places & 1) << 5).astype(np.uint64)
+        return mixed.astype(np.uint32)
+
+    def _mixed(self, purpose: int, counts: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """The output after so many steps, written in place of their number."""
+        bits = _hash((*self.key, purpose))
+        state, step = np.uint64(bits >> 64), np.uint64(bits & (1 << 64) - 1 | 1)
+        scratch = np.empty(_BLOCK, dtype=np.uint64)
+        for first in range(0, len(counts), _BLOCK):
+            z = counts[first : first + _BLOCK]
+            z *= step
+            z += state
+            for shift, factor in _ROUNDS:
+                z ^= np.right_shift(z, shift, out=scratch[: len(z)])
+                z *= factor
+            z ^= np.right_shift(z, _LAST_SHIFT, out=scratch[: len(z)])
+        return counts
+
+
+# David Stafford's variant 13 of the finalizer of MurmurHash3, as in SplitMix64.
+_ROUNDS = (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB))
+_LAST_SHIFT = np.uint64(31)

@@ -19,10 +19,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stream_pretrain.config import Config, ObjectiveConfig, TrainConfig
-from stream_pretrain.data.randomness import EVAL_MASK, MASK, keyed_generator, uniform_uint32
+from stream_pretrain.data.randomness import EVAL_MASK, MASK, Hashed, Numbers, keyed_generator, uniform_uint32
 from stream_pretrain.data.rows.clm import Clm
 from stream_pretrain.data.rows.labels import IGNORED, Labelled
-from stream_pretrain.data.rows.masking import label_slots, mask
+from stream_pretrain.data.rows.masking import Masks, label_slots
 from stream_pretrain.data.rows.mlm import Mlm
 from stream_pretrain.data.rows.objective import objective_of
 from stream_pretrain.data.rows.packing import Rows
@@ -85,6 +85,20 @@ def plain(ids: NDArray[np.int32], special: list[int] | None = None, vocabulary_s
     return rows, Vocabulary(MASK_ID, is_special, np.flatnonzero(~is_special).astype(np.int32), begins, begins)
 
 
+def hashed(*key: int) -> Hashed:
+    return Hashed(key)
+
+
+def mask(
+    rows: Rows, vocabulary: Vocabulary, objective: ObjectiveConfig, rates: NDArray[np.float64], numbers: Numbers
+) -> Labelled:
+    """Rows with labels; those of neighbours with one rate at once."""
+    masks = Masks.of(rows, vocabulary, objective, numbers)
+    edges = np.flatnonzero(np.diff(rates, prepend=-1, append=-1)).tolist()
+    parts = [masks.label(range(first, stop), float(rates[first])) for first, stop in itertools.pairwise(edges)]
+    return Labelled(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+
+
 def chi_square(observed: NDArray[Any], expected: NDArray[Any] | float) -> float:
     """The statistic in standard deviations above what chance gives."""
     statistic = float((((observed - expected) ** 2) / expected).sum())
@@ -97,14 +111,14 @@ def chi_square(observed: NDArray[Any], expected: NDArray[Any] | float) -> float:
 
 def test_next_tokens_are_shifted_inside_segments_and_the_last_of_a_segment_has_none() -> None:
     rows = rows_of([[10, 11, 12], [20, 21]], [[30], [40, 41, 42]], length=6)
-    labelled = Clm().label(rows, 1.0, ())
+    labelled = Clm().draw(rows, ()).label(range(2), 1.0)
     assert labelled.label_positions.tolist() == [[0, 1, 3, 0, 0, 0], [1, 2, 0, 0, 0, 0]]
     assert labelled.labels.tolist() == [[11, 12, 21, -100, -100, -100], [41, 42, -100, -100, -100, -100]]
     assert labelled.input_ids.tolist() == [[10, 11, 12, 20, 21, 0], [30, 40, 41, 42, 0, 0]]
 
 
 def test_the_last_row_position_has_no_next_token_even_when_the_row_is_full() -> None:
-    labelled = Clm().label(rows_of([[10, 11]], [[20, 21]], length=2), 1.0, ())
+    labelled = Clm().draw(rows_of([[10, 11]], [[20, 21]], length=2), ()).label(range(2), 1.0)
     assert labelled.labels.tolist() == [[11, -100], [21, -100]]
 
 
@@ -154,7 +168,7 @@ def test_no_step_of_a_schedule_needs_more_slots_than_a_row_has(
     objective = ObjectiveConfig(mask_rate=first, final_mask_rate=last, selection=selection)
     rows, vocabulary = plain(np.full((max_steps, length), 7, dtype=np.int32))
     rates = np.array([Mlm(objective, vocabulary, max_steps).rate(step) for step in range(max_steps)])
-    labelled = mask(rows, vocabulary, objective, rates, keyed_generator(1))
+    labelled = mask(rows, vocabulary, objective, rates, hashed(1))
     assert labelled.labels.shape == (max_steps, label_slots(objective, length))
     counts = (labelled.labels != IGNORED).sum(axis=1)
     if selection == "token":
@@ -169,7 +183,7 @@ def test_no_step_of_a_schedule_needs_more_slots_than_a_row_has(
 def test_every_maskable_position_and_no_other_is_labelled_at_the_full_rate(vocabulary: Vocabulary) -> None:
     rows = rows_of([[CLS, THE, CAT, SEP], [CLS, UNKNOWN, MAT, SEP]], [[CLS, ON, SEP]], length=10)
     objective = ObjectiveConfig(mask_rate=0.999, mask_share=1, random_share=0)
-    labelled = mask(rows, vocabulary, objective, np.array([0.999, 0.999]), keyed_generator(0))
+    labelled = mask(rows, vocabulary, objective, np.array([0.999, 0.999]), hashed(0))
     assert labelled_positions(labelled) == [[1, 2, 6], [1]]
     assert labelled.labels[:, :4].tolist() == [[THE, CAT, MAT, -100], [ON, -100, -100, -100]]
     assert labelled.input_ids.tolist() == [
@@ -181,7 +195,7 @@ def test_every_maskable_position_and_no_other_is_labelled_at_the_full_rate(vocab
 def test_padding_is_not_maskable_even_where_the_pad_id_is_an_ordinary_token() -> None:
     rows = rows_of([[7, 7]], [[7, 7, 7, 7]], length=4)
     _, vocabulary = plain(np.full((1, 1), 7, dtype=np.int32), special=[MASK_ID])
-    labelled = mask(rows, vocabulary, ObjectiveConfig(mask_rate=0.5), np.array([0.5, 0.5]), keyed_generator(0))
+    labelled = mask(rows, vocabulary, ObjectiveConfig(mask_rate=0.5), np.array([0.5, 0.5]), hashed(0))
     assert [len(positions) for positions in labelled_positions(labelled)] == [1, 2]
     assert max(labelled_positions(labelled)[0]) < 2
 
@@ -189,26 +203,26 @@ def test_padding_is_not_maskable_even_where_the_pad_id_is_an_ordinary_token() ->
 def test_the_number_of_labels_is_the_rounded_share_of_the_maskable_positions_of_each_row() -> None:
     rows, vocabulary = plain(np.full((4, 10), 7, dtype=np.int32))
     objective = ObjectiveConfig(mask_rate=0.9)
-    labelled = mask(rows, vocabulary, objective, np.array([0.04, 0.1, 0.36, 0.9]), keyed_generator(3))
+    labelled = mask(rows, vocabulary, objective, np.array([0.04, 0.1, 0.36, 0.9]), hashed(3))
     assert [len(positions) for positions in labelled_positions(labelled)] == [0, 1, 4, 9]
 
 
 def test_a_rate_above_the_schedule_fills_the_slots_and_no_more() -> None:
     rows, vocabulary = plain(np.full((1, 10), 7, dtype=np.int32))
-    labelled = mask(rows, vocabulary, ObjectiveConfig(mask_rate=0.4), np.array([0.7]), keyed_generator(3))
+    labelled = mask(rows, vocabulary, ObjectiveConfig(mask_rate=0.4), np.array([0.7]), hashed(3))
     assert (labelled.labels != IGNORED).tolist() == [[True] * 4]
 
 
 def test_the_number_is_exact_in_rows_so_long_that_random_keys_collide() -> None:
     rows, vocabulary = plain(np.full((16, 1 << 15), 7, dtype=np.int32))
-    labelled = mask(rows, vocabulary, ObjectiveConfig(mask_rate=0.25), np.full(16, 0.25), keyed_generator(3))
+    labelled = mask(rows, vocabulary, ObjectiveConfig(mask_rate=0.25), np.full(16, 0.25), hashed(3))
     assert (labelled.labels != IGNORED).sum(axis=1).tolist() == [1 << 13] * 16
 
 
 def test_rows_without_anything_to_mask_have_no_labels(vocabulary: Vocabulary) -> None:
     rows = rows_of([[CLS, SEP]], [[CLS, UNKNOWN, SEP]], length=4)
     for selection in ("token", "whole_word", "span"):
-        labelled = mask(rows, vocabulary, ObjectiveConfig(selection=selection), np.full(2, 0.3), keyed_generator(0))
+        labelled = mask(rows, vocabulary, ObjectiveConfig(selection=selection), np.full(2, 0.3), hashed(0))
         assert labelled_positions(labelled) == [[], []]
         assert labelled.input_ids.tolist() == rows.input_ids.tolist()
 
@@ -225,7 +239,7 @@ def test_whole_words_are_labelled_whole(vocabulary: Vocabulary, ids: list[int], 
     seen: set[tuple[int, ...]] = set()
     for draw in range(100):
         objective = ObjectiveConfig(selection="whole_word", mask_rate=0.5)
-        positions = labelled_positions(mask(rows, vocabulary, objective, np.array([0.5]), keyed_generator(draw)))[0]
+        positions = labelled_positions(mask(rows, vocabulary, objective, np.array([0.5]), hashed(draw)))[0]
         chosen = [word for word in words if set(word) <= set(positions)]
         assert positions == sorted(itertools.chain(*chosen))
         seen.update(map(tuple, chosen))
@@ -237,7 +251,7 @@ def test_a_word_does_not_reach_into_the_next_segment_or_row(vocabulary: Vocabula
     objective = ObjectiveConfig(selection="whole_word", mask_rate=0.5)
     seen = set()
     for draw in range(60):
-        labelled = mask(rows, vocabulary, objective, np.array([0.5, 0.5]), keyed_generator(draw))
+        labelled = mask(rows, vocabulary, objective, np.array([0.5, 0.5]), hashed(draw))
         seen.add(tuple(map(tuple, labelled_positions(labelled))))
     assert seen == {((a,), (b,)) for a in (0, 1) for b in (0, 1)}
 
@@ -247,7 +261,7 @@ def test_a_word_beyond_the_budget_takes_no_part_so_a_fitting_one_is_always_found
     for selection in ("whole_word", "span"):
         for draw in range(40):
             objective = ObjectiveConfig(selection=selection, mask_rate=0.4)
-            labelled = mask(rows, vocabulary, objective, np.array([0.4]), keyed_generator(draw))
+            labelled = mask(rows, vocabulary, objective, np.array([0.4]), hashed(draw))
             assert labelled_positions(labelled) == [[4]]
 
 
@@ -257,7 +271,7 @@ def test_spans_have_the_lengths_of_spanbert_geometric_and_truncated_at_ten_words
     objective = ObjectiveConfig(selection="span", mask_rate=0.02)
     runs = [
         len(run)
-        for positions in labelled_positions(mask(rows, vocabulary, objective, np.full(40, 0.02), keyed_generator(6)))
+        for positions in labelled_positions(mask(rows, vocabulary, objective, np.full(40, 0.02), hashed(6)))
         for run in np.split(np.array(positions), np.flatnonzero(np.diff(positions) != 1) + 1)
     ]
     shares = np.bincount(runs, minlength=12)[1:] / len(runs)
@@ -272,17 +286,16 @@ def test_spans_are_those_of_the_definition_by_chi_square() -> None:
     """Geometric lengths truncated at ten words, taken in random order until the next would exceed the budget."""
     rows, vocabulary = plain(np.full((64, 4000), 7, dtype=np.int32))
     observed = np.zeros(11, dtype=np.int64)
-    for key in range(8):
+    for key in range(16):
         objective = ObjectiveConfig(selection="span", mask_rate=0.01)
-        for positions in labelled_positions(mask(rows, vocabulary, objective, np.full(64, 0.01), keyed_generator(key))):
-            runs = np.split(np.array(positions), np.flatnonzero(np.diff(positions) != 1) + 1)
-            observed += np.bincount(
-                [len(run) for run in runs if len(run) <= 10], minlength=11
-            )  # two may touch: one in a hundred
+        labelled = mask(rows, vocabulary, objective, np.full(64, 0.01), hashed(key))
+        flat = (np.arange(64)[:, None] * 5000 + labelled.label_positions)[labelled.labels != IGNORED]
+        runs = np.diff(np.flatnonzero(np.diff(flat, prepend=-9, append=-9) != 1))
+        observed += np.bincount(runs[runs <= 10], minlength=11)  # two may touch: one in a hundred
     geometric = 0.2 * 0.8 ** np.arange(10) / (1 - 0.8**10)
     lengths = np.random.default_rng(0).choice(np.arange(1, 11), size=(100_000, 40), p=geometric)
     taken = np.bincount(lengths[lengths.cumsum(axis=1) <= 40], minlength=11)
-    assert observed.sum() > 4000
+    assert observed.sum() > 9000
     assert abs(chi_square(observed[1:], taken[1:] * observed.sum() / taken.sum())) < 3
     assert abs(chi_square(observed[1:], geometric * observed.sum())) > 3, "the budget cuts some long ones off"
 
@@ -290,7 +303,7 @@ def test_spans_are_those_of_the_definition_by_chi_square() -> None:
 def test_words_are_chosen_alike_often_and_fill_the_budget(vocabulary: Vocabulary) -> None:
     rows = rows_of(*[[[UN, BELIEV, ABLE] * 10, [MAT, S, S] * 10]] * 2000, length=60)
     objective = ObjectiveConfig(selection="whole_word", mask_rate=0.3)
-    labelled = mask(rows, vocabulary, objective, np.full(2000, 0.3), keyed_generator(12))
+    labelled = mask(rows, vocabulary, objective, np.full(2000, 0.3), hashed(12))
     positions = labelled.label_positions[labelled.labels != IGNORED].reshape(2000, 18)  # six words of three in every row
     assert (positions % 3 == [0, 1, 2] * 6).all()
     of_word = np.bincount(positions[:, ::3].ravel() // 3, minlength=20)
@@ -303,8 +316,7 @@ def test_a_span_does_not_reach_into_the_next_segment(vocabulary: Vocabulary) -> 
     rows = rows_of([[CAT], [MAT]], length=2)
     objective = ObjectiveConfig(selection="span", mask_rate=0.99, mask_share=0.5, random_share=0.0)
     seen = {
-        tuple(mask(rows, vocabulary, objective, np.array([0.99]), keyed_generator(draw)).input_ids[0].tolist())
-        for draw in range(60)
+        tuple(mask(rows, vocabulary, objective, np.array([0.99]), hashed(draw)).input_ids[0].tolist()) for draw in range(60)
     }
     assert seen == {(CAT, MAT), (MASK_ID, MAT), (CAT, MASK_ID), (MASK_ID, MASK_ID)}
 
@@ -317,7 +329,7 @@ def test_shares_of_mask_random_and_kept_are_as_configured() -> None:
     rows, vocabulary = plain(ids)
     for selection in ("token", "whole_word"):
         objective = ObjectiveConfig(selection=selection, mask_rate=0.3, mask_share=0.7, random_share=0.2)
-        labelled = mask(rows, vocabulary, objective, np.full(64, 0.3), keyed_generator(11))
+        labelled = mask(rows, vocabulary, objective, np.full(64, 0.3), hashed(11))
         assert (labelled.labels == 7).sum() == (labelled.labels != IGNORED).sum() == 64 * 300
         replaced = labelled.input_ids[np.arange(64)[:, None], labelled.label_positions]
         masked, kept = (replaced == MASK_ID).sum(), (replaced == 7).sum()
@@ -333,7 +345,7 @@ def test_labels_become_80_10_10_mask_random_and_kept_under_every_selection(selec
     opens[continued] = 0
     drawable = vocabulary.drawable[vocabulary.drawable > continued]
     vocabulary = replace(vocabulary, opens=opens, drawable=drawable)
-    labelled = mask(rows, vocabulary, ObjectiveConfig(selection=selection), np.full(500, 0.1), keyed_generator(5))
+    labelled = mask(rows, vocabulary, ObjectiveConfig(selection=selection), np.full(500, 0.1), hashed(5))
     counts = np.zeros(3, dtype=np.int64)
     for shown, positions in zip(labelled.input_ids, labelled_positions(labelled), strict=True):
         if selection == "span":  # the tokens of a span share a draw: the first one of each run of labels
@@ -347,16 +359,16 @@ def test_labels_become_80_10_10_mask_random_and_kept_under_every_selection(selec
 def test_shares_of_one_and_none_are_exact() -> None:
     rows, vocabulary = plain(np.full((4, 1000), 7, dtype=np.int32))
     rates = np.full(4, 0.5)
-    all_masked = mask(rows, vocabulary, ObjectiveConfig(mask_rate=0.5, mask_share=1, random_share=0), rates, keyed_generator(0))
+    all_masked = mask(rows, vocabulary, ObjectiveConfig(mask_rate=0.5, mask_share=1, random_share=0), rates, hashed(0))
     assert ((all_masked.input_ids == MASK_ID).sum(axis=1) == 500).all()
-    all_kept = mask(rows, vocabulary, ObjectiveConfig(mask_rate=0.5, mask_share=0, random_share=0), rates, keyed_generator(0))
+    all_kept = mask(rows, vocabulary, ObjectiveConfig(mask_rate=0.5, mask_share=0, random_share=0), rates, hashed(0))
     assert (all_kept.input_ids == 7).all()
 
 
 def test_random_replacements_are_uniform_over_the_ids_that_are_not_special() -> None:
     rows, vocabulary = plain(np.full((100, 1000), 7, dtype=np.int32), special=[0, 3, 50, 99], vocabulary_size=100)
     objective = ObjectiveConfig(mask_rate=0.5, mask_share=0, random_share=1)
-    labelled = mask(rows, vocabulary, objective, np.full(100, 0.5), keyed_generator(2))
+    labelled = mask(rows, vocabulary, objective, np.full(100, 0.5), hashed(2))
     drawn = np.bincount(labelled.input_ids[np.arange(100)[:, None], labelled.label_positions].ravel(), minlength=100)
     assert drawn[[0, 3, 50, 99]].sum() == 0
     assert abs(chi_square(np.delete(drawn, [0, 3, 50, 99]), 50_000 / 96)) < 3
@@ -365,7 +377,7 @@ def test_random_replacements_are_uniform_over_the_ids_that_are_not_special() -> 
 def test_a_span_is_masked_or_kept_as_one() -> None:
     rows, vocabulary = plain(np.full((50, 2000), 7, dtype=np.int32))
     objective = ObjectiveConfig(selection="span", mask_rate=0.02, mask_share=0.5, random_share=0.0)
-    labelled = mask(rows, vocabulary, objective, np.full(50, 0.02), keyed_generator(4))
+    labelled = mask(rows, vocabulary, objective, np.full(50, 0.02), hashed(4))
     equal_neighbours, neighbours = 0, 0
     for row, positions in enumerate(labelled_positions(labelled)):
         touching = [(a, b) for a, b in itertools.pairwise(positions) if b == a + 1]
@@ -380,17 +392,17 @@ def test_a_span_is_masked_or_kept_as_one() -> None:
 def test_every_position_is_labelled_alike_often(selection: Any) -> None:
     rows, vocabulary = plain(np.full((3000, 40), 7, dtype=np.int32))
     objective = ObjectiveConfig(selection=selection, mask_rate=0.3)
-    labelled = mask(rows, vocabulary, objective, np.full(3000, 0.3), keyed_generator(9))
+    labelled = mask(rows, vocabulary, objective, np.full(3000, 0.3), hashed(9))
     counts = np.bincount(labelled.label_positions[labelled.labels != IGNORED], minlength=40)
     if selection == "span":  # rows of 40 words: their ends hold spans that were cut, which fit the budget more easily
-        assert (abs(counts / counts.mean() - 1) < 0.12).all()
+        assert (abs(counts / counts.mean() - 1) < 0.15).all()
     else:
         assert abs(chi_square(counts, counts.mean())) < 3
 
 
 def test_tokens_are_chosen_independently_of_their_neighbours() -> None:
     rows, vocabulary = plain(np.full((2000, 64), 7, dtype=np.int32))
-    labelled = mask(rows, vocabulary, ObjectiveConfig(mask_rate=0.25), np.full(2000, 0.25), keyed_generator(8))
+    labelled = mask(rows, vocabulary, ObjectiveConfig(mask_rate=0.25), np.full(2000, 0.25), hashed(8))
     chosen = np.zeros((2000, 64), dtype=np.bool_)
     chosen[np.arange(2000)[:, None], labelled.label_positions] = True
     both = (chosen[:, 1:] & chosen[:, :-1]).mean()
@@ -405,7 +417,7 @@ def test_the_same_key_gives_the_same_masks_and_another_key_others(selection: Any
     rows, vocabulary = plain(np.arange(4, 4 + 128 * 4, dtype=np.int32).reshape(4, 128))
     objective, rates = ObjectiveConfig(selection=selection), np.full(4, 0.3)
     first, again, other, evaluation = (
-        mask(rows, vocabulary, objective, rates, keyed_generator(*key)).input_ids.tolist()
+        mask(rows, vocabulary, objective, rates, hashed(*key)).input_ids.tolist()
         for key in [(0, MASK, 1), (0, MASK, 1), (0, MASK, 2), (0, EVAL_MASK, 1)]
     )
     assert first == again
@@ -418,18 +430,26 @@ def test_the_draws_of_a_key_never_change() -> None:
 
 
 @pytest.mark.parametrize(
-    ("selection", "expected"),
+    ("selection", "trained", "evaluated"),
     [
-        ("token", [100, 101, 102, 103, 104, 3, 106, 3, 3, 109, 3, 111]),
-        ("whole_word", [100, 101, 3, 3, 104, 105, 106, 107, 108, 3, 110, 3]),
-        ("span", [100, 101, 381, 103, 104, 3, 3, 3, 108, 109, 110, 111]),
+        ("token", [100, 101, 3, 3, 104, 105, 106, 3, 108, 109, 3, 111], [100, 101, 102, 103, 104, 3, 106, 3, 3, 109, 3, 111]),
+        (
+            "whole_word",
+            [100, 101, 102, 3, 3, 105, 106, 107, 3, 109, 110, 111],
+            [100, 101, 3, 3, 104, 105, 106, 107, 108, 3, 110, 3],
+        ),
+        (
+            "span",
+            [100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110, 3],
+            [100, 101, 381, 103, 104, 3, 3, 3, 108, 109, 110, 111],
+        ),
     ],
 )
-def test_the_masks_of_a_key_never_change(selection: Any, expected: list[int]) -> None:
+def test_the_masks_of_a_key_never_change(selection: Any, trained: list[int], evaluated: list[int]) -> None:
     rows, vocabulary = plain(np.arange(100, 112, dtype=np.int32).reshape(1, 12))
-    objective = ObjectiveConfig(selection=selection)
-    labelled = mask(rows, vocabulary, objective, np.array([0.3]), keyed_generator(0, MASK))
-    assert labelled.input_ids.tolist() == [expected]
+    masked = Mlm(ObjectiveConfig(selection=selection), vocabulary)
+    assert masked.draw(rows, (0, MASK)).label(range(1), 0.3).input_ids.tolist() == [trained]
+    assert masked.label_evaluation(rows, (0, MASK)).input_ids.tolist() == [evaluated]
 
 
 def test_distinct_keys_are_distinct_streams_whatever_the_size_of_their_integers() -> None:
@@ -453,7 +473,7 @@ def test_labels_are_the_originals_and_nothing_else_changes(
     rows = rows_of(*segments, length=max(1, *(sum(map(len, row)) for row in segments), 1))
     objective = ObjectiveConfig(selection=selection, mask_rate=rate)
     before = rows.input_ids.copy()
-    labelled = mask(rows, vocabulary, objective, np.full(len(segments), rate), keyed_generator(key))
+    labelled = mask(rows, vocabulary, objective, np.full(len(segments), rate), hashed(key))
     assert (rows.input_ids == before).all()
     unchanged = np.ones_like(before, dtype=np.bool_)
     for row, positions in enumerate(labelled_positions(labelled)):

@@ -21,15 +21,15 @@ from tests.data.plans import cursors_of, next_step
 
 STEPS = 12
 RECORDED = {
-    "token": "f9d69150911261f1",
-    "whole_word": "54592483e1cf748a",
-    "span": "f3281d89dbef6333",
+    "token": "e8b4e538ce960c2d",
+    "whole_word": "4de9afbb52d34f3f",
+    "span": "70f452a61ddc28b5",
     "clm": "f568b652fe21c65f",
-    "concat": "997a4756f77a9bb5",
-    "none": "a96844e277497629",
-    "parquet": "4e07700d157eb303",
-    "mixture": "19efd5bbb19d933f",
-    "schedule": "56ee3e67de73f7c0",
+    "concat": "415e49411a4c9967",
+    "none": "4e338ec84b0959df",
+    "parquet": "e2545633dd2a2372",
+    "mixture": "5687f6028ab39dd7",
+    "schedule": "89c0b8a720d9b758",
 }
 """First 16 digits of the SHA-256 of the rows of the first steps, by the name of the run."""
 

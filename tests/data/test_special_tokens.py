@@ -12,10 +12,10 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from stream_pretrain.config import ObjectiveConfig
-from stream_pretrain.data.randomness import keyed_generator
+from stream_pretrain.data.randomness import Hashed
 from stream_pretrain.data.rows import pieces
 from stream_pretrain.data.rows.encoder import Encoder
-from stream_pretrain.data.rows.masking import mask
+from stream_pretrain.data.rows.masking import Masks
 from stream_pretrain.data.rows.packing import assemble, place
 from stream_pretrain.data.rows.tokenizer_file import without_pieces
 from stream_pretrain.data.rows.vocabulary import Vocabulary
@@ -127,7 +127,7 @@ def test_kept_ones_are_masked_and_predicted_and_never_replace_another() -> None:
     bara = VOCABULARY.index("bara")
     rows = assemble(placements, np.array([bara, DRUG] * 30, dtype=np.int32), np.array([0, 60]), 64, (2,), (3,), 0)
     objective = ObjectiveConfig(mask_rate=0.5, mask_share=0.0, random_share=1.0, selection="whole_word")
-    labelled = mask(rows, vocabulary, objective, np.array([0.5]), keyed_generator(0))
+    labelled = Masks.of(rows, vocabulary, objective, Hashed((0,))).label(range(1), 0.5)
     assert DRUG in labelled.labels
     changed = labelled.input_ids != rows.input_ids
     assert changed.sum() > 20

@@ -31,7 +31,7 @@ from stream_pretrain.data.lanes.tokenized_window import TokenizedWindow
 from stream_pretrain.data.randomness import MASK, ORDER
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.engine import Engine
-from stream_pretrain.data.rows.labels import Labelled
+from stream_pretrain.data.rows.labels import Draws, Labelled
 from stream_pretrain.data.rows.packing import SMALLEST_FRAGMENT, Rows, assemble, place
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import CheckpointError, ContentError, SourceError
@@ -63,6 +63,8 @@ class Group:
     """Document, piece and token that the next group begins with; None at the end of the window."""
     stripe_bytes: list[int]
     """Stored bytes of the stripe that lie before the end of each row."""
+    draws: Draws | None = None
+    """The random part of the labels, from when they are asked for."""
     labelled: dict[float, Labelled] = field(default_factory=dict)
     """The rows with labels, at the rate they were last asked for with."""
 

@@ -38,7 +38,7 @@ class TrainRows:
         here = slice(which.start, which.stop)
         return TrainRows(
             rows=gather([(self.rows, range(len(self))[here])], self.rows.input_ids.shape[1]),
-            labelled=Labelled(**{name: value[here] for name, value in vars(self.labelled).items()}),
+            labelled=self.labelled.cut(which),
             source=self.source[here],
         )
 
@@ -86,7 +86,6 @@ class _Run:
     """Neighbouring rows of a group."""
 
     group: Group
-    labelled: Labelled
     which: range
 
 
@@ -113,7 +112,7 @@ def step_of(
             if runs and runs[-1].group is group:
                 runs[-1].which = range(runs[-1].which.start, index + 1)
             else:
-                runs.append(_Run(group, _labels_of(group, plan, step), range(index, index + 1)))
+                runs.append(_Run(group, range(index, index + 1)))
             row_source.append(source)
             skipped += passed_over
         given.append(len(row_source) - before)
@@ -125,7 +124,7 @@ def step_of(
         cursors=np.array([lane.cursors for lane in lanes], dtype=np.int64).reshape(-1, len(plan.sources), len(Cursor._fields)),
         row_source=np.array(row_source, dtype=np.int64),
         rows=gather([(run.group.rows, run.which) for run in runs], plan.layout.sequence_length),
-        labelled=_gather_labels(runs, plan),
+        labelled=_gather_labels([_labels_of(run, plan, step) for run in runs], plan),
         skipped=tuple(skipped),
         origins=np.concatenate(
             [np.empty((0, 3), dtype=np.int64), *(run.group.origins[run.group.rows.segments_of(run.which)] for run in runs)]
@@ -135,19 +134,24 @@ def step_of(
     )
 
 
-def _labels_of(group: Group, plan: StreamPlan, step: int) -> Labelled:
-    """The labelled rows of a group at the rate of a step; made once for each rate."""
-    rate = plan.objective.rate(step)
+def _labels_of(run: _Run, plan: StreamPlan, step: int) -> Labelled:
+    """The labels of some rows of a group at the rate of a step; those of all its rows at once while the rate stays."""
+    group, objective = run.group, plan.objective
+    rate = objective.rate(step)
     if rate not in group.labelled:
+        if group.draws is None:
+            group.draws = objective.draw(group.rows, group.key)
+        if objective.rate(step + 1) != rate:
+            return group.draws.label(run.which, rate)
         group.labelled.clear()
-        group.labelled[rate] = plan.objective.label(group.rows, rate, group.key)
-    return group.labelled[rate]
+        group.labelled[rate] = group.draws.label(range(len(group.rows.input_ids)), rate)
+    return group.labelled[rate].cut(run.which)
 
 
-def _gather_labels(runs: Sequence[_Run], plan: StreamPlan) -> Labelled:
+def _gather_labels(parts: Sequence[Labelled], plan: StreamPlan) -> Labelled:
     def stacked(name: str, width: int) -> NDArray[np.int32]:
         empty = np.empty((0, width), dtype=np.int32)
-        return np.concatenate([empty, *(getattr(run.labelled, name)[run.which.start : run.which.stop] for run in runs)])
+        return np.concatenate([empty, *(getattr(part, name) for part in parts)])
 
     length = plan.layout.sequence_length
     slots = plan.objective.label_slots(length)

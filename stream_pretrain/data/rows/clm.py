@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,7 +12,7 @@ import numpy as np
 from stream_pretrain.config import Config
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.labels import Labelled, filled, flat_starts, lay_out
-from stream_pretrain.data.rows.packing import Rows
+from stream_pretrain.data.rows.packing import Rows, gather
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -25,7 +24,6 @@ class Clm:
 
     name: ClassVar = "clm"
     causal: ClassVar = True
-    evaluation_rate: ClassVar = 1.0
 
     @classmethod
     def of(cls, config: Config, tokenizer: PreTrainedTokenizerFast) -> Clm:
@@ -45,8 +43,22 @@ class Clm:
     def rate(self, step: int) -> float:
         return 1.0
 
-    def label(self, rows: Rows, rate: float, key: Sequence[int]) -> Labelled:
+    def draw(self, rows: Rows, key: tuple[int, ...]) -> NextTokens:
+        return NextTokens(rows)
+
+    def label_evaluation(self, rows: Rows, key: tuple[int, ...]) -> Labelled:
+        return NextTokens(rows).label(range(len(rows.input_ids)), 1.0)
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """The labels of some rows, in which nothing is random."""
+
+    rows: Rows
+
+    def label(self, which: range, rate: float) -> Labelled:
         """Every position predicts the token after it in its segment; the last position of a segment has no label."""
+        rows = gather([(self.rows, which)], self.rows.input_ids.shape[1])
         has_next = filled(rows).ravel()
         has_next[flat_starts(rows) + rows.segment_length - 1] = False
         labelled = np.flatnonzero(has_next)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,18 @@ class Labelled:
     labels: NDArray[np.int32]
     """[R, P] what is to be predicted there, `IGNORED` where padded."""
 
+    def cut(self, which: range) -> Labelled:
+        """Neighbouring rows of these, as far as they are there."""
+        here = slice(which.start, which.stop)
+        return Labelled(self.input_ids[here], self.label_positions[here], self.labels[here])
+
+
+class Draws(Protocol):
+    """The random part of the labels of some rows."""
+
+    def label(self, which: range, rate: float) -> Labelled:
+        """Label neighbouring rows, so large a share of their positions; each row as it would be alone."""
+
 
 def flat_starts(rows: Rows) -> NDArray[np.int64]:
     """First position of each segment, counted over the rows one after another."""
@@ -45,14 +57,20 @@ def filled(rows: Rows) -> NDArray[np.bool_]:
     return fills
 
 
+def row_edges(positions: NDArray[np.int64], row_count: int, length: int) -> NDArray[np.int64]:
+    """[R + 1] where each row begins among ascending flat positions."""
+    return np.searchsorted(positions, np.arange(row_count + 1) * length)
+
+
 def lay_out(input_ids: NDArray[np.int32], labelled: NDArray[np.int64], values: NDArray[np.int32], slots: int) -> Labelled:
     """Moves the labels, given by ascending flat position, to the front of their row's slots."""
     row_count, length = input_ids.shape
-    edges = np.arange(row_count + 1) * length
-    count = np.diff(np.searchsorted(labelled, edges))
-    used = np.arange(slots) < count[:, None]
+    edges = row_edges(labelled, row_count, length)
+    count = np.diff(edges)
+    rows = np.arange(row_count)
+    slot = np.arange(len(labelled)) + np.repeat(rows * slots - edges[:-1], count)
     positions = np.zeros((row_count, slots), dtype=np.int32)
     labels = np.full((row_count, slots), IGNORED, dtype=np.int32)
-    positions[used] = labelled - np.repeat(edges[:-1], count)
-    labels[used] = values
+    positions.ravel()[slot] = labelled - np.repeat(rows * length, count)
+    labels.ravel()[slot] = values
     return Labelled(input_ids, positions, labels)

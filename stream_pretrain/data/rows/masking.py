@@ -1,24 +1,28 @@
 """Which tokens of a row are masked, and what replaces them.
 
-    rows ──> which positions may be masked ──> select: tokens, words or spans ──> labels ──> replace 80/10/10
+    rows ──> which positions may be masked ──> order: of tokens, words or spans ──> labels ──> replace 80/10/10
+             once for rows that are packed together                                 at the rate of a step
 
-All draws come from one generator per group, so the labels are a pure function of its key, the rows and the rates.
+The labels are a pure function of the rows, the key of the draws and the rate. The draws do not depend on the rate.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_pretrain.config import ObjectiveConfig
-from stream_pretrain.data.randomness import uniform_uint32, uniform_uint64
-from stream_pretrain.data.rows.labels import Labelled, filled, flat_starts, lay_out
+from stream_pretrain.data.randomness import Numbers
+from stream_pretrain.data.rows.labels import Labelled, filled, flat_starts, lay_out, row_edges
 from stream_pretrain.data.rows.packing import Rows
 from stream_pretrain.data.rows.vocabulary import Vocabulary
 
 LONGEST_SPAN = 10
+
+_ORDER, _SPAN_LENGTH, _LOT, _REPLACEMENT = range(4)  # what a number is drawn for
 
 _CUMULATIVE = (1 - 0.8 ** np.arange(1, LONGEST_SPAN)) / (1 - 0.8**LONGEST_SPAN)
 
@@ -31,138 +35,248 @@ def label_slots(objective: ObjectiveConfig, sequence_length: int) -> int:
     return math.ceil(max(objective.mask_rate, objective.final_mask_rate or 0.0) * sequence_length)
 
 
-def mask(
-    rows: Rows,
-    vocabulary: Vocabulary,
-    objective: ObjectiveConfig,
-    rates: NDArray[np.float64],
-    generator: np.random.Generator,
-) -> Labelled:
-    """Label `round(rate x maskable)` positions of each row, at most P, and replace the tokens there.
+@dataclass(frozen=True)
+class Masks:
+    """The masks of some rows at any rate: the tokens, words or spans of each row in random order."""
 
-    Maskable positions are those without special tokens and padding. `token` labels exactly that many. `whole_word` and `span`
-    draw words or spans in random order and stop before the first that would exceed the number; one that exceeds it alone is
-    left out, so that a row with a word that fits has a label. Whether a label becomes the mask, a random token or stays is
-    drawn for each token, with `span` for each span.
+    rows: Rows
+    vocabulary: Vocabulary
+    objective: ObjectiveConfig
+    numbers: Numbers
+    maskable: NDArray[np.int64]
+    """[R] positions of each row without special tokens and padding."""
+    order: _TokenOrder | _WordOrder | _SpanOrder
 
-    Shapes: rates [R], one mask rate a row.
-    Source: BERT (1810.04805); whole words as in its later release; spans as in SpanBERT (1907.10529), see `_select_words`.
-    """
-    input_ids = rows.input_ids
-    maskable = filled(rows) & ~vocabulary.special.take(input_ids)
-    slots = label_slots(objective, input_ids.shape[1])
-    budget = np.minimum(np.rint(rates * maskable.sum(axis=1)).astype(np.int64), slots)
+    @classmethod
+    def of(cls, rows: Rows, vocabulary: Vocabulary, objective: ObjectiveConfig, numbers: Numbers) -> Masks:
+        """Draw the order, which is most of the work."""
+        maskable = filled(rows) & ~vocabulary.special.take(rows.input_ids)
+        order: _TokenOrder | _WordOrder | _SpanOrder
+        if objective.selection == "token":
+            order = _TokenOrder.of(maskable, label_slots(objective, maskable.shape[1]), numbers)
+        elif objective.selection == "whole_word":
+            order = _WordOrder.of(_Words.of(rows, vocabulary, maskable), numbers)
+        else:
+            order = _SpanOrder.of(_Words.of(rows, vocabulary, maskable), numbers)
+        return cls(rows, vocabulary, objective, numbers, np.count_nonzero(maskable, axis=1), order)
 
-    if objective.selection == "token":
-        labelled = _select_tokens(maskable, budget, generator)
-        lots = uniform_uint32(generator, len(labelled))
-    elif objective.selection == "whole_word":
-        labelled, _ = _select_words(rows, vocabulary, maskable, budget, 1, generator)
-        lots = uniform_uint32(generator, len(labelled))
-    else:
-        labelled, span = _select_words(rows, vocabulary, maskable, budget, LONGEST_SPAN, generator)
-        lots = uniform_uint32(generator, int(span.max(initial=0)) + 1)[span]
+    def label(self, which: range, rate: float) -> Labelled:
+        """Label `round(rate x maskable)` positions of each of these rows, at most P, and replace the tokens there.
 
-    lot = lots * 2.0**-32
-    masked = labelled[lot < objective.mask_share]
-    randomized = labelled[(lot >= objective.mask_share) & (lot < objective.mask_share + objective.random_share)]
-    drawn = (uniform_uint32(generator, len(randomized)) * np.uint64(len(vocabulary.drawable))) >> 32
-    replaced = input_ids.copy()
-    replaced.ravel()[masked] = vocabulary.mask_id
-    replaced.ravel()[randomized] = vocabulary.drawable[drawn]
-    return lay_out(replaced, labelled, input_ids.take(labelled), slots)
+        `token` labels exactly that many. `whole_word` and `span` take words or spans in their order and stop before the first
+        that would exceed the number; one that exceeds it alone is left out, so that a row with a word that fits has a label.
+        Whether a label becomes the mask, a random token or stays is drawn for each token, with `span` for each span.
 
+        Source: BERT (1810.04805); whole words as in its later release; spans as in SpanBERT (1907.10529), see `_SpanOrder`.
+        """
+        here, length = slice(which.start, which.stop), self.rows.input_ids.shape[1]
+        slots = label_slots(self.objective, length)
+        budget = np.minimum(np.rint(rate * self.maskable[here]).astype(np.int64), slots)
+        labelled, lots = self.order.first(which, budget, self.numbers)
 
-def _select_tokens(maskable: NDArray[np.bool_], budget: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-    """Ascending flat positions of exactly `budget` maskable positions of each row, every subset equally likely."""
-    row_count, length = maskable.shape
-    position_bits = (length - 1).bit_length()
-    # A random key for each position, with the position in the lowest bits: keys of a row differ, so exactly `budget` of them
-    # are at most the budget-th smallest.
-    keys = uniform_uint32(generator, row_count * length).reshape(row_count, length)
-    keys &= np.uint32((1 << 32) - (1 << position_bits))
-    keys |= np.arange(length, dtype=np.uint32)
-    keys[~maskable] = np.iinfo(np.uint32).max
-    threshold: NDArray[np.uint32] = np.sort(keys, axis=1)[np.arange(row_count), budget - 1]
-    chosen: NDArray[np.bool_] = (keys <= threshold[:, None]) & maskable & (budget > 0)[:, None]
-    return np.flatnonzero(chosen)
+        labels = self.rows.input_ids.take(labelled)
+        lot, mask_share = lots * 2.0**-32, self.objective.mask_share
+        shown = np.where(lot < mask_share, np.int32(self.vocabulary.mask_id), labels)
+        randomized = np.flatnonzero((lot >= mask_share) & (lot < mask_share + self.objective.random_share))
+        drawable = self.vocabulary.drawable
+        drawn = (self.numbers.at(_REPLACEMENT, labelled[randomized]) * np.uint64(len(drawable))) >> np.uint64(32)
+        shown[randomized] = drawable[drawn]
+        input_ids = self.rows.input_ids[here].copy()
+        labelled -= which.start * length
+        input_ids.ravel()[labelled] = shown
+        return lay_out(input_ids, labelled, labels, slots)
 
 
-def _select_words(
-    rows: Rows,
-    vocabulary: Vocabulary,
-    maskable: NDArray[np.bool_],
-    budget: NDArray[np.int64],
-    longest: int,
-    generator: np.random.Generator,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ascending flat positions of whole words, chosen in spans of up to `longest` words, and the span of each position.
+@dataclass(frozen=True)
+class _TokenOrder:
+    """The tokens of each row in random order, as far as any rate needs it; every order is equally likely."""
+
+    smallest: NDArray[np.uint32]
+    """[R, P] the smallest keys of each row, ascending."""
+    positions: NDArray[np.int64]
+    """[C] ascending flat positions of these keys."""
+    keys: NDArray[np.uint32]
+    """[C] the keys there."""
+    row_edges: NDArray[np.int64]
+    """[R + 1] the first of each row among these C."""
+
+    @classmethod
+    def of(cls, maskable: NDArray[np.bool_], slots: int, numbers: Numbers) -> _TokenOrder:
+        row_count, length = maskable.shape
+        position_bits = (length - 1).bit_length()
+        # A random key for each position, with the position in the lowest bits: keys of a row differ, so exactly as many as
+        # wanted are at most the one of that rank.
+        keys = numbers.run(_ORDER, range(row_count * length)).reshape(row_count, length)
+        keys &= np.uint32((1 << 32) - (1 << position_bits))
+        keys |= np.arange(length, dtype=np.uint32)
+        keys |= maskable.astype(np.uint32) - np.uint32(1)  # all bits, behind those of the others
+        smallest = np.partition(keys, slots - 1, axis=1)[:, :slots].copy()
+        smallest.sort(axis=1)
+        positions = np.flatnonzero((keys <= smallest[:, -1:]) & maskable)
+        return cls(smallest, positions, keys.take(positions), row_edges(positions, row_count, length))
+
+    def first(self, which: range, budget: NDArray[np.int64], numbers: Numbers) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+        """Ascending flat positions of exactly `budget` tokens of each row, and a number for each."""
+        edges = self.row_edges[which.start : which.stop + 1]
+        here = slice(int(edges[0]), int(edges[-1]))
+        last = self.smallest[np.arange(which.start, which.stop), budget - 1]
+        chosen = self.keys[here] <= np.repeat(last, np.diff(edges))
+        if not budget.all():
+            chosen &= np.repeat(budget > 0, np.diff(edges))
+        labelled = self.positions[here][chosen]
+        return labelled, numbers.at(_LOT, labelled)
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The words of rows, of maskable tokens."""
+
+    positions: NDArray[np.int64]
+    """[M] flat positions of the maskable tokens."""
+    edges: NDArray[np.int64]
+    """[W + 1] the first token of each word among these M."""
+    row_edges: NDArray[np.int64]
+    """[R + 1] the first word of each row."""
+    segment_edges: NDArray[np.int64]
+    """[S + 1] the first word of each segment."""
+    segments_of_row: NDArray[np.int64]
+    """[R] segments of each row."""
+
+    @classmethod
+    def of(cls, rows: Rows, vocabulary: Vocabulary, maskable: NDArray[np.bool_]) -> _Words:
+        row_count, length = maskable.shape
+        positions = np.flatnonzero(maskable)
+        begins = vocabulary.begins_word(rows.input_ids.take(positions))
+        segment_starts = np.searchsorted(positions, flat_starts(rows))
+        begins[segment_starts[segment_starts < len(positions)]] = True
+        edges = np.append(np.flatnonzero(begins), len(positions))
+        return cls(
+            positions,
+            edges,
+            row_edges=np.searchsorted(edges, row_edges(positions, row_count, length)),
+            segment_edges=np.searchsorted(edges, np.append(segment_starts, len(positions))),
+            segments_of_row=np.bincount(rows.segment_row, minlength=row_count),
+        )
+
+    def labelled(self, words: range, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Flat positions of the tokens of the chosen ones of neighbouring words."""
+        edges = self.edges[words.start : words.stop + 1]
+        return self.positions[edges[0] : edges[-1]][np.repeat(chosen, np.diff(edges))]
+
+
+@dataclass(frozen=True)
+class _WordOrder:
+    """The words of each row in random order."""
+
+    words: _Words
+    order: NDArray[np.int64]
+    """[W] the words, row by row."""
+    tokens: NDArray[np.int64]
+    """[W] tokens of each, in this order."""
+
+    @classmethod
+    def of(cls, words: _Words, numbers: Numbers) -> _WordOrder:
+        order = _shuffle_within_rows(np.diff(words.row_edges), numbers)
+        return cls(words, order, np.diff(words.edges).take(order))
+
+    def first(self, which: range, budget: NDArray[np.int64], numbers: Numbers) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+        """Ascending flat positions of words of at most `budget` tokens of each row in all, and a number for each token."""
+        edges = self.words.row_edges[which.start : which.stop + 1]
+        words, words_of_row = range(int(edges[0]), int(edges[-1])), np.diff(edges)
+        tokens = self.tokens[words.start : words.stop]
+        fits = tokens <= np.repeat(budget, words_of_row)
+        taken = _within(budget, tokens * fits, words_of_row) & fits
+        chosen = np.zeros(len(words), dtype=np.bool_)
+        chosen[self.order[words.start : words.stop][taken] - words.start] = True
+        labelled = self.words.labelled(words, chosen)
+        return labelled, numbers.at(_LOT, labelled)
+
+
+@dataclass(frozen=True)
+class _SpanOrder:
+    """Spans of up to `LONGEST_SPAN` words in random order.
 
     Every word starts a span of random length; spans are taken in random order, that is, starts are drawn uniformly without
-    replacement. Spans also start on `longest - 1` imagined words before each segment, so that its first words are labelled as
-    often as the others. A span ends with its segment. Where spans overlap, the earlier one has the word; only new tokens
-    count against the budget.
+    replacement. Spans also start on `LONGEST_SPAN - 1` imagined words before each segment, so that its first words are
+    labelled as often as the others. A span ends with its segment. Where spans overlap, the earlier one has the word; only new
+    tokens count against the budget.
 
-         slot      0 1 2 3 4 5 6 7 8 ...      longest = 3: two imagined words (.) before each segment,
+         slot      0 1 2 3 4 5 6 7 8 ...      LONGEST_SPAN = 3: two imagined words (.) before each segment,
          word      . . a b c . . d e ...      which also keep spans of the segment before from reaching into it
     """
-    row_count = len(maskable)
-    at = np.flatnonzero(maskable)
-    if len(at) == 0:
-        return at, at
 
-    # Words: their first tokens, their lengths in tokens, and their number in each segment.
-    begins = vocabulary.begins_word(rows.input_ids.take(at))
-    segment_starts = np.searchsorted(at, flat_starts(rows))
-    begins[segment_starts[segment_starts < len(at)]] = True
-    word_edges = np.append(np.flatnonzero(begins), len(at))
-    tokens_of_word = np.diff(word_edges)
-    words_of_segment = np.diff(np.append(np.searchsorted(word_edges, segment_starts), len(tokens_of_word)))
+    words: _Words
+    slot_of_word: NDArray[np.int64]
+    """[W]"""
+    row_edges: NDArray[np.int64]
+    """[R + 1] the first slot of each row."""
+    rank: NDArray[np.int64]
+    """[slots] of the span that starts there, by row and randomly within a row."""
+    span_words: NDArray[np.uint8]
+    """[slots] length of that span in words..."""
+    span_tokens: NDArray[np.int64]
+    """[slots] ...and in tokens."""
 
-    # Slots: the words, and the imagined ones before each segment.
-    imagined = longest - 1
-    words, segments = len(tokens_of_word), len(segment_starts)
-    slot_of_word = np.arange(words) + np.repeat(imagined * np.arange(1, segments + 1), words_of_segment)
-    slots_of_row = np.bincount(rows.segment_row, weights=words_of_segment + imagined, minlength=row_count).astype(np.int64)
-    row_starts = np.cumsum(slots_of_row) - slots_of_row
-    slots = words + imagined * segments
-    tokens_before = np.zeros(slots + longest, dtype=np.int64)
-    tokens_before[slot_of_word + 1] = tokens_of_word
-    tokens_before = np.cumsum(tokens_before)
+    @classmethod
+    def of(cls, words: _Words, numbers: Numbers) -> _SpanOrder:
+        imagined, segments, word_count = LONGEST_SPAN - 1, len(words.segment_edges) - 1, len(words.edges) - 1
+        imagined_before = np.repeat(imagined * np.arange(1, segments + 1), np.diff(words.segment_edges))
+        slot_of_word = np.arange(word_count) + imagined_before
+        slots_of_row = np.diff(words.row_edges) + imagined * words.segments_of_row
+        slots = word_count + imagined * segments
+        tokens_before = np.zeros(slots + LONGEST_SPAN, dtype=np.int64)
+        tokens_before[slot_of_word + 1] = np.diff(words.edges)
+        tokens_before = np.cumsum(tokens_before)
+        rank = np.empty(slots, dtype=np.int64)
+        rank[_shuffle_within_rows(slots_of_row, numbers)] = np.arange(slots)
+        span_words = _SPAN_WORDS.take(numbers.run(_SPAN_LENGTH, range(slots)) >> np.uint32(16))
+        span_tokens = tokens_before.take(np.arange(slots) + span_words) - tokens_before[:slots]
+        return cls(words, slot_of_word, np.append(0, np.cumsum(slots_of_row)), rank, span_words, span_tokens)
 
-    # Spans: one from each slot, ranked by row and randomly within a row.
-    rank = np.empty(slots, dtype=np.int64)
-    rank[_shuffle_within_rows(slots_of_row, generator)] = np.arange(slots)
-    span_words = _SPAN_WORDS.take(uniform_uint32(generator, slots) >> 16) if longest > 1 else np.ones(slots, dtype=np.uint8)
-    tokens_of_span = tokens_before.take(np.arange(slots) + span_words) - tokens_before[:slots]
-    budget_of_slot = np.repeat(budget, slots_of_row)
-    never = slots
-    rank[tokens_of_span > budget_of_slot] = never
+    def first(self, which: range, budget: NDArray[np.int64], numbers: Numbers) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+        """Ascending flat positions of the first spans, with at most `budget` tokens of each row; a number for each span."""
+        edges = self.row_edges[which.start : which.stop + 1]
+        here, slots_of_row = slice(int(edges[0]), int(edges[-1])), np.diff(edges)
+        never = here.stop - here.start
+        rank = np.where(self.span_tokens[here] > np.repeat(budget, slots_of_row), never, self.rank[here] - here.start)
 
-    # A word belongs to the first span that covers it.
-    first_span = rank.copy()
-    for offset in range(1, longest):
-        rank[span_words == offset] = never
-        np.minimum(first_span[offset:], rank[:-offset], out=first_span[offset:])
-    span_of_word = first_span.take(slot_of_word)
+        # A word belongs to the first span that covers it.
+        first_span = rank.copy()
+        for offset in range(1, LONGEST_SPAN):
+            rank[self.span_words[here] == offset] = never
+            np.minimum(first_span[offset:], rank[:-offset], out=first_span[offset:])
+        word_edges = self.words.row_edges[which.start : which.stop + 1]
+        words = range(int(word_edges[0]), int(word_edges[-1]))
+        span_of_word = first_span.take(self.slot_of_word[words.start : words.stop] - here.start)
 
-    # Spans are taken while the running total of the row is within its budget.
-    total = np.cumsum(np.bincount(span_of_word, weights=tokens_of_word, minlength=slots + 1)[:slots])
-    total_before_row = np.append(0, total).take(row_starts)
-    taken = np.append(total <= np.repeat(budget + total_before_row, slots_of_row), False)
-    word_taken = taken.take(span_of_word)
-    labelled = at[np.repeat(word_taken, tokens_of_word)]
-    return labelled, np.repeat(span_of_word[word_taken], tokens_of_word[word_taken])
+        tokens_of_word = np.diff(self.words.edges[words.start : words.stop + 1])
+        new_tokens = np.bincount(span_of_word, tokens_of_word, minlength=never + 1)[:never].astype(np.int64)
+        taken = np.append(_within(budget, new_tokens, slots_of_row), False).take(span_of_word)
+        labelled = self.words.labelled(words, taken)
+        spans = np.repeat(span_of_word[taken], tokens_of_word[taken])
+        lots = numbers.run(_LOT, range(here.start, here.start + int(spans.max(initial=-1)) + 1))
+        return labelled, lots[spans]
 
 
-def _shuffle_within_rows(row_sizes: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
+def _within(budget: NDArray[np.int64], sizes: NDArray[np.int64], sizes_of_row: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[N] whether the running total of the sizes in a row is within its budget."""
+    total = np.cumsum(sizes)
+    before_row = np.append(0, total).take(np.cumsum(sizes_of_row) - sizes_of_row)
+    within: NDArray[np.bool_] = total <= np.repeat(budget + before_row, sizes_of_row)
+    return within
+
+
+def _shuffle_within_rows(row_sizes: NDArray[np.int64], numbers: Numbers) -> NDArray[np.int64]:
     """The indices 0, 1, 2... of rows of these sizes, in random order within each row."""
     count = int(row_sizes.sum())
     row_bits, index_bits = len(row_sizes).bit_length(), count.bit_length()
     assert row_bits + index_bits < 40, "too many words in a group to shuffle them in one sort"
     # Keys of row, random bits and index: sorting them is several times as fast as an argsort.
-    keys = uniform_uint64(generator, count) >> np.uint64(row_bits + index_bits) << np.uint64(index_bits)
+    keys = numbers.run(_ORDER, range(2 * count)).view("<u8").astype(np.uint64, copy=False)
+    keys >>= np.uint64(row_bits + index_bits)
+    keys <<= np.uint64(index_bits)
     keys |= np.repeat(np.arange(len(row_sizes), dtype=np.uint64) << np.uint64(64 - row_bits), row_sizes)
     keys |= np.arange(count, dtype=np.uint64)
     keys.sort()
-    return (keys & np.uint64((1 << index_bits) - 1)).astype(np.int64)
+    keys &= np.uint64((1 << index_bits) - 1)
+    return keys.astype(np.int64)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from stream_pretrain.config import Config, ObjectiveConfig
-from stream_pretrain.data.randomness import keyed_generator
+from stream_pretrain.data.randomness import Hashed, InTurn, keyed_generator
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.labels import Labelled
-from stream_pretrain.data.rows.masking import label_slots, mask
+from stream_pretrain.data.rows.masking import Masks, label_slots
 from stream_pretrain.data.rows.packing import Rows
 from stream_pretrain.data.rows.tokenizer_file import kept_tokens
 from stream_pretrain.data.rows.vocabulary import Vocabulary
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _RATES = 4096
-"""Mask rates are rounded to 1/4096, so that rows of neighbouring steps can be masked together while the rate changes."""
+"""Mask rates are rounded to 1/4096, so that rows of neighbouring steps can be labelled together while the rate changes."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +62,9 @@ class Mlm:
         progress = min(step / max(self.max_steps - 1, 1), 1.0)
         return round((first * (1 - progress) + final * progress) * _RATES) / _RATES
 
-    @property
-    def evaluation_rate(self) -> float:
-        return self.options.mask_rate
+    def draw(self, rows: Rows, key: tuple[int, ...]) -> Masks:
+        return Masks.of(rows, self.vocabulary, self.options, Hashed(key))
 
-    def label(self, rows: Rows, rate: float, key: Sequence[int]) -> Labelled:
-        rates = np.full(len(rows.input_ids), rate)
-        return mask(rows, self.vocabulary, self.options, rates, keyed_generator(*key))
+    def label_evaluation(self, rows: Rows, key: tuple[int, ...]) -> Labelled:
+        masks = Masks.of(rows, self.vocabulary, self.options, InTurn(keyed_generator(*key)))
+        return masks.label(range(len(rows.input_ids)), self.options.mask_rate)

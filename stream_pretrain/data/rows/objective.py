@@ -7,8 +7,9 @@ An objective is a frozen dataclass in its own module, with
     label_slots(L)     P: the most labels that a row of L positions has at any step
     shortest_row(F)    positions of the shortest row with a label, with F special tokens
     rate(step)         share of positions with a label at a step
-    evaluation_rate    the same for the evaluation set
-    label(rows, rate, key)   rows [R, L] and their labels [R, P], a pure function of its arguments
+    draw(rows, key)    the random part of the labels of rows [R, L], once for all rates; `.label(which, rate)` labels [R', P]
+                       of them: a pure function of the rows, the key and the rate, whichever are labelled together
+    label_evaluation(rows, key)   the labels of rows of the evaluation set: the same in every version
 """
 
 from __future__ import annotations

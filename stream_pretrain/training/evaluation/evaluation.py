@@ -141,7 +141,7 @@ def _labelled(rows: Rows, plan: StreamPlan) -> Labelled:
     parts, objective = [], plan.objective
     for first in range(0, len(rows.input_ids), LABELLED_ROWS):
         part = gather([(rows, range(first, min(first + LABELLED_ROWS, len(rows.input_ids))))], plan.layout.sequence_length)
-        parts.append(objective.label(part, objective.evaluation_rate, (plan.layout.seed, EVAL_MASK, first)))
+        parts.append(objective.label_evaluation(part, (plan.layout.seed, EVAL_MASK, first)))
     return Labelled(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
 
 
