@@ -54,7 +54,7 @@ def invocation(
     """
     from_files: list[_Option] = []
     from_line: list[_Option] = []
-    typed: dict[str, str] = {}
+    typed: dict[str, tuple[str, str]] = {}
     taken = [argument for argument in arguments if argument != "--json"]
     words = list(_split(taken, operands=operands))
     for name, value in words:
@@ -69,10 +69,11 @@ def invocation(
         else:
             dotted = _resolve(name, "")
             if dotted in typed:
-                first = typed[dotted]
+                first, was = typed[dotted]
                 twice = f"--{name} is given twice" if name == first else f"--{first} and --{name} are the same option"
-                raise ConfigError(f"{twice}: leave one of them out")
-            typed[dotted] = name
+                several = None if value == was else _several(value, name)
+                raise ConfigError(f"{twice}: {several or 'leave one of them out'}")
+            typed[dotted] = name, value
             from_line.append(_Option(dotted, value, ""))
     groups: dict[str, dict[str, Any]] = {group: {} for group in ALL_GROUPS}
     for option in [*_of_environment(environment), *from_files, *from_line]:
@@ -156,7 +157,9 @@ def _unexpected(argument: str, last: str) -> str:
         return f"unexpected argument {argument}: options are --name=value"
     if TYPES[NAMES[last]] is bool:
         return f"--{last}: {argument!r} is not true or false"
-    return f"unexpected argument {argument}: --{last} takes one value; quote one that has spaces"
+    return (
+        f"unexpected argument {argument}: --{last} takes one value; {_several(argument, last) or 'quote one that has spaces'}"
+    )
 
 
 def misplaced(argument: str, last: str = "") -> str | None:
@@ -164,15 +167,28 @@ def misplaced(argument: str, last: str = "") -> str | None:
     path = Path(argument)
     if path.suffix in (".yaml", ".yml"):
         return f"{argument} is a file of options: give --config {argument}"
-    with contextlib.suppress(OSError):  # too long for a name
-        if path.exists() and last:
-            pattern = path.parent / f"*{''.join(path.suffixes)}"
-            return (
-                f"--{last} takes one value, but {argument} follows: if the shell has expanded a pattern, quote it: '{pattern}'"
-            )
-        if path.exists():
-            return f"{argument} is a file or folder: give --dataset {argument}"
+    if _exists(path):
+        if last:
+            return f"--{last} takes one value, but {argument} follows: {_several(argument, last)}"
+        return f"{argument} is a file or folder: give --dataset {argument}"
     return None
+
+
+def _several(value: str, option: str) -> str | None:
+    """What to do where another value of an option is given, if it is one of several paths or datasets."""
+    path = Path(value)
+    if _exists(path):
+        pattern = path.parent / f"*{''.join(path.suffixes)}"
+        return f"if the shell has expanded a pattern, quote it: '{pattern}'"
+    if NAMES[option] in ("data.dataset", "eval.dataset"):
+        return f"list several in a file, one a line, and give --{option} @FILE"
+    return None
+
+
+def _exists(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # too long for a name
+        return path.exists()
+    return False
 
 
 class _Loader(yaml.BaseLoader):

@@ -7,6 +7,7 @@ import math
 import types
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any, Literal
 
@@ -46,9 +47,7 @@ def _reader(kind: Any) -> _Reader:
     if dataclasses.is_dataclass(kind):
         return _record(kind)
     if origin in (typing.Union, types.UnionType):
-        [member] = [member for member in parameters if member is not types.NoneType]
-        read = _reader(member)
-        return lambda value: None if value is None else read(value)
+        return _union([_reader(member) for member in parameters if member is not types.NoneType], types.NoneType in parameters)
     if origin is Literal:
         return _scalar(lambda value: value in parameters, str)
     if origin in (list, tuple):
@@ -70,6 +69,20 @@ def _scalar(is_right: Callable[[Any], bool], kind: type) -> _Reader:
         if type(value) is kind and is_right(value):
             return value
         raise _wrong(value)
+
+    return read
+
+
+def _union(members: list[_Reader], may_be_none: bool) -> _Reader:
+    *others, last = members
+
+    def read(value: Any) -> Any:
+        if value is None and may_be_none:
+            return None
+        for member in others:
+            with suppress(_WrongError):
+                return member(value)
+        return last(value)
 
     return read
 

@@ -402,6 +402,24 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             ["train", "--model=x", "--eval.dataset", "data/c", "data/d"],
             "--eval.dataset takes one value, but data/d follows: if the shell has expanded a pattern, quote it: 'data/*'",
         ),
+        (
+            ["--dataset=a.jsonl.zst", "--dataset=b.jsonl.zst"],
+            "--dataset is given twice: if the shell has expanded a pattern, quote it: '*.jsonl.zst'",
+        ),
+        (
+            ["--dataset", "a.jsonl.zst", "--data.dataset", "data/c"],
+            "--dataset and --data.dataset are the same option: if the shell has expanded a pattern, quote it: 'data/*'",
+        ),
+        (["--dataset=data", "--dataset=data"], "--dataset is given twice: leave one of them out"),
+        (
+            ["--dataset", "org/a", "--dataset", "org/b"],
+            "--dataset is given twice: list several in a file, one a line, and give --dataset @FILE",
+        ),
+        (
+            ["--eval.dataset", "s3://a/x", "s3://b/y"],
+            "unexpected argument s3://b/y: --eval.dataset takes one value; "
+            "list several in a file, one a line, and give --eval.dataset @FILE",
+        ),
         (["run.yaml", "--max-steps=3"], "run.yaml is a file of options: give --config run.yaml"),
         (["train", "run.yaml"], "run.yaml is a file of options: give --config run.yaml"),
         (["--max-steps", "3", "run.yaml"], "run.yaml is a file of options: give --config run.yaml"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ import pytest
 
 from stream_pretrain.arguments import parse
 from stream_pretrain.config import GROUPS, Config, DataConfig, ModelConfig, TrainConfig, defaults, fixed_options, option
-from stream_pretrain.errors import CheckpointError, DamagedCheckpointError
+from stream_pretrain.errors import CheckpointError
 from stream_pretrain.model import loading
 from stream_pretrain.training.start.kept_defaults import defaults_of_then, kept_options, with_options
 from tests.corpora import documents, write_shard, write_tiny_bert
@@ -85,9 +86,20 @@ def test_a_checkpoint_of_an_earlier_version_had_the_defaults_of_then(tmp_path: P
     ]
 
 
-def test_a_default_of_another_type_is_no_default(tmp_path: Path) -> None:
-    with pytest.raises(DamagedCheckpointError, match=r"trainer\.json: defaults\.train\.learning_rate is 'much'"):
-        kept_options(TODAY, {"train.learning_rate": "much"}, tmp_path)
+@pytest.mark.parametrize(
+    ("name", "value", "wrong"),
+    [
+        ("train.learning_rate", "much", " is 'much'"),
+        ("train.learning_rate", None, " is None"),
+        ("train.warmup_steps", True, " is True"),
+        ("train.max_epochs", 1.5, " is 1.5"),
+        ("data.packing", "best", " is 'best'"),
+        ("data.sources", [{"name": "a", "dataset": 1}], "[0].dataset is 1"),
+    ],
+)
+def test_a_default_of_another_type_is_no_default(tmp_path: Path, name: str, value: object, wrong: str) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(f"trainer.json: defaults.{name}{wrong}, which no run writes")):
+        kept_options(TODAY, {name: value}, tmp_path)
 
 
 def test_a_run_goes_on_with_the_defaults_that_it_began_with_however_often(
