@@ -268,7 +268,7 @@ def test_a_hub_that_stays_busy_until_the_deadline_or_is_not_there_is_a_transport
     hub.fail("GET /api/datasets/org/corpus", 503, times=1000)
     (busy,) = resolve(hub, {"dataset": "org/corpus", "retry_deadline": 2.0})
     assert isinstance(busy, str)
-    assert re.match(r"DeadlineError: org/corpus: no good answer for \d s \(HfHubHTTPError: .*503", busy)
+    assert re.match(r"DeadlineError: org/corpus: no good answer for \d s \(HTTP 503", busy)
     assert "--data.retry-deadline (now 2 s)" in busy
     nowhere = subprocess.run(  # where the Hub is, libraries read when they are imported
         [sys.executable, "-c", RESOLVE, '[{"dataset": "org/corpus"}]'],
@@ -279,7 +279,9 @@ def test_a_hub_that_stays_busy_until_the_deadline_or_is_not_there_is_a_transport
         check=True,
     )
     absent = json.loads(nowhere.stdout)
-    assert re.match(r"TransportError: org/corpus: no server answers \(ConnectError: .*; check the network and the name", absent)
+    assert re.match(
+        r"TransportError: org/corpus: no server answers \([^;]*: connection refused\); check the network and the name", absent
+    )
 
 
 def test_a_machine_that_is_to_stay_offline_does_not_wait_for_the_hub(hub: AskedHub) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import logging
+import os
 import random
 import re
 import socket
+import ssl
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TypeVar
@@ -50,7 +54,7 @@ class Retrying:
                 return ask()
 
     Raises: DeadlineError after `deadline` seconds without success or `progress()`; TransportError at once where trying again
-    cannot help, or where no server answers and none has before: then the name may be a typing error.
+    cannot help, or where no server answers, or none that can be trusted, and none has before: then the name may be wrong.
     """
 
     def __init__(
@@ -101,6 +105,11 @@ class Retrying:
             raise TransportError(
                 f"{self._name}: no server answers ({in_words(error)}); check the network and the name"
             ) from error
+        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(error)) and not self._reached:
+            raise TransportError(
+                f"{self._name}: no connection ({in_words(error)}); check the URL, the clock, and the certificates of this "
+                "machine (REQUESTS_CA_BUNDLE, SSL_CERT_FILE)"
+            ) from error
         return fault_of(error, self._name)
 
 
@@ -141,8 +150,64 @@ def status_of(error: BaseException) -> int | None:
 
 
 def in_words(error: BaseException) -> str:
-    """What a library raised, in one line, without the queries of URLs: a signed one opens the file to anybody."""
-    return re.sub(r"\?[^\s'\")>]+=[^\s'\")>]+", "?...", f"{type(error).__name__}: {' '.join(str(error).split())}")
+    """What happened, in one clause: of a network, with the host, and without what HTTP libraries wrap around it.
+
+    Queries of URLs are left out: a signed one opens the file to anybody.
+    """
+    if _library(error) in _HTTP_LIBRARIES:
+        chain = list(causes(error))
+        host = next(filter(None, map(_host_of, reversed(chain))), None)  # nearest to the connection, perhaps that of a proxy
+        for cause in chain:
+            if isinstance(cause, http.client.HTTPException) or _library(cause) in ("builtins", "socket", "ssl"):
+                return f"{host}: {_happened(cause)}" if host else _happened(cause)
+        if (status := status_of(error)) is not None:
+            message = getattr(error, "server_message", None)  # of the Hub
+            return f"HTTP {status}: {message}" if message else f"HTTP {status}"
+    return re.sub(r"\?[^\s'\")>]+=[^\s'\")>]+", "?...", _as_raised(error))
+
+
+_HTTP_LIBRARIES = (
+    *("requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub"),
+    *("aiohttp", "botocore", "aiobotocore"),
+)
+
+
+def _library(error: BaseException) -> str:
+    return type(error).__module__.partition(".")[0]
+
+
+def _as_raised(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _happened(error: BaseException) -> str:
+    match error:
+        case ssl.SSLCertVerificationError(verify_message=str() as why):
+            return f"its certificate is refused ({why.rstrip('.')})"
+        case socket.gaierror():
+            return "its name does not resolve"
+        case TimeoutError():
+            return "timed out"
+        case ssl.SSLError():
+            return "the TLS connection failed"
+        case OSError(errno=int(number)):
+            return os.strerror(number).lower()
+        case http.client.RemoteDisconnected() | http.client.IncompleteRead():
+            return "closed the connection before the end of its answer"
+        case _:
+            return _as_raised(error)
+
+
+def _host_of(error: BaseException) -> str | None:
+    """Host and port that a request was sent to, as the libraries note it."""
+    noted = vars(error)
+    connection = noted.get("conn", error)  # urllib3; aiohttp has both itself
+    host, port = getattr(connection, "host", None), getattr(connection, "port", None)
+    if isinstance(host, str):
+        return f"{host}:{port}"
+    request = noted.get("request", noted.get("_request"))  # requests, httpx
+    url = getattr(request, "url", None) or noted.get("kwargs", {}).get("endpoint_url")  # botocore
+    return url and (urllib.parse.urlsplit(str(url)).netloc.rpartition("@")[2] or None)
 
 
 def fault_of(error: Exception, name: str) -> TransientError:
