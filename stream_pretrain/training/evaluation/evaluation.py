@@ -10,16 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.documents.filters import is_heldout
 from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.lanes.row_layout import RowLayout
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.randomness import EVAL_MASK
 from stream_pretrain.data.rows.batches import Batch, micro_batches
+from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.labels import Labelled
+from stream_pretrain.data.rows.objective import Objective
 from stream_pretrain.data.rows.packing import Packing, Rows, assemble, gather, place
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import CheckpointError, ContentError, SourceError
@@ -110,38 +114,61 @@ class EvaluationSet:
 
 def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> EvaluationSet:
     """Pack and mask the evaluation set: a pure function of the texts, the seed and the objective. Raises: SourceError."""
-    encoder, length = plan.encoder, plan.layout.sequence_length
+    packed = packed_documents(texts, plan.encoder, plan.objective, plan.layout)
+    if packed is None:
+        raise SourceError("the evaluation set has no tokens: give another --eval.dataset")
+    if not packed.labels:
+        raise SourceError("the documents of the evaluation set are too short for a label: give another --eval.dataset")
+    return EvaluationSet(tuple(packed.batches(batch_size, plan.encoder.pad)), packed.labels)
+
+
+@dataclass(frozen=True)
+class PackedDocuments:
+    """Documents as the labelled rows of an evaluation, one behind the other."""
+
+    rows: Rows
+    labelled: Labelled
+    texts: NDArray[np.int64]
+    """[documents] index among the texts of each document that has tokens: `rows.segment_document` counts only these."""
+    tokens: NDArray[np.int64]
+    """[documents] tokens of each, without special tokens."""
+
+    @property
+    def labels(self) -> int:
+        """Number of labels."""
+        return int((self.labelled.labels >= 0).sum())
+
+    def batches(self, size: int, pad: int) -> Iterator[Batch]:
+        """Micro-batches of `size` rows."""
+        count = len(self.rows.input_ids)
+        return micro_batches(self.rows, self.labelled, np.zeros(count, dtype=np.int64), size, -(-count // size), pad)
+
+
+def packed_documents(texts: Sequence[str], encoder: Encoder, objective: Objective, layout: RowLayout) -> PackedDocuments | None:
+    """Pack documents in their order, and mask them; None where none of them has a token."""
+    length = layout.sequence_length
     ids, lengths = encoder.build().encode(texts)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
     present = np.flatnonzero(lengths)
     if not len(present):
-        raise SourceError("the evaluation set has no tokens: give another --eval.dataset")
+        return None
     counts = lengths[present].tolist()
     framing = len(encoder.prefix) + len(encoder.suffix)
     most_rows = sum(-(-count // (length - framing)) for count in counts)
-    packing: Packing = "none" if plan.layout.packing == "none" else "concat"
+    packing: Packing = "none" if layout.packing == "none" else "concat"
     placements, left = place(counts, 0, most_rows + 1, length, framing, packing)
     assert left == (len(counts), 0), "every document of the evaluation set has its rows"
-    kept = np.concatenate([[0], np.cumsum(lengths[present])])
-    assert int(kept[-1]) == int(offsets[-1])
-    rows = assemble(placements, ids, kept, length, encoder.prefix, encoder.suffix, encoder.pad)
-    labelled = _labelled(rows, plan)
-    if not (labelled.labels >= 0).any():
-        raise SourceError("the documents of the evaluation set are too short for a label: give another --eval.dataset")
-    batches = -(-len(rows.input_ids) // batch_size)
-    one_source = np.zeros(len(rows.input_ids), dtype=np.int64)
-    return EvaluationSet(
-        tuple(micro_batches(rows, labelled, one_source, batch_size, batches, encoder.pad)),
-        int((labelled.labels >= 0).sum()),
-    )
+    edges = np.concatenate([[0], np.cumsum(lengths[present])])
+    rows = assemble(placements, ids, edges, length, encoder.prefix, encoder.suffix, encoder.pad)
+    return PackedDocuments(rows, _labelled(rows, objective, layout.seed), present, lengths[present])
 
 
-def _labelled(rows: Rows, plan: StreamPlan) -> Labelled:
+def _labelled(rows: Rows, objective: Objective, seed: int) -> Labelled:
     """The rows with their labels."""
-    parts, objective = [], plan.objective
+    parts = []
     for first in range(0, len(rows.input_ids), LABELLED_ROWS):
-        part = gather([(rows, range(first, min(first + LABELLED_ROWS, len(rows.input_ids))))], plan.layout.sequence_length)
-        parts.append(objective.label_evaluation(part, (plan.layout.seed, EVAL_MASK, first)))
+        which = range(first, min(first + LABELLED_ROWS, len(rows.input_ids)))
+        part = gather([(rows, which)], rows.input_ids.shape[1])
+        parts.append(objective.label_evaluation(part, (seed, EVAL_MASK, first)))
     return Labelled(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
 
 
