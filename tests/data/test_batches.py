@@ -8,7 +8,7 @@ import torch
 
 from stream_pretrain.data.rows.batches import Batch, micro_batches
 from stream_pretrain.data.rows.labels import Labelled
-from stream_pretrain.data.rows.packing import Placement, Rows, assemble
+from stream_pretrain.data.rows.packing import Rows, assemble
 
 CLS, SEP, PAD, MASK = 2, 3, 0, 4
 
@@ -17,9 +17,9 @@ SOURCES = np.array([0, 1])
 
 def rows_and_labels() -> tuple[Rows, Labelled]:
     """Two documents in one row and half a row, the second token of each masked."""
-    placements = [Placement(0, 0, 0, 3), Placement(0, 1, 0, 1), Placement(1, 1, 1, 3)]
+    placements = [(0, 0, 0, 3), (0, 1, 0, 1), (1, 1, 1, 3)]
     ids = np.array([10, 11, 12, 20, 21, 22], dtype=np.int32)
-    rows = assemble(placements, ids, np.array([0, 3, 6]), 8, [CLS], [SEP], PAD)
+    rows = assemble(np.array(placements), ids, np.array([0, 3, 6]), 8, [CLS], [SEP], PAD)
     input_ids = rows.input_ids.copy()
     input_ids[:, 2] = MASK
     labelled = Labelled(
@@ -86,12 +86,12 @@ def test_no_rows_at_all_are_one_batch_of_padding() -> None:
 
 @pytest.mark.parametrize("documents", [1, 2, 3, 5, 8, 13])
 def test_segments_cover_the_batch_and_are_a_power_of_two(documents: int) -> None:
-    placements = [Placement(0, document, 0, 2) for document in range(documents)]
+    placements = [(0, document, 0, 2) for document in range(documents)]
     ids = np.arange(2 * documents, dtype=np.int32)
     offsets = np.arange(0, 2 * documents + 1, 2)
     for full in (True, False):
         length = 2 * documents if full else 2 * documents + 1
-        rows = assemble(placements, ids, offsets, length, [], [], PAD)
+        rows = assemble(np.array(placements), ids, offsets, length, [], [], PAD)
         no_labels = np.zeros((1, 1), dtype=np.int32)
         (batch,) = micro_batches(rows, Labelled(rows.input_ids, no_labels, no_labels), SOURCES[:1], 1, 1, PAD)
         segments = documents + (not full)

@@ -356,7 +356,7 @@ class SourceLane:
             firsts = {member: min(offset for of, offset in without if of == member) for member in counts}
             skips = [Skip(firsts[member], "no tokens", count, member) for member, count in sorted(counts.items())]
             self._report(stripe, "empty", skips)
-        if not placements:
+        if not len(placements):
             if cursor.taken:
                 raise self._astray(stripe, block)
             self.cursor = self._after_window(cursor)

@@ -6,12 +6,11 @@ Documents are split, never truncated. Every segment has its own special tokens.
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import itemgetter
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,20 +52,12 @@ class Rows:
         return edges
 
 
-class Placement(NamedTuple):
-    """Tokens [start, stop) of a document, placed in a row."""
-
-    row: int
-    document: int
-    start: int
-    stop: int
-
-
 def place(
-    lengths: Sequence[int], first_token: int, rows: int, capacity: int, framing: int, packing: Packing
-) -> tuple[list[Placement], tuple[int, int]]:
+    lengths: Sequence[int] | NDArray[np.int64], first_token: int, rows: int, capacity: int, framing: int, packing: Packing
+) -> tuple[NDArray[np.int64], tuple[int, int]]:
     """Place documents in rows; returns the placements and the first (document, token) that was not placed.
 
+    A placement is (row, document, start, stop): tokens [start, stop) of a document; the placements are int64 [S, 4].
     lengths: tokens of each document, in reading order. `first_token` of the first were placed before.
     capacity: positions of a row; framing: special tokens of a segment.
 
@@ -76,28 +67,192 @@ def place(
     document, or a part of one. Only the last document is left unfinished.
     """
     assert capacity > framing
+    rests = np.array(lengths, dtype=np.int64)
+    rests[:1] -= first_token
     smallest = min(SMALLEST_FRAGMENT, max(1, (capacity - framing) // 2))
-    placements: list[Placement] = []
+    placed, order = _Placed(), np.empty(0, dtype=np.int64)
     free = [(capacity, row) for row in range(rows)]
-    document, token = 0, first_token
     if packing == "best_fit":
-        positions = sum(lengths) - first_token + framing * len(lengths)
-        free = free[: max(1, min(rows, positions // capacity))]
-        document, placements, free = _place_best(lengths, first_token, free, capacity, framing, smallest)
-        token = 0 if document else first_token
+        positions = int(rests.sum()) + framing * len(rests)
+        begun = max(1, min(rows, positions // capacity))
+        order, placed, free = _place_best(rests, begun, capacity, framing, smallest)
+    document = len(order)
+    left_over = _fill(placed, rests, document, free, framing, smallest, 1 if packing == "none" else len(rests))
+    placements = placed.array(np.append(order, np.arange(document, len(rests))), rests)
+    placements[placements[:, 1] == 0, 2:] += first_token
+    return placements, left_over if left_over[0] else (0, first_token + left_over[1])
 
+
+class _Placed:
+    """Placements, with one entry for neighbours of a sequence of documents that are placed whole in one row."""
+
+    def __init__(self) -> None:
+        self.entries: list[int] = []  # three numbers each: row, first document of the sequence, documents
+        self.parts: list[int] = []  # of documents that are not placed whole, three numbers each: entry, first token, last + 1
+
+    def whole(self, row: int, first: int, count: int) -> None:
+        """Neighbouring documents."""
+        self.entries += row, first, count
+
+    def part(self, row: int, document: int, start: int, stop: int) -> None:
+        """Some of the tokens of a document."""
+        self.parts += len(self.entries) // 3, start, stop
+        self.entries += row, document, 1
+
+    def array(self, sequence: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[S, 4] for the documents of a sequence."""
+        rows, firsts, counts = np.array(self.entries, dtype=np.int64).reshape(-1, 3).T
+        before = counts.cumsum() - counts
+        placements = np.zeros((int(counts.sum()), 4), dtype=np.int64)
+        placements[:, 0] = rows.repeat(counts)
+        document = sequence.take(np.arange(len(placements)) + (firsts - before).repeat(counts))
+        placements[:, 1] = document
+        placements[:, 3] = lengths.take(document)
+        parts = np.array(self.parts, dtype=np.int64).reshape(-1, 3)
+        placements[before.take(parts[:, 0]), 2:] = parts[:, 1:]
+        return placements
+
+
+class _FreeRows:
+    """Rows by their free positions; without those that have no room for any token."""
+
+    def __init__(self, rows: int, capacity: int, framing: int) -> None:
+        self.framing = framing
+        self.free = [capacity]
+        """Numbers of free positions, in ascending order."""
+        self.rows = [list(range(rows))]
+        """The rows with each, in ascending order."""
+
+    def take(self, which: int, rows: slice) -> list[int]:
+        """Take some of the rows with the number of free positions at an index."""
+        of_free = self.rows[which]
+        taken = of_free[rows]
+        if len(taken) == len(of_free):
+            del self.free[which], self.rows[which]
+        else:
+            del of_free[rows]
+        return taken
+
+    def put(self, free: int, rows: list[int]) -> None:
+        """Put back rows with so many free positions."""
+        if free <= self.framing:
+            return
+        index = bisect_left(self.free, free)
+        if index < len(self.free) and self.free[index] == free:
+            self.rows[index] = sorted(self.rows[index] + rows)
+        else:
+            self.free.insert(index, free)
+            self.rows.insert(index, rows)
+
+
+def _place_best(
+    lengths: NDArray[np.int64], rows: int, capacity: int, framing: int, smallest: int
+) -> tuple[NDArray[np.int64], _Placed, list[tuple[int, int]]]:
+    """Place as many of the first documents as fit into the rows, whole or split; returns them largest first, their placements
+    by that order, and (free positions, row) of the rows with room in descending order.
+
+    smallest: the fewest tokens of a fragment.
+    """
+    # How many documents, in order, certainly fit even if some are split.
+    needed = np.cumsum(lengths + framing * (1 + lengths // (capacity - framing)))
+    whole = int(np.searchsorted(needed, FILLED_WITH_WHOLE * rows * capacity, side="right"))
+    while True:
+        keys = -lengths[:whole] << 32 | np.arange(whole)
+        keys.sort()
+        order = keys & 0xFFFFFFFF
+        descending = lengths.take(order)
+        edges = np.flatnonzero(np.diff(descending, prepend=-1, append=-1)).tolist()
+        placed, left = _Placed(), _FreeRows(rows, capacity, framing)
+        over = 0  # tokens that the rows are too fragmented for
+        for first, stop in itertools.pairwise(edges):
+            over += _place_alike(placed, left, first, stop, int(descending[first]), smallest)
+        if not over:
+            free = zip(reversed(left.free), reversed(left.rows), strict=True)
+            return order, placed, [(positions, row) for positions, of_free in free for row in reversed(of_free)]
+        whole = min(whole - 1, int(np.searchsorted(needed, needed[whole - 1] - over)))  # the last are left for the gaps
+
+
+def _place_alike(placed: _Placed, left: _FreeRows, first: int, stop: int, length: int, smallest: int) -> int:
+    """Place documents of one length into the fullest rows with room; returns the tokens that no row has room for."""
+    over, positions = 0, length + left.framing
+    while first < stop:
+        which = bisect_left(left.free, positions)
+        if which == len(left.free):
+            over += _split(placed, left, first, length, smallest)
+            first += 1
+            continue
+        free = left.free[which]
+        count = min(free // positions, stop - first)  # a row that has just got one is the fullest with room for the next
+        rows = left.take(which, slice((stop - first) // count))
+        left.put(free - count * positions, rows)
+        for row in rows:
+            placed.whole(row, first, count)
+            first += count
+    return over
+
+
+def _split(placed: _Placed, left: _FreeRows, document: int, length: int, smallest: int) -> int:
+    """Place a document that no row has room for in parts; returns the tokens that are left of it."""
+    framing, token = left.framing, 0
+    smallest_gap = smallest + framing
+    while left.free and left.free[-1] < length - token + framing:
+        free = left.free[-1]
+        take = _most_of(length - token, free - framing, smallest)
+        if not take:
+            return length - token
+        alike = (length - token - smallest) // take  # rows that are filled to the end in the same way
+        gap = free - framing - take
+        if 0 < gap < smallest_gap:
+            take = max(take - (smallest_gap - gap), smallest)  # then a fragment can fill it
+        rows = left.take(len(left.free) - 1, slice(-alike, None))
+        left.put(free - take - framing, rows)
+        for row in reversed(rows):
+            placed.part(row, document, token, token + take)
+            token += take
+    if not left.free:
+        return length - token
+    which = bisect_left(left.free, length - token + framing)
+    free = left.free[which]
+    rows = left.take(which, slice(1))
+    left.put(free - (length - token) - framing, rows)
+    placed.part(rows[0], document, token, length)
+    return 0
+
+
+def _fill(
+    placed: _Placed,
+    lengths: NDArray[np.int64],
+    document: int,
+    free: list[tuple[int, int]],
+    framing: int,
+    smallest: int,
+    most: int,
+) -> tuple[int, int]:
+    """Fill rows, one after another, with the documents in order from one on; returns the (document, token) to go on with.
+
+    free: (free positions, row) of each row; most: documents of a row.
+    """
+    token, ends = 0, [0, *np.cumsum(lengths + framing).tolist()]
     for left, row in free:
-        while document < len(lengths):
-            rest = lengths[document] - token
+        room = most
+        while document < len(lengths) and room:
+            fitting = 0 if token else min(bisect_right(ends, ends[document] + left) - 1 - document, room)
+            if fitting:
+                placed.whole(row, document, fitting)
+                left -= ends[document + fitting] - ends[document]
+                document, room = document + fitting, room - fitting
+                continue
+            rest = int(lengths[document]) - token
             take = _most_of(rest, left - framing, smallest)
             if not take:
                 break
-            placements.append(Placement(row, document, token, token + take))
-            left -= take + framing
-            document, token = (document + 1, 0) if take == rest else (document, token + take)
-            if take < rest or packing == "none":
+            placed.part(row, document, token, token + take)
+            if take < rest:
+                token += take
                 break
-    return placements, (document, token)
+            left -= take + framing
+            document, token, room = document + 1, 0, room - 1
+    return document, token
 
 
 def _most_of(rest: int, room: int, smallest: int) -> int:
@@ -108,57 +263,8 @@ def _most_of(rest: int, room: int, smallest: int) -> int:
     return take if take >= smallest else 0
 
 
-def _place_best(
-    lengths: Sequence[int], first_token: int, free: list[tuple[int, int]], capacity: int, framing: int, smallest: int
-) -> tuple[int, list[Placement], list[tuple[int, int]]]:
-    """Place as many of the first documents as fit into the rows, whole or split; returns their number and the free positions.
-
-    free: (free positions, row) of each row; returned in descending order. smallest: the fewest tokens of a fragment.
-    """
-    widest = capacity - framing
-    whole = _documents_that_fit(lengths, first_token, FILLED_WITH_WHOLE * len(free) * capacity, widest, framing)
-    smallest_gap = smallest + framing
-    starts = [first_token] + [0] * (len(lengths) - 1)
-    while True:
-        left = sorted(free)
-        placements = []
-        for document in sorted(range(whole), key=lambda d: starts[d] - lengths[d]):
-            token, stop = starts[document], lengths[document]
-            while (fitting := bisect_left(left, (stop - token + framing,))) == len(left):  # no row has room for the rest
-                room, row = left.pop()
-                take = _most_of(stop - token, room - framing, smallest)
-                if not take:
-                    break
-                gap = room - framing - take
-                if 0 < gap < smallest_gap:
-                    take = max(take - (smallest_gap - gap), smallest)  # then a fragment can fill it
-                placements.append(Placement(row, document, token, token + take))
-                insort(left, (room - take - framing, row))
-                token += take
-            else:
-                room, row = left.pop(fitting)
-                placements.append(Placement(row, document, token, stop))
-                insort(left, (room - (stop - token) - framing, row))
-                continue
-            break
-        else:
-            return whole, placements, left[::-1]
-        whole -= 1  # the rows are too fragmented for the last one, which is left for the gaps
-
-
-def _documents_that_fit(lengths: Sequence[int], first_token: int, room: float, widest: int, framing: int) -> int:
-    """How many documents, in order, certainly fit even if some are split."""
-    for document, length in enumerate(lengths):
-        if document == 0:
-            length -= first_token
-        room -= length + framing * (1 + length // widest)
-        if room < 0:
-            return document
-    return len(lengths)
-
-
 def assemble(
-    placements: Sequence[Placement],
+    placements: NDArray[np.int64],
     ids: NDArray[np.int32],
     offsets: NDArray[np.int64],
     capacity: int,
@@ -166,26 +272,34 @@ def assemble(
     suffix: Sequence[int],
     pad: int,
 ) -> Rows:
-    """Rows from placements. ids: int32 [tokens] of all documents; offsets: int64 [documents + 1] into ids.
+    """Rows from placements [S, 4]. ids: int32 [tokens] of all documents; offsets: int64 [documents + 1] into ids.
 
-    A plain loop: for the twenty or so segments of a group of short rows, vectorised numpy takes twice as long.
+    Rows that nothing was placed in are left out. The segments of a row stand in the order they were placed in.
     """
-    before, after = np.array(prefix, dtype=np.int32), np.array(suffix, dtype=np.int32)
-    padding = np.full(capacity, pad, dtype=np.int32)
-    begins = offsets.tolist()
-    parts = [padding[:0]]
-    segments: list[int] = []
-    by_row = itertools.groupby(sorted(placements, key=itemgetter(0)), key=itemgetter(0))
-    for row, (_, placed) in enumerate(by_row):  # rows without a placement are left out
-        filled = 0
-        for _, document, token, stop in placed:
-            begin, length = begins[document], len(prefix) + stop - token + len(suffix)
-            parts += before, ids[begin + token : begin + stop], after
-            segments += row, filled, length, document, token
-            filled += length
-        parts.append(padding[filled:])
-    columns = np.array(segments, dtype=np.int32).reshape(-1, 5).T.copy()
-    return Rows(np.concatenate(parts).reshape(-1, capacity), *columns)
+    placed = placements[placements[:, 0].argsort(kind="stable")]
+    _, document, token, stop = placed.T.astype(np.int32)
+    firsts = np.flatnonzero(np.diff(placed[:, 0], prepend=-1))  # segments that begin a row
+    row_count, segments_of_row = len(firsts), np.diff(firsts, append=len(placed))
+    length = stop - token + np.int32(len(prefix) + len(suffix))
+    ends = length.cumsum(dtype=np.int32)
+    before_row = (ends - length)[firsts]
+    row = np.arange(row_count, dtype=np.int32).repeat(segments_of_row)
+    start = ends - length - before_row.repeat(segments_of_row)
+
+    # Where each position has its token from; those of special tokens and padding are overwritten.
+    flat = row * np.int32(capacity) + start
+    shift = offsets.take(document).astype(np.int32) + token - flat - np.int32(len(prefix))
+    source = np.arange(row_count * capacity, dtype=np.int32)
+    source += shift.repeat(np.diff(flat, append=np.int32(len(source))))
+    input_ids = ids[np.clip(source, 0, len(ids) - 1, out=source)]
+    for index, token_id in enumerate(prefix):
+        input_ids[flat + index] = token_id
+    for index, token_id in enumerate(reversed(suffix)):
+        input_ids[flat + length - 1 - index] = token_id
+    grid = input_ids.reshape(row_count, capacity)
+    filled = np.diff(before_row, append=length.sum(dtype=np.int32))
+    grid[np.arange(capacity, dtype=np.int32) >= filled[:, None]] = pad
+    return Rows(grid, row, start, length, document.copy(), token.copy())
 
 
 def gather(runs: Sequence[tuple[Rows, range]], capacity: int) -> Rows:
