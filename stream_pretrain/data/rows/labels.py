@@ -65,12 +65,10 @@ def row_edges(positions: NDArray[np.int64], row_count: int, length: int) -> NDAr
 def lay_out(input_ids: NDArray[np.int32], labelled: NDArray[np.int64], values: NDArray[np.int32], slots: int) -> Labelled:
     """Moves the labels, given by ascending flat position, to the front of their row's slots."""
     row_count, length = input_ids.shape
-    edges = row_edges(labelled, row_count, length)
-    count = np.diff(edges)
-    rows = np.arange(row_count)
-    slot = np.arange(len(labelled)) + np.repeat(rows * slots - edges[:-1], count)
+    count = np.diff(row_edges(labelled, row_count, length)).astype(np.int32)
+    used = np.arange(slots, dtype=np.int32) < count[:, None]
     positions = np.zeros((row_count, slots), dtype=np.int32)
+    positions[used] = labelled.astype(np.int32) - (np.arange(row_count, dtype=np.int32) * np.int32(length)).repeat(count)
     labels = np.full((row_count, slots), IGNORED, dtype=np.int32)
-    positions.ravel()[slot] = labelled - np.repeat(rows * length, count)
-    labels.ravel()[slot] = values
+    labels[used] = values
     return Labelled(input_ids, positions, labels)
