@@ -364,6 +364,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.Capt
         (["--dataset=", *NEEDED[1:]], "--dataset is missing: give a Hub id, folder, glob or URL"),
         (["--dataset= ", *NEEDED[1:]], "--dataset is missing: give a Hub id, folder, glob or URL"),
         (["--dataset=x", "--model=y", "--max-steps=0"], "--train.max-steps must be above 0, not 0"),
+        (["--dataset=x", "--model=y", "--max-steps=1e99"], "--train.max-steps must be below 2^63"),
+        ([*NEEDED, f"--seed={'9' * 400}"], "--train.seed must be below 2^63"),
+        (["--dataset=x", "--model=", "--max-steps=3"], "--model.path is empty: give a value, or leave the option out"),
+        ([*NEEDED, "--output-dir", " "], "--run.output-dir is empty: give a value, or leave the option out"),
+        ([*NEEDED, "--data.text-field="], "--data.text-field is empty: give a value, or leave the option out"),
+        ([*NEEDED, "--data.heldout-fraction=1"], "--data.heldout-fraction 1 leaves no document to train on: give less"),
         ([*NEEDED, "--train.learning-rate=inf"], "--train.learning-rate must be finite, not inf"),
         (
             [*NEEDED, "--eval.dataset=other"],

@@ -54,8 +54,10 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
             2,
             "W&B cannot be online, no API key: run `wandb login` or set ",
         ),
+        (["--output-dir={corpus}/o/p"], 1, "--output-dir {corpus}/o/p: {corpus} is not a folder: give another one"),
+        (["--output-dir={corpus}"], 1, "--output-dir {corpus}: {corpus} is not a folder: give another one"),
         (["--dataset=./no/such"], 1, "./no/such: there is no such file or folder"),
-        (["--dataset=/no/such/*.zst"], 1, "/no/such/*.zst: no file matches there; shards end in "),
+        (["--dataset=/no/such/*.zst"], 1, "/no/such/*.zst: no file matches; shards end in "),
         (["--dataset=@/no/list.txt"], 1, "@/no/list.txt: there is no such file"),
         (["--eval-every=5", "--eval.dataset=~/no/such/file.jsonl"], 1, "~/no/such/file.jsonl: there is no such file or folder"),
     ],
@@ -64,9 +66,9 @@ def test_what_cannot_run_is_refused_before_the_command_is_imported(
     options: list[str], code: int, said: str, corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = [] if any(option.startswith("--dataset") for option in options) else [f"--dataset={corpus}"]
-    found = refused([*given, *NEEDED, *options], capsys, monkeypatch)
+    found = refused([*given, *NEEDED, *(option.format(corpus=corpus) for option in options)], capsys, monkeypatch)
     assert found[0] == code
-    assert found[1].startswith(f"error: {said}")
+    assert found[1].startswith(f"error: {said.format(corpus=corpus)}")
 
 
 @pytest.mark.parametrize(

@@ -104,12 +104,16 @@ def refuse_final_rate_above(learning_rate: float, train: TrainConfig) -> None:
 
 
 def refuse_out_of_bounds(options: Any, where: str) -> None:
-    """Refuse numbers outside of the bounds of their fields. Raises: ConfigError."""
+    """Refuse numbers outside of the bounds of their fields, and text that is blank. Raises: ConfigError."""
     for option in dataclasses.fields(options):
         value, bounds = getattr(options, option.name), option.metadata.get("bounds")
         name = where + (option.name.replace("_", "-") if where.endswith(".") else option.name)
+        if isinstance(value, str) and not value.strip():
+            raise ConfigError(f"{name} is empty: give a value, or leave the option out")
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
+        if isinstance(value, int) and value >= 2**63:  # records, seeds and tensors have 64 bits
+            raise ConfigError(f"{name} must be below 2^63")
         if not math.isfinite(value):
             raise ConfigError(f"{name} must be finite, not {value}")
         if bounds == "positive" and value <= 0:
@@ -131,6 +135,8 @@ def _validate_source(data: DataConfig) -> None:
             raise ConfigError(f"--data.text-template {data.text_template!r}: {error}") from error
         if not fields:
             raise ConfigError(f"--data.text-template {data.text_template!r} names no field, as {{title}} would")
+    if data.heldout_fraction == 1:
+        raise ConfigError("--data.heldout-fraction 1 leaves no document to train on: give less")
     if data.max_characters is not None and not data.min_characters <= data.max_characters:
         raise ConfigError(f"--data.max-characters {data.max_characters} is below --data.min-characters {data.min_characters}")
 

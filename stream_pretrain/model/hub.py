@@ -37,7 +37,7 @@ def only_cached(name: str, revision: str | None) -> bool:
 
     Raises: ModelError for a name that is no folder here and no model of the Hub, or for a revision that the model has not.
     """
-    if Path(name).exists():
+    if os.path.exists(name):  # False for a name that is too long for a path, unlike Path.exists
         _refuse_run_folder(Path(name))
         return False
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -92,13 +92,24 @@ def refuse_missing(name: str, revision: str | None, error: BaseException) -> Non
             case RevisionNotFoundError():
                 raise ModelError(f"{name} has no revision {revision} on the Hub: check --model.revision") from error
             case LocalEntryNotFoundError() | OfflineModeIsEnabled():
-                reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
-                way_out = "unset it" if constants.HF_HUB_OFFLINE else "check the network"
-                near = _nearest_here(name) or _nearest_cached(name)
-                raise ModelError(
-                    f"{name} is neither a folder here nor in the cache of this machine, and {reason}: {way_out}, "
-                    f"or give a folder{_did_you_mean(near)}"
-                ) from error
+                raise not_cached(name) from error
+
+
+def not_cached(name: str) -> ModelError:
+    """The error for a model that is neither here nor in the cache, where the Hub cannot be asked."""
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
+    way_out = "unset it" if constants.HF_HUB_OFFLINE else "check the network"
+    near = _nearest_here(name) or _nearest_cached(name)
+    return ModelError(
+        f"{name} is neither a folder here nor in the cache of this machine, and {reason}: {way_out}, "
+        f"or give a folder{_did_you_mean(near)}"
+    )
+
+
+def refuse_file(name: str) -> None:
+    """Raise ModelError where a folder is needed, and the name is that of a file."""
+    if os.path.isfile(name):
+        raise ModelError(f"{name} is a file: give the folder of the model or tokenizer that it belongs to")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

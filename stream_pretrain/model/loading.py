@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +27,7 @@ from transformers import (
 
 from stream_pretrain.config import ModelConfig, ObjectiveConfig
 from stream_pretrain.errors import ModelError
-from stream_pretrain.model.hub import only_cached, refuse_missing
+from stream_pretrain.model.hub import not_cached, only_cached, refuse_file, refuse_missing
 from stream_pretrain.model.isolation import choose_attention, make_causal
 from stream_pretrain.model.packed_attention import one_document
 from stream_pretrain.model.passthrough import (
@@ -77,6 +79,7 @@ def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> Pre
     assert name is not None, "validated: a model from scratch has a tokenizer"
     revision = model.revision if model.tokenizer is None else None
     another = "name one with --model.tokenizer" if model.tokenizer is None else "name another"
+    refuse_file(name)
     local_files_only = local_files_only or only_cached(name, revision)
     try:
         with utf8_name(name) as path:
@@ -395,9 +398,16 @@ def _passthrough(
     return Passthrough(weights, files), notes
 
 
+_UNLOADABLE = (
+    *(OSError, ValueError, RuntimeError, TypeError, ImportError, AssertionError),
+    *(SafetensorError, pickle.UnpicklingError, EOFError),
+)
+
+
 def _load_weights(
     name: str, revision: str | None, config: ModelConfig, settings: PreTrainedConfig, kind: str, local_files_only: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
+    refuse_file(name)
     try:
         with utf8_name(name) as path:
             model, info = _AUTO_CLASSES[kind].from_pretrained(
@@ -409,15 +419,16 @@ def _load_weights(
                 local_files_only=local_files_only,
                 trust_remote_code=config.trust_remote_code,
             )
-    except (OSError, ValueError, RuntimeError, TypeError, ImportError, AssertionError, SafetensorError) as error:
+    except _UNLOADABLE as error:
         _refuse_own_code(name, error)
         refuse_missing(name, revision, error)
         if "Padding_idx" in str(error):
             raise padding_misfit(name, settings) from error
+        if local_files_only and not os.path.exists(name):
+            raise not_cached(name) from error
         if "no file named" in str(error):
-            raise ModelError(
-                f"no weights in {name}: give another model, or --model.config {name} to train from scratch"
-            ) from error
+            scratch = "" if config.init_from else f", or --model.config {name} to train from scratch"
+            raise ModelError(f"no weights in {name}: give another model{scratch}") from error
         raise ModelError(f"{name} cannot be loaded as a {kind} language model: {_first_line(error)}") from error
     return model, info
 
@@ -432,4 +443,4 @@ def _refuse_own_code(name: str, error: BaseException) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__

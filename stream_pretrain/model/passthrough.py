@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,8 +43,8 @@ def folder_of(name: str, revision: str | None, patterns: Sequence[str], *, local
 
     Raises: OSError where the Hub fails.
     """
-    if Path(name).exists():
-        return Path(name) if Path(name).is_dir() else None
+    if os.path.exists(name):
+        return Path(name) if os.path.isdir(name) else None
     either = [case for pattern in patterns for case in (pattern, pattern.lower())]
     cached = local_files_only or only_cached(name, revision)
     return Path(snapshot_download(name, revision=revision, allow_patterns=either, local_files_only=cached))

@@ -209,7 +209,7 @@ def test_what_a_run_leaves_is_no_corpus_wherever_it_lies(
 
 def test_a_pattern_that_only_names_what_a_run_has_left_is_refused(tmp_path: Path) -> None:
     a_run(tmp_path / "runs/a")
-    with pytest.raises(SourceError, match=r"evaluation\.jsonl: nothing but what a run has left matches there"):
+    with pytest.raises(SourceError, match=r"evaluation\.jsonl: nothing but what a run has left matches"):
         names(f"{tmp_path}/runs/*/evaluation.jsonl")
     assert names(tmp_path / "runs/a/evaluation.jsonl") == ["evaluation.jsonl"], "a file that is named is meant"
 

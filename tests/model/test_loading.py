@@ -108,6 +108,7 @@ def test_a_folder_that_is_spelt_alike_is_suggested_if_it_has_a_model(tmp_path: P
         "my/models/bert": "no such file or folder: my/models/bert",
         "bad name!": "no such file or folder: bad name!",
         "org/--bad": "no such file or folder: org/--bad",
+        "q" * 300: f"no such file or folder: {'q' * 300}",
     }.items():
         for load_it in (load, lambda path: load_tokenizer(ModelConfig(path=path))):
             with pytest.raises(ModelError) as error:
@@ -217,6 +218,37 @@ def test_weights_that_are_cut_short_are_refused_in_one_line(tmp_path: Path) -> N
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ModelError, match="cannot be loaded as a masked language model"):
         load(path)
+
+
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model")
+    tokenizer, weights = f"{write_tiny_bert(tmp_path / 'tokenizer')}/tokenizer.json", f"{folder}/model.safetensors"
+    for load_it in (
+        lambda: load_tokenizer(ModelConfig(path=tokenizer)),
+        lambda: load_tokenizer(ModelConfig(path=folder, tokenizer=tokenizer)),
+        lambda: load(folder, init_from=weights),
+    ):
+        with pytest.raises(ModelError, match=r"^\S+ is a file: give the folder of the model or tokenizer that it belongs to$"):
+            load_it()
+
+
+def test_a_pickle_that_is_cut_short_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    Path(path, "model.safetensors").unlink()
+    Path(path, "pytorch_model.bin").touch()
+    with pytest.raises(ModelError, match=r"cannot be loaded as a masked language model: EOFError$"):
+        load(path)
+
+
+def test_weights_to_begin_with_that_are_nowhere_are_refused_as_a_model_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path / "model")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ModelError, match=r"^nowhere is neither a folder here nor in the cache of this machine, and HF_HUB_OFFLINE"
+    ):
+        load(path, init_from="nowhere")
 
 
 def test_a_tokenizer_without_a_fast_version_is_refused(tmp_path: Path) -> None:

@@ -445,7 +445,7 @@ def test_a_path_is_refused_in_a_folder_that_holds_another_run(tmp_path: Path) ->
 def test_a_path_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "first", 5)
     for path in (tmp_path / "first", tmp_path / "nothing"):
-        with pytest.raises(CheckpointError, match="is not a checkpoint: give a folder such as"):
+        with pytest.raises(CheckpointError, match="is not a checkpoint: give auto, no, or a folder such as"):
             start(tmp_path / "second", config(resume=str(path)))
 
 

@@ -43,11 +43,11 @@ def refuse_options(entry: str, data: DataConfig, *options: str) -> None:
         raise SourceError(f"{entry}: there is no split {data.split!r}, only train")
 
 
-def at_least_one(names: Iterable[str], entry: str, otherwise: str = "no shard") -> list[str]:
+def at_least_one(names: Iterable[str], entry: str, otherwise: str = "no shard there") -> list[str]:
     """The names. Raises: SourceError, with `otherwise`, where there is none."""
     listed = list(names)
     if not listed:
-        raise SourceError(f"{entry}: {otherwise} there; shards end in {' '.join(BY_ENDING)}, compressed or not")
+        raise SourceError(f"{entry}: {otherwise}; shards end in {' '.join(BY_ENDING)}, compressed or not")
     return listed
 
 

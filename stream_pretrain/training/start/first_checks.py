@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from stream_pretrain.config import Config, sources_of
+import os
+from pathlib import Path
+
+from stream_pretrain.config import Config, run_directory, sources_of
 from stream_pretrain.data.corpus.missing_dataset import refuse_absent
+from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training.report.tracking import refuse_wandb
 
 
 def refuse_at_once(config: Config) -> None:
-    """Refuse a missing dataset, and Weights & Biases online without a key. Raises: SourceError, ConfigError."""
+    """Refuse a missing dataset, an OUT that is no folder, and Weights & Biases online without a key.
+
+    Raises: SourceError, CheckpointError, ConfigError.
+    """
     refuse_wandb(config.run)
+    _refuse_no_folder(run_directory(config))
     for source in sources_of(config.data):
         refuse_absent(source)
     if config.eval.dataset is not None:
         refuse_absent(config.data, dataset=config.eval.dataset)
+
+
+def _refuse_no_folder(out: Path) -> None:
+    """Refuse an OUT that cannot be made or written, by what there is of its path. Raises: CheckpointError."""
+    there = next(place for place in (out, *out.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise CheckpointError(f"--output-dir {out}: {there} is not a folder: give another one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CheckpointError(f"--output-dir {out}: {there} cannot be written to: give another folder")

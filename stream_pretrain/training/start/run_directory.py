@@ -234,8 +234,10 @@ def found_start(config: Config, out: RunDirectory, report: Callable[[str], None]
     checkpoint = latest(path / CHECKPOINTS, report)
     if checkpoint is None and parent is not None:
         checkpoint = Path(parent)
-        if not (checkpoint / "trainer.json").is_file():
-            raise CheckpointError(f"{checkpoint} is not a checkpoint: give a folder such as OUT/checkpoints/step-00001000")
+        if not os.path.isfile(checkpoint / "trainer.json"):  # False for a name that is too long, unlike Path.is_file
+            raise CheckpointError(
+                f"{checkpoint} is not a checkpoint: give auto, no, or a folder such as OUT/checkpoints/step-00001000"
+            )
         verify(checkpoint)
     step, kept, chosen = 0, dict[str, Any](), chosen_for(config)
     if checkpoint is not None:
