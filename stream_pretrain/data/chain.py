@@ -51,7 +51,7 @@ def stream_plan(config: Config, tokenizer: PreTrainedTokenizerFast, pinned: Pinn
     ...             cursor = Cursor(*step.cursors[lane, 0].tolist())
     ...             print(f"lane {lane}:", tokenizer.decode(ids), (cursor.window, cursor.next_document, cursor.taken))
     lane 0: [CLS] doc bamp [SEP] (0, 1, 0)
-    lane 1: [CLS] doc bast [SEP] (0, 0, 1)
+    lane 1: [CLS] doc bast [SEP] (0, 1, 0)
     lane 0: [CLS] doc ball [SEP] (1, 0, 0)
     lane 1: [CLS] doc bara [SEP] (1, 0, 0)
     lane 1: [CLS] doc band [SEP] (2, 0, 0)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
 from stream_pretrain.data.chain import stream_plan
 from stream_pretrain.data.lanes.cursor import Cursor, Skipped
-from stream_pretrain.data.lanes.lane import Lane, LaneRow
+from stream_pretrain.data.lanes.group import Group
+from stream_pretrain.data.lanes.lane import Lane
 from stream_pretrain.data.lanes.readers import Readers
 from stream_pretrain.data.lanes.step_rows import StepRows, merged
 from stream_pretrain.data.lanes.stream import StepStream
@@ -39,17 +41,34 @@ def lane(plan: StreamPlan, number: int, cursors: LaneCursors | None = None) -> L
     return Lane(plan, number, plan.encoder.build(), readers, cursors or (Cursor(),) * len(sources))
 
 
+class LaneRow(NamedTuple):
+    """A row, and what was skipped before it."""
+
+    source: int
+    group: Group
+    row: int
+    """Of the group."""
+    skipped: list[Skipped]
+
+
+def row_of(lane: Lane) -> LaneRow | None:
+    """The next row of a lane; None at the end of all, behind which it can report what was skipped."""
+    for source, group, which in lane.take(1):
+        return LaneRow(source, group, which.start, lane.report_skipped())
+    return None
+
+
 def next_row(lane: Lane, rows_a_step: int = 2) -> LaneRow | None:
     """The next row of a lane that gives every step as many."""
     given = sum(cursor.rows for cursor in lane.cursors)
     if given % rows_a_step == 0:
         lane.begin_step(given // rows_a_step)
     lane.step = given // rows_a_step
-    return lane.next_row()
+    return row_of(lane)
 
 
 def rows_of(lane: Lane, count: int) -> list[list[int]]:
-    picks = [lane.next_row() for _ in range(count)]
+    picks = [row_of(lane) for _ in range(count)]
     return [pick[1].rows.input_ids[pick[2]].tolist() for pick in picks if pick is not None]
 
 
@@ -103,7 +122,7 @@ def read_through(folder: Path, **options: object) -> tuple[list[Skipped], list[C
     plan = plan_for(folder, **{"lanes": 2, "max_epochs": 1, "on_bad_shard": "skip"} | options)
     skipped, cursors = [], []
     for reading in (lane(plan, number) for number in range(plan.layout.lanes)):
-        while (row := reading.next_row()) is not None:
+        while (row := row_of(reading)) is not None:
             skipped += row[3]
         skipped += reading.report_skipped()
         cursors += reading.cursors

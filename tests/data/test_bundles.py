@@ -25,7 +25,7 @@ from stream_pretrain.data.lanes.pinning import found_again, pin
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.errors import CheckpointError, ContentError, SourceError, TransportError
 from tests.corpora import documents, json_lines, write_shard
-from tests.data.plans import TOKENIZER, lane, plan_for, read_through, rows_of, texts_of
+from tests.data.plans import TOKENIZER, lane, plan_for, read_through, row_of, rows_of, texts_of
 from tests.integration.http_server import Server, serve
 
 
@@ -81,9 +81,9 @@ def real_tokens(folder: Path, **options: object) -> float:
     """The share of positions that hold a token, of an epoch of 300 documents."""
     plan = plan_for(folder, lanes=1, global_batch_size=1, max_epochs=1, window_bytes="auto", sequence_length=512, **options)
     reading, filled, rows, seen = lane(plan, 0), 0, 0, 0
-    while (row := reading.next_row()) is not None:
+    while (row := row_of(reading)) is not None:
         filled += int(np.count_nonzero(row[1].rows.input_ids[row[2]]))
-        rows, seen = rows + 1, seen + int(row[1].documents[row[2]])
+        rows, seen = rows + 1, seen + int(np.diff(row[1].documents_before)[row[2]])
     assert seen == 300
     return filled / (rows * 512)
 
@@ -106,7 +106,7 @@ def test_a_source_of_a_mixture_numbers_the_shards_of_its_bundles_among_those_of_
         for number in range(2):
             reading = lane(plan, number)
             for _ in range(8):
-                if (row := reading.next_row()) is not None:
+                if (row := row_of(reading)) is not None:
                     _, group, index, _ = row
                     segments = group.rows.segments_of(range(index, index + 1))
                     numbers = texts_of(group.rows.input_ids[index].tolist())
@@ -156,7 +156,7 @@ def test_a_lane_goes_on_from_every_position_of_bundles_and_joined_row_groups(tmp
             reading, rows, states = lane(plan, number), [], []
             while True:
                 states.append(tuple(reading.cursors))
-                row = reading.next_row()
+                row = row_of(reading)
                 if row is None:
                     break
                 rows.append(row[1].rows.input_ids[row[2]].tolist())
@@ -180,7 +180,7 @@ def test_every_segment_says_which_shard_of_a_bundle_it_is_of_and_where_it_stands
     plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1, packing="none", sequence_length=128)
     reading = lane(plan, 0)
     met = {}
-    while (row := reading.next_row()) is not None:
+    while (row := row_of(reading)) is not None:
         _, group, index, _ = row
         [segment] = np.flatnonzero(group.rows.segment_row == index)
         _, shard, offset = group.origins[segment].tolist()
@@ -205,7 +205,7 @@ def origins_by_number(plan: StreamPlan) -> dict[int, tuple[str, int]]:
     """Of one lane: shard and offset of each document, by the number in it."""
     plan = replace(plan, layout=replace(plan.layout, packing="none"), sources=plan.sources)
     reading, found = lane(plan, 0), {}
-    while (row := reading.next_row()) is not None:
+    while (row := row_of(reading)) is not None:
         _, group, index, _ = row
         segments = group.rows.segments_of(range(index, index + 1))
         for number, (_, shard, offset) in zip(
@@ -254,7 +254,7 @@ def test_what_no_row_is_made_of_is_named_once_wherever_a_run_goes_on(tmp_path: P
     bad_documents(tmp_path)
     plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1, packing="none")
     reading, named = lane(plan, 0), Counter[tuple[int, int]]()
-    while (row := reading.next_row()) is not None:
+    while (row := row_of(reading)) is not None:
         named.update((skip.shard, skip.offset) for skip in row[3])
         reading = lane(plan, 0, tuple(reading.cursors))
     named.update((skip.shard, skip.offset) for skip in reading.report_skipped())
@@ -282,7 +282,7 @@ def test_a_damaged_shard_of_a_bundle_is_skipped_alone(tmp_path: Path) -> None:
     seen: list[int] = []
     skipped: list[Skipped] = []
     reading = lane(plan, 0)
-    while (row := reading.next_row()) is not None:
+    while (row := row_of(reading)) is not None:
         seen += texts_of(row[1].rows.input_ids[row[2]].tolist())
         skipped += row[3]
         reading = lane(plan, 0, tuple(reading.cursors))  # met again at every start, and named once
@@ -298,7 +298,7 @@ def test_a_damaged_shard_of_a_bundle_is_skipped_alone(tmp_path: Path) -> None:
 def test_a_damaged_shard_of_a_bundle_ends_a_run_that_skips_none(tmp_path: Path) -> None:
     damaged(tmp_path)
     with pytest.raises(ContentError, match=r"s1\.jsonl\.gz: the gzip member .* cannot be decompressed"):
-        lane(plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1), 0).next_row()
+        row_of(lane(plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1), 0))
 
 
 def in_the_middle(folder: Path) -> tuple[StreamPlan, Lane, list[int]]:
@@ -310,7 +310,7 @@ def in_the_middle(folder: Path) -> tuple[StreamPlan, Lane, list[int]]:
     [source] = plan.sources
     reading, seen = lane(plan, 0), []
     while source.stripes(0, 0)[reading.cursors[0].stripe].unit != 0 or reading.cursors[0].next_document < 5:
-        row = reading.next_row()
+        row = row_of(reading)
         assert row is not None
         seen += texts_of(row[1].rows.input_ids[row[2]].tolist())
     return plan, reading, seen
@@ -323,7 +323,7 @@ def test_damage_that_a_bundle_has_only_where_a_run_goes_on_costs_the_rest_of_it_
     before = len(seen)
     reading = lane(plan, 0, tuple(reading.cursors))
     skipped = []
-    while (row := reading.next_row()) is not None:
+    while (row := row_of(reading)) is not None:
         seen += texts_of(row[1].rows.input_ids[row[2]].tolist())
         skipped += row[3]
     skipped += reading.report_skipped()
@@ -343,7 +343,7 @@ def test_a_bundle_that_holds_more_where_a_run_goes_on_is_not_read_on_as_if_it_we
     shards = tuple(replace(shard, size=Path(shard.url).stat().st_size) for shard in plan.shards)
     changed = replace(plan, sources=(replace(plan.sources[0], shards=shards, skip_bad_shards=False),))
     with pytest.raises(ContentError, match=r"s0\.jsonl\.gz to s5\.jsonl\.gz: hold 25 documents, but held 24 when some"):
-        lane(changed, 0, tuple(reading.cursors)).next_row()
+        row_of(lane(changed, 0, tuple(reading.cursors)))
 
 
 def test_the_bundles_of_a_run_are_pinned(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_the_bundles_of_a_run_are_pinned(tmp_path: Path) -> None:
     pinned = pin(config, 1)
     assert pinned.sources[0].bundles == ((0, 10), (10, 20))
     stored = json.loads(pinned.encoded)
-    assert stored["version"] == 2
+    assert stored["version"] == 3
     assert found_again(config, PinnedCorpus.from_json(stored), 1).sources == pinned.sources
     stored["sources"][0]["bundles"] = [[0, 2], [5, 20]]
     assert found_again(config, PinnedCorpus.from_json(stored), 1).sources[0].bundles == ((0, 2), (5, 20))
@@ -366,7 +366,7 @@ def test_a_corpus_json_of_another_version_is_refused_in_one_line(tmp_path: Path)
     with pytest.raises(CheckpointError) as refused:
         PinnedCorpus.from_json(stored | {"version": 1})
     assert str(refused.value) == (
-        "corpus.json: of version 1, this program reads version 2: resume with the program that wrote it, or start a new run "
+        "corpus.json: of version 1, this program reads version 3: resume with the program that wrote it, or start a new run "
         "from its weights with --init-from"
     )
 
@@ -424,7 +424,7 @@ def test_a_shard_of_a_bundle_that_was_replaced_since_the_start_is_refused_by_nam
         content = (tmp_path / "s07.jsonl").read_bytes()
         (tmp_path / "s07.jsonl").write_bytes(content.replace(b"doc", b"cod"))
         with pytest.raises(SourceError, match=r"/s07\.jsonl: was replaced since the run began"):
-            lane(plan, 0).next_row()
+            row_of(lane(plan, 0))
 
 
 def test_faults_of_a_server_skip_no_shard_of_a_bundle_and_damage_skips_one(tmp_path: Path) -> None:
@@ -440,7 +440,7 @@ def test_faults_of_a_server_skip_no_shard_of_a_bundle_and_damage_skips_one(tmp_p
         server.inject("s04.jsonl.gz", {"do": "status", "code": 503, "headers": {"Retry-After": "0"}})
         server.inject("s05.jsonl.gz", {"do": "flip", "at": 40})
         reading, seen, skipped = lane(plan, 0), [], []
-        while (row := reading.next_row()) is not None:
+        while (row := row_of(reading)) is not None:
             seen += texts_of(row[1].rows.input_ids[row[2]].tolist())
             skipped += row[3]
     assert sorted(seen) == [1000 * i + k for i in range(20) if i != 7 for k in range(2)]
@@ -457,4 +457,4 @@ def test_a_shard_of_a_bundle_that_is_gone_ends_the_run(tmp_path: Path) -> None:
         )
         (tmp_path / "s07.jsonl").unlink()
         with pytest.raises(TransportError, match=r"/s07\.jsonl: not found"):
-            lane(plan, 0).next_row()
+            row_of(lane(plan, 0))

@@ -193,28 +193,29 @@ def test_a_worker_that_fails_goes_on_telling_so_and_gives_the_rows_before_that_w
 ) -> None:
     write_shard(tmp_path / "s", documents(120, longest=90), "plain")
     plan = plan_for(tmp_path, lanes=2, global_batch_size=4, max_epochs=1, max_steps=None, window_bytes=3_000)
-    next_row, failures = SourceLane.next_row, []
+    next_group, failures = SourceLane.next_group, []
 
     def failing(self: SourceLane) -> object:
-        if self.cursor.rows == 9:
+        if self.cursor.rows == 11:
             failures.append(ContentError("damaged"))
             raise failures[-1]
-        return next_row(self)
+        return next_group(self)
 
-    monkeypatch.setattr(SourceLane, "next_row", failing)
+    monkeypatch.setattr(SourceLane, "next_group", failing)
     receiving, sending = multiprocessing.Pipe(duplex=False)
     with receiving, sending:
         items = iter(RowStream(plan, first_cursors(2), LaneRows.before(0, first_cursors(2)), [[1]], [receiving], 10))
-        given = [item.given.tolist() for item in (next(items) for _ in range(4)) if isinstance(item, StepRows)]
-        assert given == [[2], [2], [2], [2]]
+        given = [item.given.tolist() for item in (next(items) for _ in range(5)) if isinstance(item, StepRows)]
+        assert given == [[2], [2], [2], [2], [2]]
         for _ in range(3):
             failure = next(items)
             assert isinstance(failure, Failure)
             assert failure.generation == 0
         sending.send(Deal(1, 2, np.array([0], dtype=np.int32), np.array([1], dtype=np.int32)))  # lane 0 has one more
-        again = next(items)
-        assert isinstance(again, StepRows)
-        assert (again.step, again.generation, again.given.tolist()) == (2, 1, [3])
+        for step, rows in ((2, [3]), (3, [4])):
+            again = next(items)
+            assert isinstance(again, StepRows)
+            assert (again.step, again.generation, again.given.tolist()) == (step, 1, rows)
         for _ in range(3):
             assert next(items) == Failure(1, failure.error)
     assert len(failures) == 1, "not read again"

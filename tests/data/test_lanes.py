@@ -29,7 +29,7 @@ from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.mlm import Mlm
 from stream_pretrain.errors import SourceError, TrainingError
 from tests.corpora import documents, json_lines, write_shard
-from tests.data.plans import TOKENIZER, lane, ledger, plan_for, read_through, rows_of, texts_of
+from tests.data.plans import TOKENIZER, lane, ledger, plan_for, read_through, row_of, rows_of, texts_of
 
 STYLES = ["plain", "zst", "zst-multi", "gz", "parquet"]
 
@@ -53,7 +53,7 @@ def test_a_document_that_begins_with_nothing_to_tokenize_is_counted_all_the_same
     write_shard(tmp_path / "s", texts, "plain")
     plan = plan_for(tmp_path, lanes=1, window_bytes=1 << 20, max_epochs=1, sequence_length=32)
     alone = lane(plan, 0)
-    while alone.next_row() is not None:
+    while row_of(alone) is not None:
         pass
     assert alone.cursors[0].documents == 20
 
@@ -134,7 +134,7 @@ def test_every_token_of_a_document_is_in_exactly_one_row(tmp_path: Path) -> None
     plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1)
     tokens: Counter[int] = Counter()
     reading = lane(plan, 0)
-    while (row := reading.next_row()) is not None:
+    while (row := row_of(reading)) is not None:
         tokens.update(row[1].rows.input_ids[row[2]].tolist())
     expected: Counter[int] = Counter(i for ids in TOKENIZER(texts, add_special_tokens=False)["input_ids"] for i in ids)
     special = {i: tokens.pop(i) for i in (0, 2, 3)}
@@ -155,7 +155,7 @@ def test_a_second_epoch_has_the_same_documents_in_another_order(tmp_path: Path) 
     write_shard(tmp_path / "s", documents(200), "plain")
     plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=2)
     reading, epochs = lane(plan, 0), ([], [])
-    while (row := reading.next_row()) is not None:
+    while (row := row_of(reading)) is not None:
         epochs[int(row[1].origins[0, 0])].extend(texts_of(row[1].rows.input_ids[row[2]].tolist()))
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(200))
     assert epochs[0] != epochs[1]
@@ -180,7 +180,7 @@ def test_bad_lines_are_counted_once_and_ride_with_their_rows(tmp_path: Path) -> 
     (tmp_path / "s.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1, window_bytes=3_000)
     reading, skipped = lane(plan, 0), []
-    while (row := reading.next_row()) is not None:
+    while (row := row_of(reading)) is not None:
         skipped += row[3]
         reading = lane(plan, 0, tuple(reading.cursors))  # a resume after every row repeats none
     first = len(b"\n".join(lines[:10])) + 1
@@ -204,7 +204,7 @@ def test_what_is_not_trained_on_is_counted_and_named_once_wherever_a_run_goes_on
         reading = [lane(plan, number) for number in range(2)]
         for number in range(2):
             while True:
-                row = reading[number].next_row()
+                row = row_of(reading[number])
                 skipped = reading[number].report_skipped() if row is None else row[3]
                 for skip in skipped:
                     named[goes_on][skip.epoch, skip.shard, skip.offset, skip.reason] += skip.documents or 0
@@ -280,7 +280,7 @@ def test_a_document_that_has_no_tokens_is_counted(tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_bytes(b'{"text": "doc 000001 bara"}\n{"text": "\\u200b"}\n{"text": "doc 000002 bara"}\n')
     plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1)
     reading, skipped = lane(plan, 0), []
-    while (row := reading.next_row()) is not None:
+    while (row := row_of(reading)) is not None:
         skipped += row[3]
     assert [(skip.offset, skip.reason) for skip in skipped] == [(28, "no tokens")]
 
@@ -289,7 +289,7 @@ def test_a_document_that_has_no_tokens_is_named_once_wherever_a_run_goes_on(tmp_
     write_shard(tmp_path / "s", ["\u200b" if i % 4 == 3 else text for i, text in enumerate(documents(80))], "plain")
     plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1)
     reading, named = lane(plan, 0), Counter[int]()
-    while (row := reading.next_row()) is not None:
+    while (row := row_of(reading)) is not None:
         named.update({skip.offset: skip.documents for skip in row[3]})
         reading = lane(plan, 0, tuple(reading.cursors))  # in the middle of a group, too
     assert reading.cursors[0].empty == sum(named.values()) == 20
@@ -310,7 +310,7 @@ def test_a_document_that_goes_on_in_a_new_group_with_a_new_piece_is_counted_once
 def test_a_lane_without_documents_says_so_instead_of_waiting_for_ever(tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_bytes(b"\n\n")
     with pytest.raises(SourceError, match=r"lane 0 of 8 found no document in 64 epochs"):
-        lane(plan_for(tmp_path, lanes=8), 0).next_row()
+        row_of(lane(plan_for(tmp_path, lanes=8), 0))
 
 
 def test_a_corpus_smaller_than_the_lanes_is_read_by_all_of_them_in_turn(tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_rows_hold_at_least_99_percent_real_tokens(tmp_path: Path) -> None:
     write_shard(tmp_path / "s", documents(3000, longest=200), "plain")
     plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1, window_bytes=1_000_000, sequence_length=512)
     reading, filled, rows = lane(plan, 0), 0, 0
-    while (row := reading.next_row()) is not None:
+    while (row := row_of(reading)) is not None:
         filled += int(np.count_nonzero(row[1].rows.input_ids[row[2]]))
         rows += 1
     assert filled / (rows * 512) >= 0.99
@@ -351,7 +351,7 @@ def test_a_causal_document_has_its_end_token_once(tmp_path: Path, tail: str) -> 
     source = plan.sources[0]
     reading = Lane(replace(plan, encoder=encoder), 0, encoder.build(), [Readers(source)], (Cursor(),))
     tokens: list[int] = []
-    while (row := reading.next_row()) is not None:
+    while (row := row_of(reading)) is not None:
         tokens += row[1].rows.input_ids[row[2]].tolist()
     assert len(encoder.document_end) == 1
     assert tokens.count(encoder.document_end[0]) == 2
@@ -415,6 +415,6 @@ def test_a_window_that_is_damaged_where_a_run_goes_on_costs_no_document_of_the_n
     path = tmp_path / f"s{first.unit}.jsonl.zst"
     path.write_bytes(path.read_bytes()[:-50] + bytes(50))
     reading, seen = lane(plan, 0, (stands,)), Counter[int]()
-    while (row := reading.next_row()) is not None:
+    while (row := row_of(reading)) is not None:
         seen.update(texts_of(row[1].rows.input_ids[row[2]].tolist()))
     assert sorted(seen) == list(range(other.unit * 1000, other.unit * 1000 + 80))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stream_pretrain.data.rows.packing import SMALLEST_FRAGMENT, Packing, Rows, assemble, gather, place
 from tests.corpora import documents, write_shard
-from tests.data.plans import lane, plan_for, texts_of
+from tests.data.plans import lane, plan_for, row_of, texts_of
 
 PACKINGS: list[Packing] = ["best_fit", "concat", "none"]
 CLS, SEP, PAD = 2, 3, 0
@@ -261,7 +261,7 @@ def test_documents_without_tokens_do_not_count_towards_the_rows_of_a_group(tmp_p
     write_shard(tmp_path / "s", texts, "plain")
     plan = plan_for(tmp_path, lanes=1, global_batch_size=1, max_epochs=1, packing=packing, window_bytes=1_000_000)
     reading, seen, empty = lane(plan, 0), [], 0
-    while (row := reading.next_row()) is not None:
+    while (row := row_of(reading)) is not None:
         _, group, index, passed_over = row
         seen += texts_of(group.rows.input_ids[index].tolist())
         empty += sum(skip.documents or 0 for skip in passed_over)

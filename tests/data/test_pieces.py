@@ -22,7 +22,7 @@ from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.mlm import Mlm
 from stream_pretrain.data.rows.pieces import PIECE_CHARACTERS, kept_whole, piece_edges
 from tests.corpora import documents, json_lines, word_tokenizer
-from tests.data.plans import lane, plan_for
+from tests.data.plans import lane, plan_for, row_of
 
 HALF = PIECE_CHARACTERS // 2
 REPORTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "reports"
@@ -224,7 +224,7 @@ def text_of_lane(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str:
     plan = replace(plan, encoder=Mlm.framed(Encoder.of(tokenizer)))
     reading = lane(plan, 0)
     ids: list[int] = []
-    while (found := reading.next_row()) is not None:
+    while (found := row_of(reading)) is not None:
         _, group, row, _ = found
         (segment,) = np.flatnonzero(group.rows.segment_row == row)
         ids += group.rows.input_ids[row, : group.rows.segment_length[segment]].tolist()
@@ -239,6 +239,6 @@ def test_a_group_that_lacks_less_than_a_character_reads_one(tmp_path: Path) -> N
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=PREFIXING["metaspace never"]())
     plan = plan_for(tmp_path, lanes=1, max_epochs=1, sequence_length=65, global_batch_size=1)
     alone = lane(replace(plan, encoder=Mlm.framed(Encoder.of(tokenizer))), 0)
-    while alone.next_row() is not None:
+    while row_of(alone) is not None:
         pass
     assert alone.cursors[0].documents == 400

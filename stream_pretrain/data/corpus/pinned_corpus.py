@@ -13,7 +13,7 @@ from stream_pretrain.data.transport.compression import CODECS
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.typed_json import from_json
 
-CORPUS_VERSION = 2
+CORPUS_VERSION = 3
 """Of what `corpus.json` holds; raised when that changes, or how a run reads it."""
 
 
@@ -27,12 +27,15 @@ class PinnedSource:
     window_bytes: int
     bundles: tuple[tuple[int, int], ...] = ()
     """Runs of small shards that are read together, each as the number of its first shard and the one behind its last."""
+    group_rows: int = 16
+    """The most rows that a lane packs together."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "window_bytes": self.window_bytes,
             "bundles": [list(bundle) for bundle in self.bundles],
+            "group_rows": self.group_rows,
             **self.corpus.to_json(),
         }
 
@@ -66,7 +69,11 @@ class PinnedCorpus:
         was = from_json(_StoredCorpus, value, "corpus.json:")
         sources = tuple(
             PinnedSource(
-                source.name, Corpus(source.dataset, source.revision, source.shards), source.window_bytes, source.bundles
+                source.name,
+                Corpus(source.dataset, source.revision, source.shards),
+                source.window_bytes,
+                source.bundles,
+                source.group_rows,
             )
             for source in was.sources
         )
@@ -75,7 +82,7 @@ class PinnedCorpus:
             names = [shard.name for shard in source.corpus.shards]
             in_order = bool(names) and sorted(set(names)) == names
             sizes = [size or 0 for shard in source.corpus.shards for size in (shard.size, shard.content_bytes)]
-            if not in_order or source.window_bytes < 1 or min(sizes) < 0:
+            if not in_order or min(source.window_bytes, source.group_rows) < 1 or min(sizes) < 0:
                 raise CheckpointError(
                     f"corpus.json: shards of {source.corpus.dataset} are out of order: use another checkpoint"
                 )
@@ -108,6 +115,7 @@ class _StoredSource:
     name: str
     window_bytes: int
     bundles: tuple[tuple[int, int], ...]
+    group_rows: int
     dataset: str
     revision: str | None
     shards: tuple[Shard, ...]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.mixture import PARTS
-from stream_pretrain.data.lanes.source_lane import GROUP_ROWS
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.errors import CheckpointError
@@ -38,7 +37,7 @@ def fault_of(source: SourcePlan, lane: int, cursor: Cursor) -> str | None:
             return f"{name} is {value}"
     if abs(cursor.credit) > 2 * PARTS:
         return f"credit is {cursor.credit}"
-    if cursor.taken > min(GROUP_ROWS, cursor.rows):
+    if cursor.taken > cursor.rows or cursor.taken > source.group_sizes.after(cursor.rows - cursor.taken, lane):
         return f"taken is {cursor.taken} of {cursor.rows} rows"
     if cursor.bytes_read > (cursor.epoch + 1) * source.bytes_of_epoch:
         return f"{cursor.bytes_read} bytes are read of {source.bytes_of_epoch} an epoch"

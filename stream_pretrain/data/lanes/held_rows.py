@@ -3,60 +3,110 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from stream_pretrain.data.lanes.cursor import Cursor
-from stream_pretrain.data.lanes.source_lane import SourceEnd, SourceLane, SourceRow
+from stream_pretrain.data.lanes.cursor import Cursor, Skipped
+from stream_pretrain.data.lanes.group import Group
+from stream_pretrain.data.lanes.source_lane import SourceEnd, SourceLane
 from stream_pretrain.errors import StreamPretrainError
 
 
-class HeldRows:
-    """The rows of a `SourceLane`. Those behind the last `forget` can be given again."""
+class RowsOfGroup(NamedTuple):
+    """Neighbouring rows of a group, and what was skipped on the way to them."""
 
-    def __init__(self, source: SourceLane) -> None:
+    group: Group
+    which: range
+    skipped: list[Skipped]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What `SourceLane` gave: a group, or the end, which has the place of a row."""
+
+    given: Group | SourceEnd
+    front: Cursor
+    """In front of it."""
+    start: int
+    """Rows that the lane has given before it."""
+
+    @property
+    def stop(self) -> int:
+        return self.start + (1 if isinstance(self.given, SourceEnd) else len(self.given) - self.given.first)
+
+
+class HeldRows:
+    """The rows of a `SourceLane`, in runs. Those behind the last `forget` can be given again, if they are held."""
+
+    def __init__(self, source: SourceLane, *, hold: bool) -> None:
         self.source = source
-        self._held: deque[SourceRow | SourceEnd] = deque()
-        self._cursors = deque([source.cursor])  # in front of each that is held, and behind the last
-        self._next = 0
-        self._error: StreamPretrainError | None = None  # behind the last that is held
+        self.hold = hold
+        self.position = 0
+        """Rows that were given since the lane was built, an end counted as one."""
+        self._held: deque[_Held] = deque()
+        self._at = 0  # among what is held: what the next row is of
+        self._behind = source.cursor  # all that is held
+        self._error: StreamPretrainError | None = None  # behind all that is held
 
     @property
     def cursor(self) -> Cursor:
         """The cursor of the lane in the source."""
-        return self._cursors[self._next]
+        if self._at == len(self._held):
+            return self._behind
+        held = self._held[self._at]
+        if self.position == held.start:
+            return held.front
+        assert isinstance(held.given, Group)
+        return held.given.cursor_behind(held.given.first + self.position - held.start)
 
     @property
     def ended(self) -> bool:
         """Whether all epochs are read."""
-        return self.source.plan.ended(self.cursor)
+        return self._at == len(self._held) and self.source.plan.ended(self._behind)
 
-    def next_row(self) -> SourceRow | SourceEnd:
-        """The next row; at the end of the last epoch, once, what was skipped behind the last row. Raises: as `SourceLane`."""
+    def next_rows(self, most: int) -> RowsOfGroup | SourceEnd:
+        """The next rows, one or more; at the end of the last epoch, once, what was skipped behind the last row.
+
+        Raises: as `SourceLane`.
+        """
         assert not self.ended
-        if self._next == len(self._held):
-            self._held.append(self._read())
-            self._cursors.append(self.source.cursor)
-        self._next += 1
-        return self._held[self._next - 1]
+        if self._at == len(self._held):
+            self._read()
+        held = self._held[self._at]
+        if isinstance(held.given, SourceEnd):
+            self.position += 1
+            self._at += 1
+            return held.given
+        group, first = held.given, held.given.first + self.position - held.start
+        which = range(first, min(first + most, len(group)))
+        self.position += len(which)
+        if which.stop == len(group):
+            self._at += 1
+            if not self.hold:
+                self.forget(self.position)
+        return RowsOfGroup(group, which, group.skipped if first == group.first else [])
 
-    def _read(self) -> SourceRow | SourceEnd:
+    def _read(self) -> None:
         if self._error is not None:
             raise self._error
         try:
-            return self.source.next_row()
+            given = self.source.next_group()
         except StreamPretrainError as error:
             self._error = error  # not waited for again where the lane returns
             raise
+        self._held.append(_Held(given, self._behind, self.position))
+        self._behind = self.source.cursor
 
-    def rewind(self, cursor: Cursor) -> None:
+    def rewind(self, position: int) -> None:
         """Return to an earlier place."""
-        while self.cursor != cursor:
-            self._next -= 1
-            assert self._next >= 0
+        self.position = position
+        while self._at and self._held[self._at - 1].stop > position:
+            self._at -= 1
+        assert self._at == len(self._held) or self._held[self._at].start <= position
 
-    def forget(self, cursor: Cursor) -> None:
-        """Hold only rows after a cursor."""
-        while self._cursors[0] != cursor:
+    def forget(self, position: int) -> None:
+        """Hold only rows behind a place."""
+        while self._held and self._held[0].stop <= position:
             self._held.popleft()
-            self._cursors.popleft()
-            self._next -= 1
-            assert self._next >= 0
+            self._at -= 1
+        assert self._at >= 0

@@ -9,28 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_pretrain.data.lanes.cursor import Cursor, Skipped
+from stream_pretrain.data.lanes.group import Group
 from stream_pretrain.data.lanes.held_rows import HeldRows
 from stream_pretrain.data.lanes.mixture import choose, phases_of
 from stream_pretrain.data.lanes.readers import Readers
-from stream_pretrain.data.lanes.source_lane import Group, SourceEnd, SourceLane
+from stream_pretrain.data.lanes.source_lane import SourceEnd, SourceLane
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.rows.engine import Engine
 
 
-class LaneRow(NamedTuple):
-    """A row, and what was skipped before it."""
+class Run(NamedTuple):
+    """Neighbouring rows of a group."""
 
     source: int
     group: Group
-    row: int
-    """Of the group."""
-    skipped: list[Skipped]
+    which: range
 
 
 class Place(NamedTuple):
-    """A place of a lane: a cursor and a credit for each source."""
+    """A place of a lane, for each source: how many of its rows were given since the lane was built, and its credit."""
 
-    cursors: tuple[Cursor, ...]
+    positions: tuple[int, ...]
     credits: Sequence[int]
 
 
@@ -43,7 +42,7 @@ class Lane:
         self.plan = plan
         self.number = number
         self.sources = [
-            HeldRows(SourceLane(source, number, plan.encoder, engine, reader, cursor))
+            HeldRows(SourceLane(source, number, plan.encoder, engine, reader, cursor), hold=plan.can_end)
             for source, reader, cursor in zip(plan.sources, readers, cursors, strict=True)
         ]
         self.step = 0
@@ -59,18 +58,18 @@ class Lane:
     @property
     def place(self) -> Place:
         """The place of the lane, for `return_to` and `forget`."""
-        return Place(tuple(source.cursor for source in self.sources), self._credits)
+        return Place(tuple(source.position for source in self.sources), self._credits)
 
     def return_to(self, place: Place) -> None:
-        """Return to an earlier place; the lane gives the same rows again."""
-        for source, cursor in zip(self.sources, place.cursors, strict=True):
-            source.rewind(cursor)
+        """Return to an earlier place, in a plan whose lanes can end; the lane gives the same rows again."""
+        for source, position in zip(self.sources, place.positions, strict=True):
+            source.rewind(position)
         self._credits, self._skipped = place.credits, []
 
     def forget(self, place: Place) -> None:
         """Give up places before this one."""
-        for source, cursor in zip(self.sources, place.cursors, strict=True):
-            source.forget(cursor)
+        for source, position in zip(self.sources, place.positions, strict=True):
+            source.forget(position)
 
     def begin_step(self, step: int) -> None:
         """Set the step of the next rows, which decides their shares."""
@@ -78,20 +77,33 @@ class Lane:
             self._credits = [0] * len(self.sources)  # the shares begin anew, whether or not the lane gives the step a row
         self.step = step
 
-    def next_row(self) -> LaneRow | None:
-        """The next row; None at the end of all."""
-        while True:
-            parts = self.plan.parts_at(self.step, [source.ended for source in self.sources])
-            if not parts:
-                return None
-            chosen, credits = choose(self._credits, parts, self._phases) if len(parts) > 1 else (0, self._credits)
-            found = self.sources[chosen].next_row()
+    def take(self, count: int) -> list[Run]:
+        """The next rows, in runs; fewer at the end of all. What was skipped up to there is in `report_skipped`."""
+        runs: list[Run] = []
+        parts = self._parts()
+        while count and parts:
+            if len(parts) == 1:
+                chosen, credits, most = 0, self._credits, count
+            else:
+                chosen, credits = choose(self._credits, parts, self._phases)
+                most = 1 if parts[chosen] < sum(parts) else count  # or nobody else's turn ever comes
+            found = self.sources[chosen].next_rows(most)
             self._skipped += found.skipped
             if isinstance(found, SourceEnd):  # it leaves, and the others share its part from here on
                 self._credits = [0] * len(parts)
+                parts = self._parts()
                 continue
             self._credits = credits
-            return LaneRow(chosen, found.group, found.row, self.report_skipped())
+            if runs and runs[-1].group is found.group:
+                runs[-1] = Run(chosen, found.group, range(runs[-1].which.start, found.which.stop))
+            else:
+                runs.append(Run(chosen, found.group, found.which))
+            count -= len(found.which)
+        return runs
+
+    def _parts(self) -> Sequence[int]:
+        """What the source of the next row is chosen by; nothing at the end of all."""
+        return self.plan.parts_at(self.step, [source.ended for source in self.sources])
 
     def take_seconds(self) -> NDArray[np.float64]:
         """[causes] seconds spent on all sources since this was asked last, see `source_lane.CAUSES`."""

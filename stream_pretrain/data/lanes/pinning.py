@@ -15,6 +15,7 @@ from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.corpus.unchanged_since_start import resolve_pinned
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.lanes.bundles import BUNDLES_PER_LANE, bundle_bytes, bundles_of, is_small, not_in_bundles
+from stream_pretrain.data.lanes.group_sizes import first_step_rows, full_group_rows
 from stream_pretrain.data.lanes.lane_count import lane_count
 from stream_pretrain.data.lanes.mixture import Shares, largest_shares, parts_of
 from stream_pretrain.data.lanes.reading_costs import MOST_AMPLIFICATION, reading_cost
@@ -45,7 +46,13 @@ def pin(config: Config, world: int) -> PinnedCorpus:
     names = [source.name for source in config.data.sources] or [""]
     pinned = PinnedCorpus(
         tuple(
-            PinnedSource(name, corpus, window_bytes(config.data, corpus, lanes, share), of_source)
+            PinnedSource(
+                name,
+                corpus,
+                window_bytes(config.data, corpus, lanes, share),
+                of_source,
+                full_group_rows(config.data.sequence_length, lanes, share),
+            )
             for name, corpus, share, of_source in zip(names, corpora, shares, bundles, strict=True)
         ),
         lanes,
@@ -154,8 +161,11 @@ def source_plans(config: Config, pinned: PinnedCorpus) -> tuple[SourcePlan, ...]
     first_shard = 0
     limits = [source.max_epochs for source in config.data.sources] or [None]
     layout = row_layout(config, pinned.lanes)
-    shares = largest_shares(share_schedule(config.data))
-    for source, options, max_epochs, share in zip(pinned.sources, sources_of(config.data), limits, shares, strict=True):
+    schedule = share_schedule(config.data)
+    first_rows, shares = first_step_rows(schedule[0], layout), largest_shares(schedule)
+    for source, options, max_epochs, share, first_step in zip(
+        pinned.sources, sources_of(config.data), limits, shares, first_rows, strict=True
+    ):
         plan = SourcePlan(
             name=source.name,
             shards=source.corpus.shards,
@@ -166,6 +176,8 @@ def source_plans(config: Config, pinned: PinnedCorpus) -> tuple[SourcePlan, ...]
             read=read_options(options, source.window_bytes, share),
             skip_bad_shards=options.on_bad_shard == "skip",
             bundles=source.bundles,
+            group_rows=source.group_rows,
+            first_step_rows=first_step,
         )
         # In a mixture every lane needs every source; one that is read a number of times must be dealt all the same.
         windows = sum(plan.windows_of(unit) for unit in range(len(plan.units)))

@@ -1,4 +1,4 @@
-"""What a lane reads of one source, row by row, and the cursor that restores it exactly.
+"""What a lane reads of one source, group by group, and the cursor that restores it exactly.
 
     deal (epoch) -> stripes -> windows (shuffled) -> groups (tokenized, packed) -> rows
                        ^          ^                     ^                           ^
@@ -15,7 +15,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -25,18 +24,16 @@ from stream_pretrain.data.documents.document import DocumentReader, Skip
 from stream_pretrain.data.documents.filters import without_held_out
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes.cursor import Cursor, Skipped
+from stream_pretrain.data.lanes.group import Group
 from stream_pretrain.data.lanes.readers import Readers
 from stream_pretrain.data.lanes.source_plan import SourcePlan
-from stream_pretrain.data.lanes.tokenized_window import TokenizedWindow
+from stream_pretrain.data.lanes.tokenized_window import Tokenized, TokenizedWindow
 from stream_pretrain.data.randomness import MASK, ORDER
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.engine import Engine
-from stream_pretrain.data.rows.labels import Draws, Labelled
 from stream_pretrain.data.rows.packing import SMALLEST_FRAGMENT, Rows, assemble, place
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import CheckpointError, ContentError, SourceError
-
-GROUP_ROWS = 16
 
 CAUSES = ("network", "reading", "tokenizing")
 """What a lane spends its time on: waiting for a store; decompressing and parsing; tokenizing and packing."""
@@ -48,36 +45,6 @@ HOPELESS_DOCUMENTS = 100_000
 """...as does one in which so many have none, one after the other: the field is wrong, and to read all of it may take days."""
 
 
-@dataclass
-class Group:
-    """The next few rows of a window."""
-
-    rows: Rows
-    key: tuple[int, ...]
-    """Key of the masks: (seed, position in the corpus), the same on any topology."""
-    documents: NDArray[np.int64]
-    """[R] documents that begin in each row."""
-    origins: NDArray[np.int64]
-    """[S, 3] epoch, shard and offset in it of the document of each segment."""
-    after: tuple[int, int, int] | None
-    """Document, piece and token that the next group begins with; None at the end of the window."""
-    stripe_bytes: list[int]
-    """Stored bytes of the stripe that lie before the end of each row."""
-    draws: Draws | None = None
-    """The random part of the labels, from when they are asked for."""
-    labelled: dict[float, Labelled] = field(default_factory=dict)
-    """The rows with labels, at the rate they were last asked for with."""
-
-
-class SourceRow(NamedTuple):
-    """A row, and what was skipped on the way to it."""
-
-    group: Group
-    row: int
-    """Of the group."""
-    skipped: list[Skipped]
-
-
 class SourceEnd(NamedTuple):
     """The end of the last epoch, and what was skipped on the way to it."""
 
@@ -85,7 +52,7 @@ class SourceEnd(NamedTuple):
 
 
 class SourceLane:
-    """The rows of one source in one lane, from a cursor on."""
+    """The groups of one source in one lane, from a cursor on."""
 
     def __init__(
         self, plan: SourcePlan, number: int, encoder: Encoder, engine: Engine, readers: Readers, cursor: Cursor
@@ -96,13 +63,13 @@ class SourceLane:
         self.engine = engine
         self.readers = readers
         self.cursor = cursor
+        """In front of the first row of the next group that was not given out before."""
         self.reader: DocumentReader | None = None
         self.window: TokenizedWindow | None = None
-        self.group: Group | None = None
         self.stored = (0, 0)  # stored bytes of the shard before the window and up to its end
         self.unreported: list[Skipped] = []
         self.uncounted: Counter[str] = Counter()
-        """What was met since the last row, by the field of the cursor that counts it."""
+        """What was met since the last group, by the field of the cursor that counts it."""
         self.seconds = np.zeros(len(CAUSES))
         self.empty_epochs = 0
         self.rows_before_epoch = cursor.rows
@@ -117,39 +84,25 @@ class SourceLane:
         """Whether all the epochs that were asked for are read."""
         return self.plan.ended(self.cursor)
 
-    def next_row(self) -> SourceRow | SourceEnd:
-        """The next row; at the end of the last epoch, once, what was skipped behind the last row."""
-        while self.group is None:
-            if self.ended:
-                self.cursor = self._counted(self.cursor)
-                return SourceEnd(self._report_skipped())
+    def next_group(self) -> Group | SourceEnd:
+        """The next group; at the end of the last epoch, once, what was skipped behind the last row."""
+        while not self.ended:
             if self.window is None:
                 self._open_window()
             else:
-                self._open_group(self.window)
-        group, index, cursor = self.group, self.cursor.taken, self._counted(self.cursor)
-        cursor = cursor._replace(
-            taken=index + 1,
-            rows=cursor.rows + 1,
-            documents=cursor.documents + int(group.documents[index]),
-            stripe_bytes=group.stripe_bytes[index],
-        )
-        if cursor.taken == len(group.rows.input_ids):
-            self.group = None
-            if group.after is None:
-                cursor = self._after_window(cursor)
-            else:
-                document, piece, token = group.after
-                cursor = cursor._replace(next_document=document, piece=piece, token=token, taken=0)
-        self.cursor = cursor
-        return SourceRow(group, index, self._report_skipped())
+                group = self._open_group(self.window)
+                if group is not None:
+                    self.cursor = group.end
+                    return group
+        self.cursor = self._counted(self.cursor)
+        return SourceEnd(self._report_skipped())
 
     def _report_skipped(self) -> list[Skipped]:
         skipped, self.unreported = self.unreported, []
         return skipped
 
     def _counted(self, cursor: Cursor) -> Cursor:
-        """A cursor behind what was met since the last row."""
+        """A cursor behind what was met since the last group."""
         if self.uncounted:
             cursor = cursor._replace(**{name: getattr(cursor, name) + count for name, count in self.uncounted.items()})
             self.uncounted.clear()
@@ -164,8 +117,13 @@ class SourceLane:
     def sampled(self) -> NDArray[np.float64]:
         """[2] tokens, about, of the windows that were opened by now, and their stored bytes; none where these are not known."""
         (characters, documents, stored), (seen, tokens) = self.opened, self.tokenized
-        framing = len(self.encoder.prefix) + len(self.encoder.suffix) + len(self.encoder.document_end)
+        framing = self._framing + len(self.encoder.document_end)
         return np.array([characters * tokens / seen + documents * framing, stored] if seen else [0.0, 0.0])
+
+    @property
+    def _framing(self) -> int:
+        """Special tokens of a segment."""
+        return len(self.encoder.prefix) + len(self.encoder.suffix)
 
     def _begin_epoch(self, epoch: int, stripe: int) -> None:
         self.stripes = self.plan.stripes(epoch, self.number) if not self.ended else []
@@ -298,7 +256,7 @@ class SourceLane:
 
     def _after_window(self, cursor: Cursor) -> Cursor:
         self.window = None
-        stripe_bytes = self._bytes_of_stripe(1, 1)
+        stripe_bytes = max(cursor.stripe_bytes, self._bytes_of_stripe(1, 1))
         return cursor._replace(window=cursor.window + 1, next_document=0, piece=0, token=0, taken=0, stripe_bytes=stripe_bytes)
 
     def _after_stripe(self, cursor: Cursor) -> Cursor:
@@ -318,75 +276,106 @@ class SourceLane:
         """
         stripe, window, (begin, end) = self.stripes[self.cursor.stripe], self.cursor.window, self.stored
         before = begin * window // max(1, stripe.first + window * stripe.count)
-        stored = min(before + (end - begin) * read // of, self.plan.bytes_of(stripe))
-        return max(self.cursor.stripe_bytes, stored)
+        return min(before + (end - begin) * read // of, self.plan.bytes_of(stripe))
 
-    def _bytes_before_ends(self, window: TokenizedWindow, rows: int, after: tuple[int, int, int] | None) -> list[int]:
-        """Stored bytes of the stripe before the end of each row of a group, by the characters of its documents."""
-        first = window.characters_before(self.cursor.next_document, self.cursor.piece)
-        last = window.characters if after is None else window.characters_before(*after[:2])
-        whole = max(1, window.characters) * rows
-        return [self._bytes_of_stripe(first * rows + (last - first) * row, whole) for row in range(1, rows + 1)]
-
-    def _open_group(self, window: TokenizedWindow) -> None:
-        """Tokenize and pack the documents from the cursor on."""
+    def _open_group(self, window: TokenizedWindow) -> Group | None:
+        """Tokenize and pack the documents from the cursor on; None where none is left that has tokens: the window ends."""
         began = time.perf_counter()
-        cursor, length = self.cursor, self.plan.layout.sequence_length
-        rows = GROUP_ROWS
-        if cursor.rows == cursor.taken:  # the lane's first group: shorter by lane, so that refills are spread over steps
-            rows = 1 + self.number * GROUP_ROWS // self.plan.layout.lanes
-        framing = len(self.encoder.prefix) + len(self.encoder.suffix)
+        cursor, layout = self.cursor, self.plan.layout
+        rows = self.plan.group_sizes.after(cursor.rows - cursor.taken, self.number)
         window.begin_group(cursor.next_document, cursor.piece)
-        needed = cursor.token + rows * length + SMALLEST_FRAGMENT + 1
-        while window.has_more and window.positions(framing) < needed:
-            if self.plan.layout.packing == "none" and window.complete_documents > rows:
-                break
-            characters = math.ceil((needed - window.positions(framing)) * self.characters_per_token)
-            self._tokenize(window, characters)
+        self._tokenize_for(window, rows)
         stripe = self.stripes[cursor.stripe]
         block = stripe.first + cursor.window * stripe.count
-        if cursor.token and cursor.token >= next(iter(window.counts), 0):
+        if cursor.token and cursor.token >= window.counts[:1].sum():
             raise self._astray(stripe, block)
         tokenized = window.tokenized()
-        lengths = [document.tokens for document in tokenized]
-        placements, left = place(lengths, cursor.token, rows, length, framing, self.plan.layout.packing)
+        lengths = tokenized.tokens.tolist()
+        placements, left = place(lengths, cursor.token, rows, layout.sequence_length, self._framing, layout.packing)
         after = window.position_of(tokenized, *left)
-        if cursor.taken == 0 and (without := window.documents_without_tokens(tokenized, cursor.next_document, after)):
-            counts = Counter(member for member, _ in without)
-            firsts = {member: min(offset for of, offset in without if of == member) for member in counts}
-            skips = [Skip(firsts[member], "no tokens", count, member) for member, count in sorted(counts.items())]
-            self._report(stripe, "empty", skips)
+        if cursor.taken == 0:
+            without_tokens = window.documents_without_tokens(tokenized, cursor.next_document, after)
+            self._report_without_tokens(window, without_tokens, stripe)
         if not len(placements):
             if cursor.taken:
                 raise self._astray(stripe, block)
             self.cursor = self._after_window(cursor)
-            return
+            return None
+        encoder, offsets = self.encoder, np.append(0, np.cumsum(tokenized.tokens))
         packed = assemble(
-            placements, window.ids, np.cumsum([0, *lengths]), length, self.encoder.prefix, self.encoder.suffix, self.encoder.pad
+            placements, window.kept_ids(), offsets, layout.sequence_length, encoder.prefix, encoder.suffix, encoder.pad
         )
         if cursor.taken >= len(packed.input_ids):
             raise self._astray(stripe, block)
-        begins = packed.segment_token == 0
+        group = self._group_of(packed, window, tokenized, after)
+        self.seconds[2] += time.perf_counter() - began
+        return group
+
+    def _group_of(self, rows: Rows, window: TokenizedWindow, tokenized: Tokenized, after: tuple[int, int, int] | None) -> Group:
+        """These rows as a group, with the cursor behind it. after: where the next one begins; None behind the window."""
+        cursor, stripe = self.cursor, self.stripes[self.cursor.stripe]
+        begins = rows.segment_token == 0
         if cursor.piece > 0:  # the first document has begun in a group before
-            begins &= packed.segment_document > 0
+            begins &= rows.segment_document > 0
+        documents = np.append(0, np.cumsum(np.bincount(rows.segment_row[begins], minlength=len(rows.input_ids))))
         origins = np.empty((len(begins), 3), dtype=np.int64)
         origins[:, 0] = cursor.epoch
-        origins[:, 1:] = window.origins_of(tokenized)[packed.segment_document]
+        origins[:, 1:] = window.origins_of(tokenized.documents)[rows.segment_document]
         origins[:, 1] += self._shard(stripe)
-        self.group = Group(
-            rows=packed,
-            key=(*self._key(MASK, stripe, block), cursor.next_document, cursor.piece, cursor.token),
-            documents=np.bincount(packed.segment_row[begins], minlength=len(packed.input_ids)),
-            origins=origins,
-            after=after,
-            stripe_bytes=self._bytes_before_ends(window, len(packed.input_ids), after),
+        characters = window.characters if after is None else window.characters_before(*after[:2])
+        stored = (
+            self._bytes_of_stripe(window.characters_before(cursor.next_document, cursor.piece), window.characters),
+            self._bytes_of_stripe(characters, window.characters),
         )
-        self.seconds[2] += time.perf_counter() - began
+        counted = self._counted(cursor)
+        begin = counted._replace(
+            taken=0, rows=cursor.rows - cursor.taken, documents=cursor.documents - int(documents[cursor.taken])
+        )
+        end = begin._replace(
+            rows=begin.rows + len(rows.input_ids),
+            documents=begin.documents + int(documents[-1]),
+            stripe_bytes=max(begin.stripe_bytes, stored[1]),
+        )
+        place = None if after is None else dict(zip(("next_document", "piece", "token"), after, strict=True))
+        end = self._after_window(end) if place is None else end._replace(**place)
+        block = stripe.first + cursor.window * stripe.count
+        return Group(
+            rows=rows,
+            key=(*self._key(MASK, stripe, block), cursor.next_document, cursor.piece, cursor.token),
+            origins=origins,
+            begin=begin,
+            end=end,
+            first=cursor.taken,
+            skipped=self._report_skipped(),
+            documents_before=documents,
+            stored=stored,
+        )
 
-    def _tokenize(self, window: TokenizedWindow, characters: int) -> None:
-        texts = window.next_texts(characters)
-        ids, lengths = self.engine.encode(texts, [piece > 0 for piece in window.pieces[-len(texts) :]])
-        window.append(ids, lengths, self.encoder.document_end)
-        characters = sum(map(len, texts))
-        self.characters_per_token = characters / max(1, len(ids))
-        self.tokenized += characters, len(ids)
+    def _report_without_tokens(self, window: TokenizedWindow, documents: NDArray[np.int64], stripe: Stripe) -> None:
+        """Name and count documents that the tokenizer makes nothing of: one entry for each shard, at its first of them."""
+        if len(documents) == 0:
+            return
+        shards, offsets = window.origins_of(documents).T
+        found, counts = np.unique(shards, return_counts=True)
+        self._report(
+            stripe,
+            "empty",
+            [
+                Skip(int(offsets[shards == shard].min()), "no tokens", count, shard)
+                for shard, count in zip(found.tolist(), counts.tolist(), strict=True)
+            ],
+        )
+
+    def _tokenize_for(self, window: TokenizedWindow, rows: int) -> None:
+        """Tokenize as many documents as so many rows may need."""
+        layout = self.plan.layout
+        needed = self.cursor.token + rows * layout.sequence_length + SMALLEST_FRAGMENT + 1
+        while window.has_more and (missing := needed - window.positions(self._framing)) > 0:
+            if layout.packing == "none" and window.complete_documents > rows:
+                return
+            texts, continues = window.next_texts(math.ceil(missing * self.characters_per_token))
+            ids, counts = self.engine.encode(texts, continues)
+            window.append(ids, counts, self.encoder.document_end)
+            characters = sum(map(len, texts))
+            self.characters_per_token = characters / max(1, len(ids))
+            self.tokenized += characters, len(ids)

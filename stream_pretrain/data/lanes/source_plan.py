@@ -13,6 +13,7 @@ from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.dealing import deal, known_sizes, share_before
+from stream_pretrain.data.lanes.group_sizes import FEWEST_ROWS, GroupSizes
 from stream_pretrain.data.lanes.row_layout import RowLayout
 from stream_pretrain.data.lanes.window_sizes import content_of
 from stream_pretrain.data.randomness import DEAL, keyed_generator
@@ -34,6 +35,10 @@ class SourcePlan:
     skip_bad_shards: bool = False
     bundles: tuple[tuple[int, int], ...] = ()
     """Runs of small shards that are read together, each as the number of its first shard and the one behind its last."""
+    group_rows: int = FEWEST_ROWS
+    """Rows of a full group."""
+    first_step_rows: int = 0
+    """The most rows that a lane gives of it to the first step."""
     whole: bool = False
     """Too small to deal: every lane reads all of it, in its own order and with its own masks."""
 
@@ -45,6 +50,11 @@ class SourcePlan:
         while (first := units[-1].stop if units else 0) < len(self.shards):
             units.append(range(first, stops.get(first, first + 1)))
         return tuple(units)
+
+    @cached_property
+    def group_sizes(self) -> GroupSizes:
+        """Rows of its groups."""
+        return GroupSizes(self.group_rows, self.first_step_rows, self.layout.lanes)
 
     def shards_of(self, unit: int) -> tuple[Shard, ...]:
         """The shards of a unit: more than one of a bundle."""

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_pretrain.data.lanes.cursor import Cursor, Skipped
-from stream_pretrain.data.lanes.lane import Lane
-from stream_pretrain.data.lanes.source_lane import CAUSES, Group
+from stream_pretrain.data.lanes.lane import Lane, Run
+from stream_pretrain.data.lanes.source_lane import CAUSES
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.rows.labels import Labelled
 from stream_pretrain.data.rows.packing import Rows, gather
@@ -81,14 +81,6 @@ class StepRows:
         return TrainRows(self.rows, self.labelled, self.row_source)
 
 
-@dataclass
-class _Run:
-    """Neighbouring rows of a group."""
-
-    group: Group
-    which: range
-
-
 def step_of(
     lanes: Sequence[Lane], asked: Sequence[int], to_end: Sequence[bool], plan: StreamPlan, step: int = 0, generation: int = 0
 ) -> StepRows:
@@ -96,33 +88,22 @@ def step_of(
 
     to_end: whether these are known to be the last rows of a lane. What is skipped behind them is told with them.
     """
-    runs: list[_Run] = []
-    row_source: list[int] = []
+    runs: list[Run] = []
     skipped: list[Skipped] = []
     given: list[int] = []  # by each lane
     for lane, rows_asked, is_last in zip(lanes, asked, to_end, strict=True):
         lane.begin_step(step)
-        before = len(row_source)
-        for _ in range(rows_asked + is_last):
-            row = lane.next_row()
-            if row is None:
-                skipped += lane.report_skipped()
-                break
-            source, group, index, passed_over = row
-            if runs and runs[-1].group is group:
-                runs[-1].which = range(runs[-1].which.start, index + 1)
-            else:
-                runs.append(_Run(group, range(index, index + 1)))
-            row_source.append(source)
-            skipped += passed_over
-        given.append(len(row_source) - before)
+        of_lane = lane.take(rows_asked + is_last)  # behind the last row is what was skipped there
+        skipped += lane.report_skipped()
+        given.append(sum(len(run.which) for run in of_lane))
+        runs += of_lane
     return StepRows(
         step=step,
         generation=generation,
         given=np.array(given, dtype=np.int64),
         lanes=np.array([lane.number for lane in lanes], dtype=np.int64),
         cursors=np.array([lane.cursors for lane in lanes], dtype=np.int64).reshape(-1, len(plan.sources), len(Cursor._fields)),
-        row_source=np.array(row_source, dtype=np.int64),
+        row_source=np.array([run.source for run in runs], dtype=np.int64).repeat([len(run.which) for run in runs]),
         rows=gather([(run.group.rows, run.which) for run in runs], plan.layout.sequence_length),
         labelled=_gather_labels([_labels_of(run, plan, step) for run in runs], plan),
         skipped=tuple(skipped),
@@ -134,7 +115,7 @@ def step_of(
     )
 
 
-def _labels_of(run: _Run, plan: StreamPlan, step: int) -> Labelled:
+def _labels_of(run: Run, plan: StreamPlan, step: int) -> Labelled:
     """The labels of some rows of a group at the rate of a step; those of all its rows at once while the rate stays."""
     group, objective = run.group, plan.objective
     rate = objective.rate(step)
@@ -144,7 +125,7 @@ def _labels_of(run: _Run, plan: StreamPlan, step: int) -> Labelled:
         if objective.rate(step + 1) != rate:
             return group.draws.label(run.which, rate)
         group.labelled.clear()
-        group.labelled[rate] = group.draws.label(range(len(group.rows.input_ids)), rate)
+        group.labelled[rate] = group.draws.label(range(len(group)), rate)
     return group.labelled[rate].cut(run.which)
 
 

@@ -27,11 +27,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from stream_pretrain.data.lanes.group_sizes import FEWEST_ROWS
 from stream_pretrain.data.lanes.lane import Lane, Place
 from stream_pretrain.data.lanes.readers import Readers
 from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.rows_per_lane import LaneRows
-from stream_pretrain.data.lanes.source_lane import GROUP_ROWS
 from stream_pretrain.data.lanes.step_rows import StepRows, merged, step_of
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors
@@ -297,7 +297,7 @@ def worker_died(error: RuntimeError | MemoryError) -> TrainingError:
 
 def steps_ahead(batch: int, lanes: int) -> int:
     """Steps that a worker prefetches: at least a group of rows of each lane, which a lane packs together."""
-    return max(LEAST_STEPS_AHEAD, -(-GROUP_ROWS * lanes // batch))
+    return max(LEAST_STEPS_AHEAD, -(-FEWEST_ROWS * lanes // batch))
 
 
 def _as_it_is(item: Any) -> Any:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,158 +13,179 @@ from stream_pretrain.data.randomness import keyed_generator
 from stream_pretrain.data.rows.pieces import PIECE_CHARACTERS
 
 
-class _Tokenized(NamedTuple):
-    """A document of the shuffled window that some of the kept tokens are of."""
+@dataclass(frozen=True)
+class Tokenized:
+    """The documents that the kept tokens are of, in order: those with a token."""
 
-    document: int
-    entry: int
-    """Its first piece among those that are kept."""
-    tokens: int
+    documents: NDArray[np.int64]
+    """[D] numbers in the shuffled window."""
+    pieces: NDArray[np.int64]
+    """[D] the first piece of each that is kept."""
+    tokens: NDArray[np.int64]
+    """[D] kept tokens of each."""
 
 
 class TokenizedWindow:
-    """The shuffled documents of a window, tokenized as far as its groups needed."""
+    """The shuffled documents of a window, cut into pieces, with the tokens of those that the next group may need.
+
+    Documents are numbered in the shuffled order, pieces from the first of the window to its last.
+    """
 
     def __init__(self, documents: Documents, key: Sequence[int], piece_edges: Callable[[str], list[int]]) -> None:
-        self.order: list[int] = keyed_generator(*key).permutation(len(documents.texts)).tolist()
         self.documents = documents
-        self.characters_to = [0, *itertools.accumulate(len(documents.texts[document]) for document in self.order)]
-        self.piece_edges = piece_edges
-        self.ids = np.empty(0, dtype=np.int32)
-        # One entry a tokenized piece, from the piece the group begins with: its document in the order, its index there, tokens.
-        self.entry_documents: list[int] = []
-        self.pieces: list[int] = []
-        self.counts: list[int] = []
-        self.next_document = 0  # the first piece that is not tokenized yet
-        self.next_piece = 0
-        self.edges: tuple[int, list[int]] | None = None
+        self.order = keyed_generator(*key).permutation(len(documents.texts))
+        characters = np.fromiter(map(len, documents.texts), np.int64, len(self.order))[self.order]
+        self.edges = {
+            number: piece_edges(documents.texts[self.order[number]])
+            for number in np.flatnonzero(characters > PIECE_CHARACTERS).tolist()
+        }
+        """Where the long documents are cut."""
+        pieces = np.ones_like(characters)
+        for number, edges in self.edges.items():
+            pieces[number] = len(edges) - 1
+        self.first_pieces = np.append(0, np.cumsum(pieces))
+        """First piece of each document, and the number of pieces."""
+        self.document_of = np.arange(len(pieces)).repeat(pieces)
+        """Document of each piece."""
+        lengths = characters.repeat(pieces)
+        for number, edges in self.edges.items():
+            lengths[self.first_pieces[number] : self.first_pieces[number + 1]] = np.diff(edges)
+        self.characters_to = np.append(0, np.cumsum(lengths))
+        """Characters before each piece, and of all."""
+        # Of the pieces from the one that a group begins with up to the first that is not tokenized:
+        self.first = self.next = 0
+        self.counts = np.empty(0, dtype=np.int64)  # tokens of each
+        self.ids = [np.empty(0, dtype=np.int32)]  # in parts that belong behind each other
+        self.tokens = 0
 
     def begin_group(self, document: int, piece: int) -> None:
-        """Forget the tokens before a piece; begin to tokenize there if none are kept."""
-        passed = 0
-        while passed < len(self.entry_documents) and (self.entry_documents[passed], self.pieces[passed]) < (document, piece):
-            passed += 1
-        self.ids = self.ids[sum(self.counts[:passed]) :]
-        del self.entry_documents[:passed], self.pieces[:passed], self.counts[:passed]
-        if not self.entry_documents:
-            self.next_document, self.next_piece = document, piece
+        """Forget the tokens before a piece of a document; begin to tokenize there if none are kept."""
+        first = self._piece(document, piece)
+        if first > self.next:
+            self.next = first
+        passed = first - self.first
+        self.ids = [self.kept_ids()[int(self.counts[:passed].sum()) :]]
+        self.tokens = len(self.ids[0])
+        self.counts = self.counts[passed:]
+        self.first = first
+
+    def kept_ids(self) -> NDArray[np.int32]:
+        """The tokens of the pieces that are kept."""
+        if len(self.ids) > 1:
+            self.ids = [np.concatenate(self.ids)]
+        return self.ids[0]
 
     def has(self, document: int, piece: int) -> bool:
         """Whether a group can begin with this piece of this document."""
         if document >= len(self.order):
             return document == piece == 0
-        text = self.documents.texts[self.order[document]]
-        return piece == 0 or (len(text) > PIECE_CHARACTERS and piece < len(self.piece_edges(text)) - 1)
+        return self._piece(document, piece) < self._piece(document + 1, 0)
+
+    def _piece(self, document: int, piece: int) -> int:
+        return int(self.first_pieces[document]) + piece
 
     @property
     def characters(self) -> int:
         """Of all documents."""
-        return self.characters_to[-1]
+        return int(self.characters_to[-1])
 
     def characters_before(self, document: int, piece: int) -> int:
-        """Characters before a piece of a document of the order; pieces are as long as they may be."""
-        return min(self.characters_to[document] + piece * PIECE_CHARACTERS, self.characters_to[document + 1])
+        """Characters before a piece of a document."""
+        return int(self.characters_to[self._piece(document, piece)])
 
     @property
     def has_more(self) -> bool:
-        return self.next_document < len(self.order)
+        """Whether pieces are left that were not tokenized yet."""
+        return self.next < len(self.document_of)
 
     @property
     def complete_documents(self) -> int:
-        return len(self._with_tokens() - {self.next_document})
+        """Documents with kept tokens whose last piece is tokenized."""
+        with_tokens = self._with_tokens()
+        return len(with_tokens) - int(self.has_more and bool((with_tokens == self.document_of[self.next]).any()))
 
     def positions(self, framing: int) -> int:
         """Positions the kept tokens need at the least."""
-        return len(self.ids) + framing * len(self._with_tokens())
+        return self.tokens + framing * len(self._with_tokens())
 
-    def _with_tokens(self) -> set[int]:
+    def _with_tokens(self) -> NDArray[np.int64]:
         """The documents with kept tokens."""
-        return {document for document, count in zip(self.entry_documents, self.counts, strict=True) if count}
+        documents = self.document_of[self.first : self.next][self.counts > 0]
+        return documents[np.diff(documents, prepend=-1) > 0]
 
-    def next_texts(self, characters: int) -> list[str]:
-        """Pieces that were not tokenized yet, of at least so many characters in all."""
-        texts = []
-        while characters > 0 and self.has_more:
-            text = self.documents.texts[self.order[self.next_document]]
-            self.entry_documents.append(self.next_document)
-            self.pieces.append(self.next_piece)
-            if len(text) <= PIECE_CHARACTERS:
-                self.next_document += 1
-            else:
-                edges = self._edges(text)
-                text = text[edges[self.next_piece] : edges[self.next_piece + 1]]
-                self.next_piece += 1
-                if self.next_piece == len(edges) - 1:
-                    self.next_document, self.next_piece = self.next_document + 1, 0
-            texts.append(text)
-            characters -= len(text)
-        return texts
+    def next_texts(self, characters: int) -> tuple[list[str], list[bool]]:
+        """Pieces that were not tokenized yet, of at least so many characters in all; and which continue a document."""
+        target = self.characters_to[self.next] + characters
+        stop = min(max(self.next + 1, int(np.searchsorted(self.characters_to, target))), len(self.document_of))
+        pieces, self.next = range(self.next, stop), stop
+        documents = self.document_of[pieces.start : pieces.stop]
+        texts = [self.documents.texts[text] for text in self.order[documents].tolist()]
+        if not self.edges:
+            return texts, []
+        numbers = np.arange(pieces.start, pieces.stop) - self.first_pieces[documents]
+        for at in np.flatnonzero(self.first_pieces[documents + 1] - self.first_pieces[documents] > 1).tolist():
+            edges, number = self.edges[int(documents[at])], int(numbers[at])
+            texts[at] = texts[at][edges[number] : edges[number + 1]]
+        return texts, (numbers > 0).tolist()
 
-    def _edges(self, text: str) -> list[int]:
-        if self.edges is None or self.edges[0] != self.next_document:
-            self.edges = self.next_document, self.piece_edges(text)
-        return self.edges[1]
-
-    def append(self, ids: NDArray[np.int32], lengths: NDArray[np.int64], document_end: tuple[int, ...]) -> None:
-        """Take the tokens of the pieces that `next_texts` gave last."""
-        first, counts = len(self.counts), lengths.tolist()
-        self.counts += counts
+    def append(self, ids: NDArray[np.int32], counts: NDArray[np.int64], document_end: tuple[int, ...]) -> None:
+        """Take the tokens of the pieces that `next_texts` gave last; document_end comes behind those of each document."""
+        self.counts = np.concatenate([self.counts, counts])
         if document_end:
-            ends = np.cumsum(lengths)
-            last = (i for i in range(len(counts)) if self._next_of(first + i) != self.entry_documents[first + i])
-            ended = [i for i in last if self._has_token(first + i)]
-            ids = np.insert(ids, np.repeat(ends[ended], len(document_end)), np.tile(document_end, len(ended)))
-            for i in ended:
-                self.counts[first + i] += len(document_end)
-        self.ids = np.concatenate([self.ids, ids])
+            ended = self._ended_with(len(counts))
+            ends = np.cumsum(counts)[ended - (len(self.counts) - len(counts))]
+            ids = np.insert(ids, np.repeat(ends, len(document_end)), np.tile(document_end, len(ended)))
+            self.counts[ended] += len(document_end)
+        self.ids.append(ids)
+        self.tokens += len(ids)
 
-    def _has_token(self, entry: int) -> bool:
-        """Whether a document, up to this piece, has a token."""
-        while not self.counts[entry]:
-            if entry == 0:
-                return self.pieces[0] > 0  # a group only begins within a document that the one before had tokens of
-            if self.pieces[entry] == 0:
-                return False
-            entry -= 1
-        return True
+    def _ended_with(self, count: int) -> NDArray[np.int64]:
+        """The last pieces, among the kept ones, of the documents with tokens that end in the last so many pieces."""
+        before = self.next - count
+        first, stop = np.searchsorted(self.first_pieces[1:], (before, self.next), side="right").tolist()
+        begins = self.first_pieces[first:stop] - self.first
+        ends = self.first_pieces[first + 1 : stop + 1] - self.first
+        tokens_to = np.append(0, np.cumsum(self.counts))
+        # A group only begins within a document that the one before had tokens of.
+        has_tokens = (begins < 0) | (tokens_to[ends] > tokens_to[np.maximum(begins, 0)])
+        last: NDArray[np.int64] = ends[has_tokens] - 1
+        return last
 
-    def _next_of(self, index: int) -> int:
-        """Document of the piece behind an entry."""
-        return self.entry_documents[index + 1] if index + 1 < len(self.entry_documents) else self.next_document
+    def tokenized(self) -> Tokenized:
+        """The documents that have kept tokens."""
+        documents = self.document_of[self.first : self.next]
+        begins = np.flatnonzero(np.diff(documents, prepend=-1))
+        tokens = np.diff(np.append(0, np.cumsum(self.counts))[np.append(begins, len(documents))])
+        kept = begins[tokens > 0]
+        return Tokenized(documents[kept], self.first + kept, tokens[tokens > 0])
 
-    def tokenized(self) -> list[_Tokenized]:
-        """The documents that have tokens among `ids`, in order."""
-        found: list[_Tokenized] = []
-        for entry, (document, count) in enumerate(zip(self.entry_documents, self.counts, strict=True)):
-            if found and found[-1].document == document:
-                found[-1] = found[-1]._replace(tokens=found[-1].tokens + count)
-            else:
-                found.append(_Tokenized(document, entry, count))
-        return [one for one in found if one.tokens]
-
-    def origins_of(self, tokenized: Sequence[_Tokenized]) -> NDArray[np.int64]:
-        """int64 [documents, 2] which shard of the unit each is of, and where it stands in that."""
-        origins = [self.documents.origin_of(self.order[one.document]) for one in tokenized]
-        return np.array(origins, dtype=np.int64).reshape(-1, 2)
-
-    def position_of(self, tokenized: Sequence[_Tokenized], index: int, token: int) -> tuple[int, int, int] | None:
+    def position_of(self, tokenized: Tokenized, index: int, token: int) -> tuple[int, int, int] | None:
         """Document, piece and token in it, of a token of the document at an index; None behind the last of the window."""
-        if index == len(tokenized):
+        if index == len(tokenized.documents):
             assert not self.has_more
             return None
-        document, entry, _ = tokenized[index]
-        if token == 0:  # with the pieces in front that the tokenizer makes nothing of: there the document begins
-            return document, self.pieces[entry], 0
-        while token >= self.counts[entry]:
-            token -= self.counts[entry]
-            entry += 1
-        return document, self.pieces[entry], token
+        document, piece = int(tokenized.documents[index]), int(tokenized.pieces[index])
+        if token > 0:  # else with the pieces in front that the tokenizer makes nothing of: there the document begins
+            while token >= self.counts[piece - self.first]:
+                token -= int(self.counts[piece - self.first])
+                piece += 1
+        return document, piece - int(self.first_pieces[document]), token
+
+    def origins_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 [D, 2] which shard of the unit each document is of, and where it stands in that."""
+        texts = self.order[documents]
+        origins = np.zeros((len(texts), 2), dtype=np.int64)
+        if self.documents.members:
+            origins[:, 0] = [self.documents.members[text] for text in texts.tolist()]
+        origins[:, 1] = [self.documents.offsets[text] for text in texts.tolist()]
+        return origins
 
     def documents_without_tokens(
-        self, tokenized: Sequence[_Tokenized], first: int, after: tuple[int, int, int] | None
-    ) -> list[tuple[int, int]]:
-        """The documents from the first up to `after` that the tokenizer makes nothing of, as `origins_of` has them."""
-        with_tokens = {one.document for one in tokenized}
+        self, tokenized: Tokenized, first: int, after: tuple[int, int, int] | None
+    ) -> NDArray[np.int64]:
+        """The documents from the first up to `after` that the tokenizer makes nothing of."""
         stop = len(self.order) if after is None else after[0]
-        without = [document for document in range(first, stop) if document not in with_tokens]
-        return [self.documents.origin_of(self.order[document]) for document in without]
+        with_tokens = tokenized.documents[: np.searchsorted(tokenized.documents, stop)]
+        if len(with_tokens) == stop - first:
+            return with_tokens[:0]
+        return np.setdiff1d(np.arange(first, stop), with_tokens, assume_unique=True)

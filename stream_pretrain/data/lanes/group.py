@@ -1,0 +1,54 @@
+"""Rows that a lane tokenizes, packs and labels together, and its cursor behind each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_pretrain.data.lanes.cursor import Cursor, Skipped
+from stream_pretrain.data.rows.labels import Draws, Labelled
+from stream_pretrain.data.rows.packing import Rows
+
+
+@dataclass
+class Group:
+    """The next few rows of a window."""
+
+    rows: Rows
+    key: tuple[int, ...]
+    """Key of the masks: (seed, position in the corpus), the same on any topology."""
+    origins: NDArray[np.int64]
+    """[S, 3] epoch, shard and offset in it of the document of each segment."""
+    begin: Cursor
+    """In front of the first row, with what was met on the way to it counted."""
+    end: Cursor
+    """Behind the last row."""
+    first: int
+    """The first row that was not given out before; above 0 where a run goes on inside of the group."""
+    skipped: list[Skipped]
+    """Documents that were skipped on the way to that row."""
+    documents_before: NDArray[np.int64]
+    """[R + 1] documents that begin before each row, and in all."""
+    stored: tuple[int, int]
+    """Stored bytes of the stripe before and behind the documents, by their characters."""
+    draws: Draws | None = None
+    """The random part of the labels, from when they are asked for."""
+    labelled: dict[float, Labelled] = field(default_factory=dict)
+    """The rows with labels, at the rate they were last asked for with."""
+
+    def __len__(self) -> int:
+        return len(self.rows.input_ids)
+
+    def cursor_behind(self, rows: int) -> Cursor:
+        """The cursor behind so many of the rows."""
+        if rows == len(self):
+            return self.end
+        begin, (before, behind) = self.begin, self.stored
+        return begin._replace(
+            taken=rows,
+            rows=begin.rows + rows,
+            documents=begin.documents + int(self.documents_before[rows]),
+            stripe_bytes=max(begin.stripe_bytes, before + (behind - before) * rows // len(self)),
+        )
