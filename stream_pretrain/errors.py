@@ -32,6 +32,11 @@ class ModelError(StreamPretrainError):
     """The model or tokenizer cannot be used for this run."""
 
 
+class EngineError(StreamPretrainError):
+    """A fast tokenizer engine fails, or gives other ids than `tokenizers`; exit code 75, since the same command resumes with
+    `tokenizers`."""
+
+
 class CheckpointError(StreamPretrainError):
     """A checkpoint or run directory is missing, damaged, in use, or belongs to another run."""
 

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 
-from stream_pretrain.errors import ConfigError, DeadlineError, LostRankError
+from stream_pretrain.errors import ConfigError, DeadlineError, EngineError, LostRankError
 
 FINISHED = 0
 FAILED = 1
@@ -33,7 +33,7 @@ def of_error(error: BaseException) -> int:
     """Of a run or start that an error ended."""
     if isinstance(error, ConfigError):
         return USAGE
-    passes = isinstance(error, DeadlineError | LostRankError) or any(map(_is_full_disk, _causes(error)))
+    passes = isinstance(error, DeadlineError | EngineError | LostRankError) or any(map(_is_full_disk, _causes(error)))
     return RESUMES if passes else FAILED
 
 

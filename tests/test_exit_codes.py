@@ -25,6 +25,7 @@ def refused_write(error: Exception) -> errors.StreamPretrainError:
         (errors.ConfigError("--max-steps"), 2),
         (errors.DeadlineError("a.zst: nothing for 1800 s"), 75),
         (errors.TransportError("a.zst: not found"), 1),
+        (errors.EngineError("a.zst, offset 7: nanotoken 0.1.0 gives other ids"), 75),
         (errors.LostRankError("rank 1 on b shows no life any more"), 75),
         (refused_write(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))), 75),
         (refused_write(OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))), 75),

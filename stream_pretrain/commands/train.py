@@ -41,6 +41,7 @@ from stream_pretrain.training.ranks.watchdog import Watchdog
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.report.stop_messages import stopped, stopping
 from stream_pretrain.training.start.advice import allow_many_open_files
+from stream_pretrain.training.start.engine import is_of_engine, keep_tokenizers
 from stream_pretrain.training.start.run_directory import RunDirectory
 from stream_pretrain.training.start.setup import Setup, prepare
 from stream_pretrain.training.state.checkpoint import BackgroundWriter, checkpoint_name, newest
@@ -82,6 +83,8 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
         def record_end(ending: Ending) -> None:
             if out.has_ended:
                 return  # all is saved: a rank that dies now changes nothing
+            if ranks.is_first and is_of_engine(ending.why) and not out.is_lost:
+                keep_tokenizers(out.path, ending.why)
             if ending == STOPPED:
                 out.record("preempted", exit_code=exit_codes.of_stop(stop.signal))
             elif NO_HEARTBEAT in ending.why:

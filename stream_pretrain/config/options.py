@@ -14,6 +14,7 @@ from stream_pretrain.non_utf8_names import escaped
 
 Auto = Literal["auto"]
 TextDocuments = Literal["line", "blank-line", "file"]
+EngineName = Literal["auto", "tokenizers", "nanotoken", "fastokens", "gigatoken"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,9 @@ class DataConfig:
     special_tokens: Literal["text", "keep"] = "text"
     """How special tokens that you added, such as [DRUG], are read in documents: as text, or (keep) as tokens. Those with a role
     in the model, such as [MASK], [SEP] and <pad>, are always text."""
+    engine: EngineName = option("auto", may_change=True, synonyms="tokenizer-backend tokenizer-engine backend")
+    """Package that tokenizes, always to the ids of tokenizers. auto: nanotoken (WordPiece) or fastokens (BPE) where it is
+    installed and a check finds the same ids, else tokenizers."""
     drop_duplicates: bool = option(False, synonyms="dedup deduplicate")
     """Filter out documents with the same text as another of the same window, and count them."""
     sequence_length: int = option(

@@ -19,6 +19,8 @@ ORDER = 2  # documents within a window
 MIXTURE = 3  # the phases of the lanes in the mixture
 MASK = 4  # masks of training rows
 EVAL_MASK = 5  # masks of the evaluation set
+PROBE = 6  # texts that tokenizer engines are compared with
+SAMPLE = 7  # documents that they are compared with on the way
 
 
 def keyed_generator(*key: int) -> np.random.Generator:

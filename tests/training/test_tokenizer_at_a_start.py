@@ -31,6 +31,7 @@ def arguments(tmp_path: Path) -> list[str]:
 
 def test_a_run_goes_on_with_the_same_ids_alone(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = f"--output-dir={tmp_path / 'out'}"
+    arguments.append("--data.engine=tokenizers")
     began = run_here([*arguments, out, "--max-steps=1"])
     assert began.returncode == 0, began.stderr
     assert "special tokens in documents are read as text: [DRUG]; --data.special-tokens keep" in began.stderr

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_pretrain.data.documents.document import DocumentReader, Skip
+from stream_pretrain.data.documents.document import DocumentReader, Documents, Skip
 from stream_pretrain.data.documents.filters import without_held_out
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes.cursor import Cursor, Skipped
@@ -28,9 +28,10 @@ from stream_pretrain.data.lanes.group import Group
 from stream_pretrain.data.lanes.readers import Readers
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.lanes.tokenized_window import Tokenized, TokenizedWindow
-from stream_pretrain.data.randomness import MASK, ORDER
+from stream_pretrain.data.randomness import MASK, ORDER, SAMPLE
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.engine import Engine
+from stream_pretrain.data.rows.engine_parity import FIRST_CHARACTERS, refuse_other_ids
 from stream_pretrain.data.rows.packing import SMALLEST_FRAGMENT, Rows, assemble, place
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import CheckpointError, ContentError, SourceError
@@ -176,10 +177,22 @@ class SourceLane:
         self.window = TokenizedWindow(
             without_held_out(found, self.plan.heldout_fraction), self._key(ORDER, stripe, block), self.engine.piece_edges
         )
+        self._refuse_other_ids(stripe, block, self.window.documents)
         if self.stored[1] > self.stored[0]:
             self.opened += self.window.characters, len(self.window.order), self.stored[1] - self.stored[0]
         if not self.window.has(cursor.next_document, cursor.piece):
             raise self._astray(stripe, block)
+
+    def _refuse_other_ids(self, stripe: Stripe, block: int, documents: Documents) -> None:
+        """Compare the engine with `tokenizers`, more closely where the run begins. Raises: EngineError."""
+        shards = self.plan.shards_of(stripe.unit)
+
+        def named(index: int) -> str:
+            member, offset = documents.origin_of(index)
+            return f"{shards[member].name}, offset {offset}"
+
+        first = FIRST_CHARACTERS / self.plan.layout.lanes if self.cursor.rows == 0 else 0
+        refuse_other_ids(self.engine, documents.texts, self._key(SAMPLE, stripe, block), named, first_characters=first)
 
     def _astray(self, stripe: Stripe, block: int) -> CheckpointError:
         """The error of a resume from a place that does not exist."""

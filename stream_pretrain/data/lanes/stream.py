@@ -310,5 +310,6 @@ class _WorkerInit:
 
     def __call__(self, _worker: int) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one core; threads do not survive a fork
+        os.environ["RAYON_NUM_THREADS"] = "1"  # of `fastokens`
         if self.in_worker is not None:
             self.in_worker()

@@ -6,9 +6,14 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from stream_pretrain.data.rows.engine import Engine
+from stream_pretrain.data.rows.fast_engine import FastEngine, Flat
+from stream_pretrain.data.rows.fastokens_engine import Fastokens
+from stream_pretrain.data.rows.gigatoken_engine import Gigatoken
+from stream_pretrain.data.rows.nanotoken_engine import Nanotoken
 from stream_pretrain.data.rows.tokenizer_file import SpecialTokens, for_documents, pieces_like_special_tokens, without_pieces
 from stream_pretrain.data.rows.tokenizers_engine import TokenizersEngine, plain_tokenizer
 from stream_pretrain.errors import ModelError
@@ -17,9 +22,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+FLAT: dict[str, type[Flat]] = {flat.name: flat for flat in (Nanotoken, Fastokens, Gigatoken)}
+
+
 @dataclass(frozen=True)
 class Encoder:
-    """The special tokens that frame segments, and the tokenizer that each worker process builds its engine from."""
+    """The special tokens that frame segments, and the tokenizer that an engine is built from."""
 
     serialized: str
     """The JSON of `tokenizers`."""
@@ -35,6 +43,8 @@ class Encoder:
     """Ids of special tokens that the user added and documents may contain."""
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What differs from the tokenizer file, one line each."""
+    engine: str = field(default="tokenizers", compare=False)
+    """The package that tokenizes: the ids are the same."""
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast, special_tokens: SpecialTokens = "text") -> Encoder:
@@ -74,8 +84,15 @@ class Encoder:
         return hashlib.sha256(hashed.encode()).hexdigest()
 
     def build(self) -> Engine:
-        """A new engine."""
-        return TokenizersEngine(self.serialized)
+        """The engine. It is built once: that may take seconds, and processes that are forked later share its memory."""
+        return self._built
+
+    @cached_property
+    def _built(self) -> Engine:
+        plain = TokenizersEngine(self.serialized)
+        if self.engine == plain.name:
+            return plain
+        return FastEngine(FLAT[self.engine](self.serialized), version(self.engine), plain)
 
 
 def _without_unset(value: Any) -> Any:

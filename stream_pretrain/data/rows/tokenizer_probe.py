@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
+import tokenizers
+
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.engine import Engine
 from stream_pretrain.errors import CheckpointError, ModelError
@@ -16,13 +18,15 @@ from stream_pretrain.errors import CheckpointError, ModelError
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """The tokenizer library, its version, and a hash of its ids for the probe texts: kept in checkpoints."""
+    """The engine, its version, and a hash of its ids for the probe texts: kept in checkpoints."""
 
     name: str
     version: str
     texts: str
     """Hash of the probe texts, which may change with the version of this program."""
     ids: str
+    tokenizers: str | None = None
+    """Version of `tokenizers`, whose ids they are; None in checkpoints of earlier versions, which had no other engine."""
 
     def to_json(self) -> dict[str, str]:
         return asdict(self)
@@ -37,7 +41,7 @@ def probed(encoder: Encoder, name: str) -> EngineRecord:
         raise ModelError(
             f"tokenizer {name} is random: a text has other ids each time, so no run could resume; use a deterministic one"
         )
-    return EngineRecord(engine.name, engine.version, _digest(repr(texts).encode()), _digest(first))
+    return EngineRecord(engine.name, engine.version, _digest(repr(texts).encode()), _digest(first), tokenizers.__version__)
 
 
 def note_on_engine(engine: EngineRecord, recorded: Mapping[str, Any] | None) -> str | None:
@@ -55,9 +59,8 @@ def note_on_engine(engine: EngineRecord, recorded: Mapping[str, Any] | None) -> 
             if was != now
             else f"{now} gives other ids than before"
         )
-        raise CheckpointError(
-            f"{what}: install {recorded['name']}=={recorded['version']}, or start a new run with another --output-dir"
-        )
+        began = recorded.get("tokenizers") or recorded["version"]
+        raise CheckpointError(f"{what}: install tokenizers=={began}, or start a new run with another --output-dir")
     return None if was == now else f"the run began with {was}, and resumes with {now}: the ids are the same"
 
 

@@ -24,6 +24,8 @@ EVALUATION = "evaluation.jsonl"
 """Documents of the evaluation set."""
 EVALUATION_ORIGIN = "evaluation.json"
 """The options it was collected with."""
+ENGINE = "engine.json"
+"""That the run goes on with `tokenizers`, and why: a faster engine gave other ids."""
 WANDB = "wandb"
 """Files of Weights & Biases."""
 WANDB_ID = "wandb-id"
@@ -32,5 +34,5 @@ WANDB_SENT = "wandb-sent-step"
 """The last step that its server has acknowledged."""
 
 RECORDS = (METRICS, QUARANTINE, BAD_STEPS)
-FILES = (RUN, *RECORDS, EVALUATION, EVALUATION_ORIGIN, WANDB_ID)
+FILES = (RUN, *RECORDS, EVALUATION, EVALUATION_ORIGIN, ENGINE, WANDB_ID)
 """What OUT may hold besides its lock, config.yaml and its folders."""

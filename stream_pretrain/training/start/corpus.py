@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stream_pretrain.config import Config
@@ -18,6 +19,7 @@ from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.start.advice import advice
+from stream_pretrain.training.start.engine import with_engine
 from stream_pretrain.training.state.checkpoint import Saved
 from stream_pretrain.units import human_bytes
 
@@ -52,6 +54,7 @@ def plan_on_all_ranks(
     tokenizer: PreTrainedTokenizerFast,
     pinned: PinnedCorpus,
     saved: Saved | None,
+    out: Path,
     ranks: Ranks,
     progress: Progress,
 ) -> ReadyCorpus:
@@ -59,6 +62,7 @@ def plan_on_all_ranks(
     plan = stream_plan(config, tokenizer, pinned)
     for note in plan.encoder.notes:
         progress.notice(note)
+    plan = with_engine(config, plan, out, ranks, progress)
     trainer = None if saved is None else saved.trainer
     engine = _engine_of_all_ranks(config, plan.encoder, trainer, ranks, progress)
     for line in advice(plan, ranks, config.data.workers):

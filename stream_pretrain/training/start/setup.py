@@ -84,7 +84,7 @@ def prepare(
         pinned = pin_on_all_ranks(config, saved, ranks, progress)
         held_out = ranks.from_first(lambda: evaluation_corpus(config, out.path))
         loaded = load_on_all_ranks(config, saved, accelerator, ranks, progress)
-        corpus = plan_on_all_ranks(config, loaded.tokenizer, pinned, saved, ranks, progress)
+        corpus = plan_on_all_ranks(config, loaded.tokenizer, pinned, saved, out.path, ranks, progress)
         plan = corpus.plan
         evaluation_set = None
         if config.eval.every:

@@ -1,0 +1,91 @@
+"""Which engine tokenizes: a fast one that is installed, supports the tokenizer and gives the ids of `tokenizers`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+
+from stream_pretrain.config import EngineName
+from stream_pretrain.data.rows import engine_answers
+from stream_pretrain.data.rows.encoder import FLAT, Encoder
+from stream_pretrain.data.rows.engine_parity import differing, excerpt
+from stream_pretrain.data.rows.engine_probes import probes
+from stream_pretrain.data.rows.fast_engine import FastEngine, UnsupportedTokenizerError
+from stream_pretrain.errors import ConfigError, EngineError
+
+AUTO = ("nanotoken", "fastokens")
+"""Engines that `auto` may take; no two support the same tokenizer."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine, and why it is no fast one."""
+
+    name: str
+    why: str = ""
+
+    def in_words(self) -> str:
+        """A line for the start of a run."""
+        return f"tokenizing with {self.name} {version(self.name)}{self.why and f': {self.why}'}"
+
+
+def installed(name: str) -> str | None:
+    """The version of an engine; None where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def choose(asked: EngineName, encoder: Encoder) -> Choice:
+    """The engine for --data.engine. Raises: ConfigError where the one that it names cannot be used."""
+    if asked == "tokenizers":
+        return Choice(asked)
+    if asked != "auto":
+        if installed(asked) is None:
+            raise ConfigError(f"--data.engine {asked} is not installed: pip install {asked}, or give --data.engine auto")
+        fault = _unsupported(asked, encoder) or _fault(asked, encoder)
+        if fault is not None:
+            raise ConfigError(f"--data.engine {asked}: {fault}; give --data.engine auto")
+        return Choice(asked)
+    unsupported = {name: _unsupported(name, encoder) for name in AUTO}
+    for name, reason in unsupported.items():
+        if reason is None:
+            fault = f"for a faster one, pip install {name}" if installed(name) is None else _fault(name, encoder)
+            return Choice("tokenizers", fault) if fault is not None else Choice(name)
+    return Choice("tokenizers", ", ".join(reason for reason in unsupported.values() if reason is not None))
+
+
+def _unsupported(name: str, encoder: Encoder) -> str | None:
+    """What of a tokenizer an engine does not support, installed or not; None where it supports all."""
+    try:
+        FLAT[name].check(encoder.serialized)
+    except UnsupportedTokenizerError as error:
+        return f"{name} does not support {error}"
+    return None
+
+
+def _fault(name: str, encoder: Encoder) -> str | None:
+    """Why an installed engine cannot be used; None where it can."""
+    key = engine_answers.key_of(encoder.serialized, name, version(name))
+    answer = engine_answers.known(key)
+    if answer is None:
+        try:
+            answer = _difference(replace(encoder, engine=name))
+        except UnsupportedTokenizerError as error:
+            answer = f"{name} {version(name)} does not support {error}"
+        except EngineError as error:
+            answer = str(error)
+        engine_answers.keep(key, answer)
+    return answer or None
+
+
+def _difference(encoder: Encoder) -> str:
+    """How an engine differs from `tokenizers`, in words; nothing where it does not. Raises: UnsupportedTokenizerError."""
+    engine = encoder.build()
+    assert isinstance(engine, FastEngine)
+    own = [token.content for token in engine.plain.tokenizer.get_added_tokens_decoder().values()]
+    texts = probes(own)
+    for index in differing(engine, engine.plain, texts):
+        return f"{engine.other_ids} for {excerpt(engine, engine.plain, texts[index])}"
+    return ""

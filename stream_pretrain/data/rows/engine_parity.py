@@ -1,0 +1,92 @@
+"""Whether a fast engine gives the ids of `tokenizers`: compared at the start, and for a sample of the documents on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_pretrain.data.randomness import keyed_generator
+from stream_pretrain.data.rows.engine import Engine
+from stream_pretrain.data.rows.fast_engine import WITHOUT_IT, FastEngine
+from stream_pretrain.errors import EngineError
+
+BATCH_CHARACTERS = 1 << 18
+"""Compared at once: bounds the memory."""
+
+SAMPLED = 1 / 2000
+"""Chance of a document to be compared on the way: about 0.05 % of the bytes."""
+
+FIRST_CHARACTERS = 1 << 18
+"""Compared before the first row of a run, over all lanes."""
+
+_SHOWN = 40
+"""Characters of a text that a message shows."""
+
+
+def differing(engine: Engine, plain: Engine, texts: Iterable[str]) -> Iterator[int]:
+    """Which texts have other ids, cut into pieces as the stream does. Raises: EngineError where the engine fails."""
+    for first, batch in _batches(texts):
+        ours, theirs = (_ids(one, batch) for one in (engine, plain))
+        for number, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+            if not np.array_equal(our, their):
+                yield first + number
+
+
+def refuse_other_ids(
+    engine: Engine, texts: Sequence[str], key: Sequence[int], named: Callable[[int], str], *, first_characters: float = 0
+) -> None:
+    """Compare a sample of the documents of a window, before any of its rows. Raises: EngineError with the name of a document.
+
+    key: of the window; the sample is a function of it. named: name of a document. first_characters: the documents that begin
+    within so many are compared as well.
+    """
+    if not isinstance(engine, FastEngine):
+        return
+    begins = np.cumsum([0, *map(len, texts)])[:-1]
+    chosen = np.flatnonzero((keyed_generator(*key).random(len(texts)) < SAMPLED) | (begins < first_characters)).tolist()
+    for index in differing(engine, engine.plain, (texts[i] for i in chosen)):
+        text = excerpt(engine, engine.plain, texts[chosen[index]])
+        raise EngineError(f"{named(chosen[index])}: {engine.other_ids} for {text}; {WITHOUT_IT}")
+
+
+def _batches(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Texts with the number of the first."""
+    batch: list[str] = []
+    first = characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= BATCH_CHARACTERS:
+            yield first, batch
+            batch, first, characters = [], first + len(batch), 0
+    if batch:
+        yield first, batch
+
+
+def _ids(engine: Engine, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+    """The ids of each text."""
+    cut = [[text[begin:end] for begin, end in pairwise(engine.piece_edges(text))] for text in texts]
+    continues = [piece > 0 for pieces in cut for piece in range(len(pieces))]
+    ids, lengths = engine.encode(list(chain.from_iterable(cut)), continues)
+    ends = np.cumsum(lengths)[np.cumsum([len(pieces) for pieces in cut]) - 1]
+    return np.split(ids, ends[:-1])
+
+
+def excerpt(engine: Engine, plain: Engine, text: str) -> str:
+    """The part of a text that makes a difference, about as short as can be, for a message: escaped, with its code points."""
+
+    def differs(part: str) -> bool:
+        return next(differing(engine, plain, [part]), None) is not None
+
+    halves = text
+    while halves and len(text) > 1:
+        middle = len(text) // 2
+        halves = next((part for part in (text[:middle], text[middle:]) if differs(part)), "")
+        text = halves or text
+    for _ in range(min(len(text), _SHOWN) - 1):
+        text = next((part for part in (text[1:], text[:-1]) if differs(part)), text)
+    points = " ".join(f"U+{ord(character):04X}" for character in text[:_SHOWN] if not character.isascii())
+    return ascii(text[:_SHOWN]) + (f" ({points})" if points else "")

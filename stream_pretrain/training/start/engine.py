@@ -1,0 +1,68 @@
+"""The tokenizer engine of a run: chosen on the first rank, and installed alike on all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from stream_pretrain.config import Config
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
+from stream_pretrain.data.rows.engine_choice import Choice, choose, installed
+from stream_pretrain.errors import CheckpointError, ConfigError, EngineError
+from stream_pretrain.training.files.atomic_files import replace_file, writing
+from stream_pretrain.training.files.out_files import ENGINE
+from stream_pretrain.training.files.retried_reads import parsed, read_bytes
+from stream_pretrain.training.ranks.ranks import Ranks
+from stream_pretrain.training.report.progress import Progress
+
+
+def with_engine(config: Config, plan: StreamPlan, out: Path, ranks: Ranks, progress: Progress) -> StreamPlan:
+    """The plan with the engine of --data.engine, or the one that OUT keeps to. Called by all ranks.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    choice = _on_all_ranks(config, plan, out, ranks)
+    progress.notice(choice.in_words())
+    return replace(plan, encoder=replace(plan.encoder, engine=choice.name))
+
+
+def keep_tokenizers(out: Path, why: str) -> None:
+    """Record in OUT that the run goes on with `tokenizers`. Raises: CheckpointError."""
+    with writing(out / ENGINE):
+        replace_file(out / ENGINE, [json.dumps({"engine": "tokenizers", "why": why}, indent=2).encode(), b"\n"])
+
+
+def is_of_engine(why: str) -> bool:
+    """Whether a run ended because of its engine, by what its ranks told each other: the type of the error, and its text."""
+    return why.startswith(f"{EngineError.__name__}: ")
+
+
+def _kept(out: Path) -> Choice | None:
+    """The engine that OUT keeps to. Raises: CheckpointError."""
+    path = out / ENGINE
+    try:
+        content = parsed(read_bytes(path))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or content.get("engine") != "tokenizers":
+        raise CheckpointError(f"{path} does not name the engine tokenizers: delete it, and the run chooses its engine again")
+    return Choice("tokenizers", f"{path} says why")
+
+
+def _on_all_ranks(config: Config, plan: StreamPlan, out: Path, ranks: Ranks) -> Choice:
+    asked = config.data.engine
+    choice = ranks.from_first(lambda: _kept(out) or choose(asked, plan.encoder))
+    if choice.name == "tokenizers":
+        return choice
+    versions = ranks.gather(installed(choice.name))
+    unlike = next((rank for rank, version in enumerate(versions) if version != versions[0]), None)
+    if unlike is None:
+        return choice
+    has = f"rank {unlike} has {choice.name} {versions[unlike]}" if versions[unlike] else f"rank {unlike} has no {choice.name}"
+    why = f"{has}, and rank 0 has {versions[0]}: install the same on all machines"
+    if asked != "auto":
+        raise ConfigError(f"--data.engine {asked}: {why}, or give --data.engine auto")
+    return Choice("tokenizers", why)
