@@ -240,7 +240,7 @@ def train(setting: Setting) -> Iterator[Figures]:
 def _eager(setting: Setting) -> Iterator[Figures]:
     with prepared_run(config_of(setting, compile_it=False)) as (setup, stream):
         yield {"eager": _speed(setting, setup, stream)}
-        slots = next(stream).labelled.labels.shape[1]
+        slots = next(stream).trained.slots
         yield {"largest_micro_batch": largest(partial(_fits, setup, setting.sequence_length, slots), setting.cuda)}
 
 
@@ -271,17 +271,8 @@ def largest(fits: Callable[[int], bool], limited: bool = True) -> int | None:
 
 def _fits(setup: Setup, length: int, slots: int, rows: int) -> bool:
     """Whether a step with one micro-batch of so many rows finds memory on the device."""
-    positions = torch.arange(rows * slots) % (rows * length)
-    batch = Batch(
-        input_ids=torch.ones(rows, length, dtype=torch.int64),
-        position_ids=torch.arange(length).repeat(rows, 1),
-        cu_seq_lens=torch.arange(0, rows * length + 1, length, dtype=torch.int32),
-        label_positions=positions,
-        labels=torch.ones_like(positions),
-        label_sources=torch.zeros_like(positions),
-    )
     try:
-        _step(setup, batch)
+        _step(setup, _batch(setup.parallel.device, length, slots, rows))
         found_memory = True
     except torch.OutOfMemoryError:
         found_memory = False
@@ -291,8 +282,22 @@ def _fits(setup: Setup, length: int, slots: int, rows: int) -> bool:
     return found_memory
 
 
+def _batch(device: torch.device, length: int, slots: int, rows: int) -> Batch:
+    """Rows of one document each."""
+    with device:
+        positions = torch.arange(rows * slots) % (rows * length)
+        return Batch(
+            input_ids=torch.ones(rows, length, dtype=torch.int64),
+            position_ids=torch.arange(length).repeat(rows, 1),
+            cu_seq_lens=torch.arange(0, rows * length + 1, length, dtype=torch.int32),
+            label_positions=positions,
+            labels=torch.ones_like(positions),
+            label_sources=torch.zeros_like(positions),
+        )
+
+
 def _step(setup: Setup, batch: Batch) -> None:
-    loss, _, _ = setup.parallel.model(**vars(batch.to(setup.parallel.device)))
+    loss, _, _ = setup.parallel.model(**vars(batch))
     setup.parallel.accelerator.backward(loss / len(batch.labels))
     setup.parallel.optimizer.step()
 

@@ -20,6 +20,7 @@ from transformers import BertConfig, BertTokenizerFast, ModernBertConfig, PreTra
 
 from stream_pretrain.config import Config, DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
 from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.data.rows.batches import memory_for
 from stream_pretrain.model.flops import peak_bf16_flops
 from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.training.ranks.ranks import Ranks
@@ -175,7 +176,13 @@ def prepared_run(config: Config, within: str | None = None) -> Iterator[tuple[Se
         RunDirectory.own(Path(folder) / "out", [], lambda _: None) as out,
     ):
         setup = prepare(config, [], accelerator_for(config), Ranks(), Progress(None), stop, out)
-        with StepStream(setup.plan, setup.cursors, workers=config.data.workers, in_worker=ignore_in_worker) as stream:
+        with StepStream(
+            setup.plan,
+            setup.cursors,
+            workers=config.data.workers,
+            in_worker=ignore_in_worker,
+            memory=memory_for(setup.parallel.device),
+        ) as stream:
             yield setup, stream
 
 

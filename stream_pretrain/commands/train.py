@@ -14,7 +14,6 @@ import torch
 
 from stream_pretrain import exit_codes
 from stream_pretrain.config import Config, run_directory, secrets_of
-from stream_pretrain.data.lanes.stream import worker_died
 from stream_pretrain.errors import (
     CheckpointError,
     LostRankError,
@@ -186,14 +185,9 @@ def _explained(error: BaseException, ranks: Ranks, peers: Peers, out: RunDirecto
         out.raise_if_lost()  # the cause of whatever failed
     except CheckpointError as lost:
         return lost
-    if isinstance(error, RuntimeError | MemoryError):
-        # torch raises the death of a worker wherever this process is.
-        if re.search(r"DataLoader worker \(pid|MemoryError in DataLoader worker", str(error)):
-            return ranks.named(worker_died(error))
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(str(error)):
-            return ranks.named(
-                TrainingError("out of memory: halve --micro-batch-size; the rows and masks of a step stay the same")
-            )
+    no_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if no_memory or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+        return ranks.named(TrainingError("out of memory: halve --micro-batch-size; the rows and masks of a step stay the same"))
     if isinstance(error, RuntimeError | Interrupted):
         # A failed collective, or a launcher that ends the remaining ranks.
         failed = isinstance(error, RuntimeError)

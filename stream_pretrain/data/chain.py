@@ -47,7 +47,7 @@ def stream_plan(config: Config, tokenizer: PreTrainedTokenizerFast, pinned: Pinn
     ... )
     >>> with StepStream(stream_plan(config, tokenizer), first_cursors(2)) as stream:
     ...     for step in itertools.islice(stream, 3):
-    ...         for lane, ids in zip(step.row_lane.tolist(), step.rows.input_ids):
+    ...         for lane, ids in zip(step.row_lane.tolist(), step.trained.input_ids):
     ...             cursor = Cursor(*step.cursors[lane, 0].tolist())
     ...             print(f"lane {lane}:", tokenizer.decode(ids), (cursor.window, cursor.next_document, cursor.taken))
     lane 0: [CLS] doc bamp [SEP] (0, 1, 0)

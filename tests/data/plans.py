@@ -18,6 +18,7 @@ from stream_pretrain.data.lanes.step_rows import StepRows, merged
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, first_cursors
+from stream_pretrain.data.rows.train_rows import TrainRows
 from tests.corpora import word_tokenizer
 
 TOKENIZER = word_tokenizer()
@@ -82,6 +83,15 @@ def texts_of(row: list[int]) -> list[int]:
     ]
 
 
+def unmasked(rows: TrainRows) -> list[list[int]]:
+    """The ids of the rows before some were replaced for masked language modelling."""
+    ids = rows.input_ids.copy()
+    row, slot = np.nonzero(rows.labels >= 0)
+    ids[row, rows.label_positions[row, slot]] = rows.labels[row, slot]
+    found: list[list[int]] = ids.tolist()
+    return found
+
+
 def next_step(streams: Sequence[StepStream]) -> StepRows:
     """The next step of all ranks together, which agree on it as they do in training."""
     while True:
@@ -107,11 +117,7 @@ def ledger(
         for _ in range(steps):
             rows = next(stream)
             seen.append(
-                [
-                    rows.row_lane.tolist(),
-                    rows.row_source.tolist(),
-                    *(value.tolist() for part in (rows.rows, rows.labelled) for value in vars(part).values()),
-                ]
+                [rows.row_lane.tolist(), rows.trained.buffer.tolist()],
             )
             cursors = cursors_of(rows)
     return seen, cursors

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 
 from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.step_rows import StepRows
@@ -50,9 +50,7 @@ def steps_over(plan: StreamPlan, world: int, workers: int) -> list[StepRows]:
 
 
 def plain(step: StepRows) -> list[list[int]]:
-    values = [step.lanes, step.cursors, step.row_lane, step.row_source, step.origins]
-    values += [value for part in (step.rows, step.labelled) for value in vars(part).values()]
-    return [np.asarray(value).tolist() for value in values]
+    return [value.tolist() for value in (step.lanes, step.cursors, step.row_lane, step.trained.buffer, step.origins)]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
@@ -71,7 +69,7 @@ def test_the_mask_rate_follows_the_step_also_after_a_resume(tmp_path: Path) -> N
         with StepStream(plan, cursors, step=step) as stream:
             read = [next(stream) for _ in range(steps)]
         behind = cursors_of(read[-1])
-        return [(step.labelled.labels >= 0).sum(axis=1).tolist() for step in read], behind
+        return [(step.trained.labels >= 0).sum(axis=1).tolist() for step in read], behind
 
     assert labels_from(0, first_cursors(1), 5)[0] == [[31, 31], [25, 25], [19, 19], [12, 12], [6, 6]]
     _, behind_two_steps = labels_from(0, first_cursors(1), 2)
@@ -109,7 +107,7 @@ def test_the_micro_batches_of_a_step_hold_the_same_rows_in_the_same_shapes(plan:
     for rank in range(world):
         own = step.trained.cut(part_of(range(24), rank, world))
         whole, parts = (
-            list(micro_batches(own.rows, own.labelled, own.source, rows, batches, plan.encoder.pad))
+            list(micro_batches(own, rows, batches, plan.encoder.pad, torch.device("cpu")))
             for rows, batches in ((most, 1), (size, count))
         )
         expected += rows_in(whole)

@@ -9,10 +9,12 @@ import torch
 from stream_pretrain.data.rows.batches import Batch, micro_batches
 from stream_pretrain.data.rows.labels import Labelled
 from stream_pretrain.data.rows.packing import Rows, assemble
+from stream_pretrain.data.rows.train_rows import TrainRows, joined
 
 CLS, SEP, PAD, MASK = 2, 3, 0, 4
 
-SOURCES = np.array([0, 1])
+SOURCES = np.array([0, 1], dtype=np.int32)
+CPU = torch.device("cpu")
 
 
 def rows_and_labels() -> tuple[Rows, Labelled]:
@@ -31,7 +33,8 @@ def rows_and_labels() -> tuple[Rows, Labelled]:
 
 
 def batches(size: int, count: int) -> list[Batch]:
-    return list(micro_batches(*rows_and_labels(), SOURCES, size=size, count=count, pad=PAD))
+    rows = TrainRows.of(*rows_and_labels(), SOURCES)
+    return list(micro_batches(rows, size=size, count=count, pad=PAD, device=CPU))
 
 
 def test_a_batch_is_rows_positions_segments_and_labels() -> None:
@@ -78,7 +81,8 @@ def test_no_rows_at_all_are_one_batch_of_padding() -> None:
     rows, labelled = rows_and_labels()
     nothing = Labelled(labelled.input_ids[:0], labelled.label_positions[:0], labelled.labels[:0])
     no_rows = Rows(rows.input_ids[:0], *(np.empty(0, dtype=np.int32) for _ in range(5)))
-    (batch,) = micro_batches(no_rows, nothing, SOURCES[:0], size=2, count=1, pad=PAD)
+    rows_of_none = TrainRows.of(no_rows, nothing, SOURCES[:0])
+    (batch,) = micro_batches(rows_of_none, size=2, count=1, pad=PAD, device=CPU)
     assert batch.input_ids.tolist() == [[PAD] * 8] * 2
     assert batch.cu_seq_lens.tolist() == [0, 8, 16]
     assert batch.labels.tolist() == [-100] * 4
@@ -93,14 +97,22 @@ def test_segments_cover_the_batch_and_are_a_power_of_two(documents: int) -> None
         length = 2 * documents if full else 2 * documents + 1
         rows = assemble(np.array(placements), ids, offsets, length, [], [], PAD)
         no_labels = np.zeros((1, 1), dtype=np.int32)
-        (batch,) = micro_batches(rows, Labelled(rows.input_ids, no_labels, no_labels), SOURCES[:1], 1, 1, PAD)
+        row = TrainRows.of(rows, Labelled(rows.input_ids, no_labels, no_labels), SOURCES[:1])
+        (batch,) = micro_batches(row, size=1, count=1, pad=PAD, device=CPU)
         segments = documents + (not full)
         assert len(batch.cu_seq_lens) - 1 == 2 ** int(np.ceil(np.log2(segments)))
         assert batch.cu_seq_lens.diff().tolist()[:segments] == [2] * documents + [1] * (not full)
         assert batch.cu_seq_lens[segments:].tolist() == [length] * (len(batch.cu_seq_lens) - segments)
 
 
-def test_a_batch_moves_to_its_device_whole() -> None:
-    (batch,) = batches(size=2, count=1)
-    moved = batch.to(torch.device("meta"))
-    assert {value.device.type for value in vars(moved).values()} == {"meta"}
+def test_rows_that_are_cut_and_joined_again_are_the_same() -> None:
+    rows = TrainRows.of(*rows_and_labels(), SOURCES)
+    assert rows.segments.tolist() == [[0, 5, 8, 12], [5, 3, 4, 0]], "the padding of the second row has no tokens"
+    first, second, none = rows.cut(range(1)), rows.cut(range(1, 5)), rows.cut(range(2, 4))
+    assert (len(first), len(second), len(none)) == (1, 1, 0)
+    assert second.segments.tolist() == [[0, 4], [4, 0]]
+    assert second.input_ids.tolist() == [[CLS, 21, MASK, SEP, PAD, PAD, PAD, PAD]]
+    assert (second.label_positions.tolist(), second.labels.tolist(), second.source.tolist()) == ([[2, 0]], [[22, -100]], [1])
+    again = joined([(none, range(0)), (first, range(1)), (rows, range(1, 2))])
+    assert again.buffer.tolist() == rows.buffer.tolist()
+    assert (again.count, again.length, again.slots, again.tokens) == (2, 8, 2, 12)

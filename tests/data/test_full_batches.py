@@ -24,7 +24,7 @@ from stream_pretrain.data.lanes.stream_state import LaneCursors, first_cursors
 from stream_pretrain.data.rows.tokenizers_engine import TokenizersEngine
 from stream_pretrain.errors import CheckpointError, ContentError
 from tests.corpora import documents, write_shard
-from tests.data.plans import TOKENIZER, cursors_of, next_step, plan_for, texts_of
+from tests.data.plans import TOKENIZER, cursors_of, next_step, plan_for, texts_of, unmasked
 
 
 def lane_rows(given: list[int], left: list[int | None]) -> LaneRows:
@@ -79,9 +79,7 @@ def steps_of(
 
 
 def plain(step: StepRows) -> list[list[int]]:
-    values = [step.row_lane, step.row_source, step.origins, step.cursors]
-    values += [value for part in (step.rows, step.labelled) for value in vars(part).values()]
-    return [np.asarray(value).tolist() for value in values]
+    return [value.tolist() for value in (step.row_lane, step.trained.buffer, step.origins, step.cursors)]
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +149,7 @@ def test_a_run_is_resumed_at_every_step_as_if_it_had_never_stopped(run: tuple[St
 
 def test_an_epoch_sees_every_document_once_though_its_lanes_end_at_different_times(uneven: StreamPlan) -> None:
     steps = steps_of(uneven, 2, 1, first_cursors(5), 0)
-    seen = Counter(number for step in steps for row in step.rows.input_ids.tolist() for number in texts_of(row))
+    seen = Counter(number for step in steps for row in unmasked(step.trained) for number in texts_of(row))
     assert seen == Counter(shard * 1000 + n for shard, count in enumerate((150, 20, 60, 5)) for n in range(count))
 
 
@@ -204,7 +202,7 @@ def test_a_worker_that_fails_goes_on_telling_so_and_gives_the_rows_before_that_w
     monkeypatch.setattr(SourceLane, "next_group", failing)
     receiving, sending = multiprocessing.Pipe(duplex=False)
     with receiving, sending:
-        items = iter(RowStream(plan, first_cursors(2), LaneRows.before(0, first_cursors(2)), [[1]], [receiving], 10))
+        items = iter(RowStream(plan, first_cursors(2), LaneRows.before(0, first_cursors(2)), [1], receiving, 10))
         given = [item.given.tolist() for item in (next(items) for _ in range(5)) if isinstance(item, StepRows)]
         assert given == [[2], [2], [2], [2], [2]]
         for _ in range(3):

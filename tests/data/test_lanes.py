@@ -29,7 +29,7 @@ from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.mlm import Mlm
 from stream_pretrain.errors import SourceError, TrainingError
 from tests.corpora import documents, json_lines, write_shard
-from tests.data.plans import TOKENIZER, lane, ledger, plan_for, read_through, row_of, rows_of, texts_of
+from tests.data.plans import TOKENIZER, lane, ledger, plan_for, read_through, row_of, rows_of, texts_of, unmasked
 
 STYLES = ["plain", "zst", "zst-multi", "gz", "parquet"]
 
@@ -108,7 +108,7 @@ def test_one_epoch_sees_every_document_exactly_once(tmp_path: Path, shards: list
         for step in stream:
             if not len(step.row_lane):
                 break
-            for row in step.rows.input_ids.tolist():
+            for row in unmasked(step.trained):
                 seen.update(texts_of(row))
         assert not len(next(stream).row_lane), "a lane that has ended stays ended"
     assert seen == Counter(i * 1000 + n for i, count in enumerate(shards) for n in range(count))
@@ -123,7 +123,7 @@ def test_one_epoch_of_what_datasets_reads_is_the_same_for_any_number_of_workers(
     seen: Counter[int] = Counter()
     with StepStream(plan, first_cursors(4), workers=workers) as stream:
         while len((step := next(stream)).row_lane):
-            for row in step.rows.input_ids.tolist():
+            for row in unmasked(step.trained):
                 seen.update(texts_of(row))
     assert seen == Counter(i * 1000 + n for i in range(4) for n in range(100))
 

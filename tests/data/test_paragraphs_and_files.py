@@ -220,7 +220,7 @@ def test_every_document_is_trained_on_once_and_any_step_can_be_gone_on_from(tmp_
     for number in range(0, len(steps) - 1, 3):
         behind = [tuple(Cursor(*cursor) for cursor in lane) for lane in steps[number].cursors.tolist()]
         [following] = read_from(behind, 1)
-        assert following.rows.input_ids.tolist() == steps[number + 1].rows.input_ids.tolist()
+        assert following.trained.buffer.tolist() == steps[number + 1].trained.buffer.tolist()
         assert following.cursors.tolist() == steps[number + 1].cursors.tolist()
 
 

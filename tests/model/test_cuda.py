@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from stream_pretrain.config import TrainConfig
-from stream_pretrain.data.rows.batches import Batch, on_device
+from stream_pretrain.data.rows.batches import Batch, memory_for, micro_batches
+from stream_pretrain.data.rows.labels import Labelled
+from stream_pretrain.data.rows.packing import assemble
+from stream_pretrain.data.rows.train_rows import TrainRows, joined
 from stream_pretrain.model.packed_attention import PACKED_ATTENTION, packed_attention
 from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.training.start.optimizer import adamw
@@ -17,6 +21,7 @@ from tests.model.families import CAUSAL, MASKED, packed_rows, tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that CUDA knows")
 
+CUDA = torch.device("cuda")
 LENGTHS = [1, 7, 128, 300, 76, 512, 511, 1, 200, 312]
 """Documents that fill four rows of 512 positions."""
 NO_DROPOUT = {"attention_probs_dropout_prob": 0.0, "attention_dropout": 0.0, "attn_pdrop": 0.0}
@@ -63,7 +68,7 @@ def test_a_model_in_bfloat16_on_a_gpu_has_the_loss_of_float32_on_the_cpu(family:
     batch = labelled_batch()
     expected, _, _ = model(**vars(batch))
     with torch.autocast("cuda", torch.bfloat16):
-        found, _, _ = model.cuda()(**vars(batch.to(torch.device("cuda"))))
+        found, _, _ = model.cuda()(**{name: value.cuda() for name, value in vars(batch).items()})
     assert relative_error(found.cpu(), expected) < 0.02
 
 
@@ -83,7 +88,8 @@ def test_the_host_waits_for_nothing_in_a_step_but_for_the_norm_of_the_gradient(f
     for step in range(3):
         if step == 1:  # the first step compiles kernels and allocates
             torch.cuda.set_sync_debug_mode("error")
-        for batch in on_device([labelled_batch(), labelled_batch()], torch.device("cuda")):
+        rows = joined([(three_rows(), range(3))], memory_for(CUDA))
+        for batch in micro_batches(rows, size=2, count=2, pad=0, device=CUDA):
             with torch.autocast("cuda", torch.bfloat16):
                 loss, _, _ = model(**vars(batch))
             loss.backward()
@@ -95,6 +101,23 @@ def test_the_host_waits_for_nothing_in_a_step_but_for_the_norm_of_the_gradient(f
         norm.item()
     torch.cuda.set_sync_debug_mode("default")
     assert torch.stack(losses).isfinite().all()
+
+
+def test_batches_are_made_on_a_gpu_as_on_the_cpu() -> None:
+    found, expected = (micro_batches(three_rows(), 2, 2, 0, torch.device(device)) for device in ("cuda", "cpu"))
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(value.cpu(), getattr(other, name)) for name, value in vars(one).items())
+
+
+def three_rows() -> TrainRows:
+    """Of 48 positions, four documents, with two labels each."""
+    placements = [(0, 0, 0, 30), (0, 1, 0, 18), (1, 2, 0, 40), (2, 3, 0, 48)]
+    ids = np.arange(136, dtype=np.int32) % 90 + 5
+    rows = assemble(np.array(placements), ids, np.array([0, 30, 48, 88, 136]), 48, [], [], 0)
+    positions = np.array([[3, 35], [0, 7], [1, 0]], dtype=np.int32)
+    labels = np.take_along_axis(rows.input_ids, positions, axis=1)
+    labels[2, 1] = -100
+    return TrainRows.of(rows, Labelled(rows.input_ids, positions, labels), np.zeros(3, dtype=np.int32))
 
 
 def labelled_batch() -> Batch:

@@ -32,7 +32,7 @@ def test_the_first_rows_tell_the_tokens_and_the_steps_of_a_corpus(kind: str, mod
         sample = sample_of_all(stream.peek(), setup.ranks, interrupted=False)
         steps: list[int] = []
         for rows in stream:
-            if not len(rows.row_source):
+            if not len(rows.trained):
                 break
             steps.append(rows.trained.tokens)
         found = estimate(config.train, setup.plan, sample)

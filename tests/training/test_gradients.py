@@ -63,7 +63,7 @@ class Keep:
 with StepStream(setup.plan, setup.cursors, rank=ranks.index, world=ranks.world) as stream:
     setup = replace(setup, parallel=replace(setup.parallel, optimizer=Keep()))
     [step] = training_steps(setup, stream, Watchdog(ranks, print))
-    labels = int((step.rows_seen.labelled.labels >= 0).sum())
+    labels = int((step.rows_seen.trained.labels >= 0).sum())
 Path(kept, f"labels-of-rank-{ranks.index}").write_text(f"{labels} of {step.labels}")
 os._exit(0)  # a thread of gloo that lets go of a tensor while the interpreter ends would abort the process
 """

@@ -59,17 +59,18 @@ def make_attention_matter(model: nn.Module) -> None:
 
 def one_segment_a_row(step: StepRows) -> dict[str, Tensor]:
     """The rows of a step taken apart: every segment a row of its own, padded to the longest, labels at their places."""
-    labelled, rows = step.labelled, step.rows
-    dense = np.full(labelled.input_ids.shape, -100)
-    for row, positions, labels in zip(dense, labelled.label_positions, labelled.labels, strict=True):
+    rows = step.trained
+    dense = np.full(rows.input_ids.shape, -100)
+    for row, positions, labels in zip(dense, rows.label_positions, rows.labels, strict=True):
         row[positions[labels != -100]] = labels[labels != -100]
-    count, longest = len(rows.segment_row), int(rows.segment_length.max())
+    cuts = [(start, tokens) for start, tokens in rows.segments.T.tolist() if tokens]
+    count, longest = len(cuts), max(tokens for _, tokens in cuts)
     batch = {
         name: np.full((count, longest), fill) for name, fill in (("input_ids", 0), ("attention_mask", 0), ("labels", -100))
     }
-    cuts = zip(rows.segment_row, rows.segment_start, rows.segment_length, strict=True)
-    for segment, (row, first, length) in enumerate(cuts):
-        batch["input_ids"][segment, :length] = labelled.input_ids[row, first : first + length]
+    for segment, (start, length) in enumerate(cuts):
+        row, first = divmod(start, rows.length)
+        batch["input_ids"][segment, :length] = rows.input_ids[row, first : first + length]
         batch["attention_mask"][segment, :length] = 1
         batch["labels"][segment, :length] = dense[row, first : first + length]
     return {name: torch.from_numpy(array) for name, array in batch.items()}
@@ -162,7 +163,7 @@ def test_the_update_does_not_depend_on_the_micro_batch_size(models: dict[str, Pa
     folder.mkdir()
     write_shard(folder / "s", documents(100, longest=60), "plain")
     expected, steps = weights_after(folder, models["bert"], tmp_path / "8", 8)
-    labels_of_rows = [(step.rows_seen.labelled.labels >= 0).sum(axis=1) for step in steps]
+    labels_of_rows = [(step.rows_seen.trained.labels >= 0).sum(axis=1) for step in steps]
     assert max(row.max() for row in labels_of_rows) >= 6 * min(row.min() for row in labels_of_rows), "labels are uneven"
     assert (len(labels_of_rows[0]), len(labels_of_rows[-1])) == (8, 2), "the last step is filled up with padding"
     for size in (4, 3, 2, 1):  # with 3, the last micro-batch has a row of padding

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,34 +13,8 @@ from stream_pretrain.data.lanes.lane import Lane, Run
 from stream_pretrain.data.lanes.source_lane import CAUSES
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.rows.labels import Labelled
-from stream_pretrain.data.rows.packing import Rows, gather
-
-
-@dataclass(frozen=True)
-class TrainRows:
-    """What a model is trained on."""
-
-    rows: Rows
-    labelled: Labelled
-    source: NDArray[np.int64]
-    """[R] source of each row."""
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    @property
-    def tokens(self) -> int:
-        """Positions that hold a token of a document or a special token, not padding."""
-        return int(self.rows.segment_length.sum())
-
-    def cut(self, which: range) -> TrainRows:
-        """Neighbouring rows of these, as far as they are there."""
-        here = slice(which.start, which.stop)
-        return TrainRows(
-            rows=gather([(self.rows, range(len(self))[here])], self.rows.input_ids.shape[1]),
-            labelled=self.labelled.cut(which),
-            source=self.source[here],
-        )
+from stream_pretrain.data.rows.packing import gather
+from stream_pretrain.data.rows.train_rows import Int32s, TrainRows, int32s, joined
 
 
 @dataclass(frozen=True)
@@ -57,10 +31,8 @@ class StepRows:
     """[K] rows that each gave."""
     cursors: NDArray[np.int64]
     """[K, sources, fields] where they stand after these rows."""
-    row_source: NDArray[np.int64]
-    """[R] source of each row."""
-    rows: Rows
-    labelled: Labelled
+    trained: TrainRows
+    """What a model is trained on."""
     skipped: tuple[Skipped, ...]
     """Documents skipped on the way to these rows."""
     origins: NDArray[np.int64]
@@ -74,11 +46,6 @@ class StepRows:
     def row_lane(self) -> NDArray[np.int64]:
         """[R] lane of each row."""
         return np.repeat(self.lanes, self.given)
-
-    @property
-    def trained(self) -> TrainRows:
-        """What a model takes of them."""
-        return TrainRows(self.rows, self.labelled, self.row_source)
 
 
 def step_of(
@@ -103,9 +70,11 @@ def step_of(
         given=np.array(given, dtype=np.int64),
         lanes=np.array([lane.number for lane in lanes], dtype=np.int64),
         cursors=np.array([lane.cursors for lane in lanes], dtype=np.int64).reshape(-1, len(plan.sources), len(Cursor._fields)),
-        row_source=np.array([run.source for run in runs], dtype=np.int64).repeat([len(run.which) for run in runs]),
-        rows=gather([(run.group.rows, run.which) for run in runs], plan.layout.sequence_length),
-        labelled=_gather_labels([_labels_of(run, plan, step) for run in runs], plan),
+        trained=TrainRows.of(
+            gather([(run.group.rows, run.which) for run in runs], plan.layout.sequence_length),
+            _gather_labels([_labels_of(run, plan, step) for run in runs], plan),
+            np.array([run.source for run in runs], dtype=np.int32).repeat([len(run.which) for run in runs]),
+        ),
         skipped=tuple(skipped),
         origins=np.concatenate(
             [np.empty((0, 3), dtype=np.int64), *(run.group.origins[run.group.rows.segments_of(run.which)] for run in runs)]
@@ -139,37 +108,23 @@ def _gather_labels(parts: Sequence[Labelled], plan: StreamPlan) -> Labelled:
     return Labelled(stacked("input_ids", length), stacked("label_positions", slots), stacked("labels", slots))
 
 
-def merged(parts: Sequence[StepRows]) -> StepRows:
-    """The rows of neighbouring lanes as one step: of the workers of a rank, or of all ranks, in the order of the lanes."""
-    if len(parts) == 1:
-        return parts[0]
+def merged(parts: Sequence[StepRows], memory: Callable[[int], Int32s] = int32s) -> StepRows:
+    """The rows of neighbouring lanes as one step: of the workers of a rank, or of all ranks, in the order of the lanes.
+
+    It shares no memory with the parts. memory: of what a model is trained on.
+    """
     lanes = np.concatenate([part.lanes for part in parts])
     assert (np.diff(lanes) > 0).all()
     assert all(part.step == parts[0].step for part in parts)
-    rows = joined([part.trained for part in parts])
     return StepRows(
         step=parts[0].step,
         generation=parts[0].generation,
         lanes=lanes,
         given=np.concatenate([part.given for part in parts]),
         cursors=np.concatenate([part.cursors for part in parts]),
-        row_source=rows.source,
-        rows=rows.rows,
-        labelled=rows.labelled,
+        trained=joined([(part.trained, range(len(part.trained))) for part in parts], memory),
         skipped=tuple(skip for part in parts for skip in part.skipped),
         origins=np.concatenate([part.origins for part in parts]),
         seconds=np.sum([part.seconds for part in parts], axis=0),
         sampled=np.sum([part.sampled for part in parts], axis=0),
-    )
-
-
-def joined(parts: Sequence[TrainRows]) -> TrainRows:
-    """Rows behind each other."""
-    capacity = parts[0].rows.input_ids.shape[1]
-    return TrainRows(
-        rows=gather([(part.rows, range(len(part))) for part in parts], capacity),
-        labelled=Labelled(
-            **{name: np.concatenate([getattr(part.labelled, name) for part in parts]) for name in vars(parts[0].labelled)}
-        ),
-        source=np.concatenate([part.source for part in parts]),
     )

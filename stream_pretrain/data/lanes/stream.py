@@ -12,22 +12,16 @@ rows of the steps that this may come to, so nothing is read or tokenized twice; 
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from stream_pretrain.data.lanes.group_sizes import FEWEST_ROWS
 from stream_pretrain.data.lanes.lane import Lane, Place
 from stream_pretrain.data.lanes.readers import Readers
 from stream_pretrain.data.lanes.row_layout import part_of
@@ -35,13 +29,10 @@ from stream_pretrain.data.lanes.rows_per_lane import LaneRows
 from stream_pretrain.data.lanes.step_rows import StepRows, merged, step_of
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors
+from stream_pretrain.data.lanes.workers import AHEAD_BYTES, AHEAD_ITEMS, InProcess, SharedMemory, Workers
+from stream_pretrain.data.rows.train_rows import Int32s, int32s
 from stream_pretrain.data.transport.store_memory import StoreMemory
-from stream_pretrain.errors import StreamPretrainError, TrainingError
-
-LEAST_STEPS_AHEAD = 4
-
-SHUTDOWN_SECONDS = 0.5
-"""Workers that have not ended after this, such as those that wait for a server, are killed."""
+from stream_pretrain.errors import StreamPretrainError
 
 
 @dataclass(frozen=True)
@@ -67,19 +58,19 @@ class Failure:
     error: StreamPretrainError
 
 
-class RowStream(IterableDataset[StepRows | Failure | None]):
-    """The rows of a rank from given cursors on; endless, with empty items after its lanes have ended."""
+class RowStream:
+    """The rows of the lanes of a worker from given cursors on; endless, with empty items after its lanes have ended."""
 
     def __init__(
         self,
         plan: StreamPlan,
         cursors: Sequence[LaneCursors],
         lane_rows: LaneRows,
-        numbers: Sequence[Sequence[int]],
-        deals: Sequence[Connection],
+        numbers: Sequence[int],
+        deals: Connection,
         steps_held: int,
     ) -> None:
-        """numbers: lanes of each worker. deals: pipe of each for a `Deal`."""
+        """numbers: lanes of the worker. deals: pipe for a `Deal`."""
         assert len(cursors) == plan.layout.lanes
         self.plan = plan
         self.cursors = tuple(cursors)
@@ -89,21 +80,19 @@ class RowStream(IterableDataset[StepRows | Failure | None]):
         self.steps_held = steps_held
 
     def __iter__(self) -> Iterator[StepRows | Failure | None]:
-        worker = get_worker_info()
-        index = 0 if worker is None else worker.id
         try:
             engine = self.plan.encoder.build()
             memory = StoreMemory()
             readers = [Readers(source, memory) for source in self.plan.sources]
-            lanes = [Lane(self.plan, number, engine, readers, self.cursors[number]) for number in self.numbers[index]]
+            lanes = [Lane(self.plan, number, engine, readers, self.cursors[number]) for number in self.numbers]
         except StreamPretrainError as error:
             while True:  # a worker that left would leave the trainer with items out of turn
                 yield Failure(0, error)
-        yield from self._steps(lanes, self.deals[index])
+        yield from self._steps(lanes)
 
-    def _steps(self, lanes: Sequence[Lane], deals: Connection) -> Iterator[StepRows | Failure | None]:
+    def _steps(self, lanes: Sequence[Lane]) -> Iterator[StepRows | Failure | None]:
         """The rows of each step; None while a lane has ended and the step is not dealt again."""
-        batch, numbers = self.plan.layout.global_batch_size, [lane.number for lane in lanes]
+        batch, numbers, deals = self.plan.layout.global_batch_size, [lane.number for lane in lanes], self.deals
         generation, lane_rows = 0, self.lane_rows
         held: deque[tuple[LaneRows, list[Place]]] = deque()  # in front of the steps that may be dealt again
         while True:
@@ -126,7 +115,7 @@ class RowStream(IterableDataset[StepRows | Failure | None]):
                 is_short = bool((rows.given < asked[numbers]).any())
                 lane_rows = lane_rows.after(asked)
             while not deals.poll():
-                yield failure  # items are taken of all workers in turn: of one that waits too
+                yield failure
             deal: Deal = deals.recv()
             lane_rows, places = held.pop()
             while lane_rows.step != deal.step:
@@ -155,10 +144,15 @@ class StepStream:
         world: int = 1,
         workers: int = 0,
         in_worker: Callable[[], None] | None = None,
+        memory: Callable[[int], Int32s] = int32s,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
-        """step: steps that lie before these cursors. in_worker: called first in every worker process."""
+        """step: steps that lie before these cursors. in_worker: called first in every worker process.
+
+        memory: of what a model is trained on.
+        """
         self.plan = plan
-        self.workers = workers
+        self.memory = memory
         self.nothing = step_of([], [], [], plan)
         """A step without rows."""
         self._lane_rows = LaneRows.before(step, cursors)
@@ -168,55 +162,25 @@ class StepStream:
         pipes = [multiprocessing.Pipe(duplex=False) for _ in numbers]
         self._pipes = [end for pipe in pipes for end in pipe]
         self._deals = [sending for _, sending in pipes]
-        self._waiting = [deque[StepRows | Failure]() for _ in numbers]
-        self._turn = 0  # the worker that the next item comes from
-        # A worker is ahead of the step that is settled by what it may prefetch, and by what `read` has taken of it meanwhile.
-        ahead = steps_ahead(plan.layout.global_batch_size, plan.layout.lanes) if workers else 1
-        others = multiprocessing.active_children()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create")  # said by the command, once for all ranks
-            loader = DataLoader(
-                RowStream(plan, cursors, self._lane_rows, numbers, [receiving for receiving, _ in pipes], 2 * ahead + 2),
-                batch_size=None,
-                collate_fn=_as_it_is,
-                num_workers=workers,
-                prefetch_factor=ahead if workers else None,
-                worker_init_fn=_WorkerInit(in_worker),
-                generator=torch.Generator(),  # leaves the global one, which dropout uses, untouched
-            )
-            self.items = iter(loader)
-        self._processes = [process for process in multiprocessing.active_children() if process not in others]
-        self._leaving, self._left = threading.Event(), threading.Event()
-        if self._processes:
-            # Started here: when there is no memory left, a thread cannot be started any more.
-            threading.Thread(target=self._kill_those_that_stay, name="workers", daemon=True).start()
+        self._items: list[StepRows | Failure | None] = [None for _ in numbers]
+        """Of the next step, from each worker."""
+        # A worker makes an item more than it may be ahead, and the step that was read last may be dealt again.
+        held = AHEAD_ITEMS + 2 if workers else 1
+        streams = [
+            RowStream(plan, cursors, self._lane_rows, part, receiving, held)
+            for part, (receiving, _) in zip(numbers, pipes, strict=True)
+        ]
+        self._workers: Workers[StepRows | Failure | None] | InProcess[StepRows | Failure | None] = (
+            Workers(streams, _memories(plan, numbers, warn), in_worker) if workers else InProcess(streams)
+        )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end_workers()
+        self._workers.close()
         for end in self._pipes:
             end.close()
-
-    def _end_workers(self) -> None:
-        if not self._processes:
-            del self.items
-            return
-        on_death = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for one that is killed
-        self._leaving.set()
-        # By name, since the traceback of an error, such as that of a worker that died, keeps the iterator from being deleted.
-        self.items._shutdown_workers()  # type: ignore[attr-defined]
-        del self.items
-        self._left.set()
-        signal.signal(signal.SIGCHLD, on_death)
-
-    def _kill_those_that_stay(self) -> None:
-        """Kill workers that do not end soon: torch waits 5 s for each of them in turn."""
-        self._leaving.wait()
-        if not self._left.wait(SHUTDOWN_SECONDS):
-            for process in self._processes:
-                process.kill()  # it holds nothing that is not in a cursor
 
     @property
     def asked(self) -> NDArray[np.int64]:
@@ -226,23 +190,19 @@ class StepStream:
     def read(self) -> StepRows:
         """What the lanes of this rank give to the next step: fewer rows than asked for where one has ended."""
         rows = self.peek()
-        for waiting in self._waiting:
-            waiting.popleft()
+        self._release()
         return rows
 
     def peek(self) -> StepRows:
         """What `read` gives next."""
-        while not all(self._waiting):
-            item = self._next_item()
-            if item is not None and item.generation == self._generation:
-                self._waiting[self._turn].append(item)
-            self._turn = (self._turn + 1) % len(self._waiting)
         parts: list[StepRows] = []
-        for item in [waiting[0] for waiting in self._waiting]:
+        for worker, item in enumerate(self._items):
+            if item is None:
+                item = self._items[worker] = self._next_item(worker)
             if isinstance(item, Failure):
                 raise item.error
             parts.append(item)
-        return merged(parts)
+        return merged(parts, self.memory)
 
     def settle(self, given: NDArray[np.int64]) -> bool:
         """Whether the step that was read is whole, so that the next one comes; else it is dealt, and has to be read, again.
@@ -259,8 +219,7 @@ class StepStream:
         for deals in self._deals:
             deals.send(deal)
         self._lane_rows = self._lane_rows.knowing(given, self.plan.layout.global_batch_size)
-        for waiting in self._waiting:
-            waiting.clear()
+        self._release()
         return False
 
     def given(self, rows: StepRows) -> NDArray[np.int64]:
@@ -279,37 +238,30 @@ class StepStream:
             if self.settle(self.given(rows)):
                 return rows
 
-    def _next_item(self) -> StepRows | Failure | None:
-        try:
-            item: StepRows | Failure | None = next(self.items)
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):  # an error that the worker has raised names no process
-                raise
-            raise worker_died(error) from error
-        return item
+    def _next_item(self, worker: int) -> StepRows | Failure:
+        """Of this deal."""
+        while True:
+            item = self._workers.receive(worker)
+            if item is not None and item.generation == self._generation:
+                return item
+            self._workers.release(worker)
+
+    def _release(self) -> None:
+        for worker, item in enumerate(self._items):
+            if item is not None:
+                self._workers.release(worker)
+                self._items[worker] = None
 
 
-def worker_died(error: RuntimeError | MemoryError) -> TrainingError:
-    """The error for a dead data worker, in one line; torch raises its own anywhere in the training process."""
-    reason = str(error).split("\n", 1)[0].rstrip(". ")
-    return TrainingError(f"a data worker died ({reason}): out of memory? Try fewer --workers")
-
-
-def steps_ahead(batch: int, lanes: int) -> int:
-    """Steps that a worker prefetches: at least a group of rows of each lane, which a lane packs together."""
-    return max(LEAST_STEPS_AHEAD, -(-FEWEST_ROWS * lanes // batch))
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
-@dataclass(frozen=True)
-class _WorkerInit:
-    in_worker: Callable[[], None] | None
-
-    def __call__(self, _worker: int) -> None:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one core; threads do not survive a fork
-        os.environ["RAYON_NUM_THREADS"] = "1"  # of `fastokens`
-        if self.in_worker is not None:
-            self.in_worker()
+def _memories(plan: StreamPlan, numbers: Sequence[Sequence[int]], warn: Callable[[str], None]) -> Sequence[SharedMemory | None]:
+    """For the items of each worker, which has these lanes."""
+    layout, slots = plan.layout, plan.objective.label_slots(plan.layout.sequence_length)
+    memories: list[SharedMemory] = []
+    try:
+        for lanes in numbers:
+            rows = -(-layout.global_batch_size * len(lanes) // layout.lanes)
+            item = rows * 8 * (layout.sequence_length + slots)  # int32, and room for segments and origins
+            memories.append(SharedMemory.of(min(AHEAD_BYTES, AHEAD_ITEMS * item + 65536)))
+    except OSError as error:
+        warn(f"rows come from the data workers through pipes, which is slower: no shared memory ({error.strerror})")
+    return [*memories, *[None] * (len(numbers) - len(memories))]

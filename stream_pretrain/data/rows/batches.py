@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from stream_pretrain.data.rows.labels import IGNORED, Labelled
-from stream_pretrain.data.rows.packing import Rows
+from stream_pretrain.data.rows.labels import IGNORED
+from stream_pretrain.data.rows.train_rows import Int32s, TrainRows, int32s
 
 
 @dataclass(frozen=True)
@@ -31,78 +30,67 @@ class Batch:
     label_sources: torch.Tensor
     """int64 [B x P], the source each label is from"""
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch on a device; copies to a GPU are asynchronous, from pinned memory."""
-        if device.type != "cuda":
-            return Batch(**{name: value.to(device) for name, value in vars(self).items()})
-        return Batch(**{name: value.pin_memory().to(device, non_blocking=True) for name, value in vars(self).items()})
+
+AT_ONCE = 1 << 16
+"""Positions whose tensors are made at once: an operation costs more than a thousand of them."""
 
 
-def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on a device. A copy to a GPU has its own stream, and overlaps with the computation on earlier batches."""
+def memory_for(device: torch.device) -> Callable[[int], Int32s]:
+    """Memory on the host that is copied to the device without waiting for it: pinned for a GPU."""
     if device.type != "cuda":
-        yield from (batch.to(device) for batch in batches)
-        return
-    computing, copying = torch.cuda.current_stream(device), _copy_stream(device)
-    for batch in batches:
-        with torch.cuda.stream(copying):
-            copied = batch.to(device)
-        computing.wait_stream(copying)
-        for value in vars(copied).values():
-            value.record_stream(computing)  # keeps its memory until the computation is done
-        yield copied
+        return int32s
+    return lambda count: torch.empty(count, dtype=torch.int32, pin_memory=True).numpy()
 
 
-@cache  # one for the run: the allocator has a pool for every stream
-def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+def micro_batches(rows: TrainRows, size: int, count: int, pad: int, device: torch.device) -> Iterator[Batch]:
+    """`count` batches of `size` rows on the device; padding without labels where rows run out.
+
+    The buffer of the rows is copied to the device once, for all of them. All else is made there, and waits for nothing.
+    """
+    missing, length, slots = size * count - len(rows), rows.length, rows.slots
+    assert missing >= 0
+    buffer = torch.from_numpy(rows.buffer)
+    if device.type == "cuda":
+        buffer = buffer.pin_memory()  # as it is, where its memory is pinned
+    buffer = buffer.to(device, non_blocking=True)
+    records, segments = buffer[: rows.records.size].view(-1, rows.width), buffer[rows.records.size :].view(2, -1)
+    starts, first_row = segments[0], np.arange(count + 1) * size
+    edges = np.searchsorted(rows.segment_start, first_row * length) + np.maximum(first_row - len(rows), 0)
+    if missing:
+        padding = records.new_zeros(missing, rows.width)
+        padding[:, :length] = pad
+        padding[:, length + slots : -1] = IGNORED
+        records = torch.cat([records, padding])
+        starts = torch.cat([starts, torch.arange(len(rows), size * count, dtype=torch.int32, device=device) * length])
+    at_once = max(1, AT_ONCE // (size * length))
+    for number in range(0, count, at_once):
+        here = slice(number * size, (number + at_once) * size)
+        yield from _batches(records[here], starts, edges[number : number + at_once + 1].tolist(), here.start, rows, size)
 
 
-def micro_batches(
-    rows: Rows, labelled: Labelled, row_source: NDArray[np.int64], size: int, count: int, pad: int
+def _batches(
+    records: torch.Tensor, starts: torch.Tensor, edges: Sequence[int], row: int, rows: TrainRows, size: int
 ) -> Iterator[Batch]:
-    """`count` batches of `size` rows; padding without labels where rows run out."""
-    present = len(labelled.input_ids)
-    assert present <= size * count
-    for first in range(0, size * count, size):
-        rows_here = range(min(first, present), min(first + size, present))
-        yield _batch(rows, labelled, row_source, rows_here, size, pad)
+    """The batches of neighbouring records, the first of which is this row.
 
-
-def _batch(rows: Rows, labelled: Labelled, row_source: NDArray[np.int64], which: range, size: int, pad: int) -> Batch:
-    length, slots = labelled.input_ids.shape[1], labelled.labels.shape[1]
-    here = slice(which.start, which.stop)
-    input_ids = np.full((size, length), pad, dtype=np.int64)
-    input_ids[: len(which)] = labelled.input_ids[here]
-    labels = np.full((size, slots), IGNORED, dtype=np.int64)
-    labels[: len(which)] = labelled.labels[here]
-    label_positions = np.zeros((size, slots), dtype=np.int64)
-    label_positions[: len(which)] = labelled.label_positions[here]
-    sources = np.zeros(size, dtype=np.int64)
-    sources[: len(which)] = row_source[here]
-    label_positions += np.arange(size)[:, None] * length
-
-    starts = _segment_starts(rows, which, size, length)
-    static = 1 << (len(starts) - 1).bit_length()  # a power of two: few shapes to compile
-    cu_seq_lens = np.full(static + 1, size * length, dtype=np.int32)
-    cu_seq_lens[: len(starts)] = starts
-    position_ids = np.arange(size * length) - np.repeat(starts, np.diff(cu_seq_lens[: len(starts) + 1]))
-    return Batch(
-        input_ids=torch.from_numpy(input_ids),
-        position_ids=torch.from_numpy(position_ids.reshape(size, length)),
-        cu_seq_lens=torch.from_numpy(cu_seq_lens),
-        label_positions=torch.from_numpy(label_positions.ravel()),
-        labels=torch.from_numpy(labels.ravel()),
-        label_sources=torch.from_numpy(np.repeat(sources, slots)),
+    starts: first positions of all segments; edges: number of the first one in each batch, and behind the last batch.
+    """
+    length, slots, count = rows.length, rows.slots, len(records) * rows.length
+    input_ids, label_positions, labels, source = torch.split(records, [length, slots, slots, 1], dim=1)
+    positions = torch.arange(count, device=records.device)
+    begin = starts[edges[0] : edges[-1]] - row * length
+    of_segment = torch.repeat_interleave(begin, torch.diff(begin, append=begin.new_full((1,), count)), output_size=count)
+    batches = zip(
+        input_ids.long().view(-1, size, length),
+        (positions - of_segment).view(-1, size, length),
+        (label_positions + (positions[::length, None] % (size * length))).view(-1, size * slots),
+        labels.long().view(-1, size * slots),
+        source.long().repeat(1, slots).view(-1, size * slots),
+        itertools.pairwise(edge - edges[0] for edge in edges),
+        strict=True,
     )
-
-
-def _segment_starts(rows: Rows, which: range, size: int, length: int) -> NDArray[np.int64]:
-    """First positions of the segments of a micro-batch; the padding of a row is one segment."""
-    first, stop = np.searchsorted(rows.segment_row, (which.start, which.stop)).tolist()
-    row = rows.segment_row[first:stop].astype(np.int64) - which.start
-    starts = row * length + rows.segment_start[first:stop]
-    filled = np.zeros(size, dtype=np.int64)
-    np.add.at(filled, row, rows.segment_length[first:stop])
-    padding = np.flatnonzero(filled < length)
-    return np.sort(np.concatenate([starts, padding * length + filled[padding]]))
+    for number, (ids, position_ids, labelled, of_labels, sources, (first, stop)) in enumerate(batches):
+        static = 1 << (stop - first - 1).bit_length()  # a power of two: few shapes to compile
+        inside = begin[first:stop] - number * size * length
+        cu_seq_lens = torch.constant_pad_nd(inside, (0, static + 1 - len(inside)), size * length)
+        yield Batch(ids, position_ids, cu_seq_lens, labelled, of_labels, sources)

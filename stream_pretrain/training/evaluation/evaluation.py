@@ -25,6 +25,7 @@ from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.labels import Labelled
 from stream_pretrain.data.rows.objective import Objective
 from stream_pretrain.data.rows.packing import Packing, Rows, assemble, gather, place
+from stream_pretrain.data.rows.train_rows import TrainRows
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import CheckpointError, ContentError, SourceError
 from stream_pretrain.training.files.atomic_files import replace_file, writing
@@ -106,10 +107,18 @@ def load_origin(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The evaluation set as micro-batches, and its number of labels."""
+    """The rows of the evaluation set, and how they are evaluated."""
 
-    batches: tuple[Batch, ...]
+    rows: TrainRows
     labels: int
+    batch_size: int
+    pad: int
+
+    def batches(self, ranks: Ranks, device: torch.device) -> Iterator[Batch]:
+        """The micro-batches of a rank, on its device."""
+        for first in range(ranks.index * self.batch_size, len(self.rows), ranks.world * self.batch_size):
+            rows = self.rows.cut(range(first, first + self.batch_size))
+            yield from micro_batches(rows, self.batch_size, 1, self.pad, device)
 
 
 def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> EvaluationSet:
@@ -119,7 +128,7 @@ def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> E
         raise SourceError("the evaluation set has no tokens: give another --eval.dataset")
     if not packed.labels:
         raise SourceError("the documents of the evaluation set are too short for a label: give another --eval.dataset")
-    return EvaluationSet(tuple(packed.batches(batch_size, plan.encoder.pad)), packed.labels)
+    return EvaluationSet(packed.trained, packed.labels, batch_size, plan.encoder.pad)
 
 
 @dataclass(frozen=True)
@@ -138,10 +147,15 @@ class PackedDocuments:
         """Number of labels."""
         return int((self.labelled.labels >= 0).sum())
 
-    def batches(self, size: int, pad: int) -> Iterator[Batch]:
-        """Micro-batches of `size` rows."""
-        count = len(self.rows.input_ids)
-        return micro_batches(self.rows, self.labelled, np.zeros(count, dtype=np.int64), size, -(-count // size), pad)
+    @property
+    def trained(self) -> TrainRows:
+        """What a model sees of them, as of one source."""
+        return TrainRows.of(self.rows, self.labelled, np.zeros(len(self.rows.input_ids), dtype=np.int32))
+
+    def batches(self, size: int, pad: int, device: torch.device) -> Iterator[Batch]:
+        """Micro-batches of `size` rows on the device."""
+        rows = self.trained
+        return micro_batches(rows, size, -(-len(rows) // size), pad, device)
 
 
 def packed_documents(texts: Sequence[str], encoder: Encoder, objective: Objective, layout: RowLayout) -> PackedDocuments | None:
@@ -188,10 +202,10 @@ def evaluate(
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)
-    for batch in evaluation_set.batches[ranks.index :: ranks.world]:
+    for batch in evaluation_set.batches(ranks, device):
         if stop():
             break
-        loss, correct, _ = model(**vars(batch.to(device)))
+        loss, correct, _ = model(**vars(batch))
         sums[:2] += torch.stack([loss.double(), correct.double()])
     model.train(was_training)
     sums[2] = float(stop())

@@ -30,7 +30,7 @@ class Sample:
 
 def sample_of_all(rows: StepRows, ranks: Ranks, *, interrupted: bool) -> Sample:
     """What the lanes of all ranks give to a step. Called by all ranks. Raises: Interrupted where one of them was."""
-    mine = [len(rows.row_source), rows.trained.tokens, interrupted, *rows.sampled.ravel()]
+    mine = [len(rows.trained), rows.trained.tokens, interrupted, *rows.sampled.ravel()]
     counts = torch.tensor(mine, dtype=torch.float64)
     ranks.sum_on_cpu(counts)
     all_rows, tokens, interruptions, *sampled = counts.tolist()

@@ -17,10 +17,11 @@ from torch import Tensor
 from stream_pretrain.config import Config
 from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.row_layout import part_of
-from stream_pretrain.data.lanes.step_rows import StepRows, TrainRows
+from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_state import LaneCursors
-from stream_pretrain.data.rows.batches import micro_batches, on_device
+from stream_pretrain.data.rows.batches import micro_batches
+from stream_pretrain.data.rows.train_rows import TrainRows
 from stream_pretrain.errors import TrainingError
 from stream_pretrain.training.ranks.signals import Interrupted
 from stream_pretrain.training.ranks.watchdog import Watchdog
@@ -91,7 +92,7 @@ def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iter
 
         of_lanes = [setup.cursors[lane] for lane in own_lanes]
         bytes_read = [float(sum(lane[source].bytes_read for lane in of_lanes)) for source in range(sources)]  # before the step
-        labels_and_bytes = _tensor([float((rows.labelled.labels >= 0).sum()), *bytes_read], parallel.device)
+        labels_and_bytes = _tensor([float((rows.labels >= 0).sum()), *bytes_read], parallel.device)
         with watchdog.stage("waiting for the other ranks"):
             ranks.sum(labels_and_bytes)
         losses, left_out = _backward(setup, rows, parallel.loss_scale(labels_and_bytes[0]), watchdog)
@@ -193,8 +194,8 @@ def _backward(setup: Setup, rows: TrainRows, scale: Tensor, watchdog: Watchdog) 
     torch.manual_seed(_seed(config.train.seed, setup.totals.step, setup.ranks.index))  # dropout: nothing to save or restore
     losses = torch.zeros(2 + len(plan.sources), dtype=torch.float64, device=parallel.device)
     left_out = False
-    batches = micro_batches(rows.rows, rows.labelled, rows.source, size, micro_batches_a_step, plan.encoder.pad)
-    for number, batch in enumerate(on_device(batches, parallel.device), start=1):
+    batches = micro_batches(rows, size, micro_batches_a_step, plan.encoder.pad, parallel.device)
+    for number, batch in enumerate(batches, start=1):
         is_last = number == micro_batches_a_step
         if not is_last and setup.stop.leaves(setup.totals.step + 1, micro_batches_a_step - number):
             left_out = True
@@ -217,16 +218,16 @@ def _micro_batches(setup: Setup) -> tuple[int, int]:
 
 def _counts(read: StepRows, rows: TrainRows, sources: int) -> dict[str, list[float]]:
     """What this rank adds to the sums of a step; `windows` is [sources x OF_WINDOWS], `source_…` [sources]."""
-    lengths, labels = rows.rows.segment_length.astype(np.int64), (rows.labelled.labels >= 0).sum(axis=1)
+    source_of_segments, labels = rows.source[rows.segment_start // rows.length], (rows.labels >= 0).sum(axis=1)
     return {
         "tokens": [rows.tokens],
         "rows": [len(rows)],
-        "segments": [len(lengths)],
+        "segments": [np.count_nonzero(rows.segment_tokens)],
         "windows": read.cursors[:, :, _OF_WINDOWS].sum(axis=0).ravel().tolist(),
         "data_seconds": read.seconds.tolist(),
         "source_documents": read.cursors[:, :, _DOCUMENTS].sum(axis=0).tolist(),
         "source_labels": np.bincount(rows.source, labels, sources).tolist(),
-        "source_tokens": np.bincount(rows.source[rows.rows.segment_row], lengths, sources).tolist(),
+        "source_tokens": np.bincount(source_of_segments, rows.segment_tokens, sources).tolist(),
     }
 
 

@@ -98,6 +98,6 @@ class MetricsWindow:
 
 def useful_flops(config: PreTrainedConfig, results: Sequence[StepResult]) -> float:
     """FLOPs of this rank for the tokens and labels of these steps, without padding."""
-    lengths = np.concatenate([result.rows_seen.rows.segment_length for result in results])
-    labels = sum(int((result.rows_seen.labelled.labels >= 0).sum()) for result in results)
-    return training_flops(config, lengths, labels)
+    tokens = np.concatenate([result.rows_seen.trained.segment_tokens for result in results])
+    labels = sum(int((result.rows_seen.trained.labels >= 0).sum()) for result in results)
+    return training_flops(config, tokens[tokens > 0], labels)

@@ -10,14 +10,16 @@ Rows are in the order of the lanes; each rank trains on an equal part of them.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from stream_pretrain.data.lanes.row_layout import part_of
-from stream_pretrain.data.lanes.step_rows import StepRows, TrainRows, joined
+from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.data.rows.train_rows import Int32s, TrainRows, joined
 from stream_pretrain.errors import StreamPretrainError
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import Interrupted, StopRequest
@@ -38,7 +40,7 @@ def next_rows(stream: StepStream, ranks: Ranks, stop: StopRequest, watchdog: Wat
                 given = _given_by_all(stream.given(read), ranks, interrupted=interrupted)
         if stream.settle(given):
             with watchdog.stage("exchanging rows with the other ranks"):
-                return read, _exchanged(read.trained, given, ranks), interrupted
+                return read, _exchanged(read.trained, given, ranks, stream.memory), interrupted
 
 
 def rows_read(
@@ -72,8 +74,11 @@ def _given_by_all(given: NDArray[np.int64], ranks: Ranks, *, interrupted: bool) 
     return answers[:-1]
 
 
-def _exchanged(own: TrainRows, given: NDArray[np.int64], ranks: Ranks) -> TrainRows:
-    """The rows that this rank trains on, of those that the lanes of all ranks gave. An interrupted rank sends none."""
+def _exchanged(own: TrainRows, given: NDArray[np.int64], ranks: Ranks, memory: Callable[[int], Int32s]) -> TrainRows:
+    """The rows that this rank trains on, of those that the lanes of all ranks gave, in memory that goes to the device.
+
+    An interrupted rank sends none.
+    """
     if ranks.world == 1:
         return own
     rows = range(int(given.sum()))
@@ -92,4 +97,4 @@ def _exchanged(own: TrainRows, given: NDArray[np.int64], ranks: Ranks) -> TrainR
     outgoing = {rank: own.cut(which) for rank in others if (which := shared(ranks.index, rank))}
     parts = ranks.exchange(outgoing, [rank for rank in others if shared(rank, ranks.index)])
     parts[ranks.index] = own.cut(shared(ranks.index, ranks.index))
-    return joined([parts[rank] for rank in sorted(parts)])
+    return joined([(parts[rank], range(len(parts[rank]))) for rank in sorted(parts)], memory)

@@ -11,6 +11,7 @@ from typing import Literal
 from stream_pretrain import exit_codes
 from stream_pretrain.config import flatten, shown_options
 from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.data.rows.batches import memory_for
 from stream_pretrain.errors import ContentError
 from stream_pretrain.training.files.out_files import MODEL
 from stream_pretrain.training.ranks.signals import Interrupted, ignore_in_worker
@@ -41,7 +42,15 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
     rank, world = setup.ranks.index, setup.ranks.world
     stream = stack.enter_context(
         StepStream(
-            setup.plan, setup.cursors, step=totals.step, rank=rank, world=world, workers=workers, in_worker=ignore_in_worker
+            setup.plan,
+            setup.cursors,
+            step=totals.step,
+            rank=rank,
+            world=world,
+            workers=workers,
+            in_worker=ignore_in_worker,
+            memory=memory_for(setup.parallel.device),
+            warn=setup.progress.warning,
         )
     )
     if totals.step != setup.config.train.max_steps:

@@ -1,0 +1,137 @@
+"""What a model is trained on, in one buffer, which goes as it is from a data worker to the device or to another rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_pretrain.data.rows.labels import Labelled, flat_starts
+from stream_pretrain.data.rows.packing import Rows
+
+Int32s = NDArray[np.int32]
+
+
+def int32s(count: int) -> Int32s:
+    """Memory for so many integers."""
+    return np.empty(count, dtype=np.int32)
+
+
+@dataclass(frozen=True)
+class TrainRows:
+    """Rows and their labels: R rows of L positions with P slots for labels, in S segments (the padding of a row is one too).
+
+    The buffer is int32 [R x (L + 2P + 1) + 2S]: for each row its ids, label positions, labels and source; then where the
+    segments begin, and their tokens.
+    """
+
+    buffer: Int32s
+    count: int
+    """R"""
+    length: int
+    """L"""
+    slots: int
+    """P"""
+
+    @classmethod
+    def of(cls, rows: Rows, labelled: Labelled, source: NDArray[np.integer]) -> TrainRows:
+        """source: [R] of each row."""
+        count, length = labelled.input_ids.shape
+        filled = np.zeros(count, dtype=np.int64)
+        np.add.at(filled, rows.segment_row, rows.segment_length)
+        padded = np.flatnonzero(filled < length)
+        starts = np.concatenate([flat_starts(rows), padded * length + filled[padded]])
+        tokens = np.concatenate([rows.segment_length, np.zeros_like(padded)])
+        order = np.argsort(starts)
+        made = cls._empty(count, length, labelled.labels.shape[1], len(starts), int32s)
+        columns = (labelled.input_ids, labelled.label_positions, labelled.labels, source[:, None])
+        np.concatenate(columns, axis=1, out=made.records, casting="same_kind")
+        made.segment_start[:] = starts[order]
+        made.segment_tokens[:] = tokens[order]
+        return made
+
+    @classmethod
+    def _empty(cls, count: int, length: int, slots: int, segments: int, memory: Callable[[int], Int32s]) -> TrainRows:
+        assert count * length < 1 << 31, "positions are int32"
+        return cls(memory(count * (length + 2 * slots + 1) + 2 * segments), count, length, slots)
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def width(self) -> int:
+        """Integers of a row."""
+        return self.length + 2 * self.slots + 1
+
+    @property
+    def records(self) -> Int32s:
+        """[R, width]"""
+        return self.buffer[: self.count * self.width].reshape(self.count, self.width)
+
+    @property
+    def input_ids(self) -> Int32s:
+        """[R, L] as the model sees them, replacements included; padded after the last segment of a row."""
+        return self.records[:, : self.length]
+
+    @property
+    def label_positions(self) -> Int32s:
+        """[R, P] positions in the row that have a label, ascending, padded with 0."""
+        return self.records[:, self.length : self.length + self.slots]
+
+    @property
+    def labels(self) -> Int32s:
+        """[R, P] what is to be predicted there, `IGNORED` where padded."""
+        return self.records[:, self.length + self.slots : -1]
+
+    @property
+    def source(self) -> Int32s:
+        """[R] source of each row."""
+        return self.records[:, -1]
+
+    @property
+    def segments(self) -> Int32s:
+        """[2, S] `segment_start` and `segment_tokens`."""
+        return self.buffer[self.count * self.width :].reshape(2, -1)
+
+    @property
+    def segment_start(self) -> Int32s:
+        """[S] first position of each segment, counted over the rows one after another; ascending."""
+        starts: Int32s = self.segments[0]
+        return starts
+
+    @property
+    def segment_tokens(self) -> Int32s:
+        """[S] tokens of each segment, special tokens included; 0 for padding."""
+        tokens: Int32s = self.segments[1]
+        return tokens
+
+    @property
+    def tokens(self) -> int:
+        """Positions that hold a token of a document or a special token, not padding."""
+        return int(self.segment_tokens.sum())
+
+    def segments_of(self, which: range) -> slice:
+        """Indices of the segments of neighbouring rows."""
+        return slice(*np.searchsorted(self.segment_start, [which.start * self.length, which.stop * self.length]).tolist())
+
+    def cut(self, which: range) -> TrainRows:
+        """Neighbouring rows of these, as far as they are there."""
+        return joined([(self, range(self.count)[which.start : which.stop])])
+
+
+def joined(runs: Sequence[tuple[TrainRows, range]], memory: Callable[[int], Int32s] = int32s) -> TrainRows:
+    """Runs of neighbouring rows one after another, copied into one buffer of this memory."""
+    rows, _ = runs[0]
+    cuts = [rows.segments_of(which) for rows, which in runs]
+    count, segments = sum(len(which) for _, which in runs), sum(cut.stop - cut.start for cut in cuts)
+    made = TrainRows._empty(count, rows.length, rows.slots, segments, memory)
+    row = segment = 0
+    for (rows, which), cut in zip(runs, cuts, strict=True):
+        rows_here, here = slice(row, row + len(which)), slice(segment, segment + cut.stop - cut.start)
+        made.records[rows_here] = rows.records[which.start : which.stop]
+        made.segments[:, here] = rows.segments[:, cut]
+        made.segment_start[here] += (row - which.start) * rows.length
+        row, segment = rows_here.stop, here.stop
+    return made
