@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from stream_pretrain.config import ModelConfig, ObjectiveConfig
+from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.hub import not_cached, only_cached, refuse_file, refuse_missing
 from stream_pretrain.model.isolation import choose_attention, make_causal
@@ -104,7 +104,7 @@ def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> Pre
 
 def load_model(
     config: ModelConfig,
-    objective: ObjectiveConfig,
+    causal: bool,
     tokenizer: PreTrainedTokenizerFast,
     sequence_length: int,
     seed: int,
@@ -115,12 +115,12 @@ def load_model(
     """The model to train: pretrained, or from scratch with weights that depend on `seed` alone.
 
     Keeps the global random state. With `local_files_only`, reads only the cache.
+    causal: whether the objective lets a position see only those before it.
     vocabulary: the size of the embedding of the run that is resumed.
     Raises: ModelError where the model or tokenizer does not fit the run.
     """
     name = config.path or config.config
     assert name is not None, "validated: a model or a configuration is given"
-    causal = objective.name == "clm"
     local_files_only = local_files_only or only_cached(name, config.revision)
     settings = _read_config(name, config, local_files_only)
     kind = _kind(settings, causal)

@@ -15,14 +15,14 @@ from tests.integration.hub_server import AskedHub, asked
 LOAD = """
 import builtins, json, os, socket, sys, time
 from huggingface_hub import constants
-from stream_pretrain.config import ModelConfig, ObjectiveConfig
+from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.loading import load_model, load_tokenizer
 
 def said(**names):
     config = ModelConfig(**names)
     try:
-        load_model(config, ObjectiveConfig(), load_tokenizer(config), 32, 0)
+        load_model(config, False, load_tokenizer(config), 32, 0)
     except ModelError as error:
         return str(error)
 

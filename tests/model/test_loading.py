@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 from transformers.models.bert.modeling_bert import BertLayer
 
-from stream_pretrain.config import ModelConfig, ObjectiveConfig
+from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.isolation import isolation_fault
 from stream_pretrain.model.loading import LoadedModel, export_state, load_model, load_tokenizer
@@ -23,8 +23,7 @@ from tests.corpora import write_tiny_bert
 from tests.model.families import CAUSAL, MADE_CAUSAL, MASKED, causal_masks, packed_rows, tiny_model
 
 SHARED_MODELS = Path(__file__).resolve().parents[3] / "shared" / "data" / "models"
-MLM = ObjectiveConfig()
-CLM = ObjectiveConfig(name="clm")
+MLM, CLM = False, True  # whether the objective is causal
 
 
 def tiny_tokenizer(size: int = 100, mask_token: str | None = "[MASK]") -> PreTrainedTokenizerFast:
@@ -54,9 +53,7 @@ def shared_model(name: str) -> str:
     return str(SHARED_MODELS / name)
 
 
-def load(
-    path: str, objective: ObjectiveConfig = MLM, sequence_length: int = 24, seed: int = 0, **options: object
-) -> LoadedModel:
+def load(path: str, objective: bool = MLM, sequence_length: int = 24, seed: int = 0, **options: object) -> LoadedModel:
     return load_model(replace(ModelConfig(path=path), **options), objective, tiny_tokenizer(), sequence_length, seed)
 
 
@@ -439,7 +436,7 @@ def test_an_encoder_whose_attention_cannot_be_made_causal_is_refused_for_next_to
 
 
 @pytest.mark.parametrize(("objective", "kind"), [(MLM, "masked"), (CLM, "causal")])
-def test_a_model_of_neither_kind_is_refused(tmp_path: Path, objective: ObjectiveConfig, kind: str) -> None:
+def test_a_model_of_neither_kind_is_refused(tmp_path: Path, objective: bool, kind: str) -> None:
     AutoConfig.for_model("t5").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=f"cannot be loaded as a {kind} language model"):
         load(str(tmp_path), objective)

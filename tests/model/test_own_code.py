@@ -9,14 +9,14 @@ import pytest
 from transformers import AutoModelForMaskedLM
 
 from stream_pretrain.arguments import parse
-from stream_pretrain.config import ModelConfig, ObjectiveConfig
+from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ConfigError, ModelError
 from stream_pretrain.model.loading import export_state, load_model, load_tokenizer
 from stream_pretrain.training.state.checkpoint import write_model
 from tests.corpora import word_tokenizer
 from tests.model.families import tiny_model
 
-MLM = ObjectiveConfig()
+MLM = False  # not causal
 CODE = """
 from pathlib import Path
 from transformers import BertConfig, BertForMaskedLM

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertForPreTraining, BertModel, GPT2Config, GPT2LMHeadModel
 
-from stream_pretrain.config import ModelConfig, ObjectiveConfig
+from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.loading import LoadedModel, export_state, load_model
 from tests.corpora import VOCABULARY, documents, word_tokenizer, write_shard
@@ -25,7 +25,7 @@ SMALL = BertConfig(
 
 def loaded(folder: Path, **options: object) -> LoadedModel:
     config = replace(ModelConfig(path=str(folder)), **options)  # type: ignore[arg-type]
-    return load_model(config, ObjectiveConfig(), word_tokenizer(), 32, 0)
+    return load_model(config, False, word_tokenizer(), 32, 0)
 
 
 @pytest.mark.parametrize("kind", [BertForPreTraining, BertModel])

@@ -28,5 +28,10 @@ Objective = Mlm | Clm
 
 def objective_of(config: Config, tokenizer: PreTrainedTokenizerFast) -> Objective:
     """The objective of a run. Raises: ModelError where the tokenizer does not support it."""
+    return objective_named(config.objective.name).of(config, tokenizer)
+
+
+def objective_named(name: str) -> type[Objective]:
+    """The kind of objective that --objective.name names."""
     objectives: dict[str, type[Objective]] = {objective.name: objective for objective in get_args(Objective)}
-    return objectives[config.objective.name].of(config, tokenizer)
+    return objectives[name]

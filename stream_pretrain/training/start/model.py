@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from stream_pretrain.config import Config
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
+from stream_pretrain.data.rows.objective import objective_named
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.isolation import isolation_fault
 from stream_pretrain.model.loading import LoadedModel, load_model, load_tokenizer
@@ -88,7 +89,7 @@ def _load(config: Config, saved: Saved | None, *, local_files_only: bool = False
     tokenizer = load_tokenizer(config.model, local_files_only=local_files_only)
     return load_model(
         config.model,
-        config.objective,
+        objective_named(config.objective.name).causal,
         tokenizer,
         config.data.sequence_length,
         config.train.seed,
