@@ -89,12 +89,11 @@ def _labels_of(run: Run, plan: StreamPlan, step: int) -> Labelled:
     group, objective = run.group, plan.objective
     rate = objective.rate(step)
     if rate not in group.labelled:
-        if group.draws is None:
-            group.draws = objective.draw(group.rows, group.key)
+        draws = group.draws or objective.draw(group.rows, group.key)
         if objective.rate(step + 1) != rate:
-            return group.draws.label(run.which, rate)
-        group.labelled.clear()
-        group.labelled[rate] = group.draws.label(range(len(group)), rate)
+            group.draws = draws
+            return draws.label(run.which, rate)
+        group.draws, group.labelled = None, {rate: draws.label(range(len(group)), rate)}
     return group.labelled[rate].cut(run.which)
 
 

@@ -161,7 +161,7 @@ def _place_best(
         keys.sort()
         order = keys & 0xFFFFFFFF
         descending = lengths.take(order)
-        edges = np.flatnonzero(np.diff(descending, prepend=-1, append=-1)).tolist()
+        edges = [0, *(1 + np.flatnonzero(descending[1:] != descending[:-1])).tolist(), whole] if whole else []
         placed, left = _Placed(), _FreeRows(rows, capacity, framing)
         over = 0  # tokens that the rows are too fragmented for
         for first, stop in itertools.pairwise(edges):
@@ -278,26 +278,28 @@ def assemble(
     """
     placed = placements[placements[:, 0].argsort(kind="stable")]
     _, document, token, stop = placed.T.astype(np.int32)
-    firsts = np.flatnonzero(np.diff(placed[:, 0], prepend=-1))  # segments that begin a row
-    row_count, segments_of_row = len(firsts), np.diff(firsts, append=len(placed))
+    begins = np.ones(len(placed), dtype=np.bool_)  # a row
+    np.not_equal(placed[1:, 0], placed[:-1, 0], out=begins[1:])
+    row = begins.cumsum(dtype=np.int32) - np.int32(1)
     length = stop - token + np.int32(len(prefix) + len(suffix))
-    ends = length.cumsum(dtype=np.int32)
-    before_row = (ends - length)[firsts]
-    row = np.arange(row_count, dtype=np.int32).repeat(segments_of_row)
-    start = ends - length - before_row.repeat(segments_of_row)
+    before = length.cumsum(dtype=np.int32) - length
+    start = before - before[begins].take(row)
+    flat = row * np.int32(capacity) + start
+    row_count = int(begins.sum())
 
     # Where each position has its token from; those of special tokens and padding are overwritten.
-    flat = row * np.int32(capacity) + start
     shift = offsets.take(document).astype(np.int32) + token - flat - np.int32(len(prefix))
     source = np.arange(row_count * capacity, dtype=np.int32)
-    source += shift.repeat(np.diff(flat, append=np.int32(len(source))))
-    input_ids = ids[np.clip(source, 0, len(ids) - 1, out=source)]
+    source += shift.repeat(np.append(flat[1:], np.int32(len(source)))[: len(flat)] - flat)
+    np.minimum(np.maximum(source, 0, out=source), len(ids) - 1, out=source)
+    input_ids = ids[source]
     for index, token_id in enumerate(prefix):
         input_ids[flat + index] = token_id
     for index, token_id in enumerate(reversed(suffix)):
         input_ids[flat + length - 1 - index] = token_id
     grid = input_ids.reshape(row_count, capacity)
-    filled = np.diff(before_row, append=length.sum(dtype=np.int32))
+    filled = np.zeros(row_count, dtype=np.int32)
+    np.maximum.at(filled, row, start + length)
     grid[np.arange(capacity, dtype=np.int32) >= filled[:, None]] = pad
     return Rows(grid, row, start, length, document.copy(), token.copy())
 
