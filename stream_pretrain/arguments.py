@@ -19,24 +19,9 @@ from typing import Any, Literal
 
 import yaml
 
+from stream_pretrain.commands import Invocation
 from stream_pretrain.config import ALL_GROUPS, GROUPS, NAMES, SYNONYMS, Config, help_texts, redacted_text, usual_name
 from stream_pretrain.errors import ConfigError
-
-
-@dataclasses.dataclass(frozen=True)
-class Invocation:
-    """What a command was given."""
-
-    config: Config
-    """The options of a run."""
-    own: Mapping[str, Any]
-    """The options of single commands, one dataclass a group of `COMMAND_GROUPS`."""
-    operands: tuple[str, ...]
-    """Arguments that are no options, such as the folder of a run."""
-    typed: frozenset[str]
-    """Options given on the command line, by dotted name with hyphens."""
-    as_json: bool
-    """--json: the result is one JSON object on stdout."""
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> Config:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
 import os
 import signal
 import sys
@@ -17,7 +18,8 @@ from pathlib import Path
 from types import ModuleType
 
 from stream_pretrain import commands, exit_codes
-from stream_pretrain.arguments import Invocation, invocation, misplaced, suggestion, values_of, without_secrets
+from stream_pretrain.arguments import invocation, misplaced, suggestion, values_of, without_secrets
+from stream_pretrain.commands import Answer, Invocation
 from stream_pretrain.config import Config, refuse_out_of_bounds, run_directory, secrets_of, validate
 from stream_pretrain.errors import ConfigError, StreamPretrainError
 from stream_pretrain.help import PROGRAM, Declaration, command_names, declaration_of, help_of
@@ -80,8 +82,9 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
     if command == "train":
         return _train(given.config, shown)
     progress = Progress(sys.stderr)
-    code: int = _module(command, progress).run(given, shown, progress)
-    return code
+    answer: Answer = _module(command, progress).run(given, shown, progress)
+    text = json.dumps(answer.record, ensure_ascii=False) if given.as_json else "\n".join(answer.lines)
+    return _print(text) or answer.exit_code
 
 
 def _refuse_foreign(given: Invocation, command: str, declared: Declaration) -> None:

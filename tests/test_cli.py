@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from stream_pretrain import cli, config, errors
-from stream_pretrain.arguments import TYPES, Invocation, parse
+from stream_pretrain.arguments import TYPES, parse
+from stream_pretrain.commands import Answer, Invocation
 from stream_pretrain.config import (
     ALIASES,
     COMMAND_GROUPS,
@@ -91,13 +92,14 @@ def test_an_alias_and_its_dotted_name_are_one_option(alias: str, dotted: str) ->
 LAST_NAMES = {
     "data": "sources weight-schedule data-files data-dir storage-options reader text-field text-template text-documents "
     "min-characters max-characters special-tokens drop-duplicates sequence-length packing lanes workers window-bytes "
-    "heldout-fraction max-line-bytes max-bad-fraction on-bad-shard retry-deadline",
+    "heldout-fraction max-line-bytes max-bad-fraction on-bad-shard retry-deadline engine",
     "model": "path tokenizer init-from resize-embeddings gradient-checkpointing compile trust-remote-code",
     "objective": "mask-rate final-mask-rate selection mask-share random-share",
     "train": "max-steps max-epochs global-batch-size micro-batch-size seed learning-rate schedule warmup-steps decay-fraction "
     "final-learning-rate beta1 beta2 epsilon weight-decay max-grad-norm precision max-bad-steps",
     "eval": "every documents max-read-bytes",
     "run": "output-dir resume save-every keep-last keep-every log-every wandb wandb-project wandb-entity wandb-name",
+    "evaluate": "sample max-bytes batch-rows likelihood-sample probe",
 }
 """What is accepted without its group. Commands and files have these names: a further option must take none of them away (where
 it shares one, the earlier option keeps the name as its short one)."""
@@ -564,9 +566,9 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Invocation]:
     monkeypatch.setitem(help_texts(), "look.colors", "Number of colours.")
     calls: list[Invocation] = []
 
-    def run(given: Invocation, command: Sequence[str], progress: Progress) -> int:
+    def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer:
         calls.append(given)
-        return 0
+        return Answer(["two", "lines"], {"colours": "é"}, 3)
 
     monkeypatch.setitem(sys.modules, "stream_pretrain.commands.look", SimpleNamespace(run=run))
     return calls
@@ -584,16 +586,20 @@ def test_a_command_shows_and_takes_the_options_of_the_groups_that_it_names(
     assert said == "look has no option --train.seed; see stream-pretrain look --help"
 
 
-def test_a_command_is_given_its_own_options_operands_and_json(look: list[Invocation]) -> None:
-    assert cli.main(["look", "runs/a", "--color", "runs/b", "--json", "--lanes=4"]) == 0
-    [given] = look
+def test_a_command_is_given_its_own_options_operands_and_json_and_answers(
+    look: list[Invocation], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["look", "runs/a", "--color", "runs/b", "--json", "--lanes=4"]) == 3
+    assert cli.main(["look"]) == 3
+    assert capsys.readouterr().out == '{"colours": "é"}\ntwo\nlines\n'
+    [given, _] = look
     assert (given.operands, given.as_json, given.own["look"]) == (("runs/a", "runs/b"), True, LookConfig(color=True))
     assert given.config == Config(data=DataConfig(lanes=4))
 
 
 def test_a_file_of_options_may_have_those_of_other_commands(look: list[Invocation], tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("look: {color: true}\ntrain: {seed: 3}\n")
-    assert cli.main(["look", f"--config={tmp_path}/run.yaml"]) == 0
+    assert cli.main(["look", f"--config={tmp_path}/run.yaml"]) == 3
     assert look[0].own["look"] == LookConfig(color=True)
 
 

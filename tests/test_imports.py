@@ -19,6 +19,7 @@ LAYERS = [
     {"config", "terminal"},
     {"data", "model"},
     {"training"},
+    {"comparison"},
     {"commands"},
     {"arguments"},
     {"help"},

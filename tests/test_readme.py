@@ -15,15 +15,17 @@ from pathlib import Path
 import pytest
 
 from stream_pretrain import commands
-from stream_pretrain.arguments import parse
+from stream_pretrain.arguments import invocation, parse
+from stream_pretrain.commands import Invocation
 from stream_pretrain.config import ALIASES, NAMES, SYNONYMS, validate
+from stream_pretrain.help import declaration_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 COMMANDS = {module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__)}
 OPTIONS = {f"--{name}" for name in NAMES}
-FLAGS = {"--help", "--version", "--debug", "--config"}
+FLAGS = {"--help", "--version", "--debug", "--config", "--json"}
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -42,12 +44,16 @@ def code_spans(text: str) -> list[str]:
     return re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
 
 
-def given_options(words: list[str]) -> list[str]:
-    """The options of a `stream-pretrain` command, whose command, if it names one, exists."""
-    options = words[1:]
-    if options and not options[0].startswith("-"):
-        assert options.pop(0) in COMMANDS
-    return options
+def started(words: list[str]) -> Invocation:
+    """What a `stream-pretrain` command is given, which exists and takes it."""
+    command, options = ("train", words[1:]) if words[1].startswith("-") else (words[1], words[2:])
+    assert command in COMMANDS
+    declared = declaration_of(command)
+    given = invocation(options, operands=bool(declared.operands))
+    assert {name.partition(".")[0] for name in given.typed} <= set(declared.groups), words
+    assert bool(given.operands) == bool(declared.operands)
+    validate(given.config, declared.needed)
+    return given
 
 
 @pytest.fixture(autouse=True)
@@ -57,13 +63,9 @@ def in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_command_of_a_page_could_start() -> None:
-    started = 0
-    for page in PAGES:
-        for words in shell_lines(page.read_text("utf-8")):
-            if words[0] == "stream-pretrain" and not {"--help", "--version"} & set(words):
-                validate(parse(given_options(words)))
-                started += 1
-    assert started >= 6
+    commands = [words for page in PAGES for words in shell_lines(page.read_text("utf-8")) if words[0] == "stream-pretrain"]
+    given = [started(words) for words in commands if not {"--help", "--version"} & set(words)]
+    assert len(given) >= 7
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
@@ -71,7 +73,7 @@ def test_every_option_named_in_the_text_exists_and_takes_the_value_it_is_given(p
     for span in code_spans(page.read_text("utf-8")):
         words = shlex.split(span)
         if words[0] == "stream-pretrain":
-            words = given_options(words)
+            words = [word for word in words[1:] if word not in COMMANDS]
         if not words or not words[0].startswith("--"):
             continue
         if len(words) == 1 and "=" not in words[0]:

@@ -68,6 +68,8 @@ class LoadedModel:
     original_settings: dict[str, Any]
     """Settings that training changes and an export restores."""
     passthrough: Passthrough
+    new_head: str | None = None
+    """Why there is a head that was never trained."""
 
 
 def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> PreTrainedTokenizerFast:
@@ -145,14 +147,15 @@ def load_model(
         notes.append(f"the embedding has {vocabulary} tokens, as the tokenizer needs, not {known}")
 
     unexpected: set[str] = set()
+    new_head: str | None = None
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if config.init_from is not None:
             settings.vocab_size = vocabulary
             model, unexpected = _from_checkpoint(config, settings, kind, local_files_only)
         elif config.path is not None:
-            model, unexpected, new = _from_pretrained(config, settings, kind, local_files_only)
-            notes += new
+            model, unexpected, new_head = _from_pretrained(config, settings, kind, local_files_only)
+            notes += [] if new_head is None else [new_head]
             if vocabulary > known:
                 model.resize_token_embeddings(vocabulary)
         else:
@@ -171,7 +174,7 @@ def load_model(
         if not model.supports_gradient_checkpointing:
             raise ModelError(f"{name} does not support --model.gradient-checkpointing: leave the option out")
         recompute_activations(model)
-    return LoadedModel(model, tokenizer, tuple(notes), original_settings, passthrough)
+    return LoadedModel(model, tokenizer, tuple(notes), original_settings, passthrough, new_head)
 
 
 def recompute_activations(model: PreTrainedModel) -> None:
@@ -317,14 +320,14 @@ def _from_scratch(name: str, config: ModelConfig, settings: PreTrainedConfig, ki
 
 def _from_pretrained(
     config: ModelConfig, settings: PreTrainedConfig, kind: str, local_files_only: bool
-) -> tuple[PreTrainedModel, set[str], list[str]]:
-    """The model, the stored weights that it did not load, and notes on a new head."""
+) -> tuple[PreTrainedModel, set[str], str | None]:
+    """The model, the stored weights that it did not load, and why it has a new head, if it has."""
     name = config.path
     assert name is not None
     model, info = _load_weights(name, config.revision, config, settings, kind, local_files_only)
     missing = {key: model.get_parameter(key) for key in info["missing_keys"]}
     if not missing:
-        return model, info["unexpected_keys"], []
+        return model, info["unexpected_keys"], None
     encoder = {id(weight) for weight in model.base_model.parameters()}
     head = {id(weight) for weight in model.parameters()} - encoder
     if {id(weight) for weight in missing.values()} != head:
@@ -332,7 +335,7 @@ def _from_pretrained(
             f"{name} lacks weights of {type(model).__name__}, for example {min(missing)}: the folder is incomplete"
         )
     note = f"{name} has no {kind} language-model head: a new one is trained ({', '.join(sorted(missing))})"
-    return model, info["unexpected_keys"], [note]
+    return model, info["unexpected_keys"], note
 
 
 def _from_checkpoint(

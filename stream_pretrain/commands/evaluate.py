@@ -1,0 +1,47 @@
+"""`stream-pretrain evaluate`: compare models on the same documents, with the same masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import transformers
+
+from stream_pretrain.commands import Answer, Invocation
+from stream_pretrain.comparison.compare import compared, judge
+from stream_pretrain.comparison.documents import documents_of
+from stream_pretrain.comparison.probe import read_labelled
+from stream_pretrain.comparison.table import lines_of
+from stream_pretrain.config import COMMAND_GROUPS
+from stream_pretrain.data.randomness import EVAL_MASK, keyed_generator
+from stream_pretrain.errors import ConfigError
+from stream_pretrain.training.report.progress import Progress
+
+GROUPS = ("evaluate", "data", "objective")
+NEEDED = ("data.dataset",)
+OPERANDS = "MODEL..."
+EXAMPLE = """
+stream-pretrain evaluate bert-base-uncased runs/first/model \\
+    --dataset 'heldout/*.jsonl.zst' --sequence-length 128
+"""
+
+
+def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer:  # noqa: ARG001
+    """Measure the models, one after the other."""
+    config, options = given.config, given.own["evaluate"]
+    assert isinstance(options, COMMAND_GROUPS["evaluate"])
+    if not given.operands:
+        raise ConfigError("evaluate needs models: give folders or Hub ids, such as bert-base-uncased runs/first/model")
+    if repeated := [name for name in given.operands if given.operands.count(name) > 1]:
+        raise ConfigError(f"{repeated[0]} is given twice: leave one of them out")
+    transformers.utils.logging.disable_progress_bar()  # the phases show the progress
+    labelled = None if options.probe is None else read_labelled(Path(options.probe))
+    with progress.phase("reading documents") as report:
+        documents = documents_of(config.data, options.sample, options.max_bytes, report)
+        report(f"{len(documents.texts):,}")
+    count = len(documents.texts)
+    sample = np.sort(keyed_generator(0, EVAL_MASK, 0, count).permutation(count)[: options.likelihood_sample])
+    judged = [judge(name, config, documents, sample, labelled, options.batch_rows, progress.phase) for name in given.operands]
+    result = compared(judged, documents, sample, causal=config.objective.name == "clm")
+    return Answer(list(lines_of(result)), result)

@@ -1,0 +1,53 @@
+"""The comparison of models as people read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
+    """A table of the models, one of the parts of the documents, and the differences to the first model."""
+    models = result["models"]
+    columns = ["loss", "accuracy", *(["perplexity"] if "perplexity" in models[0] else []), "bits_per_byte"]
+    probed = any(model["probe"] for model in models)
+    head = ["model", *(column.replace("_", " ") for column in columns), *(["probe"] if probed else [])]
+    rows = [[model["model"], *(f"{model[name]:.4f}" for name in columns), *_probe(model)] for model in models]
+    yield from _aligned([head, *rows])
+    sample = result["likelihood_sample"]
+    yield ""
+    yield (
+        f"{result['documents']:,} documents; bits per byte of the beginnings of {sample['documents']:,} of them, "
+        f"{sample['bytes']:,} bytes"
+    )
+    for part in ("by_source", "by_length"):
+        names = list(dict.fromkeys(name for model in models for name in model[part]))
+        if len(names) > 1:
+            yield ""
+            parts = [[name, *(_loss(model[part].get(name)) for model in models)] for name in names]
+            yield from _aligned([[f"loss {part.replace('_', ' ')}", *(model["model"] for model in models)], *parts])
+    for difference in result["differences"]:
+        yield ""
+        yield f"{difference['model']} minus {difference['base']} (95 % interval over documents):"
+        for name in ("loss", "accuracy", "bits_per_byte"):
+            if name in difference:
+                found = difference[name]
+                yield f"  {name.replace('_', ' ')} {found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+        if "loss" not in difference:
+            yield "  their tokenizers differ, and so do their labels: compare bits per byte"
+
+
+def _probe(model: Mapping[str, Any]) -> list[str]:
+    probe = model["probe"]
+    return [f"{probe['accuracy']:.4f} ({min(probe['folds']):.3f} to {max(probe['folds']):.3f})"] if probe else []
+
+
+def _loss(means: Mapping[str, Any] | None) -> str:
+    return "none" if means is None else f"{means['loss']:.4f} ({means['documents']:,})"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()

@@ -1,0 +1,240 @@
+"""`evaluate`: what it says of a model is what the model gives, document by document."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertModel, LlamaConfig, LlamaForCausalLM
+
+from stream_pretrain import cli
+from stream_pretrain.comparison.bootstrap import paired_difference
+from stream_pretrain.comparison.losses import document_losses
+from stream_pretrain.comparison.probe import FOLDS
+from stream_pretrain.comparison.pseudo_likelihood import CHARACTERS, beginnings
+from stream_pretrain.config import Config, ModelConfig, ObjectiveConfig
+from stream_pretrain.data.lanes.row_layout import RowLayout
+from stream_pretrain.data.rows.encoder import Encoder
+from stream_pretrain.data.rows.objective import objective_of
+from stream_pretrain.data.rows.packing import Packing
+from stream_pretrain.model.loading import load_model
+from stream_pretrain.model.pretraining import PretrainingModel
+from stream_pretrain.training.evaluation.evaluation import packed_documents
+from tests.corpora import VOCABULARY, documents, json_lines, word_tokenizer
+from tests.training.runs import run_here, write_tiny_modernbert
+
+SIZES = {"vocab_size": len(VOCABULARY), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def masked_model(folder: Path, seed: int) -> str:
+    torch.manual_seed(seed)
+    BertForMaskedLM(BertConfig(**SIZES, intermediate_size=48, max_position_embeddings=64)).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def causal_model(folder: Path, seed: int) -> str:
+    torch.manual_seed(seed)
+    LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=48, max_position_embeddings=64)).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def corpus(path: Path, texts: Sequence[str]) -> str:
+    path.write_bytes(json_lines(texts))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    return masked_model(folder / "base", 1), masked_model(folder / "other", 2)
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    code = cli.main(["evaluate", *arguments, "--json"])
+    out, said = capsys.readouterr()
+    assert code == 0, said
+    return json.loads(out)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = cli.main(["evaluate", *arguments])
+    return code, capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_model_differs_from_itself_by_nothing_and_another_by_an_interval(
+    models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, other = models
+    data = corpus(tmp_path / "a.jsonl", documents(40))
+    result = evaluated(capsys, base, other, "--dataset", data, "--sequence-length=64", "--objective.mask-rate=0.3")
+    first, second = result["models"]
+    [difference] = result["differences"]
+    assert (first["model"], second["model"], result["documents"]) == (base, other, 40)
+    assert (difference["base"], difference["model"]) == (base, other)
+    assert first["labels"] == second["labels"]
+    assert difference["loss"]["difference"] == pytest.approx(second["loss"] - first["loss"])
+    assert difference["loss"]["low"] < difference["loss"]["difference"] < difference["loss"]["high"]
+    lengths = first["by_length"]
+    assert sum(part["documents"] for part in lengths.values()) == first["documents"]
+    weighted = sum(part["loss"] * part["labels"] for part in lengths.values())
+    assert weighted / first["labels"] == pytest.approx(first["loss"])
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "none"])
+def test_the_loss_of_a_document_is_that_of_its_segments_alone(models: tuple[str, str], packing: Packing) -> None:
+    texts = [*documents(7), "", "bara bast"]
+    config = Config(objective=ObjectiveConfig(mask_rate=0.4))
+    loaded = load_model(ModelConfig(path=models[0]), False, word_tokenizer(), 64, seed=0)
+    objective = objective_of(config, loaded.tokenizer)
+    encoder = objective.framed(Encoder.of(loaded.tokenizer))
+    packed = packed_documents(texts, encoder, objective, RowLayout(1, 8, 64, packing, 0))
+    assert packed is not None
+    model = PretrainingModel(loaded.model).eval()
+    found = document_losses(model, packed, texts, batch_rows=3, pad=encoder.pad, report=lambda _: None)
+    alone, rows, labelled = AutoModelForMaskedLM.from_pretrained(models[0]).eval(), packed.rows, packed.labelled
+    loss, labels = np.zeros(len(texts)), np.zeros(len(texts), dtype=np.int64)
+    for row, start, length, document in zip(
+        rows.segment_row, rows.segment_start, rows.segment_length, packed.texts[rows.segment_document], strict=True
+    ):
+        here = labelled.labels[row] >= 0
+        places, values = labelled.label_positions[row][here], labelled.labels[row][here]
+        inside = (places >= start) & (places < start + length)
+        with torch.no_grad():
+            logits = alone(torch.from_numpy(labelled.input_ids[row, start : start + length].astype(np.int64))[None]).logits[0]
+        answers = torch.from_numpy(values[inside].astype(np.int64))
+        loss[document] += F.cross_entropy(logits[torch.from_numpy(places[inside] - start)], answers, reduction="sum").item()
+        labels[document] += inside.sum()
+    np.testing.assert_allclose(found.loss, loss, rtol=1e-4)
+    np.testing.assert_array_equal(found.labels, labels)
+    assert found.tokens.tolist() == [len(word_tokenizer()(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
+def test_sources_are_told_apart(models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {"short": ["bara bast ball bamp " * 4] * 6, "long": documents(5, seed=3)}
+    sources = [{"name": name, "dataset": corpus(tmp_path / f"{name}.jsonl", text)} for name, text in texts.items()]
+    data = [f"--data.sources={json.dumps(sources)}", "--sequence-length=64", "--objective.mask-rate=0.5"]
+    found = evaluated(capsys, models[0], *data)["models"][0]
+    assert {name: part["documents"] for name, part in found["by_source"].items()} == {"short": 6, "long": 5}
+    weighted = sum(part["loss"] * part["labels"] for part in found["by_source"].values())
+    assert weighted / found["labels"] == pytest.approx(found["loss"])
+
+
+def test_the_loss_is_that_which_a_run_has_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, model = corpus(tmp_path / "a.jsonl", documents(60)), str(write_tiny_modernbert(tmp_path / "model"))
+    held = corpus(tmp_path / "held.jsonl", documents(20, seed=5))
+    out = tmp_path / "out"
+    finished = run_here(
+        [f"--dataset={data}", f"--model.config={model}", f"--model.tokenizer={model}", f"--output-dir={out}", "--max-steps=3",
+         "--global-batch-size=8", "--sequence-length=64", "--eval-every=3", f"--eval.dataset={held}", "--wandb=disabled"]
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][-1]
+    result = evaluated(capsys, str(out / "model"), "--dataset", held, "--sequence-length=64")
+    assert result["models"][0]["loss"] == pytest.approx(logged["eval/loss"], rel=1e-5)
+    assert result["models"][0]["accuracy"] == pytest.approx(logged["eval/accuracy"])
+
+
+def test_the_likelihood_of_a_masked_model_masks_one_token_at_a_time(
+    models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "doc bara stll 12"
+    result = evaluated(capsys, models[0], "--dataset", corpus(tmp_path / "a.jsonl", [text]), "--sequence-length=32")
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(models[0]).eval(), word_tokenizer()
+    ids = torch.tensor(tokenizer(text)["input_ids"])
+    nats = 0.0
+    for place in range(1, len(ids) - 1):
+        masked = ids.clone()
+        masked[place] = tokenizer.mask_token_id
+        with torch.no_grad():
+            nats += F.cross_entropy(model(masked[None]).logits[0, place : place + 1], ids[place : place + 1]).item()
+    assert result["models"][0]["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text), rel=1e-4)
+    assert result["likelihood_sample"] == {"documents": 1, "bytes": len(text)}
+
+
+def test_a_causal_model_has_a_perplexity_and_a_likelihood_of_each_token_after_those_before_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, text = causal_model(tmp_path / "model", 3), "doc bara stll 12"
+    data = ["--dataset", corpus(tmp_path / "a.jsonl", [text]), "--sequence-length=32", "--objective.name=clm"]
+    found = evaluated(capsys, path, *data)["models"][0]
+    ids = torch.tensor(word_tokenizer()(text)["input_ids"])[None]
+    with torch.no_grad():
+        logits = LlamaForCausalLM.from_pretrained(path).eval()(ids).logits[0]
+    nats = F.cross_entropy(logits[:-2], ids[0, 1:-1], reduction="sum").item()  # what is framed: [CLS] in front of the text
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text), rel=1e-4)
+    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+
+
+def test_models_of_different_tokenizers_are_compared_by_byte_only(
+    models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = masked_model(tmp_path / "model", 4)
+    tokenizer = json.loads((Path(path) / "tokenizer.json").read_text())
+    tokenizer["normalizer"]["lowercase"] = False
+    (Path(path) / "tokenizer.json").write_text(json.dumps(tokenizer))
+    data = corpus(tmp_path / "a.jsonl", documents(5))
+    [difference] = evaluated(capsys, models[0], path, "--dataset", data, "--sequence-length=64")["differences"]
+    assert "loss" not in difference
+    assert difference["bits_per_byte"]["difference"] != 0
+    assert cli.main(["evaluate", models[0], path, "--dataset", data, "--sequence-length=64"]) == 0
+    assert "their tokenizers differ, and so do their labels: compare bits per byte" in capsys.readouterr().out
+
+
+def test_a_probe_tells_classes_apart_that_the_features_hold(
+    models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    probe = tmp_path / "probe.jsonl"
+    texts = [("ba " * (n % 5 + 1), "b") for n in range(20)] + [("9 " * (n % 5 + 1), "nine") for n in range(20)]
+    probe.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in texts))
+    data = corpus(tmp_path / "a.jsonl", documents(3))
+    found = evaluated(capsys, models[0], "--dataset", data, "--sequence-length=64", f"--evaluate.probe={probe}")
+    assert found["models"][0]["probe"] == {"accuracy": 1.0, "folds": [1.0] * FOLDS}
+    probe.write_text('{"text": "a", "label": 1}\n{"text": "b"}\n')
+    assert refused(capsys, models[0], "--dataset", data, f"--evaluate.probe={probe}") == (
+        2, f'error: --evaluate.probe {probe}, line 2: a "text" and a "label" are needed',
+    )  # fmt: skip
+
+
+def test_what_cannot_be_evaluated_is_refused_by_name(
+    models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = corpus(tmp_path / "a.jsonl", documents(3))
+    assert refused(capsys, "--dataset", data) == (
+        2, "error: evaluate needs models: give folders or Hub ids, such as bert-base-uncased runs/first/model",
+    )  # fmt: skip
+    assert refused(capsys, models[0], models[0], "--dataset", data)[1] == (
+        f"error: {models[0]} is given twice: leave one of them out"
+    )
+    encoder = tmp_path / "encoder"
+    BertModel(BertConfig(**SIZES, intermediate_size=48, max_position_embeddings=64)).save_pretrained(encoder)
+    word_tokenizer().save_pretrained(encoder)
+    code, said = refused(capsys, str(encoder), "--dataset", data, "--sequence-length=64")
+    assert (code, said.partition(" masked language-model head")[0]) == (1, f"error: {encoder} has no")
+    assert said.endswith("and a new one tells nothing: give a model that has one")
+    assert refused(capsys, models[0], "--dataset", corpus(tmp_path / "b.jsonl", []))[1] == (
+        "error: no document of the dataset to evaluate on"
+    )
+    assert refused(capsys, models[0])[1] == "error: --dataset is missing: give a Hub id, folder, glob or URL"
+
+
+def test_an_interval_holds_the_difference_of_documents_that_all_differ_alike() -> None:
+    labels = np.array([1.0, 2.0, 3.0, 4.0])
+    assert paired_difference(labels * 3, labels * 2, labels) == (1.0, 1.0, 1.0)
+    noisy = np.random.default_rng(0).normal(0.5, 1.0, 400)
+    found = paired_difference(noisy, np.zeros(400), np.ones(400))
+    assert found.low < 0.5 < found.high
+    assert 0.15 < found.high - found.low < 0.25  # 2 x 1.96 / sqrt(400)
+
+
+def test_texts_are_cut_at_a_space_where_there_is_one() -> None:
+    assert beginnings(["short", "word " * 100, "x" * 500]) == ["short", ("word " * 80).rstrip(), "x" * CHARACTERS]
