@@ -39,6 +39,18 @@ def test_a_clean_environment_is_accepted() -> None:
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS is set"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "ACCELERATE_DYNAMO_BACKEND is set"),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "ACCELERATE_MIXED_PRECISION is set"),
+        (
+            {"ACCELERATE_USE_CPU": "maybe"},
+            "(invalid truth value maybe): launch with torchrun, or unset RANK, LOCAL_RANK, WORLD_",
+        ),
+        (
+            {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"},
+            "environment variable MASTER_ADDR expected, but not set): launch",
+        ),
+        ({"LOCAL_RANK": "0", "RANK": "a", "WORLD_SIZE": "1"}, "invalid literal for int() with base 10: 'a'): launch"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but by the launch it is 1: launch with torchrun, or unset it"),
+        ({"RANK": "1"}, "RANK is 1, but by the launch it is 0: launch with torchrun, or unset it"),
+        ({"RANK": "a"}, "RANK is a, but by the launch it is 0: launch with torchrun, or unset it"),
         ({"ACCELERATE_USE_FSDP": "true"}, "ACCELERATE_USE_FSDP is set"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED is set"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "ACCELERATE_USE_MEGATRON_LM is set"),

@@ -117,24 +117,29 @@ def accelerator_for(config: Config) -> Accelerator:
     mixed_precision = "bf16" if precision == "bf16" else "no"
     _refuse_environment(mixed_precision)
     launched = "LOCAL_RANK" in os.environ
-    accelerator = Accelerator(
-        cpu=launched and not on_gpu,  # else ranks on CPUs do not find each other
-        mixed_precision=mixed_precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        dynamo_backend="no",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=collective_timeout(config))],
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=launched and not on_gpu,  # else ranks on CPUs do not find each other
+            mixed_precision=mixed_precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=collective_timeout(config))],
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"the environment is not that of a launcher ({error}): launch with torchrun, or unset RANK, LOCAL_RANK, WORLD_SIZE "
+            "and what begins with ACCELERATE_"
+        ) from error
     supported = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in supported:
         raise ConfigError(
             f"the launcher asks for {accelerator.distributed_type.value}, which is not supported: launch with torchrun, or "
             "with `accelerate launch --multi_gpu`"
         )
-    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
-        raise ConfigError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but there are {accelerator.num_processes} processes: "
-            "launch with torchrun, or unset it"
-        )
+    counted = {"WORLD_SIZE": str(accelerator.num_processes), "RANK": str(accelerator.process_index)}
+    for name, value in counted.items():
+        if (found := os.environ.get(name, value)) != value:
+            raise ConfigError(f"{name} is {found}, but by the launch it is {value}: launch with torchrun, or unset it")
     assert accelerator.gradient_accumulation_steps == 1
     assert str(accelerator.state.dynamo_plugin.backend).rsplit(".", 1)[-1] == "NO"
     assert accelerator.mixed_precision == mixed_precision
