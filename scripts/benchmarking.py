@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,16 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import demo_corpus
-from tokenizers import BertWordPieceTokenizer
-from transformers import BertTokenizerFast, PreTrainedTokenizerFast
+import zstandard
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
+from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
 from stream_pretrain.data.chain import stream_plan
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.lanes.pinning import pin
+from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
+from stream_pretrain.data.rows.batches import micro_batches
 
 VOCABULARY = 16_384
+SHARDS = 8
+MICRO_BATCH = 32
 MASK_RATE = 0.3
 ROWS = TrainConfig().global_batch_size
 _SENTENCE_END = re.compile(r"(?<=[.\n])\s+")
@@ -40,6 +46,16 @@ def documents(megabytes: float) -> Iterator[str]:
         yield text
 
 
+def made_corpus(folder: Path, megabytes: float, shards: int = SHARDS) -> str:
+    """So many megabytes of documents in compressed shards in a folder. Returns their glob."""
+    texts = list(documents(megabytes))
+    for shard in range(shards):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts[shard::shards])
+        path = folder / f"part-{shard:05d}-of-{shards:05d}.jsonl.zst"
+        path.write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))
+    return f"{folder}/part-*.jsonl.zst"
+
+
 def train_tokenizer(texts: Iterable[str], folder: Path) -> Path:
     """A WordPiece tokenizer trained on some texts, saved to a folder."""
     trained = BertWordPieceTokenizer()
@@ -48,15 +64,55 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> Path:
     return folder
 
 
-def plan_of_stream(files: str, tokenizer: PreTrainedTokenizerFast, sequence_length: int) -> tuple[PinnedCorpus, StreamPlan]:
-    """One epoch of some files (a path or glob) as a run with default options would read it."""
+def tokenizer_with_mask(tokenizer: str, texts: Iterable[str], folder: Path) -> str:
+    """A folder with a tokenizer for masked models: one trained on some texts, or a given one with a mask token added.
+
+    tokenizer: "wordpiece", "bpe" (byte-level), or the folder of one.
+    """
+    if tokenizer == "wordpiece":
+        return str(train_tokenizer(texts, folder))
+    if tokenizer == "bpe":
+        trained = ByteLevelBPETokenizer()
+        trained.train_from_iterator(texts, vocab_size=VOCABULARY, show_progress=False)
+        loaded = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer)
+    else:
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+        if loaded.mask_token is not None:
+            return tokenizer
+    loaded.add_special_tokens({"mask_token": "<mask>", "pad_token": "<pad>"})
+    loaded.save_pretrained(folder)
+    return str(folder)
+
+
+def plan_of_stream(
+    files: str,
+    tokenizer: PreTrainedTokenizerFast,
+    sequence_length: int,
+    *,
+    rows: int = ROWS,
+    epochs: int | None = 1,
+    window_bytes: int | None = None,
+) -> tuple[PinnedCorpus, StreamPlan]:
+    """Some epochs of files (a path or glob) as a run with otherwise default options would read them.
+
+    rows: of a step. epochs: None for any number. window_bytes: None for those of a run.
+    """
     config = Config(
-        data=DataConfig(dataset=files, sequence_length=sequence_length),
+        data=DataConfig(dataset=files, sequence_length=sequence_length, window_bytes=window_bytes or "auto"),
         objective=ObjectiveConfig(mask_rate=MASK_RATE),
-        train=TrainConfig(max_epochs=1),
+        train=TrainConfig(max_epochs=epochs, global_batch_size=rows),
     )
     pinned = pin(config, world=1)
     return pinned, stream_plan(config, tokenizer, pinned)
+
+
+def tensors_of(step: StepRows, plan: StreamPlan) -> int:
+    """Make the micro-batches of a step, as the training process does. Returns the tokens of documents in them."""
+    count = -(-len(step.row_lane) // MICRO_BATCH)
+    for _ in micro_batches(step.rows, step.labelled, step.row_source, MICRO_BATCH, count, plan.encoder.pad):
+        pass
+    framing = len(plan.encoder.prefix) + len(plan.encoder.suffix)
+    return step.trained.tokens - framing * len(step.rows.segment_length)
 
 
 @dataclass
@@ -72,12 +128,11 @@ class Tokenize:
         return dict.fromkeys(("input_ids", "token_type_ids", "attention_mask", "special_tokens_mask"), zeros)
 
 
-def usual_recipe(files: Sequence[str], columns: Sequence[str], tokenize: Tokenize, sequence_length: int) -> Any:
-    """The streaming dataset of transformers' own run_mlm example: tokenize, concatenate, cut to equal rows.
+def usual_recipe(documents: Any, columns: Sequence[str], tokenize: Tokenize, sequence_length: int) -> Any:
+    """What transformers' own run_mlm example makes of a streaming dataset: tokenize, concatenate, cut to equal rows.
 
-    columns: all that the files have.
+    columns: all that the documents have.
     """
-    import datasets
 
     def group(examples: Mapping[str, list[list[int]]]) -> dict[str, list[list[int]]]:
         joined = {name: list(itertools.chain.from_iterable(values)) for name, values in examples.items()}
@@ -86,5 +141,4 @@ def usual_recipe(files: Sequence[str], columns: Sequence[str], tokenize: Tokeniz
             name: [values[i : i + sequence_length] for i in range(0, total, sequence_length)] for name, values in joined.items()
         }
 
-    stream = datasets.load_dataset("json", data_files=list(files), split="train", streaming=True)
-    return stream.map(tokenize, batched=True, remove_columns=list(columns)).map(group, batched=True)
+    return documents.map(tokenize, batched=True, remove_columns=list(columns)).map(group, batched=True)

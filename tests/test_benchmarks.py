@@ -13,7 +13,7 @@ from tests.forks import ENVIRONMENT, trainers
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 PROMISED = {
-    "bench_stream": {"tokens_per_second", "ratio_to_limit", "ratio_to_datasets", "peak_rss_mb"},
+    "bench_stream": {"tokens_per_second", "fill", "ratio_to_recipe", "ratio_to_encode_batch_fast", "ratio_to_parts"},
     "bench_resume": {
         "cold_seconds",
         "plain_ratio",
@@ -25,11 +25,16 @@ PROMISED = {
 }
 
 
-def figures_of(script: str, tmp_path: Path, *options: str) -> dict[str, Any]:
-    """The last line of a benchmark that runs where nothing is at hand."""
+def printed_by(script: str, tmp_path: Path, *options: str) -> list[str]:
+    """The lines of a benchmark that runs where nothing is at hand."""
     done = trainers().run([str(SCRIPTS / script), "--quick", *options], {**ENVIRONMENT, "HF_HOME": str(tmp_path)}, tmp_path)
     assert done.returncode == 0, done.stderr
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()
+
+
+def figures_of(script: str, tmp_path: Path, *options: str) -> dict[str, Any]:
+    """The last of them."""
+    figures: dict[str, Any] = json.loads(printed_by(script, tmp_path, *options)[-1])
     return figures
 
 
@@ -49,6 +54,35 @@ def test_the_packing_benchmark_has_its_figures_for_every_length(tmp_path: Path) 
     assert all(0.97 < fraction <= 1 for fraction in figures["real_token_fraction"].values())
     assert all(segments >= 1 for segments in figures["segments_per_document"].values())
     assert all(0 < fraction < 1 for fraction in figures["packing_fraction"].values())
+
+
+def test_peers_are_measured_with_what_is_here_and_those_that_are_not_are_named(tmp_path: Path) -> None:
+    printed = printed_by("bench_peers", tmp_path, "--only-here", "--tokenizer=bpe")
+    ours = {"recipe", "recipe, shuffled", "recipe, 2 workers", "this stream"}
+    ((name, figures),) = json.loads(printed[-1]).items()
+    assert name == "made, bpe"
+    assert figures.keys() == ours
+    assert all(rate > 0 for rate in figures.values())
+    assert ours <= {line.split(" | ")[0].removeprefix("| ") for line in printed}
+    assert "| MosaicML streaming | not measured: not asked for |" in printed
+    assert "| LitData, tokens | not measured: not asked for |" in printed
+
+
+def test_the_feed_benchmark_ends_with_how_long_a_consumer_waits(tmp_path: Path) -> None:
+    figures = figures_of("bench_feed", tmp_path)
+    assert figures.keys() == {"wait_at_90_ms", "consumers_of_a_core"}
+    assert 0 <= figures["wait_at_90_ms"] < 1
+
+
+def test_the_memory_benchmark_ends_with_the_memory_of_a_worker(tmp_path: Path) -> None:
+    figures = figures_of("bench_memory", tmp_path)
+    assert figures.keys() == {"lanes", "most_mb", "most_own_mb", "growth_mb"}
+    assert 0 < figures["most_own_mb"] < figures["most_mb"]
+
+
+@pytest.mark.long
+def test_the_speed_up_of_workers_is_measured_where_there_are_several(tmp_path: Path) -> None:
+    assert figures_of("bench_stream", tmp_path, "--workers=1,2")["speed_up_of_workers"] > 0
 
 
 @pytest.mark.long

@@ -1,0 +1,146 @@
+"""Ways to read a corpus once, from its files to packed and masked batches of 32 rows, and the least that any of them must do.
+
+Each takes what it is given, loads what a training script has loaded before it reads, and returns an iterator over what it
+reads: tokens of documents, without special tokens and padding, and positions of the batches.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import datasets
+import orjson
+import zstandard
+from benchmarking import MASK_RATE, MICRO_BATCH, Tokenize, plan_of_stream, tensors_of, usual_recipe
+from tokenizers import Tokenizer
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, DataCollatorForLanguageModeling
+
+from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.data.lanes.stream_state import first_cursors
+from stream_pretrain.data.rows.encoder import Encoder
+
+TEXTS_AT_ONCE = 1000
+"""As many as `datasets.map` gives to a tokenizer."""
+SHUFFLE_BUFFER = 10_000
+
+Batches = Iterator[tuple[int, int]]
+"""(tokens of documents, positions) of each batch."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What every contender reads."""
+
+    corpus: str
+    """A glob of files of JSON lines, with the text in `text`."""
+    tokenizer: str
+    """Folder of a tokenizer with a mask token."""
+    sequence_length: int = 512
+
+    @property
+    def files(self) -> list[str]:
+        return sorted(glob.glob(self.corpus))
+
+
+Contender = Callable[[Given], Batches]
+
+
+# --- This package
+
+
+def stream(given: Given, workers: int = 0) -> Batches:
+    """The batches of this package, as the training process gets them."""
+    tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
+
+    def read() -> Batches:
+        pinned, plan = plan_of_stream(given.corpus, tokenizer, given.sequence_length)
+        with StepStream(plan, first_cursors(pinned.lanes), workers=workers) as steps:
+            for step in steps:
+                if len(step.row_lane) == 0:
+                    return
+                yield tensors_of(step, plan), len(step.row_lane) * given.sequence_length
+
+    return read()
+
+
+# --- The usual recipe
+
+
+def recipe(given: Given, workers: int = 0, shuffle: bool = False) -> Batches:
+    """load_dataset(streaming), map(tokenize), map(group), DataCollatorForLanguageModeling, DataLoader."""
+    tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
+
+    def read() -> Batches:
+        documents = datasets.load_dataset("json", data_files=given.files, split="train", streaming=True)
+        if shuffle:
+            documents = documents.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER)
+        rows = usual_recipe(documents, list(next(iter(documents))), Tokenize(tokenizer), given.sequence_length)
+        return masked(rows, tokenizer, workers)
+
+    return read()
+
+
+def masked(rows: Any, tokenizer: Any, workers: int = 0) -> Batches:
+    """Batches of a dataset of rows that have `input_ids` and `special_tokens_mask`, as transformers' examples make them."""
+    collate = partial(_counted, DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASK_RATE))
+    for count, batch in DataLoader(rows, batch_size=MICRO_BATCH, collate_fn=collate, num_workers=workers):
+        yield count, batch["input_ids"].numel()
+
+
+def _counted(collate: Any, examples: list[dict[str, list[int]]]) -> tuple[int, Any]:
+    """A collated batch, with the tokens of documents in it."""
+    return sum(example["special_tokens_mask"].count(0) for example in examples), collate(examples)
+
+
+# --- What nobody can do without
+
+
+def encode_batch_fast(given: Given) -> Batches:
+    """The library `tokenizers` and nothing else, over texts that are in memory."""
+    texts = [text for file in given.files for text in texts_of(file)]
+    tokenizer = Tokenizer.from_file(f"{given.tokenizer}/tokenizer.json")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    def read() -> Batches:
+        for first in range(0, len(texts), TEXTS_AT_ONCE):
+            encodings = tokenizer.encode_batch_fast(texts[first : first + TEXTS_AT_ONCE], add_special_tokens=False)
+            tokens = sum(map(len, encodings))
+            yield tokens, tokens
+
+    return read()
+
+
+def parts(given: Given) -> Batches:
+    """Decompress, parse and tokenize, with the same engine as `stream`: what is left without order, rows, masks and tensors."""
+    tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
+
+    def read() -> Batches:
+        engine = Encoder.of(tokenizer).build()
+        for file in given.files:
+            texts = list(texts_of(file))
+            for first in range(0, len(texts), TEXTS_AT_ONCE):
+                tokens = len(engine.encode(texts[first : first + TEXTS_AT_ONCE])[0])
+                yield tokens, tokens
+
+    return read()
+
+
+def texts_of(file: str) -> Iterator[str]:
+    """The texts of a file of JSON lines: plain, .gz or .zst."""
+    with open(file, "rb") as stored:
+        lines: Any = stored
+        if file.endswith(".gz"):
+            lines = gzip.GzipFile(fileobj=stored)
+        elif file.endswith(".zst"):
+            reader = zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(stored, read_across_frames=True)
+            lines = io.BufferedReader(reader, 1 << 20)
+        for line in lines:
+            yield orjson.loads(line)["text"]
