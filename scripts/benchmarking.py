@@ -7,7 +7,7 @@ import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ import zstandard
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 
-from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
+from stream_pretrain.config import Config, DataConfig, EngineName, ObjectiveConfig, TrainConfig
 from stream_pretrain.data.chain import stream_plan
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.lanes.pinning import pin
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.rows.batches import micro_batches
+from stream_pretrain.data.rows.engine_choice import choose
 
 VOCABULARY = 16_384
 SHARDS = 8
@@ -89,6 +90,7 @@ def plan_of_stream(
     tokenizer: PreTrainedTokenizerFast,
     sequence_length: int,
     *,
+    engine: EngineName = "auto",
     rows: int = ROWS,
     epochs: int | None = 1,
     window_bytes: int | None = None,
@@ -103,7 +105,8 @@ def plan_of_stream(
         train=TrainConfig(max_epochs=epochs, global_batch_size=rows),
     )
     pinned = pin(config, world=1)
-    return pinned, stream_plan(config, tokenizer, pinned)
+    plan = stream_plan(config, tokenizer, pinned)
+    return pinned, replace(plan, encoder=replace(plan.encoder, engine=choose(engine, plan.encoder).name))
 
 
 def tensors_of(step: StepRows, plan: StreamPlan) -> int:

@@ -10,7 +10,7 @@ import glob
 import gzip
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,9 +22,11 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
+from stream_pretrain.config import EngineName
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_state import first_cursors
 from stream_pretrain.data.rows.encoder import Encoder
+from stream_pretrain.data.rows.engine_choice import choose
 
 TEXTS_AT_ONCE = 1000
 """As many as `datasets.map` gives to a tokenizer."""
@@ -55,12 +57,12 @@ Contender = Callable[[Given], Batches]
 # --- This package
 
 
-def stream(given: Given, workers: int = 0) -> Batches:
+def stream(given: Given, engine: EngineName = "auto", workers: int = 0) -> Batches:
     """The batches of this package, as the training process gets them."""
     tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
 
     def read() -> Batches:
-        pinned, plan = plan_of_stream(given.corpus, tokenizer, given.sequence_length)
+        pinned, plan = plan_of_stream(given.corpus, tokenizer, given.sequence_length, engine=engine)
         with StepStream(plan, first_cursors(pinned.lanes), workers=workers) as steps:
             for step in steps:
                 if len(step.row_lane) == 0:
@@ -68,6 +70,13 @@ def stream(given: Given, workers: int = 0) -> Batches:
                 yield tensors_of(step, plan), len(step.row_lane) * given.sequence_length
 
     return read()
+
+
+def engine_of(tokenizer: str, asked: EngineName) -> EngineName:
+    """The engine that a run would take, checked once for all that follow. Raises: ConfigError."""
+    encoder = Encoder.of(AutoTokenizer.from_pretrained(tokenizer))
+    name: EngineName = choose(asked, encoder).name
+    return name
 
 
 # --- The usual recipe
@@ -118,16 +127,17 @@ def encode_batch_fast(given: Given) -> Batches:
     return read()
 
 
-def parts(given: Given) -> Batches:
-    """Decompress, parse and tokenize, with the same engine as `stream`: what is left without order, rows, masks and tensors."""
+def parts(given: Given, engine: EngineName = "auto") -> Batches:
+    """Decompress, parse and tokenize, with an engine of `stream`: what is left without order, rows, masks and tensors."""
     tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
 
     def read() -> Batches:
-        engine = Encoder.of(tokenizer).build()
+        encoder = Encoder.of(tokenizer)
+        built = replace(encoder, engine=choose(engine, encoder).name).build()
         for file in given.files:
             texts = list(texts_of(file))
             for first in range(0, len(texts), TEXTS_AT_ONCE):
-                tokens = len(engine.encode(texts[first : first + TEXTS_AT_ONCE])[0])
+                tokens = len(built.encode(texts[first : first + TEXTS_AT_ONCE])[0])
                 yield tokens, tokens
 
     return read()

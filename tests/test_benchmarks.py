@@ -13,7 +13,6 @@ from tests.forks import ENVIRONMENT, trainers
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 PROMISED = {
-    "bench_stream": {"tokens_per_second", "fill", "ratio_to_recipe", "ratio_to_encode_batch_fast", "ratio_to_parts"},
     "bench_resume": {
         "cold_seconds",
         "plain_ratio",
@@ -56,12 +55,23 @@ def test_the_packing_benchmark_has_its_figures_for_every_length(tmp_path: Path) 
     assert all(0 < fraction < 1 for fraction in figures["packing_fraction"].values())
 
 
+def test_the_stream_is_measured_with_tokenizers_and_with_a_fast_engine(tmp_path: Path) -> None:
+    figures = figures_of("bench_stream", tmp_path)
+    with_tokenizers = figures.pop("with_tokenizers")
+    ratios = {"ratio_to_recipe", "ratio_to_encode_batch_fast", "ratio_to_parts"}
+    assert figures.keys() == {"engine", "tokens_per_second", "fill"} | ratios
+    assert with_tokenizers.keys() == {"tokens_per_second", "fill"} | ratios
+    assert figures.pop("engine") in ("nanotoken", "tokenizers")
+    assert all(value > 0 for value in (*figures.values(), *with_tokenizers.values()))
+    assert figures["fill"] > 0.9
+
+
 def test_peers_are_measured_with_what_is_here_and_those_that_are_not_are_named(tmp_path: Path) -> None:
     printed = printed_by("bench_peers", tmp_path, "--only-here", "--tokenizer=bpe")
-    ours = {"recipe", "recipe, shuffled", "recipe, 2 workers", "this stream"}
+    ours = {"recipe", "recipe, shuffled", "recipe, 2 workers", "this stream, tokenizers"}
     ((name, figures),) = json.loads(printed[-1]).items()
     assert name == "made, bpe"
-    assert figures.keys() == ours
+    assert figures.keys() - {"this stream, fastokens"} == ours
     assert all(rate > 0 for rate in figures.values())
     assert ours <= {line.split(" | ")[0].removeprefix("| ") for line in printed}
     assert "| MosaicML streaming | not measured: not asked for |" in printed
