@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import demo_corpus
+import numpy as np
+import torch
 import zstandard
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
@@ -112,10 +114,10 @@ def plan_of_stream(
 def tensors_of(step: StepRows, plan: StreamPlan) -> int:
     """Make the micro-batches of a step, as the training process does. Returns the tokens of documents in them."""
     count = -(-len(step.row_lane) // MICRO_BATCH)
-    for _ in micro_batches(step.rows, step.labelled, step.row_source, MICRO_BATCH, count, plan.encoder.pad):
+    for _ in micro_batches(step.trained, MICRO_BATCH, count, plan.encoder.pad, torch.device("cpu")):
         pass
     framing = len(plan.encoder.prefix) + len(plan.encoder.suffix)
-    return step.trained.tokens - framing * len(step.rows.segment_length)
+    return step.trained.tokens - framing * int(np.count_nonzero(step.trained.segment_tokens))
 
 
 @dataclass
