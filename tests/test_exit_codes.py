@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from stream_pretrain import errors, exit_codes
 from stream_pretrain.training.files.atomic_files import writing
@@ -54,4 +55,18 @@ def test_the_readme_has_the_table() -> None:
     readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
     [table] = re.findall(r"\| how it ended \|.*?\n\n", readme, re.DOTALL)
     codes = [line.split("|")[4].strip() for line in table.splitlines()[2:] if line]
-    assert codes == ["0", "75", "130", "75", "75", "1", "2", "137; 75 from a launch file"]
+    assert codes == ["0", "75", "130", "75", "75", "75", "1", "2", "137; 75 from a launch file"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError("tokenizer: No space left on device (os error 28)"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_told_in_the_same_words_whoever_writes(error: Exception) -> None:
+    assert str(refused_write(error)) == (
+        "OUT cannot be written (No space left on device): free some space, then run the same command again"
+    )

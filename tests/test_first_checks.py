@@ -166,8 +166,16 @@ def test_a_hub_that_does_not_answer_is_left_to_the_listing(monkeypatch: pytest.M
     missing_dataset.refuse_absent(parse(["--dataset=org/corpus"], {}).data)
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("dat", "dat (no file or folder here; did you mean data?)"),
+        ("corpus", "corpus (no file or folder here)"),
+        ("a/b", "a/b"),
+    ],
+)
 def test_a_wrong_name_of_a_folder_names_the_nearest_where_the_hub_does_not_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, near: str
 ) -> None:
     def fails(*_: object) -> None:
         raise ConnectionRefusedError("nobody")
@@ -176,8 +184,5 @@ def test_a_wrong_name_of_a_folder_names_the_nearest_where_the_hub_does_not_answe
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     with pytest.raises(TransportError) as error:
-        resolve.resolve(DataConfig(dataset="dat"))
-    assert str(error.value) == (
-        "dat (no file or folder here; did you mean data?): no server answers (ConnectionRefusedError: nobody); "
-        "check the network and the name"
-    )
+        resolve.resolve(DataConfig(dataset=name))
+    assert str(error.value) == (f"{near}: no server answers (ConnectionRefusedError: nobody); check the network and the name")

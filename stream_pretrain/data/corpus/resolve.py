@@ -188,7 +188,7 @@ def _list_remote_in_time(url: str, data: DataConfig, commits: Mapping[str, str],
             ) from None
 
     near = "" if is_remote(url) else did_you_mean(url)
-    name = f"{url} (no file or folder here{near})" if near else without_secrets(url)
+    name = f"{url} (no file or folder here{near})" if near or "/" not in url else without_secrets(url)
     return retried(find, name, data.retry_deadline)
 
 

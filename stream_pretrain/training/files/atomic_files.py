@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,8 @@ def writing(path: Path | str, advice: str = "free some space, then run the same 
     try:
         yield
     except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
+        number = re.search(r"\(os error (\d+)\)", str(error))  # of safetensors, after its own words
+        why = os.strerror(int(number[1])) if number else getattr(error, "strerror", None) or error
         raise CheckpointError(f"{path} cannot be written ({why}): {advice}") from error
 
 
