@@ -147,12 +147,12 @@ def test_a_server_that_fails_for_a_while_changes_nothing_of_what_is_known(
 def test_stripes_have_the_windows_that_are_there() -> None:
     source = plan_of([(1000, 3400)])
     assert source.windows_of(0) == 4
-    assert [source.bytes_of(Stripe(0, first, 3)) for first in range(3)] == [411, 294, 295], "the first has 1.4 windows"
-    assert [source.bytes_of(Stripe(0, first, 4)) for first in range(4)] == [294, 294, 294, 118]
-    assert [source.bytes_of(Stripe(0, first, 2)) for first in range(2)] == [588, 412]
+    assert [source.bytes_from(Stripe(0, first, 3), 0) for first in range(3)] == [1400, 1000, 1000]
+    assert [source.bytes_from(Stripe(0, first, 4), 0) for first in range(4)] == [1000, 1000, 1000, 400]
+    assert [source.bytes_from(Stripe(0, first, 2), 1) for first in range(2)] == [1000, 700]
     guessed = plan_of([(1000, None)])
     assert guessed.windows_of(0) == 4
-    assert [guessed.bytes_of(Stripe(0, first, 3)) for first in range(3)] == [333, 333, 334]
+    assert [guessed.bytes_from(Stripe(0, first, 3), 0) for first in range(3)] == [333, 333, 334]
 
 
 def test_lanes_are_level_in_what_they_read_not_in_what_is_stored() -> None:

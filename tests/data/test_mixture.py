@@ -17,11 +17,12 @@ from stream_pretrain.config import Config, DataConfig, SourceConfig, TrainConfig
 from stream_pretrain.data.chain import stream_plan
 from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.mixture import PARTS, choose, parts_of, phases_of
+from stream_pretrain.data.lanes.run_progress import counts_of, progress
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import cursors_from, first_cursors, stream_state
 from tests.corpora import documents, write_shard
-from tests.data.plans import TOKENIZER, lane, ledger, next_row
+from tests.data.plans import TOKENIZER, cursors_of, lane, ledger, next_row
 
 
 def plan_for(folder: Path, sources: dict[str, dict], lanes: int = 4, batch: int = 8, **options: object) -> StreamPlan:
@@ -318,18 +319,16 @@ def test_the_epochs_of_a_source_whose_weight_has_gone_are_not_waited_for(tmp_pat
     sources = {"a": {"weight": 1}, "b": {"weight": 1}, "never": {"weight": 0}}
     change = (WeightChange(60, {"b": 0}),)  # two rows of a lane a step
     plan = plan_for(tmp_path, sources, max_epochs=1, max_steps=None, weight_schedule=change, window_bytes=4_000)
-    before = -1.0
     with StepStream(plan, first_cursors(4, 3)) as stream:
         for done, step in enumerate(stream, start=1):
-            read = step.cursors[:, :, Cursor._fields.index("finished_bytes") :][:, :, :2].sum(axis=(0, 2)).tolist()
-            progress = plan.progress(read, done)
+            counts = counts_of(plan, dict(enumerate(cursors_of(step))))
+            found = progress(plan, counts, done)
             if not len(step.row_lane):
                 break
-            assert before <= progress <= 1
-            assert done >= 60 or progress < 0.5
-            before = progress
-    assert progress == 1
-    assert 0 < read[1] < plan.sources[1].bytes_of_epoch
+            assert 0 < found <= 1
+            assert done >= 60 or found < 0.5
+    assert found == 1
+    assert 0 < counts[1, 1].sum() < plan.sources[1].bytes_of_epoch
 
 
 def test_sources_are_dealt_and_shuffled_each_in_its_own_way(tmp_path: Path) -> None:

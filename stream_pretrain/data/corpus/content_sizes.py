@@ -61,11 +61,17 @@ def with_content_bytes(corpus: Corpus, data: DataConfig, worth_a_request: Callab
         if shard.name in known:
             stored[shard.compression] += shard.size or 0
             content[shard.compression] += known[shard.name]
-    for shard in may_say:
-        if shard.name not in known and stored[shard.compression]:
-            known[shard.name] = (shard.size or 0) * content[shard.compression] // stored[shard.compression]
-    known |= plain
-    return replace(corpus, shards=tuple(replace(shard, content_bytes=known.get(shard.name)) for shard in corpus.shards))
+    estimated = {
+        shard.name: (shard.size or 0) * content[shard.compression] // stored[shard.compression]
+        for shard in may_say
+        if shard.name not in known and stored[shard.compression]
+    }
+    found = {**plain, **known, **estimated}
+    shards = (
+        replace(shard, content_bytes=found.get(shard.name), is_content_estimated=shard.name in estimated)
+        for shard in corpus.shards
+    )
+    return replace(corpus, shards=tuple(shards))
 
 
 def _content_bytes(shards: Sequence[Shard], options: TransportOptions) -> dict[str, int]:

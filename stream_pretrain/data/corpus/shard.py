@@ -33,6 +33,8 @@ class Shard:
     """Of `datasets`, for format "examples"."""
     content_bytes: int | None = None
     """Uncompressed bytes of a shard of lines, where the first start of the run found them out (content_sizes.py)."""
+    is_content_estimated: bool = False
+    """Whether they are not its own, but follow from those of other shards."""
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ class Documents:
     """Documents without text, one entry for each reason."""
     stored: tuple[int, int] = (0, 0)
     """Stored bytes of the shard before the window and up to its end, the same whoever reads it."""
+    content_bytes: int = 0
+    """Of the content of the shard, those that the documents take, used or not; the windows of a shard add up to its content."""
     members: Sequence[int] = ()
     """Which shard of its unit each text is of; empty where the unit is one shard."""
     damaged: tuple[Damage, ...] = ()

@@ -68,7 +68,7 @@ class LineDocuments:
             return None
         candidates = self.unit.split(window.lines, window.offset, self.options.max_line_bytes)
         documents = usable_documents(candidates, self._text_of_short, window.restart, self.options)
-        documents = replace(documents, stored=window.stored)
+        documents = replace(documents, stored=window.stored, content_bytes=len(window.lines))
         if window.overlong is not None:
             documents.skips.append(Skip(window.overlong, self.unit.too_long))
         if block == 0:

@@ -40,16 +40,16 @@ class Cursor(NamedTuple):
     stripes: int = 0
     """Stripes, and shards of bundles, that were skipped from some point on."""
     finished_bytes: int = 0
-    """Stored bytes of the stripes that the lane read to their ends, in all epochs."""
-    stripe_bytes: int = 0
-    """Stored bytes of the stripe before the row."""
+    """Bytes of the content of the windows that the lane read to their ends, in all epochs."""
+    window_bytes: int = 0
+    """Of the window, those before the row."""
     credit: int = 0
     """How far the source is behind its share of the rows of the lane (mixture.py)."""
 
     @property
     def bytes_read(self) -> int:
-        """Stored bytes of the source that the lane has read, in all epochs."""
-        return self.finished_bytes + self.stripe_bytes
+        """Bytes of the content of the source that the lane has read, in all epochs."""
+        return self.finished_bytes + self.window_bytes
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ class Group:
     """Documents that were skipped on the way to that row."""
     documents_before: NDArray[np.int64]
     """[R + 1] documents that begin before each row, and in all."""
-    stored: tuple[int, int]
-    """Stored bytes of the stripe before and behind the documents, by their characters."""
+    content: tuple[int, int]
+    """Bytes of the content of the window before the first row and up to the last, by the characters of the documents."""
     draws: Draws | None = None
     """The random part of the labels, from when they are asked for."""
     labelled: dict[float, Labelled] = field(default_factory=dict)
@@ -45,10 +45,10 @@ class Group:
         """The cursor behind so many of the rows."""
         if rows == len(self):
             return self.end
-        begin, (before, behind) = self.begin, self.stored
+        begin, (before, behind) = self.begin, self.content
         return begin._replace(
             taken=rows,
             rows=begin.rows + rows,
             documents=begin.documents + int(self.documents_before[rows]),
-            stripe_bytes=max(begin.stripe_bytes, before + (behind - before) * rows // len(self)),
+            window_bytes=before + (behind - before) * rows // len(self),
         )

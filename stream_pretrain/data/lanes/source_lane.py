@@ -67,7 +67,7 @@ class SourceLane:
         """In front of the first row of the next group that was not given out before."""
         self.reader: DocumentReader | None = None
         self.window: TokenizedWindow | None = None
-        self.stored = (0, 0)  # stored bytes of the shard before the window and up to its end
+        self.bytes_of_window = 0  # of its content
         self.unreported: list[Skipped] = []
         self.uncounted: Counter[str] = Counter()
         """What was met since the last group, by the field of the cursor that counts it."""
@@ -75,7 +75,7 @@ class SourceLane:
         self.empty_epochs = 0
         self.rows_before_epoch = cursor.rows
         self.characters_per_token = 4.0
-        self.opened = np.zeros(3)  # characters, documents and stored bytes of the windows that were opened
+        self.opened = np.zeros(3)  # characters, documents and bytes of the windows that were opened
         self.tokenized = np.zeros(2)  # characters, and tokens of them
         self.stripes: list[Stripe] = []
         self._begin_epoch(cursor.epoch, cursor.stripe)
@@ -116,10 +116,10 @@ class SourceLane:
 
     @property
     def sampled(self) -> NDArray[np.float64]:
-        """[2] tokens, about, of the windows that were opened by now, and their stored bytes; none where these are not known."""
-        (characters, documents, stored), (seen, tokens) = self.opened, self.tokenized
+        """[2] tokens, about, of the windows that were opened by now, and bytes of their content; 0 where they are unknown."""
+        (characters, documents, content), (seen, tokens) = self.opened, self.tokenized
         framing = self._framing + len(self.encoder.document_end)
-        return np.array([characters * tokens / seen + documents * framing, stored] if seen else [0.0, 0.0])
+        return np.array([characters * tokens / seen + documents * framing, content] if seen else [0.0, 0.0])
 
     @property
     def _framing(self) -> int:
@@ -162,11 +162,11 @@ class SourceLane:
                 raise self._astray(stripe, block)
             self.readers.leave(self.number, cursor.epoch, stripe)
             # Where a run goes on, damage may be met in a window that was read in part before.
-            self.cursor = self._after_stripe(cursor)
+            self.cursor = self._after_stripe(cursor, damaged=damaged)
             self._follow(self.cursor.stripe)
             return
         self.cursor = cursor._replace(compressed=found.restart.compressed, uncompressed=found.restart.uncompressed)
-        self.stored = found.stored
+        self.bytes_of_window = self.plan.bytes_of(stripe.unit, found)
         if self._at_start_of_window:
             self._report(stripe, "skipped", found.skips)
             self._report(stripe, "empty", found.empty)
@@ -178,8 +178,8 @@ class SourceLane:
             without_held_out(found, self.plan.heldout_fraction), self._key(ORDER, stripe, block), self.engine.piece_edges
         )
         self._refuse_other_ids(stripe, block, self.window.documents)
-        if self.stored[1] > self.stored[0]:
-            self.opened += self.window.characters, len(self.window.order), self.stored[1] - self.stored[0]
+        if self.bytes_of_window:
+            self.opened += self.window.characters, len(self.window.order), self.bytes_of_window
         if not self.window.has(cursor.next_document, cursor.piece):
             raise self._astray(stripe, block)
 
@@ -269,27 +269,22 @@ class SourceLane:
 
     def _after_window(self, cursor: Cursor) -> Cursor:
         self.window = None
-        stripe_bytes = max(cursor.stripe_bytes, self._bytes_of_stripe(1, 1))
-        return cursor._replace(window=cursor.window + 1, next_document=0, piece=0, token=0, taken=0, stripe_bytes=stripe_bytes)
-
-    def _after_stripe(self, cursor: Cursor) -> Cursor:
-        self.window = None
-        finished = cursor.finished_bytes + self.plan.bytes_of(self.stripes[cursor.stripe])
         return cursor._replace(
-            stripe=cursor.stripe + 1,
-            **dict.fromkeys(("compressed", "uncompressed", "window", "next_document", "piece", "token", "taken"), 0),
-            finished_bytes=finished,
-            stripe_bytes=0,
+            window=cursor.window + 1,
+            **dict.fromkeys(("next_document", "piece", "token", "taken", "window_bytes"), 0),
+            finished_bytes=cursor.finished_bytes + self.bytes_of_window,
         )
 
-    def _bytes_of_stripe(self, read: int, of: int) -> int:
-        """Stored bytes of the stripe before a place in the window: so much of all that is in it was read.
-
-        The windows before it are taken for as large as those of the other stripes between them.
-        """
-        stripe, window, (begin, end) = self.stripes[self.cursor.stripe], self.cursor.window, self.stored
-        before = begin * window // max(1, stripe.first + window * stripe.count)
-        return min(before + (end - begin) * read // of, self.plan.bytes_of(stripe))
+    def _after_stripe(self, cursor: Cursor, *, damaged: bool) -> Cursor:
+        self.window = None
+        finished, stripe = cursor.finished_bytes, self.stripes[cursor.stripe]
+        if damaged:
+            rest = self.plan.bytes_from(stripe, cursor.window)
+            finished = max(cursor.bytes_read, min(finished + rest, (cursor.epoch + 1) * self.plan.bytes_of_epoch))
+        elif not self.plan.tells_bytes(stripe.unit):
+            finished += self.plan.bytes_from(stripe, 0)
+        zeros = ("compressed", "uncompressed", "window", "next_document", "piece", "token", "taken", "window_bytes")
+        return cursor._replace(stripe=cursor.stripe + 1, **dict.fromkeys(zeros, 0), finished_bytes=finished)
 
     def _open_group(self, window: TokenizedWindow) -> Group | None:
         """Tokenize and pack the documents from the cursor on; None where none is left that has tokens: the window ends."""
@@ -335,19 +330,21 @@ class SourceLane:
         origins[:, 0] = cursor.epoch
         origins[:, 1:] = window.origins_of(tokenized.documents)[rows.segment_document]
         origins[:, 1] += self._shard(stripe)
-        characters = window.characters if after is None else window.characters_before(*after[:2])
-        stored = (
-            self._bytes_of_stripe(window.characters_before(cursor.next_document, cursor.piece), window.characters),
-            self._bytes_of_stripe(characters, window.characters),
+        characters = (
+            window.characters_before(cursor.next_document, cursor.piece, cursor.token),
+            window.characters if after is None else window.characters_before(*after),
         )
-        counted = self._counted(cursor)
-        begin = counted._replace(
-            taken=0, rows=cursor.rows - cursor.taken, documents=cursor.documents - int(documents[cursor.taken])
+        before, behind = (self.bytes_of_window * count // max(1, window.characters) for count in characters)
+        begin = self._counted(cursor)._replace(
+            taken=0,
+            rows=cursor.rows - cursor.taken,
+            documents=cursor.documents - int(documents[cursor.taken]),
+            window_bytes=before,
         )
         end = begin._replace(
             rows=begin.rows + len(rows.input_ids),
             documents=begin.documents + int(documents[-1]),
-            stripe_bytes=max(begin.stripe_bytes, stored[1]),
+            window_bytes=behind,
         )
         place = None if after is None else dict(zip(("next_document", "piece", "token"), after, strict=True))
         end = self._after_window(end) if place is None else end._replace(**place)
@@ -361,7 +358,7 @@ class SourceLane:
             first=cursor.taken,
             skipped=self._report_skipped(),
             documents_before=documents,
-            stored=stored,
+            content=(before, behind),
         )
 
     def _report_without_tokens(self, window: TokenizedWindow, documents: NDArray[np.int64], stripe: Stripe) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from stream_pretrain.data.corpus.shard import Shard
-from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.documents.document import Documents, ReadOptions
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.dealing import deal, known_sizes, share_before
@@ -103,10 +103,26 @@ class SourcePlan:
         """Whether a lane has read all epochs of the source."""
         return self.max_epochs is not None and cursor.epoch >= self.max_epochs
 
-    def bytes_of(self, stripe: Stripe) -> int:
-        """Stored bytes of a stripe; those of the stripes of a shard add up to its size."""
-        size, (before, until) = self._sizes[stripe.unit], self._part(stripe)
-        return int(size * until) - int(size * before)
+    def tells_bytes(self, unit: int) -> bool:
+        """Whether it is known which bytes of a unit its windows have."""
+        shard, *others = self.shards_of(unit)
+        return self.size_of(unit) is not None and (bool(others) or shard.format != "examples")
+
+    def bytes_of(self, unit: int, documents: Documents) -> int:
+        """Bytes of the content of a unit in a window; 0 where that is not known. Those of all windows add up to the unit."""
+        shard, *others = self.shards_of(unit)
+        if not others and shard.content_bytes is not None and not shard.is_content_estimated:
+            return documents.content_bytes
+        if not self.tells_bytes(unit):
+            return 0
+        begin, end = (self._sizes[unit] * stored // max(1, self.size_of(unit) or 0) for stored in documents.stored)
+        return end - begin
+
+    def bytes_from(self, stripe: Stripe, window: int) -> int:
+        """Bytes of the content of a stripe from a window on, about."""
+        before, until = (int(self._sizes[stripe.unit] * part) for part in self._part(stripe))
+        windows = math.ceil((self.windows_of(stripe.unit) - stripe.first) / stripe.count)
+        return (until - before) * max(0, windows - window) // windows
 
     def _part(self, stripe: Stripe) -> tuple[float, float]:
         """The part of its unit that a stripe is, between 0 and 1."""
@@ -126,7 +142,7 @@ class SourcePlan:
 
     @cached_property
     def bytes_of_epoch(self) -> int:
-        """Stored bytes of all shards."""
+        """Bytes of the content of all shards, as far as it is known."""
         return sum(self._sizes)
 
     @cached_property
@@ -140,8 +156,5 @@ class SourcePlan:
 
     @cached_property
     def _sizes(self) -> list[int]:
-        """Stored bytes of each unit; one that is not known is taken for the mean of the others, an empty one for a byte."""
-        sizes = [self.size_of(unit) for unit in range(len(self.units))]
-        known = [size for size in sizes if size is not None]
-        mean = sum(known) // len(known) if known else 1
-        return [max(1, mean if size is None else size) for size in sizes]
+        """Bytes of the content of each unit, at least one; of one that is not known the mean of the others."""
+        return [max(1, int(size)) for size in known_sizes(self._loads)]

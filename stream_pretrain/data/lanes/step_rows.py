@@ -40,7 +40,7 @@ class StepRows:
     seconds: NDArray[np.float64]
     """[causes] what the workers spent on them, see `source_lane.CAUSES`."""
     sampled: NDArray[np.float64]
-    """[sources, 2] tokens and stored bytes of the windows that were opened for them and before, see `SourceLane.sampled`."""
+    """[sources, 2] tokens and bytes of the windows that were opened for them and before, see `SourceLane.sampled`."""
 
     @property
     def row_lane(self) -> NDArray[np.int64]:

@@ -52,18 +52,12 @@ class StreamPlan:
         last = self.schedule[-1].parts
         return all(not part or source.max_epochs is not None for part, source in zip(last, self.sources, strict=True))
 
-    def progress(self, bytes_read: Sequence[float], step: int) -> float:
-        """Share of the epochs that lies before a step; 0 where the epochs do not end the run.
+    @property
+    def epochs_end_it(self) -> bool:
+        """Whether the run ends with the epochs of its sources, if not before."""
+        return all(source.max_epochs is not None for source in self.sources)
 
-        bytes_read: stored bytes that all lanes have read of each source, in all epochs.
-        """
-        if any(source.max_epochs is None for source in self.sources):
-            return 0.0
+    def has_share(self, source: int, step: int) -> bool:
+        """Whether a source has a share in a step or later."""
         now = self.shares_at(step).from_step
-        has_share = map(any, zip(*(shares.parts for shares in self.schedule if shares.from_step >= now), strict=True))
-        # What is left of a source that has no share from here on is not read.
-        to_read = [
-            source.bytes_of_epoch * (source.max_epochs or 0) if share else read
-            for source, read, share in zip(self.sources, bytes_read, has_share, strict=True)
-        ]
-        return sum(bytes_read) / sum(to_read)
+        return any(shares.parts[source] for shares in self.schedule if shares.from_step >= now)

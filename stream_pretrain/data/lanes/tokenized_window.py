@@ -89,9 +89,13 @@ class TokenizedWindow:
         """Of all documents."""
         return int(self.characters_to[-1])
 
-    def characters_before(self, document: int, piece: int) -> int:
-        """Characters before a piece of a document."""
-        return int(self.characters_to[self._piece(document, piece)])
+    def characters_before(self, document: int, piece: int, token: int) -> int:
+        """Characters before a token of a piece of a document, about; a piece is kept where the token is not its first."""
+        begin = self._piece(document, piece)
+        characters = int(self.characters_to[begin])
+        if token:
+            characters += int(self.characters_to[begin + 1] - characters) * token // int(self.counts[begin - self.first])
+        return characters
 
     @property
     def has_more(self) -> bool:

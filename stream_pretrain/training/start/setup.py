@@ -97,6 +97,8 @@ def prepare(
         cursors, totals = first_cursors(pinned.lanes, len(pinned.sources)), Totals()
     else:
         cursors, totals = ranks.from_first(lambda: _restored(saved, plan))
+        if saved.trainer["max_epochs"] != config.train.max_epochs:
+            totals.progress = 0.0  # of another run
         parallel.load_optimizer(saved.path / "optimizer.safetensors", updates=totals.step - totals.bad_steps)
         if config.train.max_steps is not None and totals.step >= config.train.max_steps:
             progress.notice(f"already finished at step {totals.step:,}, from {saved.path}")

@@ -33,6 +33,8 @@ class Totals:
     """Stripes whose remainder was skipped."""
     bad_steps: int = 0
     """Steps in a row without an update."""
+    progress: float = 0.0
+    """Share of the rows before the last step, where epochs end the run; never less than it was."""
     segments: int = 0
     source_tokens: list[int] = field(default_factory=list)
     source_documents: list[int] = field(default_factory=list)
@@ -46,7 +48,12 @@ class Totals:
         of_sources = [counts for counts in vars(totals).values() if isinstance(counts, list)]
         numbers = [count for count in vars(totals).values() if isinstance(count, int)]
         wrong = any(len(counts) not in (0, sources) for counts in of_sources)
-        if wrong or min(itertools.chain(numbers, *of_sources)) < 0 or totals.bad_steps > totals.step:
+        if (
+            wrong
+            or min(itertools.chain(numbers, *of_sources)) < 0
+            or totals.bad_steps > totals.step
+            or not 0 <= totals.progress <= 1
+        ):
             raise CheckpointError(f"{where} are not those of a run with {sources} sources: use another checkpoint")
         return totals
 

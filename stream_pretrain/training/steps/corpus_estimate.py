@@ -25,7 +25,7 @@ class Sample:
     tokens: int
     """In the rows."""
     windows: tuple[tuple[float, float], ...]
-    """Tokens, about, and stored bytes of the windows of each source; none where it gave no row, or these are not known."""
+    """Tokens, about, and bytes of the windows of each source; none where it gave no row, or these are not known."""
 
 
 def sample_of_all(rows: StepRows, ranks: Ranks, *, interrupted: bool) -> Sample:
@@ -92,8 +92,8 @@ def _tokens_of(source: SourcePlan, window: tuple[float, float]) -> float | None:
     content = [size for shard in source.shards if (size := content_of(shard)) is not None]
     if len(content) < len(source.shards):
         return None
-    tokens, stored_bytes = window
-    if stored_bytes:
-        return tokens * source.bytes_of_epoch / stored_bytes
+    tokens, read = window
+    if read:
+        return tokens * source.bytes_of_epoch / read
     # A source that gave no row, or whose format does not tell which bytes its documents are of.
     return sum(content) / BYTES_PER_TOKEN

@@ -17,6 +17,7 @@ from torch import Tensor
 from stream_pretrain.config import Config
 from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.row_layout import part_of
+from stream_pretrain.data.lanes.run_progress import counts_of, progress
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_state import LaneCursors
@@ -90,12 +91,11 @@ def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iter
         waited = time.perf_counter() - started
         interrupted = interrupted or _comes_too_soon(setup)
 
-        of_lanes = [setup.cursors[lane] for lane in own_lanes]
-        bytes_read = [float(sum(lane[source].bytes_read for lane in of_lanes)) for source in range(sources)]  # before the step
-        labels_and_bytes = _tensor([float((rows.labels >= 0).sum()), *bytes_read], parallel.device)
+        of_lanes = counts_of(setup.plan, {lane: setup.cursors[lane] for lane in own_lanes})  # before the step
+        labels_and_lanes = _tensor([float((rows.labels >= 0).sum()), *of_lanes.ravel().tolist()], parallel.device)
         with watchdog.stage("waiting for the other ranks"):
-            ranks.sum(labels_and_bytes)
-        losses, left_out = _backward(setup, rows, parallel.loss_scale(labels_and_bytes[0]), watchdog)
+            ranks.sum(labels_and_lanes)
+        losses, left_out = _backward(setup, rows, parallel.loss_scale(labels_and_lanes[0]), watchdog)
         if not is_checked:
             _refuse_parameters_without_gradient(parameters)
             is_checked = True
@@ -107,9 +107,9 @@ def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iter
         with watchdog.stage("waiting for the device and the other ranks"):
             ranks.sum(sums)
             # The one place where the host waits for the device.
-            on_host = torch.cat([sums, labels_and_bytes, grad_norm.double().reshape(1)]).tolist()
+            on_host = torch.cat([sums, labels_and_lanes, grad_norm.double().reshape(1)]).tolist()
         sizes = {"loss": 1, "correct": 1, "source_loss": sources, **{name: len(values) for name, values in counts.items()}}
-        summed = _by_name(on_host, {**sizes, "labels": 1, "bytes_read": sources, "grad_norm": 1})
+        summed = _by_name(on_host, {**sizes, "labels": 1, "lanes": of_lanes.size, "grad_norm": 1})
         if any(summed["abandons"]):
             raise Interrupted
         if summed["rows"] == [0]:
@@ -121,8 +121,10 @@ def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iter
 
         [loss], [norm] = summed["loss"], summed["grad_norm"]
         updated = math.isfinite(loss) and math.isfinite(norm)
-        share_read = setup.plan.progress(summed["bytes_read"], totals.step)
-        rate = learning_rate(config.train, totals.step, _progress(config, totals.step, share_read))
+        of_all_lanes = np.array(summed["lanes"]).reshape(of_lanes.shape)
+        # What is predicted changes with what is read: the schedule never goes back.
+        totals.progress = max(totals.progress, progress(setup.plan, of_all_lanes, totals.step))
+        rate = learning_rate(config.train, totals.step, _progress(config, totals.step, totals.progress))
         if updated:
             for group in parallel.optimizer.param_groups:
                 group["lr"] = rate
@@ -156,7 +158,7 @@ def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iter
             seconds=time.perf_counter() - started,
             seconds_waiting=waited,
             data_seconds=summed["data_seconds"],
-            progress=_progress(config, totals.step, share_read),
+            progress=_progress(config, totals.step, totals.progress),
             stop=any(summed["stops"]),
             rows_seen=read,
         )
@@ -248,10 +250,10 @@ def _keep(cursors: list[LaneCursors], rows: StepRows) -> None:
         cursors[lane] = tuple(Cursor(*cursor) for cursor in of_sources)
 
 
-def _progress(config: Config, step: int, read: float) -> float:
-    """Share of the run before a step; read: share of the epochs that was read."""
+def _progress(config: Config, step: int, of_epochs: float) -> float:
+    """Share of the run before a step; of_epochs: share of the rows of the epochs."""
     steps = step / config.train.max_steps if config.train.max_steps is not None else 0.0
-    return max(steps, read)
+    return max(steps, of_epochs)
 
 
 def _refuse_parameters_without_gradient(parameters: Mapping[str, torch.nn.Parameter]) -> None:

@@ -72,6 +72,7 @@ def _snapshot(setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWr
         "totals": asdict(setup.totals),
         "fixed": shown_options(fixed_options(setup.config)),
         "max_steps": setup.config.train.max_steps,
+        "max_epochs": setup.config.train.max_epochs,
         "tokenizer": setup.plan.encoder.fingerprint,
         "engine": setup.engine.to_json(),
         "parent": setup.parent,
