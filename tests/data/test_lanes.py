@@ -27,6 +27,7 @@ from stream_pretrain.data.lanes.stream_state import cursors_from, first_cursors,
 from stream_pretrain.data.rows.clm import Clm
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.mlm import Mlm
+from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.errors import SourceError, TrainingError
 from tests.corpora import documents, json_lines, write_shard
 from tests.data.plans import TOKENIZER, lane, ledger, plan_for, read_through, row_of, rows_of, texts_of, unmasked
@@ -46,6 +47,32 @@ def test_lanes_that_are_dropped_leave_no_file_open(tmp_path: Path, style: str) -
     del dropped
     gc.collect()
     assert psutil.Process().num_fds() == before
+
+
+def test_lanes_that_come_to_a_shard_one_after_the_other_decompress_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seed in zip("abc", range(3), strict=True):
+        write_shard(tmp_path / name, documents(400, seed=seed), "zst")
+    plan = plan_for(tmp_path, max_epochs=2)
+    source = plan.sources[0]
+    assert {stripe.count for lane in range(4) for stripe in source.stripes(0, lane)} == {2, 4}
+    assert len({source.stripes(0, lane)[0].unit for lane in range(4)}) > 1, "some lanes come to a shard later than others"
+    decompressed: list[int] = []
+    read = ShardBytes.read
+
+    def counted(self: ShardBytes) -> bytes:
+        chunk = read(self)
+        decompressed.append(len(chunk))
+        return chunk
+
+    monkeypatch.setattr(ShardBytes, "read", counted)
+    readers = [Readers(source)]
+    lanes = [Lane(plan, number, plan.encoder.build(), readers, (Cursor(),)) for number in range(4)]
+    while lanes:
+        lanes = [lane for lane in lanes if lane.next_row() is not None]
+    assert sum(decompressed) == 2 * sum(shard.content_bytes or 0 for shard in source.shards)
+    assert not readers[0].open
 
 
 def test_a_document_that_begins_with_nothing_to_tokenize_is_counted_all_the_same(tmp_path: Path) -> None:

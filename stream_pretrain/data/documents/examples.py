@@ -18,7 +18,7 @@ from stream_pretrain.data.documents.document import Documents, ReadOptions
 from stream_pretrain.data.documents.filters import nothing_usable, usable_documents
 from stream_pretrain.data.documents.shard_filesystem import PROTOCOL, shard_url
 from stream_pretrain.data.documents.stripe import Stripe
-from stream_pretrain.data.documents.text_fields import MANY, text_getter, wrong_field
+from stream_pretrain.data.documents.text_fields import MANY, encodable, text_getter, wrong_field
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.retrying import causes, in_words
 from stream_pretrain.data.transport.shard_bytes import ShardBytes, ShardFile
@@ -51,7 +51,7 @@ class ExampleDocuments:
         examples = self._window(stripe, first)
         if not examples:
             return None
-        documents = usable_documents(enumerate(examples, first), self.text_of, RestartPoint(), self.options)
+        documents = usable_documents(enumerate(examples, first), self._text_of, RestartPoint(), self.options)
         if block == 0:
             bad = documents.skips[0].reason if documents.skips and not documents.texts and not documents.filtered else None
             # All rows of a table have the same columns.
@@ -68,6 +68,9 @@ class ExampleDocuments:
     def documents_from(self, stripe: Stripe, block: int) -> int | None:  # noqa: ARG002
         return None
 
+    def _text_of(self, example: Mapping[str, Any]) -> str:
+        return encodable(self.text_of(example))
+
     def _window(self, stripe: Stripe, first: int) -> list[Mapping[str, Any]]:
         """The examples of the window that starts with number `first`."""
         position, examples = self.reading[stripe]
@@ -77,7 +80,10 @@ class ExampleDocuments:
         except Exception as error:  # every builder raises errors of its own, some in place of those of transport
             for cause in causes(error):
                 if isinstance(cause, StreamPretrainError):
-                    raise cause from cause.__cause__
+                    try:
+                        raise cause from cause.__cause__
+                    finally:
+                        del cause  # or it would hold, by its traceback and this frame, the open file until garbage is collected
             words = f"`datasets` ({self.shard.builder}) cannot read it: {in_words(error)}"
             raise (SourceError if _of_this_machine(error) else ContentError)(f"{self.shard.name}: {words}") from error
         self.reading[stripe] = first + len(found), examples

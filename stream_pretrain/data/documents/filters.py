@@ -31,6 +31,7 @@ def usable_documents(
     skips: list[Skip] = []
     empty: dict[str, Skip] = {}
     filtered = 0
+    shortest, distinct = options.min_characters, options.drop_duplicates
     longest = math.inf if options.max_characters is None else options.max_characters
     seen: set[str] = set()
     for offset, candidate in candidates:
@@ -40,16 +41,16 @@ def usable_documents(
             skips.append(Skip(offset, str(bad)))
             continue
         except NoTextError as none:
-            if options.min_characters:
+            if shortest:
                 filtered += 1
             else:
                 first = empty.get(none.reason) or Skip(offset, str(none), 0)
                 empty[none.reason] = replace(first, documents=first.documents + 1)
             continue
-        if not options.min_characters <= len(text) <= longest or text in seen:  # too short, too long, a duplicate
+        if not shortest <= len(text) <= longest or (distinct and text in seen):  # too short, too long, a duplicate
             filtered += 1
             continue
-        if options.drop_duplicates:
+        if distinct:
             seen.add(text)
         texts.append(text)
         offsets.append(offset)

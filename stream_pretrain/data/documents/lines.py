@@ -19,7 +19,15 @@ from stream_pretrain.data.documents.json_files import json_fault
 from stream_pretrain.data.documents.line_windows import BYTE_ORDER_MARK, LineWindows
 from stream_pretrain.data.documents.paragraph_and_file_windows import FileWindows, ParagraphWindows, one_document, paragraphs
 from stream_pretrain.data.documents.stripe import Stripe
-from stream_pretrain.data.documents.text_fields import BLANK, NOT_UTF8, BadDocumentError, NoTextError, text_getter, wrong_field
+from stream_pretrain.data.documents.text_fields import (
+    BLANK,
+    NOT_UTF8,
+    BadDocumentError,
+    NoTextError,
+    encodable,
+    text_getter,
+    wrong_field,
+)
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.errors import ContentError, SourceError
@@ -52,7 +60,7 @@ class LineDocuments:
         )
         self.follow = self.windows.follow
         self.leave = self.windows.leave
-        self.text_of: Callable[[bytes], str] = plain_text if shard.format == "text" else json_parser(options)
+        self.text_of: Callable[[bytes], str] = plain_text if shard.format == "text" else json_text(options)
 
     def _open(self, restart: RestartPoint) -> ShardBytes:
         transport = self.options.transport
@@ -66,8 +74,10 @@ class LineDocuments:
         window = self.windows.read(stripe, block, restart)
         if window is None:
             return None
-        candidates = self.unit.split(window.lines, window.offset, self.options.max_line_bytes)
-        documents = usable_documents(candidates, self._text_of_short, window.restart, self.options)
+        longest = self.options.max_line_bytes
+        candidates = self.unit.split(window.lines, window.offset, longest)
+        text_of = self.text_of if len(window.lines) <= longest else self._text_of_short
+        documents = usable_documents(candidates, text_of, window.restart, self.options)
         documents = replace(documents, stored=window.stored, content_bytes=len(window.lines))
         if window.overlong is not None:
             documents.skips.append(Skip(window.overlong, self.unit.too_long))
@@ -117,12 +127,23 @@ class LineDocuments:
         return fault or wrong_field(_objects(lines), self.options.fields, bad)
 
 
+_SHORT_LINE, _SPLIT_AT_ONCE = 1024, 4096
+
+
 def lines_with_offsets(lines: bytes, offset: int, longest: int) -> Iterator[tuple[int, bytes]]:  # noqa: ARG001 (as `paragraphs`)
     """The lines that are not blank, with their offsets in the shard."""
-    for line in lines.split(b"\n"):
-        if line and not line.isspace():
-            yield offset, line
-        offset += len(line) + 1
+    start, behind = 0, len(lines) + 1
+    while start < len(lines):
+        stop = lines.find(b"\n", start) + 1 or behind
+        if stop - start > _SHORT_LINE:
+            found = [lines[start : stop - 1]]
+        else:  # short lines take less time to split, long ones to find and to copy once
+            stop = lines.find(b"\n", start + _SPLIT_AT_ONCE) + 1 or behind
+            found = lines[start : stop - 1].split(b"\n")
+        for line in found:
+            if line and not line.isspace():
+                yield offset + start, line
+            start += len(line) + 1
 
 
 _UNITS: dict[TextDocuments, _Unit] = {
@@ -143,29 +164,28 @@ def plain_text(document: bytes) -> str:
     return text
 
 
-def json_parser(options: ReadOptions) -> Callable[[bytes], str]:
+def json_text(options: ReadOptions) -> Callable[[bytes], str]:
     """A function from a JSON line to its text; of duplicate keys, the last counts."""
     text_of = text_getter(options.text_field, options.text_template)
 
-    return lambda line: text_of(_parsed(line))
+    def text_of_line(line: bytes) -> str:
+        try:
+            return text_of(orjson.loads(line))  # which refuses lone surrogates
+        except orjson.JSONDecodeError:
+            return encodable(text_of(_parse_leniently(line)))
 
-
-def _parsed(line: bytes) -> Any:
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return _parse_leniently(line)
+    return text_of_line
 
 
 def _objects(lines: bytes) -> Iterator[object]:
     """The values of the lines that are JSON."""
     for line in lines.split(b"\n"):
         with suppress(BadDocumentError):
-            yield _parsed(line)
+            yield _parse_leniently(line)
 
 
 def _parse_leniently(line: bytes) -> Any:
-    """JSON as Python writes it: NaN, Infinity and integers of any size, which orjson refuses."""
+    """JSON as Python writes it: NaN, Infinity, integers of any size and lone surrogates, which orjson refuses."""
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError:

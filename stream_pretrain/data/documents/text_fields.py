@@ -61,7 +61,7 @@ def text_getter(field: str, template: str | None) -> Callable[[object], str]:
         text = found if type(found) is str else _as_text(found, field)
         if not text or text.isspace():
             raise _no_text_in([found], [field], value)
-        return text if text.isascii() else _encodable(text)
+        return text
 
     return text_of
 
@@ -77,7 +77,7 @@ def _template_filler(template: str) -> Callable[[object], str]:
         texts = {field: str(part) if _is_number(part) else _as_text(part, field) for field, part in found.items()}
         if not any(text and not text.isspace() for text in texts.values()):
             raise _no_text_in(found.values(), fields, value)
-        return _encodable("".join(literal + ("" if name is None else texts[name]) for literal, name, _ in parts))
+        return encodable("".join(literal + ("" if name is None else texts[name]) for literal, name, _ in parts))
 
     return fill
 
@@ -142,9 +142,11 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
+    """The text. Raises BadDocumentError where it has lone surrogates, as what Python's own parsers read may have."""
     try:
-        text.encode()
+        if not text.isascii():
+            text.encode()
     except UnicodeEncodeError:
         raise BadDocumentError("text has lone surrogates") from None
     return text

@@ -80,8 +80,9 @@ def memory_bound(sources: Sequence[SourcePlan], lanes: int) -> int:
 
 def _bytes_of_reader(source: SourcePlan, block_bytes: int) -> int:
     shared = any(shard.compression != "none" or shard.format == "parquet" for shard in source.shards)
-    # A block and the one read ahead; a window as bytes and, at two bytes a character, as documents; those kept for others.
-    windows = 1 + 2 + (Windows.KEPT if shared else 0)
+    # A block and the one read ahead; a window as bytes and, at two bytes a character, as documents; those that others keep for
+    # the lane, of the stripe that it reads and of its next one.
+    windows = 1 + 2 + (2 * Windows.KEPT if shared else 0)
     held = any(shard.compression != "none" and is_remote(shard.url) for shard in source.shards)
     return (
         2 * block_bytes
