@@ -53,11 +53,13 @@ def clear_stderr(secrets: Secrets) -> Iterator[ClearStream]:
     lines = _Lines()
     logger = logging.getLogger(__package__)
     logger.addHandler(lines)
+    shown, logging.raiseExceptions = logging.raiseExceptions, False  # no traceback for a log file of a library on a full disk
     try:
         with redirect_stderr(cast(TextIO, stream)):
             yield stream
     finally:
         logger.removeHandler(lines)
+        logging.raiseExceptions = shown
 
 
 class ClearStream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -116,6 +117,16 @@ def terminal() -> Iterator[io.StringIO]:
     """What stands on a terminal where `sekret-word` is a secret."""
     with redirect_stderr(io.StringIO()) as below, clear_stderr(Secrets(["sekret-word"])):
         yield below
+
+
+def test_a_log_file_of_a_library_that_cannot_be_written_is_not_told_in_tracebacks() -> None:
+    class FullDisk(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with terminal() as said:
+        logging.StreamHandler(FullDisk()).handle(logging.makeLogRecord({"msg": "restore done"}))
+    assert said.getvalue() == ""
 
 
 def test_no_secret_and_no_escape_gets_to_the_terminal_by_whatever_way() -> None:
