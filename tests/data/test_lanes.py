@@ -70,7 +70,7 @@ def test_lanes_that_come_to_a_shard_one_after_the_other_decompress_it_once(
     readers = [Readers(source)]
     lanes = [Lane(plan, number, plan.encoder.build(), readers, (Cursor(),)) for number in range(4)]
     while lanes:
-        lanes = [lane for lane in lanes if lane.next_row() is not None]
+        lanes = [lane for lane in lanes if row_of(lane) is not None]
     assert sum(decompressed) == 2 * sum(shard.content_bytes or 0 for shard in source.shards)
     assert not readers[0].open
 
