@@ -1,6 +1,6 @@
 """Counter-based randomness: every draw is a pure function of integers such as (seed, purpose, epoch, shard, block).
 
-Philox, but for the masks of training rows, where it would cost as much as all the rest: those draws are a hash (`Hashed`).
+All are Philox, but for the masks of training rows: they need a draw for every token, and a hash (`Hashed`) costs half as much.
 Nothing depends on a running generator, so any worker on any machine draws the same numbers for the same place.
 """
 

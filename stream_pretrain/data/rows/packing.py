@@ -123,15 +123,23 @@ class _FreeRows:
         self.rows = [list(range(rows))]
         """The rows with each, in ascending order."""
 
-    def take(self, which: int, rows: slice) -> list[int]:
-        """Take some of the rows with the number of free positions at an index."""
+    def take(self, which: int, most: int) -> list[int]:
+        """Take the first rows, at most so many, with the number of free positions at an index."""
         of_free = self.rows[which]
-        taken = of_free[rows]
-        if len(taken) == len(of_free):
-            del self.free[which], self.rows[which]
-        else:
-            del of_free[rows]
-        return taken
+        if most < len(of_free):
+            self.rows[which] = of_free[most:]
+            return of_free[:most]
+        del self.free[which], self.rows[which]
+        return of_free
+
+    def take_emptiest(self, most: int) -> list[int]:
+        """Take the last rows, at most so many, with the most free positions."""
+        of_free = self.rows[-1]
+        if most < len(of_free):
+            self.rows[-1] = of_free[:-most]
+            return of_free[-most:]
+        del self.free[-1], self.rows[-1]
+        return of_free
 
     def put(self, free: int, rows: list[int]) -> None:
         """Put back rows with so many free positions."""
@@ -183,7 +191,7 @@ def _place_alike(placed: _Placed, left: _FreeRows, first: int, stop: int, length
             continue
         free = left.free[which]
         count = min(free // positions, stop - first)  # a row that has just got one is the fullest with room for the next
-        rows = left.take(which, slice((stop - first) // count))
+        rows = left.take(which, (stop - first) // count)
         left.put(free - count * positions, rows)
         for row in rows:
             placed.whole(row, first, count)
@@ -204,7 +212,7 @@ def _split(placed: _Placed, left: _FreeRows, document: int, length: int, smalles
         gap = free - framing - take
         if 0 < gap < smallest_gap:
             take = max(take - (smallest_gap - gap), smallest)  # then a fragment can fill it
-        rows = left.take(len(left.free) - 1, slice(-alike, None))
+        rows = left.take_emptiest(alike)
         left.put(free - take - framing, rows)
         for row in reversed(rows):
             placed.part(row, document, token, token + take)
@@ -213,7 +221,7 @@ def _split(placed: _Placed, left: _FreeRows, document: int, length: int, smalles
         return length - token
     which = bisect_left(left.free, length - token + framing)
     free = left.free[which]
-    rows = left.take(which, slice(1))
+    rows = left.take(which, 1)
     left.put(free - (length - token) - framing, rows)
     placed.part(rows[0], document, token, length)
     return 0
