@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_pretrain.config import ObjectiveConfig
+from stream_pretrain.data.lanes.step_rows import step_of
 from stream_pretrain.data.randomness import EVAL_MASK, MASK
 from stream_pretrain.data.rows.clm import Clm
 from stream_pretrain.data.rows.labels import Labelled
+from stream_pretrain.data.rows.masking import Masks
 from stream_pretrain.data.rows.mlm import Mlm
 from stream_pretrain.data.rows.objective import Objective
 from stream_pretrain.data.rows.packing import Rows
 from stream_pretrain.data.rows.vocabulary import Vocabulary
+from tests.corpora import documents, write_shard
+from tests.data.plans import lane, plan_for, unmasked
 
 PAD, CLS, SEP, MASK_ID = range(4)
 CONTINUES, BEGINS = 0, 1
@@ -100,6 +105,37 @@ def test_masks_of_neighbouring_keys_and_rows_meet_as_often_as_chance_has_it() ->
         chosen[key, np.arange(256)[:, None], labelled.label_positions] = True
     assert abs((chosen[0] & chosen[1]).mean() - 1 / 16) < 4 * 0.06 * 0.75 / np.sqrt(256 * 512)
     assert abs((chosen[:, 1:] & chosen[:, :-1]).mean() - 1 / 16) < 4 * 0.06 * 0.75 / np.sqrt(2 * 256 * 512)
+
+
+@pytest.mark.parametrize("final", [None, 0.4])
+def test_a_group_is_drawn_once_and_labelled_at_the_rate_of_each_step(
+    final: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path / "s", documents(150), "plain")
+    plan = plan_for(tmp_path, lanes=1, global_batch_size=4, max_steps=20, mask_rate=0.1, final_mask_rate=final)
+    drawn, labelled = [], []
+    draw, label = Masks.of, Masks.label
+
+    def counted_draw(rows: Rows, *rest: Any) -> Masks:
+        drawn.append(len(rows.input_ids))
+        return draw(rows, *rest)
+
+    def counted_label(masks: Masks, which: range, rate: float) -> Labelled:
+        labelled.append(len(which))
+        return label(masks, which, rate)
+
+    monkeypatch.setattr(Masks, "of", counted_draw)
+    monkeypatch.setattr(Masks, "label", counted_label)
+    reading, rows, special = lane(plan, 0), 0, [plan.encoder.pad, *plan.encoder.prefix, *plan.encoder.suffix]
+    for step in range(10):
+        given = step_of([reading], [4], [False], plan, step).trained
+        maskable = (~np.isin(unmasked(given), special)).sum(axis=1)
+        rate = plan.objective.rate(step)
+        assert (given.labels >= 0).sum(axis=1).tolist() == np.rint(rate * maskable).tolist()
+        rows += 4
+    assert len(drawn) < 6, "one draw a group"
+    assert sum(drawn[:-1]) < rows <= sum(drawn)
+    assert sum(labelled) == (sum(drawn) if final is None else rows)
 
 
 @pytest.mark.parametrize(
