@@ -94,12 +94,13 @@ class Workers(Generic[T]):
         self._processes: list[multiprocessing.Process] = []
         for source, memory in zip(sources, memories, strict=True):
             ours, theirs = multiprocessing.Pipe()
-            process = multiprocessing.Process(target=_work, args=(source, theirs, memory, begin), daemon=True)
+            self._connections.append(ours)
+            arguments = (source, theirs, memory, begin, tuple(self._connections))
+            process = multiprocessing.Process(target=_work, args=arguments, daemon=True)
             process.start()
             if memory is not None:
                 os.close(memory.file)
             theirs.close()  # where no other process has it, the death of the worker ends what is read
-            self._connections.append(ours)
             self._processes.append(process)
 
     def receive(self, worker: int) -> T:
@@ -114,7 +115,6 @@ class Workers(Generic[T]):
             else:
                 arrays = [memory.bytes[start:stop] for start, stop in _places(first, sizes)]
         except (EOFError, ConnectionError) as error:
-            self._processes[worker].join(1)
             raise self._died() from error
         item: T | _Failed = pickle.loads(pickled, buffers=arrays)
         if not isinstance(item, _Failed):
@@ -143,7 +143,10 @@ class Workers(Generic[T]):
             process.close()
 
     def _died(self) -> TrainingError:
-        dead = (process for process in self._processes if process.exitcode is not None)
+        ended = wait([process.sentinel for process in self._processes], timeout=1)
+        dead = [process for process in self._processes if process.sentinel in ended]
+        for process in dead:
+            process.join()  # its exit code comes a little later than its end
         return _died(", ".join(f"process {process.pid}: {_cause(process.exitcode or 0)}" for process in dead))
 
 
@@ -173,14 +176,22 @@ def _died(why: str) -> TrainingError:
     return TrainingError(f"a data worker died ({why}): out of memory? Try fewer --workers")
 
 
-def _work(source: Iterable[T], pipe: Connection, memory: SharedMemory | None, begin: Callable[[], None] | None) -> None:
-    """What a worker does: send its items until the trainer leaves."""
+def _work(
+    source: Iterable[T],
+    pipe: Connection,
+    memory: SharedMemory | None,
+    begin: Callable[[], None] | None,
+    of_trainer: Sequence[Connection],
+) -> None:
+    """What a worker does: send its items until the trainer leaves. of_trainer: ends of pipes that a fork has, too."""
+    for end in of_trainer:
+        end.close()  # so that the pipe ends with the trainer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one core; threads do not survive a fork
     os.environ["RAYON_NUM_THREADS"] = "1"  # of `fastokens`
     if begin is not None:
         begin()
     outbox = _Outbox(pipe, memory)
-    with suppress(EOFError, ConnectionError):  # the trainer has left
+    with suppress(EOFError, ConnectionError, KeyboardInterrupt):  # the trainer has left, or leaves
         for item in _with_error(source):
             outbox.send(item)
 
