@@ -117,7 +117,7 @@ def three_rows() -> TrainRows:
     positions = np.array([[3, 35], [0, 7], [1, 0]], dtype=np.int32)
     labels = np.take_along_axis(rows.input_ids, positions, axis=1)
     labels[2, 1] = -100
-    return TrainRows.of(rows, Labelled(rows.input_ids, positions, labels), np.zeros(3, dtype=np.int32))
+    return TrainRows.of(rows, Labelled(rows.input_ids, positions, labels), source=0)
 
 
 def labelled_batch() -> Batch:

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_pretrain.data.lanes.cursor import Cursor, Skipped
-from stream_pretrain.data.rows.labels import Draws, Labelled
+from stream_pretrain.data.rows.labels import Draws
 from stream_pretrain.data.rows.packing import Rows
+from stream_pretrain.data.rows.train_rows import TrainRows
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Group:
     """Bytes of the content of the window before the first row and up to the last, by the characters of the documents."""
     draws: Draws | None = None
     """The random part of the labels, from when they are asked for."""
-    labelled: dict[float, Labelled] = field(default_factory=dict)
+    labelled: dict[float, TrainRows] = field(default_factory=dict)
     """The rows with labels, at the rate they were last asked for with."""
 
     def __len__(self) -> int:

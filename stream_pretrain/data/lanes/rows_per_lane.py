@@ -59,7 +59,7 @@ class LaneRows:
 
     def _filled_to(self, level: int) -> NDArray[np.int64]:
         """Rows of each lane when all that can are filled up to so many in the run."""
-        return np.clip(level - self.given, 0, self.left)
+        return np.minimum(np.maximum(level - self.given, 0), self.left)  # `np.clip` takes three times as long
 
     def after(self, rows: NDArray[np.int64]) -> LaneRows:
         """In front of the next step, when the lanes have given these rows."""

@@ -12,7 +12,6 @@ from stream_pretrain.data.lanes.cursor import Cursor, Skipped
 from stream_pretrain.data.lanes.lane import Lane, Run
 from stream_pretrain.data.lanes.source_lane import CAUSES
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
-from stream_pretrain.data.rows.labels import Labelled
 from stream_pretrain.data.rows.packing import gather
 from stream_pretrain.data.rows.train_rows import Int32s, TrainRows, int32s, joined
 
@@ -64,17 +63,14 @@ def step_of(
         skipped += lane.report_skipped()
         given.append(sum(len(run.which) for run in of_lane))
         runs += of_lane
+    nothing = TrainRows.nothing(plan.layout.sequence_length, plan.objective.label_slots(plan.layout.sequence_length)), range(0)
     return StepRows(
         step=step,
         generation=generation,
         given=np.array(given, dtype=np.int64),
         lanes=np.array([lane.number for lane in lanes], dtype=np.int64),
         cursors=np.array([lane.cursors for lane in lanes], dtype=np.int64).reshape(-1, len(plan.sources), len(Cursor._fields)),
-        trained=TrainRows.of(
-            gather([(run.group.rows, run.which) for run in runs], plan.layout.sequence_length),
-            _gather_labels([_labels_of(run, plan, step) for run in runs], plan),
-            np.array([run.source for run in runs], dtype=np.int32).repeat([len(run.which) for run in runs]),
-        ),
+        trained=joined([nothing, *(_labelled(run, plan, step) for run in runs)]),
         skipped=tuple(skipped),
         origins=np.concatenate(
             [np.empty((0, 3), dtype=np.int64), *(run.group.origins[run.group.rows.segments_of(run.which)] for run in runs)]
@@ -84,27 +80,19 @@ def step_of(
     )
 
 
-def _labels_of(run: Run, plan: StreamPlan, step: int) -> Labelled:
-    """The labels of some rows of a group at the rate of a step; those of all its rows at once while the rate stays."""
+def _labelled(run: Run, plan: StreamPlan, step: int) -> tuple[TrainRows, range]:
+    """Rows of a group with labels at the rate of a step, as a part of some; of all its rows while the rate stays."""
     group, objective = run.group, plan.objective
     rate = objective.rate(step)
     if rate not in group.labelled:
         draws = group.draws or objective.draw(group.rows, group.key)
         if objective.rate(step + 1) != rate:
             group.draws = draws
-            return draws.label(run.which, rate)
-        group.draws, group.labelled = None, {rate: draws.label(range(len(group)), rate)}
-    return group.labelled[rate].cut(run.which)
-
-
-def _gather_labels(parts: Sequence[Labelled], plan: StreamPlan) -> Labelled:
-    def stacked(name: str, width: int) -> NDArray[np.int32]:
-        empty = np.empty((0, width), dtype=np.int32)
-        return np.concatenate([empty, *(getattr(part, name) for part in parts)])
-
-    length = plan.layout.sequence_length
-    slots = plan.objective.label_slots(length)
-    return Labelled(stacked("input_ids", length), stacked("label_positions", slots), stacked("labels", slots))
+            rows = gather([(group.rows, run.which)], plan.layout.sequence_length)
+            return TrainRows.of(rows, draws.label(run.which, rate), run.source), range(len(run.which))
+        labelled = TrainRows.of(group.rows, draws.label(range(len(group)), rate), run.source)
+        group.draws, group.labelled = None, {rate: labelled}
+    return group.labelled[rate], run.which
 
 
 def merged(parts: Sequence[StepRows], memory: Callable[[int], Int32s] = int32s) -> StepRows:

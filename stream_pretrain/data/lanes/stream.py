@@ -156,6 +156,8 @@ class StepStream:
         self.nothing = step_of([], [], [], plan)
         """A step without rows."""
         self._lane_rows = LaneRows.before(step, cursors)
+        self.asked = self._lane_rows.asked(plan.layout.global_batch_size)
+        """int64 [lanes], rows that each lane is asked for in the next step; none after all have ended."""
         self._generation = 0
         own = part_of(range(plan.layout.lanes), rank, world)
         numbers = [part_of(own, worker, max(workers, 1)) for worker in range(max(workers, 1))]
@@ -182,11 +184,6 @@ class StepStream:
         for end in self._pipes:
             end.close()
 
-    @property
-    def asked(self) -> NDArray[np.int64]:
-        """int64 [lanes], rows that each lane is asked for in the next step; none after all have ended."""
-        return self._lane_rows.asked(self.plan.layout.global_batch_size)
-
     def read(self) -> StepRows:
         """What the lanes of this rank give to the next step: fewer rows than asked for where one has ended."""
         rows = self.peek()
@@ -209,18 +206,22 @@ class StepStream:
 
         given: int64 [lanes] rows of the lanes of all ranks, so that all ranks settle alike.
         """
-        asked = self.asked
-        if (given == asked).all():
-            self._lane_rows = self._lane_rows.after(asked)
-            return True
-        ended = np.flatnonzero(given < asked)
+        batch, is_whole = self.plan.layout.global_batch_size, bool((given == self.asked).all())
+        if is_whole:
+            self._lane_rows = self._lane_rows.after(self.asked)
+        else:
+            self._deal_again(given)
+        self.asked = self._lane_rows.asked(batch)
+        return is_whole
+
+    def _deal_again(self, given: NDArray[np.int64]) -> None:
+        ended = np.flatnonzero(given < self.asked)
         self._generation += 1
         deal = Deal(self._generation, self._lane_rows.step, ended.astype(np.int32), given[ended].astype(np.int32))
         for deals in self._deals:
             deals.send(deal)
         self._lane_rows = self._lane_rows.knowing(given, self.plan.layout.global_batch_size)
         self._release()
-        return False
 
     def given(self, rows: StepRows) -> NDArray[np.int64]:
         """int64 [lanes], rows of each lane; 0 for those of other ranks."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +39,13 @@ class TrainRows:
     """P"""
 
     @classmethod
-    def of(cls, rows: Rows, labelled: Labelled, source: NDArray[np.integer]) -> TrainRows:
-        """source: [R] of each row."""
+    def nothing(cls, length: int, slots: int) -> TrainRows:
+        """No rows."""
+        return cls(int32s(0), 0, length, slots)
+
+    @classmethod
+    def of(cls, rows: Rows, labelled: Labelled, source: int | Int32s) -> TrainRows:
+        """source: of all rows, or [R] of each."""
         count, length = labelled.input_ids.shape
         filled = np.zeros(count, dtype=np.int64)
         np.add.at(filled, rows.segment_row, rows.segment_length)
@@ -46,8 +54,10 @@ class TrainRows:
         tokens = np.concatenate([rows.segment_length, np.zeros_like(padded)])
         order = np.argsort(starts)
         made = cls._empty(count, length, labelled.labels.shape[1], len(starts), int32s)
-        columns = (labelled.input_ids, labelled.label_positions, labelled.labels, source[:, None])
-        np.concatenate(columns, axis=1, out=made.records, casting="same_kind")
+        made.input_ids[:] = labelled.input_ids
+        made.label_positions[:] = labelled.label_positions
+        made.labels[:] = labelled.labels
+        made.source[:] = source
         made.segment_start[:] = starts[order]
         made.segment_tokens[:] = tokens[order]
         return made
@@ -60,12 +70,15 @@ class TrainRows:
     def __len__(self) -> int:
         return self.count
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TrainRows, (self.buffer, self.count, self.length, self.slots)  # without the views of it that are kept
+
     @property
     def width(self) -> int:
         """Integers of a row."""
         return self.length + 2 * self.slots + 1
 
-    @property
+    @cached_property
     def records(self) -> Int32s:
         """[R, width]"""
         return self.buffer[: self.count * self.width].reshape(self.count, self.width)
@@ -90,7 +103,7 @@ class TrainRows:
         """[R] source of each row."""
         return self.records[:, -1]
 
-    @property
+    @cached_property
     def segments(self) -> Int32s:
         """[2, S] `segment_start` and `segment_tokens`."""
         return self.buffer[self.count * self.width :].reshape(2, -1)
@@ -114,7 +127,13 @@ class TrainRows:
 
     def segments_of(self, which: range) -> slice:
         """Indices of the segments of neighbouring rows."""
-        return slice(*np.searchsorted(self.segment_start, [which.start * self.length, which.stop * self.length]).tolist())
+        return slice(self._first_segments[which.start], self._first_segments[which.stop])
+
+    @cached_property
+    def _first_segments(self) -> list[int]:
+        """First segment of each row, and the number of segments."""
+        edges: list[int] = np.searchsorted(self.segment_start, np.arange(self.count + 1) * self.length).tolist()
+        return edges
 
     def cut(self, which: range) -> TrainRows:
         """Neighbouring rows of these, as far as they are there."""
@@ -123,15 +142,13 @@ class TrainRows:
 
 def joined(runs: Sequence[tuple[TrainRows, range]], memory: Callable[[int], Int32s] = int32s) -> TrainRows:
     """Runs of neighbouring rows one after another, copied into one buffer of this memory."""
-    rows, _ = runs[0]
+    length, slots = runs[0][0].length, runs[0][0].slots
     cuts = [rows.segments_of(which) for rows, which in runs]
-    count, segments = sum(len(which) for _, which in runs), sum(cut.stop - cut.start for cut in cuts)
-    made = TrainRows._empty(count, rows.length, rows.slots, segments, memory)
-    row = segment = 0
-    for (rows, which), cut in zip(runs, cuts, strict=True):
-        rows_here, here = slice(row, row + len(which)), slice(segment, segment + cut.stop - cut.start)
-        made.records[rows_here] = rows.records[which.start : which.stop]
-        made.segments[:, here] = rows.segments[:, cut]
-        made.segment_start[here] += (row - which.start) * rows.length
-        row, segment = rows_here.stop, here.stop
+    count, segments = sum(len(which) for _, which in runs), [cut.stop - cut.start for cut in cuts]
+    made = TrainRows._empty(count, length, slots, sum(segments), memory)
+    np.concatenate([rows.records[which.start : which.stop] for rows, which in runs], out=made.records)
+    np.concatenate([rows.segments[:, cut] for (rows, _), cut in zip(runs, cuts, strict=True)], axis=1, out=made.segments)
+    before = itertools.accumulate((len(which) for _, which in runs), initial=0)
+    moved = [row - which.start for row, (_, which) in zip(before, runs, strict=False)]
+    made.segment_start[:] += np.repeat(np.array(moved, dtype=np.int32) * np.int32(length), segments)
     return made

@@ -150,7 +150,7 @@ class PackedDocuments:
     @property
     def trained(self) -> TrainRows:
         """What a model sees of them, as of one source."""
-        return TrainRows.of(self.rows, self.labelled, np.zeros(len(self.rows.input_ids), dtype=np.int32))
+        return TrainRows.of(self.rows, self.labelled, source=0)
 
     def batches(self, size: int, pad: int, device: torch.device) -> Iterator[Batch]:
         """Micro-batches of `size` rows on the device."""
