@@ -151,6 +151,6 @@ def test_a_trainer_that_is_killed_leaves_nothing_and_needs_no_dev_shm_and_few_de
     *said, workers = trainer.stdout.splitlines()
     assert said == [hashlib.sha256(rows).hexdigest() for rows in steps(tmp_path, 0)]
     assert len(workers.split()) == 4
-    left = {str(process.pid) for process in psutil.process_iter() if process.status() != psutil.STATUS_ZOMBIE}
-    assert not left & {*workers.split()}
+    processes = (process.info for process in psutil.process_iter(["pid", "status"]))
+    assert not {str(of["pid"]) for of in processes if of["status"] != psutil.STATUS_ZOMBIE} & {*workers.split()}
     assert set(os.listdir("/dev/shm")) <= before
