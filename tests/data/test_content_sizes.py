@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -23,7 +26,8 @@ from stream_pretrain.errors import DeadlineError
 from stream_pretrain.training.start.advice import advice
 from tests.corpora import documents, json_lines, write_shard
 from tests.data.compressed import seek_table, zstd_frame
-from tests.data.plans import plan_for
+from tests.data.plans import lane as lane_of
+from tests.data.plans import plan_for, row_of
 from tests.integration.http_server import Server, serve
 
 LINES = json_lines(documents(400))
@@ -56,7 +60,9 @@ def test_the_content_of_a_small_local_corpus_is_counted(tmp_path: Path) -> None:
     streaming = zstandard.ZstdCompressor().compressobj()
     (tmp_path / "s5.jsonl.zst").write_bytes(streaming.compress(LINES) + streaming.flush())
     (tmp_path / "s6.jsonl.zst").write_bytes(b"")
-    assert found(tmp_path) == [len(LINES)] * 4 + [None, len(LINES), 0]
+    *of_lines, of_parquet, streamed, empty = found(tmp_path)
+    assert [*of_lines, streamed, empty] == [len(LINES)] * 5 + [0]
+    assert of_parquet == pytest.approx(sum(map(len, documents(400))), rel=0.05)
 
 
 def test_of_a_large_local_corpus_headers_and_seek_tables_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +131,48 @@ def test_a_remote_shard_is_asked_once_for_its_first_bytes_and_not_again(remote: 
     again = found_again(config, PinnedCorpus.from_json(json.loads(pinned.encoded)), world=1)
     assert [shard.content_bytes for shard in again.shards] == [*sizes, None]
     assert {request["range"] for request in server.log()} == {"bytes=0-0"}
+
+
+def write_tables(folder: Path) -> None:
+    """Two Parquet shards with the same text, one of them with ten times as much in another column."""
+    folder.mkdir()
+    texts = documents(2000, longest=300)
+    for name, size in (("a", 1), ("b", 3000)):
+        others = [random.Random(number).randbytes(size) for number in range(len(texts))]
+        pq.write_table(
+            pa.table({"text": texts, "other": others}), folder / f"{name}.parquet", row_group_size=200, write_statistics=False
+        )
+
+
+def test_lanes_of_parquet_are_level_in_text_as_footers_tell(tmp_path: Path) -> None:
+    write_tables(tmp_path / "files")
+    config = config_of(str(tmp_path / "files"), window_bytes=40_000)
+    pinned = pin(config, world=1)
+    first, second = pinned.shards
+    assert first.content_bytes == second.content_bytes
+    assert (second.size or 0) > 5 * (first.size or 0)
+    [source] = source_plans(config, pinned)
+    read = []
+    for lane in range(4):
+        reading = lane_of(plan_for(tmp_path / "files", window_bytes=40_000, max_epochs=1), lane)
+        while row_of(reading) is not None:
+            pass
+        read.append(reading.cursors[0].bytes_read)
+    assert sum(read) == source.bytes_of_epoch
+    assert max(read) < 1.05 * min(read)
+
+
+def test_a_remote_shard_of_parquet_is_asked_once_for_its_footer(tmp_path: Path) -> None:
+    write_tables(tmp_path / "files")
+    with serve(tmp_path / "files") as server:
+        (tmp_path / "list").write_text("\n".join(server.url(f"{name}.parquet") for name in "ab"))
+        config = config_of(f"@{tmp_path}/list")
+        pinned = pin(config, world=1)
+        assert [shard.content_bytes for shard in pinned.shards] == [
+            shard.content_bytes for shard in pin(config_of(str(tmp_path / "files")), world=1).shards
+        ]
+        ranges = [request["range"] for request in server.log() if request["path"] == "/b.parquet"]
+        assert len(ranges) == 2, "the size, and the end"
 
 
 def test_a_server_that_fails_for_a_while_changes_nothing_of_what_is_known(

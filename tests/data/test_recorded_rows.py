@@ -28,7 +28,7 @@ RECORDED = {
     "concat": "026bca3115571236",
     "none": "f8ea4de657619c00",
     "parquet": "9bc5d21567cb5853",
-    "mixture": "068b955d7af77fe2",
+    "mixture": "8d313411d1fb220c",
     "schedule": "a8d12516b40b684a",
 }
 """First 16 digits of the SHA-256 of the rows of the first steps, by the name of the run: those of cursors of version 4."""

@@ -42,29 +42,35 @@ FRAME_HEADER = 18
 """Bytes of the longest header of a zstd frame."""
 
 
-def with_content_bytes(corpus: Corpus, data: DataConfig, worth_a_request: Callable[[Shard], bool]) -> Corpus:
-    """A corpus with the uncompressed bytes of its shards of lines, where they can be found out.
+def with_content_bytes(
+    corpus: Corpus,
+    data: DataConfig,
+    worth_a_request: Callable[[Shard], bool],
+    in_footer: Callable[[Shard, TransportOptions], int],
+) -> Corpus:
+    """A corpus with the uncompressed bytes of its shards of lines, and of the text of those of Parquet, where they tell them.
 
-    Of a remote shard, the header of its first zstd frame is requested. A shard that does not say how large it is is taken to
-    compress like the others of its compression; where none says it, nothing is known.
+    Of a remote shard, the header of its first zstd frame is requested, or the footer. A shard that does not say how large it is
+    is taken to compress like the others of its compression; where none says it, nothing is known.
 
-    worth_a_request: of a remote shard. Raises: TransportError for a store that does not answer by the deadline: what is known
-    decides the windows of a run, and must not depend on the network.
+    worth_a_request: whether a shard is large enough. in_footer: what one of Parquet says. Raises: TransportError for a store
+    that does not answer by the deadline: what is known decides the windows of a run, and must not depend on the network.
     """
-    lines = [shard for shard in corpus.shards if shard.size is not None and shard.format in ("jsonl", "text")]
-    plain = {shard.name: shard.size or 0 for shard in lines if shard.compression == "none"}
-    compressed = [shard for shard in lines if shard.name not in plain]
-    may_say = [shard for shard in compressed if not is_remote(shard.url) or worth_a_request(shard)]
-    known = _content_bytes(may_say, TransportOptions(storage_options(data.storage_options), data.retry_deadline))
-    stored, content = Counter[str](), Counter[str]()
+    sized = [shard for shard in corpus.shards if shard.size is not None and shard.format != "examples"]
+    plain = {shard.name: shard.size or 0 for shard in sized if shard.format != "parquet" and shard.compression == "none"}
+    others = [shard for shard in sized if shard.name not in plain]
+    # A small file of Parquet says its text again in statistics, which its footer counts.
+    may_say = [shard for shard in others if worth_a_request(shard) or _is_cheap(shard)]
+    known = _content_bytes(may_say, TransportOptions(storage_options(data.storage_options), data.retry_deadline), in_footer)
+    stored, content = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for shard in may_say:
         if shard.name in known:
-            stored[shard.compression] += shard.size or 0
-            content[shard.compression] += known[shard.name]
+            stored[_kind(shard)] += shard.size or 0
+            content[_kind(shard)] += known[shard.name]
     estimated = {
-        shard.name: (shard.size or 0) * content[shard.compression] // stored[shard.compression]
+        shard.name: (shard.size or 0) * content[_kind(shard)] // stored[_kind(shard)]
         for shard in may_say
-        if shard.name not in known and stored[shard.compression]
+        if shard.name not in known and stored[_kind(shard)]
     }
     found = {**plain, **known, **estimated}
     shards = (
@@ -74,12 +80,26 @@ def with_content_bytes(corpus: Corpus, data: DataConfig, worth_a_request: Callab
     return replace(corpus, shards=tuple(shards))
 
 
-def _content_bytes(shards: Sequence[Shard], options: TransportOptions) -> dict[str, int]:
+def _is_cheap(shard: Shard) -> bool:
+    return shard.format != "parquet" and not is_remote(shard.url)
+
+
+def _kind(shard: Shard) -> tuple[str, str]:
+    """What shards that compress alike have in common."""
+    return "parquet" if shard.format == "parquet" else "lines", shard.compression
+
+
+def _content_bytes(
+    shards: Sequence[Shard], options: TransportOptions, in_footer: Callable[[Shard, TransportOptions], int]
+) -> dict[str, int]:
     """Uncompressed bytes of the shards that tell them, by name. Asks at most `MOST_ASKED`, evenly spread."""
-    can_tell = [shard for shard in shards if shard.compression == "zstd" or not is_remote(shard.url)]
+    can_tell = [
+        shard for shard in shards if shard.format == "parquet" or shard.compression == "zstd" or not is_remote(shard.url)
+    ]
     count = min(MOST_ASKED, len(can_tell))
     asked = [can_tell[number * len(can_tell) // count] for number in range(count)]
-    is_small = sum(shard.size or 0 for shard in asked if not is_remote(shard.url)) <= COUNTED_BYTES
+    counted = [shard.size or 0 for shard in asked if shard.format != "parquet" and not is_remote(shard.url)]
+    is_small = sum(counted) <= COUNTED_BYTES
     known: dict[str, int] = {}
     given_up = threading.Event()
 
@@ -90,7 +110,10 @@ def _content_bytes(shards: Sequence[Shard], options: TransportOptions) -> dict[s
                 if given_up.is_set():
                     return
                 try:
-                    if is_small and not is_remote(shard.url):
+                    content: int | None
+                    if shard.format == "parquet":
+                        content = in_footer(shard, of_thread)
+                    elif is_small and not is_remote(shard.url):
                         content = _counted(shard, of_thread)
                     else:
                         content = _stated(shard, of_thread) if shard.compression == "zstd" else None

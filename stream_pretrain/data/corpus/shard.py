@@ -32,7 +32,8 @@ class Shard:
     builder: str | None = None
     """Of `datasets`, for format "examples"."""
     content_bytes: int | None = None
-    """Uncompressed bytes of a shard of lines, where the first start of the run found them out (content_sizes.py)."""
+    """Uncompressed bytes of a shard of lines, or of the text in one of Parquet, where the first start of the run found them out
+    (content_sizes.py)."""
     is_content_estimated: bool = False
     """Whether they are not its own, but follow from those of other shards."""
 

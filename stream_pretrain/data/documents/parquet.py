@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import os
 import time
@@ -67,7 +68,12 @@ class ParquetDocuments:
         names = window.table.column_names
         rows = enumerate(zip(*window.table.columns, strict=True), window.row)
         documents = usable_documents(rows, lambda row: self._text_of(names, row), RestartPoint(), self.options)
-        documents = replace(documents, stored=self.windows.stored_bytes_of(window.row, window.table.num_rows))
+        begin, end = window.row, window.row + window.table.num_rows
+        documents = replace(
+            documents,
+            stored=self.windows.stored_bytes_of(begin, end),
+            content_bytes=self.windows.text_bytes_before(end) - self.windows.text_bytes_before(begin),
+        )
         if block == 0 and nothing_usable(documents):
             bad = documents.skips[0]
             raise ContentError(f"{self.shard.name}: no document in its first window; row {bad.offset}: {bad.reason}")
@@ -160,10 +166,18 @@ class ParquetWindows(Windows[_Rows]):
             file, metadata=self.metadata, buffer_size=buffer_size, pre_buffer=False, page_checksum_verification=True
         )
 
-    def stored_bytes_of(self, row: int, count: int) -> tuple[int, int]:
+    def stored_bytes_of(self, begin: int, end: int) -> tuple[int, int]:
         """Stored bytes before some rows and up to their end, as if all rows were alike."""
         rows, size = max(1, self.metadata.num_rows), self.size or 0
-        return size * row // rows, size * (row + count) // rows
+        return size * begin // rows, size * end // rows
+
+    def text_bytes_before(self, row: int) -> int:
+        """Uncompressed bytes of the text before a row, as if the rows of a row group were alike."""
+        group = bisect.bisect_right(self.rows_to, row) - 1
+        if group == len(self.rows_to) - 1:
+            return self.text_to[-1]
+        rows, size = (to[group + 1] - to[group] for to in (self.rows_to, self.text_to))
+        return self.text_to[group] + size * (row - self.rows_to[group]) // rows
 
     def parts_from(self, block: int) -> list[tuple[int, int]]:
         """The ranges of bytes that will be read for a block: of its row groups, and of the next one that any lane needs."""
@@ -197,8 +211,11 @@ class ParquetWindows(Windows[_Rows]):
             self.columns = text_columns(metadata, self.options.fields, numbers=self.options.text_template is not None)
         except ContentError as error:
             raise ContentError(f"{self.shard.name}: {error}") from error
+        groups_of_text = list(_row_groups(metadata, self.columns))
+        self.rows_to = [0, *itertools.accumulate(rows for rows, _ in groups_of_text)]
+        self.text_to = [0, *itertools.accumulate(size for _, size in groups_of_text)]
         slices, row = [], 0
-        for groups, rows, size in _joined(metadata, self.columns, self.options.window_bytes):
+        for groups, rows, size in _joined(groups_of_text, self.options.window_bytes):
             parts = max(1, min(rows, -(-size // self.options.window_bytes)))
             edges = [rows * part // parts for part in range(parts + 1)]
             batch = max(1, rows // (parts * self.BATCHES))
@@ -217,12 +234,22 @@ class ParquetWindows(Windows[_Rows]):
             raise ContentError(f"{self.shard.name}: {what} ({in_words(error)})") from error
 
 
-def _joined(metadata: pq.FileMetaData, columns: Sequence[int], window_bytes: int) -> list[tuple[range, int, int]]:
-    """The row groups, neighbours together as long as they fit into a window, with their rows and the bytes of their text."""
-    joined: list[tuple[range, int, int]] = []
+def text_bytes(shard: Shard, options: ReadOptions) -> int:
+    """Uncompressed bytes of the text of a shard, by its footer. Raises: as reading it does."""
+    return ParquetWindows(shard, options).text_to[-1]
+
+
+def _row_groups(metadata: pq.FileMetaData, columns: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Rows of each row group, and uncompressed bytes of their text."""
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        rows, size = group.num_rows, sum(group.column(column).total_uncompressed_size for column in columns)
+        yield group.num_rows, sum(group.column(column).total_uncompressed_size for column in columns)
+
+
+def _joined(row_groups: Sequence[tuple[int, int]], window_bytes: int) -> list[tuple[range, int, int]]:
+    """The row groups, neighbours together as long as they fit into a window, with their rows and the bytes of their text."""
+    joined: list[tuple[range, int, int]] = []
+    for number, (rows, size) in enumerate(row_groups):
         if joined and joined[-1][2] + size <= window_bytes:
             groups, rows_before, size_before = joined.pop()
             joined.append((range(groups.start, number + 1), rows_before + rows, size_before + size))

@@ -14,6 +14,7 @@ from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.corpus.unchanged_since_start import resolve_pinned
 from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.documents.parquet import text_bytes
 from stream_pretrain.data.lanes.bundles import BUNDLES_PER_LANE, bundle_bytes, bundles_of, is_small, not_in_bundles
 from stream_pretrain.data.lanes.group_sizes import first_step_rows, full_group_rows
 from stream_pretrain.data.lanes.lane_count import lane_count
@@ -64,7 +65,13 @@ def pin(config: Config, world: int) -> PinnedCorpus:
 def _sized(source: DataConfig, enough: int) -> Corpus:
     """The shards of a source, and how large they are. One that a bundle may hold is guessed where it is remote."""
     corpus = with_web_sizes(resolve(source), source)
-    return with_content_bytes(corpus, source, lambda shard: not is_small(shard, enough))
+    options = read_options(source, enough, 1.0)
+    return with_content_bytes(
+        corpus,
+        source,
+        lambda shard: not is_small(shard, enough),
+        lambda shard, transport: text_bytes(shard, replace(options, transport=transport)),
+    )
 
 
 def _refuse_idle_ranks(config: Config, world: int) -> None:

@@ -17,7 +17,6 @@ from stream_pretrain.data.lanes.group_sizes import FEWEST_ROWS, GroupSizes
 from stream_pretrain.data.lanes.row_layout import RowLayout
 from stream_pretrain.data.lanes.window_sizes import content_of
 from stream_pretrain.data.randomness import DEAL, keyed_generator
-from stream_pretrain.data.transport.compression import expansion_of
 
 
 @dataclass(frozen=True)
@@ -71,16 +70,17 @@ class SourcePlan:
         if known is not None:
             return math.ceil(known)
         shard = self.shards[self.units[unit].start]
-        if shard.size is None or shard.format == "examples":
+        content = content_of(shard)
+        if content is None or shard.format == "examples":
             return self.layout.lanes
-        return max(1, round(shard.size * expansion_of(shard.compression) / self.read.window_bytes))
+        return max(1, round(content / self.read.window_bytes))
 
     def _known_windows(self, unit: int) -> float | None:
-        """Windows of a unit with a fraction for the last one; None where its content is not known."""
+        """Windows of a unit with a fraction for the last one; None where these are not known, or not equally large."""
         shard, *others = self.shards_of(unit)
         if others or (shard.format == "text" and self.read.text_documents == "file"):
             return 1.0
-        if shard.content_bytes is None:
+        if shard.content_bytes is None or shard.format == "parquet":
             return None
         return max(1.0, shard.content_bytes / self.read.window_bytes)
 
