@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import sys
 import tarfile
@@ -73,6 +74,14 @@ def test_a_bad_line_skips_itself_and_nothing_else(tmp_path: Path, line: bytes, r
 )
 def test_what_is_unusual_but_clear_is_read(tmp_path: Path, line: bytes, text: str) -> None:
     assert read(lines(tmp_path, line)) == ([(0, text)], [])
+
+
+def test_short_and_long_lines_in_any_order_are_found_at_their_offsets(tmp_path: Path) -> None:
+    lengths = itertools.chain(*itertools.permutations([13, 4094, 4095, 4096, 4097, 9000], 3))
+    texts = ["x" * (length - 12) for length in lengths]
+    written = [json.dumps({"text": text}).encode() for text in texts]
+    offsets = itertools.accumulate((len(line) + 1 for line in written), initial=0)
+    assert read(lines(tmp_path, *written)) == (list(zip(offsets, texts, strict=False)), [])
 
 
 def test_offsets_are_those_of_the_lines_in_the_uncompressed_shard(tmp_path: Path) -> None:

@@ -127,20 +127,19 @@ class LineDocuments:
         return fault or wrong_field(_objects(lines), self.options.fields, bad)
 
 
-_SHORT_LINE, _SPLIT_AT_ONCE = 1024, 4096
+_SPLIT_AT_ONCE = 4096
+"""Bytes. Short lines take less time to split together, long ones to find and to copy once."""
 
 
 def lines_with_offsets(lines: bytes, offset: int, longest: int) -> Iterator[tuple[int, bytes]]:  # noqa: ARG001 (as `paragraphs`)
     """The lines that are not blank, with their offsets in the shard."""
-    start, behind = 0, len(lines) + 1
+    start = 0
     while start < len(lines):
-        stop = lines.find(b"\n", start) + 1 or behind
-        if stop - start > _SHORT_LINE:
-            found = [lines[start : stop - 1]]
-        else:  # short lines take less time to split, long ones to find and to copy once
-            stop = lines.find(b"\n", start + _SPLIT_AT_ONCE) + 1 or behind
-            found = lines[start : stop - 1].split(b"\n")
-        for line in found:
+        stop = lines.rfind(b"\n", start, start + _SPLIT_AT_ONCE)
+        if stop < 0:
+            stop = lines.find(b"\n", start + _SPLIT_AT_ONCE)
+        found = lines[start : len(lines) if stop < 0 else stop]
+        for line in found.split(b"\n") if len(found) < _SPLIT_AT_ONCE else (found,):
             if line and not line.isspace():
                 yield offset + start, line
             start += len(line) + 1
