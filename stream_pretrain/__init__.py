@@ -1,12 +1,35 @@
 """Pretrain, or continue to pretrain, a language model on a corpus that is streamed and never stored.
 
-    errors <- config <- data | model <- training <- commands <- cli
+    errors <- config <- data | model <- training <- comparison | library <- commands <- cli
 
 Imports point one way. The program is `stream-pretrain`, or `python -m stream_pretrain`; from Python,
-`stream_pretrain.cli.main([...])` takes the same arguments. This module imports nothing heavy.
+`stream_pretrain.cli.main([...])` takes the same arguments. `TokenStream` and `prepare` are for training loops of your own. This
+module imports nothing heavy; the library is imported when it is asked for.
 """
 
-from stream_pretrain.config import Config
+from typing import TYPE_CHECKING
+
+from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, SourceConfig
 from stream_pretrain.errors import StreamPretrainError
 
-__all__ = ["Config", "StreamPretrainError"]
+if TYPE_CHECKING:
+    from stream_pretrain.library.prepared_model import prepare
+    from stream_pretrain.library.token_stream import TokenStream
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "ObjectiveConfig",
+    "SourceConfig",
+    "StreamPretrainError",
+    "TokenStream",
+    "prepare",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from stream_pretrain.library import prepared_model, token_stream
+
+    return getattr(token_stream if name == "TokenStream" else prepared_model, name)

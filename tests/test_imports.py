@@ -19,7 +19,7 @@ LAYERS = [
     {"config", "terminal"},
     {"data", "model"},
     {"training"},
-    {"comparison"},
+    {"comparison", "library"},
     {"commands"},
     {"arguments"},
     {"help"},

@@ -45,7 +45,7 @@ from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.non_utf8_names import utf8_name
 
 # Names of the dropout of attention probabilities, by model family.
-_ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
 # An embedding that grows is padded to a multiple of this, for faster matrix products.
 _VOCABULARY_MULTIPLE = 64
@@ -264,7 +264,7 @@ def _is_only_causal(settings: PreTrainedConfig) -> bool:
 def _prepare(settings: PreTrainedConfig, kind: str) -> tuple[dict[str, Any], list[str]]:
     """Change settings for training; returns the original values and the notes."""
     notes = []
-    original = {option: getattr(settings, option) for option in _ATTENTION_DROPOUTS if getattr(settings, option, 0)}
+    original = {option: getattr(settings, option) for option in ATTENTION_DROPOUTS if getattr(settings, option, 0)}
     for option, value in original.items():
         setattr(settings, option, 0.0)
         notes.append(f"{option} is 0 while training (packed attention has no dropout); exports keep {value}")

@@ -1,0 +1,1 @@
+"""The stream and the model side of it for loops of other programs: `TokenStream` and `prepare`."""

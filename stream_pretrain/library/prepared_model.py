@@ -1,0 +1,75 @@
+"""A transformers model for the packed batches of a `TokenStream`."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
+
+from stream_pretrain.data.rows.labels import IGNORED
+from stream_pretrain.errors import ModelError
+from stream_pretrain.library.token_stream import TokenStream
+from stream_pretrain.model.isolation import choose_attention, isolation_fault
+from stream_pretrain.model.loading import ATTENTION_DROPOUTS
+from stream_pretrain.model.positions import refuse_beyond_positions
+from stream_pretrain.model.pretraining import PretrainingModel
+
+
+def prepare(model: PreTrainedModel, stream: TokenStream) -> PreTrainedModel:
+    """Make a model keep the documents of a row apart, proven by a probe on its device; the stream then gives packed batches.
+
+    Changes the model, and returns it: `model(**batch)` has a `loss`, the mean over the labels of the batch, 0 without any, and
+    the `logits` of the labelled positions. It is saved, wrapped and trained like any other.
+    Raises: ModelError where it mixes documents, has attention dropout, is not of the objective, or has too few positions.
+    """
+    causal, length = stream.plan.objective.causal, stream.plan.layout.sequence_length
+    name, mask_id = type(model).__name__, stream.tokenizer.mask_token_id
+    for option in ATTENTION_DROPOUTS:
+        if getattr(model.config, option, 0):
+            raise ModelError(
+                f"{name} has {option} {getattr(model.config, option)}, which packed attention does not: load it with "
+                f"from_pretrained(..., {option}=0.0)"
+            )
+    refuse_beyond_positions(model, name, length)
+    choose_attention(model, length, causal, mask_id)
+    packed = PretrainingModel(model)
+    fault = isolation_fault(packed, length, causal, mask_id)
+    if fault is not None:
+        raise ModelError(f"{name} does not isolate the documents of a row on {model.device} ({fault}): choose another model")
+    original = model.forward
+
+    @functools.wraps(original)
+    def forward(*arguments: Any, cu_seq_lens: Tensor | None = None, **inputs: Any) -> Any:
+        if cu_seq_lens is None:  # called by `packed`, or with a batch of another kind
+            return original(*arguments, **inputs)
+        return _packed_output(packed, *arguments, cu_seq_lens=cu_seq_lens, **inputs)
+
+    model.forward = forward
+    stream.is_prepared = True
+    return model
+
+
+def _packed_output(
+    packed: PretrainingModel,
+    input_ids: Tensor,
+    *,
+    labels: Tensor,
+    position_ids: Tensor,
+    cu_seq_lens: Tensor,
+    label_positions: Tensor | None = None,
+    num_items_in_batch: Tensor | int | None = None,
+) -> MaskedLMOutput:
+    """Loss and logits of a batch, in the shapes of `TokenStream`.
+
+    num_items_in_batch: labels of all micro-batches of a step, which a Trainer gives; the loss is the sum over that number.
+    """
+    places = torch.arange(labels.numel(), device=labels.device) if label_positions is None else label_positions
+    logits = packed.logits(input_ids, position_ids, cu_seq_lens, places)
+    answers = labels.reshape(-1)
+    total = torch.nn.functional.cross_entropy(logits.float(), answers, ignore_index=IGNORED, reduction="sum")
+    count = (answers != IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    return MaskedLMOutput(loss=total / count, logits=logits)
