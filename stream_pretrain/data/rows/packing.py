@@ -240,14 +240,16 @@ def _fill(
 
     free: (free positions, row) of each row; most: documents of a row.
     """
-    token, ends = 0, [0, *np.cumsum(lengths + framing).tolist()]
+    token, passed = 0, document
+    ends = [0, *np.cumsum(lengths[passed:] + framing).tolist()]
     for left, row in free:
         room = most
         while document < len(lengths) and room:
-            fitting = 0 if token else min(bisect_right(ends, ends[document] + left) - 1 - document, room)
+            before = ends[document - passed]
+            fitting = 0 if token else min(bisect_right(ends, before + left) - 1 - (document - passed), room)
             if fitting:
                 placed.whole(row, document, fitting)
-                left -= ends[document + fitting] - ends[document]
+                left -= ends[document + fitting - passed] - before
                 document, room = document + fitting, room - fitting
                 continue
             rest = int(lengths[document]) - token
