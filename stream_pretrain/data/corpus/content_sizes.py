@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import as_completed
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -18,15 +17,13 @@ from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.seek_table import read_seek_table
 from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.data.transport.stored_bytes import StoredBytes
-from stream_pretrain.data.transport.threads import in_thread
+from stream_pretrain.data.transport.threads import side_by_side
 from stream_pretrain.errors import SourceError, TransportError
 from stream_pretrain.units import GIB, MIB
 from stream_pretrain.urls import is_remote, without_secrets
 
 MOST_ASKED = 2000
 """Shards of a corpus that are opened. The others are taken to compress like these."""
-
-ASKED_AT_ONCE = 16
 
 COUNTED_BYTES = 16 * MIB
 """Stored bytes of local shards that are decompressed, in a fraction of a second. A larger corpus has so many windows that one
@@ -101,14 +98,11 @@ def _content_bytes(
     counted = [shard.size or 0 for shard in asked if shard.format != "parquet" and not is_remote(shard.url)]
     is_small = sum(counted) <= COUNTED_BYTES
     known: dict[str, int] = {}
-    given_up = threading.Event()
 
-    def ask_some(first: int) -> None:
+    def ask_some(some: Iterator[Shard], given_up: threading.Event) -> None:
         with closing(Sessions()) as sessions:
             of_thread = replace(options, sessions=sessions, given_up=given_up)
-            for shard in asked[first::ASKED_AT_ONCE]:
-                if given_up.is_set():
-                    return
+            for shard in some:
                 try:
                     content: int | None
                     if shard.format == "parquet":
@@ -124,12 +118,7 @@ def _content_bytes(
                 if content is not None:
                     known[shard.name] = content
 
-    asking = [in_thread("ask for sizes", ask_some, first) for first in range(min(ASKED_AT_ONCE, count))]
-    try:
-        for done in as_completed(asking):
-            done.result()
-    finally:
-        given_up.set()
+    side_by_side("ask for sizes", asked, ask_some)
     return known
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import as_completed
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -18,12 +17,9 @@ from stream_pretrain.data.documents.document import Damage, DocumentReader, Docu
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.transport.http_session import Sessions
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.threads import in_thread
+from stream_pretrain.data.transport.threads import side_by_side
 from stream_pretrain.errors import ContentError
 from stream_pretrain.urls import is_remote
-
-OPENED_AT_ONCE = 16
-"""Shards of stores that are asked for at the same time: one by one, a bundle would take as many round trips as it has."""
 
 _WHOLE = Stripe(0)
 
@@ -85,25 +81,19 @@ class BundleDocuments:
     def _side_by_side(self, numbers: Sequence[int]) -> dict[int, _Member]:
         """Some of the shards, read by several threads."""
         found: dict[int, _Member] = {}
-        given_up = threading.Event()
 
-        def read_some(first: int) -> None:
+        def read_some(some: Iterator[int], given_up: threading.Event) -> None:
             with closing(Sessions()) as sessions:
                 transport = replace(self.options.transport, sessions=sessions, given_up=given_up)
                 options = replace(self.options, transport=transport)
-                for number in numbers[first::OPENED_AT_ONCE]:
-                    if given_up.is_set():
-                        return
+                for number in some:
                     found[number] = self._member(number, options)
 
         began, memory = time.perf_counter(), self.options.transport.memory
         waited = memory.seconds_waiting
-        reading = [in_thread("bundle", read_some, first) for first in range(min(OPENED_AT_ONCE, len(numbers)))]
         try:
-            for done in as_completed(reading):
-                done.result()
+            side_by_side("bundle", numbers, read_some)
         finally:
-            given_up.set()
             memory.seconds_waiting = waited + time.perf_counter() - began  # not the sum of what all threads have waited
         return found
 

@@ -48,21 +48,11 @@ class ShardFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
         if self.shard.compression != "none":
             return io.BufferedReader(_Decompressed(self.shard, self.transport))
         # Parsers read little at a time, and each read of a ShardFile is a request.
-        return io.BufferedReader(
-            _Stored(self.shard.url, self.shard.size, self.transport, self.shard.identity), self.transport.block_bytes
-        )
+        stored = ShardFile(self.shard.url, self.shard.size, self.transport, self.shard.identity)
+        return io.BufferedReader(stored, self.transport.block_bytes)
 
 
 fsspec.register_implementation(PROTOCOL, ShardFileSystem, clobber=True)
-
-
-class _Stored(ShardFile):
-    """A shard as it is stored."""
-
-    def readinto(self, buffer: Any) -> int:
-        content = self.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
 
 
 class _Decompressed(io.RawIOBase):

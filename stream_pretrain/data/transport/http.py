@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import as_completed
 from functools import partial
 from typing import Any
 
@@ -28,7 +26,7 @@ from stream_pretrain.data.transport.retrying import (
 )
 from stream_pretrain.data.transport.store import Store
 from stream_pretrain.data.transport.store_memory import StoreMemory, refuse_replaced
-from stream_pretrain.data.transport.threads import in_thread
+from stream_pretrain.data.transport.threads import side_by_side
 from stream_pretrain.errors import SourceError, TransportError
 from stream_pretrain.units import KIB
 from stream_pretrain.urls import without_secrets
@@ -36,8 +34,6 @@ from stream_pretrain.urls import without_secrets
 _PIECE = 64 * KIB
 
 _CONNECT_TIMEOUT = 30.0
-
-_ASKED_AT_ONCE = 16
 
 
 def sizes_and_identities(urls: Sequence[str], options: TransportOptions) -> list[tuple[int | None, str | None]]:
@@ -47,25 +43,17 @@ def sizes_and_identities(urls: Sequence[str], options: TransportOptions) -> list
     """
     headers = http_headers(dict(options.storage_options))
     found: list[tuple[int | None, str | None]] = [(None, None)] * len(urls)
-    given_up = threading.Event()
 
-    def ask_for_some(first: int) -> None:
+    def ask_for_some(numbers: Iterator[int], _: object) -> None:
         with Session(headers) as session:
-            for number in range(first, len(urls), _ASKED_AT_ONCE):
-                if given_up.is_set():
-                    return
+            for number in numbers:
                 url, name = urls[number], without_secrets(urls[number])
                 ask = partial(_size_and_etag, url, name, headers, options, session)
                 known = retried(ask, name, options.retry_deadline)
                 kind = next((kind for kind in ("etag", "size") if kind in known), None)
                 found[number] = int(known["size"]) if "size" in known else None, f"{kind}:{known[kind]}" if kind else None
 
-    asking = [in_thread("ask servers", ask_for_some, first) for first in range(min(_ASKED_AT_ONCE, len(urls)))]
-    try:
-        for done in as_completed(asking):
-            done.result()
-    finally:
-        given_up.set()
+    side_by_side("ask servers", range(len(urls)), ask_for_some)
     return found
 
 

@@ -19,6 +19,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from stream_pretrain.data.transport.compression import CODECS, Compression, binary_format, looks_like
 from stream_pretrain.data.transport.decoders import DamageError
@@ -368,6 +369,11 @@ class ShardFile(io.RawIOBase):
         if self._data.known_total not in (None, self._size):
             raise ContentError(_other_size(self._name, self._data.known_total, self._size))
         return content
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
 
     def _following(self, stop: int) -> tuple[int, int] | None:
         """The block of the upcoming ranges that is read next after a read that ends at `stop`."""

@@ -1,15 +1,19 @@
-"""Threads for calls that may never return, such as those of libraries that wait for a server without end."""
+"""Threads that wait for servers: for calls that may never return, and for many at the same time."""
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, as_completed
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
+
+AT_ONCE = 16
+"""Files of stores that are asked for at the same time: one by one, they would take as many round trips as there are."""
 
 
 def in_thread(name: str, call: Callable[..., T], *arguments: Any) -> Future[T]:
@@ -17,6 +21,24 @@ def in_thread(name: str, call: Callable[..., T], *arguments: Any) -> Future[T]:
     future: Future[T] = Future()
     threading.Thread(target=_run, name=name, args=(future, partial(call, *arguments)), daemon=True).start()
     return future
+
+
+def side_by_side(name: str, items: Sequence[T], work: Callable[[Iterator[T], threading.Event], None]) -> None:
+    """Run `work` in up to AT_ONCE threads, each with a part of the items. Raises what the first that fails raises.
+
+    The parts end once a thread has failed, or the caller is interrupted; the event that `work` gets is set then.
+    """
+    given_up = threading.Event()
+
+    def work_on_some(first: int) -> None:
+        work(itertools.takewhile(lambda _: not given_up.is_set(), items[first::AT_ONCE]), given_up)
+
+    working = [in_thread(name, work_on_some, first) for first in range(min(AT_ONCE, len(items)))]
+    try:
+        for done in as_completed(working):
+            done.result()
+    finally:
+        given_up.set()
 
 
 def _run(future: Future[T], call: Callable[[], T]) -> None:
