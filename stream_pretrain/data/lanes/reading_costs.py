@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,37 +39,42 @@ def reading_cost(sources: Sequence[SourcePlan], world: int, workers: int) -> Rea
     """Worked out for the first epoch. A zstd shard is taken for one frame: what it has is seen when it is opened."""
     stored = epoch = resume = 0
     for source in sources:
-        known = [source.size_of(unit) for unit in range(len(source.units))]
-        sizes = [1 if size is None else size for size in known]
-        readers: dict[int, set[tuple[int, ...]]] = defaultdict(set)
-        last: set[tuple[int, tuple[int, ...]]] = set()
-        for lane in range(source.layout.lanes):
-            entered: list[int] = []
-            for stripe in source.stripes(0, lane):
-                reader = _reader(source, stripe.unit, lane, world, workers)
-                readers[stripe.unit].add(reader)
-                if reader:
-                    entered.append(stripe.unit)
+        units = range(len(source.units))
+        sizes = [1 if (size := source.size_of(unit)) is None else size for unit in units]
+        shared = [_is_shared(source, unit) for unit in units]
+        processes = [_process_of(lane, source.layout.lanes, world, max(workers, 1)) for lane in range(source.layout.lanes)]
+        read: set[tuple[int, object]] = set()
+        last: set[tuple[int, object]] = set()
+        for lane, process in enumerate(processes):
+            # Lanes of a process share the reading of a unit that is entered at its start, except where it is read by itself.
+            entered = [
+                (stripe.unit, process if shared[stripe.unit] else lane)
+                for stripe in source.stripes(0, lane)
+                if shared[stripe.unit] is not None
+            ]
+            read.update(entered)
             if entered:  # a lane is in one unit at a time, at worst in its largest
-                largest = max(entered, key=sizes.__getitem__)
-                last.add((largest, _reader(source, largest, lane, world, workers)))
+                last.add(max(entered, key=lambda one: sizes[one[0]]))
+        in_parts = sum(size for size, how in zip(sizes, shared, strict=True) if how is None)
         stored += sum(sizes)
-        epoch += sum(sizes[unit] * len(of_unit) for unit, of_unit in readers.items())
+        epoch += in_parts + sum(sizes[unit] for unit, _ in read)
         resume += sum(sizes[unit] for unit, _ in last)
     return ReadingCost(stored, epoch, resume)
 
 
-def _reader(source: SourcePlan, unit: int, lane: int, world: int, workers: int) -> tuple[int, ...]:
-    """Who reads a unit as a whole, be it for a stripe: a process, or a lane; nobody where a stripe can be read alone."""
+def _is_shared(source: SourcePlan, unit: int) -> bool | None:
+    """Whether lanes of a process read a unit together, from its start, or each by itself; None where a stripe is read alone."""
     shard, *others = source.shards_of(unit)
     if others or shard.format == "examples" or source.whole:
-        return (lane,)
-    if shard.compression == "none":
-        return ()
-    lanes = source.layout.lanes
+        return False
+    return True if shard.compression != "none" else None
+
+
+def _process_of(lane: int, lanes: int, world: int, workers: int) -> tuple[int, int]:
+    """The rank that reads a lane, and its worker."""
     rank = part_with(lane, lanes, world)
     own = part_of(range(lanes), rank, world)
-    return rank, part_with(own.index(lane), len(own), max(workers, 1))
+    return rank, part_with(own.index(lane), len(own), workers)
 
 
 def memory_bound(sources: Sequence[SourcePlan], lanes: int) -> int:
