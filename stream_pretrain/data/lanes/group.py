@@ -30,8 +30,8 @@ class Group:
     """The first row that was not given out before; above 0 where a run goes on inside of the group."""
     skipped: list[Skipped]
     """Documents that were skipped on the way to that row."""
-    documents_before: NDArray[np.int64]
-    """[R + 1] documents that begin before each row, and in all."""
+    begins: NDArray[np.bool_]
+    """[S] whether a document begins with a segment."""
     content: tuple[int, int]
     """Bytes of the content of the window before the first row and up to the last, by the characters of the documents."""
     draws: Draws | None = None
@@ -50,6 +50,6 @@ class Group:
         return begin._replace(
             taken=rows,
             rows=begin.rows + rows,
-            documents=begin.documents + int(self.documents_before[rows]),
+            documents=begin.documents + int(np.count_nonzero(self.begins[: self.rows.segments_of(range(rows)).stop])),
             window_bytes=before + (behind - before) * rows // len(self),
         )

@@ -298,8 +298,7 @@ class SourceLane:
         if cursor.token and cursor.token >= window.counts[:1].sum():
             raise self._astray(stripe, block)
         tokenized = window.tokenized()
-        lengths = tokenized.tokens.tolist()
-        placements, left = place(lengths, cursor.token, rows, layout.sequence_length, self._framing, layout.packing)
+        placements, left = place(tokenized.tokens, cursor.token, rows, layout.sequence_length, self._framing, layout.packing)
         after = window.position_of(tokenized, *left)
         if cursor.taken == 0:
             without_tokens = window.documents_without_tokens(tokenized, cursor.next_document, after)
@@ -309,7 +308,8 @@ class SourceLane:
                 raise self._astray(stripe, block)
             self.cursor = self._after_window(cursor)
             return None
-        encoder, offsets = self.encoder, np.append(0, np.cumsum(tokenized.tokens))
+        encoder, offsets = self.encoder, np.zeros(len(tokenized.tokens) + 1, dtype=np.int64)
+        np.cumsum(tokenized.tokens, out=offsets[1:])
         packed = assemble(
             placements, window.kept_ids(), offsets, layout.sequence_length, encoder.prefix, encoder.suffix, encoder.pad
         )
@@ -325,10 +325,9 @@ class SourceLane:
         begins = rows.segment_token == 0
         if cursor.piece > 0:  # the first document has begun in a group before
             begins &= rows.segment_document > 0
-        documents = np.append(0, np.cumsum(np.bincount(rows.segment_row[begins], minlength=len(rows.input_ids))))
-        origins = np.empty((len(begins), 3), dtype=np.int64)
+        origins = np.empty((len(tokenized.documents), 3), dtype=np.int64)
         origins[:, 0] = cursor.epoch
-        origins[:, 1:] = window.origins_of(tokenized.documents)[rows.segment_document]
+        origins[:, 1:] = window.origins_of(tokenized.documents)
         origins[:, 1] += self._shard(stripe)
         characters = (
             window.characters_before(cursor.next_document, cursor.piece, cursor.token),
@@ -338,12 +337,12 @@ class SourceLane:
         begin = self._counted(cursor)._replace(
             taken=0,
             rows=cursor.rows - cursor.taken,
-            documents=cursor.documents - int(documents[cursor.taken]),
+            documents=cursor.documents - int(np.count_nonzero(begins[: rows.segments_of(range(cursor.taken)).stop])),
             window_bytes=before,
         )
         end = begin._replace(
             rows=begin.rows + len(rows.input_ids),
-            documents=begin.documents + int(documents[-1]),
+            documents=begin.documents + int(np.count_nonzero(begins)),
             window_bytes=behind,
         )
         place = None if after is None else dict(zip(("next_document", "piece", "token"), after, strict=True))
@@ -352,12 +351,12 @@ class SourceLane:
         return Group(
             rows=rows,
             key=(*self._key(MASK, stripe, block), cursor.next_document, cursor.piece, cursor.token),
-            origins=origins,
+            origins=origins.take(rows.segment_document, axis=0),
             begin=begin,
             end=end,
             first=cursor.taken,
             skipped=self._report_skipped(),
-            documents_before=documents,
+            begins=begins,
             content=(before, behind),
         )
 

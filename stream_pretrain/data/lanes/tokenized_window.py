@@ -57,6 +57,7 @@ class TokenizedWindow:
         self.counts = np.empty(0, dtype=np.int64)  # tokens of each
         self.ids = [np.empty(0, dtype=np.int32)]  # in parts that belong behind each other
         self.tokens = 0
+        self._tokenized: Tokenized | None = None
 
     def begin_group(self, document: int, piece: int) -> None:
         """Forget the tokens before a piece of a document; begin to tokenize there if none are kept."""
@@ -67,7 +68,7 @@ class TokenizedWindow:
         self.ids = [self.kept_ids()[int(self.counts[:passed].sum()) :]]
         self.tokens = len(self.ids[0])
         self.counts = self.counts[passed:]
-        self.first = first
+        self.first, self._tokenized = first, None
 
     def kept_ids(self) -> NDArray[np.int32]:
         """The tokens of the pieces that are kept."""
@@ -105,17 +106,12 @@ class TokenizedWindow:
     @property
     def complete_documents(self) -> int:
         """Documents with kept tokens whose last piece is tokenized."""
-        with_tokens = self._with_tokens()
-        return len(with_tokens) - int(self.has_more and bool((with_tokens == self.document_of[self.next]).any()))
+        documents = self.tokenized().documents
+        return len(documents) - int(self.has_more and self.document_of[self.next] in documents[-1:])
 
     def positions(self, framing: int) -> int:
         """Positions the kept tokens need at the least."""
-        return self.tokens + framing * len(self._with_tokens())
-
-    def _with_tokens(self) -> NDArray[np.int64]:
-        """The documents with kept tokens."""
-        documents = self.document_of[self.first : self.next][self.counts > 0]
-        return documents[np.diff(documents, prepend=-1) > 0]
+        return self.tokens + framing * len(self.tokenized().documents)
 
     def next_texts(self, characters: int) -> tuple[list[str], list[bool]]:
         """Pieces that were not tokenized yet, of at least so many characters in all; and which continue a document."""
@@ -142,6 +138,7 @@ class TokenizedWindow:
             self.counts[ended] += len(document_end)
         self.ids.append(ids)
         self.tokens += len(ids)
+        self._tokenized = None
 
     def _ended_with(self, count: int) -> NDArray[np.int64]:
         """The last pieces, among the kept ones, of the documents with tokens that end in the last so many pieces."""
@@ -157,11 +154,17 @@ class TokenizedWindow:
 
     def tokenized(self) -> Tokenized:
         """The documents that have kept tokens."""
-        documents = self.document_of[self.first : self.next]
-        begins = np.flatnonzero(np.diff(documents, prepend=-1))
-        tokens = np.diff(np.append(0, np.cumsum(self.counts))[np.append(begins, len(documents))])
-        kept = begins[tokens > 0]
-        return Tokenized(documents[kept], self.first + kept, tokens[tokens > 0])
+        if self._tokenized is None:
+            first, stop = (
+                (int(self.document_of[self.first]), int(self.document_of[self.next - 1]) + 1) if len(self.counts) else (0, 0)
+            )
+            documents, pieces = np.arange(first, stop), np.maximum(self.first_pieces[first:stop], self.first)
+            tokens = np.add.reduceat(self.counts, pieces - self.first) if len(pieces) else self.counts
+            if not tokens.all():
+                kept = tokens > 0
+                documents, pieces, tokens = documents[kept], pieces[kept], tokens[kept]
+            self._tokenized = Tokenized(documents, pieces, tokens)
+        return self._tokenized
 
     def position_of(self, tokenized: Tokenized, index: int, token: int) -> tuple[int, int, int] | None:
         """Document, piece and token in it, of a token of the document at an index; None behind the last of the window."""
