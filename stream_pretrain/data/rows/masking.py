@@ -294,4 +294,4 @@ def _shuffle_within_rows(row_sizes: NDArray[np.int64], numbers: Numbers) -> NDAr
     keys |= np.arange(count, dtype=np.uint64)
     keys.sort()
     keys &= np.uint64((1 << index_bits) - 1)
-    return keys.astype(np.int64)
+    return keys.view(np.int64)
