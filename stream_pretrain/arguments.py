@@ -20,7 +20,17 @@ from typing import Any, Literal
 import yaml
 
 from stream_pretrain.commands import Invocation
-from stream_pretrain.config import ALL_GROUPS, GROUPS, NAMES, SYNONYMS, Config, help_texts, redacted_text, usual_name
+from stream_pretrain.config import (
+    ALL_GROUPS,
+    GROUPS,
+    NAMES,
+    SYNONYMS,
+    Config,
+    fields_of,
+    help_texts,
+    redacted_text,
+    usual_name,
+)
 from stream_pretrain.errors import ConfigError
 
 
@@ -97,11 +107,10 @@ TYPES: dict[str, Any] = {
 
 
 def _of_environment(environment: Mapping[str, str]) -> Iterator[_Option]:
-    for group, options in ALL_GROUPS.items():
-        for option in dataclasses.fields(options):
-            variable = option.metadata.get("variable")
-            if variable is not None and environment.get(variable):
-                yield _Option(f"{group}.{option.name}".replace("_", "-"), environment[variable], f"{variable}: ")
+    for name, option in fields_of(ALL_GROUPS).items():
+        variable = option.metadata.get("variable")
+        if variable is not None and environment.get(variable):
+            yield _Option(name.replace("_", "-"), environment[variable], f"{variable}: ")
 
 
 def _split(arguments: Sequence[str], *, operands: bool) -> Iterator[tuple[str | None, str]]:

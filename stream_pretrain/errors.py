@@ -1,5 +1,14 @@
 """Errors for the user, in one line: what is wrong, where, and what to do."""
 
+from collections.abc import Iterator
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what caused it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
 
 class StreamPretrainError(ValueError):
     """Base of all errors for the user. Each argument is a line."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator
 
-from stream_pretrain.errors import ConfigError, DeadlineError, EngineError, LostRankError
+from stream_pretrain.errors import ConfigError, DeadlineError, EngineError, LostRankError, causes
 
 FINISHED = 0
 FAILED = 1
@@ -33,7 +32,7 @@ def of_error(error: BaseException) -> int:
     """Of a run or start that an error ended."""
     if isinstance(error, ConfigError):
         return USAGE
-    passes = isinstance(error, DeadlineError | EngineError | LostRankError) or any(map(_is_full_disk, _causes(error)))
+    passes = isinstance(error, DeadlineError | EngineError | LostRankError) or any(map(_is_full_disk, causes(error)))
     return RESUMES if passes else FAILED
 
 
@@ -45,9 +44,3 @@ def is_launched() -> bool:
 def _is_full_disk(error: BaseException) -> bool:
     # By its words: safetensors and tokenizers give no errno. A RuntimeError is of torch, about shared memory.
     return not isinstance(error, RuntimeError) and any(words in str(error) for words in _DISK_FULL)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

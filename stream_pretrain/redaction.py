@@ -70,13 +70,20 @@ def _redacted(name: str, value: Any) -> Any:
 
 def says_hidden(value: Any) -> bool:
     """Whether `…` is a value of some storage options."""
+    return any(leaf == HIDDEN for _, leaf in _leaves("", value))
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The values inside of JSON that are no lists or objects, with the name of the nearest key."""
     match value:
         case dict():
-            return any(map(says_hidden, value.values()))
+            for key, inner in value.items():
+                yield from _leaves(key, inner)
         case list():
-            return any(map(says_hidden, value))
+            for inner in value:
+                yield from _leaves(name, inner)
         case _:
-            return isinstance(value, str) and value == HIDDEN
+            yield name, value
 
 
 def _is_plain_number(name: str, value: float) -> bool:
@@ -102,7 +109,7 @@ class Secrets:
         return cls(
             [
                 *(secret for url in urls for secret in _of_url(url)),
-                *(secret for options in storage_options for secret in _of_options("", options)),
+                *(secret for options in storage_options for secret in _of_options(options)),
                 *(secret for name, value in environment.items() for secret in _of_variable(name, value)),
             ]
         )
@@ -127,21 +134,16 @@ def _of_url(url: str) -> Iterator[str]:
             yield value
 
 
-def _of_options(name: str, value: Any) -> Iterator[str]:
-    match value:
-        case dict():
-            for key, inner in value.items():
-                yield from _of_options(key, inner)
-        case list():
-            for inner in value:
-                yield from _of_options(name, inner)
-        case str() if name in _NO_SECRETS:
-            yield from _of_url(value)
-        case str():
-            yield value
-            yield from (word for word in value.split() if len(word) >= _SURE)  # "Bearer" and a token
-        case int() | float() if not _is_plain_number(name, value):
-            yield str(value)
+def _of_options(options: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in _leaves("", options):
+        match value:
+            case str() if name in _NO_SECRETS:
+                yield from _of_url(value)
+            case str():
+                yield value
+                yield from (word for word in value.split() if len(word) >= _SURE)  # "Bearer" and a token
+            case int() | float() if not _is_plain_number(name, value):
+                yield str(value)
 
 
 def _of_variable(name: str, value: str) -> Iterator[str]:

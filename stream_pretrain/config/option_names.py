@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import inspect
 import itertools
 import textwrap
@@ -11,7 +10,7 @@ from collections import ChainMap, Counter
 from functools import cache
 
 from stream_pretrain.config.command_options import COMMAND_GROUPS
-from stream_pretrain.config.options import ALIASES, GROUPS
+from stream_pretrain.config.options import ALIASES, GROUPS, fields_of
 
 FLAGS = ("config", "debug", "help", "json", "version")
 """Flags of the command line, which are not options of a run."""
@@ -19,11 +18,8 @@ FLAGS = ("config", "debug", "help", "json", "version")
 ALL_GROUPS = ChainMap(COMMAND_GROUPS, GROUPS)
 """The groups of options of a run, and those of single commands."""
 
-DOTTED = tuple(
-    f"{group}.{option.name}".replace("_", "-")
-    for group, options in ALL_GROUPS.items()
-    for option in dataclasses.fields(options)
-)
+_FIELDS = {name.replace("_", "-"): option for name, option in fields_of(ALL_GROUPS).items()}
+DOTTED = tuple(_FIELDS)
 SHORT = {short: dotted.replace("_", "-") for short, dotted in ALIASES.items()}
 
 _COUNTS = Counter(dotted.partition(".")[2] for dotted in DOTTED)
@@ -38,10 +34,7 @@ NAMES: dict[str, str] = {**{dotted: dotted for dotted in DOTTED}, **LAST, **SHOR
 """Dotted names by every accepted name."""
 
 SYNONYMS: dict[str, str] = {
-    synonym: f"{group}.{option.name}".replace("_", "-")
-    for group, options in ALL_GROUPS.items()
-    for option in dataclasses.fields(options)
-    for synonym in option.metadata.get("synonyms", ())
+    synonym: dotted for dotted, option in _FIELDS.items() for synonym in option.metadata.get("synonyms", ())
 }
 """Dotted names by names in other programs."""
 

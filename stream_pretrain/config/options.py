@@ -6,6 +6,7 @@ Frozen dataclasses of plain values, without heavy imports, so that `--help` is i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -341,22 +342,21 @@ GROUPS: dict[str, Any] = {
 }
 """The dataclass of each group of options."""
 
+
+def fields_of(groups: Mapping[str, Any]) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of these dataclasses by dotted name."""
+    return {f"{group}.{option.name}": option for group, options in groups.items() for option in dataclasses.fields(options)}
+
+
 ALIASES: dict[str, str] = {
-    short: f"{group}.{option.name}"
-    for group, options in GROUPS.items()
-    for option in dataclasses.fields(options)
-    if (short := option.metadata.get("short")) is not None
+    short: dotted for dotted, option in fields_of(GROUPS).items() if (short := option.metadata.get("short")) is not None
 }
 """Short names of common options."""
 
 
 def flatten(config: Config) -> dict[str, Any]:
     """All options by dotted name; records as plain dictionaries, text that is not UTF-8 escaped."""
-    return {
-        f"{group}.{option.name}": _plain(getattr(getattr(config, group), option.name))
-        for group in GROUPS
-        for option in dataclasses.fields(getattr(config, group))
-    }
+    return {f"{group}.{name}": _plain(value) for group in GROUPS for name, value in vars(getattr(config, group)).items()}
 
 
 def _plain(value: Any) -> Any:
@@ -396,13 +396,8 @@ def defaults(config: Config) -> dict[str, Any]:
 
 def fixed_options(config: Config) -> dict[str, Any]:
     """The options that must not change in a run (seed, batch, objective, corpus...), by dotted name."""
-    may_change = {
-        f"{group}.{option.name}"
-        for group in GROUPS
-        for option in dataclasses.fields(getattr(config, group))
-        if option.metadata.get("may_change")
-    }
-    return {name: value for name, value in flatten(config).items() if name not in may_change}
+    fields = fields_of({group: getattr(config, group) for group in GROUPS})
+    return {name: value for name, value in flatten(config).items() if not fields[name].metadata.get("may_change")}
 
 
 def without_places(fixed: dict[str, Any]) -> dict[str, Any]:

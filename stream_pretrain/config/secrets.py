@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stream_pretrain.config.option_field import Secret
-from stream_pretrain.config.options import GROUPS, Config, SourceConfig
+from stream_pretrain.config.options import GROUPS, Config, SourceConfig, fields_of
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.redaction import Secrets, redacted_options
 from stream_pretrain.urls import HIDDEN, redacted_url, without_secrets
@@ -21,7 +21,7 @@ def _kinds(options: Any) -> dict[str, Secret]:
     return {option.name: kind for option in dataclasses.fields(options) if (kind := option.metadata.get("secret"))}
 
 
-_OPTIONS = {f"{group}.{name}": kind for group, options in GROUPS.items() for name, kind in _kinds(options).items()}
+_OPTIONS = {name: kind for name, option in fields_of(GROUPS).items() if (kind := option.metadata.get("secret"))}
 _RECORDS = {"data.sources": _kinds(SourceConfig)}
 
 

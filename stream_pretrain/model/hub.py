@@ -10,7 +10,6 @@ import difflib
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token
@@ -24,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from stream_pretrain.errors import ModelError
+from stream_pretrain.errors import ModelError, causes
 
 ANSWER_SECONDS = 5.0
 PAUSES = (0.5, 1.0)
@@ -57,7 +56,7 @@ def only_cached(name: str, revision: str | None) -> bool:
                 ) from error
             return False  # it is busy or out of order: the libraries that ask next try again
         except Exception as error:  # that of an HTTP library, of which the Hub's client has changed more than once
-            faults = [cause for cause in _causes(error) if isinstance(cause, OSError)]
+            faults = [cause for cause in causes(error) if isinstance(cause, OSError)]
             if not faults:
                 raise
             if pause is None or any(isinstance(fault, TimeoutError) for fault in faults):
@@ -71,7 +70,7 @@ def only_cached(name: str, revision: str | None) -> bool:
 def refuse_missing(name: str, revision: str | None, error: BaseException) -> None:
     """Say what to do where an error comes from the Hub, or from the cache. Raises: ModelError."""
     page = f"{constants.ENDPOINT}/{name}"
-    for cause in _causes(error):
+    for cause in causes(error):
         match cause:
             case GatedRepoError() if get_token() is None:
                 raise ModelError(
@@ -110,12 +109,6 @@ def refuse_file(name: str) -> None:
     """Raise ModelError where a folder is needed, and the name is that of a file."""
     if os.path.isfile(name):
         raise ModelError(f"{name} is a file: give the folder of the model or tokenizer that it belongs to")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _no_such_folder(name: str) -> ModelError:

@@ -32,11 +32,9 @@ def ordinary_token_ids(model: PreTrainedModel, count: int, seed: int = 0) -> Ten
     vocabulary = model.get_input_embeddings().num_embeddings
     padding = getattr(model.config, "pad_token_id", None)
     ids = torch.randint(0, vocabulary, (count,), generator=generator)
-    return (
-        torch.where(ids == padding, (ids + 1) % vocabulary, ids).to(model.device)
-        if padding is not None
-        else ids.to(model.device)
-    )
+    if padding is not None:
+        ids = torch.where(ids == padding, (ids + 1) % vocabulary, ids)
+    return ids.to(model.device)
 
 
 def first_position(model: PreTrainedModel) -> int:

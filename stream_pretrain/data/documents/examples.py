@@ -20,9 +20,9 @@ from stream_pretrain.data.documents.shard_filesystem import PROTOCOL, shard_url
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.documents.text_fields import MANY, encodable, text_getter, wrong_field
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.retrying import causes, in_words
+from stream_pretrain.data.transport.retrying import in_words
 from stream_pretrain.data.transport.shard_bytes import ShardBytes, ShardFile
-from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError
+from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError, causes
 
 
 class ExampleDocuments:

@@ -20,7 +20,7 @@ import requests
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from stream_pretrain.data.transport.http_session import retry_after
-from stream_pretrain.errors import DeadlineError, StreamPretrainError, TransportError
+from stream_pretrain.errors import DeadlineError, StreamPretrainError, TransportError, causes
 
 logger = logging.getLogger(__name__)
 
@@ -124,13 +124,6 @@ def retried(ask: Callable[[], T], name: str, deadline: float) -> T:
 def nobody_answers(error: BaseException) -> bool:
     """Whether a connection was refused, or the name of the server does not resolve."""
     return any(isinstance(cause, (ConnectionRefusedError, socket.gaierror)) for cause in causes(error))
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what caused it."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def is_busy(status: int) -> bool:

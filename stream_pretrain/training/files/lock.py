@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import socket
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from typing import Any, NoReturn
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training.files.atomic_files import writing
 from stream_pretrain.training.files.out_files import LOCK
-from stream_pretrain.training.files.retried_reads import parsed, retried, unreadable
+from stream_pretrain.training.files.retried_reads import open_regular, parsed, retried, unreadable
 
 HEARTBEAT_SECONDS = 15.0
 DEAD_AFTER_SECONDS = 60.0
@@ -77,20 +76,13 @@ def _acquire(out: Path, report: Callable[[str], None]) -> int:
 
 
 def _open_lock(lock: Path, flags: int) -> int:
-    """Open a regular file; a link is not followed, a pipe is not waited for. Raises: CheckpointError."""
-    descriptor: int | None = None
+    """Raises: OSError; CheckpointError for anything but a file."""
     try:
-        descriptor = os.open(lock, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return open_regular(lock, flags)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise
-        is_file = False
-    if descriptor is None or not is_file:
-        if descriptor is not None:
-            os.close(descriptor)
-        raise CheckpointError(f"{lock} is not a regular file: remove it, or give another --output-dir")
-    return descriptor
+        raise CheckpointError(f"{lock} is not a regular file: remove it, or give another --output-dir") from error
 
 
 def is_at(lock: Path, descriptor: int) -> bool:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError
 from stream_pretrain.training.files.atomic_folders import files
-from stream_pretrain.training.files.retried_reads import NOT_THERE, parsed, retried, unreadable
+from stream_pretrain.training.files.retried_reads import NOT_THERE, open_regular, parsed, retried, unreadable
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -51,7 +49,7 @@ def file_of(path: Path) -> bytes:
     """
 
     def read() -> bytes:
-        with os.fdopen(_opened(path), "rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             return file.read()
 
     try:
@@ -112,19 +110,5 @@ def _fault(path: Path, error: OSError) -> CheckpointError:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with os.fdopen(_opened(path), "rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _opened(path: Path) -> int:
-    """A descriptor of a regular file; links and pipes are refused. Raises: OSError."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "it is a link, not a file", os.fspath(path)) from error
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.ENXIO, "it is not a file", os.fspath(path))
-    return descriptor

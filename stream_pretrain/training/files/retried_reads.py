@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +34,23 @@ def retried(action: Callable[[], T]) -> T:
     return action()
 
 
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a regular file; a link is not followed, a pipe is not waited for.
+
+    Raises: OSError, for both with a number of `NOT_THERE`.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link, not a file", os.fspath(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.ENXIO, "it is not a file", os.fspath(path))
+    return descriptor
+
+
 def unreadable(path: Path, error: OSError) -> CheckpointError:
     """The error of a start that cannot read a file of the run. Nothing is set aside for it."""
     what = "fix its permissions" if error.errno in REFUSED else "check the disk and the machine"
@@ -44,19 +64,20 @@ def read_bytes(path: Path) -> bytes:
 
 def patiently(path: Path, read: Callable[[], T]) -> T:
     """The result of `read`, which reads `path`. Raises: FileNotFoundError; CheckpointError where it cannot be read."""
-    try:
+    with _reading(path):
         return retried(read)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise unreadable(path, error) from error
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
     """The lines of a file of a run. Raises: FileNotFoundError; CheckpointError where it cannot be read."""
+    with _reading(path), retried(lambda: path.open("rb")) as file:
+        yield from file
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with retried(lambda: path.open("rb")) as file:
-            yield from file
+        yield
     except FileNotFoundError:
         raise
     except OSError as error:

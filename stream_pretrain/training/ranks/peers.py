@@ -15,17 +15,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Self, TypeVar
 
 from torch.distributed import DistError, DistNetworkError, TCPStore  # type: ignore[attr-defined]
 
 from stream_pretrain import exit_codes
+from stream_pretrain.data.transport.threads import OneThread
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import StopRequest
 
@@ -81,14 +81,15 @@ class Peers:
     def __init__(
         self,
         store: TCPStore | None = None,
+        store_thread: OneThread | None = None,
         processes: Sequence[tuple[str, int]] = (),
         rank: int = 0,
         report: Callable[[str], None] = lambda _: None,
         stop: StopRequest | None = None,
     ) -> None:
-        self._store, self._processes, self._rank, self._report = store, processes, rank, report
+        self._store, self._store_thread = store, store_thread
+        self._processes, self._rank, self._report = processes, rank, report
         self._stop = stop or StopRequest()
-        self._requests: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], Future[Any]] | None] = SimpleQueue()
         self._store_is_silent = False
         self._leaving = threading.Event()
         self._acknowledged = False
@@ -192,8 +193,8 @@ class Peers:
 
         Raises: DistError without a store.
         """
-        result: Future[T] = Future()
-        self._requests.put((operation, arguments, result))
+        assert self._store_thread is not None
+        result = self._store_thread.call(partial(operation, *arguments))
         for _ in range(SILENT_POLLS):
             if self._store_is_silent:
                 break
@@ -206,15 +207,6 @@ class Peers:
             return result.result()
         self._store_is_silent = True
         raise DistNetworkError(f"the store on {machine} does not answer")
-
-    def _talk_to_store(self) -> None:
-        """The thread "store". Ends at None."""
-        while (request := self._requests.get()) is not None:
-            operation, arguments, result = request
-            try:
-                result.set_result(operation(*arguments))
-            except Exception as error:  # raised in the thread that asked
-                result.set_exception(error)
 
     def _poll(self, give_up: Callable[[Ending, bool], None]) -> None:
         """The thread "peers". Ends when this rank leaves, or ends the process once another rank has ended."""
@@ -271,18 +263,17 @@ def between_ranks(
     store = created or TCPStore(host, port, is_master=False, timeout=timeout)
     store.set_timeout(timedelta(days=1))  # every key that is read exists: `_ask` has the timeout
     store.add(_HEARTBEAT.format(ranks.index), 1)
-    peers = Peers(store, ranks.gather((_machine(), os.getpid())), ranks.index, report, stop)
-    threading.Thread(target=peers._talk_to_store, name="store", daemon=True).start()
-    thread = threading.Thread(target=peers._poll, args=(give_up,), name="peers", daemon=True)
-    thread.start()
-    try:
-        yield peers
-    finally:
-        if not peers._leaving.is_set():
-            peers._acknowledge()
-        peers.leave()
-        thread.join()
-        peers._requests.put(None)  # its thread is not joined: a request may never return
+    with OneThread("store") as store_thread:
+        peers = Peers(store, store_thread, ranks.gather((_machine(), os.getpid())), ranks.index, report, stop)
+        thread = threading.Thread(target=peers._poll, args=(give_up,), name="peers", daemon=True)
+        thread.start()
+        try:
+            yield peers
+        finally:
+            if not peers._leaving.is_set():
+                peers._acknowledge()
+            peers.leave()
+            thread.join()
 
 
 def _machine() -> str:

@@ -102,10 +102,8 @@ class Tracker:
             self._show(*held)
         if more:
             self._held = step, metrics
-        elif same:
-            self._show(step, metrics, added)
         else:
-            self._show(step, metrics)
+            self._show(step, metrics, added if same else None)
 
     def finish(self, state: Literal["finished", "preempted", "failed"]) -> None:
         """End the Weights & Biases run in this state; a second call does nothing."""
