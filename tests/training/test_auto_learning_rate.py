@@ -12,7 +12,7 @@ import pytest
 from stream_pretrain.config import Config, DataConfig, ModelConfig, TrainConfig, defaults, run_directory
 from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.training.start.auto_learning_rate import Chosen, chosen_for, warmup_of
-from stream_pretrain.training.start.learning_rate import learning_rate
+from stream_pretrain.training.start.optimizer import learning_rate
 from stream_pretrain.training.state.checkpoint import read_trainer
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.checkpoints import unexpected

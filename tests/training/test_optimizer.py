@@ -11,8 +11,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from stream_pretrain.config import TrainConfig
-from stream_pretrain.training.start.learning_rate import learning_rate
-from stream_pretrain.training.start.optimizer import adamw
+from stream_pretrain.training.start.optimizer import adamw, learning_rate
 
 PEAK = TrainConfig(max_steps=10, learning_rate=1.0, warmup_steps=0, schedule="constant")
 

@@ -28,8 +28,8 @@ from stream_pretrain.training.report.progress import Progress, rate_in_words
 from stream_pretrain.training.start.auto_learning_rate import Chosen
 from stream_pretrain.training.start.corpus import pin_on_all_ranks, plan_on_all_ranks
 from stream_pretrain.training.start.kept_defaults import defaults_of_then, with_options
-from stream_pretrain.training.start.learning_rate import learning_rate
 from stream_pretrain.training.start.model import load_on_all_ranks, ready_to_train
+from stream_pretrain.training.start.optimizer import learning_rate
 from stream_pretrain.training.start.run_directory import RunDirectory, decide_start
 from stream_pretrain.training.state.checkpoint import Saved, read
 from stream_pretrain.training.state.parallelism import DataParallel
