@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.corpora import documents, word_tokenizer, write_shard
-from tests.library.test_token_stream import bert
+from tests.library.models import bert
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "library.md").read_text("utf-8")
 EXAMPLES = dict(re.findall(r"^## (.*?)\n.*?```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))

@@ -23,9 +23,8 @@ from transformers import (
 
 import stream_pretrain
 from stream_pretrain import DataConfig, SourceConfig, StreamPretrainError, TokenStream, prepare
-from tests.corpora import VOCABULARY, documents, json_lines, word_tokenizer
-
-SIZES = {"vocab_size": len(VOCABULARY), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+from tests.corpora import documents, json_lines, word_tokenizer
+from tests.library.models import SIZES, bert
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +38,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 def stream_of(corpus: str | DataConfig, **options: Any) -> TokenStream:
     usual = {"sequence_length": 64, "lanes": 4, "workers": 0, "global_batch_size": 8, "micro_batch_size": 4}
     return TokenStream(corpus, word_tokenizer(), **{**usual, **options})
-
-
-def bert(**options: Any) -> BertForMaskedLM:
-    torch.manual_seed(0)
-    config = BertConfig(**SIZES, intermediate_size=48, max_position_embeddings=64, attention_probs_dropout_prob=0.0, **options)
-    return BertForMaskedLM(config)
 
 
 def taken(stream: TokenStream, count: int) -> list[dict[str, torch.Tensor]]:
