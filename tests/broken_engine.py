@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stream_pretrain.data.rows import encoder, engine_choice
+from stream_pretrain.data.rows import encoder, engine_choice, installed_engines
 from stream_pretrain.data.rows.fast_engine import documents_only
 from stream_pretrain.data.rows.tokenizers_engine import TokenizersEngine
 
@@ -37,5 +37,5 @@ def breaks_at(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the engine nanotoken have other ids than `tokenizers` for texts with a word."""
     monkeypatch.setattr(Broken, "word", word, raising=False)
     monkeypatch.setitem(encoder.FLAT, "nanotoken", Broken)
-    for module, function in ((encoder, "version"), (engine_choice, "version"), (engine_choice, "installed")):
-        monkeypatch.setattr(module, function, lambda name: "0.1.0" if name == Broken.name else version(name))
+    for module in (encoder, engine_choice, installed_engines):
+        monkeypatch.setattr(module, "version", lambda name: "0.1.0" if name == Broken.name else version(name))

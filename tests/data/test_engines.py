@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import tokenizers
@@ -15,12 +16,13 @@ from transformers import PreTrainedTokenizerFast
 
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
 from stream_pretrain.data.chain import stream_plan
-from stream_pretrain.data.rows import engine_answers, engine_choice, engine_parity, engine_probes
+from stream_pretrain.data.rows import engine_answers, engine_choice, engine_parity, engine_probes, installed_engines
 from stream_pretrain.data.rows.encoder import Encoder
-from stream_pretrain.data.rows.engine_choice import Choice, choose, installed
+from stream_pretrain.data.rows.engine_choice import Choice, choose
 from stream_pretrain.data.rows.engine_parity import differing, excerpt, refuse_other_ids
 from stream_pretrain.data.rows.engine_probes import probes
 from stream_pretrain.data.rows.fast_engine import FastEngine
+from stream_pretrain.data.rows.installed_engines import installed
 from stream_pretrain.data.rows.pieces import PIECE_CHARACTERS
 from stream_pretrain.errors import ConfigError, EngineError
 from tests.broken_engine import Broken, breaks_at
@@ -167,13 +169,14 @@ def test_a_tokenizer_that_no_fast_engine_supports_stays_with_tokenizers(
 
 
 def test_an_engine_that_is_not_installed_is_named_with_what_pip_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installed_engines, "installed", lambda _: None)
     monkeypatch.setattr(engine_choice, "installed", lambda _: None)
     encoder = Encoder.of(word_tokenizer())
     said = choose("auto", encoder).in_words()
     assert said == f"tokenizing with tokenizers {tokenizers.__version__}: for a faster one, pip install nanotoken"
     with pytest.raises(ConfigError, match=r"^--data.engine gigatoken is not installed: pip install gigatoken, or give --data"):
         choose("gigatoken", encoder)
-    monkeypatch.setattr(engine_choice, "installed", lambda _: "1")
+    monkeypatch.setattr(installed_engines, "installed", lambda _: "1")
     with pytest.raises(ConfigError, match=r"^--data.engine fastokens: fastokens does not support WordPiece; give --data"):
         choose("fastokens", encoder)
 
@@ -259,3 +262,21 @@ def test_a_lane_gives_no_row_of_a_window_that_differs(tmp_path: Path, monkeypatc
 
 def offset_of(shard: Path, line: int) -> int:
     return sum(map(len, shard.read_bytes().splitlines(keepends=True)[:line]))
+
+
+@pytest.mark.parametrize("special_tokens", ["text", "keep"])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_special_tokens_in_documents_are_what_the_option_says_with_every_engine(
+    name: str, special_tokens: Literal["text", "keep"]
+) -> None:
+    pytest.importorskip(name)
+    tokenizer = TOKENIZERS[name]()
+    own = AddedToken("[DRUG]", lstrip=True, normalized=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": [own, "<|gene|>"]})
+    engine = replace(Encoder.of(tokenizer, special_tokens), engine=name).build()
+    assert isinstance(engine, FastEngine)
+    names = ["[DRUG]", "<|gene|>", "[MASK]", "<mask>", "<s>", "[SEP]", "[UNK]", "IL-6"]
+    texts = probes(names)[5000:] + [f"bara {one}  {other}x" for one in names for other in names]
+    assert [texts[index] for index in differing(engine, engine.plain, texts)] == []
+    drug = tokenizer.convert_tokens_to_ids("[DRUG]")
+    assert (drug in engine.encode(["bara [DRUG]"])[0]) == (special_tokens == "keep")

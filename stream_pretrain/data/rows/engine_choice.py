@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
 from stream_pretrain.config import EngineName
 from stream_pretrain.data.rows import engine_answers
@@ -11,6 +11,7 @@ from stream_pretrain.data.rows.encoder import FLAT, Encoder
 from stream_pretrain.data.rows.engine_parity import differing, excerpt
 from stream_pretrain.data.rows.engine_probes import probes
 from stream_pretrain.data.rows.fast_engine import FastEngine, UnsupportedTokenizerError
+from stream_pretrain.data.rows.installed_engines import installed, refuse_uninstalled
 from stream_pretrain.errors import ConfigError, EngineError
 
 AUTO = ("nanotoken", "fastokens")
@@ -29,21 +30,12 @@ class Choice:
         return f"tokenizing with {self.name} {version(self.name)}{self.why and f': {self.why}'}"
 
 
-def installed(name: str) -> str | None:
-    """The version of an engine; None where it is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def choose(asked: EngineName, encoder: Encoder) -> Choice:
     """The engine for --data.engine. Raises: ConfigError where the one that it names cannot be used."""
     if asked == "tokenizers":
         return Choice(asked)
     if asked != "auto":
-        if installed(asked) is None:
-            raise ConfigError(f"--data.engine {asked} is not installed: pip install {asked}, or give --data.engine auto")
+        refuse_uninstalled(asked)
         fault = _unsupported(asked, encoder) or _fault(asked, encoder)
         if fault is not None:
             raise ConfigError(f"--data.engine {asked}: {fault}; give --data.engine auto")

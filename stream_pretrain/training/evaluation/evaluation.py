@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ class PackedDocuments:
 def packed_documents(texts: Sequence[str], encoder: Encoder, objective: Objective, layout: RowLayout) -> PackedDocuments | None:
     """Pack documents in their order, and mask them; None where none of them has a token."""
     length = layout.sequence_length
-    ids, lengths = encoder.build().encode(texts)
+    ids, lengths = replace(encoder, engine="tokenizers").build().encode(texts)  # no other engine is compared on these
     present = np.flatnonzero(lengths)
     if not len(present):
         return None

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from stream_pretrain.config import Config
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
-from stream_pretrain.data.rows.engine_choice import Choice, choose, installed
+from stream_pretrain.data.rows.engine_choice import Choice, choose
+from stream_pretrain.data.rows.installed_engines import installed
 from stream_pretrain.errors import CheckpointError, ConfigError, EngineError
 from stream_pretrain.training.files.atomic_files import replace_file, writing
 from stream_pretrain.training.files.out_files import ENGINE

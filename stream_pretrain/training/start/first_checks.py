@@ -7,16 +7,18 @@ from pathlib import Path
 
 from stream_pretrain.config import Config, run_directory, sources_of
 from stream_pretrain.data.corpus.missing_dataset import refuse_absent
+from stream_pretrain.data.rows.installed_engines import refuse_uninstalled
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training.report.tracking import refuse_wandb
 
 
 def refuse_at_once(config: Config) -> None:
-    """Refuse a missing dataset, an OUT that is no folder, and Weights & Biases online without a key.
+    """Refuse a missing dataset, an OUT that is no folder, a missing package, and Weights & Biases online without a key.
 
     Raises: SourceError, CheckpointError, ConfigError.
     """
     refuse_wandb(config.run)
+    refuse_uninstalled(config.data.engine)
     _refuse_no_folder(run_directory(config))
     for source in sources_of(config.data):
         refuse_absent(source)
