@@ -14,6 +14,7 @@ from stream_pretrain import cli
 from stream_pretrain.arguments import parse
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus import missing_dataset, resolve
+from stream_pretrain.data.rows import installed_engines
 from stream_pretrain.errors import TransportError
 from tests.corpora import documents, write_shard
 from tests.integration.hub_server import AskedHub, asked
@@ -186,3 +187,12 @@ def test_a_wrong_name_of_a_folder_names_the_nearest_where_the_hub_does_not_answe
     with pytest.raises(TransportError) as error:
         resolve.resolve(DataConfig(dataset=name))
     assert str(error.value) == (f"{near}: no server answers (ConnectionRefusedError: nobody); check the network and the name")
+
+
+def test_an_engine_that_is_not_installed_is_named_with_what_pip_takes(
+    corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed_engines, "installed", lambda _: None)
+    code, line = refused([f"--dataset={corpus}", *NEEDED, "--data.engine=gigatoken"], capsys, monkeypatch)
+    assert code == 2
+    assert line == "error: --data.engine gigatoken is not installed: pip install gigatoken, or give --data.engine auto"

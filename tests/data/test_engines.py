@@ -227,6 +227,7 @@ def test_a_window_is_refused_for_one_document_of_its_sample(monkeypatch: pytest.
     refuse_other_ids(engine, texts, (0,), str, first_characters=1000)
     with pytest.raises(EngineError, match=r"^0: nanotoken 0.1.0 gives other ids than tokenizers .* for 'doc 000500'; the same"):
         refuse_other_ids(engine, texts[500:], (0,), str, first_characters=1000)
+    assert "gives other ids than tokenizers" in choose("auto", Encoder.of(word_tokenizer())).why
 
 
 def test_a_sample_is_less_than_a_thousandth_of_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

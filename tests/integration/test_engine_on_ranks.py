@@ -15,8 +15,10 @@ from tests.integration.jobs import checkpoints, job, recorded
 from tests.integration.runs_on_ranks import losses, options, train
 
 BROKEN = f"""
+import os
 import sys
 
+os.environ["XDG_CACHE_HOME"] = "cache of"
 sys.path.insert(0, {str(CHECKOUT)!r})
 import pytest
 
@@ -38,7 +40,7 @@ def test_all_ranks_end_and_the_resume_is_that_of_tokenizers(tmp_path: Path, work
     for number in range(700, 705):
         texts[number] += " \u0c5c"
     write_shard(tmp_path / "s", texts, "plain")
-    program.write_text(BROKEN)
+    program.write_text(BROKEN.replace("cache of", str(tmp_path)))
     model = write_tiny_bert(tmp_path / "model")
 
     def arguments(to: Path, *more: str) -> list[str]:

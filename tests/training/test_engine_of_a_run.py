@@ -14,6 +14,11 @@ from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import run_here
 
 
+@pytest.fixture(autouse=True)
+def nothing_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def arguments(folder: Path, out: str, texts: Sequence[str]) -> list[str]:
     write_shard(folder / "s", texts, "plain")
     model = write_tiny_bert(folder / "model")

@@ -89,10 +89,9 @@ class Encoder:
 
     @cached_property
     def _built(self) -> Engine:
-        plain = TokenizersEngine(self.serialized)
-        if self.engine == plain.name:
-            return plain
-        return FastEngine(FLAT[self.engine](self.serialized), version(self.engine), plain)
+        if self.engine == TokenizersEngine.name:
+            return TokenizersEngine(self.serialized)
+        return FastEngine(self.serialized, FLAT[self.engine], version(self.engine))
 
 
 def _without_unset(value: Any) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_pretrain.data.randomness import keyed_generator
+from stream_pretrain.data.rows import engine_answers
 from stream_pretrain.data.rows.engine import Engine
 from stream_pretrain.data.rows.fast_engine import WITHOUT_IT, FastEngine
 from stream_pretrain.errors import EngineError
@@ -38,18 +39,19 @@ def differing(engine: Engine, plain: Engine, texts: Iterable[str]) -> Iterator[i
 def refuse_other_ids(
     engine: Engine, texts: Sequence[str], key: Sequence[int], named: Callable[[int], str], *, first_characters: float = 0
 ) -> None:
-    """Compare a sample of the documents of a window, before any of its rows. Raises: EngineError with the name of a document.
+    """Compare a sample of the documents of a window, before any of its rows. What differs is known from then on.
 
     key: of the window; the sample is a function of it. named: name of a document. first_characters: the documents that begin
-    within so many are compared as well.
+    within so many are compared as well. Raises: EngineError with the name of a document.
     """
     if not isinstance(engine, FastEngine):
         return
     begins = np.cumsum([0, *map(len, texts)])[:-1]
     chosen = np.flatnonzero((keyed_generator(*key).random(len(texts)) < SAMPLED) | (begins < first_characters)).tolist()
     for index in differing(engine, engine.plain, (texts[i] for i in chosen)):
-        text = excerpt(engine, engine.plain, texts[chosen[index]])
-        raise EngineError(f"{named(chosen[index])}: {engine.other_ids} for {text}; {WITHOUT_IT}")
+        why = f"{engine.other_ids} for {excerpt(engine, engine.plain, texts[chosen[index]])}"
+        engine_answers.keep(engine_answers.key_of(engine.serialized, engine.name, engine.version), why)
+        raise EngineError(f"{named(chosen[index])}: {why}; {WITHOUT_IT}")
 
 
 def _batches(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:

@@ -46,10 +46,12 @@ class FastEngine:
     """A fast package for whole texts. Documents are cut by `tokenizers`, which also makes the ids of a piece that needs to know
     that it continues a document."""
 
-    def __init__(self, flat: Flat, version: str, plain: TokenizersEngine) -> None:
-        self.flat = flat
+    def __init__(self, serialized: str, flat: type[Flat], version: str) -> None:
+        """serialized: the JSON of `tokenizers`. Raises: UnsupportedTokenizerError."""
+        self.serialized = serialized
+        self.flat = flat(serialized)
         self.version = version
-        self.plain = plain
+        self.plain = TokenizersEngine(serialized)
 
     @property
     def name(self) -> str:
