@@ -99,7 +99,7 @@ class LineDocuments:
     def _head(self) -> bytes:
         """The first bytes of the content."""
         with closing(self._open(RestartPoint())) as content:
-            return content.read().removeprefix(BYTE_ORDER_MARK)[:HEAD_BYTES]
+            return bytes(content.read()).removeprefix(BYTE_ORDER_MARK)[:HEAD_BYTES]
 
     def _check_first_window(self, lines: bytes, documents: Documents) -> None:
         fault = None

@@ -19,7 +19,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from stream_pretrain.data.transport.compression import CODECS, Compression, binary_format, looks_like
 from stream_pretrain.data.transport.decoders import DamageError
@@ -33,6 +33,9 @@ from stream_pretrain.errors import ContentError, SourceError, StreamPretrainErro
 from stream_pretrain.urls import without_secrets
 
 logger = logging.getLogger(__name__)
+
+Chunk: TypeAlias = bytes | memoryview
+"""Content that does not change."""
 
 
 class ShardBytes:
@@ -68,7 +71,7 @@ class ShardBytes:
             self._codec = CODECS[compression]
             self._decoder = self._codec.decoders()
         self._chunks = self._plain() if self._is_plain else self._members()
-        self._pending: tuple[RestartPoint, bytes] | None = None
+        self._pending: tuple[RestartPoint, Chunk] | None = None
         self._frames: list[RestartPoint] | None = None  # of the seek table; empty where the shard has none
         self._member = restart  # where the current member starts
         # Uncompressed and stored offset of where pieces of the content begin, which is the same for every pass and store.
@@ -80,7 +83,7 @@ class ShardBytes:
         """Bytes received from the store, repeated ones included."""
         return self._data.bytes_read
 
-    def read(self) -> bytes:
+    def read(self) -> Chunk:
         """The next chunk, of one member; b"" at the end of the shard."""
         following = self._pending or self._next()
         self._pending = None
@@ -144,7 +147,7 @@ class ShardBytes:
         """Close the file or connection."""
         self._data.close()
 
-    def _next(self) -> tuple[RestartPoint, bytes] | None:
+    def _next(self) -> tuple[RestartPoint, Chunk] | None:
         if self._error is not None:
             raise self._error
         try:
@@ -153,11 +156,11 @@ class ShardBytes:
             self._error = error  # a finished generator would look like the end of the shard
             raise
 
-    def _plain(self) -> Iterator[tuple[RestartPoint, bytes]]:
+    def _plain(self) -> Iterator[tuple[RestartPoint, Chunk]]:
         head = bytes(self._data.peek(_HEAD))
         if self._data.position == 0 and (found := binary_format(head)):
             raise ContentError(f"{self._name}: looks like {found}, but its name says plain text; name it after its format")
-        while piece := bytes(self._data.peek(CHUNK, least=1)):
+        while piece := self._data.peek(CHUNK, least=1):
             start = RestartPoint(self._decoded, self._decoded)
             self._data.advance(len(piece))
             self._decoded += len(piece)
@@ -165,7 +168,7 @@ class ShardBytes:
         self._decoded = min(self._decoded, self._data.total)
         self._check_size()
 
-    def _members(self) -> Iterator[tuple[RestartPoint, bytes]]:
+    def _members(self) -> Iterator[tuple[RestartPoint, Chunk]]:
         while self._data.peek(1):
             start = self._member = RestartPoint(self._data.position, self._decoded)
             self._compare_with_seek_table(start)
