@@ -78,7 +78,7 @@ class DocumentReader(Protocol):
     """
 
     def follow(self, stripe: Stripe, block: int) -> None:
-        """Register a lane that will read this stripe from this window on."""
+        """Register a lane that will read this stripe from this window on; repeated when it comes to it."""
 
     def leave(self, stripe: Stripe) -> bool:
         """Deregister the lane of a stripe; true where no lane of the process reads the unit any more."""
