@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import yaml
 
-from stream_pretrain.commands import Invocation
 from stream_pretrain.config import (
     ALL_GROUPS,
     GROUPS,
@@ -32,6 +31,22 @@ from stream_pretrain.config import (
     usual_name,
 )
 from stream_pretrain.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Invocation:
+    """What a command was given."""
+
+    config: Config
+    """The options of a run."""
+    own: Mapping[str, Any]
+    """The options of single commands, one dataclass a group of `COMMAND_GROUPS`."""
+    operands: tuple[str, ...]
+    """Arguments that are no options, such as the folder of a run."""
+    typed: frozenset[str]
+    """Options given on the command line, by dotted name with hyphens."""
+    as_json: bool
+    """--json: the result is one JSON object on stdout."""
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> Config:
@@ -242,11 +257,11 @@ def _resolve(name: str, origin: str) -> str:
     """The dotted name of an option."""
     if name in NAMES:
         return NAMES[name]
-    raise ConfigError(f"{origin}unknown option --{name}{_instead(name)}")
+    raise ConfigError(f"{origin}unknown option --{name}{instead(name)}")
 
 
-def _instead(name: str) -> str:
-    """What to give instead of an option that there is not."""
+def instead(name: str) -> str:
+    """What to give instead of an option that there is not, or that another command has."""
     last = name.rpartition(".")[2]
     for called in (name, last):
         if called in SYNONYMS:

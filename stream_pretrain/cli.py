@@ -18,9 +18,9 @@ from pathlib import Path
 from types import ModuleType
 
 from stream_pretrain import commands, exit_codes
-from stream_pretrain.arguments import invocation, misplaced, suggestion, values_of, without_secrets
-from stream_pretrain.commands import Answer, Invocation
-from stream_pretrain.config import Config, refuse_out_of_bounds, run_directory, secrets_of, validate
+from stream_pretrain.arguments import Invocation, instead, invocation, misplaced, suggestion, values_of, without_secrets
+from stream_pretrain.commands import Answer
+from stream_pretrain.config import SYNONYMS, Config, refuse_out_of_bounds, run_directory, secrets_of, validate
 from stream_pretrain.errors import ConfigError, StreamPretrainError
 from stream_pretrain.help import PROGRAM, Declaration, command_names, declaration_of, help_of
 from stream_pretrain.non_utf8_names import escaped
@@ -91,6 +91,9 @@ def _refuse_foreign(given: Invocation, command: str, declared: Declaration) -> N
     """Refuse what the command does not take. A file may have options for other commands too. Raises: ConfigError."""
     for name in sorted(given.typed):
         if name.partition(".")[0] not in declared.groups:
+            last = name.rpartition(".")[2]
+            if last in SYNONYMS and SYNONYMS[last].partition(".")[0] in declared.groups:  # as --steps of ledger is for train
+                raise ConfigError(f"unknown option --{last}{instead(last)}")
             raise ConfigError(f"{command} has no option --{name}; see {PROGRAM} {command} --help")
     if given.as_json and not declared.own:
         raise ConfigError(f"{command} has no option --json; see {PROGRAM} {command} --help")

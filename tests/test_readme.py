@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from stream_pretrain import commands
-from stream_pretrain.arguments import invocation, parse
-from stream_pretrain.commands import Invocation
+from stream_pretrain.arguments import Invocation, invocation, parse
 from stream_pretrain.config import ALIASES, NAMES, SYNONYMS, validate
 from stream_pretrain.help import declaration_of
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import transformers
 
-from stream_pretrain.commands import Answer, Invocation
+from stream_pretrain.arguments import Invocation
+from stream_pretrain.commands import Answer
 from stream_pretrain.comparison.compare import compared, judge
 from stream_pretrain.comparison.documents import documents_of
 from stream_pretrain.comparison.probe import read_labelled

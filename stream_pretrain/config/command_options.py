@@ -24,5 +24,21 @@ class EvaluateConfig:
     """JSON lines of "text" and "label": classified by the features of each frozen model. Needs scikit-learn."""
 
 
-COMMAND_GROUPS: dict[str, Any] = {"evaluate": EvaluateConfig}
+@dataclass(frozen=True)
+class LedgerConfig:
+    """What is asked about the documents of a run."""
+
+    step: int | None = option(None, bounds="positive")
+    """Show the documents that this step trained on."""
+    document: str | None = None
+    """SHARD:OFFSET, as --ledger.step shows it: the steps that trained on this document."""
+    export: str | None = None
+    """Write all of it to this Parquet file: step, row, source, epoch, shard, offset, tokens."""
+    steps: str | None = None
+    """A:B, both included: only these steps are read again, for --ledger.document and --ledger.export."""
+    text: bool = False
+    """Show the texts of the documents of a step: their shards are read once more."""
+
+
+COMMAND_GROUPS: dict[str, Any] = {"evaluate": EvaluateConfig, "ledger": LedgerConfig}
 """The dataclass of each group of options that one command alone takes."""

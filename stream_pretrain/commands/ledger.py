@@ -1,0 +1,116 @@
+"""`stream-pretrain ledger`: which documents the steps of a run trained on, read again from its cursors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from stream_pretrain.arguments import Invocation
+from stream_pretrain.commands import Answer
+from stream_pretrain.config import COMMAND_GROUPS
+from stream_pretrain.errors import ConfigError
+from stream_pretrain.redaction import printable
+from stream_pretrain.replay.ledger import replayed, texts_of, write_parquet
+from stream_pretrain.replay.recorded_run import RecordedRun, recorded_run, steps_in
+from stream_pretrain.training.report.progress import Progress
+
+GROUPS = ("ledger", "data")
+NEEDED = ()
+OPERANDS = "OUT"
+EXAMPLE = """
+stream-pretrain ledger runs/first --step 1200 --text
+"""
+
+SHOWN_CHARACTERS = 200
+"""Of a text, on the terminal; --json has all of it."""
+
+
+def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer:  # noqa: ARG001
+    """Answer one question about the run in OUT."""
+    options = given.own["ledger"]
+    assert isinstance(options, COMMAND_GROUPS["ledger"])
+    if len(given.operands) != 1:
+        raise ConfigError("ledger needs the folder of one run, such as runs/first")
+    asked = [name for name in ("step", "document", "export") if getattr(options, name) is not None]
+    if len(asked) != 1:
+        raise ConfigError("give one of --ledger.step N, --ledger.document SHARD:OFFSET and --ledger.export FILE")
+    transformers.utils.logging.disable_progress_bar()
+    found = recorded_run(Path(given.operands[0]), given.config, [name for name in given.typed if name.startswith("data.")])
+    progress.notice(f"the run is {found.state}")
+    match asked[0]:
+        case "step":
+            return _step(found, options.step, given.config.data.workers, progress, with_text=options.text)
+        case "document":
+            return _document(found, options.document, steps_in(found, options.steps), given.config.data.workers, progress)
+        case _:
+            return _export(found, Path(options.export), steps_in(found, options.steps), given.config.data.workers, progress)
+
+
+def _step(found: RecordedRun, step: int, workers: int, progress: Progress, *, with_text: bool) -> Answer:
+    steps = steps_in(found, f"{step}:{step}")
+    _say_cost(found, steps, progress)
+    with progress.phase("reading again") as report:
+        [(_, segments)] = replayed(found, steps, workers, report)
+    places: dict[tuple[int, int, int], list[int]] = {}
+    for segment in segments:
+        places.setdefault((segment.epoch, segment.shard, segment.offset), []).append(segment.row)
+    texts: dict[tuple[int, int], str] = {}
+    if with_text:
+        with progress.phase("reading the texts") as report:
+            texts = texts_of(found.plan, {(shard, offset) for _, shard, offset in places}, report)
+    shards = found.plan.shards
+    documents: list[dict[str, Any]] = [
+        {"shard": shards[shard].name, "offset": offset, "epoch": epoch, "rows": sorted(set(rows))}
+        | ({"text": texts.get((shard, offset))} if with_text else {})
+        for (epoch, shard, offset), rows in sorted(places.items())
+    ]
+    lines = [f"step {step:,}: {len(documents):,} documents in {len({segment.row for segment in segments}):,} rows"]
+    for one in documents:
+        rows = ", ".join(map(str, one["rows"]))
+        lines.append(f"  {one['shard']}:{one['offset']}  epoch {one['epoch']}  rows {rows}")
+        if with_text:
+            lines.append(f"    {printable((one['text'] or '')[:SHOWN_CHARACTERS])}")
+    return Answer(lines, {"step": step, "documents": documents})
+
+
+def _document(found: RecordedRun, document: str, steps: range, workers: int, progress: Progress) -> Answer:
+    name, _, offset = document.rpartition(":")
+    numbers = [number for number, shard in enumerate(found.plan.shards) if shard.name == name]
+    if not offset.isdecimal() or not numbers:
+        known = f"; shards are named as {found.plan.shards[0].name}" if offset.isdecimal() else ""
+        raise ConfigError(f"--ledger.document {document}: give SHARD:OFFSET, as --ledger.step shows it{known}")
+    _say_cost(found, steps, progress)
+    seen: list[dict[str, int]] = []
+    with progress.phase("reading again") as report:
+        for step, segments in replayed(found, steps, workers, report):
+            of_it = [one for one in segments if one.shard in numbers and one.offset == int(offset)]
+            for epoch in sorted({one.epoch for one in of_it}):
+                tokens = sum(one.tokens for one in of_it if one.epoch == epoch)
+                seen.append({"step": step, "epoch": epoch, "tokens": tokens})
+    between = f"steps {steps.start:,} to {steps.stop - 1:,}"
+    lines = [f"{document}: {'not in' if not seen else f'in {len(seen)} of'} {between}"]
+    lines += [f"  step {one['step']:,}  epoch {one['epoch']}  {one['tokens']:,} tokens" for one in seen]
+    return Answer(lines, {"document": document, "steps": [steps.start, steps.stop - 1], "seen": seen})
+
+
+def _export(found: RecordedRun, path: Path, steps: range, workers: int, progress: Progress) -> Answer:
+    if path.exists():
+        raise ConfigError(f"--ledger.export {path} is there already: remove it, or give another name")
+    _say_cost(found, steps, progress)
+    try:
+        with progress.phase("reading again") as report:
+            written = write_parquet(path, found.plan, replayed(found, steps, workers, report))
+    except OSError as error:
+        raise ConfigError(f"--ledger.export {path}: {error.strerror}") from error
+    line = f"{path}: {written:,} records of steps {steps.start:,} to {steps.stop - 1:,}"
+    return Answer([line], {"file": str(path), "records": written, "steps": [steps.start, steps.stop - 1]})
+
+
+def _say_cost(found: RecordedRun, steps: range, progress: Progress) -> None:
+    begin, _ = found.cursors_before(steps.start - 1)
+    count = steps.stop - 1 - begin
+    rows = count * found.plan.layout.global_batch_size
+    progress.notice(f"reads {count:,} steps again, {rows:,} rows, from the cursors of step {begin:,}")

@@ -1,0 +1,1 @@
+"""What a run has read, read again from its cursors, without a model."""

@@ -1,0 +1,142 @@
+"""A run as its folder records it, whatever has become of it. Nothing in the folder is changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stream_pretrain.arguments import parse
+from stream_pretrain.config import Config, ModelConfig
+from stream_pretrain.data.chain import stream_plan
+from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
+from stream_pretrain.data.lanes import pinning
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
+from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors
+from stream_pretrain.data.rows.engine_choice import choose
+from stream_pretrain.errors import CheckpointError, ConfigError, ModelError
+from stream_pretrain.model.loading import load_tokenizer
+from stream_pretrain.training.files.manifest import json_of
+from stream_pretrain.training.files.options_file import NAME as OPTIONS
+from stream_pretrain.training.files.out_files import CHECKPOINTS, CURSORS, RUN
+from stream_pretrain.training.start.kept_defaults import defaults_of_then, kept_options, with_options
+from stream_pretrain.training.state.checkpoint import read_trainer
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """What a run reads, and the cursors that its folder has."""
+
+    out: Path
+    plan: StreamPlan
+    state: str
+    """Of run.json, in words."""
+    cursor_files: Mapping[int, Path]
+    """By step, oldest first: the stream.json behind it."""
+    first_step: int
+    """Steps before the run, where it began from the checkpoint of another one."""
+
+    @property
+    def last_step(self) -> int:
+        """The last step that cursors are known of."""
+        return max(self.cursor_files, default=0)
+
+    def cursors_before(self, step: int) -> tuple[int, list[LaneCursors]]:
+        """The nearest known cursors at or before a step, and the step that they are of. Raises: CheckpointError."""
+        known = [of for of in self.cursor_files if of <= step]
+        if known:
+            path = self.cursor_files[known[-1]]
+            return known[-1], cursors_from(json_of(path), known[-1], self.plan.layout.lanes)
+        if self.first_step:
+            raise CheckpointError(
+                f"the cursors of step {step:,} are not in {self.out}, which began at step {self.first_step:,} from the "
+                f"checkpoint {json_of(self.out / RUN).get('parent')}; ask the run of that checkpoint"
+            )
+        return 0, first_cursors(self.plan.layout.lanes, len(self.plan.sources))
+
+
+def recorded_run(out: Path, given: Config, typed: Sequence[str]) -> RecordedRun:
+    """The run of a folder. typed: options that are given now, such as where the corpus is today; others are those of the run.
+
+    Raises: CheckpointError where the folder has no run, or none of its checkpoints can be read; SourceError, ModelError.
+    """
+    if not (out / OPTIONS).is_file():
+        what = "is missing: was the folder copied in part?" if out.is_dir() else "is not there: give the folder of a run"
+        raise CheckpointError(f"{out / OPTIONS if out.is_dir() else out} {what}")
+    config = parse([f"--config={out / OPTIONS}"])
+    config = with_options(config, {name: _value(given, name) for name in (word.replace("-", "_") for word in typed)})
+    checkpoint, trainer = _newest_readable(out)
+    config = with_options(config, kept_options(config, defaults_of_then(trainer), checkpoint))
+    pinned = PinnedCorpus.from_json(json_of(checkpoint / "corpus.json"))
+    pinned = pinning.found_again(config, pinned, world=1)
+    plan = _plan(config, pinned, checkpoint, trainer["tokenizer"])
+    recorded = json_of(out / RUN) if (out / RUN).is_file() else {}
+    files = _cursor_files(out)
+    first_step = min(files, default=0) if recorded.get("parent") else 0
+    return RecordedRun(out, plan, _in_words(recorded, max(files, default=0)), files, first_step)
+
+
+def _value(config: Config, name: str) -> Any:
+    group, _, option = name.partition(".")
+    return getattr(getattr(config, group), option)
+
+
+def _newest_readable(out: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint with all that a replay needs. Raises: CheckpointError."""
+    faults = []
+    for checkpoint in sorted((out / CHECKPOINTS).glob("step-*"), reverse=True):
+        try:
+            json_of(checkpoint / "corpus.json")
+            return checkpoint, read_trainer(checkpoint)
+        except (CheckpointError, OSError) as error:
+            faults.append(str(error))
+    if faults:
+        raise CheckpointError(f"{out}: no checkpoint can be read; the newest: {faults[0]}")
+    raise CheckpointError(f"{out} has no checkpoint yet, which says what the run reads: ask again after the first one")
+
+
+def _plan(config: Config, pinned: PinnedCorpus, checkpoint: Path, fingerprint: str) -> StreamPlan:
+    """With the tokenizer of the checkpoint, else that of the options, whichever the run has. Raises: ModelError."""
+    tokenizers = [ModelConfig(path=str(checkpoint)), dataclasses.replace(config.model, path=config.model.path or "")]
+    for own in tokenizers:
+        try:
+            plan = stream_plan(config, load_tokenizer(own), pinned)
+        except ModelError:
+            continue
+        if plan.encoder.fingerprint == fingerprint:
+            return dataclasses.replace(
+                plan, encoder=dataclasses.replace(plan.encoder, engine=choose(config.data.engine, plan.encoder).name)
+            )
+    raise CheckpointError(f"the tokenizer of the run is neither in {checkpoint} nor the one of its options: put it back")
+
+
+def _cursor_files(out: Path) -> dict[int, Path]:
+    """The cursors of checkpoints that are there, and of those that were deleted."""
+    files = [*out.glob(f"{CURSORS}/step-*.json"), *out.glob(f"{CHECKPOINTS}/step-*/stream.json")]
+    named = ((re.search(r"step-([0-9]+)(?:\.json|/stream\.json)$", path.as_posix()), path) for path in files)
+    return dict(sorted((int(match[1]), path) for match, path in named if match))
+
+
+def _in_words(recorded: Mapping[str, Any], last: int) -> str:
+    state = str(recorded.get("state", "unknown: it has no run.json"))
+    if state == "running":
+        return f"running, or killed, on {recorded.get('host')}: what is behind its last checkpoint, step {last:,}, is not known"
+    error = f" ({recorded['error']})" if state == "failed" and "error" in recorded else ""
+    return f"{state}{error} at step {recorded.get('step', last):,}"
+
+
+def steps_in(run: RecordedRun, words: str | None) -> range:
+    """Steps A:B, both included, of a run; all of them without words. Raises: ConfigError."""
+    whole = range(run.first_step + 1, run.last_step + 1)
+    if words is None:
+        return whole
+    match = re.fullmatch(r"([0-9]*):([0-9]*)", words.replace(",", ""))
+    if match is None:
+        raise ConfigError(f"--ledger.steps {words}: give A:B, such as 900:1000, both included")
+    steps = range(int(match[1] or whole.start), int(match[2] or whole.stop - 1) + 1)
+    if steps.start < whole.start or steps.stop > whole.stop or not steps:
+        raise ConfigError(f"--ledger.steps {words}: the run has cursors for steps {whole.start:,} to {whole.stop - 1:,}")
+    return steps
