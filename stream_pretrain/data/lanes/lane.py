@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from stream_pretrain.data.lanes.cursor import Cursor, Skipped
 from stream_pretrain.data.lanes.group import Group
 from stream_pretrain.data.lanes.held_rows import HeldRows
@@ -53,7 +50,8 @@ class Lane:
     @property
     def cursors(self) -> list[Cursor]:
         """The cursors of the lane."""
-        return [source.cursor._replace(credit=credit) for source, credit in zip(self.sources, self._credits, strict=True)]
+        cursors = zip([source.cursor for source in self.sources], self._credits, strict=True)
+        return [cursor if cursor.credit == credit else cursor._replace(credit=credit) for cursor, credit in cursors]
 
     @property
     def place(self) -> Place:
@@ -73,7 +71,7 @@ class Lane:
 
     def begin_step(self, step: int) -> None:
         """Set the step of the next rows, which decides their shares."""
-        if step > 0 and self.plan.shares_at(step - 1) is not self.plan.shares_at(step):
+        if len(self.plan.schedule) > 1 and step > 0 and self.plan.shares_at(step - 1) is not self.plan.shares_at(step):
             self._credits = [0] * len(self.sources)  # the shares begin anew, whether or not the lane gives the step a row
         self.step = step
 
@@ -103,17 +101,17 @@ class Lane:
 
     def _parts(self) -> Sequence[int]:
         """What the source of the next row is chosen by; nothing at the end of all."""
-        return self.plan.parts_at(self.step, [source.ended for source in self.sources])
+        ended = [source.ended for source in self.sources]
+        return self.plan.parts_at(self.step, ended) if len(ended) > 1 else () if ended[0] else (1,)
 
-    def take_seconds(self) -> NDArray[np.float64]:
+    def take_seconds(self) -> list[float]:
         """[causes] seconds spent on all sources since this was asked last, see `source_lane.CAUSES`."""
-        seconds: NDArray[np.float64] = np.sum([source.source.take_seconds() for source in self.sources], axis=0)
-        return seconds
+        return list(map(sum, zip(*(source.source.take_seconds() for source in self.sources), strict=True)))
 
     @property
-    def sampled(self) -> NDArray[np.float64]:
+    def sampled(self) -> list[tuple[float, float]]:
         """[sources, 2] as `SourceLane.sampled`."""
-        return np.array([source.source.sampled for source in self.sources])
+        return [source.source.sampled for source in self.sources]
 
     def report_skipped(self) -> list[Skipped]:
         """What was skipped since the last row; given once, and again after a `return_to`."""

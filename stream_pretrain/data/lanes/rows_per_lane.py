@@ -45,8 +45,12 @@ class LaneRows:
 
     def asked(self, batch: int) -> NDArray[np.int64]:
         """int64 [lanes] rows that each lane is asked for: `batch` in all, as long as that many are left."""
-        low, high = int(self.given.min()), int(self.given.max()) + batch
-        while low < high:  # the most rows up to which all lanes can be filled
+        # The most rows up to which all lanes can be filled: not far from the first of these, as long as no lane has ended.
+        low, high, more = int(self.given.min()) + batch // len(self.given), int(self.given.max()) + batch, 1
+        while low + more <= high and int(self._filled_to(low + more).sum()) <= batch:
+            low, more = low + more, 2 * more
+        high = min(high, low + more - 1)
+        while low < high:
             middle = (low + high + 1) // 2
             if int(self._filled_to(middle).sum()) <= batch:
                 low = middle

@@ -71,7 +71,7 @@ class SourceLane:
         self.unreported: list[Skipped] = []
         self.uncounted: Counter[str] = Counter()
         """What was met since the last group, by the field of the cursor that counts it."""
-        self.seconds = np.zeros(len(CAUSES))
+        self.seconds = [0.0] * len(CAUSES)
         self.empty_epochs = 0
         self.rows_before_epoch = cursor.rows
         self.characters_per_token = 4.0
@@ -109,17 +109,17 @@ class SourceLane:
             self.uncounted.clear()
         return cursor
 
-    def take_seconds(self) -> NDArray[np.float64]:
+    def take_seconds(self) -> list[float]:
         """[causes] seconds spent since this was asked last."""
-        seconds, self.seconds = self.seconds, np.zeros(len(CAUSES))
+        seconds, self.seconds = self.seconds, [0.0] * len(CAUSES)
         return seconds
 
     @property
-    def sampled(self) -> NDArray[np.float64]:
+    def sampled(self) -> tuple[float, float]:
         """[2] tokens, about, of the windows that were opened by now, and bytes of their content; 0 where they are unknown."""
-        (characters, documents, content), (seen, tokens) = self.opened, self.tokenized
+        (characters, documents, content), (seen, tokens) = self.opened.tolist(), self.tokenized.tolist()
         framing = self._framing + len(self.encoder.document_end)
-        return np.array([characters * tokens / seen + documents * framing, content] if seen else [0.0, 0.0])
+        return (characters * tokens / seen + documents * framing, content) if seen else (0.0, 0.0)
 
     @property
     def _framing(self) -> int:
@@ -156,7 +156,8 @@ class SourceLane:
             self._skip_rest_of(stripe, block, error)
             found, damaged = None, True
         waited = self.readers.memory.seconds_waiting - waited
-        self.seconds += waited, time.perf_counter() - began - waited, 0.0
+        self.seconds[0] += waited
+        self.seconds[1] += time.perf_counter() - began - waited
         if found is None:
             if not self._at_start_of_window and not damaged:
                 raise self._astray(stripe, block)

@@ -75,8 +75,8 @@ def step_of(
         origins=np.concatenate(
             [np.empty((0, 3), dtype=np.int64), *(run.group.origins[run.group.rows.segments_of(run.which)] for run in runs)]
         ),
-        seconds=np.zeros(len(CAUSES)) + sum(lane.take_seconds() for lane in lanes),
-        sampled=np.zeros((len(plan.sources), 2)) + sum(lane.sampled for lane in lanes),
+        seconds=np.array([lane.take_seconds() for lane in lanes]).reshape(-1, len(CAUSES)).sum(axis=0),
+        sampled=np.array([lane.sampled for lane in lanes]).reshape(-1, len(plan.sources), 2).sum(axis=0),
     )
 
 

@@ -98,7 +98,8 @@ class RowStream:
         while True:
             is_short, failure = False, None
             while not is_short and not deals.poll():
-                held.append((lane_rows, [lane.place for lane in lanes]))
+                if self.plan.can_end:
+                    held.append((lane_rows, [lane.place for lane in lanes]))
                 if len(held) > self.steps_held:
                     held.popleft()
                     for lane, place in zip(lanes, held[0][1], strict=True):
