@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +44,7 @@ def byte_level() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+ROOT = Path(__file__).resolve().parents[2]
 TOKENIZERS = {"nanotoken": word_tokenizer, "fastokens": byte_level}
 
 
@@ -281,3 +284,27 @@ def test_special_tokens_in_documents_are_what_the_option_says_with_every_engine(
     assert [texts[index] for index in differing(engine, engine.plain, texts)] == []
     drug = tokenizer.convert_tokens_to_ids("[DRUG]")
     assert (drug in engine.encode(["bara [DRUG]"])[0]) == (special_tokens == "keep")
+
+
+def test_the_script_names_the_document_and_the_code_point_that_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    breaks_at("\u0c5c", monkeypatch)
+    monkeypatch.setattr(engine_probes, "probes", lambda _: ["bara", "ball"])
+    texts = documents(20)
+    texts[7] += " \u0c5c"
+    shard = write_shard(tmp_path / "s", texts, "plain")
+    loader = SourceFileLoader("engine_parity_script", str(ROOT / "scripts" / "engine_parity"))
+    script = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(script)
+    monkeypatch.setattr(script, "code_points", lambda: ["\u0c5b", "\u0c5c", "\u0c5d"])
+    encoder = Encoder.of(word_tokenizer())
+    assert script.compared("nanotoken", encoder, str(shard), 1.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        f"nanotoken differs in documents: s.jsonl, offset {offset_of(shard, 7)}: '\\u0c5c' (U+0C5C)",
+        "nanotoken differs in code points: '\\u0c5c' (U+0C5C)",
+    ]
+    assert lines[2].startswith("nanotoken 0.1.0: 1 of 20 documents, 0 of 2 probes, 1 of 3 code points differ; ")
+    assert not script.compared("fastokens", encoder, str(shard), 1.0)
+    assert capsys.readouterr().out == "fastokens does not support WordPiece\n"
