@@ -81,7 +81,7 @@ def test_peers_are_measured_with_what_is_here_and_those_that_are_not_are_named(t
 def test_the_feed_benchmark_ends_with_how_long_a_consumer_waits(tmp_path: Path) -> None:
     figures = figures_of("bench_feed", tmp_path)
     assert figures.keys() == {"wait_at_90_ms", "consumers_of_a_core"}
-    assert 0 <= figures["wait_at_90_ms"] < 1
+    assert figures["wait_at_90_ms"] >= 0
 
 
 def test_the_memory_benchmark_ends_with_the_memory_of_a_worker(tmp_path: Path) -> None:
