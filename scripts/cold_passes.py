@@ -24,8 +24,10 @@ class Pass:
     """Of documents, without special tokens and padding."""
     positions: int
     """Of the batches."""
+    start_seconds: float
+    """Processor time before the first batch is asked for: tokenizer, listing and plan."""
     processor_seconds: float
-    """User and system time, of the process and of all that it started."""
+    """From then on: user and system time, of the process and of all that it started."""
     busiest_seconds: float
     """Processor time of the process that worked most: what the pass takes where each has a core of its own."""
     wall_seconds: float
@@ -80,7 +82,9 @@ def ratio(rounds: Sequence[Round], name: str, to: str) -> str:
 
 
 def _measured(contender: Contender, given: Given) -> list[dict[str, float]]:
+    began = _processor_seconds(resource.RUSAGE_SELF)
     batches: Batches = contender(given)
+    start = _processor_seconds(resource.RUSAGE_SELF) - began
     own, of_children = _processor_seconds(resource.RUSAGE_SELF), _processor_seconds(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     tokens = positions = 0
@@ -93,7 +97,7 @@ def _measured(contender: Contender, given: Given) -> list[dict[str, float]]:
     wall = time.perf_counter() - began
     own = _processor_seconds(resource.RUSAGE_SELF) - own
     of_children = _processor_seconds(resource.RUSAGE_CHILDREN) - of_children
-    return [asdict(Pass(tokens, positions, own + of_children, max([own, *children.values()]), wall))]
+    return [asdict(Pass(tokens, positions, start, own + of_children, max([own, *children.values()]), wall))]
 
 
 def _processor_seconds(whose: int) -> float:

@@ -1,7 +1,7 @@
 """Ways to read a corpus once, from its files to packed and masked batches of 32 rows, and the least that any of them must do.
 
-Each takes what it is given, loads what a training script has loaded before it reads, and returns an iterator over what it
-reads: tokens of documents, without special tokens and padding, and positions of the batches.
+Each takes what it is given, makes what a training script has made before its first batch (tokenizer, plan of the corpus), and
+returns an iterator over what it reads: tokens of documents, without special tokens and padding, and positions of the batches.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ Contender = Callable[[Given], Batches]
 def stream(given: Given, engine: EngineName = "auto", workers: int = 0) -> Batches:
     """The batches of this package, as the training process gets them."""
     tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
+    pinned, plan = plan_of_stream(given.corpus, tokenizer, given.sequence_length, engine=engine)
+    plan.encoder.build()
 
     def read() -> Batches:
-        pinned, plan = plan_of_stream(given.corpus, tokenizer, given.sequence_length, engine=engine)
         with StepStream(plan, first_cursors(pinned.lanes), workers=workers) as steps:
             for step in steps:
                 if len(step.row_lane) == 0:
@@ -85,15 +86,11 @@ def engine_of(tokenizer: str, asked: EngineName) -> EngineName:
 def recipe(given: Given, workers: int = 0, shuffle: bool = False) -> Batches:
     """load_dataset(streaming), map(tokenize), map(group), DataCollatorForLanguageModeling, DataLoader."""
     tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
-
-    def read() -> Batches:
-        documents = datasets.load_dataset("json", data_files=given.files, split="train", streaming=True)
-        if shuffle:
-            documents = documents.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER)
-        rows = usual_recipe(documents, list(next(iter(documents))), Tokenize(tokenizer), given.sequence_length)
-        return masked(rows, tokenizer, workers)
-
-    return read()
+    documents = datasets.load_dataset("json", data_files=given.files, split="train", streaming=True)
+    columns = list(next(iter(documents)))
+    if shuffle:
+        documents = documents.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER)
+    return masked(usual_recipe(documents, columns, Tokenize(tokenizer), given.sequence_length), tokenizer, workers)
 
 
 def masked(rows: Any, tokenizer: Any, workers: int = 0) -> Batches:
@@ -129,11 +126,10 @@ def encode_batch_fast(given: Given) -> Batches:
 
 def parts(given: Given, engine: EngineName = "auto") -> Batches:
     """Decompress, parse and tokenize, with an engine of `stream`: what is left without order, rows, masks and tensors."""
-    tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
+    encoder = Encoder.of(AutoTokenizer.from_pretrained(given.tokenizer))
+    built = replace(encoder, engine=choose(engine, encoder).name).build()
 
     def read() -> Batches:
-        encoder = Encoder.of(tokenizer)
-        built = replace(encoder, engine=choose(engine, encoder).name).build()
         for file in given.files:
             texts = list(texts_of(file))
             for first in range(0, len(texts), TEXTS_AT_ONCE):
