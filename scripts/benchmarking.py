@@ -96,13 +96,16 @@ def plan_of_stream(
     rows: int = ROWS,
     epochs: int | None = 1,
     window_bytes: int | None = None,
+    lanes: int | None = None,
 ) -> tuple[PinnedCorpus, StreamPlan]:
     """Some epochs of files (a path or glob) as a run with otherwise default options would read them.
 
-    rows: of a step. epochs: None for any number. window_bytes: None for those of a run.
+    rows: of a step. epochs: None for any number. window_bytes, lanes: None for those of a run.
     """
     config = Config(
-        data=DataConfig(dataset=files, sequence_length=sequence_length, window_bytes=window_bytes or "auto"),
+        data=DataConfig(
+            dataset=files, sequence_length=sequence_length, window_bytes=window_bytes or "auto", lanes=lanes or "auto"
+        ),
         objective=ObjectiveConfig(mask_rate=MASK_RATE),
         train=TrainConfig(max_epochs=epochs, global_batch_size=rows),
     )
