@@ -1,6 +1,6 @@
 """Pretrain, or continue to pretrain, a language model on a corpus that is streamed and never stored.
 
-    errors <- config <- data | model <- training <- comparison | library | replay <- commands <- cli
+    errors <- config <- data | model <- training <- comparison | inspection | library | replay <- commands <- cli
 
 Imports point one way. The program is `stream-pretrain`, or `python -m stream_pretrain`; from Python,
 `stream_pretrain.cli.main([...])` takes the same arguments. `TokenStream` and `prepare` are for training loops of your own. This

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -71,6 +72,9 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
     if "--version" in options:
         return _print(importlib.metadata.version("stream_pretrain"))
     declared = declaration_of(command)
+    if command == "train" and "--dry-run" in options:
+        command, options = "inspect", [option for option in options if option != "--dry-run"]
+        declared = replace(declaration_of(command), groups=(*declared.groups, "inspect"), needed=declared.needed)
     given = invocation(options, os.environ, operands=bool(declared.operands))
     _refuse_foreign(given, command, declared)
     stderr.secrets = secrets_of(given.config, os.environ)

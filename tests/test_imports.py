@@ -19,7 +19,7 @@ LAYERS = [
     {"config", "terminal"},
     {"arguments", "data", "model"},
     {"training"},
-    {"comparison", "library", "replay"},
+    {"comparison", "inspection", "library", "replay"},
     {"commands"},
     {"help"},
     {"cli"},

@@ -24,7 +24,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 COMMANDS = {module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__)}
 OPTIONS = {f"--{name}" for name in NAMES}
-FLAGS = {"--help", "--version", "--debug", "--config", "--json"}
+FLAGS = {"--help", "--version", "--debug", "--config", "--json", "--dry-run"}
 
 
 def names(paths: list[Path]) -> list[str]:

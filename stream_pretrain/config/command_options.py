@@ -40,5 +40,15 @@ class LedgerConfig:
     """Show the texts of the documents of a step: their shards are read once more."""
 
 
-COMMAND_GROUPS: dict[str, Any] = {"evaluate": EvaluateConfig, "ledger": LedgerConfig}
+@dataclass(frozen=True)
+class InspectConfig:
+    """How much is looked at."""
+
+    max_read_bytes: int = option(64 * 1024 * 1024, bounds="positive")
+    """Most bytes of content to read of each source, from the beginnings of up to 16 shards."""
+    rows: int = option(0, bounds="not negative")
+    """Packed rows to show, with what is masked in them; needs a tokenizer."""
+
+
+COMMAND_GROUPS: dict[str, Any] = {"evaluate": EvaluateConfig, "ledger": LedgerConfig, "inspect": InspectConfig}
 """The dataclass of each group of options that one command alone takes."""

@@ -12,7 +12,7 @@ from functools import cache
 from stream_pretrain.config.command_options import COMMAND_GROUPS
 from stream_pretrain.config.options import ALIASES, GROUPS, fields_of
 
-FLAGS = ("config", "debug", "help", "json", "version")
+FLAGS = ("config", "debug", "dry-run", "help", "json", "version")
 """Flags of the command line, which are not options of a run."""
 
 ALL_GROUPS = ChainMap(COMMAND_GROUPS, GROUPS)

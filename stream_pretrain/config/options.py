@@ -277,7 +277,7 @@ class EvalConfig:
         None, may_change=True, secret="url", synonyms="eval-file eval-data validation-file validation-data"
     )
     """Dataset to evaluate on, as in --dataset."""
-    max_read_bytes: int = option(1024 * 1024 * 1024, bounds="positive", may_change=True)
+    max_read_bytes: int = option(1024 * 1024 * 1024, short="max-read-bytes", bounds="positive", may_change=True)
     """Most uncompressed bytes to read for the evaluation set."""
 
 

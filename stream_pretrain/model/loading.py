@@ -177,6 +177,18 @@ def load_model(
     return LoadedModel(model, tokenizer, tuple(notes), original_settings, passthrough, new_head)
 
 
+def sized_model(config: ModelConfig, causal: bool) -> tuple[PreTrainedConfig, int]:
+    """The configuration of a model, with its class, and its parameters, without loading it. Raises: ModelError."""
+    name = config.path or config.config
+    assert name is not None, "a model or a configuration is given"
+    settings = _read_config(name, config, only_cached(name, config.revision))
+    kind = _kind(settings, causal)
+    with torch.device("meta"):
+        model = _from_scratch(name, config, settings, kind)
+    settings.architectures = [type(model).__name__]
+    return settings, model.num_parameters()
+
+
 def recompute_activations(model: PreTrainedModel) -> None:
     """Enable gradient checkpointing."""
     # Renamed in transformers 5.23.

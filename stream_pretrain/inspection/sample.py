@@ -1,0 +1,149 @@
+"""Documents of a source, sampled from the beginnings of shards that are spread over it."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.rows.encoder import Encoder
+from stream_pretrain.data.rows.engine import Engine
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.errors import ContentError
+
+MOST_SHARDS = 16
+"""Shards of a source that are sampled."""
+
+MOST_EXAMPLES = 3
+"""Of documents that are skipped."""
+
+
+@dataclass
+class Sample:
+    """What was found in the documents of a source that were read."""
+
+    shards: int = 0
+    """How many shards were read from."""
+    in_the_middle: int = 0
+    """Shards that are read from more than one place: a resume need not begin at their start."""
+    whole: bool = True
+    """Whether all of the source was read."""
+    read: int = 0
+    """Documents, used or not."""
+    content_bytes: int = 0
+    """Of them."""
+    stored_bytes: int = 0
+    skipped: int = 0
+    empty: int = 0
+    filtered: int = 0
+    duplicates: int = 0
+    """Documents whose text was seen before in the sample."""
+    examples: list[str] = field(default_factory=list)
+    """Of skipped documents: where, and why."""
+    damaged: list[str] = field(default_factory=list)
+    """Shards that cannot be read, with the reason."""
+    windows: list[NDArray[np.int64]] = field(default_factory=list)
+    """Tokens of the documents of each window, without special tokens; characters without a tokenizer."""
+    characters: int = 0
+    text_bytes: int = 0
+    """In UTF-8."""
+    unknown: int = 0
+    """Tokens."""
+    scripts: Counter[str] = field(default_factory=Counter)
+    """Letters by the first word of their Unicode names."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of all documents, or characters."""
+        return np.concatenate([np.empty(0, dtype=np.int64), *self.windows])
+
+    @property
+    def documents(self) -> int:
+        """Documents with text."""
+        return len(self.lengths)
+
+
+def sample_of(
+    shards: Sequence[Shard],
+    options: ReadOptions,
+    encoder: Encoder | None,
+    unknown_id: int | None,
+    most_bytes: int,
+    report: Callable[[str], None],
+) -> Sample:
+    """Read at most about so many bytes of content. A damaged shard is noted, and the next one read. Raises: TransportError."""
+    sample, engine = Sample(), None if encoder is None else encoder.build()
+    chosen = np.unique(np.linspace(0, len(shards) - 1, min(len(shards), MOST_SHARDS)).astype(int)).tolist()
+    sample.whole = len(chosen) == len(shards)
+    seen: set[int] = set()
+    for place, number in enumerate(chosen):
+        report(f"{shards[number].name} ({place + 1} of {len(chosen)})")
+        try:
+            _read(sample, shards[number], options, engine, unknown_id, most_bytes // len(chosen), seen)
+        except ContentError as error:
+            sample.damaged.append(str(error))
+        sample.shards += 1
+    return sample
+
+
+def _read(
+    sample: Sample,
+    shard: Shard,
+    options: ReadOptions,
+    engine: Engine | None,
+    unknown_id: int | None,
+    most_bytes: int,
+    seen: set[int],
+) -> None:
+    reader, stripe = open_reader(shard, options), Stripe(0)
+    reader.follow(stripe, 0)
+    restart, block, read = RestartPoint(), 0, 0
+    try:
+        while (window := reader.read(stripe, block, restart)) is not None:
+            if window.damaged:
+                raise window.damaged[0].error
+            if window.restart.compressed > 0 and block and restart.compressed == 0:
+                sample.in_the_middle += 1
+            sample.read += window.read
+            sample.skipped += sum(skip.documents for skip in window.skips)
+            sample.empty += sum(skip.documents for skip in window.empty)
+            sample.filtered += window.filtered
+            for skip in window.skips[: MOST_EXAMPLES - len(sample.examples)]:
+                sample.examples.append(f"{shard.name}:{skip.offset}: {skip.reason}")
+            sample.content_bytes += window.content_bytes
+            sample.stored_bytes += window.stored[1] - window.stored[0]
+            _count_texts(sample, window.texts, engine, unknown_id, seen)
+            restart, block, read = window.restart, block + 1, read + window.content_bytes
+            if read >= most_bytes:
+                sample.whole = False
+                return
+    finally:
+        reader.leave(stripe)
+
+
+def _count_texts(sample: Sample, texts: Sequence[str], engine: Engine | None, unknown_id: int | None, seen: set[int]) -> None:
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    hashes = [xxhash.xxh3_64_intdigest(one) for one in encoded]
+    sample.duplicates += len(hashes) - len(set(hashes) - seen)
+    seen.update(hashes)
+    sample.characters += sum(map(len, texts))
+    sample.text_bytes += sum(map(len, encoded))
+    for sign, count in Counter("".join(texts)).items():
+        if sign.isalpha():
+            sample.scripts[unicodedata.name(sign, "UNNAMED").partition(" ")[0].capitalize()] += count
+    if engine is None:
+        sample.windows.append(np.array([len(text) for text in texts], dtype=np.int64))
+        return
+    ids, lengths = engine.encode(texts)
+    sample.windows.append(lengths)
+    if unknown_id is not None:
+        sample.unknown += int((ids == unknown_id).sum())

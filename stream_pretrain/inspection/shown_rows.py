@@ -1,0 +1,58 @@
+"""Packed rows as people read them: where documents begin, and what is masked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from transformers import PreTrainedTokenizerFast
+
+from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
+from stream_pretrain.data.lanes.stream_state import first_cursors
+from stream_pretrain.data.rows.train_rows import TrainRows
+from stream_pretrain.redaction import printable
+
+BORDER = "¦"
+LEGEND = f"{BORDER} a document begins   [word] masked   {{shown|word}} replaced at random   (word) kept, predicted too"
+_COLOURS = {"masked": "\x1b[7m", "random": "\x1b[31m", "kept": "\x1b[32m", "border": "\x1b[1;34m"}
+_PLAIN = "\x1b[0m"
+
+
+def first_rows(plan: StreamPlan, count: int) -> TrainRows:
+    """Rows of the first step. Raises: as a run does."""
+    with StepStream(plan, first_cursors(plan.layout.lanes, len(plan.sources))) as stream:
+        return next(stream).trained.cut(range(count))
+
+
+def lines_of_rows(rows: TrainRows, tokenizer: PreTrainedTokenizerFast, *, causal: bool, coloured: bool) -> Iterator[str]:
+    """A row each, with the answer beside every token that the model does not see; of a causal model, the text alone."""
+
+    def marked(kind: str, text: str) -> str:
+        return f"{_COLOURS[kind]}{text}{_PLAIN}" if coloured else text
+
+    begins = {int(start) for start, tokens in zip(rows.segment_start, rows.segment_tokens, strict=True) if tokens}
+    ends = {int(start) for start, tokens in zip(rows.segment_start, rows.segment_tokens, strict=True) if not tokens}
+    for row in range(len(rows)):
+        answers = dict(zip(rows.label_positions[row].tolist(), rows.labels[row].tolist(), strict=True))
+        words: list[str] = []
+        for place, token in enumerate(rows.input_ids[row].tolist()):
+            at = row * rows.length + place
+            if at in ends:
+                words.append(f"... {rows.length - place} of padding")
+                break
+            if at in begins:
+                words.append(marked("border", BORDER))
+            answer = -1 if causal else answers.get(place, -1)
+            if answer < 0:
+                words.append(_word(tokenizer, token))
+            elif token == tokenizer.mask_token_id:
+                words.append(marked("masked", f"[{_word(tokenizer, answer)}]"))
+            elif token == answer:
+                words.append(marked("kept", f"({_word(tokenizer, answer)})"))
+            else:
+                words.append(marked("random", f"{{{_word(tokenizer, token)}|{_word(tokenizer, answer)}}}"))
+        yield " ".join(words)
+
+
+def _word(tokenizer: PreTrainedTokenizerFast, token: int) -> str:
+    return printable(tokenizer.decode([token]).strip() or repr(tokenizer.decode([token])))

@@ -1,0 +1,143 @@
+"""`inspect`: what it says before a run is what the run then finds."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream_pretrain import cli
+from tests.corpora import documents, json_lines, write_shard
+from tests.training.runs import run_here, write_tiny_modernbert
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tiny_modernbert(tmp_path_factory.mktemp("model")))
+
+
+def inspected(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:
+    assert cli.main(["inspect", *arguments, "--workers=0", "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def lines(capsys: pytest.CaptureFixture[str], *arguments: str, command: tuple[str, ...] = ("inspect",)) -> str:
+    assert cli.main([*command, *arguments, "--workers=0"]) == 0
+    return capsys.readouterr().out
+
+
+def last_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = cli.main(["inspect", *arguments])
+    return code, capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_numbers_are_those_of_the_run_that_follows(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        write_shard(tmp_path / f"{number}", documents(80, seed=number), "zst")
+    options = [
+        f"--dataset={tmp_path}/*.zst", f"--model.config={model}", f"--model.tokenizer={model}", "--sequence-length=64",
+        "--global-batch-size=8", "--max-epochs=1", "--lanes=4",
+    ]  # fmt: skip
+    told = inspected(capsys, *options)
+    [source] = told["sources"]
+    finished = run_here([*options, f"--output-dir={tmp_path / 'out'}", "--wandb=disabled"])
+    assert finished.returncode == 0, finished.stderr
+    record = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()][-1]
+    trainer = json.loads(next((tmp_path / "out/checkpoints").glob("step-*/trainer.json")).read_text())
+    totals = trainer["totals"]
+    assert source["sample"]["is_whole"]
+    assert source["sample"]["documents"] == 240
+    # Each part of a document that is split has special tokens of its own; the last rows of windows are not full.
+    assert totals["tokens"] == pytest.approx(source["tokens"], rel=0.05)
+    assert told["plan"]["steps"] == pytest.approx(record["step"], rel=0.15)
+    assert told["plan"]["lanes"] == 4
+    weights = (next((tmp_path / "out/checkpoints").glob("step-*")) / "model.safetensors").stat().st_size
+    moments = (next((tmp_path / "out/checkpoints").glob("step-*")) / "optimizer.safetensors").stat().st_size
+    assert told["plan"]["checkpoint_bytes"] == pytest.approx(weights + moments, rel=0.1)
+
+
+def test_documents_are_counted_by_what_is_made_of_them(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["bara bast", "bara bast", "", "Привет мир", "doc 7"]
+    body = json_lines(texts) + b'{"text": 3}\n' + b"no json\n"
+    (tmp_path / "a.jsonl").write_bytes(body)
+    told = inspected(capsys, f"--dataset={tmp_path}/a.jsonl", f"--model.tokenizer={model}", "--sequence-length=16", code=0)
+    [source] = told["sources"]
+    sample = source["sample"]
+    assert (sample["read"], sample["documents"], sample["duplicates"], sample["empty"]) == (7, 4, 1, 1)
+    assert sample["skipped"] == 2
+    assert len(sample["examples_skipped"]) == 2
+    assert sample["examples_skipped"][1].startswith("a.jsonl:")
+    assert source["scripts"]["Cyrillic"] == pytest.approx(9 / (8 + 8 + 9 + 3))
+    assert source["unknown_tokens"] == pytest.approx(2 / 8)
+    assert source["tokens"] == 8 + 2 * 4
+    said = "\n".join(told["warnings"])
+    assert "28.6% of the documents are skipped (a.jsonl:" in said
+    assert "25.0% of the tokens are unknown: give another --model.tokenizer" in said
+    assert "--data.drop-duplicates leaves out those of a window" in said
+
+
+def test_a_corpus_is_looked_at_without_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_bytes(json_lines(documents(20)))
+    told = inspected(capsys, f"--dataset={tmp_path}/a.jsonl")
+    [source] = told["sources"]
+    assert source["characters_per_document"]["max"] == max(map(len, documents(20)))
+    assert "tokens" not in source
+    assert told["rows"] == []
+    assert last_error(capsys, f"--dataset={tmp_path}/a.jsonl", "--inspect.rows=1") == (
+        2, "error: --inspect.rows needs a tokenizer: give --model or --model.tokenizer",
+    )  # fmt: skip
+    assert last_error(capsys, f"--dataset={tmp_path}/none.jsonl")[0] == 1
+
+
+def test_rows_show_where_documents_begin_and_what_is_masked(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(json_lines(["bara bast ball bamp band " * 3] * 40))
+    said = lines(
+        capsys, f"--dataset={tmp_path}/a.jsonl", f"--model.tokenizer={model}", "--sequence-length=40", "--inspect.rows=2"
+    )
+    legend, first, second, *_ = said[said.index("¦ a document") :].splitlines()
+    assert legend == "¦ a document begins   [word] masked   {shown|word} replaced at random   (word) kept, predicted too"
+    for row in (first, second):
+        assert row.count("¦ [CLS]") == row.count("[SEP]") == 2
+        labelled = re.findall(r"\[[a-z]+\]|\{[^|]+\|[a-z]+\}|\([a-z]+\)", row)
+        assert len(labelled) == 9  # 0.3 of the 30 words
+        words = [re.sub(r"\{.*\||[\[\](){}]", "", word) for word in row.split() if word not in ("¦", "[CLS]", "[SEP]")]
+        assert set(words) == {"bara", "bast", "ball", "bamp", "band"}
+    assert "\x1b" not in said
+    assert max(map(len, said[: said.index("¦ a document")].splitlines())) < 80
+
+
+def test_a_damaged_shard_is_told_and_the_next_one_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        write_shard(tmp_path / f"{number}", documents(80, seed=number), "zst")
+    damaged = tmp_path / "0.jsonl.zst"
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    told = inspected(capsys, f"--dataset={tmp_path}/*.zst", code=1)
+    [source] = told["sources"]
+    assert len(source["sample"]["damaged"]) == 1
+    assert source["sample"]["documents"] >= 80
+    assert "0.jsonl.zst" in told["warnings"][0]
+    assert told["warnings"][0].endswith("replace it, or give --data.on-bad-shard skip")
+    assert inspected(capsys, f"--dataset={tmp_path}/*.zst", "--data.on-bad-shard=skip", code=0)
+
+
+def test_a_dry_run_takes_the_options_of_the_run_and_trains_nothing(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(json_lines(documents(20)))
+    out = tmp_path / "out"
+    options = [
+        *(f"--dataset={tmp_path}/a.jsonl", f"--model.config={model}", f"--model.tokenizer={model}", f"--output-dir={out}"),
+        *("--sequence-length=64", "--max-steps=5", "--eval-every=5", "--data.heldout-fraction=0.2", "--dry-run"),
+    ]
+    said = lines(capsys, *options, command=())
+    assert "  run           ~5 steps" in said
+    assert not out.exists()
+    code = cli.main([option for option in options if "max-steps" not in option])
+    assert (code, capsys.readouterr().err.splitlines()[-1]) == (
+        2, "error: give --max-steps or --max-epochs: the run needs an end",
+    )  # fmt: skip
