@@ -94,6 +94,8 @@ class LinePass:
             if following > self.start + len(self.buffer):
                 self.stream.prefetch(following)
         begin, end = block * self.window_bytes, (block + 1) * self.window_bytes
+        self._drop_before(min(_begin(block + 1, self.window_bytes), self.start + len(self.buffer)))
+        self.buffer = bytearray(self.buffer)  # one that shrinks keeps its memory: that of a window in each lane
         return replace(window, stored=(self.stream.stored_bytes_before(begin), self.stream.stored_bytes_before(end - 1)))
 
     def _read(self, block: int) -> Window | None:
