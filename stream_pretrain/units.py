@@ -1,6 +1,8 @@
-"""Units of bytes, and numbers as people read them."""
+"""Units of bytes, and numbers and tables as people read them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
@@ -28,6 +30,14 @@ def human_duration(seconds: float) -> str:
     if minutes < 24 * 60:
         return f"{minutes // 60}h{minutes % 60:02}m"
     return f"{minutes // 1440}d{minutes % 1440 // 60:02}h"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Cells of a table in columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
 
 
 def _scaled(number: float, units: tuple[str, ...]) -> str:

@@ -98,10 +98,11 @@ LAST_NAMES = {
     "train": "max-steps max-epochs global-batch-size micro-batch-size seed learning-rate schedule warmup-steps decay-fraction "
     "final-learning-rate beta1 beta2 epsilon weight-decay max-grad-norm precision max-bad-steps",
     "eval": "every documents",
-    "run": "output-dir resume save-every keep-last keep-every keep-best log-every wandb wandb-project wandb-entity wandb-name",
+    "run": "output-dir resume save-every keep-last keep-every log-every wandb wandb-project wandb-entity wandb-name",
     "evaluate": "sample max-bytes batch-rows likelihood-sample probe",
     "ledger": "step document export steps text",
     "inspect": "rows",
+    "verify": "run-steps kills full-model tolerance folder",
 }
 """What is accepted without its group. Commands and files have these names: a further option must take none of them away (where
 it shares one, the earlier option keeps the name as its short one)."""

@@ -19,7 +19,7 @@ LAYERS = [
     {"config", "terminal"},
     {"arguments", "data", "model"},
     {"training"},
-    {"comparison", "inspection", "library", "replay"},
+    {"comparison", "inspection", "library", "replay", "verification"},
     {"commands"},
     {"help"},
     {"cli"},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from stream_pretrain.units import aligned
 
 
 def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
@@ -13,7 +15,7 @@ def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
     probed = any(model["probe"] for model in models)
     head = ["model", *(column.replace("_", " ") for column in columns), *(["probe"] if probed else [])]
     rows = [[model["model"], *(f"{model[name]:.4f}" for name in columns), *_probe(model)] for model in models]
-    yield from _aligned([head, *rows])
+    yield from aligned([head, *rows])
     sample = result["likelihood_sample"]
     yield ""
     yield (
@@ -25,7 +27,7 @@ def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
         if len(names) > 1:
             yield ""
             parts = [[name, *(_loss(model[part].get(name)) for model in models)] for name in names]
-            yield from _aligned([[f"loss {part.replace('_', ' ')}", *(model["model"] for model in models)], *parts])
+            yield from aligned([[f"loss {part.replace('_', ' ')}", *(model["model"] for model in models)], *parts])
     for difference in result["differences"]:
         yield ""
         yield f"{difference['model']} minus {difference['base']} (95 % interval over documents):"
@@ -44,10 +46,3 @@ def _probe(model: Mapping[str, Any]) -> list[str]:
 
 def _loss(means: Mapping[str, Any] | None) -> str:
     return "none" if means is None else f"{means['loss']:.4f} ({means['documents']:,})"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()

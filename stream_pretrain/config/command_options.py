@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from stream_pretrain.config.option_field import option
 
@@ -50,5 +50,26 @@ class InspectConfig:
     """Packed rows to show, with what is masked in them; needs a tokenizer."""
 
 
-COMMAND_GROUPS: dict[str, Any] = {"evaluate": EvaluateConfig, "ledger": LedgerConfig, "inspect": InspectConfig}
+@dataclass(frozen=True)
+class VerifyConfig:
+    """How a run is verified."""
+
+    run_steps: int = option(12, bounds="positive")
+    """Optimizer steps of each run."""
+    kills: int = option(3, bounds="positive")
+    """Kills at random moments, besides the named ones."""
+    full_model: bool = False
+    """The whole model with its weights, instead of two of its layers with new ones."""
+    tolerance: float | Literal["auto"] = option("auto", bounds="not negative")
+    """Relative difference of losses where only rounding may differ. auto: 1e-4, with bf16 0.02."""
+    folder: str | None = None
+    """Empty folder for what the runs write, which stays there. Default: a temporary one, which is deleted."""
+
+
+COMMAND_GROUPS: dict[str, Any] = {
+    "evaluate": EvaluateConfig,
+    "ledger": LedgerConfig,
+    "inspect": InspectConfig,
+    "verify": VerifyConfig,
+}
 """The dataclass of each group of options that one command alone takes."""

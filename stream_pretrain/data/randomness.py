@@ -21,6 +21,7 @@ MASK = 4  # masks of training rows
 EVAL_MASK = 5  # masks of the evaluation set
 PROBE = 6  # texts that tokenizer engines are compared with
 SAMPLE = 7  # documents that they are compared with on the way
+KILL = 8  # moments at which `verify-resume` kills a run
 
 
 def keyed_generator(*key: int) -> np.random.Generator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -114,8 +113,6 @@ class EvaluationSet:
     labels: int
     batch_size: int
     pad: int
-    fingerprint: str
-    """Of the documents."""
 
     def batches(self, ranks: Ranks, device: torch.device) -> Iterator[Batch]:
         """The micro-batches of a rank, on its device."""
@@ -131,8 +128,7 @@ def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> E
         raise SourceError("the evaluation set has no tokens: give another --eval.dataset")
     if not packed.labels:
         raise SourceError("the documents of the evaluation set are too short for a label: give another --eval.dataset")
-    fingerprint = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
-    return EvaluationSet(packed.trained, packed.labels, batch_size, plan.encoder.pad, fingerprint)
+    return EvaluationSet(packed.trained, packed.labels, batch_size, plan.encoder.pad)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ class StepResult:
     """Whether any rank was asked to stop."""
     rows_seen: StepRows
     """What this rank read for the step."""
+    rows_trained: TrainRows
+    """What it trained on."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iter
             progress=_progress(config, totals.step, totals.progress),
             stop=any(summed["stops"]),
             rows_seen=read,
+            rows_trained=rows,
         )
         if totals.bad_steps > config.train.max_bad_steps:
             raise TrainingError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from time import monotonic
@@ -31,6 +32,9 @@ from stream_pretrain.training.steps.overview import lack_of_space, overview
 from stream_pretrain.training.steps.rows_of_rank import rows_read
 from stream_pretrain.training.steps.saving import Saves
 from stream_pretrain.urls import without_secrets
+
+STEP_EVENT = "stream_pretrain.step"
+"""The audit event (`sys.addaudithook`) of a trained step, with its `StepResult`; the others are Python's own."""
 
 
 def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: ExitStack) -> Literal["preempted", "finished"]:
@@ -67,8 +71,6 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
         if evaluations.is_due():  # an earlier start was stopped before or during it
             with watchdog.stage("evaluating"):
                 made_up = evaluations.run()
-            if best := evaluations.take_best():
-                saves.begin_best(best)
             if made_up:
                 tracker.log(totals.step, made_up)
             stopped = not made_up
@@ -79,6 +81,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
                 writer.check()
                 notices.of_step(result, last_saved=saves.last_step)
                 if isinstance(result, StepResult):
+                    sys.audit(STEP_EVENT, result)  # before it is saved: what `verify-resume` sees of a run
                     log.add(result)
                     evaluations.begin_step()
                     stopped = result.stop
@@ -94,15 +97,11 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
                         found = evaluations.run()
                     metrics |= found
                     stopped = not found
-                best, saves_now = evaluations.take_best(), saves.is_due(ends=ends)
-                if best and not saves_now:
-                    with watchdog.stage("saving"):
-                        saves.begin_best(best)
                 if metrics:
                     tracker.log(totals.step, metrics, more=evaluations.may_come_later(at_end=at_end))
-                if saves_now:
+                if saves.is_due(ends=ends):
                     with watchdog.stage("saving"):
-                        saves.begin(best)
+                        saves.begin()
                 if at_end:
                     notices.of_end()
                 if stopped:

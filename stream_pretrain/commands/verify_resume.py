@@ -1,0 +1,118 @@
+"""`stream-pretrain verify-resume`: prove that a run with these options resumes as if it had never stopped."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from stream_pretrain import exit_codes
+from stream_pretrain.arguments import Invocation
+from stream_pretrain.commands import Answer
+from stream_pretrain.config import COMMAND_GROUPS, Config
+from stream_pretrain.data.rows.objective import objective_named
+from stream_pretrain.errors import ConfigError
+from stream_pretrain.model.flops import training_flops
+from stream_pretrain.training.report.progress import Progress
+from stream_pretrain.units import human_bytes, human_count, human_duration
+from stream_pretrain.verification.proof import Outcome, Proof, median
+from stream_pretrain.verification.reduced_model import ReducedModel, reduced
+from stream_pretrain.verification.starts import Launch, launched
+from stream_pretrain.verification.table import lines_of
+
+GROUPS = ("verify", "data", "model", "objective", "train", "eval", "run")
+NEEDED = ("data.dataset", "model.path", "train.max_steps")
+EXAMPLE = """
+stream-pretrain verify-resume --dataset 'data/*.jsonl.zst' --model bert-base-uncased \\
+    --max-steps 10000 --sequence-length 128 --global-batch-size 16
+"""
+
+SECONDS_OF_A_START = 12.0
+"""About what it takes to import torch and transformers and to read the first rows."""
+MATRIX = 1024
+
+
+def run(given: Invocation, command: Sequence[str], progress: Progress, launch: Launch = launched) -> Answer:  # noqa: ARG001
+    """Run a few steps undisturbed, then disturbed in many ways, and compare."""
+    config, options = given.config, given.own["verify"]
+    assert isinstance(options, COMMAND_GROUPS["verify"])
+    if "RANK" in os.environ:
+        raise ConfigError("verify-resume starts ranks by itself: run it without torchrun or accelerate launch")
+    transformers.utils.logging.disable_progress_bar()
+    with ExitStack() as stack:
+        folder = _folder(options.folder, stack)
+        causal = objective_named(config.objective.name).causal
+        model = reduced(config.model, causal=causal, full=options.full_model, folder=folder)
+        proof = Proof(config, model, options, folder, launch, progress)
+        for line in _cost(proof, config, model):
+            progress.notice(line)
+        outcomes = list(proof.outcomes())
+    code = exit_codes.FINISHED if _all_proven(outcomes) else exit_codes.FAILED
+    return Answer(list(lines_of(outcomes)), _record(outcomes, proof, model), code)
+
+
+def _folder(asked: str | None, stack: ExitStack) -> Path:
+    if asked is None:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verify-resume-")))
+    folder = Path(asked)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise ConfigError(f"--verify.folder {asked} is not empty: give another one")
+    except OSError as error:
+        raise ConfigError(f"--verify.folder {asked}: {error.strerror}") from error
+    return folder.absolute()
+
+
+def _cost(proof: Proof, config: Config, model: ReducedModel) -> list[str]:
+    """What the verification is going to do, and about what it takes."""
+    rows, length, steps = config.train.global_batch_size, config.data.sequence_length, proof.options.run_steps
+    labels = rows * length * (config.objective.mask_rate if config.objective.name == "mlm" else 1)
+    flops = training_flops(model.settings, np.full(rows, length), int(labels))
+    seconds = proof.starts * SECONDS_OF_A_START + (0 if proof.on_gpu else 1.5 * proof.runs * steps * flops / _flops_a_second())
+    kept = human_bytes((3 if proof.options.folder is None else 2 * proof.runs) * 12 * model.parameters)
+    return [
+        f"{model.said}, {human_count(model.parameters)} parameters, on {'a GPU' if proof.on_gpu else 'this CPU'}; "
+        f"{steps} steps of {rows:,} rows of {length:,} tokens",
+        f"about {proof.runs} runs with {proof.starts} starts: {human_duration(seconds)} and {kept} of disk in {proof.folder}; "
+        "fewer --verify.run-steps, or a smaller --global-batch-size, take less",
+    ]
+
+
+def _flops_a_second() -> float:
+    """Of a matrix product in float32 on this CPU."""
+    matrix = torch.ones(MATRIX, MATRIX)
+    matrix @ matrix
+    began = time.perf_counter()
+    matrix @ matrix
+    return 2 * MATRIX**3 / (time.perf_counter() - began)
+
+
+def _record(outcomes: Sequence[Outcome], proof: Proof, model: ReducedModel) -> dict[str, Any]:
+    found = [outcome.comparison for outcome in outcomes]
+    return {
+        "proven": _all_proven(outcomes),
+        "model": model.said,
+        "device": "gpu" if proof.on_gpu else "cpu",
+        "steps": proof.options.run_steps,
+        "rows_equal": all(comparison.rows_equal for comparison in found),
+        "losses_equal": all(comparison.losses_equal for comparison in found),
+        "weights_equal": all(outcome.weights_equal is not False for outcome in outcomes),
+        "documents_lost": sum(comparison.documents_lost for comparison in found),
+        "documents_repeated": sum(comparison.documents_repeated for comparison in found),
+        "resumes": sum(len(outcome.seconds_to_resume) for outcome in outcomes),
+        "median_seconds_to_resume": median([second for outcome in outcomes for second in outcome.seconds_to_resume]),
+        "trials": [outcome.to_json() for outcome in outcomes],
+    }
+
+
+def _all_proven(outcomes: Sequence[Outcome]) -> bool:
+    return all(outcome.proven for outcome in outcomes)

@@ -1,0 +1,220 @@
+"""A run that nothing happens to, and the same run killed, resumed and spread over processes in other ways.
+
+undisturbed     N steps; what they train on is what every other run has to train on
+killed          at random moments, in saves, by the death of a worker, where an epoch ends: equal bit by bit
+elsewhere       other numbers of workers, micro-batches and ranks: the same rows, and losses but for rounding
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stream_pretrain import exit_codes
+from stream_pretrain.config import Config
+from stream_pretrain.config.command_options import VerifyConfig
+from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
+from stream_pretrain.errors import ConfigError, TrainingError
+from stream_pretrain.training.files.out_files import CHECKPOINTS
+from stream_pretrain.training.report.progress import Progress
+from stream_pretrain.training.state.checkpoint import checkpoint_name
+from stream_pretrain.verification import trials
+from stream_pretrain.verification.comparing import Comparison, compared, same_tensors, tokens_of
+from stream_pretrain.verification.extract import extracted
+from stream_pretrain.verification.reduced_model import ReducedModel
+from stream_pretrain.verification.starts import Ended, Launch, Start, run_start
+from stream_pretrain.verification.trials import Trial, Undisturbed
+
+ROUNDING = {"fp32": 1e-4, "bf16": 2e-2}
+"""Relative difference of losses that sums in another order may make."""
+LEAST_STEPS = 4
+LONGEST_SECONDS = 24 * 3600.0
+"""For the run that nothing happens to."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial has shown."""
+
+    trial: Trial
+    comparison: Comparison
+    weights_equal: bool | None
+    """Those of the last checkpoint, and the state of the optimizer; None where rounding may differ."""
+    kills: int
+    seconds_to_resume: Sequence[float]
+    """From the start of each process after a kill to the end of its first step."""
+    fault: str | None
+    """Why the trial came to no end, or to one without its kills."""
+
+    @property
+    def proven(self) -> bool:
+        """Whether all is as if nothing had happened."""
+        found = self.comparison
+        same = found.rows_equal and found.losses_equal and self.weights_equal is not False
+        return same and self.fault is None and not found.documents_lost and not found.documents_repeated
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "trial": self.trial.name,
+            "proven": self.proven,
+            **self.comparison.to_json(),
+            "losses_tolerance": self.trial.tolerance,
+            "weights_equal": self.weights_equal,
+            "kills": [str(start.moment) for start in self.trial.starts[: self.kills]],
+            "resumes": len(self.seconds_to_resume),
+            "median_seconds_to_resume": median(self.seconds_to_resume),
+            "fault": self.fault,
+        }
+
+
+class Proof:
+    """The runs of a verification, in one folder."""
+
+    def __init__(
+        self, config: Config, model: ReducedModel, options: VerifyConfig, folder: Path, launch: Launch, progress: Progress
+    ) -> None:
+        self.options, self.model, self.folder, self.launch, self.progress = options, model, folder, launch, progress
+        self.on_gpu = torch.cuda.is_available()
+        usual = model.without_dropout or model.options if self.on_gpu else model.options
+        self.config = replace(_for_verification(config, options.run_steps), model=usual)
+        bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and self.on_gpu)
+        self.rounding = ROUNDING["bf16" if bf16 else "fp32"] if options.tolerance == "auto" else options.tolerance
+        self.of_kills = self.rounding if self.on_gpu else 0.0
+        """Tolerance of losses after a kill."""
+        self._runs = 0
+
+    @property
+    def runs(self) -> int:
+        """Runs of the proof, about."""
+        return 9 + (self.model.without_dropout not in (None, self.config.model))
+
+    @property
+    def starts(self) -> int:
+        """Starts of the train command, about."""
+        return self.runs + self.options.kills + 8
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """What each trial shows, one after the other. Raises: ConfigError, TrainingError where an undisturbed run fails."""
+        usual = self.undisturbed("undisturbed", self.config)
+        yield self.outcome(trials.killed_at_random(usual, self.options.kills, self.of_kills))
+        yield self.outcome(trials.killed_while_saving(usual, self.of_kills))
+        yield from self._outcome(
+            trials.killed_worker(usual, self.of_kills), f"no data worker is killed: it reads {trials.AHEAD} steps ahead"
+        )
+        yield self.outcome(trials.other_workers(usual, self.of_kills))
+        yield self.outcome(trials.killed_at_epochs_end(self.first_documents(usual), self.of_kills))
+        calm = self.model.without_dropout
+        if calm is None:
+            self.progress.notice("micro-batches and ranks stay as they are: dropout cannot be turned off in this model")
+            return
+        if calm != usual.config.model:
+            usual = self.undisturbed("undisturbed, without dropout", replace(usual.config, model=calm))
+        one_row = "stay as they are: a batch of one row cannot be divided"
+        yield from self._outcome(trials.other_micro_batches(usual, self.rounding), f"micro-batches {one_row}")
+        if self.on_gpu and torch.cuda.device_count() < 2:
+            self.progress.notice("ranks stay as they are: two need two GPUs")
+            return
+        yield from self._outcome(trials.other_ranks(usual, self.rounding), f"ranks {one_row}")
+
+    def _outcome(self, trial: Trial | None, otherwise: str) -> Iterator[Outcome]:
+        if trial is None:
+            self.progress.notice(otherwise)
+        else:
+            yield self.outcome(trial)
+
+    def undisturbed(self, name: str, config: Config) -> Undisturbed:
+        """Run to the end. Raises: ConfigError, TrainingError where that fails or has too few steps."""
+        folder, out = self._next_run(config)
+        with self.progress.phase(name) as report:
+            ended = run_start(Start(out), folder / "start-1", self.launch, LONGEST_SECONDS)
+            if ended.fault is not None:
+                raise (ConfigError if ended.code == exit_codes.USAGE else TrainingError)(ended.fault)
+            report(f"{len(ended.steps)} steps, {len(tokens_of(ended.steps)):,} documents")
+        if len(ended.steps) < LEAST_STEPS:
+            raise ConfigError(
+                f"the run ends after {len(ended.steps)} steps, but to be killed it needs {LEAST_STEPS}: give more "
+                "--verify.run-steps, or a smaller --global-batch-size where the corpus ends"
+            )
+        times = [ended.steps[step].at for step in sorted(ended.steps)]
+        checkpoint = folder / "out" / CHECKPOINTS / checkpoint_name(max(ended.steps))
+        corpus = PinnedCorpus.from_json(json.loads((checkpoint / "corpus.json").read_bytes()))
+        assert ended.seconds_to_first_step is not None
+        return Undisturbed(
+            # Left to the first start of each run, the number of lanes would follow its number of processes.
+            replace(config, data=replace(config.data, lanes=corpus.lanes)),
+            ended.steps,
+            checkpoint,
+            corpus,
+            ended.seconds_to_first_step,
+            (times[-1] - times[0]) / (len(times) - 1),
+        )
+
+    def first_documents(self, usual: Undisturbed) -> Undisturbed:
+        """A run on so few documents of the corpus that two epochs are about as long as another run."""
+        edges = itertools.accumulate((len(source.corpus.shards) for source in usual.corpus.sources), initial=0)
+        shards = [shard for _, shard, _ in tokens_of(usual.steps)]
+        counts = [max(2, sum(first <= shard < stop for shard in shards) // 2) for first, stop in itertools.pairwise(edges)]
+        with self.progress.phase("taking the first documents", stays=False) as report:
+            small = extracted(self.config, counts, self.folder / "first-documents", report)
+        small = replace(small, train=replace(small.train, max_epochs=2, max_steps=4 * self.options.run_steps))
+        return self.undisturbed(f"undisturbed, two epochs of {sum(counts):,} documents", small)
+
+    def outcome(self, trial: Trial) -> Outcome:
+        """Run a trial, and compare."""
+        folder, _ = self._next_run(self.config)
+        like, ended = trial.like, list[Ended]()
+        deadline = 600 + 20 * (like.seconds_to_first_step + like.seconds * like.last)
+        with self.progress.phase(trial.name) as report:
+            for number, start in enumerate(trial.starts, start=1):
+                report(f"start {number} of {len(trial.starts)}")
+                start = replace(start, config=_into(start.config, folder))
+                ended.append(run_start(start, folder / f"start-{number}", self.launch, deadline))
+                if not ended[-1].killed:
+                    break
+            fault, kills = ended[-1].fault, sum(end.killed for end in ended)
+            if fault is None and kills < len(trial.starts) - 1:
+                fault = f"came to its end before it was killed {trial.starts[kills].moment}"
+            names = [shard.name for shard in like.corpus.shards]
+            comparison = compared([end.steps for end in ended], like.steps, names, trial.tolerance)
+            checkpoint = folder / "out" / CHECKPOINTS / like.checkpoint.name
+            weights = None if trial.tolerance else same_tensors(checkpoint, like.checkpoint)
+            seconds = [end.seconds_to_first_step for end in ended[1:] if end.seconds_to_first_step is not None]
+            outcome = Outcome(trial, comparison, weights, kills, seconds, fault)
+            report("as if nothing had happened" if outcome.proven else "not as it should be")
+        if self.options.folder is None:
+            shutil.rmtree(folder / "out", ignore_errors=True)
+        return outcome
+
+    def _next_run(self, config: Config) -> tuple[Path, Config]:
+        self._runs += 1
+        folder = self.folder / f"run-{self._runs:02}"
+        folder.mkdir()
+        return folder, _into(config, folder)
+
+
+def median(seconds: Sequence[float]) -> float | None:
+    """Rounded; None of nothing."""
+    return round(statistics.median(seconds), 2) if seconds else None
+
+
+def _into(config: Config, folder: Path) -> Config:
+    return replace(config, run=replace(config.run, output_dir=str(folder / "out")))
+
+
+def _for_verification(config: Config, steps: int) -> Config:
+    """The options of a run of a few steps that saves often, and neither evaluates nor tells anybody."""
+    return replace(
+        config,
+        train=replace(config.train, max_steps=steps),
+        eval=replace(config.eval, every=0, dataset=None, split=None),
+        run=replace(config.run, resume="auto", save_every=max(1, steps // 4), keep_last=2, keep_every=0, wandb="disabled"),
+    )

@@ -1,0 +1,286 @@
+"""`verify-resume` proves what resumes as it should, and says where anything else goes astray: real processes, real kills."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import AlbertConfig, FunnelConfig, GPT2Config, ModernBertConfig, T5Config
+
+from stream_pretrain import cli
+from stream_pretrain.arguments import parse
+from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, SourceConfig, TrainConfig, WeightChange
+from stream_pretrain.config.command_options import VerifyConfig
+from stream_pretrain.errors import ModelError
+from stream_pretrain.training.report.progress import Progress
+from stream_pretrain.verification import trials
+from stream_pretrain.verification.comparing import compared
+from stream_pretrain.verification.moments import Moment
+from stream_pretrain.verification.proof import Proof
+from stream_pretrain.verification.recorded_steps import RecordedStep, Segment
+from stream_pretrain.verification.reduced_model import reduced
+from stream_pretrain.verification.starts import Launch, Start, arguments_of
+from stream_pretrain.verification.table import lines_of
+from stream_pretrain.verification.trials import Trial, Undisturbed
+from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.forks import ENVIRONMENT, trainers
+
+
+def forked(program: str | None = None) -> Launch:
+    """Starts in forks, which import nothing; program: code to run first in each."""
+
+    def launch(command: Sequence[str], variables: Mapping[str, str], log: Path, deadline: float) -> int | None:
+        arguments = list(command[1:])
+        if program is not None:
+            place = arguments.index("stream_pretrain.verification.watched_run")
+            log.with_suffix(".py").write_text(
+                f"{program}\nfrom stream_pretrain.verification import watched_run\nwatched_run.main()\n"
+            )
+            arguments[place - 1 : place + 1] = [str(log.with_suffix(".py"))]
+        with log.open("w") as said:
+            fork = trainers().start(arguments, {**variables, **ENVIRONMENT}, said)
+            try:
+                return fork.wait(deadline)
+            finally:
+                fork.kill()
+                fork.wait()
+
+    return launch
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus in shards of several kinds, and a model with dropout."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "corpus").mkdir()
+    for number, style in enumerate(["plain", "zst", "gz"]):
+        write_shard(folder / "corpus" / f"s{number}", documents(60, seed=number, longest=60), style)
+    write_tiny_bert(folder / "model")
+    return folder
+
+
+def config_of(inputs: Path) -> Config:
+    return Config(
+        data=DataConfig(dataset=str(inputs / "corpus"), sequence_length=32, workers=0, window_bytes=3000),
+        model=ModelConfig(config=str(inputs / "model"), tokenizer=str(inputs / "model")),
+        train=TrainConfig(global_batch_size=6, micro_batch_size=4, max_steps=1000),
+    )
+
+
+Proofs = Callable[..., Proof]
+
+
+@pytest.fixture(scope="module")
+def proofs(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Proofs:
+    def proof(program: str | None = None) -> Proof:
+        folder = tmp_path_factory.mktemp("proof")
+        config, options = config_of(inputs), VerifyConfig(run_steps=8, kills=2)
+        model = reduced(config.model, causal=False, full=False, folder=folder)
+        return Proof(config, model, options, folder, forked(program), Progress(None))
+
+    return proof
+
+
+@pytest.fixture(scope="module")
+def undisturbed(proofs: Proofs) -> Undisturbed:
+    proof = proofs()
+    return proof.undisturbed("undisturbed", proof.config)
+
+
+def one_kill(like: Undisturbed) -> Trial:
+    return Trial("killed", like, [Start(like.config, Moment("step", 5)), Start(like.config)], 0.0)
+
+
+def test_a_run_killed_in_its_saves_is_proven_to_resume(proofs: Proofs, undisturbed: Undisturbed) -> None:
+    found = proofs().outcome(trials.killed_while_saving(undisturbed, 0.0))
+    assert found.proven, found
+    assert found.weights_equal
+    assert (found.kills, len(found.seconds_to_resume)) == (2, 2)
+    assert found.comparison.losses_differ_by == 0
+
+
+def test_two_ranks_of_which_one_is_killed_are_proven_to_go_on_as_one(proofs: Proofs, undisturbed: Undisturbed) -> None:
+    proof = proofs()
+    assert proof.model.without_dropout is not None
+    calm = proof.undisturbed("without dropout", replace(undisturbed.config, model=proof.model.without_dropout))
+    trial = trials.other_ranks(calm, 1e-4)
+    assert trial is not None
+    found = proof.outcome(trial)
+    assert found.proven, found
+    assert (found.weights_equal, found.kills) == (None, 1)
+
+
+AFTER_THE_RESUME = (3, 5)
+"""The checkpoint of step 4 may still be under way when the run is killed after step 5."""
+
+DROPS = """
+from stream_pretrain.data.lanes.source_lane import SourceLane
+begin = SourceLane.__init__
+def skips(self, *given):
+    *others, cursor = given
+    at_start = {"piece": 0, "token": 0, "taken": 0}
+    begin(self, *others, cursor._replace(next_document=cursor.next_document + 1, **at_start) if cursor.rows else cursor)
+SourceLane.__init__ = skips
+"""
+
+RUNNING_NUMBER = """
+from itertools import count
+from stream_pretrain.data.rows.mlm import Mlm
+draw, number = Mlm.draw, count()
+Mlm.draw = lambda self, rows, key: draw(self, rows, (*key, next(number)))
+"""
+
+
+def test_a_document_dropped_at_a_resume_is_named_with_its_step(proofs: Proofs, undisturbed: Undisturbed) -> None:
+    found = proofs(DROPS).outcome(one_kill(undisturbed))
+    assert not found.proven
+    assert not found.comparison.rows_equal
+    assert found.comparison.documents_lost
+    difference = found.comparison.first_difference
+    assert difference is not None
+    assert difference.step in AFTER_THE_RESUME
+    assert difference.said.startswith(f"step {difference.step}, row {difference.row}: ")
+    assert ".jsonl" in difference.said
+    assert "NOT proven: 1 of 1" in list(lines_of([found]))[-1]
+
+
+def test_masks_keyed_by_a_running_number_are_found_in_the_first_step_after_a_kill(proofs: Proofs) -> None:
+    proof = proofs(RUNNING_NUMBER)
+    found = proof.outcome(one_kill(proof.undisturbed("undisturbed", proof.config)))
+    assert not found.proven
+    assert (found.comparison.documents_lost, found.comparison.documents_repeated) == (0, 0)
+    difference = found.comparison.first_difference
+    assert difference is not None
+    assert difference.step in AFTER_THE_RESUME
+    assert "other tokens or masks in the document of s" in difference.said
+
+
+def step(number: int, *segments: tuple[int, int, str], loss: float = 2.0) -> RecordedStep:
+    """With a row of each segment: offset, tokens and digest."""
+    rows = tuple((Segment(0, 0, offset, tokens, digest),) for offset, tokens, digest in segments)
+    return RecordedStep(number, loss, 1, tuple(digest for _, _, digest in segments), rows, 0.0)
+
+
+EXPECTED = {1: step(1, (0, 5, "a"), (9, 7, "b")), 2: step(2, (20, 6, "c"))}
+
+
+@pytest.mark.parametrize(
+    ("starts", "said", "lost", "repeated"),
+    [
+        ([{1: EXPECTED[1]}, EXPECTED], None, 0, 0),
+        ([{1: EXPECTED[1]}], "step 2 was not trained", 1, 0),
+        ([{**EXPECTED, 3: EXPECTED[2]}], None, 0, 1),
+        (
+            [{1: step(1, (0, 5, "a"), (20, 6, "c")), 2: EXPECTED[2]}],
+            "step 1, row 2: the document of a at 20 (epoch 0) in the place of the document of a at 9 (epoch 0)",
+            1,
+            1,
+        ),
+        (
+            [{1: EXPECTED[1], 2: step(2, (20, 6, "d"))}],
+            "step 2, row 1: other tokens or masks in the document of a at 20 (epoch 0)",
+            0,
+            0,
+        ),
+        (
+            [{1: step(1, (0, 5, "a")), 2: EXPECTED[2]}],
+            "step 1, row 2: the document of a at 9 (epoch 0) is missing",
+            1,
+            0,
+        ),
+        ([{1: EXPECTED[1], 2: step(2, (20, 6, "c"), loss=2.5)}], "step 2: the loss is 2.5, not 2.0", 0, 0),
+        # What a kill undid counts for rows and losses, not for documents.
+        (
+            [{2: step(2, (30, 6, "z"))}, EXPECTED],
+            "step 2, row 1: the document of a at 30 (epoch 0) in the place of the document of a at 20 (epoch 0)",
+            0,
+            0,
+        ),
+    ],
+)
+def test_the_first_difference_is_said_and_documents_are_counted(
+    starts: list[dict[int, RecordedStep]], said: str | None, lost: int, repeated: int
+) -> None:
+    found = compared(starts, EXPECTED, ["a"], 0.0)
+    assert (found.first_difference and found.first_difference.said) == said
+    assert (found.documents_lost, found.documents_repeated) == (lost, repeated)
+
+
+def test_losses_within_the_tolerance_are_equal_and_rows_have_none() -> None:
+    found = compared([{1: EXPECTED[1], 2: step(2, (20, 6, "c"), loss=2.01)}], EXPECTED, ["a"], 0.01)
+    assert (found.losses_equal, found.losses_differ_by) == (True, pytest.approx(0.005))
+    assert not compared([{1: EXPECTED[1], 2: step(2, (20, 6, "c"), loss=float("nan"))}], EXPECTED, ["a"], 0.01).losses_equal
+
+
+SIZES = {"vocab_size": 80, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("settings", "causal"),
+    [
+        (ModernBertConfig(**SIZES, num_hidden_layers=5, pad_token_id=0), False),
+        (AlbertConfig(**SIZES, embedding_size=8, num_hidden_layers=5), False),
+        (GPT2Config(vocab_size=80, n_embd=16, n_head=2, n_layer=5), True),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_a_model_is_cut_to_two_layers(settings: ModernBertConfig, causal: bool, tmp_path: Path) -> None:
+    settings.save_pretrained(tmp_path / "model")
+    given = ModelConfig(path=str(tmp_path / "model"), init_from="weights")
+    (tmp_path / "out").mkdir()
+    found = reduced(given, causal=causal, full=False, folder=tmp_path / "out")
+    assert (found.settings.num_hidden_layers, found.said) == (2, f"2 of 5 layers of {tmp_path / 'model'}")
+    assert found.options == ModelConfig(config=str(tmp_path / "out/model"), tokenizer=str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (FunnelConfig(vocab_size=80, d_model=16, n_head=2, d_head=8, d_inner=16), "no single number|does not support|total"),
+        (T5Config(vocab_size=80, d_model=16, d_kv=8, d_ff=16, num_layers=3, num_heads=2), "cannot be built|no single number"),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_a_model_that_cannot_be_cut_is_refused_by_its_name(settings: T5Config, why: str, tmp_path: Path) -> None:
+    settings.save_pretrained(tmp_path / "odd")
+    with pytest.raises(ModelError, match=rf"^{tmp_path / 'odd'} .*({why})"):
+        reduced(ModelConfig(path=str(tmp_path / "odd")), causal=False, full=False, folder=tmp_path)
+
+
+def test_options_come_back_from_the_command_line_that_is_made_of_them() -> None:
+    sources = (SourceConfig("a", "x/*.gz", weight=2.0, text_field="body"), SourceConfig("b", "y", max_epochs=2))
+    config = Config(
+        data=DataConfig(sources=sources, weight_schedule=(WeightChange(3, {"a": 0.5}),), lanes=4, text_template="{a}\n{b}"),
+        model=ModelConfig(path="m", trust_remote_code=True),
+        train=TrainConfig(max_epochs=2, learning_rate=1e-5),
+        run=RunConfig(wandb="disabled", save_every=3),
+    )
+    assert parse(arguments_of(config)) == config
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = cli.main(["verify-resume", *arguments])
+    return code, capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_cannot_be_verified_is_refused(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = arguments_of(config_of(inputs))
+    assert refusal(capsys, *run, f"--verify.folder={inputs}") == (
+        2,
+        f"error: --verify.folder {inputs} is not empty: give another one",
+    )
+    assert refusal(capsys, *run, "--verify.kills=0") == (2, "error: --verify.kills must be above 0, not 0")
+    (tmp_path / "file").touch()
+    assert refusal(capsys, *run, f"--verify.folder={tmp_path}/file/x") == (
+        2,
+        f"error: --verify.folder {tmp_path}/file/x: Not a directory",
+    )
+    monkeypatch.setenv("RANK", "0")
+    assert refusal(capsys, *run) == (
+        2,
+        "error: verify-resume starts ranks by itself: run it without torchrun or accelerate launch",
+    )
