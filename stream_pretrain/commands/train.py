@@ -22,7 +22,7 @@ from stream_pretrain.errors import (
 )
 from stream_pretrain.redaction import Secrets
 from stream_pretrain.terminal import say
-from stream_pretrain.training.files.out_files import CHECKPOINTS, MODEL
+from stream_pretrain.training.files.out_files import BEST, CHECKPOINTS, MODEL
 from stream_pretrain.training.ranks.launcher import tell_launcher
 from stream_pretrain.training.ranks.peers import (
     ACKNOWLEDGE_SECONDS,
@@ -75,8 +75,16 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             out.record_saved(step)  # by the owner, which `out` is later on
             progress.notice(f"step {step:,}: saved {CHECKPOINTS}/{checkpoint_name(step)}")
 
+        def tell_best(step: int) -> None:
+            progress.notice(f"step {step:,}: saved {BEST}/{checkpoint_name(step)}")
+
         writer = BackgroundWriter(
-            out.path, record_saved, progress.warning, keep_last=config.run.keep_last, keep_every=config.run.keep_every
+            out.path,
+            record_saved,
+            progress.warning,
+            keep_last=config.run.keep_last,
+            keep_every=config.run.keep_every,
+            saved_best=tell_best,
         )
 
         def record_end(ending: Ending) -> None:

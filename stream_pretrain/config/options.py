@@ -303,6 +303,8 @@ class RunConfig:
     """Newest checkpoints to keep."""
     keep_every: int = option(0, bounds="not negative", may_change=True)
     """Checkpoints at multiples of this step are kept for good; 0: none."""
+    keep_best: bool = option(False, may_change=True, synonyms="load-best-model-at-end save-best save-best-model")
+    """Keep a checkpoint of the evaluation with the lowest loss in OUT/best. Needs --eval-every."""
     log_every: int = option(
         10, short="log-every", bounds="positive", may_change=True, synonyms="logging-steps log-steps log-interval"
     )

@@ -86,6 +86,10 @@ def validate(config: Config, needed: Collection[str] = NEEDED) -> None:
         "--eval-every needs documents: give --data.heldout-fraction, --eval.split or --eval.dataset",
     )
     refuse_unless(
+        not config.run.keep_best or config.eval.every > 0,
+        "--run.keep-best keeps the checkpoint of the best evaluation and needs --eval-every",
+    )
+    refuse_unless(
         re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", config.run.output_dir or "") is None,
         f"--output-dir {config.run.output_dir} is a URL: give a folder, for example of a mounted bucket",
     )

@@ -170,3 +170,11 @@ def test_one_line_says_how_to_evaluate_where_nothing_does(setup: Setup) -> None:
     assert evaluated(every=50, split="test") == "every 50 steps, on up to 500 documents of split test"
     secret = evaluated(every=50, documents=60, dataset="https://host/a.jsonl?signature=secret")
     assert secret == "every 50 steps, on up to 60 documents of https://host/a.jsonl"
+
+
+def test_the_best_evaluation_is_part_of_what_the_disk_must_hold(setup: Setup) -> None:
+    best = changed(setup, run={"save_every": 100, "keep_best": True}, eval={"every": 100})
+    assert said(best, "checkpoints") == (
+        "every 100 steps, 1.0 GB x 5 kept = 5.0 GB, 2 of them for --run.keep-best; 5.0 GB free"
+    )
+    assert "need 6.0 GB more" in str(lack_of_space(best, ESTIMATE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -113,6 +114,8 @@ class EvaluationSet:
     labels: int
     batch_size: int
     pad: int
+    fingerprint: str
+    """Of the documents."""
 
     def batches(self, ranks: Ranks, device: torch.device) -> Iterator[Batch]:
         """The micro-batches of a rank, on its device."""
@@ -128,7 +131,8 @@ def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> E
         raise SourceError("the evaluation set has no tokens: give another --eval.dataset")
     if not packed.labels:
         raise SourceError("the documents of the evaluation set are too short for a label: give another --eval.dataset")
-    return EvaluationSet(packed.trained, packed.labels, batch_size, plan.encoder.pad)
+    fingerprint = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+    return EvaluationSet(packed.trained, packed.labels, batch_size, plan.encoder.pad, fingerprint)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from stream_pretrain.training.evaluation import evaluation
 from stream_pretrain.training.evaluation.evaluation import EvaluationSet
 from stream_pretrain.training.evaluation.evaluation_documents import evaluation_corpus, evaluation_documents
 from stream_pretrain.training.files.options_file import write_options
-from stream_pretrain.training.files.out_files import RECORDS
+from stream_pretrain.training.files.out_files import BEST, RECORDS
 from stream_pretrain.training.files.records import trim_after
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import StopRequest
@@ -31,6 +31,7 @@ from stream_pretrain.training.start.kept_defaults import defaults_of_then, with_
 from stream_pretrain.training.start.model import load_on_all_ranks, ready_to_train
 from stream_pretrain.training.start.optimizer import learning_rate
 from stream_pretrain.training.start.run_directory import RunDirectory, decide_start
+from stream_pretrain.training.state.best_checkpoint import forget_after
 from stream_pretrain.training.state.checkpoint import Saved, read
 from stream_pretrain.training.state.parallelism import DataParallel
 from stream_pretrain.training.state.totals import Totals
@@ -109,6 +110,7 @@ def prepare(
     if ranks.is_first:
         for name in RECORDS:
             trim_after(out.path / name, None if saved is None else totals.step, progress.warning)
+        forget_after(out.path / BEST, totals.step, progress.notice)
         write_options(asked, start.parent, out.path)
     return Setup(
         config, parallel, ranks, out, progress, stop, loaded, pinned, plan, corpus.engine, evaluation_set, cursors, totals,

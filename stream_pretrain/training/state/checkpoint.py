@@ -34,7 +34,7 @@ from stream_pretrain.non_utf8_names import utf8_path
 from stream_pretrain.training.files.atomic_files import replace_file, writing
 from stream_pretrain.training.files.atomic_folders import delete, flush, put_in_place
 from stream_pretrain.training.files.manifest import MANIFEST, check_manifest, file_of, json_of, write_manifest
-from stream_pretrain.training.files.out_files import CHECKPOINTS, CURSORS
+from stream_pretrain.training.files.out_files import BEST, CHECKPOINTS, CURSORS
 from stream_pretrain.training.files.records import sync_records
 from stream_pretrain.training.state.model_state import HostCopies, all_finite
 from stream_pretrain.typed_json import from_json
@@ -62,6 +62,8 @@ class Snapshot:
     """Content by name of files that are exported as they came with the model and its tokenizer."""
     untrained: frozenset[str] = frozenset()
     """Names in `model` that no update changes."""
+    folders: tuple[str, ...] = (CHECKPOINTS,)
+    """The folders of OUT that it is written to, in this order."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,13 @@ def write(snapshot: Snapshot, directory: Path) -> Path:
     with suppress(DamagedCheckpointError):  # missing, or damaged: written again
         verify(final)
         return final
+    write_again(snapshot, directory)
+    return final
+
+
+def write_again(snapshot: Snapshot, directory: Path) -> None:
+    """Write the snapshot to `directory`/step-…, in place of a checkpoint of this step. Raises: as `write`."""
+    final = directory / checkpoint_name(snapshot.step)
 
     def fill(folder: Path) -> None:
         _write_pretrained(folder, snapshot.model, snapshot.model_config, snapshot.tokenizer, snapshot.passthrough)
@@ -100,7 +109,6 @@ def write(snapshot: Snapshot, directory: Path) -> Path:
     with writing(final):
         directory.mkdir(exist_ok=True)
         put_in_place(final, fill)
-    return final
 
 
 def write_model(
@@ -142,7 +150,7 @@ def prune(
     """
     assert keep_last > 0
     intact: list[tuple[int, bytes, Path]] = []
-    for step, checkpoint in _checkpoints(directory):
+    for step, checkpoint in checkpoints_in(directory):
         try:
             if step <= newest:
                 intact.append((step, _complete(checkpoint), checkpoint))
@@ -157,6 +165,15 @@ def prune(
                 report(f"{checkpoint.name} is not pruned: its cursors cannot be kept in {cursors} ({error.strerror})")
             else:
                 delete(checkpoint)
+
+
+def prune_best(directory: Path, *, saved: int) -> None:
+    """Keep the newest checkpoint, and the newest up to step `saved`, where a killed run goes on."""
+    found = checkpoints_in(directory)
+    kept = {*found[-1:], *[one for one in found if one[0] <= saved][-1:]}
+    for one in found:
+        if one not in kept:
+            delete(one[1])
 
 
 def verify(checkpoint: Path) -> None:
@@ -175,9 +192,8 @@ def latest(directory: Path, report: Callable[[str], None]) -> Path | None:
     does not count it, and its step can be written again.
     Raises: CheckpointError when all checkpoints are damaged, or one cannot be read now.
     """
-    for leftover in (*directory.glob(".tmp-*"), *directory.glob(".old-*"), *directory.glob(".gone-*")):
-        delete(leftover)
-    found = _checkpoints(directory)
+    delete_leftovers(directory)
+    found = checkpoints_in(directory)
     others = sorted({path.name for path in directory.glob("step-*")} - {path.name for _, path in found})
     if others and not found:
         raise CheckpointError(f"{directory}: {others[0]} is not a checkpoint name, such as {checkpoint_name(5)}: rename it")
@@ -202,9 +218,15 @@ def latest(directory: Path, report: Callable[[str], None]) -> Path | None:
     return None
 
 
+def delete_leftovers(directory: Path) -> None:
+    """Delete what a killed write left."""
+    for leftover in (*directory.glob(".tmp-*"), *directory.glob(".old-*"), *directory.glob(".gone-*")):
+        delete(leftover)
+
+
 def newest(directory: Path) -> tuple[int, Path | None]:
     """Step and folder of the newest checkpoint by name, verified or not; 0 and None where there is none."""
-    return max(_checkpoints(directory), default=(0, None))
+    return max(checkpoints_in(directory), default=(0, None))
 
 
 def read_trainer(checkpoint: Path) -> dict[str, Any]:
@@ -243,10 +265,18 @@ class BackgroundWriter:
     """
 
     def __init__(
-        self, out: Path, saved: Callable[[int], None], report: Callable[[str], None], *, keep_last: int, keep_every: int
+        self,
+        out: Path,
+        saved: Callable[[int], None],
+        report: Callable[[str], None],
+        *,
+        keep_last: int,
+        keep_every: int,
+        saved_best: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """saved: called in the thread with the step of each checkpoint; report: with each new problem of pruning."""
-        self._out, self._saved, self._report = out, saved, report
+        """saved, saved_best: called in the thread with the step of each checkpoint; report: with new problems of pruning."""
+        self._out, self._report = out, report
+        self._saved = {CHECKPOINTS: saved, BEST: saved_best}
         self._keep_last, self._keep_every = keep_last, keep_every
         self._reported = set[str]()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -296,21 +326,22 @@ class BackgroundWriter:
                 f"the weights are not finite after step {snapshot.step}: lower --train.learning-rate; "
                 "the same command resumes from the last checkpoint"
             )
-        directory = self._out / CHECKPOINTS
         sync_records(self._out)  # a resume expects the lines of all steps before the checkpoint
-        write(snapshot, directory)
-        self._saved(snapshot.step)
+        for folder in snapshot.folders:
+            (write_again if folder == BEST else write)(snapshot, self._out / folder)
+            self._saved[folder](snapshot.step)
         self._prune(snapshot.step)
 
-    def _prune(self, newest: int) -> None:
+    def _prune(self, step: int) -> None:
         prune(
             self._out / CHECKPOINTS,
-            newest=newest,
+            newest=step,
             keep_last=self._keep_last,
             keep_every=self._keep_every,
             cursors=self._out / CURSORS,
             report=self._report_once,
         )
+        prune_best(self._out / BEST, saved=newest(self._out / CHECKPOINTS)[0])
 
     def _report_once(self, problem: str) -> None:
         if problem not in self._reported:
@@ -334,7 +365,7 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _checkpoints(directory: Path) -> list[tuple[int, Path]]:
+def checkpoints_in(directory: Path) -> list[tuple[int, Path]]:
     """Step and folder of all checkpoints, oldest first."""
     found = ((re.fullmatch(r"step-([0-9]{8,18})", path.name), path) for path in directory.glob("step-*"))
     return sorted((int(match[1]), path) for match, path in found if match and path.name == checkpoint_name(int(match[1])))

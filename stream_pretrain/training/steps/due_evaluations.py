@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 from stream_pretrain.training.evaluation import evaluation
-from stream_pretrain.training.files.out_files import METRICS
+from stream_pretrain.training.files.out_files import BEST, METRICS
 from stream_pretrain.training.files.records import best_evaluation, has_evaluation
 from stream_pretrain.training.report.summary import HeldOut, held_out_in_words
 from stream_pretrain.training.start.setup import Setup
+from stream_pretrain.training.state.best_checkpoint import Best, best_loss
 
 
 class Evaluations:
@@ -23,6 +24,8 @@ class Evaluations:
         self._is_done = recorded or setup.evaluation_set is None  # of the last step
         self.last: HeldOut | None = None  # of this start
         self.best = best and HeldOut(*best)
+        self._kept = self._kept_before()
+        self._to_keep: Best | None = None
 
     def begin_step(self) -> None:
         """After a step: it is not evaluated yet."""
@@ -58,5 +61,25 @@ class Evaluations:
             self.best = min((one for one in (before, self.last) if one and math.isfinite(one.loss)), default=None)
             words = held_out_in_words(self.last, before and self.best)
             setup.progress.notice(f"step {setup.totals.step:,}: {words}")
+            self._keep_if_best(self.last.loss)
         self._is_done = bool(metrics)
         return metrics
+
+    def take_best(self) -> Best | None:
+        """The last evaluation where its checkpoint is to be kept; None once it was taken."""
+        taken, self._to_keep = self._to_keep, None
+        return taken
+
+    def _kept_before(self) -> float | None:
+        """The loss of the checkpoint in OUT/best. Called by all ranks."""
+        setup = self._setup
+        if setup.evaluation_set is None or not setup.config.run.keep_best:
+            return None
+        documents = setup.evaluation_set.fingerprint
+        return setup.ranks.from_first(lambda: best_loss(setup.out.path / BEST, documents, setup.progress.warning))
+
+    def _keep_if_best(self, loss: float) -> None:
+        setup = self._setup
+        if setup.config.run.keep_best and math.isfinite(loss) and (self._kept is None or loss < self._kept):
+            assert setup.evaluation_set is not None
+            self._kept, self._to_keep = loss, Best(loss, setup.evaluation_set.fingerprint)

@@ -7,7 +7,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 
-from stream_pretrain.training.files.out_files import CHECKPOINTS
+from stream_pretrain.training.files.out_files import BEST, CHECKPOINTS
 from stream_pretrain.training.start.model import devices_of
 from stream_pretrain.training.start.setup import Setup
 from stream_pretrain.training.steps.corpus_estimate import CorpusEstimate, positions_of_step
@@ -115,10 +115,12 @@ def _devices(setup: Setup) -> str:
 def _checkpoints(setup: Setup, estimate: CorpusEstimate) -> str:
     run = setup.config.run
     kept, total = _kept(setup, estimate), _kept(setup, estimate) * _checkpoint_bytes(setup)
+    best = _best_kept(setup, estimate)
+    of_best = f", {best} of them for --run.keep-best" if best else ""
     also = f", and every {run.keep_every:,} steps one for good" if run.keep_every else ""
     return (
         f"every {_times(run.save_every, 'step')}, {human_bytes(_checkpoint_bytes(setup))} x {kept} kept = "
-        f"{human_bytes(total)}{also}; {human_bytes(_free_bytes(setup))} free"
+        f"{human_bytes(total)}{of_best}{also}; {human_bytes(_free_bytes(setup))} free"
     )
 
 
@@ -145,17 +147,24 @@ def _checkpoint_bytes(setup: Setup) -> int:
 
 def _kept(setup: Setup, estimate: CorpusEstimate) -> int:
     """Checkpoints that are kept at the end of the run."""
-    run, steps = setup.config.run, estimate.steps
+    run, steps, best = setup.config.run, estimate.steps, _best_kept(setup, estimate)
     if steps is None:
-        return run.keep_last
+        return run.keep_last + best
     of_all = math.ceil(steps / run.save_every)
     for_good = int(steps) // run.keep_every if run.keep_every else 0
-    return max(1, min(run.keep_last + for_good, of_all))
+    return max(1, min(run.keep_last + for_good, of_all)) + best
+
+
+def _best_kept(setup: Setup, estimate: CorpusEstimate) -> int:
+    """Checkpoints of evaluations at most: the best one, and until the next checkpoint of the run the best one before."""
+    if not setup.config.run.keep_best:
+        return 0
+    return 2 if estimate.steps is None else max(1, min(2, int(estimate.steps) // setup.config.eval.every))
 
 
 def _bytes_needed(setup: Setup, estimate: CorpusEstimate) -> int:
     """For those not written yet, and one more: a new one is complete before an old one is deleted."""
-    there = sum(1 for _ in (setup.out.path / CHECKPOINTS).glob("step-*"))
+    there = sum(1 for folder in (BEST, CHECKPOINTS) for _ in (setup.out.path / folder).glob("step-*"))
     return max(0, _kept(setup, estimate) + 1 - there) * _checkpoint_bytes(setup)
 
 

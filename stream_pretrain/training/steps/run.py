@@ -71,6 +71,8 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
         if evaluations.is_due():  # an earlier start was stopped before or during it
             with watchdog.stage("evaluating"):
                 made_up = evaluations.run()
+            if best := evaluations.take_best():
+                saves.begin_best(best)
             if made_up:
                 tracker.log(totals.step, made_up)
             stopped = not made_up
@@ -97,11 +99,15 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
                         found = evaluations.run()
                     metrics |= found
                     stopped = not found
+                best, saves_now = evaluations.take_best(), saves.is_due(ends=ends)
+                if best and not saves_now:
+                    with watchdog.stage("saving"):
+                        saves.begin_best(best)
                 if metrics:
                     tracker.log(totals.step, metrics, more=evaluations.may_come_later(at_end=at_end))
-                if saves.is_due(ends=ends):
+                if saves_now:
                     with watchdog.stage("saving"):
-                        saves.begin()
+                        saves.begin(best)
                 if at_end:
                     notices.of_end()
                 if stopped:

@@ -9,9 +9,10 @@ from typing import Any
 from stream_pretrain.config import fixed_options, shown_options
 from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.stream_state import LaneCursors, stream_state
-from stream_pretrain.training.files.out_files import MODEL
+from stream_pretrain.training.files.out_files import BEST, CHECKPOINTS, MODEL
 from stream_pretrain.training.files.versions import program
 from stream_pretrain.training.start.setup import Setup
+from stream_pretrain.training.state.best_checkpoint import Best
 from stream_pretrain.training.state.checkpoint import BackgroundWriter, Snapshot, write_model
 
 
@@ -30,15 +31,25 @@ class Saves:
         step, every = self._setup.totals.step, self._setup.config.run.save_every
         return self._setup.totals.bad_steps == 0 and self.last_step < step and (ends or step % every == 0)
 
-    def begin(self) -> None:
-        """Start saving the last step. Raises: the error of the previous write."""
-        begin_save(self._setup, self._writer)
+    def begin(self, best: Best | None) -> None:
+        """Start saving the last step, also as that of the best evaluation. Raises: the error of the previous write."""
+        begin_save(self._setup, self._writer, (CHECKPOINTS,) if best is None else (BEST, CHECKPOINTS), best)
         self.last_step = self._setup.totals.step
+
+    def begin_best(self, best: Best) -> None:
+        """Start saving the last step as that of the best evaluation alone.
+
+        Where the run can resume from this step already, wait for it: such a start does not evaluate this step again.
+        Raises: as `begin`.
+        """
+        begin_save(self._setup, self._writer, (BEST,), best)
+        if self.last_step == self._setup.totals.step:
+            self._writer.wait()
 
     def end(self) -> None:
         """Save the last step, even a bad one, unless it is saved already, and wait for that. Raises: as `begin`."""
         if self.last_step < self._setup.totals.step:
-            self.begin()
+            self.begin(None)
         self._writer.wait()
 
     def export(self) -> None:
@@ -50,11 +61,13 @@ class Saves:
             write_model(copies, settings, loaded.tokenizer, folder, loaded.passthrough.files)
 
 
-def begin_save(setup: Setup, writer: BackgroundWriter) -> None:
-    """Start writing a checkpoint. Called by all ranks; the first one writes."""
+def begin_save(
+    setup: Setup, writer: BackgroundWriter, folders: tuple[str, ...] = (CHECKPOINTS,), best: Best | None = None
+) -> None:
+    """Start writing a checkpoint to these folders of OUT. Called by all ranks; the first one writes."""
     cursors = all_cursors(setup)
     if setup.ranks.is_first:
-        writer.submit(lambda: _snapshot(setup, cursors, writer))
+        writer.submit(lambda: _snapshot(setup, cursors, writer, folders, best))
 
 
 def all_cursors(setup: Setup) -> list[LaneCursors]:
@@ -64,7 +77,9 @@ def all_cursors(setup: Setup) -> list[LaneCursors]:
     return [gathered[lane] for lane in range(setup.pinned.lanes)]
 
 
-def _snapshot(setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWriter) -> Snapshot:
+def _snapshot(
+    setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWriter, folders: tuple[str, ...], best: Best | None
+) -> Snapshot:
     """The current state, copied into the memory of the writer."""
     weights, settings = setup.parallel.export()
     trainer: dict[str, Any] = {
@@ -79,6 +94,7 @@ def _snapshot(setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWr
         "world": setup.ranks.world,
         "defaults": setup.defaults,
         "chosen": asdict(setup.chosen),
+        **({} if best is None else {"best": asdict(best)}),
         **program(),
     }
     return Snapshot(
@@ -92,4 +108,5 @@ def _snapshot(setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWr
         trainer=trainer,
         passthrough=setup.loaded.passthrough.files,
         untrained=setup.parallel.untrained(weights),
+        folders=folders,
     )

@@ -1,0 +1,55 @@
+"""OUT/best: the checkpoint of the best evaluation, which is not one that a run resumes from.
+
+Until a checkpoint of the run follows, the best one before it stays too: a run that is killed goes back to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from stream_pretrain.errors import DamagedCheckpointError
+from stream_pretrain.training.files.atomic_folders import delete
+from stream_pretrain.training.files.manifest import json_of
+from stream_pretrain.training.state.checkpoint import checkpoints_in, delete_leftovers, verify
+from stream_pretrain.typed_json import from_json
+
+
+@dataclass(frozen=True)
+class Best:
+    """What trainer.json says of the evaluation that a checkpoint was kept for."""
+
+    loss: float
+    documents: str
+    """The fingerprint of the evaluation set."""
+
+
+def best_loss(directory: Path, documents: str, report: Callable[[str], None]) -> float | None:
+    """The loss that is to be undercut on these documents; None where there is no intact checkpoint.
+
+    Raises: CheckpointError where one cannot be read now.
+    """
+    for _, checkpoint in reversed(checkpoints_in(directory)):
+        name = f"{directory.name}/{checkpoint.name}"
+        try:
+            verify(checkpoint)
+            trainer = json_of(checkpoint / "trainer.json")
+            best: Best = from_json(Best, trainer.get("best"), f"{checkpoint / 'trainer.json'}: best")
+        except DamagedCheckpointError as error:
+            report(f"{error}; --run.keep-best goes on without it")
+            continue
+        if best.documents == documents:
+            return best.loss
+        report(f"--run.keep-best begins anew, on another evaluation set: the next evaluation replaces {name}")
+        return None
+    return None
+
+
+def forget_after(directory: Path, step: int, report: Callable[[str], None]) -> None:
+    """Delete the checkpoints behind a step from which the run goes on: it may not come to them again."""
+    delete_leftovers(directory)
+    for of_step, checkpoint in checkpoints_in(directory):
+        if of_step > step:
+            delete(checkpoint)
+            report(f"{directory.name}/{checkpoint.name} is deleted: the run goes on after step {step:,}, before it")

@@ -1,0 +1,168 @@
+"""`--run.keep-best` keeps the checkpoint of the best evaluation, which no resume prefers and every resume keeps true."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream_pretrain.training.evaluation import evaluation
+from stream_pretrain.training.report.tracking import Tracker
+from stream_pretrain.training.state.checkpoint import BackgroundWriter, Snapshot
+from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.integration.jobs import tiny_options
+from tests.training.runs import run_here
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_shard(folder / "s", documents(40, longest=40), "plain")
+    model = write_tiny_bert(tmp_path_factory.mktemp("model"))
+    more = ("--data.heldout-fraction=0.2", "--eval.documents=6", "--micro-batch-size=4", "--run.keep-best")
+    options = tiny_options(folder, model, Path("OUT"), *more)
+    return [option for option in options if not option.startswith("--output-dir")]
+
+
+@pytest.fixture
+def find(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Lets the next evaluations find these losses."""
+
+    def find(*losses: float) -> None:
+        left: Iterator[float] = iter(losses)
+        monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: {"eval/loss": next(left), "eval/accuracy": 0.5})
+
+    return find
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def kept(out: Path) -> dict[str, float]:
+    """The loss of each checkpoint in OUT/best."""
+    return {path.name: trainer(path)["best"]["loss"] for path in sorted((out / "best").iterdir())}
+
+
+def trainer(checkpoint: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((checkpoint / "trainer.json").read_text())
+    return content
+
+
+def test_the_best_evaluation_has_a_checkpoint_that_an_undisturbed_run_has_at_that_step(
+    arguments: list[str], tmp_path: Path, find: Callable[..., None]
+) -> None:
+    command = [*arguments, "--max-steps=6", "--eval-every=2"]
+    find(5.0, 3.0, 2.0, 4.0)
+    assert run_here([*command, f"--output-dir={tmp_path / 'every'}", "--save-every=1", "--run.keep-last=9"]).returncode == 0
+    find(5.0, 3.0, 2.0, 4.0)
+    done = run_here([*command, f"--output-dir={tmp_path / 'out'}", "--save-every=3", "--run.keep-last=1"])
+    assert done.returncode == 0
+    assert names(tmp_path / "out" / "checkpoints") == ["step-00000006"]
+    assert kept(tmp_path / "out") == {"step-00000004": 2.0}
+    saved = [line for line in done.stderr.splitlines() if "saved" in line]
+    assert [line.partition("step ")[2] for line in saved] == [
+        "0: saved best/step-00000000",
+        "2: saved best/step-00000002",
+        "3: saved checkpoints/step-00000003",
+        "4: saved best/step-00000004",
+        "6: saved checkpoints/step-00000006",
+    ]
+    for name in ("model.safetensors", "optimizer.safetensors", "stream.json"):
+        [one, other] = [tmp_path / path / "step-00000004" / name for path in ("out/best", "every/checkpoints")]
+        assert one.read_bytes() == other.read_bytes(), name
+    find(1.0, 1.5)
+    begun = run_here(
+        [*command, "--max-steps=5", f"--resume={tmp_path / 'out/best/step-00000004'}", f"--output-dir={tmp_path / 'new'}"]
+    )
+    assert begun.returncode == 0
+    assert "resuming after step 4" in begun.stderr
+
+
+def test_a_resume_forgets_a_better_one_behind_it_and_goes_on_with_the_best_before(
+    arguments: list[str], tmp_path: Path, find: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*arguments, f"--output-dir={tmp_path}", "--max-steps=6", "--eval-every=1", "--save-every=4"]
+    submit = BackgroundWriter.submit
+
+    def killed(writer: BackgroundWriter, snapshot: Callable[[], Snapshot]) -> None:
+        if names(tmp_path)[0] == "best" and "step-00000005" in names(tmp_path / "best"):
+            raise ConnectionError("as if killed before the checkpoint of step 6")
+        submit(writer, snapshot)
+        writer.wait()
+
+    find(5.0, 4.0, 3.0, 6.0, 3.5, 2.5, 9.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(BackgroundWriter, "submit", killed)
+        assert run_here(command).returncode == 1
+    assert names(tmp_path / "checkpoints") == ["step-00000004"]
+    assert kept(tmp_path) == {"step-00000002": 3.0, "step-00000005": 2.5}
+    find(2.9, 3.5)
+    resumed = run_here(command)
+    assert resumed.returncode == 0
+    assert "resuming after step 4" in resumed.stderr, "not from the best one, which is newer"
+    assert "best/step-00000005 is deleted: the run goes on after step 4, before it" in resumed.stderr
+    assert kept(tmp_path) == {"step-00000005": 2.9}, "better than 3.0, that of step 2"
+    find(2.95, 2.8)
+    assert run_here([*command, "--max-steps=8"]).returncode == 0
+    assert kept(tmp_path) == {"step-00000008": 2.8}, "2.95 is not better than what the starts before found"
+
+
+def test_another_evaluation_set_begins_it_anew(arguments: list[str], tmp_path: Path, find: Callable[..., None]) -> None:
+    command = [*arguments, f"--output-dir={tmp_path}", "--eval-every=2"]
+    find(2.0, 3.0)
+    assert run_here([*command, "--max-steps=2"]).returncode == 0
+    (tmp_path / "evaluation.jsonl").unlink()
+    find(4.0)
+    other = run_here([*command, "--max-steps=4", "--eval.documents=5"])
+    assert other.returncode == 0
+    said = [line.partition("warning: ")[2] for line in other.stderr.splitlines() if "keep-best" in line and "warning" in line]
+    assert said == ["--run.keep-best begins anew, on another evaluation set: the next evaluation replaces best/step-00000000"]
+    assert kept(tmp_path) == {"step-00000004": 4.0}
+
+
+def test_where_a_start_would_not_evaluate_again_the_checkpoint_is_there_before_the_record_is(
+    arguments: list[str], tmp_path: Path, find: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*arguments, f"--output-dir={tmp_path}", "--save-every=2"]
+    assert run_here([*command, "--max-steps=2", "--eval-every=100"]).returncode == 0  # evaluates steps 0 and 2
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    last = {name: value for name, value in json.loads(lines[-1]).items() if not name.startswith("eval/")}
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    find(0.5)
+    with monkeypatch.context() as patched:
+
+        def killed(*_: object, **__: object) -> None:
+            raise ConnectionError("as if killed before the evaluation of step 2 is in the record")
+
+        patched.setattr(Tracker, "log", killed)
+        assert run_here([*command, "--max-steps=4", "--eval-every=2"]).returncode == 1
+    assert kept(tmp_path)["step-00000002"] == 0.5
+    find(0.5, 0.7)
+    assert run_here([*command, "--max-steps=4", "--eval-every=2"]).returncode == 0
+    assert kept(tmp_path) == {"step-00000002": 0.5}
+
+
+def test_a_damaged_one_is_named_and_no_reason_to_stop(arguments: list[str], tmp_path: Path, find: Callable[..., None]) -> None:
+    command = [*arguments, f"--output-dir={tmp_path}", "--eval-every=2"]
+    find(3.0, 2.0)
+    assert run_here([*command, "--max-steps=2"]).returncode == 0
+    weights = tmp_path / "best" / "step-00000002" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    find(2.5)
+    resumed = run_here([*command, "--max-steps=4"])
+    assert resumed.returncode == 0
+    assert "best/step-00000002/model.safetensors" in resumed.stderr
+    assert "--run.keep-best goes on without it" in resumed.stderr
+    assert kept(tmp_path) == {"step-00000004": 2.5}
+
+
+def test_it_needs_evaluations(arguments: list[str], tmp_path: Path) -> None:
+    refused = run_here([*arguments, f"--output-dir={tmp_path}", "--max-steps=2", "--eval-every=0"])
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines() == [
+        "error: --run.keep-best keeps the checkpoint of the best evaluation and needs --eval-every"
+    ]
