@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from numpy.typing import NDArray
 
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_state import first_cursors
-from stream_pretrain.data.lanes.workers import AHEAD_ITEMS, SharedMemory, WorkerError, Workers
+from stream_pretrain.data.lanes.workers import SharedMemory, WorkerError, Workers
 from stream_pretrain.errors import TrainingError
 from tests.corpora import documents, write_shard
 from tests.data.plans import plan_for
 
 ROOT = Path(__file__).resolve().parents[2]
+AHEAD = 8
 Item = tuple[int, NDArray[np.int32], NDArray[np.int32]]
 
 
@@ -61,7 +63,7 @@ SIZES = [300, 5_000, 20_000, 700, 9_000, 300_000, 40, 25_000]
 @pytest.mark.parametrize("memory", [True, False])
 def test_items_arrive_in_order_and_unchanged(memory: bool) -> None:
     with_it = SharedMemory.of(150_000) if memory else None
-    workers = Workers([Items(SIZES), Items(SIZES[::-1])], [with_it, None], None)
+    workers = Workers([Items(SIZES), Items(SIZES[::-1])], [with_it, None], AHEAD, None)
     for number in range(40):
         assert received(workers, 0) == (number, [number], SIZES[number % 8])
         assert received(workers, 1) == (number, [number], SIZES[::-1][number % 8])
@@ -71,15 +73,15 @@ def test_items_arrive_in_order_and_unchanged(memory: bool) -> None:
 
 def test_an_item_stays_as_it_is_until_it_is_released_however_far_its_worker_is_ahead(tmp_path: Path) -> None:
     made = tmp_path / "made"
-    workers = Workers([Items([10_000], made)], [SharedMemory.of(1_000_000)], None)
+    workers = Workers([Items([10_000], made)], [SharedMemory.of(1_000_000)], AHEAD, None)
     first = workers.receive(0)
-    others = [workers.receive(0) for _ in range(AHEAD_ITEMS - 1)]  # all that it may send
-    assert [number for number, _, _ in (first, *others)] == list(range(AHEAD_ITEMS))
-    assert [np.unique(large).tolist() for _, large, _ in (first, *others)] == [[number] for number in range(AHEAD_ITEMS)]
-    assert len(made.read_text()) <= AHEAD_ITEMS + 1, "it has made one more at most"
+    others = [workers.receive(0) for _ in range(AHEAD - 1)]  # all that it may send
+    assert [number for number, _, _ in (first, *others)] == list(range(AHEAD))
+    assert [np.unique(large).tolist() for _, large, _ in (first, *others)] == [[number] for number in range(AHEAD)]
+    assert len(made.read_text()) <= AHEAD + 1, "it has made one more at most"
     workers.release(0)
     number, large, _ = workers.receive(0)
-    assert (number, np.unique(large).tolist()) == (AHEAD_ITEMS, [AHEAD_ITEMS])
+    assert (number, np.unique(large).tolist()) == (AHEAD, [AHEAD])
     workers.close()
 
 
@@ -87,7 +89,7 @@ def test_an_error_in_a_worker_is_raised_where_its_item_would_be_received() -> No
     errors = [KeyError("none of the user"), MemoryError(), OSError(12, "Cannot allocate memory")]
     expected = [(WorkerError, "none of the user"), *[(TrainingError, r"died \(no memory left\).*--workers")] * 2]
     for error, (raised, said) in zip(errors, expected, strict=True):
-        workers = Workers([Items([500], error=error)], [None], None)
+        workers = Workers([Items([500], error=error)], [None], AHEAD, None)
         for number in range(3):
             assert received(workers, 0)[0] == number
         with pytest.raises(raised, match=said):
@@ -96,12 +98,24 @@ def test_an_error_in_a_worker_is_raised_where_its_item_would_be_received() -> No
 
 
 def test_a_worker_that_is_killed_is_named_with_its_signal() -> None:
-    workers = Workers([Items([500]), Items([500])], [None, None], None)
+    workers = Workers([Items([500]), Items([500])], [None, None], AHEAD, None)
     received(workers, 1)
     [_, second] = sorted(process.pid or 0 for process in multiprocessing.active_children())
     os.kill(second, signal.SIGKILL)
     with pytest.raises(TrainingError, match=rf"a data worker died \(process {second}: SIGKILL\)"):
         list(iter(lambda: received(workers, 1), None))
+    workers.close()
+
+
+def test_a_worker_that_is_killed_while_it_sends_an_item_is_named_too() -> None:
+    workers = Workers([Items([5_000_000])], [None], AHEAD, None)
+    [worker] = multiprocessing.active_children()
+    assert workers._connections[0].poll(60), "some of the item is in the pipe"
+    while psutil.Process(worker.pid).status() == psutil.STATUS_RUNNING:
+        time.sleep(0.01)
+    os.kill(worker.pid or 0, signal.SIGKILL)
+    with pytest.raises(TrainingError, match=rf"a data worker died \(process {worker.pid}: SIGKILL\)"):
+        list(iter(lambda: received(workers, 0), None))
     workers.close()
 
 

@@ -29,10 +29,12 @@ from stream_pretrain.data.lanes.rows_per_lane import LaneRows
 from stream_pretrain.data.lanes.step_rows import StepRows, merged, step_of
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors
-from stream_pretrain.data.lanes.workers import AHEAD_BYTES, AHEAD_ITEMS, InProcess, SharedMemory, Workers
+from stream_pretrain.data.lanes.workers import AHEAD_BYTES, InProcess, SharedMemory, Workers
 from stream_pretrain.data.rows.train_rows import Int32s, int32s
 from stream_pretrain.data.transport.store_memory import StoreMemory
 from stream_pretrain.errors import StreamPretrainError
+
+LEAST_STEPS_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -167,14 +169,15 @@ class StepStream:
         self._deals = [sending for _, sending in pipes]
         self._items: list[StepRows | Failure | None] = [None for _ in numbers]
         """Of the next step, from each worker."""
+        ahead = steps_ahead(sum(source.group_rows for source in plan.sources), plan.layout.lanes, plan.layout.global_batch_size)
         # A worker makes an item more than it may be ahead, and the step that was read last may be dealt again.
-        held = AHEAD_ITEMS + 2 if workers else 1
+        held = ahead + 2 if workers else 1
         streams = [
             RowStream(plan, cursors, self._lane_rows, part, receiving, held)
             for part, (receiving, _) in zip(numbers, pipes, strict=True)
         ]
         self._workers: Workers[StepRows | Failure | None] | InProcess[StepRows | Failure | None] = (
-            Workers(streams, _memories(plan, numbers, warn), in_worker) if workers else InProcess(streams)
+            Workers(streams, _memories(plan, numbers, ahead, warn), ahead, in_worker) if workers else InProcess(streams)
         )
 
     def __enter__(self) -> Self:
@@ -255,7 +258,17 @@ class StepStream:
                 self._items[worker] = None
 
 
-def _memories(plan: StreamPlan, numbers: Sequence[Sequence[int]], warn: Callable[[str], None]) -> Sequence[SharedMemory | None]:
+def steps_ahead(group_rows: int, lanes: int, batch: int) -> int:
+    """Steps that a worker may be ahead: as many as a full group of each lane covers, since it tokenizes one at a time.
+
+    group_rows: of all sources.
+    """
+    return max(LEAST_STEPS_AHEAD, -(-group_rows * lanes // batch))
+
+
+def _memories(
+    plan: StreamPlan, numbers: Sequence[Sequence[int]], ahead: int, warn: Callable[[str], None]
+) -> Sequence[SharedMemory | None]:
     """For the items of each worker, which has these lanes."""
     layout, slots = plan.layout, plan.objective.label_slots(plan.layout.sequence_length)
     memories: list[SharedMemory] = []
@@ -263,7 +276,7 @@ def _memories(plan: StreamPlan, numbers: Sequence[Sequence[int]], warn: Callable
         for lanes in numbers:
             rows = -(-layout.global_batch_size * len(lanes) // layout.lanes)
             item = rows * 8 * (layout.sequence_length + slots)  # int32, and room for segments and origins
-            memories.append(SharedMemory.of(min(AHEAD_BYTES, AHEAD_ITEMS * item + 65536)))
+            memories.append(SharedMemory.of(min(AHEAD_BYTES, ahead * item + 65536)))
     except OSError as error:
         warn(f"rows come from the data workers through pipes, which is slower: no shared memory ({error.strerror})")
     return [*memories, *[None] * (len(numbers) - len(memories))]

@@ -27,11 +27,8 @@ from stream_pretrain.errors import TrainingError
 
 T = TypeVar("T")
 
-AHEAD_ITEMS = 8
-"""Items that a worker may be ahead of the trainer, ..."""
-
 AHEAD_BYTES = 64 * 1024 * 1024
-"""...and bytes of their arrays."""
+"""Bytes of the arrays of the items that a worker may be ahead of the trainer, in memory that both have."""
 
 SMALL_BYTES = 1024
 """Arrays up to this size are pickled."""
@@ -86,16 +83,23 @@ class Workers(Generic[T]):
     """Processes that each make items, which are received from each in their order."""
 
     def __init__(
-        self, sources: Sequence[Iterable[T]], memories: Sequence[SharedMemory | None], begin: Callable[[], None] | None
+        self,
+        sources: Sequence[Iterable[T]],
+        memories: Sequence[SharedMemory | None],
+        ahead: int,
+        begin: Callable[[], None] | None,
     ) -> None:
-        """sources: of the items of each worker, iterated over there. begin: called first in each."""
+        """sources: of the items of each worker, iterated over there. ahead: items that each may have sent and not released.
+
+        begin: called first in each.
+        """
         self._memories = memories
         self._connections: list[Connection] = []
         self._processes: list[multiprocessing.Process] = []
         for source, memory in zip(sources, memories, strict=True):
             ours, theirs = multiprocessing.Pipe()
             self._connections.append(ours)
-            arguments = (source, theirs, memory, begin, tuple(self._connections))
+            arguments = (source, theirs, memory, ahead, begin, tuple(self._connections))
             process = multiprocessing.Process(target=_work, args=arguments, daemon=True)
             process.start()
             if memory is not None:
@@ -114,7 +118,7 @@ class Workers(Generic[T]):
                 arrays = [memoryview(pipe.recv_bytes()) for _ in sizes]
             else:
                 arrays = [memory.bytes[start:stop] for start, stop in _places(first, sizes)]
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, OSError) as error:  # OSError: in the middle of a message, too
             raise self._died() from error
         item: T | _Failed = pickle.loads(pickled, buffers=arrays)
         if not isinstance(item, _Failed):
@@ -180,6 +184,7 @@ def _work(
     source: Iterable[T],
     pipe: Connection,
     memory: SharedMemory | None,
+    ahead: int,
     begin: Callable[[], None] | None,
     of_trainer: Sequence[Connection],
 ) -> None:
@@ -190,7 +195,7 @@ def _work(
     os.environ["RAYON_NUM_THREADS"] = "1"  # of `fastokens`
     if begin is not None:
         begin()
-    outbox = _Outbox(pipe, memory)
+    outbox = _Outbox(pipe, memory, ahead)
     with suppress(EOFError, ConnectionError, KeyboardInterrupt):  # the trainer has left, or leaves
         for item in _with_error(source):
             outbox.send(item)
@@ -209,8 +214,8 @@ def _with_error(source: Iterable[T]) -> Iterator[T | _Failed]:
 class _Outbox:
     """The end of a worker: sends items as far ahead as it may."""
 
-    def __init__(self, pipe: Connection, memory: SharedMemory | None) -> None:
-        self._pipe, self._memory = pipe, memory
+    def __init__(self, pipe: Connection, memory: SharedMemory | None, ahead: int) -> None:
+        self._pipe, self._memory, self._ahead = pipe, memory, ahead
         self._unreleased = deque[tuple[int, int] | None]()  # of each item, where its arrays begin and end in the memory
 
     def send(self, item: object) -> None:
@@ -225,7 +230,7 @@ class _Outbox:
 
         pickled = pickle.dumps(item, protocol=5, buffer_callback=is_pickled)
         sizes = [array.nbytes for array in arrays]
-        while self._pipe.poll() or len(self._unreleased) >= AHEAD_ITEMS:
+        while self._pipe.poll() or len(self._unreleased) >= self._ahead:
             self._wait_for_release()
         size = sum(map(_aligned, sizes))
         if self._memory is None or not 0 < size <= len(self._memory.bytes):
