@@ -97,7 +97,7 @@ LAST_NAMES = {
     "objective": "mask-rate final-mask-rate selection mask-share random-share",
     "train": "max-steps max-epochs global-batch-size micro-batch-size seed learning-rate schedule warmup-steps decay-fraction "
     "final-learning-rate beta1 beta2 epsilon weight-decay max-grad-norm precision max-bad-steps",
-    "eval": "every documents",
+    "eval": "every documents sets",
     "run": "output-dir resume save-every keep-last keep-every keep-best log-every wandb wandb-project wandb-entity wandb-name",
     "evaluate": "sample max-bytes batch-rows likelihood-sample probe",
     "ledger": "step document export steps text",

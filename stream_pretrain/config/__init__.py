@@ -10,6 +10,7 @@ from stream_pretrain.config.options import (
     DataConfig,
     EngineName,
     EvalConfig,
+    EvalSetConfig,
     ModelConfig,
     ObjectiveConfig,
     RunConfig,

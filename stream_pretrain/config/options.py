@@ -258,6 +258,17 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class EvalSetConfig:
+    """One of several evaluation sets: documents of a dataset, or of a split of the corpus."""
+
+    name: str
+    dataset: str | None = option(None, secret="url")
+    split: str | None = None
+    weight: float = option(1.0, bounds="not negative")
+    """Share of the mean loss, relative to the other weights."""
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """Evaluation on documents that are never trained on."""
 
@@ -268,7 +279,7 @@ class EvalConfig:
         may_change=True,
         synonyms="eval-steps eval-interval eval-strategy evaluation-strategy do-eval",
     )
-    """Steps between evaluations; 0: none. Needs --data.heldout-fraction, --eval.split or --eval.dataset."""
+    """Steps between evaluations; 0: none. Needs --data.heldout-fraction, --eval.split, --eval.dataset or --eval.sets."""
     documents: int = option(500, bounds="positive", may_change=True, synonyms="max-eval-samples eval-samples num-eval-samples")
     """Documents in the fixed evaluation set."""
     split: str | None = option(None, may_change=True, synonyms="validation-split val-split validation-split-name")
@@ -277,6 +288,9 @@ class EvalConfig:
         None, may_change=True, secret="url", synonyms="eval-file eval-data validation-file validation-data"
     )
     """Dataset to evaluate on, as in --dataset."""
+    sets: tuple[EvalSetConfig, ...] = option((), may_change=True, synonyms="eval-datasets validation-files")
+    """Several evaluation sets instead, each with its own curve: a list of records with name, dataset or split (or both) and,
+    optionally, weight (its share of eval/loss)."""
     max_read_bytes: int = option(1024 * 1024 * 1024, short="max-read-bytes", bounds="positive", may_change=True)
     """Most uncompressed bytes to read for the evaluation set."""
 

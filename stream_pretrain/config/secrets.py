@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stream_pretrain.config.option_field import Secret
-from stream_pretrain.config.options import GROUPS, Config, SourceConfig, fields_of
+from stream_pretrain.config.options import GROUPS, Config, EvalSetConfig, SourceConfig, fields_of
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.redaction import Secrets, redacted_options
 from stream_pretrain.urls import HIDDEN, redacted_url, without_secrets
@@ -22,7 +22,7 @@ def _kinds(options: Any) -> dict[str, Secret]:
 
 
 _OPTIONS = {name: kind for name, option in fields_of(GROUPS).items() if (kind := option.metadata.get("secret"))}
-_RECORDS = {"data.sources": _kinds(SourceConfig)}
+_RECORDS = {"data.sources": _kinds(SourceConfig), "eval.sets": _kinds(EvalSetConfig)}
 
 
 def storage_options(given: str | None) -> dict[str, Any]:

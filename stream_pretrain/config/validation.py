@@ -71,8 +71,8 @@ def validate(config: Config, needed: Collection[str] = NEEDED) -> None:
         "--train.final-learning-rate needs a --train.schedule that decays (wsd, cosine, linear), not constant",
     )
     refuse_unless(
-        config.eval.every > 0 or (config.eval.dataset is None and config.eval.split is None),
-        "--eval.dataset and --eval.split need --eval-every",
+        config.eval.every > 0 or (config.eval.dataset is None and config.eval.split is None and not config.eval.sets),
+        f"{'--eval.sets needs' if config.eval.sets else '--eval.dataset and --eval.split need'} --eval-every",
     )
     refuse_unless(
         config.eval.split is None or config.eval.dataset is not None or not data.sources,
@@ -82,6 +82,7 @@ def validate(config: Config, needed: Collection[str] = NEEDED) -> None:
         not config.eval.every
         or config.eval.dataset is not None
         or config.eval.split is not None
+        or bool(config.eval.sets)
         or any(source.heldout_fraction for source in sources_of(data)),
         "--eval-every needs documents: give --data.heldout-fraction, --eval.split or --eval.dataset",
     )
@@ -94,8 +95,32 @@ def validate(config: Config, needed: Collection[str] = NEEDED) -> None:
         f"--output-dir {config.run.output_dir} is a URL: give a folder, for example of a mounted bucket",
     )
     _refuse_hidden("--eval.dataset", config.eval.dataset)
+    _validate_evaluation_sets(config)
     for source in sources_of(data):
         _validate_source(source)
+
+
+def _validate_evaluation_sets(config: Config) -> None:
+    sets = config.eval.sets
+    if sets and (config.eval.dataset is not None or config.eval.split is not None):
+        raise ConfigError("give either --eval.sets or --eval.dataset and --eval.split, not both")
+    _refuse_names("--eval.sets", [one.name for one in sets])
+    for one in sets:
+        where = f"--eval.sets: {one.name}:"
+        refuse_out_of_bounds(one, f"{where} ")
+        _refuse_hidden(f"{where} dataset", one.dataset)
+        if one.dataset is None and one.split is None:
+            raise ConfigError(f"{where} give a dataset, a split of the corpus, or both")
+        if one.dataset is None and config.data.sources:
+            raise ConfigError(f"{where} split names one of --dataset, but the corpus is a mixture: give a dataset")
+    if sets and not any(one.weight for one in sets):
+        raise ConfigError("--eval.sets: no set has a weight")
+
+
+def _refuse_names(option: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1 or not re.fullmatch(r"[\w.-]+", name):
+            raise ConfigError(f"{option}: the name {name!r} must be unique, of letters, digits, `.`, `-` and `_`")
 
 
 def refuse_final_rate_above(learning_rate: float, train: TrainConfig) -> None:
@@ -162,9 +187,7 @@ def template_fields(template: str) -> list[str]:
 
 def _validate_mixture(data: DataConfig) -> None:
     names = [source.name for source in data.sources]
-    for name in names:
-        if names.count(name) > 1 or not re.fullmatch(r"[\w.-]+", name):
-            raise ConfigError(f"--data.sources: the name {name!r} must be unique, of letters, digits, `.`, `-` and `_`")
+    _refuse_names("--data.sources", names)
     for source in data.sources:
         refuse_out_of_bounds(source, f"--data.sources: {source.name}: ")
     current = {source.name: source.weight for source in data.sources}

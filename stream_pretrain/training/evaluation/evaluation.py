@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,18 +79,21 @@ def _windows(shards: Sequence[Shard], options: ReadOptions, skip_bad_shards: boo
             reader.leave(stripe)
 
 
-def save_documents(path: Path, texts: Sequence[str]) -> None:
-    """Write the evaluation set to OUT. Raises: CheckpointError."""
+def save_documents(path: Path, texts: Mapping[str, Sequence[str]]) -> None:
+    """Write the texts of the evaluation sets, by name, to OUT. Raises: CheckpointError."""
+    lines = ({"set": name, "text": text} if name else {"text": text} for name, of_set in texts.items() for text in of_set)
     with writing(path):
-        replace_file(path, (json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n" for text in texts))
+        replace_file(path, (json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
 
 
-def load_documents(path: Path) -> list[str]:
-    """Read the evaluation set of OUT. Raises: CheckpointError."""
-    texts = []
+def load_documents(path: Path) -> dict[str, list[str]]:
+    """Read the texts of the evaluation sets of OUT, by name; the only one has none. Raises: CheckpointError."""
+    texts: dict[str, list[str]] = {}
     for number, line in enumerate(lines_of(path), start=1):
         try:
-            texts.append(from_json(str, from_json(dict[str, Any], parsed(line), "")["text"], ""))
+            found = from_json(dict[str, Any], parsed(line), "")
+            name, text = (from_json(str, value, "") for value in (found.get("set", ""), found["text"]))
+            texts.setdefault(name, []).append(text)
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{path}, line {number}: not a document; delete the file for a new evaluation set") from error
     return texts
@@ -116,6 +119,8 @@ class EvaluationSet:
     pad: int
     fingerprint: str
     """Of the documents."""
+    name: str = ""
+    weight: float = 1.0
 
     def batches(self, ranks: Ranks, device: torch.device) -> Iterator[Batch]:
         """The micro-batches of a rank, on its device."""
@@ -124,15 +129,18 @@ class EvaluationSet:
             yield from micro_batches(rows, self.batch_size, 1, self.pad, device)
 
 
-def evaluation_set(texts: Sequence[str], plan: StreamPlan, batch_size: int) -> EvaluationSet:
-    """Pack and mask the evaluation set: a pure function of the texts, the seed and the objective. Raises: SourceError."""
+def evaluation_set(
+    texts: Sequence[str], plan: StreamPlan, batch_size: int, *, name: str = "", weight: float = 1.0
+) -> EvaluationSet:
+    """Pack and mask an evaluation set: a pure function of the texts, the seed and the objective. Raises: SourceError."""
     packed = packed_documents(texts, plan.encoder, plan.objective, plan.layout)
+    one, other = (f"evaluation set {name}", "it another dataset") if name else ("the evaluation set", "another --eval.dataset")
     if packed is None:
-        raise SourceError("the evaluation set has no tokens: give another --eval.dataset")
+        raise SourceError(f"{one} has no tokens: give {other}")
     if not packed.labels:
-        raise SourceError("the documents of the evaluation set are too short for a label: give another --eval.dataset")
+        raise SourceError(f"the documents of {one} are too short for a label: give {other}")
     fingerprint = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
-    return EvaluationSet(packed.trained, packed.labels, batch_size, plan.encoder.pad, fingerprint)
+    return EvaluationSet(packed.trained, packed.labels, batch_size, plan.encoder.pad, fingerprint, name, weight)
 
 
 @dataclass(frozen=True)
@@ -218,3 +226,21 @@ def evaluate(
     if stops:
         return {}
     return {"eval/loss": loss_sum / evaluation_set.labels, "eval/accuracy": correct_sum / evaluation_set.labels}
+
+
+def of_all_sets(found: Sequence[tuple[EvaluationSet, dict[str, float]]]) -> dict[str, float]:
+    """Loss and accuracy of each set with a name, and their means by the weights of the sets."""
+    total = sum(one.weight for one, _ in found)
+    metrics = {
+        metric: sum(one.weight * of_set[metric] for one, of_set in found if one.weight) / total for metric in found[0][1]
+    }
+    for one, of_set in found:
+        if one.name:
+            metrics |= {metric.replace("eval/", f"eval/{one.name}/"): value for metric, value in of_set.items()}
+    return metrics
+
+
+def fingerprint_of(sets: Sequence[EvaluationSet]) -> str:
+    """Of all that a mean loss depends on beside the model."""
+    parts = [(one.name, one.weight, one.fingerprint) for one in sets]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,13 +1,14 @@
-"""Which documents are in the evaluation set: collected at the first start, kept in OUT."""
+"""Which documents are in the evaluation sets: collected at the first start that asks for them, kept in OUT."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
-from stream_pretrain.config import Config
+from stream_pretrain.config import Config, EvalConfig, EvalSetConfig
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus
 from stream_pretrain.data.lanes import pinning
@@ -18,50 +19,142 @@ from stream_pretrain.training.evaluation import evaluation
 from stream_pretrain.training.files.atomic_files import replace_file, writing
 from stream_pretrain.training.files.out_files import EVALUATION, EVALUATION_ORIGIN
 from stream_pretrain.training.report.progress import Progress
+from stream_pretrain.typed_json import from_json
 from stream_pretrain.urls import without_secrets
 
 
-def evaluation_corpus(config: Config, out: Path) -> Corpus | None:
-    """The corpus of --eval.dataset or --eval.split, where the evaluation set is yet to be collected from it.
+@dataclass(frozen=True)
+class Origin:
+    """What evaluation.json says: the options that the documents of OUT were collected with."""
 
-    Raises: SourceError, TransportError.
+    documents: int | None = None
+    dataset: str | None = None
+    split: str | None = None
+    sets: tuple[EvalSetConfig, ...] = ()
+    after_step: int | None = None
+    """Losses up to this step are those of other sets."""
+
+    @classmethod
+    def asked(cls, options: EvalConfig) -> Origin:
+        """Of the options, without secrets."""
+        dataset = options.dataset and without_secrets(options.dataset)
+        sets = tuple(replace(one, dataset=one.dataset and without_secrets(one.dataset)) for one in options.sets)
+        return cls(options.documents, dataset, options.split, sets)
+
+    @classmethod
+    def of(cls, out: Path) -> Origin | None:
+        """Of OUT. Raises: CheckpointError."""
+        path = out / EVALUATION_ORIGIN
+        try:
+            return cast(Origin, from_json(cls, evaluation.load_origin(path), f"{path}:"))
+        except FileNotFoundError:
+            return None
+
+    def save(self, out: Path) -> None:
+        """Write it to OUT. Raises: CheckpointError."""
+        content = asdict(self)
+        for name in ("dataset", "split") if self.sets else ("sets",):
+            del content[name]
+        if self.after_step is None:
+            del content["after_step"]
+        with writing(out / EVALUATION_ORIGIN):
+            replace_file(out / EVALUATION_ORIGIN, [json.dumps(content).encode()])
+
+    def names_place(self, one: EvalSetConfig) -> bool:
+        """Whether documents of this set were collected where it says."""
+        return any((one.name, one.dataset, one.split) == (there.name, there.dataset, there.split) for there in self.sets)
+
+
+def evaluation_corpora(config: Config, out: Path) -> dict[str, Corpus]:
+    """The corpora of sets with a dataset or split, by name, where their documents are yet to be collected.
+
+    Raises: SourceError, TransportError, CheckpointError.
     """
-    named, split = config.eval.dataset, config.eval.split
-    if not config.eval.every or (named is None and split is None) or (out / EVALUATION).exists():
-        return None
-    return resolve(config.data, split=split, dataset=named)
+    if not config.eval.every:
+        return {}
+    there, _ = _there(config.eval, out)
+    named = [one for one in _sets(config.eval) if one.name not in there and (one.dataset, one.split) != (None, None)]
+    return {one.name: resolve(config.data, split=one.split, dataset=one.dataset) for one in named}
 
 
-def evaluation_documents(config: Config, plan: StreamPlan, corpus: Corpus | None, out: Path, progress: Progress) -> list[str]:
-    """The texts of the evaluation set of OUT; where there is none, collected from the `evaluation_corpus`.
+def evaluation_documents(
+    config: Config, plan: StreamPlan, corpora: Mapping[str, Corpus], out: Path, progress: Progress, *, step: int
+) -> dict[str, list[str]]:
+    """The texts of each evaluation set of OUT by its name; where there are none, collected from the `evaluation_corpora`.
 
-    Raises: SourceError, ConfigError.
+    step: after which the run goes on. Raises: SourceError, ConfigError, CheckpointError.
     """
-    kept, origin = out / EVALUATION, out / EVALUATION_ORIGIN
-    dataset = None if config.eval.dataset is None else without_secrets(config.eval.dataset)
-    asked = {"dataset": dataset, "split": config.eval.split, "documents": config.eval.documents}
-    if not kept.exists():
-        with progress.phase("collecting the evaluation set") as found:
-            texts = _collected(config, plan, corpus, found, progress.warning)
-            found(f"{len(texts)} documents")
-        with writing(origin):
-            replace_file(origin, [json.dumps(asked).encode()])
-        evaluation.save_documents(kept, texts)
-    began = asked
-    with suppress(FileNotFoundError):
-        began = evaluation.load_origin(origin)
-    if began != asked:
-        was = ", ".join(
-            f"--eval.{name} was {began.get(name)}, is {asked[name]}" for name in asked if began.get(name) != asked[name]
+    asked, (there, began) = Origin.asked(config.eval), _there(config.eval, out)
+    texts, are_new = {}, False
+    for one in _sets(config.eval):
+        if one.name not in there:
+            are_new = True
+            with progress.phase(f"collecting {_set_in_words(one.name)}") as found:
+                there[one.name] = _collected(config, plan, one, corpora.get(one.name), found, progress.warning)
+                found(f"{len(there[one.name])} documents")
+        texts[one.name] = there[one.name]
+    if began is not None and not are_new and not asked.sets and not began.sets:
+        _report_other_options(asked, began, out, progress)
+        return texts
+    if began is not None and replace(began, after_step=None) != asked:
+        progress.warning(f"other evaluation sets: losses up to step {step:,} are not compared with those of later steps")
+        asked = replace(asked, after_step=step)
+    elif began is not None and began.after_step is not None:
+        asked = replace(asked, after_step=min(step, began.after_step))
+    if are_new or asked != began:
+        evaluation.save_documents(out / EVALUATION, texts)  # first: documents without their origin are collected again
+        asked.save(out)
+    return texts
+
+
+def compared_after(out: Path) -> int | None:
+    """The step up to which losses are those of other evaluation sets. Raises: CheckpointError."""
+    origin = Origin.of(out)
+    return None if origin is None else origin.after_step
+
+
+def _sets(options: EvalConfig) -> tuple[EvalSetConfig, ...]:
+    """Those of --eval.sets, else the only one, which has no name: with neither dataset nor split, of held-out documents."""
+    return options.sets or (EvalSetConfig("", options.dataset, options.split),)
+
+
+def _there(options: EvalConfig, out: Path) -> tuple[dict[str, list[str]], Origin | None]:
+    """The documents in OUT of the sets that are asked for, by name, and their origin; None where there are no documents.
+
+    A set without a name stays that of the first start, whatever is asked.
+    """
+    if not (out / EVALUATION).exists():
+        return {}, None
+    asked = Origin.asked(options)
+    began, texts = Origin.of(out) or asked, evaluation.load_documents(out / EVALUATION)
+    if not asked.sets and not began.sets:
+        return ({"": texts[""]} if "" in texts else {}), began
+    same = [one.name for one in asked.sets if asked.documents == began.documents and began.names_place(one)]
+    return {name: texts[name] for name in same if name in texts}, began
+
+
+def _report_other_options(asked: Origin, began: Origin, out: Path, progress: Progress) -> None:
+    names = [name for name in ("dataset", "split", "documents") if getattr(began, name) != getattr(asked, name)]
+    if names:
+        was = ", ".join(f"--eval.{name} was {getattr(began, name)}, is {getattr(asked, name)}" for name in names)
+        progress.warning(
+            f"the evaluation set is still that of the first start ({was}): delete {out / EVALUATION} for a new one"
         )
-        progress.warning(f"the evaluation set is still that of the first start ({was}): delete {kept} for a new one")
-    return evaluation.load_documents(kept)
+
+
+def _set_in_words(name: str) -> str:
+    return f"evaluation set {name}" if name else "the evaluation set"
 
 
 def _collected(
-    config: Config, plan: StreamPlan, corpus: Corpus | None, report: Callable[[str], None], warn: Callable[[str], None]
+    config: Config,
+    plan: StreamPlan,
+    one: EvalSetConfig,
+    corpus: Corpus | None,
+    report: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> list[str]:
-    """Documents of --eval.split or --eval.dataset, else those held out of training. Raises: SourceError, ConfigError."""
+    """Documents of a split or dataset, else those held out of training. Raises: SourceError, ConfigError."""
     if corpus is None:
         return _held_out(config, plan, report, warn)
     texts = evaluation.collect(
@@ -74,11 +167,8 @@ def _collected(
         report=report,
     )
     if not texts:
-        named, split = config.eval.dataset, config.eval.split
-        raise SourceError(
-            f"no document for the evaluation set in {f'split {split}' if named is None else without_secrets(named)}: "
-            "give another, or raise --eval.max-read-bytes"
-        )
+        place = f"split {one.split}" if one.dataset is None else without_secrets(one.dataset)
+        raise SourceError(f"no document for {_set_in_words(one.name)} in {place}: give another, or raise --eval.max-read-bytes")
     return texts
 
 

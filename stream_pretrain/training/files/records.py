@@ -43,10 +43,13 @@ def has_evaluation(metrics: Path, step: int) -> bool:
     return _step_of(line) == step and "eval/loss" in parsed(line)
 
 
-def best_evaluation(metrics: Path) -> tuple[float, int] | None:
-    """The lowest held-out loss in the metrics, after `trim_after`, and its step. Raises: CheckpointError."""
+def best_evaluation(metrics: Path, after: int | None = None) -> tuple[float, int] | None:
+    """The lowest held-out loss in the metrics, after `trim_after`, and its step.
+
+    after: the step up to which losses are those of other documents. Raises: CheckpointError.
+    """
     lines = (parsed(line) for line in lines_of(metrics) if b'"eval/loss"' in line) if metrics.exists() else ()
-    found = ((line.get("eval/loss"), line["step"]) for line in lines)
+    found = ((line.get("eval/loss"), line["step"]) for line in lines if after is None or line["step"] > after)
     return min(((loss, step) for loss, step in found if isinstance(loss, float)), default=None)  # null is not finite
 
 

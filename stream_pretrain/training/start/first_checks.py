@@ -22,8 +22,9 @@ def refuse_at_once(config: Config) -> None:
     _refuse_no_folder(run_directory(config))
     for source in sources_of(config.data):
         refuse_absent(source)
-    if config.eval.dataset is not None:
-        refuse_absent(config.data, dataset=config.eval.dataset)
+    for dataset in (config.eval.dataset, *(one.dataset for one in config.eval.sets)):
+        if dataset is not None:
+            refuse_absent(config.data, dataset=dataset)
 
 
 def _refuse_no_folder(out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import transformers
@@ -18,7 +19,7 @@ from stream_pretrain.data.rows.tokenizer_probe import EngineRecord
 from stream_pretrain.model.loading import LoadedModel
 from stream_pretrain.training.evaluation import evaluation
 from stream_pretrain.training.evaluation.evaluation import EvaluationSet
-from stream_pretrain.training.evaluation.evaluation_documents import evaluation_corpus, evaluation_documents
+from stream_pretrain.training.evaluation.evaluation_documents import evaluation_corpora, evaluation_documents
 from stream_pretrain.training.files.options_file import write_options
 from stream_pretrain.training.files.out_files import BEST, RECORDS
 from stream_pretrain.training.files.records import trim_after
@@ -51,7 +52,8 @@ class Setup:
     pinned: PinnedCorpus
     plan: StreamPlan
     engine: EngineRecord
-    evaluation_set: EvaluationSet | None
+    evaluation_sets: Sequence[EvaluationSet]
+    """None where nothing is evaluated."""
     cursors: list[LaneCursors]
     totals: Totals
     parent: str | None
@@ -83,14 +85,18 @@ def prepare(
         saved = None if checkpoint is None else ranks.from_first(lambda: read(checkpoint))
         # The corpus first: a wrong name is refused before a model is downloaded.
         pinned = pin_on_all_ranks(config, saved, ranks, progress)
-        held_out = ranks.from_first(lambda: evaluation_corpus(config, out.path))
+        held_out = ranks.from_first(lambda: evaluation_corpora(config, out.path))
         loaded = load_on_all_ranks(config, saved, accelerator, ranks, progress)
         corpus = plan_on_all_ranks(config, loaded.tokenizer, pinned, saved, out.path, ranks, progress)
         plan = corpus.plan
-        evaluation_set = None
+        evaluation_sets: list[EvaluationSet] = []
         if config.eval.every:
-            texts = ranks.from_first(lambda: evaluation_documents(config, plan, held_out, out.path, progress))
-            evaluation_set = evaluation.evaluation_set(texts, plan, config.train.micro_batch_size)
+            collect = partial(evaluation_documents, config, plan, held_out, out.path, progress, step=start.step)
+            weights = {one.name: one.weight for one in config.eval.sets}
+            evaluation_sets = [
+                evaluation.evaluation_set(texts, plan, config.train.micro_batch_size, name=name, weight=weights.get(name, 1.0))
+                for name, texts in ranks.from_first(collect).items()
+            ]
 
     parallel = ready_to_train(config, loaded, plan, saved, accelerator, ranks)
     began_with = defaults(config)
@@ -113,7 +119,7 @@ def prepare(
         forget_after(out.path / BEST, totals.step, progress.notice)
         write_options(asked, start.parent, out.path)
     return Setup(
-        config, parallel, ranks, out, progress, stop, loaded, pinned, plan, corpus.engine, evaluation_set, cursors, totals,
+        config, parallel, ranks, out, progress, stop, loaded, pinned, plan, corpus.engine, evaluation_sets, cursors, totals,
         start.parent, began_with, asked, chosen,
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ class Best:
 
     loss: float
     documents: str
-    """The fingerprint of the evaluation set."""
+    """The fingerprint of the evaluation sets."""
 
 
 def best_loss(directory: Path, documents: str, report: Callable[[str], None]) -> float | None:

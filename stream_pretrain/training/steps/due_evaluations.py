@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 from stream_pretrain.training.evaluation import evaluation
+from stream_pretrain.training.evaluation.evaluation import EvaluationSet
+from stream_pretrain.training.evaluation.evaluation_documents import compared_after
 from stream_pretrain.training.files.out_files import BEST, METRICS
 from stream_pretrain.training.files.records import best_evaluation, has_evaluation
 from stream_pretrain.training.report.summary import HeldOut, held_out_in_words
@@ -20,8 +22,10 @@ class Evaluations:
 
     def __init__(self, setup: Setup) -> None:
         self._setup, record = setup, setup.out.path / METRICS
-        recorded, best = setup.ranks.from_first(lambda: (has_evaluation(record, setup.totals.step), best_evaluation(record)))
-        self._is_done = recorded or setup.evaluation_set is None  # of the last step
+        recorded, best = setup.ranks.from_first(
+            lambda: (has_evaluation(record, setup.totals.step), best_evaluation(record, compared_after(setup.out.path)))
+        )
+        self._is_done = recorded or not setup.evaluation_sets  # of the last step
         self.last: HeldOut | None = None  # of this start
         self.best = best and HeldOut(*best)
         self._kept = self._kept_before()
@@ -29,7 +33,7 @@ class Evaluations:
 
     def begin_step(self) -> None:
         """After a step: it is not evaluated yet."""
-        self._is_done = self._setup.evaluation_set is None
+        self._is_done = not self._setup.evaluation_sets
 
     def is_due(self, *, at_end: bool = False) -> bool:
         """Whether to evaluate the last step now."""
@@ -45,24 +49,25 @@ class Evaluations:
         return self.is_due(at_end=at_end) or (not self._is_done and self._setup.config.train.max_epochs is not None)
 
     def run(self) -> dict[str, float]:
-        """Loss and accuracy on the evaluation set; empty, and still due, when a rank is asked to stop meanwhile."""
+        """Loss and accuracy on the evaluation sets; empty, and still due, when a rank is asked to stop meanwhile."""
         setup = self._setup
-        assert setup.evaluation_set is not None
-        with setup.progress.phase("evaluating", stays=False), setup.parallel.accelerator.autocast():
-            metrics = evaluation.evaluate(
-                setup.parallel.bare,
-                setup.evaluation_set,
-                setup.parallel.device,
-                setup.ranks,
-                stop=lambda: setup.stop.requested,
-            )
-        if metrics:
-            before, self.last = self.best, HeldOut(metrics["eval/loss"], setup.totals.step)
-            self.best = min((one for one in (before, self.last) if one and math.isfinite(one.loss)), default=None)
-            words = held_out_in_words(self.last, before and self.best)
-            setup.progress.notice(f"step {setup.totals.step:,}: {words}")
-            self._keep_if_best(self.last.loss)
-        self._is_done = bool(metrics)
+        found: list[tuple[EvaluationSet, dict[str, float]]] = []
+        for one in setup.evaluation_sets:
+            with setup.progress.phase(f"evaluating {one.name}".rstrip(), stays=False), setup.parallel.accelerator.autocast():
+                of_set = evaluation.evaluate(
+                    setup.parallel.bare, one, setup.parallel.device, setup.ranks, stop=lambda: setup.stop.requested
+                )
+            if not of_set:
+                return {}
+            found.append((one, of_set))
+        metrics = evaluation.of_all_sets(found)
+        before, self.last = self.best, HeldOut(metrics["eval/loss"], setup.totals.step)
+        self.best = min((one for one in (before, self.last) if one and math.isfinite(one.loss)), default=None)
+        of_sets = ", ".join(f"{one.name} {of_set['eval/loss']:.4f}" for one, of_set in found if one.name)
+        words = held_out_in_words(self.last, before and self.best)
+        setup.progress.notice(f"step {setup.totals.step:,}: {words}{of_sets and f'; {of_sets}'}")
+        self._keep_if_best(self.last.loss)
+        self._is_done = True
         return metrics
 
     def take_best(self) -> Best | None:
@@ -73,13 +78,12 @@ class Evaluations:
     def _kept_before(self) -> float | None:
         """The loss of the checkpoint in OUT/best. Called by all ranks."""
         setup = self._setup
-        if setup.evaluation_set is None or not setup.config.run.keep_best:
+        if not setup.evaluation_sets or not setup.config.run.keep_best:
             return None
-        documents = setup.evaluation_set.fingerprint
+        documents = evaluation.fingerprint_of(setup.evaluation_sets)
         return setup.ranks.from_first(lambda: best_loss(setup.out.path / BEST, documents, setup.progress.warning))
 
     def _keep_if_best(self, loss: float) -> None:
         setup = self._setup
         if setup.config.run.keep_best and math.isfinite(loss) and (self._kept is None or loss < self._kept):
-            assert setup.evaluation_set is not None
-            self._kept, self._to_keep = loss, Best(loss, setup.evaluation_set.fingerprint)
+            self._kept, self._to_keep = loss, Best(loss, evaluation.fingerprint_of(setup.evaluation_sets))

@@ -132,7 +132,9 @@ def _evaluation(setup: Setup, estimate: CorpusEstimate) -> str:
             return f"none: to evaluate on the held-out documents, give --eval-every {every}"
         held_out = "--data.heldout-fraction 0.01 or " if setup.totals.step == 0 else ""  # a fixed option
         return f"none: to evaluate, give --eval-every {every} and {held_out}--eval.dataset"
-    if options.dataset is not None:
+    if options.sets:
+        documents = f"documents of each of {', '.join(one.name for one in options.sets)}"
+    elif options.dataset is not None:
         documents = f"documents of {without_secrets(options.dataset)}"
     else:
         documents = f"documents of split {options.split}" if options.split is not None else "held-out documents"
