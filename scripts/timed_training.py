@@ -252,7 +252,7 @@ def timed(setting: Setting, setup: Setup, steps: Iterator[StepResult]) -> Measur
     seconds = [result.seconds for result in counted]
     measured = clock.measured()
     peak = peak_bf16_flops(torch.cuda.get_device_name()) if setting.cuda else None
-    flops = useful_flops(setup.parallel.bare.model.config, counted)
+    flops = sum(useful_flops(setup.parallel.bare.model.config, result.rows_seen.trained) for result in counted)
     return replace(
         measured,
         waiting_seconds=sum(result.seconds_waiting for result in counted),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stream_pretrain.model import packed_attention
 from stream_pretrain.training.ranks.ranks import Ranks
-from stream_pretrain.training.steps import metrics
 from stream_pretrain.training.steps.metrics import MetricsWindow, useful_flops
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, steps_of, tiny_run
@@ -36,12 +36,28 @@ def test_the_work_of_a_step_is_what_mfu_takes_it_for(objective: str, tmp_path: P
     config = replace(config, data=replace(config.data, lanes=2, window_bytes="auto"))
     with prepared(config) as setup, FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         (step,) = steps_of(setup)
-        expected = useful_flops(setup.parallel.bare.model.config, [step])
+        expected = useful_flops(setup.parallel.bare.model.config, step.rows_seen.trained)
     assert step.segments > 2 * step.rows
     filled = step.tokens / (step.rows * config.data.sequence_length)
     assert filled > 0.9
     # Padding is computed as well, and is no use to anyone: MFU leaves it out.
     assert expected / filled == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_the_steps_since_the_last_line_of_metrics_hold_none_of_their_rows(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    write_shard(corpus / "s", documents(100), "plain")
+    config = tiny_run(corpus, write_tiny_bert(tmp_path / "model"), tmp_path / "out", max_steps=3)
+    with prepared(config) as setup:
+        window = MetricsWindow(setup.plan, setup.loaded.model, torch.device("cpu"), setup.ranks)
+        rows = []
+        for step in steps_of(setup):
+            window.add(step)
+            rows.append(weakref.ref(step.rows_seen))
+        del step
+        assert [seen() for seen in rows] == [None] * 3
+        assert window.read(setup.totals, setup.cursors)["train/tokens"] == setup.totals.tokens
 
 
 @dataclass(frozen=True)
@@ -70,14 +86,13 @@ def test_ranks_with_different_gpus_gather_together(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index])
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 2**30)
-    monkeypatch.setattr(metrics, "useful_flops", lambda _, results: results)
     barrier, values = threading.Barrier(2), dict[int, Any]()
     model: Any = SimpleNamespace(config=None)
 
     def hardware(rank: int) -> dict[str, float | int]:
         ranks = Threads(rank, 2, barrier=barrier, values=values)
         window = MetricsWindow(None, model, torch.device("cuda", rank), ranks)  # type: ignore[arg-type]
-        return window._hardware([2e14, 1e14][rank], seconds=2.0)  # type: ignore[arg-type]
+        return window._hardware([2e14, 1e14][rank], seconds=2.0)
 
     with ThreadPoolExecutor(2) as pool:
         measured = list(pool.map(hardware, range(2)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,8 +11,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.source_lane import CAUSES
+from stream_pretrain.data.lanes.step_rows import step_of
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors
+from stream_pretrain.data.rows.train_rows import TrainRows
 from stream_pretrain.model.flops import peak_bf16_flops, training_flops
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.state.totals import Totals
@@ -28,10 +30,20 @@ class MetricsWindow:
     device: torch.device
     ranks: Ranks
     results: list[StepResult] = field(default_factory=list)
+    """Without their rows: those of many steps, in pinned memory, would be too much."""
+    flops: float = 0.0
+    """Useful ones of this rank, where it has a GPU."""
+
+    def add(self, result: StepResult) -> None:
+        """Add a step."""
+        if self.device.type == "cuda":
+            self.flops += useful_flops(self.model.config, result.rows_seen.trained)
+        self.results.append(replace(result, rows_seen=step_of([], [], [], self.plan)))
 
     def read(self, totals: Totals, cursors: Sequence[LaneCursors]) -> dict[str, float | int]:
         """The metrics of the steps so far, which are then forgotten. Called by all ranks."""
         results, self.results = self.results, []
+        flops, self.flops = self.flops, 0.0
         updated = [result for result in results if result.updated]
         labels = max(1, sum(result.labels for result in updated))
         seconds = sum(result.seconds for result in results)
@@ -66,7 +78,7 @@ class MetricsWindow:
         }
         if len(source_epochs) > 1:
             metrics |= self._of_sources(updated, totals, source_epochs)
-        return metrics | self._hardware(results, seconds)
+        return metrics | self._hardware(flops, seconds)
 
     def _of_sources(self, updated: Sequence[StepResult], totals: Totals, epochs: Sequence[set[int]]) -> dict[str, float | int]:
         """Metrics of each source of a mixture; the loss only where it gave labels."""
@@ -83,21 +95,20 @@ class MetricsWindow:
             metrics[f"{name}/epoch_most"] = max(epochs[number])
         return metrics
 
-    def _hardware(self, results: Sequence[StepResult], seconds: float) -> dict[str, float | int]:
+    def _hardware(self, useful: float, seconds: float) -> dict[str, float | int]:
         """Memory, and model FLOP utilisation (MFU) where the peak of every device is known. Called by all ranks."""
         if self.device.type != "cuda":
             return {}
         metrics: dict[str, float | int] = {"train/memory_gib": torch.cuda.max_memory_allocated(self.device) / 2**30}
         # Gathered by every rank, whatever its GPU: ranks may have different ones.
-        own = useful_flops(self.model.config, results), peak_bf16_flops(torch.cuda.get_device_name(self.device))
+        own = useful, peak_bf16_flops(torch.cuda.get_device_name(self.device))
         flops, peaks = zip(*self.ranks.gather(own), strict=True)
         if None not in peaks:
             metrics["train/mfu"] = sum(flops) / seconds / sum(peaks)
         return metrics
 
 
-def useful_flops(config: PreTrainedConfig, results: Sequence[StepResult]) -> float:
-    """FLOPs of this rank for the tokens and labels of these steps, without padding."""
-    tokens = np.concatenate([result.rows_seen.trained.segment_tokens for result in results])
-    labels = sum(int((result.rows_seen.trained.labels >= 0).sum()) for result in results)
-    return training_flops(config, tokens[tokens > 0], labels)
+def useful_flops(config: PreTrainedConfig, rows: TrainRows) -> float:
+    """FLOPs for the tokens and labels of these rows, without padding."""
+    tokens = rows.segment_tokens
+    return training_flops(config, tokens[tokens > 0], int((rows.labels >= 0).sum()))

@@ -168,7 +168,7 @@ class StepLog:
 
     def add(self, result: StepResult) -> None:
         """Add a step."""
-        self._window.results.append(result)
+        self._window.add(result)
         self._share = result.progress
 
     def is_due(self, *, ends: bool) -> bool:
