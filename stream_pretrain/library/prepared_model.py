@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from stream_pretrain.data.rows.labels import IGNORED
 from stream_pretrain.errors import ModelError
@@ -18,13 +19,17 @@ from stream_pretrain.model.loading import ATTENTION_DROPOUTS
 from stream_pretrain.model.positions import refuse_beyond_positions
 from stream_pretrain.model.pretraining import PretrainingModel
 
+CAUSAL_MODELS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()) - frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values())
+"""Names of the classes that predict the next token alone."""
+
 
 def prepare(model: PreTrainedModel, stream: TokenStream) -> PreTrainedModel:
     """Make a model keep the documents of a row apart, proven by a probe on its device; the stream then gives packed batches.
 
     Changes the model, and returns it: `model(**batch)` has a `loss`, the mean over the labels of the batch, 0 without any, and
-    the `logits` of the labelled positions. It is saved, wrapped and trained like any other.
-    Raises: ModelError where it mixes documents, has attention dropout, is not of the objective, or has too few positions.
+    the `logits` of the labelled positions. It is saved, copied, wrapped and trained like any other, and prepared again for each
+    other stream, such as one to evaluate on.
+    Raises: ModelError where it mixes documents, has attention dropout, is of another objective, or lacks positions or tokens.
     """
     causal, length = stream.plan.objective.causal, stream.plan.layout.sequence_length
     name, mask_id = type(model).__name__, stream.tokenizer.mask_token_id
@@ -34,23 +39,32 @@ def prepare(model: PreTrainedModel, stream: TokenStream) -> PreTrainedModel:
                 f"{name} has {option} {getattr(model.config, option)}, which packed attention does not: load it with "
                 f"from_pretrained(..., {option}=0.0)"
             )
+    if not causal and name in CAUSAL_MODELS:
+        raise ModelError(f'{name} sees no later tokens: give the stream objective="clm", or load an encoder')
+    embedded, known = model.get_input_embeddings().num_embeddings, len(stream.tokenizer)
+    if known > embedded:
+        raise ModelError(f"{name} has {embedded} tokens, the tokenizer {known}: call resize_token_embeddings({known}) first")
     refuse_beyond_positions(model, name, length)
-    choose_attention(model, length, causal, mask_id)
-    packed = PretrainingModel(model)
+    was_prepared = isinstance(model.forward, functools.partial) and model.forward.func is _forward
+    if was_prepared:
+        packed = model.forward.args[1]
+    else:
+        choose_attention(model, length, causal, mask_id)
+        packed = PretrainingModel(model)
     fault = isolation_fault(packed, length, causal, mask_id)
     if fault is not None:
         raise ModelError(f"{name} does not isolate the documents of a row on {model.device} ({fault}): choose another model")
-    original = model.forward
-
-    @functools.wraps(original)
-    def forward(*arguments: Any, cu_seq_lens: Tensor | None = None, **inputs: Any) -> Any:
-        if cu_seq_lens is None:  # called by `packed`, or with a batch of another kind
-            return original(*arguments, **inputs)
-        return _packed_output(packed, *arguments, cu_seq_lens=cu_seq_lens, **inputs)
-
-    model.forward = forward
+    if not was_prepared:
+        # No closure: a copy of the model, as of averaged weights, has to call itself.
+        model.forward = functools.partial(_forward, model.forward, packed)
     stream.is_prepared = True
     return model
+
+
+def _forward(original: Any, packed: PretrainingModel, *arguments: Any, cu_seq_lens: Tensor | None = None, **inputs: Any) -> Any:
+    if cu_seq_lens is None:  # called by `packed`, or with a batch of another kind
+        return original(*arguments, **inputs)
+    return _packed_output(packed, *arguments, cu_seq_lens=cu_seq_lens, **inputs)
 
 
 def _packed_output(

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerFast
 
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig, fixed_options, without_places
@@ -164,6 +164,10 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         return min(self.config.train.micro_batch_size, self._rows_of_rank)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        if get_worker_info() is not None:
+            raise ConfigError(
+                "each worker of the DataLoader would read every row: give it num_workers=0, and the stream workers"
+            )
         if self.plan.layout.packing != "none" and not self.is_prepared:
             raise ModelError(
                 "rows hold several documents, which an ordinary model mixes: pass your model through prepare(model, stream), "

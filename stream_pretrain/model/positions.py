@@ -85,7 +85,7 @@ def refuse_beyond_positions(model: PreTrainedModel, name: str, sequence_length: 
     token = ordinary_token_ids(model, 1)[None]
     try:
         with evaluating(model):
-            model(token, position_ids=torch.full_like(token, first + sequence_length - 1))
+            model(token, position_ids=torch.full_like(token, first + sequence_length - 1), **one_document(model, 1))
     except (IndexError, RuntimeError) as error:
         longest = model.config.max_position_embeddings - first
         after = f", since they start after {first - 1}, the id of the padding token" if first > 2 else ""

@@ -41,8 +41,10 @@ def test_an_example_runs_as_it_is_printed(name: str, folder: Path) -> None:
         assert space["stream"].step == 4
     if name == "Trainer of transformers":
         assert json.loads((folder / "trained/checkpoint-4/stream.json").read_text())["step"] == 4
-        exec(compile(EXAMPLES[name].replace("max_steps=4", "max_steps=6"), name, "exec"), space)  # resumes
-        assert space["stream"].step == space["trainer"].state.global_step == 6
+        exec(compile(EXAMPLES[name].replace("max_steps=4", "max_steps=10"), name, "exec"), space)  # resumes
+        assert space["stream"].step == space["trainer"].state.global_step == 10
+        exec(compile(EXAMPLES[name].replace("max_steps=4", "max_steps=11"), name, "exec"), space)  # of 8 and 10
+        assert space["last"].parent.name == "checkpoint-10"
 
 
 def test_every_example_is_found() -> None:

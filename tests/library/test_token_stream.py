@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ from torch.utils.data import DataLoader
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     Trainer,
@@ -258,6 +263,56 @@ def test_a_model_with_attention_dropout_is_refused_with_the_argument_that_mends_
     )
     short = bert()
     assert "must be at most 64" in refused(lambda: prepare(short, stream_of(corpus, sequence_length=128)))
+
+
+def test_a_model_of_another_objective_or_vocabulary_is_refused(corpus: str) -> None:
+    sizes = {
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 64,
+        "attn_pdrop": 0.0,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    causal = GPT2LMHeadModel(GPT2Config(**sizes, vocab_size=SIZES["vocab_size"]))
+    assert refused(lambda: prepare(causal, stream_of(corpus))) == (
+        'GPT2LMHeadModel sees no later tokens: give the stream objective="clm", or load an encoder'
+    )
+    small = GPT2LMHeadModel(GPT2Config(**sizes, vocab_size=10))
+    assert refused(lambda: prepare(small, stream_of(corpus, objective="clm"))) == (
+        "GPT2LMHeadModel has 10 tokens, the tokenizer 76: call resize_token_embeddings(76) first"
+    )
+
+
+def test_a_copy_of_a_prepared_model_has_its_own_weights(corpus: str) -> None:
+    stream = stream_of(corpus)
+    model = prepare(bert(), stream).eval()
+    batch = next(iter(stream))
+    pickled = io.BytesIO()
+    torch.save(model, pickled)
+    pickled.seek(0)
+    for copied in copy.deepcopy(model), torch.load(pickled, weights_only=False):
+        assert torch.equal(copied(**batch).loss, model(**batch).loss)
+        for weights in copied.parameters():
+            torch.nn.init.zeros_(weights)
+        assert copied(**batch).loss.item() == pytest.approx(math.log(SIZES["vocab_size"]))
+        assert model(**batch).loss.item() != pytest.approx(math.log(SIZES["vocab_size"]))
+
+
+def test_a_model_is_prepared_for_several_streams(corpus: str) -> None:
+    training, evaluating = stream_of(corpus), stream_of(corpus, seed=1, sequence_length=32)
+    model = prepare(prepare(bert(), training), evaluating)
+    for stream in training, evaluating:
+        assert model(**next(iter(stream))).loss.isfinite()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+def test_workers_of_a_data_loader_are_refused(corpus: str) -> None:
+    stream = stream_of(corpus)
+    stream.is_prepared = True
+    said = refused(lambda: next(iter(DataLoader(stream, batch_size=None, num_workers=1))))
+    assert "give it num_workers=0, and the stream workers" in said
 
 
 def test_a_state_of_another_stream_is_refused_by_what_differs(corpus: str, tmp_path: Path) -> None:
