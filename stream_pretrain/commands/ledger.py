@@ -50,7 +50,7 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
 
 
 def _step(found: RecordedRun, step: int, workers: int, progress: Progress, *, with_text: bool) -> Answer:
-    steps = steps_in(found, f"{step}:{step}")
+    steps = steps_in(found, str(step), "--ledger.step")
     _say_cost(found, steps, progress)
     with progress.phase("reading again") as report:
         [(_, segments)] = replayed(found, steps, workers, report)

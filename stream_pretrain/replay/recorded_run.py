@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stream_pretrain.arguments import parse
-from stream_pretrain.config import Config, ModelConfig
+from stream_pretrain.config import Config, ModelConfig, fixed_options, without_places
 from stream_pretrain.data.chain import stream_plan
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.lanes import pinning
@@ -66,8 +66,9 @@ def recorded_run(out: Path, given: Config, typed: Sequence[str]) -> RecordedRun:
     if not (out / OPTIONS).is_file():
         what = "is missing: was the folder copied in part?" if out.is_dir() else "is not there: give the folder of a run"
         raise CheckpointError(f"{out / OPTIONS if out.is_dir() else out} {what}")
-    config = parse([f"--config={out / OPTIONS}"])
-    config = with_options(config, {name: _value(given, name) for name in (word.replace("-", "_") for word in typed)})
+    own = parse([f"--config={out / OPTIONS}"])
+    config = with_options(own, {name: _value(given, name) for name in (word.replace("-", "_") for word in typed)})
+    _refuse_other_rows(own, config)
     checkpoint, trainer = _newest_readable(out)
     config = with_options(config, kept_options(config, defaults_of_then(trainer), checkpoint))
     pinned = PinnedCorpus.from_json(json_of(checkpoint / "corpus.json"))
@@ -77,6 +78,15 @@ def recorded_run(out: Path, given: Config, typed: Sequence[str]) -> RecordedRun:
     files = _cursor_files(out)
     first_step = min(files, default=0) if recorded.get("parent") else 0
     return RecordedRun(out, plan, _in_words(recorded, max(files, default=0)), files, first_step)
+
+
+def _refuse_other_rows(own: Config, asked: Config) -> None:
+    """Raises: ConfigError where options that are given now would make other rows than the run had."""
+    was, now = (without_places(fixed_options(config)) for config in (own, asked))
+    for name, value in was.items():
+        if now[name] != value:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} is {value} in this run, not {now[name]}: leave it out, the run's own options count")
 
 
 def _value(config: Config, name: str) -> Any:
@@ -128,15 +138,16 @@ def _in_words(recorded: Mapping[str, Any], last: int) -> str:
     return f"{state}{error} at step {recorded.get('step', last):,}"
 
 
-def steps_in(run: RecordedRun, words: str | None) -> range:
-    """Steps A:B, both included, of a run; all of them without words. Raises: ConfigError."""
+def steps_in(run: RecordedRun, words: str | None, option: str = "--ledger.steps") -> range:
+    """Steps A:B, both included, or one step, of a run; all of them without words. Raises: ConfigError."""
     whole = range(run.first_step + 1, run.last_step + 1)
     if words is None:
         return whole
-    match = re.fullmatch(r"([0-9]*):([0-9]*)", words.replace(",", ""))
-    if match is None:
-        raise ConfigError(f"--ledger.steps {words}: give A:B, such as 900:1000, both included")
-    steps = range(int(match[1] or whole.start), int(match[2] or whole.stop - 1) + 1)
+    match = re.fullmatch(r"([0-9]*)(?::([0-9]*))?", words.replace(",", ""))
+    if match is None or not words:
+        raise ConfigError(f"{option} {words}: give A:B, such as 900:1000, both included")
+    last = match[1] if match[2] is None else match[2]
+    steps = range(int(match[1] or whole.start), int(last or whole.stop - 1) + 1)
     if steps.start < whole.start or steps.stop > whole.stop or not steps:
-        raise ConfigError(f"--ledger.steps {words}: the run has cursors for steps {whole.start:,} to {whole.stop - 1:,}")
+        raise ConfigError(f"{option} {words}: the run has cursors for steps {whole.start:,} to {whole.stop - 1:,}")
     return steps

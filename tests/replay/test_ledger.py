@@ -170,9 +170,13 @@ def test_questions_that_cannot_be_answered_are_refused(
     assert refused(capsys, out) == (2, usage)
     assert refused(capsys, out, "--step=1", "--ledger.document=a.jsonl:0") == (2, usage)
     assert refused(capsys, "--step=1") == (2, "error: ledger needs the folder of one run, such as runs/first")
-    assert refused(capsys, out, "--step=10")[1] == "error: --ledger.steps 10:10: the run has cursors for steps 1 to 9"
+    assert refused(capsys, out, "--step=10")[1] == "error: --ledger.step 10: the run has cursors for steps 1 to 9"
     assert refused(capsys, out, "--ledger.document=c.jsonl:0")[1] == (
         "error: --ledger.document c.jsonl:0: give SHARD:OFFSET, as --ledger.step shows it; shards are named as a.jsonl"
+    )
+    assert refused(capsys, out, "--step=2", "--sequence-length=32") == (
+        2,
+        "error: --data.sequence-length is 64 in this run, not 32: leave it out, the run's own options count",
     )
     (tmp_path / "there").touch()
     assert refused(capsys, out, f"--ledger.export={tmp_path / 'there'}")[1] == (
