@@ -78,7 +78,8 @@ def segments_of(rows: StepRows, step: int) -> list[Segment]:
 
 
 def write_parquet(path: Path, plan: StreamPlan, steps: Iterator[tuple[int, list[Segment]]]) -> int:
-    """Write the segments of steps, a row group every few; returns how many. A file that is not finished is removed."""
+    """Write the segments of steps, a row group every few; returns how many. It has its name once it is whole."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
     written, waiting = 0, list[Segment]()
     names = [shard.name for shard in plan.shards]
     sources = [source.name for source in plan.sources]
@@ -96,7 +97,7 @@ def write_parquet(path: Path, plan: StreamPlan, steps: Iterator[tuple[int, list[
         return pa.table(columns, SCHEMA)
 
     try:
-        with pq.ParquetWriter(path, SCHEMA, compression="zstd") as file:
+        with unfinished.open("wb") as raw, pq.ParquetWriter(raw, SCHEMA, compression="zstd") as file:
             for _, segments in steps:
                 waiting += segments
                 if len(waiting) >= ROW_GROUP:
@@ -104,8 +105,9 @@ def write_parquet(path: Path, plan: StreamPlan, steps: Iterator[tuple[int, list[
                     written, waiting = written + len(waiting), []
             if waiting:
                 file.write_table(table())
+        unfinished.replace(path)
     except BaseException:
-        path.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
     return written + len(waiting)
 

@@ -178,6 +178,8 @@ def test_questions_that_cannot_be_answered_are_refused(
         2,
         "error: --data.sequence-length is 64 in this run, not 32: leave it out, the run's own options count",
     )
+    absent = tmp_path / "none/a.parquet"
+    assert refused(capsys, out, f"--ledger.export={absent}")[1] == f"error: --ledger.export {absent}: No such file or directory"
     (tmp_path / "there").touch()
     assert refused(capsys, out, f"--ledger.export={tmp_path / 'there'}")[1] == (
         f"error: --ledger.export {tmp_path / 'there'} is there already: remove it, or give another name"
