@@ -80,8 +80,10 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
         *([] if plan is None else advice(plan, Ranks(), config.data.workers)),
     ]
     report: dict[str, Any] = {"sources": sources, "plan": planned, "rows": rows, "warnings": warnings}
-    damaged = config.data.on_bad_shard == "error" and any(source["sample"]["damaged"] for source in sources)
-    return Answer(list(lines_of(report)), report, exit_codes.FAILED if damaged else exit_codes.FINISHED)
+    samples = [source["sample"] for source in sources]
+    damaged = config.data.on_bad_shard == "error" and any(sample["damaged"] for sample in samples)
+    empty = any(sample["is_whole"] and not sample["documents"] for sample in samples)
+    return Answer(list(lines_of(report)), report, exit_codes.FAILED if damaged or empty else exit_codes.FINISHED)
 
 
 def _model_cost(config: Config, plan: StreamPlan, sources: Sequence[dict[str, Any]]) -> ModelCost | None:

@@ -13,7 +13,7 @@ import numpy as np
 from stream_pretrain.config import Config
 from stream_pretrain.data.corpus.file_formats import count_formats, show_counts
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
-from stream_pretrain.data.lanes.mixture import largest_shares
+from stream_pretrain.data.lanes.mixture import Shares
 from stream_pretrain.data.lanes.pinning import share_schedule
 from stream_pretrain.data.lanes.reading_costs import memory_bound, reading_cost
 from stream_pretrain.data.lanes.source_plan import SourcePlan
@@ -57,6 +57,7 @@ def source_report(
         "compressions": {kind: sum(s.compression == kind for s in shards) for kind in sorted({s.compression for s in shards})},
         "stored_bytes": None if any(s.size is None for s in shards) else sum(s.size or 0 for s in shards),
         "content_bytes": total,
+        "is_content_estimated": any(shard.content_bytes is None or shard.is_content_estimated for shard in shards),
         "sample": {
             "shards": sample.shards,
             "is_whole": sample.whole,
@@ -136,9 +137,9 @@ def plan_report(
     tokens = [float(source["tokens"]) for source in sources if source.get("tokens")]
     if len(tokens) < len(sources) or len(fills) < len(sources):
         return found
-    shares = largest_shares(share_schedule(config.data))
     steps = _steps(config, tokens, fills, positions)
     if steps is not None:
+        shares = _mean_shares(share_schedule(config.data), steps)
         read = [steps * positions * share * fill for share, fill in zip(shares, fills, strict=True)]
         found |= {
             "steps": steps,
@@ -162,6 +163,14 @@ def plan_report(
     return found
 
 
+def _mean_shares(schedule: Sequence[Shares], steps: float) -> list[float]:
+    """The share of the rows that each source has over so many steps."""
+    begins = [min(shares.from_step, steps) for shares in schedule]
+    spans = np.diff([*begins, steps]) / steps
+    parts = np.array([shares.parts for shares in schedule], dtype=np.float64)
+    return (spans @ (parts / parts.sum(axis=1, keepdims=True))).tolist()  # type: ignore[no-any-return]
+
+
 def _fill(source: Mapping[str, Any], length: int) -> float | None:
     return next((float(one["real"]) for one in source.get("packing", ()) if one["sequence_length"] == length), None)
 
@@ -179,6 +188,8 @@ def warnings_of(config: Config, sources: Sequence[Mapping[str, Any]], plan: Mapp
     for source in sources:
         of, sample = f"{source['name']}: " if source["name"] else "", source["sample"]
         met = max(1, sample["read"])
+        if sample["is_whole"] and not sample["documents"]:
+            yield f"{of}no document has text: a run is refused; give another --dataset, or check --data.text-field"
         for damaged in sample["damaged"]:
             yield f"{of}a shard cannot be read ({damaged}): replace it, or give --data.on-bad-shard skip"
         if sample["skipped"] / met > config.data.max_bad_fraction:
@@ -228,7 +239,8 @@ def _wrapped(text: str, indent: int) -> list[str]:
 def _of_source(source: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     sample, about = source["sample"], "" if source["sample"]["is_whole"] else "~"
     stored = "unknown size" if source["stored_bytes"] is None else human_bytes(source["stored_bytes"])
-    content = "" if source["content_bytes"] is None else f", {human_bytes(source['content_bytes'])} of content"
+    guessed = "~" if source["is_content_estimated"] else ""
+    content = "" if source["content_bytes"] is None else f", {guessed}{human_bytes(source['content_bytes'])} of content"
     at = f" at {source['revision']}" if source["revision"] else ""
     title = (
         f"{source['name'] or 'corpus'}: {source['shards']:,} shards{at} ({show_counts(source['formats'])}), {stored}{content}"

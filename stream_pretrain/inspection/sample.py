@@ -91,6 +91,7 @@ def sample_of(
             _read(sample, shards[number], options, engine, unknown_id, most_bytes // len(chosen), seen)
         except ContentError as error:
             sample.damaged.append(str(error))
+            sample.whole = False
         sample.shards += 1
     return sample
 
@@ -107,12 +108,12 @@ def _read(
     reader, stripe = open_reader(shard, options), Stripe(0)
     reader.follow(stripe, 0)
     restart, block, read = RestartPoint(), 0, 0
+    can_be_entered = shard.compression == "none" and shard.format != "examples"
     try:
         while (window := reader.read(stripe, block, restart)) is not None:
             if window.damaged:
                 raise window.damaged[0].error
-            if window.restart.compressed > 0 and block and restart.compressed == 0:
-                sample.in_the_middle += 1
+            can_be_entered |= restart.compressed > 0
             sample.read += window.read
             sample.skipped += sum(skip.documents for skip in window.skips)
             sample.empty += sum(skip.documents for skip in window.empty)
@@ -127,6 +128,7 @@ def _read(
                 sample.whole = False
                 return
     finally:
+        sample.in_the_middle += can_be_entered
         reader.leave(stripe)
 
 

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from stream_pretrain import cli
+from stream_pretrain.data.lanes.mixture import Shares
+from stream_pretrain.inspection.report import _mean_shares
 from tests.corpora import documents, json_lines, write_shard
 from tests.training.runs import run_here, write_tiny_modernbert
 
@@ -120,6 +123,7 @@ def test_a_damaged_shard_is_told_and_the_next_one_read(tmp_path: Path, capsys: p
     told = inspected(capsys, f"--dataset={tmp_path}/*.zst", code=1)
     [source] = told["sources"]
     assert len(source["sample"]["damaged"]) == 1
+    assert not source["sample"]["is_whole"]
     assert source["sample"]["documents"] >= 80
     assert "0.jsonl.zst" in told["warnings"][0]
     assert told["warnings"][0].endswith("replace it, or give --data.on-bad-shard skip")
@@ -142,3 +146,30 @@ def test_a_dry_run_takes_the_options_of_the_run_and_trains_nothing(
     assert (code, capsys.readouterr().err.splitlines()[-1]) == (
         2, "error: give --max-steps or --max-epochs: the run needs an end",
     )  # fmt: skip
+
+
+def test_a_corpus_without_a_document_has_the_exit_code_of_the_refusal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for content in (b"", b"\n\n", b'{"text": " "}\n'):
+        (tmp_path / "a.jsonl").write_bytes(content)
+        told = inspected(capsys, f"--dataset={tmp_path}/a.jsonl", code=1)
+        assert "no document has text: a run is refused; give another --dataset, or check --data.text-field" in told["warnings"]
+
+
+def test_shards_are_told_apart_by_where_they_can_be_entered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = json_lines(documents(300))
+    (tmp_path / "plain.jsonl").write_bytes(text)
+    compress = zstandard.ZstdCompressor().compress
+    (tmp_path / "one.jsonl.zst").write_bytes(compress(text))
+    lines = text.splitlines(keepends=True)
+    (tmp_path / "many.jsonl.zst").write_bytes(b"".join(compress(b"".join(lines[i : i + 10])) for i in range(0, 300, 10)))
+    for name, count in (("plain.jsonl", 1), ("one.jsonl.zst", 0), ("many.jsonl.zst", 1)):
+        [source] = inspected(capsys, f"--dataset={tmp_path}/{name}", "--sequence-length=16")["sources"]
+        assert source["sample"]["read_in_the_middle"] == count, name
+
+
+def test_the_shares_of_a_run_are_those_of_its_steps() -> None:
+    schedule = (Shares(0, (1, 1)), Shares(25, (1, 0)), Shares(500, (0, 1)))
+    assert _mean_shares(schedule, 100) == [0.875, 0.125]
+    assert _mean_shares(schedule, 10) == [0.5, 0.5]
