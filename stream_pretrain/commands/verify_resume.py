@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import transformers
 
@@ -23,7 +25,7 @@ from stream_pretrain.errors import ConfigError
 from stream_pretrain.model.flops import training_flops
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.units import human_bytes, human_count, human_duration
-from stream_pretrain.verification.proof import Outcome, Proof, median
+from stream_pretrain.verification.proof import LEAST_STEPS, Outcome, Proof, median
 from stream_pretrain.verification.reduced_model import ReducedModel, reduced
 from stream_pretrain.verification.starts import Launch, launched
 from stream_pretrain.verification.table import lines_of
@@ -35,9 +37,8 @@ stream-pretrain verify-resume --dataset 'data/*.jsonl.zst' --model bert-base-unc
     --max-steps 10000 --sequence-length 128 --global-batch-size 16
 """
 
-SECONDS_OF_A_START = 12.0
-"""About what it takes to import torch and transformers and to read the first rows."""
 MATRIX = 1024
+"""Rows of a product that tells how fast this CPU is."""
 
 
 def run(given: Invocation, command: Sequence[str], progress: Progress, launch: Launch = launched) -> Answer:  # noqa: ARG001
@@ -46,8 +47,12 @@ def run(given: Invocation, command: Sequence[str], progress: Progress, launch: L
     assert isinstance(options, COMMAND_GROUPS["verify"])
     if "RANK" in os.environ:
         raise ConfigError("verify-resume starts ranks by itself: run it without torchrun or accelerate launch")
+    if options.run_steps < LEAST_STEPS:
+        raise ConfigError(f"--verify.run-steps must be at least {LEAST_STEPS}, not {options.run_steps}")
     transformers.utils.logging.disable_progress_bar()
     with ExitStack() as stack:
+        # Ends the runs and deletes their folder, as Ctrl-C does.
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         folder = _folder(options.folder, stack)
         causal = objective_named(config.objective.name).causal
         model = reduced(config.model, causal=causal, full=options.full_model, folder=folder)
@@ -77,7 +82,8 @@ def _cost(proof: Proof, config: Config, model: ReducedModel) -> list[str]:
     rows, length, steps = config.train.global_batch_size, config.data.sequence_length, proof.options.run_steps
     labels = rows * length * (config.objective.mask_rate if config.objective.name == "mlm" else 1)
     flops = training_flops(model.settings, np.full(rows, length), int(labels))
-    seconds = proof.starts * SECONDS_OF_A_START + (0 if proof.on_gpu else 1.5 * proof.runs * steps * flops / _flops_a_second())
+    imports = time.time() - psutil.Process().create_time()  # a start imports what this process has
+    seconds = 1.5 * proof.starts * imports + (0 if proof.on_gpu else 1.5 * proof.runs * steps * flops / _flops_a_second())
     kept = human_bytes((3 if proof.options.folder is None else 2 * proof.runs) * 12 * model.parameters)
     return [
         f"{model.said}, {human_count(model.parameters)} parameters, on {'a GPU' if proof.on_gpu else 'this CPU'}; "

@@ -26,6 +26,7 @@ from stream_pretrain.errors import ConfigError, TrainingError
 from stream_pretrain.training.files.out_files import CHECKPOINTS
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.state.checkpoint import checkpoint_name
+from stream_pretrain.units import human_duration
 from stream_pretrain.verification import trials
 from stream_pretrain.verification.comparing import Comparison, compared, same_tensors, tokens_of
 from stream_pretrain.verification.extract import extracted
@@ -105,6 +106,8 @@ class Proof:
     def outcomes(self) -> Iterator[Outcome]:
         """What each trial shows, one after the other. Raises: ConfigError, TrainingError where an undisturbed run fails."""
         usual = self.undisturbed("undisturbed", self.config)
+        left = (self.starts - 1) * (usual.seconds_to_first_step + usual.seconds * usual.last / 2)
+        self.progress.notice(f"at this speed, the other runs take about {human_duration(left)}")
         yield self.outcome(trials.killed_at_random(usual, self.options.kills, self.of_kills))
         yield self.outcome(trials.killed_while_saving(usual, self.of_kills))
         yield from self._outcome(
@@ -141,8 +144,8 @@ class Proof:
             report(f"{len(ended.steps)} steps, {len(tokens_of(ended.steps)):,} documents")
         if len(ended.steps) < LEAST_STEPS:
             raise ConfigError(
-                f"the run ends after {len(ended.steps)} steps, but to be killed it needs {LEAST_STEPS}: give more "
-                "--verify.run-steps, or a smaller --global-batch-size where the corpus ends"
+                f"the run ends after {len(ended.steps)} steps, but to be killed on its way it needs {LEAST_STEPS}: "
+                "give a smaller --global-batch-size, or a larger corpus"
             )
         times = [ended.steps[step].at for step in sorted(ended.steps)]
         checkpoint = folder / "out" / CHECKPOINTS / checkpoint_name(max(ended.steps))

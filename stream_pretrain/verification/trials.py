@@ -63,7 +63,7 @@ def killed_at_random(like: Undisturbed, kills: int, tolerance: float) -> Trial:
 def killed_while_saving(like: Undisturbed, tolerance: float) -> Trial:
     """Kills in the middle of a checkpoint, and in front of its name."""
     every = like.config.run.save_every
-    moments = [Moment("save", every), Moment("rename", min(2 * every, like.last))]
+    moments = [Moment("save", min(every, like.last)), Moment("rename", min(2 * every, like.last))]
     return Trial("killed while saving", like, _killed(like.config, moments), tolerance)
 
 

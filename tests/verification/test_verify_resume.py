@@ -10,7 +10,8 @@ import pytest
 from transformers import AlbertConfig, FunnelConfig, GPT2Config, ModernBertConfig, T5Config
 
 from stream_pretrain import cli
-from stream_pretrain.arguments import parse
+from stream_pretrain.arguments import invocation, parse
+from stream_pretrain.commands import verify_resume
 from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, SourceConfig, TrainConfig, WeightChange
 from stream_pretrain.config.command_options import VerifyConfig
 from stream_pretrain.errors import ModelError
@@ -24,6 +25,7 @@ from stream_pretrain.verification.reduced_model import reduced
 from stream_pretrain.verification.starts import Launch, Start, arguments_of
 from stream_pretrain.verification.table import lines_of
 from stream_pretrain.verification.trials import Trial, Undisturbed
+from tests.command_lines import with_last
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.forks import ENVIRONMENT, trainers
 
@@ -157,6 +159,29 @@ def test_masks_keyed_by_a_running_number_are_found_in_the_first_step_after_a_kil
     assert "other tokens or masks in the document of s" in difference.said
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("program", "code"), [(None, 0), (DROPS, 1)], ids=["as it is", "broken"])
+def test_the_whole_command_says_by_its_exit_code_whether_it_is_proven(program: str | None, code: int, inputs: Path) -> None:
+    options = with_last([*arguments_of(config_of(inputs)), "--workers=1", f"--output-dir={inputs}/out"])
+    answer = verify_resume.run(invocation([*options, "--verify.kills=2"]), [], Progress(None), forked(program))
+    record, trials_run = answer.record, {trial["trial"]: trial for trial in answer.record["trials"]}
+    assert not (inputs / "out").exists(), "the folder of the user's run"
+    assert (answer.exit_code, record["proven"]) == (code, code == 0), answer.lines
+    assert list(trials_run) == [
+        "killed at random moments", "killed while saving", "a data worker killed", "other workers (1, 2, 0)",
+        "killed at the end of an epoch", "other micro-batches (4, 2)", "other ranks (2, 1)",
+    ]  # fmt: skip
+    names = ("rows_equal", "losses_equal", "weights_equal")
+    assert all(record[name] for name in names) == (code == 0)
+    assert bool(record["documents_lost"]) == (code == 1)
+    assert record["resumes"] == sum(trial["resumes"] for trial in trials_run.values()) >= 9
+    assert record["median_seconds_to_resume"] > 0
+    assert [trials_run[name]["weights_equal"] for name in list(trials_run)[-2:]] == [None, None]
+    assert any("at the end of an epoch" in line and "equal" in line for line in answer.lines) or code
+    assert answer.lines[-1].startswith("proven: 7 runs" if code == 0 else "NOT proven: ")
+
+
 def step(number: int, *segments: tuple[int, int, str], loss: float = 2.0) -> RecordedStep:
     """With a row of each segment: offset, tokens and digest."""
     rows = tuple((Segment(0, 0, offset, tokens, digest),) for offset, tokens, digest in segments)
@@ -272,6 +297,10 @@ def test_what_cannot_be_verified_is_refused(
     assert refusal(capsys, *run, f"--verify.folder={inputs}") == (
         2,
         f"error: --verify.folder {inputs} is not empty: give another one",
+    )
+    assert refusal(capsys, *run, "--verify.run-steps=3") == (
+        2,
+        "error: --verify.run-steps must be at least 4, not 3",
     )
     assert refusal(capsys, *run, "--verify.kills=0") == (2, "error: --verify.kills must be above 0, not 0")
     (tmp_path / "file").touch()
