@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes.dealing import LEVEL, deal
 from stream_pretrain.data.lanes.lane_count import lane_count
+from tests.corpora import documents, write_shard
+from tests.data.plans import plan_for
 
 RNG = np.random.default_rng(0)
 WINDOW = 4_000_000
@@ -72,6 +75,14 @@ def test_a_deal_depends_on_nothing_but_its_arguments() -> None:
     assert deal(sizes, windows_of(sizes), 8, seed=1, epoch=2) == first
     assert deal(sizes, windows_of(sizes), 8, seed=1, epoch=3) != first
     assert deal(sizes, windows_of(sizes), 8, seed=2, epoch=2) != first
+
+
+def test_of_the_deals_of_earlier_epochs_none_is_kept(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(50), "plain")
+    [source] = plan_for(tmp_path, lanes=2).sources
+    for epoch in (0, 1, 2, 0, 3, 1, 4, 5):  # lanes of a process are in different ones
+        source.stripes(epoch, 0)
+    assert sorted(source._dealt) == [4, 5]
 
 
 def test_a_lane_without_a_shard_gets_one_in_another_epoch() -> None:

@@ -76,6 +76,32 @@ def test_one_epoch_ends_on_every_rank_having_seen_all_documents(
     assert json.loads((out / "run.json").read_text())["state"] == "finished"
 
 
+@pytest.mark.long
+def test_the_schedule_of_an_epoch_is_the_same_for_a_run_that_is_killed_on_the_way_and_goes_on_with_other_ranks(
+    corpus: Path, model: Path, tmp_path: Path
+) -> None:
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    schedule = ("--max-epochs=1", "--save-every=1", "--train.schedule=cosine", "--train.warmup-steps=2", "--run.keep-every=1")
+    reached = 0
+    for world, workers in ((1, 1), (2, 0)):
+        arguments = options(corpus, model, out, *schedule, f"--workers={workers}")
+        with started(launch(world, arguments), out.with_suffix(f".{world}"), forked=True) as running:
+            running.until(lambda reached=reached: checkpoints(out)[-1:] > [reached + 3])
+        reached = checkpoints(out)[-1]
+    for folder in (out, alone):
+        train(1, options(corpus, model, folder, *schedule), folder)
+    assert reached < len(metrics(alone)), "it was killed before its end"
+    assert same_rows(metrics(out)) == same_rows(metrics(alone))
+    rates, expected = ([line["train/lr"] for line in metrics(folder)] for folder in (out, alone))
+    assert rates == expected
+    assert rates[2:] == sorted(rates[2:], reverse=True), "it never goes back"
+    for step in range(1, len(rates) + 1):
+        totals = [json.loads((folder / f"checkpoints/step-{step:08d}/trainer.json").read_text()) for folder in (out, alone)]
+        shares = [of_run["totals"]["progress"] for of_run in totals]
+        assert shares[0] == shares[1]
+        assert 0 <= shares[0] <= 1
+
+
 def test_more_ranks_than_lanes_train_as_one_does(corpus: Path, model: Path, tmp_path: Path) -> None:
     out, alone = tmp_path / "out", tmp_path / "alone"
     for world, folder in ((3, out), (1, alone)):

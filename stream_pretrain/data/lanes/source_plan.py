@@ -91,7 +91,8 @@ class SourcePlan:
             return [Stripe(unit) for unit in order.tolist()]
         if epoch not in self._dealt:
             windows = [self._known_windows(unit) or self.windows_of(unit) for unit in range(len(self.units))]
-            self._dealt.pop(epoch - 2, None)
+            for before in [other for other in self._dealt if other < epoch - 1]:
+                del self._dealt[before]
             self._dealt[epoch] = deal(self._loads, windows, self.layout.lanes, self.layout.seed, epoch, self.first_shard)
         return self._dealt[epoch][lane]
 
