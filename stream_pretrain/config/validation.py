@@ -6,8 +6,9 @@ import dataclasses
 import math
 import re
 import string
+import typing
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal
 
 from stream_pretrain.config.options import GROUPS, Config, DataConfig, TrainConfig, sources_of
 from stream_pretrain.config.secrets import storage_options
@@ -133,12 +134,16 @@ def refuse_final_rate_above(learning_rate: float, train: TrainConfig) -> None:
 
 
 def refuse_out_of_bounds(options: Any, where: str) -> None:
-    """Refuse numbers outside of the bounds of their fields, and text that is blank. Raises: ConfigError."""
+    """Refuse numbers outside of the bounds of their fields, blank text and words that are no choice. Raises: ConfigError."""
+    kinds = typing.get_type_hints(type(options))
     for option in dataclasses.fields(options):
         value, bounds = getattr(options, option.name), option.metadata.get("bounds")
         name = where + (option.name.replace("_", "-") if where.endswith(".") else option.name)
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"{name} is empty: give a value, or leave the option out")
+        kind = kinds[option.name]
+        if typing.get_origin(kind) is Literal and value not in (words := typing.get_args(kind)):  # given from Python
+            raise ConfigError(f"{name} {value}: give one of {', '.join(words)}")
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         if isinstance(value, int) and value >= 2**63:  # records, seeds and tensors have 64 bits
