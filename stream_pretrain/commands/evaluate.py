@@ -14,9 +14,10 @@ from stream_pretrain.comparison.compare import compared, judge
 from stream_pretrain.comparison.documents import documents_of
 from stream_pretrain.comparison.probe import read_labelled
 from stream_pretrain.comparison.table import lines_of
-from stream_pretrain.config import COMMAND_GROUPS
+from stream_pretrain.config import COMMAND_GROUPS, ModelConfig
 from stream_pretrain.data.randomness import EVAL_MASK, keyed_generator
 from stream_pretrain.errors import ConfigError
+from stream_pretrain.model.loading import load_tokenizer
 from stream_pretrain.training.report.progress import Progress
 
 GROUPS = ("evaluate", "data", "objective")
@@ -37,6 +38,8 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
     if repeated := [name for name in given.operands if given.operands.count(name) > 1]:
         raise ConfigError(f"{repeated[0]} is given twice: leave one of them out")
     transformers.utils.logging.disable_progress_bar()  # the phases show the progress
+    for name in given.operands:
+        load_tokenizer(ModelConfig(path=name))  # before the first model is measured, which takes minutes
     labelled = None if options.probe is None else read_labelled(Path(options.probe))
     with progress.phase("reading documents") as report:
         documents = documents_of(config.data, options.sample, options.max_bytes, report)

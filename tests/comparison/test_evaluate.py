@@ -224,6 +224,8 @@ def test_what_cannot_be_evaluated_is_refused_by_name(
     assert refused(capsys, models[0], "--dataset", corpus(tmp_path / "b.jsonl", []))[1] == (
         "error: no document of the dataset to evaluate on"
     )
+    assert cli.main(["evaluate", models[0], str(tmp_path / "none"), "--dataset", data]) == 1
+    assert "loss" not in capsys.readouterr().err  # of the first model, which is there
     assert refused(capsys, models[0])[1] == "error: --dataset is missing: give a Hub id, folder, glob or URL"
 
 
