@@ -96,7 +96,7 @@ LAST_NAMES = {
     "model": "path tokenizer init-from resize-embeddings gradient-checkpointing compile trust-remote-code",
     "objective": "mask-rate final-mask-rate selection mask-share random-share",
     "train": "max-steps max-epochs global-batch-size micro-batch-size seed learning-rate schedule warmup-steps decay-fraction "
-    "final-learning-rate beta1 beta2 epsilon weight-decay max-grad-norm precision max-bad-steps",
+    "final-learning-rate beta1 beta2 epsilon weight-decay max-grad-norm precision max-bad-steps skip-steps",
     "eval": "every documents sets",
     "run": "output-dir resume save-every keep-last keep-every keep-best log-every wandb wandb-project wandb-entity wandb-name",
     "evaluate": "sample max-bytes batch-rows likelihood-sample probe",

@@ -16,6 +16,7 @@ from stream_pretrain.redaction import printable
 from stream_pretrain.replay.ledger import replayed, texts_of, write_parquet
 from stream_pretrain.replay.recorded_run import RecordedRun, recorded_run, steps_in
 from stream_pretrain.training.report.progress import Progress
+from stream_pretrain.training.start.passed_steps import is_passed, steps_in_words
 
 GROUPS = ("ledger", "data")
 NEEDED = ()
@@ -67,13 +68,15 @@ def _step(found: RecordedRun, step: int, workers: int, progress: Progress, *, wi
         | ({"text": texts.get((shard, offset))} if with_text else {})
         for (epoch, shard, offset), rows in sorted(places.items())
     ]
-    lines = [f"step {step:,}: {len(documents):,} documents in {len({segment.row for segment in segments}):,} rows"]
+    passes_over = is_passed(found.passed, step)
+    passed = ", passed over for --train.skip-steps: the run did not train on them" if passes_over else ""
+    lines = [f"step {step:,}: {len(documents):,} documents in {len({segment.row for segment in segments}):,} rows{passed}"]
     for one in documents:
         rows = ", ".join(map(str, one["rows"]))
         lines.append(f"  {one['shard']}:{one['offset']}  epoch {one['epoch']}  rows {rows}")
         if with_text:
             lines.append(f"    {printable((one['text'] or '')[:SHOWN_CHARACTERS])}")
-    return Answer(lines, {"step": step, "documents": documents})
+    return Answer(lines, {"step": step, "documents": documents} | ({"passed_over": True} if passes_over else {}))
 
 
 def _document(found: RecordedRun, document: str, steps: range, workers: int, progress: Progress) -> Answer:
@@ -83,16 +86,19 @@ def _document(found: RecordedRun, document: str, steps: range, workers: int, pro
         known = f"; shards are named as {found.plan.shards[0].name}" if offset.isdecimal() else ""
         raise ConfigError(f"--ledger.document {document}: give SHARD:OFFSET, as --ledger.step shows it{known}")
     _say_cost(found, steps, progress)
-    seen: list[dict[str, int]] = []
+    seen: list[dict[str, int]] = []  # passed_over: read, and not trained on
     with progress.phase("reading again") as report:
         for step, segments in replayed(found, steps, workers, report):
             of_it = [one for one in segments if one.shard in numbers and one.offset == int(offset)]
             for epoch in sorted({one.epoch for one in of_it}):
                 tokens = sum(one.tokens for one in of_it if one.epoch == epoch)
-                seen.append({"step": step, "epoch": epoch, "tokens": tokens})
+                passed = {"passed_over": True} if is_passed(found.passed, step) else {}
+                seen.append({"step": step, "epoch": epoch, "tokens": tokens, **passed})
     between = f"steps {steps.start:,} to {steps.stop - 1:,}"
     lines = [f"{document}: {'not in' if not seen else f'in {len(seen)} of'} {between}"]
-    lines += [f"  step {one['step']:,}  epoch {one['epoch']}  {one['tokens']:,} tokens" for one in seen]
+    for one in seen:
+        passed_over = ", passed over" if "passed_over" in one else ""
+        lines.append(f"  step {one['step']:,}  epoch {one['epoch']}  {one['tokens']:,} tokens{passed_over}")
     return Answer(lines, {"document": document, "steps": [steps.start, steps.stop - 1], "seen": seen})
 
 
@@ -102,10 +108,12 @@ def _export(found: RecordedRun, path: Path, steps: range, workers: int, progress
     _say_cost(found, steps, progress)
     try:
         with progress.phase("reading again") as report:
-            written = write_parquet(path, found.plan, replayed(found, steps, workers, report))
+            trained = (one for one in replayed(found, steps, workers, report) if not is_passed(found.passed, one[0]))
+            written = write_parquet(path, found.plan, trained)
     except OSError as error:
         raise ConfigError(f"--ledger.export {path}: {error.strerror}") from error
-    line = f"{path}: {written:,} records of steps {steps.start:,} to {steps.stop - 1:,}"
+    without = f", without {', '.join(steps_in_words(found.passed))}, which were passed over" if found.passed else ""
+    line = f"{path}: {written:,} records of steps {steps.start:,} to {steps.stop - 1:,}{without}"
     return Answer([line], {"file": str(path), "records": written, "steps": [steps.start, steps.stop - 1]})
 
 

@@ -27,4 +27,10 @@ from stream_pretrain.config.options import (
 )
 from stream_pretrain.config.run_name import EARLIER_DEFAULTS, run_directory
 from stream_pretrain.config.secrets import redacted, redacted_text, secrets_of, shown_options, storage_options
-from stream_pretrain.config.validation import refuse_final_rate_above, refuse_out_of_bounds, template_fields, validate
+from stream_pretrain.config.validation import (
+    asked_steps,
+    refuse_final_rate_above,
+    refuse_out_of_bounds,
+    template_fields,
+    validate,
+)

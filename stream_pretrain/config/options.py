@@ -255,6 +255,9 @@ class TrainConfig:
     """auto: bf16 autocast on GPUs that support it, else fp32."""
     max_bad_steps: int = option(10, bounds="not negative", may_change=True)
     """Steps in a row that may have a loss or gradient that is not finite; one more ends the run."""
+    skip_steps: str | None = option(None, may_change=True, synonyms="skip-batches ignore-data-skip")
+    """A:B, both included: read the rows of these steps and do not train on them. For a new run after a loss spike, with
+    --resume PATH of a checkpoint before A and another --output-dir; later starts keep the gap without this option."""
 
 
 @dataclass(frozen=True)

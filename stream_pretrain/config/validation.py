@@ -95,6 +95,7 @@ def validate(config: Config, needed: Collection[str] = NEEDED) -> None:
         re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", config.run.output_dir or "") is None,
         f"--output-dir {config.run.output_dir} is a URL: give a folder, for example of a mounted bucket",
     )
+    asked_steps(train.skip_steps)
     _refuse_hidden("--eval.dataset", config.eval.dataset)
     _validate_evaluation_sets(config)
     for source in sources_of(data):
@@ -122,6 +123,16 @@ def _refuse_names(option: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1 or not re.fullmatch(r"[\w.-]+", name):
             raise ConfigError(f"{option}: the name {name!r} must be unique, of letters, digits, `.`, `-` and `_`")
+
+
+def asked_steps(words: str | None) -> range | None:
+    """The steps A:B of --train.skip-steps, both included. Raises: ConfigError."""
+    if words is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", words)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"--train.skip-steps {words}: give A:B, such as 900:1000, both included")
+    return range(int(match[1]), int(match[2]) + 1)
 
 
 def refuse_final_rate_above(learning_rate: float, train: TrainConfig) -> None:

@@ -23,6 +23,7 @@ from stream_pretrain.training.files.manifest import json_of
 from stream_pretrain.training.files.options_file import NAME as OPTIONS
 from stream_pretrain.training.files.out_files import CHECKPOINTS, CURSORS, RUN
 from stream_pretrain.training.start.kept_defaults import defaults_of_then, kept_options, with_options
+from stream_pretrain.training.start.passed_steps import Passed, passed_in
 from stream_pretrain.training.state.checkpoint import read_trainer
 
 
@@ -38,6 +39,8 @@ class RecordedRun:
     """By step, oldest first: the stream.json behind it."""
     first_step: int
     """Steps before the run, where it began from the checkpoint of another one."""
+    passed: Passed = ()
+    """Steps whose rows were read and not trained on."""
 
     @property
     def last_step(self) -> int:
@@ -75,9 +78,12 @@ def recorded_run(out: Path, given: Config, typed: Sequence[str]) -> RecordedRun:
     pinned = pinning.found_again(config, pinned, world=1)
     plan = _plan(config, pinned, checkpoint, trainer["tokenizer"])
     recorded = json_of(out / RUN) if (out / RUN).is_file() else {}
+    passed = passed_in(trainer, checkpoint / "trainer.json")
     files = _cursor_files(out)
+    if (parent := recorded.get("parent")) and (behind := _parent_cursors(Path(parent))):
+        files = {**behind, **files}
     first_step = min(files, default=0) if recorded.get("parent") else 0
-    return RecordedRun(out, plan, _in_words(recorded, max(files, default=0)), files, first_step)
+    return RecordedRun(out, plan, _in_words(recorded, max(files, default=0)), files, first_step, passed)
 
 
 def _refuse_other_rows(own: Config, asked: Config) -> None:
@@ -128,6 +134,13 @@ def _cursor_files(out: Path) -> dict[int, Path]:
     files = [*out.glob(f"{CURSORS}/step-*.json"), *out.glob(f"{CHECKPOINTS}/step-*/stream.json")]
     named = ((re.search(r"step-([0-9]+)(?:\.json|/stream\.json)$", path.as_posix()), path) for path in files)
     return dict(sorted((int(match[1]), path) for match, path in named if match))
+
+
+def _parent_cursors(checkpoint: Path) -> dict[int, Path]:
+    """Those of the checkpoint that a run began from, by step, where it is there still."""
+    named = re.fullmatch(r"step-([0-9]+)", checkpoint.name)
+    file = checkpoint / "stream.json"
+    return {int(named[1]): file} if named and file.is_file() else {}
 
 
 def _in_words(recorded: Mapping[str, Any], last: int) -> str:

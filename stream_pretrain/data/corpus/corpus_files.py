@@ -17,7 +17,7 @@ _NOT_SHARDS = re.compile(
 
 # Written by a run into its folder, with the ending of a shard.
 _OF_A_RUN = re.compile(
-    r"(best|checkpoints|cursors|model|wandb)/.*|(metrics|quarantine|bad_steps|evaluation)\.jsonl|(run|evaluation)\.json"
+    r"(best|checkpoints|cursors|model|wandb)/.*|(metrics|quarantine|bad_steps|passed_over|evaluation)\.jsonl|(run|evaluation)\.json"
 )
 
 

@@ -15,7 +15,7 @@ from stream_pretrain.training.files.atomic_files import replace_file, writing
 from stream_pretrain.urls import HIDDEN
 
 NAME = "config.yaml"
-_OF_THE_START = ("run.output_dir", "run.resume")
+_OF_THE_START = ("run.output_dir", "run.resume", "train.skip_steps")
 
 
 def write_options(config: Config, parent: str | None, out: Path) -> None:

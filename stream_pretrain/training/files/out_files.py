@@ -14,6 +14,8 @@ QUARANTINE = "quarantine.jsonl"
 """Skipped documents."""
 BAD_STEPS = "bad_steps.jsonl"
 """Documents of steps without an update."""
+PASSED_OVER = "passed_over.jsonl"
+"""Documents of the steps of --train.skip-steps."""
 CHECKPOINTS = "checkpoints"
 """A folder per checkpoint (`checkpoint`)."""
 BEST = "best"
@@ -35,6 +37,6 @@ WANDB_ID = "wandb-id"
 WANDB_SENT = "wandb-sent-step"
 """The last step that its server has acknowledged."""
 
-RECORDS = (METRICS, QUARANTINE, BAD_STEPS)
+RECORDS = (METRICS, QUARANTINE, BAD_STEPS, PASSED_OVER)
 FILES = (RUN, *RECORDS, EVALUATION, EVALUATION_ORIGIN, ENGINE, WANDB_ID)
 """What OUT may hold besides its lock, config.yaml and its folders."""

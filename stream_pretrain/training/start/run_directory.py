@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from stream_pretrain import exit_codes
-from stream_pretrain.config import ALIASES, Config, TrainConfig, defaults, fixed_options, flatten, without_places
+from stream_pretrain.config import ALIASES, Config, TrainConfig, asked_steps, defaults, fixed_options, flatten, without_places
 from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.non_utf8_names import escaped, in_shell
@@ -28,7 +28,8 @@ from stream_pretrain.training.files.retried_reads import parsed, read_bytes
 from stream_pretrain.training.files.versions import program
 from stream_pretrain.training.start.auto_learning_rate import BEFORE_AUTO, Chosen, auto_before_auto, chosen_for
 from stream_pretrain.training.start.kept_defaults import defaults_of_then, in_words, kept_options, with_options
-from stream_pretrain.training.state.checkpoint import latest, read_trainer, verify
+from stream_pretrain.training.start.passed_steps import Passed, passed_in, steps_in_words
+from stream_pretrain.training.state.checkpoint import checkpoints_in, latest, read_trainer, verify
 from stream_pretrain.urls import HIDDEN
 
 USUAL_CODES = {
@@ -82,7 +83,7 @@ class RunDirectory:
                 "restore it if you can, then run the same command again"
             )
 
-    def begin(self, *, step: int, max_steps: int | None, parent: str | None) -> None:
+    def begin(self, *, step: int, max_steps: int | None, parent: str | None, skip_steps: Sequence[str] = ()) -> None:
         """Record in run.json that the run trains from `step`. Raises: CheckpointError when OUT cannot be written."""
         now = _now()
         self._before = self.recorded()
@@ -96,6 +97,7 @@ class RunDirectory:
             "pid": os.getpid(),
             "command": in_shell(self._command),
             "parent": parent,
+            **({"skip_steps": list(skip_steps)} if skip_steps else {}),
             **program(),
         }
         with writing(f"--output-dir {self.path}", "give another folder"):
@@ -191,6 +193,8 @@ class Start:
     """The checkpoint of another run that this one began from."""
     chosen: Chosen
     """The values of `auto`."""
+    passed: Passed = ()
+    """Steps whose rows are read and not trained on."""
     kept: Mapping[str, Any] = field(default_factory=dict)
     """Options that keep the default of the first start, by dotted name."""
 
@@ -202,7 +206,8 @@ class Start:
 def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None], command: Sequence[str]) -> Start:
     """Follow --resume, and record the run as running. Called by the owner of OUT. Raises: CheckpointError."""
     start = found_start(config, out, report, command)
-    out.begin(step=start.step, max_steps=start.applied(config).train.max_steps, parent=start.parent)
+    max_steps = start.applied(config).train.max_steps
+    out.begin(step=start.step, max_steps=max_steps, parent=start.parent, skip_steps=steps_in_words(start.passed))
     return start
 
 
@@ -240,6 +245,7 @@ def found_start(config: Config, out: RunDirectory, report: Callable[[str], None]
             )
         verify(checkpoint)
     step, kept, chosen = 0, dict[str, Any](), chosen_for(config)
+    passed = passed_in(recorded, path / RUN)  # of a start that has not saved yet
     if checkpoint is not None:
         trainer = read_trainer(checkpoint)
         new_out = path if not used else _unused(path)
@@ -249,12 +255,18 @@ def found_start(config: Config, out: RunDirectory, report: Callable[[str], None]
         for line in in_words(config, kept):
             report(line)
         step, chosen = trainer["step"], BEFORE_AUTO
+        passed = tuple(dict.fromkeys((*passed_in(trainer, checkpoint / "trainer.json"), *passed)))
         if "chosen" in trainer:
             chosen = Chosen.from_json(trainer["chosen"], f"{checkpoint / 'trainer.json'}: chosen")
         else:
             for line in auto_before_auto(config):
                 report(line)
-    return Start(step, checkpoint, parent, chosen, kept)
+    asked = asked_steps(config.train.skip_steps)
+    if asked is not None and asked not in passed:
+        if step >= asked.start:
+            raise CheckpointError(_stands_behind(config, step, asked, path, command))
+        passed = (*passed, asked)
+    return Start(step, checkpoint, parent, chosen, passed, kept)
 
 
 def _refuse_version(trainer: dict[str, Any], checkpoint: Path, new_run: str) -> None:
@@ -284,6 +296,17 @@ def _refuse_drift(config: Config, was: dict[str, Any], checkpoint: Path, new_out
         )
 
 
+def _stands_behind(config: Config, step: int, asked: range, out: Path, command: Sequence[str]) -> str:
+    """The error where the steps to pass over are trained on already, with the command for a run that passes over them."""
+    option = f"--train.skip-steps {config.train.skip_steps}"
+    said = f"{option}: the run stands after step {step:,}, and has trained on step {asked.start:,}"
+    before = [path for of_step, path in checkpoints_in(out / CHECKPOINTS) if of_step < asked.start]
+    if not before:
+        return f"{said}; {out} has no checkpoint before it: give --resume one that is, and another --output-dir"
+    new = _command(command, {"resume": str(before[-1]), "output-dir": str(_unused(out))})
+    return f"{said}; begin a new run before it{_secrets(new)}: {new}"
+
+
 def _new_run(config: Config, was: Mapping[str, Any], command: Sequence[str], checkpoint: Path, out: Path) -> str:
     """Advice and command for a new run with the same options, from the weights of the checkpoint, in its own folder."""
     replaced = {"resume": config.run.resume != "auto" and "auto", "init-from": str(checkpoint), "output-dir": str(out)}
@@ -291,6 +314,16 @@ def _new_run(config: Config, was: Mapping[str, Any], command: Sequence[str], che
     if was.get("train.seed") == config.train.seed:
         replaced["seed"] = str(config.train.seed + 1)
         why = " with another seed, since the same one repeats documents and masks"
+    new = _command(command, replaced)
+    return f"start a new run from its weights{why}{_secrets(new)}: {new}"
+
+
+def _secrets(command: str) -> str:
+    return f" (put the secrets back in place of {HIDDEN})" if HIDDEN in command else ""
+
+
+def _command(command: Sequence[str], replaced: Mapping[str, str | Literal[False]]) -> str:
+    """The command with other values of options by their short names; False: without the option."""
     names = {f"--{name.replace('_', '-')}" for short in replaced for name in (short, ALIASES[short])}
     kept: list[str] = []
     words = iter(command)
@@ -300,9 +333,7 @@ def _new_run(config: Config, was: Mapping[str, Any], command: Sequence[str], che
             kept.append(word)
         elif not equals:
             next(words, None)
-    new = in_shell([*kept, *(word for short, value in replaced.items() if value for word in (f"--{short}", value))])
-    secrets = f" (put the secrets back in place of {HIDDEN})" if HIDDEN in new else ""
-    return f"start a new run from its weights{why}{secrets}: {new}"
+    return in_shell([*kept, *(word for short, value in replaced.items() if value for word in (f"--{short}", value))])
 
 
 def _unused(out: Path) -> Path:

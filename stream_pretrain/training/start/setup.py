@@ -31,6 +31,7 @@ from stream_pretrain.training.start.corpus import pin_on_all_ranks, plan_on_all_
 from stream_pretrain.training.start.kept_defaults import defaults_of_then, with_options
 from stream_pretrain.training.start.model import load_on_all_ranks, ready_to_train
 from stream_pretrain.training.start.optimizer import learning_rate
+from stream_pretrain.training.start.passed_steps import Passed, count_up_to
 from stream_pretrain.training.start.run_directory import RunDirectory, decide_start
 from stream_pretrain.training.state.best_checkpoint import forget_after
 from stream_pretrain.training.state.checkpoint import Saved, read
@@ -63,6 +64,8 @@ class Setup:
     """The options, with `auto` where it is given."""
     chosen: Chosen
     """The values of `auto`."""
+    passed: Passed = ()
+    """Steps whose rows are read and not trained on."""
     estimated_steps: float | None = None
     """Of the run, once its first rows are read; None where nothing tells."""
 
@@ -106,7 +109,8 @@ def prepare(
         cursors, totals = ranks.from_first(lambda: _restored(saved, plan))
         if saved.trainer["max_epochs"] != config.train.max_epochs:
             totals.progress = 0.0  # of another run
-        parallel.load_optimizer(saved.path / "optimizer.safetensors", updates=totals.step - totals.bad_steps)
+        updates = totals.step - totals.bad_steps - count_up_to(start.passed, totals.step)
+        parallel.load_optimizer(saved.path / "optimizer.safetensors", updates=updates)
         if config.train.max_steps is not None and totals.step >= config.train.max_steps:
             progress.notice(f"already finished at step {totals.step:,}, from {saved.path}")
         else:
@@ -120,7 +124,7 @@ def prepare(
         write_options(asked, start.parent, out.path)
     return Setup(
         config, parallel, ranks, out, progress, stop, loaded, pinned, plan, corpus.engine, evaluation_sets, cursors, totals,
-        start.parent, began_with, asked, chosen,
+        start.parent, began_with, asked, chosen, start.passed,
     )  # fmt: skip
 
 

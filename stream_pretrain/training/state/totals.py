@@ -33,6 +33,8 @@ class Totals:
     """Stripes whose remainder was skipped."""
     bad_steps: int = 0
     """Steps in a row without an update."""
+    passed_over: int = 0
+    """Documents of the steps of --train.skip-steps, counted in each of these steps; passed_over.jsonl names them."""
     progress: float = 0.0
     """Share of the rows before the last step, where epochs end the run; never less than it was."""
     segments: int = 0

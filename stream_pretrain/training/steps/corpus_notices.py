@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream_state import LaneCursors
-from stream_pretrain.training.files.out_files import BAD_STEPS, QUARANTINE
+from stream_pretrain.training.files.out_files import BAD_STEPS, PASSED_OVER, QUARANTINE
 from stream_pretrain.training.files.records import append
 from stream_pretrain.training.start.setup import Setup
 from stream_pretrain.training.state.totals import sources_without_text
-from stream_pretrain.training.steps.loop import EndOfCorpus, StepResult
+from stream_pretrain.training.steps.loop import EndOfCorpus, PassedOver, StepResult
 from stream_pretrain.training.steps.saving import all_cursors
 
 
@@ -24,7 +24,7 @@ class CorpusNotices:
         self._without_text = set[str]()
         self._present = self._left_over(setup.cursors)
 
-    def of_step(self, result: StepResult | EndOfCorpus, *, last_saved: int) -> None:
+    def of_step(self, result: StepResult | PassedOver | EndOfCorpus, *, last_saved: int) -> None:
         """Record what was skipped up to a step or the end of the corpus, and the documents of a bad step.
 
         A resume before a step drops its records. Documents after the last row are recorded with the last step. If that one
@@ -53,7 +53,11 @@ class CorpusNotices:
                 setup.progress.warning(line)
                 self._without_text.add(source)
         if isinstance(result, StepResult) and not result.updated:
-            self._record_bad_step(result)
+            setup.progress.warning(f"step {result.step}: loss or gradient not finite, no update")
+            self._record_documents(BAD_STEPS, result)
+        if isinstance(result, PassedOver):
+            setup.progress.notice(f"step {result.step:,}: passed over, for --train.skip-steps")
+            totals.passed_over += self._record_documents(PASSED_OVER, result)
 
     def of_metrics(self, metrics: Mapping[str, float]) -> None:
         """Report sources of a mixture that all lanes have read for their max_epochs."""
@@ -102,11 +106,12 @@ class CorpusNotices:
                 ],
             )
 
-    def _record_bad_step(self, result: StepResult) -> None:
-        self._setup.progress.warning(f"step {result.step}: loss or gradient not finite, no update")
+    def _record_documents(self, record: str, result: StepResult | PassedOver) -> int:
+        """Record the documents of a step; returns how many there are."""
         shards = self._setup.pinned.shards
         gathered = self._setup.ranks.gather(result.rows_seen.origins.tolist())
         seen = sorted({(epoch, shards[shard].name, offset) for origins in gathered for epoch, shard, offset in origins})
         if self._setup.ranks.is_first:
             documents = [{"epoch": epoch, "shard": shard, "offset": offset} for epoch, shard, offset in seen]
-            append(self._setup.out.path / BAD_STEPS, [{"step": result.step, "documents": documents}])
+            append(self._setup.out.path / record, [{"step": result.step, "documents": documents}])
+        return len(seen)

@@ -27,6 +27,7 @@ from stream_pretrain.errors import TrainingError
 from stream_pretrain.training.ranks.signals import Interrupted
 from stream_pretrain.training.ranks.watchdog import Watchdog
 from stream_pretrain.training.start.optimizer import learning_rate
+from stream_pretrain.training.start.passed_steps import is_passed
 from stream_pretrain.training.start.setup import Setup
 from stream_pretrain.training.state.totals import OF_WINDOWS, refuse_too_many_skipped
 from stream_pretrain.training.steps.rows_of_rank import next_rows
@@ -69,13 +70,24 @@ class StepResult:
 
 
 @dataclass(frozen=True)
+class PassedOver:
+    """A step whose rows were read and not trained on."""
+
+    step: int
+    stop: bool
+    """Whether any rank was asked to stop."""
+    rows_seen: StepRows
+    """What this rank read for the step."""
+
+
+@dataclass(frozen=True)
 class EndOfCorpus:
     """All lanes have read their epochs: no step, but documents may have been skipped before the end."""
 
     rows_seen: StepRows
 
 
-def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iterator[StepResult | EndOfCorpus]:
+def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iterator[StepResult | PassedOver | EndOfCorpus]:
     """Train, yielding each optimizer step, until `max_steps`, the end of the epochs, or a request to stop.
 
     Before it yields a step, it updates the totals of `setup` and the cursors of this rank's lanes: they cover exactly what was
@@ -97,11 +109,15 @@ def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iter
         labels_and_lanes = _tensor([float((rows.labels >= 0).sum()), *of_lanes.ravel().tolist()], parallel.device)
         with watchdog.stage("waiting for the other ranks"):
             ranks.sum(labels_and_lanes)
-        losses, left_out = _backward(setup, rows, parallel.loss_scale(labels_and_lanes[0]), watchdog)
-        if not is_checked:
-            _refuse_parameters_without_gradient(parameters)
-            is_checked = True
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.train.max_grad_norm)
+        passes_over = is_passed(setup.passed, totals.step + 1)
+        if passes_over:
+            losses, left_out, grad_norm = _no_losses(setup), False, torch.zeros((), device=parallel.device)
+        else:
+            losses, left_out = _backward(setup, rows, parallel.loss_scale(labels_and_lanes[0]), watchdog)
+            if not is_checked:
+                _refuse_parameters_without_gradient(parameters)
+                is_checked = True
+            grad_norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.train.max_grad_norm)
 
         counts = _counts(read, rows, sources)
         counts |= {"stops": [int(setup.stop.requested)], "abandons": [int(interrupted or left_out)]}
@@ -127,7 +143,7 @@ def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iter
         # What is predicted changes with what is read: the schedule never goes back.
         totals.progress = max(totals.progress, progress(setup.plan, of_all_lanes, totals.step))
         rate = learning_rate(config.train, totals.step, _progress(config, totals.step, totals.progress))
-        if updated:
+        if updated and not passes_over:
             for group in parallel.optimizer.param_groups:
                 group["lr"] = rate
             parallel.optimizer.step()
@@ -136,11 +152,15 @@ def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iter
         _keep(setup.cursors, read)
         [tokens], [row_count], [segments] = (map(int, summed[name]) for name in ("tokens", "rows", "segments"))
         totals.step += 1
-        totals.tokens += tokens
         totals.segments += segments
         totals.count(summed["windows"])
         totals.source_documents = list(map(int, summed["source_documents"]))
         totals.documents = sum(totals.source_documents)
+        if passes_over:
+            yield PassedOver(totals.step, any(summed["stops"]), read)
+            refuse_too_many_skipped(totals, config.data.max_bad_fraction)
+            continue
+        totals.tokens += tokens
         source_tokens = zip(totals.source_tokens or [0] * sources, map(int, summed["source_tokens"]), strict=True)
         totals.source_tokens = [before + new for before, new in source_tokens]
         totals.bad_steps = 0 if updated else totals.bad_steps + 1
@@ -197,7 +217,7 @@ def _backward(setup: Setup, rows: TrainRows, scale: Tensor, watchdog: Watchdog) 
     config, plan, parallel = setup.config, setup.plan, setup.parallel
     size, micro_batches_a_step = _micro_batches(setup)
     torch.manual_seed(_seed(config.train.seed, setup.totals.step, setup.ranks.index))  # dropout: nothing to save or restore
-    losses = torch.zeros(2 + len(plan.sources), dtype=torch.float64, device=parallel.device)
+    losses = _no_losses(setup)
     left_out = False
     batches = micro_batches(rows, size, micro_batches_a_step, plan.encoder.pad, parallel.device)
     for number, batch in enumerate(batches, start=1):
@@ -211,6 +231,10 @@ def _backward(setup: Setup, rows: TrainRows, scale: Tensor, watchdog: Watchdog) 
                 parallel.accelerator.backward(loss * scale)
         losses += torch.cat([torch.stack([loss.detach().double(), correct.double()]), of_source.double()])
     return losses, left_out
+
+
+def _no_losses(setup: Setup) -> Tensor:
+    return torch.zeros(2 + len(setup.plan.sources), dtype=torch.float64, device=setup.parallel.device)
 
 
 def _micro_batches(setup: Setup) -> tuple[int, int]:

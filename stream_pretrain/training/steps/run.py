@@ -26,7 +26,7 @@ from stream_pretrain.training.state.totals import nothing_to_train_on
 from stream_pretrain.training.steps.corpus_estimate import estimate, sample_of_all
 from stream_pretrain.training.steps.corpus_notices import CorpusNotices
 from stream_pretrain.training.steps.due_evaluations import Evaluations
-from stream_pretrain.training.steps.loop import EndOfCorpus, StepResult, training_steps
+from stream_pretrain.training.steps.loop import EndOfCorpus, PassedOver, StepResult, training_steps
 from stream_pretrain.training.steps.metrics import MetricsWindow
 from stream_pretrain.training.steps.overview import lack_of_space, overview
 from stream_pretrain.training.steps.rows_of_rank import rows_read
@@ -85,6 +85,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
                 if isinstance(result, StepResult):
                     sys.audit(STEP_EVENT, result)  # before it is saved: what `verify-resume` sees of a run
                     log.add(result)
+                if isinstance(result, StepResult | PassedOver):
                     evaluations.begin_step()
                     stopped = result.stop
                 ends = at_end or stopped or totals.step == setup.config.train.max_steps
@@ -132,7 +133,7 @@ def train(setup: Setup, writer: BackgroundWriter, watchdog: Watchdog, stack: Exi
         tracker.finish(state)
     setup.progress.close()  # the line of the last step stays above what follows
     setup.stop.wait_for_answer()
-    if totals.step > before.step:
+    if totals.tokens > before.tokens:  # else all steps were passed over
         for line in summary(totals, before, monotonic() - since, log.loss, evaluations.last, evaluations.best):
             setup.progress.notice(line)
     return state
@@ -174,7 +175,11 @@ class StepLog:
     def is_due(self, *, ends: bool) -> bool:
         """Whether to log the last step; ends: it is the last one of the run."""
         step = self._setup.totals.step
-        return self._last_step < step and (ends or step == 1 or step % self._setup.config.run.log_every == 0)
+        return (
+            bool(self._window.results)
+            and self._last_step < step
+            and (ends or step == 1 or step % self._setup.config.run.log_every == 0)
+        )
 
     def read(self) -> dict[str, float | int]:
         """Read and show the metrics of the steps since the last log line."""

@@ -11,6 +11,7 @@ from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.stream_state import LaneCursors, stream_state
 from stream_pretrain.training.files.out_files import BEST, CHECKPOINTS, MODEL
 from stream_pretrain.training.files.versions import program
+from stream_pretrain.training.start.passed_steps import steps_in_words
 from stream_pretrain.training.start.setup import Setup
 from stream_pretrain.training.state.best_checkpoint import Best
 from stream_pretrain.training.state.checkpoint import BackgroundWriter, Snapshot, write_model
@@ -94,6 +95,7 @@ def _snapshot(
         "world": setup.ranks.world,
         "defaults": setup.defaults,
         "chosen": asdict(setup.chosen),
+        **({"skip_steps": steps_in_words(setup.passed)} if setup.passed else {}),
         **({} if best is None else {"best": asdict(best)}),
         **program(),
     }
