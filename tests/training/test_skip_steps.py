@@ -157,6 +157,13 @@ def test_a_checkpoint_behind_the_first_step_is_refused(
     )
 
 
+def test_the_command_for_a_run_on_other_rows_does_not_skip_them(arguments: list[str], undisturbed: tuple[Path, Rows]) -> None:
+    refused = run_here([*arguments, f"--output-dir={undisturbed[0]}", "--seed=1", "--train.skip-steps=7:8"])
+    command = refused.stderr.splitlines()[-1]
+    assert "--init-from" in command
+    assert "skip-steps" not in command
+
+
 @pytest.mark.parametrize("words", ["3", "4:3", "0:3", "a:b", "3-4"])
 def test_other_words_are_refused(arguments: list[str], tmp_path: Path, words: str) -> None:
     refused = run_here([*arguments, f"--output-dir={tmp_path / 'out'}", f"--train.skip-steps={words}"])

@@ -310,6 +310,7 @@ def _stands_behind(config: Config, step: int, asked: range, out: Path, command: 
 def _new_run(config: Config, was: Mapping[str, Any], command: Sequence[str], checkpoint: Path, out: Path) -> str:
     """Advice and command for a new run with the same options, from the weights of the checkpoint, in its own folder."""
     replaced = {"resume": config.run.resume != "auto" and "auto", "init-from": str(checkpoint), "output-dir": str(out)}
+    replaced |= {"skip-steps": False, "train.skip-steps": False}  # of other rows
     why = ""
     if was.get("train.seed") == config.train.seed:
         replaced["seed"] = str(config.train.seed + 1)
@@ -324,7 +325,7 @@ def _secrets(command: str) -> str:
 
 def _command(command: Sequence[str], replaced: Mapping[str, str | Literal[False]]) -> str:
     """The command with other values of options by their short names; False: without the option."""
-    names = {f"--{name.replace('_', '-')}" for short in replaced for name in (short, ALIASES[short])}
+    names = {f"--{name.replace('_', '-')}" for short in replaced for name in (short, ALIASES.get(short, short))}
     kept: list[str] = []
     words = iter(command)
     for word in words:
