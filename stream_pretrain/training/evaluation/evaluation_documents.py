@@ -95,14 +95,18 @@ def evaluation_documents(
         texts[one.name] = there[one.name]
     if began is not None and not are_new and not asked.sets and not began.sets:
         _report_other_options(asked, began, out, progress)
+        if Origin.of(out) is None:  # a start was killed between the two files
+            began.save(out)
         return texts
     if began is not None and replace(began, after_step=None) != asked:
         progress.warning(f"other evaluation sets: losses up to step {step:,} are not compared with those of later steps")
         asked = replace(asked, after_step=step)
     elif began is not None and began.after_step is not None:
         asked = replace(asked, after_step=min(step, began.after_step))
-    if are_new or asked != began:
-        evaluation.save_documents(out / EVALUATION, texts)  # first: documents without their origin are collected again
+    if are_new or asked != Origin.of(out):
+        evaluation.save_documents(
+            out / EVALUATION, texts
+        )  # first: documents without their origin are taken for those asked for
         asked.save(out)
     return texts
 
