@@ -111,7 +111,7 @@ def apart(world: int, arguments: Sequence[str], output: Path, program: str) -> I
     """Start ranks that take themselves to be on machines of their own, each from a launcher of its own: of nobody here."""
     folder = output.with_suffix(".program")
     folder.mkdir()
-    (folder / "program.py").write_text(f"import os\nfrom stream_pretrain.training import peers\n{ELSEWHERE}\n{program}")
+    (folder / "program.py").write_text(f"import os\nfrom stream_pretrain.training.ranks import peers\n{ELSEWHERE}\n{program}")
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]

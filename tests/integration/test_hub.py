@@ -289,7 +289,7 @@ def test_a_machine_that_is_to_stay_offline_does_not_wait_for_the_hub(hub: AskedH
     offline = hub.environment(hub.home, HF_HUB_OFFLINE="1")  # read when it is imported
     done = subprocess.run(command, env=offline, cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == (
-        "TransportError: no-such-folder: HF_HUB_OFFLINE is set, so the Hub is not asked: "
+        "TransportError: no-such-folder (no file or folder here): HF_HUB_OFFLINE is set, so the Hub is not asked: "
         "unset it, or give a local file or folder"
     )
 

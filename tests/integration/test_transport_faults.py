@@ -298,7 +298,7 @@ def test_skipping_in_a_plain_shard_asks_for_nothing_in_between(server: Server) -
 
 def test_reading_on_fetches_one_block_ahead(server: Server) -> None:
     with opened(server, "plain.jsonl") as shard:
-        assert shard.read() + shard.read() == text()[: 2 * BLOCK]
+        assert bytes(shard.read()) + bytes(shard.read()) == text()[: 2 * BLOCK]
         patience = time.monotonic() + 10
         while len(server.log()) < 3 and time.monotonic() < patience:
             time.sleep(0.01)
@@ -355,7 +355,7 @@ def test_a_stripe_of_a_plain_shard_asks_for_its_next_window_before_it_is_wanted(
 @pytest.mark.parametrize("offset", [2 * BLOCK + 9, 3 * BLOCK, 4 * BLOCK + 9])
 def test_skipping_into_and_behind_the_block_read_ahead_gives_the_right_bytes(offset: int, server: Server) -> None:
     with opened(server, "plain.jsonl") as shard:
-        assert shard.read() + shard.read() == text()[: 2 * BLOCK]
+        assert bytes(shard.read()) + bytes(shard.read()) == text()[: 2 * BLOCK]
         shard.skip_to(offset)
         assert content_of(shard) == text()[offset:]
 
@@ -363,13 +363,13 @@ def test_skipping_into_and_behind_the_block_read_ahead_gives_the_right_bytes(off
 def test_closing_does_not_wait_for_a_retry_of_the_block_ahead(server: Server) -> None:
     server.inject("plain.jsonl", {"do": "none", "times": 2}, {"do": "status", "code": 429, "headers": {"Retry-After": "170"}})
     with opened(server, "plain.jsonl", retry_deadline=1000.0) as shard:
-        assert shard.read() + shard.read() == text()[: 2 * BLOCK]
+        assert bytes(shard.read()) + bytes(shard.read()) == text()[: 2 * BLOCK]
 
 
 def test_nobody_waits_for_a_block_ahead_that_stalls(server: Server) -> None:
     server.inject("plain.jsonl", {"do": "none", "times": 2}, {"do": "stall", "after": 10})
     with opened(server, "plain.jsonl", read_timeout=10.0) as shard:
-        assert shard.read() + shard.read() == text()[: 2 * BLOCK]
+        assert bytes(shard.read()) + bytes(shard.read()) == text()[: 2 * BLOCK]
         shard.skip_to(6 * BLOCK)
         assert content_of(shard) == text()[6 * BLOCK :]
         assert reading_ahead(), "it was left to itself, not waited for"
@@ -386,7 +386,7 @@ def test_a_block_that_was_let_go_of_before_its_thread_ran_leaves_the_new_connect
     with opened(server, "plain.jsonl") as shard:
         with monkeypatch.context() as patched:
             patched.setattr(threading.Thread, "start", hold)
-            assert shard.read() + shard.read() == text()[: 2 * BLOCK]  # the third block is asked for, and its thread waits
+            assert bytes(shard.read()) + bytes(shard.read()) == text()[: 2 * BLOCK]  # the third block is asked for, and its thread waits
             shard.skip_to(3 * BLOCK + 5)
             assert shard.read() == text()[3 * BLOCK + 5 : 4 * BLOCK + 5]
         [thread] = late
@@ -399,7 +399,7 @@ def test_a_block_that_was_let_go_of_before_its_thread_ran_leaves_the_new_connect
 def test_a_block_that_is_let_go_of_closes_its_connection_when_its_thread_is_done(server: Server) -> None:
     server.inject("plain.jsonl", {"do": "none", "times": 2}, {"do": "stall", "after": 10})
     with opened(server, "plain.jsonl", read_timeout=0.5) as shard:
-        assert shard.read() + shard.read() == text()[: 2 * BLOCK]
+        assert bytes(shard.read()) + bytes(shard.read()) == text()[: 2 * BLOCK]
         behind = shard._data._store
     for thread in reading_ahead():
         thread.join()
