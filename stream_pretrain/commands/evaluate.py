@@ -17,7 +17,7 @@ from stream_pretrain.comparison.table import lines_of
 from stream_pretrain.config import COMMAND_GROUPS, ModelConfig
 from stream_pretrain.data.randomness import EVAL_MASK, keyed_generator
 from stream_pretrain.errors import ConfigError
-from stream_pretrain.model.loading import load_tokenizer
+from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.report.progress import Progress
 
 GROUPS = ("evaluate", "data", "objective")

@@ -24,7 +24,7 @@ from stream_pretrain.inspection.model_cost import ModelCost, model_cost
 from stream_pretrain.inspection.report import GPUS, Tokenized, lines_of, plan_report, source_report, warnings_of
 from stream_pretrain.inspection.sample import sample_of
 from stream_pretrain.inspection.shown_rows import LEGEND, first_rows, lines_of_rows
-from stream_pretrain.model.loading import load_tokenizer
+from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.start.advice import advice

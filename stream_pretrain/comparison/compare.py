@@ -22,8 +22,9 @@ from stream_pretrain.data.lanes.row_layout import RowLayout
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.objective import Objective, objective_of
 from stream_pretrain.errors import ConfigError, ModelError
-from stream_pretrain.model.loading import load_model, load_tokenizer
+from stream_pretrain.model.loading import load_model
 from stream_pretrain.model.pretraining import PretrainingModel
+from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.evaluation.evaluation import packed_documents
 
 LENGTHS = {"up to 128 tokens": (1, 129), "129 to 512 tokens": (129, 513), "more than 512 tokens": (513, sys.maxsize)}

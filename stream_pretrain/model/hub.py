@@ -169,3 +169,16 @@ def _most_alike(name: str, known: list[str]) -> str | None:
     parts = {one if "/" in name else one.rpartition("/")[2]: one for one in reversed(known)}
     near = difflib.get_close_matches(name, parts, 1, 0.7)
     return parts[near[0]] if near else None
+
+
+def refuse_own_code(name: str, error: BaseException) -> None:
+    """Name the option for a model that brings its own code. Raises: ModelError."""
+    if "trust_remote_code" in str(error):
+        raise ModelError(
+            f"{name} needs Python code that comes with it (auto_map), which is not run: read it, then give"
+            " --model.trust-remote-code on the command line, or choose another model"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__

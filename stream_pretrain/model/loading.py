@@ -19,7 +19,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -27,7 +26,7 @@ from transformers import (
 
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
-from stream_pretrain.model.hub import not_cached, only_cached, refuse_file, refuse_missing
+from stream_pretrain.model.hub import first_line, not_cached, only_cached, refuse_file, refuse_missing, refuse_own_code
 from stream_pretrain.model.isolation import choose_attention, make_causal
 from stream_pretrain.model.packed_attention import one_document
 from stream_pretrain.model.passthrough import (
@@ -70,38 +69,6 @@ class LoadedModel:
     passthrough: Passthrough
     new_head: str | None = None
     """Why there is a head that was never trained."""
-
-
-def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> PreTrainedTokenizerFast:
-    """The tokenizer of --model.tokenizer, else of the model; with `local_files_only` from the cache.
-
-    Raises: ModelError where there is none, or no fast one.
-    """
-    name = model.tokenizer or model.path
-    assert name is not None, "validated: a model from scratch has a tokenizer"
-    revision = model.revision if model.tokenizer is None else None
-    another = "name one with --model.tokenizer" if model.tokenizer is None else "name another"
-    refuse_file(name)
-    local_files_only = local_files_only or only_cached(name, revision)
-    try:
-        with utf8_name(name) as path:
-            tokenizer = AutoTokenizer.from_pretrained(
-                path, revision=revision, local_files_only=local_files_only, trust_remote_code=model.trust_remote_code
-            )
-        if path != name:
-            tokenizer.name_or_path = name
-    except (OSError, ValueError, ImportError) as error:
-        _refuse_own_code(name, error)
-        refuse_missing(name, revision, error)
-        raise ModelError(f"no tokenizer in {name}: {_first_line(error)}; {another}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ModelError(
-            f"the tokenizer of {name} ({type(tokenizer).__name__}) has no fast version (tokenizer.json):"
-            " convert it, or name another with --model.tokenizer"
-        )
-    if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_ids)):  # which transformers makes up where files are missing
-        raise ModelError(f"no tokenizer in {name}: there are special tokens only; {another}")
-    return tokenizer
 
 
 def load_model(
@@ -312,9 +279,9 @@ def _read_config(name: str, model: ModelConfig, local_files_only: bool) -> PreTr
             name, revision=model.revision, local_files_only=local_files_only, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError, TypeError, ImportError) as error:
-        _refuse_own_code(name, error)
+        refuse_own_code(name, error)
         refuse_missing(name, model.revision, error)
-        raise ModelError(f"no model configuration in {name}: {_first_line(error)}") from error
+        raise ModelError(f"no model configuration in {name}: {first_line(error)}") from error
     if not hasattr(settings, "vocab_size"):
         raise ModelError(f"the configuration in {name} is of no language model ({settings.model_type}): choose another model")
     return settings
@@ -324,10 +291,10 @@ def _from_scratch(name: str, config: ModelConfig, settings: PreTrainedConfig, ki
     try:
         return _AUTO_CLASSES[kind].from_config(settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
     except (ValueError, AssertionError, RuntimeError, ImportError) as error:
-        _refuse_own_code(name, error)
+        refuse_own_code(name, error)
         if "Padding_idx" in str(error):
             raise padding_misfit(name, settings) from error
-        raise ModelError(f"{name} cannot be built as a {kind} language model: {_first_line(error)}") from error
+        raise ModelError(f"{name} cannot be built as a {kind} language model: {first_line(error)}") from error
 
 
 def _from_pretrained(
@@ -382,7 +349,7 @@ def _passthrough(
         try:
             return folder_of(name, revision, patterns, local_files_only=local_files_only)
         except OSError as error:  # not fatal: the weights were found
-            notes.append(f"exports lack the licence and other files of {name}: {_first_line(error)}")
+            notes.append(f"exports lack the licence and other files of {name}: {first_line(error)}")
             return None
 
     code = OF_CODE if config.trust_remote_code else ()
@@ -435,7 +402,7 @@ def _load_weights(
                 trust_remote_code=config.trust_remote_code,
             )
     except _UNLOADABLE as error:
-        _refuse_own_code(name, error)
+        refuse_own_code(name, error)
         refuse_missing(name, revision, error)
         if "Padding_idx" in str(error):
             raise padding_misfit(name, settings) from error
@@ -444,18 +411,5 @@ def _load_weights(
         if "no file named" in str(error):
             scratch = "" if config.init_from else f", or --model.config {name} to train from scratch"
             raise ModelError(f"no weights in {name}: give another model{scratch}") from error
-        raise ModelError(f"{name} cannot be loaded as a {kind} language model: {_first_line(error)}") from error
+        raise ModelError(f"{name} cannot be loaded as a {kind} language model: {first_line(error)}") from error
     return model, info
-
-
-def _refuse_own_code(name: str, error: BaseException) -> None:
-    """Name the option for a model that brings its own code. Raises: ModelError."""
-    if "trust_remote_code" in str(error):
-        raise ModelError(
-            f"{name} needs Python code that comes with it (auto_map), which is not run: read it, then give"
-            " --model.trust-remote-code on the command line, or choose another model"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__

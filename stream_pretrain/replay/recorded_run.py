@@ -18,7 +18,7 @@ from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors
 from stream_pretrain.data.rows.engine_choice import choose
 from stream_pretrain.errors import CheckpointError, ConfigError, ModelError
-from stream_pretrain.model.loading import load_tokenizer
+from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.files.manifest import json_of
 from stream_pretrain.training.files.options_file import NAME as OPTIONS
 from stream_pretrain.training.files.out_files import CHECKPOINTS, CURSORS, RUN

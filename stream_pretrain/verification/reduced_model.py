@@ -10,7 +10,8 @@ from transformers import PreTrainedConfig
 
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
-from stream_pretrain.model.loading import ATTENTION_DROPOUTS, load_tokenizer, sized_model
+from stream_pretrain.model.loading import ATTENTION_DROPOUTS, sized_model
+from stream_pretrain.model.tokenizer import load_tokenizer
 
 LAYERS = 2
 

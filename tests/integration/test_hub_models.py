@@ -17,7 +17,8 @@ import builtins, json, os, socket, sys, time
 from huggingface_hub import constants
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
-from stream_pretrain.model.loading import load_model, load_tokenizer
+from stream_pretrain.model.loading import load_model
+from stream_pretrain.model.tokenizer import load_tokenizer
 
 def said(**names):
     config = ModelConfig(**names)

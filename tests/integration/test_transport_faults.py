@@ -386,7 +386,9 @@ def test_a_block_that_was_let_go_of_before_its_thread_ran_leaves_the_new_connect
     with opened(server, "plain.jsonl") as shard:
         with monkeypatch.context() as patched:
             patched.setattr(threading.Thread, "start", hold)
-            assert bytes(shard.read()) + bytes(shard.read()) == text()[: 2 * BLOCK]  # the third block is asked for, and its thread waits
+            assert (
+                bytes(shard.read()) + bytes(shard.read()) == text()[: 2 * BLOCK]
+            )  # the third block is asked for, and its thread waits
             shard.skip_to(3 * BLOCK + 5)
             assert shard.read() == text()[3 * BLOCK + 5 : 4 * BLOCK + 5]
         [thread] = late

@@ -15,10 +15,11 @@ from transformers.models.bert.modeling_bert import BertLayer
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.isolation import isolation_fault
-from stream_pretrain.model.loading import LoadedModel, export_state, load_model, load_tokenizer
+from stream_pretrain.model.loading import LoadedModel, export_state, load_model
 from stream_pretrain.model.packed_attention import PACKED_ATTENTION, one_document
 from stream_pretrain.model.positions import first_position
 from stream_pretrain.model.pretraining import PretrainingModel
+from stream_pretrain.model.tokenizer import load_tokenizer
 from tests.corpora import write_tiny_bert
 from tests.model.families import CAUSAL, MADE_CAUSAL, MASKED, causal_masks, packed_rows, tiny_model
 

@@ -11,7 +11,8 @@ from transformers import AutoModelForMaskedLM
 from stream_pretrain.arguments import parse
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ConfigError, ModelError
-from stream_pretrain.model.loading import export_state, load_model, load_tokenizer
+from stream_pretrain.model.loading import export_state, load_model
+from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.state.checkpoint import write_model
 from tests.corpora import word_tokenizer
 from tests.model.families import tiny_model

@@ -14,8 +14,9 @@ from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.rows.objective import objective_named
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.isolation import isolation_fault
-from stream_pretrain.model.loading import LoadedModel, load_model, load_tokenizer
+from stream_pretrain.model.loading import LoadedModel, load_model
 from stream_pretrain.model.pretraining import PretrainingModel
+from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.files.manifest import MANIFEST
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.report.progress import Progress

@@ -1,0 +1,42 @@
+"""Loads a tokenizer; refuses what has no fast one."""
+
+from __future__ import annotations
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from stream_pretrain.config import ModelConfig
+from stream_pretrain.errors import ModelError
+from stream_pretrain.model.hub import first_line, only_cached, refuse_file, refuse_missing, refuse_own_code
+from stream_pretrain.non_utf8_names import utf8_name
+
+
+def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer of --model.tokenizer, else of the model; with `local_files_only` from the cache.
+
+    Raises: ModelError where there is none, or no fast one.
+    """
+    name = model.tokenizer or model.path
+    assert name is not None, "validated: a model from scratch has a tokenizer"
+    revision = model.revision if model.tokenizer is None else None
+    another = "name one with --model.tokenizer" if model.tokenizer is None else "name another"
+    refuse_file(name)
+    local_files_only = local_files_only or only_cached(name, revision)
+    try:
+        with utf8_name(name) as path:
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, revision=revision, local_files_only=local_files_only, trust_remote_code=model.trust_remote_code
+            )
+        if path != name:
+            tokenizer.name_or_path = name
+    except (OSError, ValueError, ImportError) as error:
+        refuse_own_code(name, error)
+        refuse_missing(name, revision, error)
+        raise ModelError(f"no tokenizer in {name}: {first_line(error)}; {another}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(
+            f"the tokenizer of {name} ({type(tokenizer).__name__}) has no fast version (tokenizer.json):"
+            " convert it, or name another with --model.tokenizer"
+        )
+    if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_ids)):  # which transformers makes up where files are missing
+        raise ModelError(f"no tokenizer in {name}: there are special tokens only; {another}")
+    return tokenizer
