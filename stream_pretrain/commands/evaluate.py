@@ -38,9 +38,9 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
     if repeated := [name for name in given.operands if given.operands.count(name) > 1]:
         raise ConfigError(f"{repeated[0]} is given twice: leave one of them out")
     transformers.utils.logging.disable_progress_bar()  # the phases show the progress
+    labelled = None if options.probe is None else read_labelled(Path(options.probe))
     for name in given.operands:
         load_tokenizer(ModelConfig(path=name))  # before the first model is measured, which takes minutes
-    labelled = None if options.probe is None else read_labelled(Path(options.probe))
     with progress.phase("reading documents") as report:
         documents = documents_of(config.data, options.sample, options.max_bytes, report)
         report(f"{len(documents.texts):,}")

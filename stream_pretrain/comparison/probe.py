@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ class Labelled:
 def read_labelled(path: Path) -> Labelled:
     """JSON lines of `text` and `label`. Raises: ConfigError."""
     option = f"--evaluate.probe {path}"
+    if find_spec("sklearn") is None:
+        raise ConfigError("--evaluate.probe needs scikit-learn: pip install 'stream_pretrain[probe]'")
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -79,14 +82,12 @@ def features(
 
 
 def accuracies(vectors: NDArray[np.float32], labelled: Labelled) -> list[float]:
-    """Accuracy of each of `FOLDS` folds, stratified by label and the same for all models. Raises: ConfigError."""
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import StratifiedKFold, cross_val_score
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError as error:
-        raise ConfigError("--evaluate.probe needs scikit-learn: pip install 'stream_pretrain[probe]'") from error
+    """Accuracy of each of `FOLDS` folds, stratified by label and the same for all models."""
+    from sklearn.linear_model import LogisticRegression  # of an extra, see `read_labelled`
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     scores: list[float] = cross_val_score(classifier, vectors, labelled.labels, cv=folds).tolist()

@@ -268,7 +268,9 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
 
         Raises: CheckpointError for a state of another stream, SourceError where a shard has changed.
         """
-        was = state.get("fixed", {})
+        if missing := {"fixed", "micro_batches", "ranks", "micro_batch_size", "corpus", "step", "lanes"} - state.keys():
+            raise CheckpointError(f"this is no state of a TokenStream: {min(missing)} is missing")
+        was = state["fixed"]
         for name, value in self._fixed.items():
             if name not in was or was[name] != value:
                 before = was.get(name, "not recorded")

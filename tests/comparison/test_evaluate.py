@@ -240,3 +240,12 @@ def test_an_interval_holds_the_difference_of_documents_that_all_differ_alike() -
 
 def test_texts_are_cut_at_a_space_where_there_is_one() -> None:
     assert beginnings(["short", "word " * 100, "x" * 500]) == ["short", ("word " * 80).rstrip(), "x" * CHARACTERS]
+
+
+def test_a_probe_without_its_package_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stream_pretrain.comparison.probe.find_spec", lambda _: None)
+    (tmp_path / "probe.jsonl").touch()
+    said = refused(capsys, "no-model", "--dataset=x", f"--evaluate.probe={tmp_path / 'probe.jsonl'}")
+    assert said == (2, "error: --evaluate.probe needs scikit-learn: pip install 'stream_pretrain[probe]'")
