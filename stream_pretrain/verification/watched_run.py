@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from stream_pretrain.data.lanes import stream
 from stream_pretrain.training.state.checkpoint import checkpoint_name
 from stream_pretrain.training.steps.loop import StepResult
 from stream_pretrain.training.steps.run import STEP_EVENT
@@ -96,7 +97,11 @@ class Watch:
 
 def main() -> None:
     """Run the command line, watched as `VARIABLE` says."""
-    sys.addaudithook(Watch(json.loads(os.environ[VARIABLE]), int(os.environ.get("RANK", "0"))))
+    asked = json.loads(os.environ[VARIABLE])
+    if asked["moment"] is not None and asked["moment"]["where"] == "worker":
+        # Else the few steps of the run are read ahead before the worker is missed; how far it reads changes no row.
+        stream.steps_ahead = lambda *_, **__: stream.LEAST_STEPS_AHEAD
+    sys.addaudithook(Watch(asked, int(os.environ.get("RANK", "0"))))
     runpy.run_module("stream_pretrain", run_name="__main__", alter_sys=True)
 
 

@@ -156,7 +156,7 @@ def kinds() -> Iterator[tuple[str, Change]]:
     for file in ("stream.json", "trainer.json", "optimizer.safetensors"):
         yield f"{file} of another step", moved_to("step-00000009", file)
     for name in ("version", "lanes", "sources"):
-        for value in (*NUMBERS, "x", 0, 3):
+        for value in (*NUMBERS, "x", 0, 7):
             yield f"{name} of the corpus is {value!r}", json_with("corpus.json", name, value=value)
         yield f"no {name} of the corpus", json_without("corpus.json", name)
     for name in ("name", "window_bytes", "dataset", "revision", "shards"):
