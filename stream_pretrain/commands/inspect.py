@@ -21,7 +21,7 @@ from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.rows.engine_choice import choose
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.inspection.model_cost import ModelCost, model_cost
-from stream_pretrain.inspection.report import GPUS, Tokenized, lines_of, plan_report, source_report, warnings_of
+from stream_pretrain.inspection.report import GPUS, lines_of, plan_report, source_report, warnings_of
 from stream_pretrain.inspection.sample import sample_of
 from stream_pretrain.inspection.shown_rows import LEGEND, first_rows, lines_of_rows
 from stream_pretrain.model.tokenizer import load_tokenizer
@@ -52,14 +52,14 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
         pinned = pin(config, world=1)
         found(f"{len(pinned.shards):,} shards, {pinned.lanes} lanes")
     tokenizer = load_tokenizer(config.model) if has_tokenizer else None
-    plans, plan, tokenized = source_plans(config, pinned), None, None
+    plans, plan, framing = source_plans(config, pinned), None, None
     if tokenizer is not None:
         plan = stream_plan(config, tokenizer, pinned)
         engine = choose(config.data.engine, plan.encoder)
         progress.notice(engine.in_words())
         encoder = dataclasses.replace(plan.encoder, engine=engine.name)
         plan = dataclasses.replace(plan, encoder=encoder)
-        tokenized = Tokenized(len(encoder.prefix) + len(encoder.suffix) + len(encoder.document_end))
+        framing = len(encoder.prefix) + len(encoder.suffix) + len(encoder.document_end)
     sources = []
     for source, of_plan in zip(pinned.sources, plans, strict=True):
         with progress.phase(f"reading {source.name or 'documents'}") as found:
@@ -71,7 +71,7 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
                 options.max_read_bytes,
                 found,
             )
-        sources.append(source_report(source.name, of_plan, source.corpus.revision, sample, tokenized, config))
+        sources.append(source_report(source.name, of_plan, source.corpus.revision, sample, framing, config))
     model = None if plan is None else _model_cost(config, plan, sources)
     planned = plan_report(config, pinned, plans, sources, model)
     rows = [] if plan is None else list(_rows(plan, tokenizer, options.rows, as_json=given.as_json))

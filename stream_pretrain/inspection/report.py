@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from stream_pretrain.data.lanes.reading_costs import memory_bound, reading_cost
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.lanes.window_sizes import content_of
 from stream_pretrain.inspection.model_cost import ModelCost
-from stream_pretrain.inspection.packing_trial import Packed, packed
+from stream_pretrain.inspection.packing_trial import packed
 from stream_pretrain.inspection.sample import Sample
 from stream_pretrain.units import human_bytes, human_count, human_duration
 
@@ -33,19 +32,14 @@ FEWEST_SHOWN = 0.005
 """Of the letters: rarer scripts are not shown."""
 
 
-@dataclass(frozen=True)
-class Tokenized:
-    """How the rows of a run are laid out, where a tokenizer is given."""
-
-    framing: int
-    """Special tokens of a segment."""
-
-
 def source_report(
-    name: str, plan: SourcePlan, corpus_revision: str | None, sample: Sample, tokenized: Tokenized | None, config: Config
+    name: str, plan: SourcePlan, corpus_revision: str | None, sample: Sample, framing: int | None, config: Config
 ) -> dict[str, Any]:
-    """One source: its shards, and what its documents are like."""
-    shards, unit = plan.shards, "characters" if tokenized is None else "tokens"
+    """One source: its shards, and what its documents are like.
+
+    framing: special tokens of a segment; None without a tokenizer.
+    """
+    shards, unit = plan.shards, "characters" if framing is None else "tokens"
     content = [content_of(shard) for shard in shards]
     total = None if None in content else sum(size or 0 for size in content)
     lengths = sample.lengths
@@ -81,19 +75,19 @@ def source_report(
             **{f"p{rank}": float(value) for rank, value in zip(PERCENTILES, np.percentile(lengths, PERCENTILES), strict=True)},
             "max": int(lengths.max()),
         }
-    if tokenized is not None and lengths.sum():
+    if framing is not None and lengths.sum():
         tokens = int(lengths.sum())
         scale = None if total is None or not sample.content_bytes else 1.0 if sample.whole else total / sample.content_bytes
-        framed = tokens + tokenized.framing * sample.documents
+        framed = tokens + framing * sample.documents
         found |= {
             "bytes_per_token": sample.text_bytes / tokens,
             "unknown_tokens": sample.unknown / tokens,
             "tokens": None if scale is None else framed * scale,
             "documents": None if scale is None else sample.documents * scale,
-            "longer_than_a_row": float((lengths > config.data.sequence_length - tokenized.framing).mean()),
+            "longer_than_a_row": float((lengths > config.data.sequence_length - framing).mean()),
             "packing": [
-                vars(_packed(sample, length, tokenized, config, plan.layout.lanes))
-                for length in _lengths(config.data.sequence_length, tokenized.framing)
+                vars(packed(sample.windows, length, framing, config.data.packing, plan.layout.lanes))
+                for length in _lengths(config.data.sequence_length, framing)
             ],
         }
     return found
@@ -101,10 +95,6 @@ def source_report(
 
 def _lengths(length: int, framing: int) -> Sequence[int]:
     return [one for one in (length // 2, length, 2 * length) if one > framing + 1]
-
-
-def _packed(sample: Sample, length: int, tokenized: Tokenized, config: Config, lanes: int) -> Packed:
-    return packed(sample.windows, length, tokenized.framing, config.data.packing, lanes)
 
 
 def plan_report(

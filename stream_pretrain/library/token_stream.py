@@ -107,6 +107,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         self.is_prepared = False
         """Whether a model keeps the documents of a row apart, see `prepare`."""
         self._ranks = _ranks(rank, world)
+        self._stop, self._watchdog = StopRequest(), Watchdog(self._ranks, warnings.warn)  # of a run: signals are the caller's
         self._pinned = self._on_first(lambda: pin(self.config, self._ranks.world))
         self._plan_from(self._pinned)
         self._begin(0, 0, first_cursors(self._pinned.lanes, len(self._pinned.sources)))
@@ -202,8 +203,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
                 workers=self.config.data.workers,
                 memory=memory_for(self.device),
             )
-        watchdog = Watchdog(self._ranks, warnings.warn)
-        self._read, rows, _ = next_rows(self._stream, self._ranks, StopRequest(), watchdog)
+        self._read, rows, _ = next_rows(self._stream, self._ranks, self._stop, self._watchdog)
         count = torch.tensor([len(rows)])
         if self.plan.can_end:
             self._ranks.sum_on_cpu(count)

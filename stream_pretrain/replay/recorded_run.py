@@ -16,12 +16,12 @@ from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors
-from stream_pretrain.data.rows.engine_choice import choose
 from stream_pretrain.errors import CheckpointError, ConfigError, ModelError
 from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.files.manifest import json_of
 from stream_pretrain.training.files.options_file import NAME as OPTIONS
 from stream_pretrain.training.files.out_files import CHECKPOINTS, CURSORS, RUN
+from stream_pretrain.training.start.engine import engine_of
 from stream_pretrain.training.start.kept_defaults import defaults_of_then, kept_options, with_options
 from stream_pretrain.training.start.passed_steps import Passed, passed_in
 from stream_pretrain.training.state.checkpoint import read_trainer
@@ -76,7 +76,7 @@ def recorded_run(out: Path, given: Config, typed: Sequence[str]) -> RecordedRun:
     config = with_options(config, kept_options(config, defaults_of_then(trainer), checkpoint))
     pinned = PinnedCorpus.from_json(json_of(checkpoint / "corpus.json"))
     pinned = pinning.found_again(config, pinned, world=1)
-    plan = _plan(config, pinned, checkpoint, trainer["tokenizer"])
+    plan = _plan(config, pinned, out, checkpoint, trainer["tokenizer"])
     recorded = json_of(out / RUN) if (out / RUN).is_file() else {}
     passed = passed_in(trainer, checkpoint / "trainer.json")
     files = _cursor_files(out)
@@ -114,7 +114,7 @@ def _newest_readable(out: Path) -> tuple[Path, dict[str, Any]]:
     raise CheckpointError(f"{out} has no checkpoint yet, which says what the run reads: ask again after the first one")
 
 
-def _plan(config: Config, pinned: PinnedCorpus, checkpoint: Path, fingerprint: str) -> StreamPlan:
+def _plan(config: Config, pinned: PinnedCorpus, out: Path, checkpoint: Path, fingerprint: str) -> StreamPlan:
     """With the tokenizer of the checkpoint, else that of the options, whichever the run has. Raises: ModelError."""
     tokenizers = [ModelConfig(path=str(checkpoint)), dataclasses.replace(config.model, path=config.model.path or "")]
     for own in tokenizers:
@@ -123,9 +123,8 @@ def _plan(config: Config, pinned: PinnedCorpus, checkpoint: Path, fingerprint: s
         except ModelError:
             continue
         if plan.encoder.fingerprint == fingerprint:
-            return dataclasses.replace(
-                plan, encoder=dataclasses.replace(plan.encoder, engine=choose(config.data.engine, plan.encoder).name)
-            )
+            engine = engine_of(config, plan, out).name  # the rows are those of the run, so the ids must be, too
+            return dataclasses.replace(plan, encoder=dataclasses.replace(plan.encoder, engine=engine))
     raise CheckpointError(f"the tokenizer of the run is neither in {checkpoint} nor the one of its options: put it back")
 
 

@@ -31,7 +31,7 @@ RECORDED = {
     "mixture": "8d313411d1fb220c",
     "schedule": "a8d12516b40b684a",
 }
-"""First 16 digits of the SHA-256 of the rows of the first steps, by the name of the run: those of cursors of version 4."""
+"""First 16 digits of the SHA-256 of the rows of the first steps, by the name of the run: those of cursors of version 5."""
 
 
 @pytest.fixture(scope="module")

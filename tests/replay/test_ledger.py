@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stream_pretrain import cli
+from stream_pretrain.config import Config
 from stream_pretrain.replay.ledger import Segment, segments_of
+from stream_pretrain.replay.recorded_run import recorded_run
 from stream_pretrain.training.steps import loop
 from tests.corpora import documents, json_lines
 from tests.training.runs import run_here, write_tiny_modernbert
@@ -201,3 +203,14 @@ def test_a_corpus_that_has_moved_is_read_where_it_is_now(
     assert refused(capsys, str(copy), "--step=2")[0] == 1
     told = asked(capsys, copy, "--step=2", f"--data.sources={json.dumps(sources)}")
     assert len(told["documents"]) == len(documents_in(consumed[2]))
+
+
+def test_a_run_that_keeps_to_tokenizers_is_read_again_with_it(
+    finished: tuple[Path, Consumed], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("nanotoken")
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0], copy)
+    assert recorded_run(copy, Config(), []).plan.encoder.engine == "nanotoken"
+    (copy / "engine.json").write_text('{"engine": "tokenizers", "why": "a document"}')
+    assert recorded_run(copy, Config(), []).plan.encoder.engine == "tokenizers"

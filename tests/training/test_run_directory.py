@@ -516,7 +516,7 @@ def test_options_of_other_versions_are_compared_with_their_defaults(tmp_path: Pa
         start(tmp_path / "newer")
 
 
-@pytest.mark.parametrize("version", [1, 3, 5])
+@pytest.mark.parametrize("version", [1, 3, 4, 6])
 def test_a_checkpoint_with_cursors_of_another_version_is_refused_before_anything_else_is_done_with_it(
     tmp_path: Path, version: int
 ) -> None:
@@ -524,10 +524,10 @@ def test_a_checkpoint_with_cursors_of_another_version_is_refused_before_anything
     with pytest.raises(CheckpointError) as error:
         start(tmp_path / "out")
     assert str(error.value) == (
-        f"{newest} has cursors of version {version}, this program reads version 4: resume with stream_pretrain of the "
+        f"{newest} has cursors of version {version}, this program reads version 5: resume with stream_pretrain of the "
         "version that wrote it, or start a new run from its weights: stream-pretrain --dataset org/texts --seed=1 "
         f"--init-from {newest} --output-dir {tmp_path / 'out-2'}"
     )
     assert not (tmp_path / "out" / "run.json").exists()
-    with pytest.raises(CheckpointError, match=f"cursors of version {version}, this program reads version 4: .*/new$"):
+    with pytest.raises(CheckpointError, match=f"cursors of version {version}, this program reads version 5: .*/new$"):
         start(tmp_path / "new", config(resume=str(newest)))

@@ -9,7 +9,7 @@ from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.typed_json import from_json
 
-CURSOR_VERSION = 4
+CURSOR_VERSION = 5
 """Of what `stream.json` holds; raised when the fields of a cursor change, or the rows that follow from one."""
 
 LaneCursors = tuple[Cursor, ...]

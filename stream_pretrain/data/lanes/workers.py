@@ -51,6 +51,8 @@ class SharedMemory:
     @classmethod
     def of(cls, size: int) -> SharedMemory:
         """Raises: OSError where it cannot be had."""
+        if not hasattr(os, "memfd_create"):  # of Linux alone
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         file = os.memfd_create("rows")
         try:
             os.posix_fallocate(file, 0, size)  # all of it now: a write to what is not there would kill the process

@@ -28,6 +28,11 @@ def with_engine(config: Config, plan: StreamPlan, out: Path, ranks: Ranks, progr
     return replace(plan, encoder=replace(plan.encoder, engine=choice.name))
 
 
+def engine_of(config: Config, plan: StreamPlan, out: Path) -> Choice:
+    """The engine that OUT keeps to, else the one for --data.engine. Raises: ConfigError, CheckpointError."""
+    return _kept(out) or choose(config.data.engine, plan.encoder)
+
+
 def keep_tokenizers(out: Path, why: str) -> None:
     """Record in OUT that the run goes on with `tokenizers`. Raises: CheckpointError."""
     with writing(out / ENGINE):
@@ -55,7 +60,7 @@ def _kept(out: Path) -> Choice | None:
 
 def _on_all_ranks(config: Config, plan: StreamPlan, out: Path, ranks: Ranks) -> Choice:
     asked = config.data.engine
-    choice = ranks.from_first(lambda: _kept(out) or choose(asked, plan.encoder))
+    choice = ranks.from_first(lambda: engine_of(config, plan, out))
     if choice.name == "tokenizers":
         return choice
     versions = ranks.gather(installed(choice.name))
