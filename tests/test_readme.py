@@ -82,8 +82,14 @@ def test_every_option_named_in_the_text_exists_and_takes_the_value_it_is_given(p
 
 
 def test_the_table_of_short_names_is_that_of_the_program() -> None:
-    rows = re.findall(r"^\|[^|]*\| `--([\w-]+)` \| `--([\w.-]+)` \|$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
-    assert dict(rows) == {alias: name.replace("_", "-") for alias, name in ALIASES.items()}
+    [table] = re.findall(
+        r"^\| group \| short names \|\n(.*?)\n\n", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    found = {}
+    for group, names_of_group in re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE):
+        for short, name in re.findall(r"`--([\w-]+)`(?: \(`--([\w.-]+)`\))?", names_of_group):
+            found[short] = name or f"{group}.{short}"
+    assert found == {alias: name.replace("_", "-") for alias, name in ALIASES.items()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))

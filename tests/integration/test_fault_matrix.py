@@ -1,6 +1,6 @@
 """Every fault of transport, with every format, on every kind of store: the documents of a clean read, or an error by name.
 
-The table of the README's "When a server fails" is held against this one.
+The table of docs/faults.md is held against this one.
 """
 
 from __future__ import annotations
@@ -207,9 +207,9 @@ def test_a_branch_that_moves_while_a_shard_is_read_changes_no_document(style: st
         assert read_on(again, RestartPoint(), 0) == documents(COUNT)
 
 
-def test_the_table_of_the_readme_says_what_these_tests_have_seen() -> None:
-    page = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-    section = page.split("### When a server fails\n")[1].split("\n#")[0]
+def test_the_table_of_the_page_says_what_these_tests_have_seen() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "faults.md").read_text("utf-8")
+    section = page.split("## When a server fails\n")[1].split("\n#")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")]
     assert rows[0] == ["the server's fault", *STORES]
     assert rows[2:] == [[fault, *(FAULTS[fault].on(kind) for kind in STORES)] for fault in FAULTS]
