@@ -47,6 +47,8 @@ class Invocation:
     """Options given on the command line, by dotted name with hyphens."""
     as_json: bool
     """--json: the result is one JSON object on stdout."""
+    dry_run: bool
+    """--dry-run: what a run with these options would do, and nothing is trained."""
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> Config:
@@ -65,7 +67,7 @@ def invocation(
     from_files: list[_Option] = []
     from_line: list[_Option] = []
     typed: dict[str, tuple[str, str]] = {}
-    taken = [argument for argument in arguments if argument != "--json"]
+    taken = [argument for argument in arguments if argument not in ("--json", "--dry-run")]
     words = list(_split(taken, operands=operands))
     for name, value in words:
         if name is None:
@@ -99,7 +101,8 @@ def invocation(
         own={name: options for name, options in built.items() if name not in GROUPS},
         operands=tuple(value for name, value in words if name is None),
         typed=frozenset(typed),
-        as_json=len(taken) < len(arguments),
+        as_json="--json" in arguments,
+        dry_run="--dry-run" in arguments,
     )
 
 
@@ -388,6 +391,19 @@ def without_secrets(arguments: Sequence[str]) -> list[str]:
         else:
             shown.append(redacted_text(_field(name), argument))
     return shown
+
+
+def of_the_run(arguments: Sequence[str]) -> list[str]:
+    """The arguments that begin the run, among those of its --dry-run."""
+    kept: list[str] = []
+    is_kept = True
+    for argument in arguments:
+        if argument.startswith("--"):
+            name = argument.partition("=")[0]
+            is_kept = name not in ("--dry-run", "--json") and not _field(name).startswith("inspect.")
+        if is_kept:
+            kept.append(argument)
+    return kept
 
 
 def _field(argument: str) -> str:

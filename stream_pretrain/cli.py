@@ -19,7 +19,16 @@ from pathlib import Path
 from types import ModuleType
 
 from stream_pretrain import commands, exit_codes
-from stream_pretrain.arguments import Invocation, instead, invocation, misplaced, suggestion, values_of, without_secrets
+from stream_pretrain.arguments import (
+    Invocation,
+    instead,
+    invocation,
+    misplaced,
+    of_the_run,
+    suggestion,
+    values_of,
+    without_secrets,
+)
 from stream_pretrain.commands import Answer
 from stream_pretrain.config import SYNONYMS, Config, refuse_out_of_bounds, run_directory, secrets_of, validate
 from stream_pretrain.errors import ConfigError, StreamPretrainError
@@ -72,16 +81,20 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
     if "--version" in options:
         return _print(importlib.metadata.version("stream_pretrain"))
     declared = declaration_of(command)
-    if command == "train" and "--dry-run" in options:
-        command, options = "inspect", [option for option in options if option != "--dry-run"]
-        declared = replace(declaration_of(command), groups=(*declared.groups, "inspect"), needed=declared.needed)
     given = invocation(options, os.environ, operands=bool(declared.operands))
+    if given.dry_run:
+        if command != "train":
+            raise ConfigError(f"{command} has no option --dry-run, which is for the command of a run")
+        declared = replace(declared, groups=(*declared.groups, "inspect"))
     _refuse_foreign(given, command, declared)
     stderr.secrets = secrets_of(given.config, os.environ)
     validate(given.config, declared.needed)
     for group, options_of_command in given.own.items():
         refuse_out_of_bounds(options_of_command, f"--{group}.")
     stderr.begin_log()
+    if given.dry_run:
+        _refuse_at_once(given.config)
+        command, arguments = "inspect", of_the_run(arguments)
     shown = [PROGRAM, *without_secrets(arguments)]
     if command == "train":
         return _train(given.config, shown)
@@ -117,11 +130,16 @@ def _train(config: Config, given: Sequence[str]) -> int:
         stop.answer(lambda name: _leave(name, run_directory(config), given, progress), exit_codes.of_stopped_process)
         progress.notice(f"run folder: {run_directory(config)}")
         if os.environ.get("RANK", "0") == "0":  # the others may not see the corpus
-            from stream_pretrain.training.start.first_checks import refuse_at_once
-
-            refuse_at_once(config)
+            _refuse_at_once(config)
         code: int = _module("train", progress).run(config, given, stop)
     return code
+
+
+def _refuse_at_once(config: Config) -> None:
+    """What is refused before torch is imported; with a client of the Hub, which takes a moment itself."""
+    from stream_pretrain.training.start.first_checks import refuse_at_once
+
+    refuse_at_once(config)
 
 
 def _leave(name: str, out: Path, given: Sequence[str], progress: Progress) -> None:

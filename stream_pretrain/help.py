@@ -27,7 +27,7 @@ WIDEST = 100
 FLAGS = {
     "--config FILE.yaml": "Options from a file, nested, dotted or short; the command line overrides them.",
     "--help [GROUP]": "Show all options, or those of one group.",
-    "--dry-run": "Of train: inspect with these options, and train nothing.",
+    "--dry-run": "Of train: what the run would do, begin or resume with, and inspect; nothing is trained or written.",
     "--version": "Print the version.",
     "--debug": "Show the traceback of an error.",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,21 +12,25 @@ import transformers
 from stream_pretrain import exit_codes
 from stream_pretrain.arguments import Invocation
 from stream_pretrain.commands import Answer
-from stream_pretrain.config import Config
+from stream_pretrain.config import Config, run_directory
 from stream_pretrain.config.command_options import InspectConfig
-from stream_pretrain.data.chain import stream_plan
-from stream_pretrain.data.lanes.pinning import pin, source_plans
+from stream_pretrain.data.lanes.pinning import source_plans
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
-from stream_pretrain.data.rows.engine_choice import choose
+from stream_pretrain.data.lanes.stream_state import first_cursors
+from stream_pretrain.data.rows.train_rows import TrainRows
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.inspection.model_cost import ModelCost, model_cost
+from stream_pretrain.inspection.next_start import next_start
 from stream_pretrain.inspection.report import GPUS, lines_of, plan_report, source_report, warnings_of
 from stream_pretrain.inspection.sample import sample_of
-from stream_pretrain.inspection.shown_rows import LEGEND, first_rows, lines_of_rows
+from stream_pretrain.inspection.shown_rows import LEGEND, lines_of_rows, next_rows
 from stream_pretrain.model.tokenizer import load_tokenizer
+from stream_pretrain.training.evaluation.evaluation_documents import evaluation_corpora
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.start.advice import advice
+from stream_pretrain.training.start.corpus import pin_on_all_ranks, plan_on_all_ranks
+from stream_pretrain.training.start.setup import restored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -40,26 +43,33 @@ stream-pretrain inspect --dataset 'data/*.jsonl.zst' --model bert-base-uncased \
 """
 
 
-def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer:  # noqa: ARG001
+def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer:
     """Look at the corpus, and plan a run."""
     config, options = given.config, given.own["inspect"]
     assert isinstance(options, InspectConfig)
+    if "RANK" in os.environ:
+        raise ConfigError("the plan is that of one process: run this without torchrun or accelerate launch")
     transformers.utils.logging.disable_progress_bar()
     has_tokenizer = config.model.path is not None or config.model.tokenizer is not None
     if options.rows and not has_tokenizer:
         raise ConfigError("--inspect.rows needs a tokenizer: give --model or --model.tokenizer")
-    with progress.phase("resolving the corpus") as found:
-        pinned = pin(config, world=1)
-        found(f"{len(pinned.shards):,} shards, {pinned.lanes} lanes")
+    coming = next_start(config, command, progress) if given.dry_run else None
+    saved = None
+    if coming is not None:
+        if coming.is_finished:
+            return Answer([coming.said], {"start": coming.to_json()})
+        config, saved = coming.config, coming.saved
+    ranks, out = Ranks(), run_directory(config)
+    pinned = pin_on_all_ranks(config, saved, ranks, progress)
+    if coming is not None:
+        evaluation_corpora(config, out)  # refuses what is not there
     tokenizer = load_tokenizer(config.model) if has_tokenizer else None
-    plans, plan, framing = source_plans(config, pinned), None, None
+    plans, plan, framing, cursors = source_plans(config, pinned), None, None, None
     if tokenizer is not None:
-        plan = stream_plan(config, tokenizer, pinned)
-        engine = choose(config.data.engine, plan.encoder)
-        progress.notice(engine.in_words())
-        encoder = dataclasses.replace(plan.encoder, engine=engine.name)
-        plan = dataclasses.replace(plan, encoder=encoder)
+        plan = plan_on_all_ranks(config, tokenizer, pinned, saved, out, ranks, progress).plan
+        encoder = plan.encoder
         framing = len(encoder.prefix) + len(encoder.suffix) + len(encoder.document_end)
+        cursors = first_cursors(pinned.lanes, len(pinned.sources)) if saved is None else restored(saved, plan)[0]
     sources = []
     for source, of_plan in zip(pinned.sources, plans, strict=True):
         with progress.phase(f"reading {source.name or 'documents'}") as found:
@@ -74,12 +84,18 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
         sources.append(source_report(source.name, of_plan, source.corpus.revision, sample, framing, config))
     model = None if plan is None else _model_cost(config, plan, sources)
     planned = plan_report(config, pinned, plans, sources, model)
-    rows = [] if plan is None else list(_rows(plan, tokenizer, options.rows, as_json=given.as_json))
+    rows = []
+    if plan is not None and tokenizer is not None and cursors is not None and options.rows:
+        step = 0 if coming is None else coming.start.step
+        shown = next_rows(plan, step, cursors, options.rows)
+        if shown is not None:
+            rows = list(_lines_of(shown, tokenizer, causal=plan.objective.causal, as_json=given.as_json))
     warnings = [
         *warnings_of(config, sources, planned),
-        *([] if plan is None else advice(plan, Ranks(), config.data.workers)),
+        *([] if plan is None else advice(plan, ranks, config.data.workers)),
     ]
-    report: dict[str, Any] = {"sources": sources, "plan": planned, "rows": rows, "warnings": warnings}
+    start = None if coming is None else coming.to_json()
+    report: dict[str, Any] = {"start": start, "sources": sources, "plan": planned, "rows": rows, "warnings": warnings}
     samples = [source["sample"] for source in sources]
     damaged = config.data.on_bad_shard == "error" and any(sample["damaged"] for sample in samples)
     empty = any(sample["is_whole"] and not sample["documents"] for sample in samples)
@@ -93,9 +109,7 @@ def _model_cost(config: Config, plan: StreamPlan, sources: Sequence[dict[str, An
     return model_cost(config, plan.objective, max(means, default=config.data.sequence_length), GPUS)
 
 
-def _rows(plan: StreamPlan, tokenizer: PreTrainedTokenizerFast | None, count: int, *, as_json: bool) -> Iterator[str]:
-    if not count or tokenizer is None:
-        return
+def _lines_of(rows: TrainRows, tokenizer: PreTrainedTokenizerFast, *, causal: bool, as_json: bool) -> Iterator[str]:
     coloured = not as_json and sys.stdout.isatty() and "NO_COLOR" not in os.environ
     yield from () if as_json else (LEGEND,)
-    yield from lines_of_rows(first_rows(plan, count), tokenizer, causal=plan.objective.causal, coloured=coloured)
+    yield from lines_of_rows(rows, tokenizer, causal=causal, coloured=coloured)

@@ -210,6 +210,8 @@ def lines_of(report: Mapping[str, Any]) -> Iterator[str]:
         title, paragraphs = _of_source(source)
         yield from (*_wrapped(title, 2), *(line for name, text in paragraphs for line in _paragraph(name, text)), "")
     yield "plan, on one rank"
+    if report["start"]:
+        yield from _paragraph("start", report["start"]["said"])
     for name, text in _of_plan(report["plan"], report["sources"]):
         yield from _paragraph(name, text)
     if report["rows"]:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
-from stream_pretrain.data.lanes.stream_state import first_cursors
+from stream_pretrain.data.lanes.stream_state import LaneCursors
 from stream_pretrain.data.rows.train_rows import TrainRows
 from stream_pretrain.redaction import printable
 
@@ -18,10 +18,11 @@ _COLOURS = {"masked": "\x1b[7m", "random": "\x1b[31m", "kept": "\x1b[32m", "bord
 _PLAIN = "\x1b[0m"
 
 
-def first_rows(plan: StreamPlan, count: int) -> TrainRows:
-    """Rows of the first step. Raises: as a run does."""
-    with StepStream(plan, first_cursors(plan.layout.lanes, len(plan.sources))) as stream:
-        return next(stream).trained.cut(range(count))
+def next_rows(plan: StreamPlan, step: int, cursors: list[LaneCursors], count: int) -> TrainRows | None:
+    """Rows of the step behind these cursors, which are of `step`; None where there are none. Raises: as a run does."""
+    with StepStream(plan, cursors, step=step) as stream:
+        following = next(iter(stream), None)
+        return None if following is None else following.trained.cut(range(count))
 
 
 def lines_of_rows(rows: TrainRows, tokenizer: PreTrainedTokenizerFast, *, causal: bool, coloured: bool) -> Iterator[str]:

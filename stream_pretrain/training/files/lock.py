@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
+
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training.files.atomic_files import writing
 from stream_pretrain.training.files.out_files import LOCK
@@ -54,6 +56,15 @@ def held(out: Path, report: Callable[[str], None]) -> Iterator[int]:
             report(f"{out / LOCK} still names this process: {error.strerror}")
         finally:
             os.close(descriptor)
+
+
+def refuse_in_use(out: Path) -> None:
+    """Refuse an OUT whose owner lives, by its heartbeat, without a try to lock it. Raises: CheckpointError."""
+    owner = _owner(out)
+    if owner is not None and _silence(owner) < DEAD_AFTER_SECONDS:
+        here = owner["host"] == socket.gethostname()
+        if not here or psutil.pid_exists(owner["pid"]):
+            _refuse(out, owner)
 
 
 def _acquire(out: Path, report: Callable[[str], None]) -> int:

@@ -18,7 +18,6 @@ from stream_pretrain.data.rows.tokenizer_probe import EngineRecord, note_on_engi
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.report.progress import Progress
-from stream_pretrain.training.start.advice import advice
 from stream_pretrain.training.start.engine import with_engine
 from stream_pretrain.training.state.checkpoint import Saved
 from stream_pretrain.units import human_bytes
@@ -58,16 +57,13 @@ def plan_on_all_ranks(
     ranks: Ranks,
     progress: Progress,
 ) -> ReadyCorpus:
-    """How the corpus becomes rows. Called by all ranks. Raises: ConfigError, ModelError, CheckpointError."""
+    """How the corpus becomes rows. Called by all ranks; writes nothing. Raises: ConfigError, ModelError, CheckpointError."""
     plan = stream_plan(config, tokenizer, pinned)
     for note in plan.encoder.notes:
         progress.notice(note)
     plan = with_engine(config, plan, out, ranks, progress)
     trainer = None if saved is None else saved.trainer
-    engine = _engine_of_all_ranks(config, plan.encoder, trainer, ranks, progress)
-    for line in advice(plan, ranks, config.data.workers):
-        progress.warning(line)
-    return ReadyCorpus(plan, engine)
+    return ReadyCorpus(plan, _engine_of_all_ranks(config, plan.encoder, trainer, ranks, progress))
 
 
 def _pinned(config: Config, saved: Saved | None, world: int) -> PinnedCorpus:

@@ -29,7 +29,7 @@ from stream_pretrain.training.files.versions import program
 from stream_pretrain.training.start.auto_learning_rate import BEFORE_AUTO, Chosen, auto_before_auto, chosen_for
 from stream_pretrain.training.start.kept_defaults import defaults_of_then, in_words, kept_options, with_options
 from stream_pretrain.training.start.passed_steps import Passed, passed_in, steps_in_words
-from stream_pretrain.training.state.checkpoint import checkpoints_in, latest, read_trainer, verify
+from stream_pretrain.training.state.checkpoint import checkpoints_in, latest, newest_intact, read_trainer, verify
 from stream_pretrain.urls import HIDDEN
 
 USUAL_CODES = {
@@ -64,11 +64,14 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
             if not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, "it is not writable")
-            for name in FILES:
-                if (path / name).exists() and not (path / name).is_file():
-                    raise CheckpointError(f"{path / name} is not a file: remove it, or give another --output-dir")
+            refuse_no_files(path)
         with held(path, report) as lock:
             yield cls(path, command, report, lock)
+
+    @property
+    def is_owned(self) -> bool:
+        """Whether this process may change OUT."""
+        return self._lock is not None
 
     @property
     def is_lost(self) -> bool:
@@ -182,6 +185,13 @@ class RunDirectory:
         replace_file(self.path / RUN, [json.dumps(self._run, indent=2).encode(), b"\n"])
 
 
+def refuse_no_files(out: Path) -> None:
+    """Refuse an OUT where something else has the name of a file. Raises: CheckpointError."""
+    for name in FILES:
+        if (out / name).exists() and not (out / name).is_file():
+            raise CheckpointError(f"{out / name} is not a file: remove it, or give another --output-dir")
+
+
 @dataclass(frozen=True)
 class Start:
     """Where a run starts or resumes."""
@@ -212,15 +222,16 @@ def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None
 
 
 def found_start(config: Config, out: RunDirectory, report: Callable[[str], None], command: Sequence[str]) -> Start:
-    """Follow --resume, without a record.
+    """Follow --resume, without a record; where this process does not own OUT, without a change.
 
     auto resumes from the newest intact checkpoint; no refuses a used OUT; a PATH begins a new run from that checkpoint, which
     the same command resumes later.
     Raises: CheckpointError, also for a changed fixed option.
     """
     resume, path = config.run.resume, out.path
-    with writing(f"--output-dir {path}", "give another folder"):
-        repair(path / MODEL)
+    if out.is_owned:
+        with writing(f"--output-dir {path}", "give another folder"):
+            repair(path / MODEL)
     recorded = out.recorded()
     has_checkpoints = any((path / CHECKPOINTS).glob("step-*"))
     used = has_checkpoints or (path / MODEL).exists() or _size(path / METRICS) > 0
@@ -236,7 +247,7 @@ def found_start(config: Config, out: RunDirectory, report: Callable[[str], None]
         parent = str(Path(resume).resolve())
         if used and recorded.get("parent") != parent:
             raise CheckpointError(f"{path} has another run, and --resume {resume} begins a new one: give another --output-dir")
-    checkpoint = latest(path / CHECKPOINTS, report)
+    checkpoint = latest(path / CHECKPOINTS, report) if out.is_owned else _seen(path / CHECKPOINTS, report)
     if checkpoint is None and parent is not None:
         checkpoint = Path(parent)
         if not os.path.isfile(checkpoint / "trainer.json"):  # False for a name that is too long, unlike Path.is_file
@@ -267,6 +278,14 @@ def found_start(config: Config, out: RunDirectory, report: Callable[[str], None]
             raise CheckpointError(_stands_behind(config, step, asked, path, command))
         passed = (*passed, asked)
     return Start(step, checkpoint, parent, chosen, passed, kept)
+
+
+def _seen(checkpoints: Path, report: Callable[[str], None]) -> Path | None:
+    """The checkpoint that the owner of OUT would resume from. Raises: CheckpointError."""
+    checkpoint, damaged = newest_intact(checkpoints)
+    for reason in damaged.values():
+        report(f"{reason}; a start falls back to {checkpoint and checkpoint.name}")
+    return checkpoint
 
 
 def _refuse_version(trainer: dict[str, Any], checkpoint: Path, new_run: str) -> None:

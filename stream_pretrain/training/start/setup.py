@@ -26,6 +26,7 @@ from stream_pretrain.training.files.records import trim_after
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import StopRequest
 from stream_pretrain.training.report.progress import Progress, rate_in_words
+from stream_pretrain.training.start.advice import advice
 from stream_pretrain.training.start.auto_learning_rate import Chosen
 from stream_pretrain.training.start.corpus import pin_on_all_ranks, plan_on_all_ranks
 from stream_pretrain.training.start.kept_defaults import defaults_of_then, with_options
@@ -92,6 +93,8 @@ def prepare(
         loaded = load_on_all_ranks(config, saved, accelerator, ranks, progress)
         corpus = plan_on_all_ranks(config, loaded.tokenizer, pinned, saved, out.path, ranks, progress)
         plan = corpus.plan
+        for line in advice(plan, ranks, config.data.workers):
+            progress.warning(line)
         evaluation_sets: list[EvaluationSet] = []
         if config.eval.every:
             collect = partial(evaluation_documents, config, plan, held_out, out.path, progress, step=start.step)
@@ -106,7 +109,7 @@ def prepare(
     if saved is None:
         cursors, totals = first_cursors(pinned.lanes, len(pinned.sources)), Totals()
     else:
-        cursors, totals = ranks.from_first(lambda: _restored(saved, plan))
+        cursors, totals = ranks.from_first(lambda: restored(saved, plan))
         if saved.trainer["max_epochs"] != config.train.max_epochs:
             totals.progress = 0.0  # of another run
         updates = totals.step - totals.bad_steps - count_up_to(start.passed, totals.step)
@@ -128,7 +131,7 @@ def prepare(
     )  # fmt: skip
 
 
-def _restored(saved: Saved, plan: StreamPlan) -> tuple[list[LaneCursors], Totals]:
+def restored(saved: Saved, plan: StreamPlan) -> tuple[list[LaneCursors], Totals]:
     """The cursors and totals of a checkpoint. Raises: CheckpointError for those that no run of this plan can have."""
     cursors = cursors_from(saved.stream, saved.trainer["step"], plan.layout.lanes)
     totals = Totals.from_json(saved.trainer["totals"], len(plan.sources), "trainer.json: totals")

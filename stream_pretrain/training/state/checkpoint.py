@@ -193,6 +193,24 @@ def latest(directory: Path, report: Callable[[str], None]) -> Path | None:
     Raises: CheckpointError when all checkpoints are damaged, or one cannot be read now.
     """
     delete_leftovers(directory)
+    checkpoint, damaged = newest_intact(directory)
+    for newer, reason in damaged.items():
+        assert checkpoint is not None
+        aside = newer.with_name(f"damaged-{newer.name}")
+        delete(aside)
+        try:
+            newer.rename(aside)
+        except OSError as error:
+            raise CheckpointError(f"{reason}; it cannot be renamed ({error.strerror}): delete it") from error
+        report(f"{reason}; falling back to {checkpoint.name}, the damaged one is now {aside.name}")
+    return checkpoint
+
+
+def newest_intact(directory: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint that verifies, None where there are none, and why newer ones do not. Changes nothing.
+
+    Raises: as `latest`.
+    """
     found = checkpoints_in(directory)
     others = sorted({path.name for path in directory.glob("step-*")} - {path.name for _, path in found})
     if others and not found:
@@ -204,18 +222,10 @@ def latest(directory: Path, report: Callable[[str], None]) -> Path | None:
         except DamagedCheckpointError as error:
             damaged[checkpoint] = str(error)
             continue
-        for newer, reason in damaged.items():
-            aside = newer.with_name(f"damaged-{newer.name}")
-            delete(aside)
-            try:
-                newer.rename(aside)
-            except OSError as error:
-                raise CheckpointError(f"{reason}; it cannot be renamed ({error.strerror}): delete it") from error
-            report(f"{reason}; falling back to {checkpoint.name}, the damaged one is now {aside.name}")
-        return checkpoint
+        return checkpoint, damaged
     if damaged:
         raise CheckpointError(f"{directory}: all checkpoints are damaged; the newest: {next(iter(damaged.values()))}")
-    return None
+    return None, {}
 
 
 def delete_leftovers(directory: Path) -> None:

@@ -28,13 +28,13 @@ def complete_finished(
     """
     with stop.interruptible():
         step = out.finished_at(config.train)
-        if step is None or _lacks_evaluation(config, out, step):
+        if step is None or lacks_evaluation(config, out, step):
             return None
         start = found_start(config, out, progress.warning, command)
         if start.checkpoint is None or start.step != step:  # the last checkpoint is damaged
             return None
         config = start.applied(config)
-        _refuse_other_corpus(config, start.checkpoint)
+        refuse_other_corpus(config, start.checkpoint)
         if not (out.path / MODEL).exists():
             copy_model(start.checkpoint, out.path / MODEL)
         shown = shown_options(flatten(config))
@@ -43,14 +43,15 @@ def complete_finished(
     return step
 
 
-def _lacks_evaluation(config: Config, out: RunDirectory, step: int) -> bool:
+def lacks_evaluation(config: Config, out: RunDirectory, step: int) -> bool:
+    """Whether a run that is finished at a step still has to evaluate there."""
     every, max_steps = config.eval.every, config.train.max_steps
     if not every or has_evaluation(out.path / METRICS, step):
         return False
     return max_steps is None or step <= max_steps or step % every == 0  # the last step of the run, or one of the interval
 
 
-def _refuse_other_corpus(config: Config, checkpoint: Path) -> None:
+def refuse_other_corpus(config: Config, checkpoint: Path) -> None:
     """Refuse what an unfinished run refuses; shards are listed only where --dataset names another place."""
     pinned = PinnedCorpus.from_json(json_of(checkpoint / "corpus.json"))
     was, now = read_trainer(checkpoint)["fixed"], shown_options(fixed_options(config))
