@@ -25,7 +25,7 @@ from stream_pretrain.config.options import (
     sources_of,
     without_places,
 )
-from stream_pretrain.config.run_name import EARLIER_DEFAULTS, run_directory
+from stream_pretrain.config.run_name import run_directory
 from stream_pretrain.config.secrets import redacted, redacted_text, secrets_of, shown_options, storage_options
 from stream_pretrain.config.validation import (
     asked_steps,

@@ -15,7 +15,7 @@ from stream_pretrain.config.secrets import shown_options
 
 _LONGEST_WORD = 100  # a name on the Hub has at most 96 characters, that of a folder 255
 
-EARLIER_DEFAULTS: dict[str, Any] = {
+_EARLIER_DEFAULTS: dict[str, Any] = {
     "data.dataset": None,
     "data.sources": [],
     "data.weight_schedule": [],
@@ -48,7 +48,7 @@ EARLIER_DEFAULTS: dict[str, Any] = {
     "train.global_batch_size": 256,
     "train.seed": 0,
 }
-"""Until November 2026, all these options were hashed into the name of a run, and checkpoints had no defaults.
+"""Until November 2026, all these options were hashed into the name of a run.
 
 Frozen: runs have these names, and the same command must find them.
 """
@@ -77,7 +77,7 @@ _EARLIER_KEYS = {
 }
 """Likewise, the keys of records."""
 
-_DEFAULTS = {**EARLIER_DEFAULTS, "data.text_documents": "line", "data.special_tokens": "text"}
+_DEFAULTS = {**_EARLIER_DEFAULTS, "data.text_documents": "line", "data.special_tokens": "text"}
 """Since then, the options that differ from these defaults are hashed, whatever the defaults of today are.
 
 Frozen too. Before the default of a newer option changes, the old one is added here.
@@ -144,6 +144,6 @@ def _hashed_until_2026(options: dict[str, Any], hashed: dict[str, Any]) -> dict[
         keys = _EARLIER_KEYS.get(name)
         return value if keys is None else [{key: inner for key, inner in r.items() if key in keys} for r in value]
 
-    if any(name not in EARLIER_DEFAULTS or known(name, value) != value for name, value in hashed.items()):
+    if any(name not in _EARLIER_DEFAULTS or known(name, value) != value for name, value in hashed.items()):
         return None
-    return {name: known(name, options[name]) if name in hashed else usual for name, usual in EARLIER_DEFAULTS.items()}
+    return {name: known(name, options[name]) if name in hashed else usual for name, usual in _EARLIER_DEFAULTS.items()}

@@ -22,8 +22,9 @@ from stream_pretrain.training.files.manifest import json_of
 from stream_pretrain.training.files.options_file import NAME as OPTIONS
 from stream_pretrain.training.files.out_files import CHECKPOINTS, CURSORS, RUN
 from stream_pretrain.training.start.engine import engine_of
-from stream_pretrain.training.start.kept_defaults import defaults_of_then, kept_options, with_options
+from stream_pretrain.training.start.kept_defaults import kept_options, with_options
 from stream_pretrain.training.start.passed_steps import Passed, passed_in
+from stream_pretrain.training.start.run_directory import refuse_other_version
 from stream_pretrain.training.state.checkpoint import read_trainer
 
 
@@ -73,7 +74,8 @@ def recorded_run(out: Path, given: Config, typed: Sequence[str]) -> RecordedRun:
     config = with_options(own, {name: _value(given, name) for name in (word.replace("-", "_") for word in typed)})
     _refuse_other_rows(own, config)
     checkpoint, trainer = _newest_readable(out)
-    config = with_options(config, kept_options(config, defaults_of_then(trainer), checkpoint))
+    refuse_other_version(checkpoint, trainer, "read it with")  # also for steps before its first cursors
+    config = with_options(config, kept_options(config, trainer, checkpoint))
     pinned = PinnedCorpus.from_json(json_of(checkpoint / "corpus.json"))
     pinned = pinning.found_again(config, pinned, world=1)
     plan = _plan(config, pinned, out, checkpoint, trainer["tokenizer"])

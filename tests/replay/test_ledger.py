@@ -164,6 +164,19 @@ def test_a_folder_that_is_running_half_copied_or_none_is_told_as_what_it_is(
     )
 
 
+def test_a_run_with_cursors_of_another_version_is_refused_also_for_steps_before_them(
+    finished: tuple[Path, Consumed], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0], copy)
+    checkpoint = copy / "checkpoints" / "step-00000009"
+    state = json.loads((checkpoint / "stream.json").read_text()) | {"version": 4}
+    (checkpoint / "stream.json").write_text(json.dumps(state))
+    assert refused(capsys, str(copy), "--step=1")[1].startswith(
+        f"error: {checkpoint} has cursors of version 4, this program reads version 5: read it with stream_pretrain "
+    )
+
+
 def test_questions_that_cannot_be_answered_are_refused(
     finished: tuple[Path, Consumed], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,21 +27,11 @@ def config(resume: str = "auto", **train: int) -> Config:
     )
 
 
-def save(
-    directory: Path,
-    step: int,
-    of: Config | None = None,
-    *,
-    version: int = CURSOR_VERSION,
-    earlier: bool = False,
-    **more: object,
-) -> Path:
-    """earlier: by a version that recorded no defaults; more: in trainer.json."""
+def save(directory: Path, step: int, of: Config | None = None, *, version: int = CURSOR_VERSION, **more: object) -> Path:
+    """more: in trainer.json."""
     of = of or config()
-    trainer = {**trainer_of(step), "fixed": fixed_options(of)}
-    if not earlier:
-        trainer |= {"defaults": defaults(of), "chosen": {"learning_rate": 1e-4, "warmup_steps": 6}}
-    trainer |= more
+    chosen = {"learning_rate": 1e-4, "warmup_steps": 6}
+    trainer = {**trainer_of(step), "fixed": fixed_options(of), "defaults": defaults(of), "chosen": chosen, **more}
     weights, stream = {"weight": torch.zeros(1)}, {"version": version}
     directory.mkdir(exist_ok=True)
     return checkpoint.write(

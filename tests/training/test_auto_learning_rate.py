@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stream_pretrain.config import Config, DataConfig, ModelConfig, TrainConfig, defaults, run_directory
+from stream_pretrain.config import Config, DataConfig, ModelConfig, TrainConfig, run_directory
 from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.training.start.auto_learning_rate import Chosen, chosen_for, warmup_of
 from stream_pretrain.training.start.optimizer import learning_rate
 from stream_pretrain.training.state.checkpoint import read_trainer
 from tests.corpora import documents, write_shard, write_tiny_bert
-from tests.training.checkpoints import unexpected
 from tests.training.runs import run_here
 from tests.training.starts import save, start
 
@@ -97,35 +95,6 @@ def test_the_rate_of_a_run_is_pinned_in_its_checkpoints(tmp_path: Path) -> None:
     assert metrics(out)[61] == 5e-4
     assert [pinned(34), pinned(60), pinned(61)] == 3 * [{"learning_rate": 5e-4, "warmup_steps": 2}]
     assert "stays" not in said
-
-
-def test_a_run_of_an_earlier_version_keeps_its_defaults_and_says_so(tmp_path: Path) -> None:
-    run = of(ModelConfig(path="org/model"), max_steps=100)
-    then = {**defaults(run), "train.learning_rate": 5e-4, "train.warmup_steps": 0}
-    for number, said_then in enumerate(({}, {"defaults": then})):
-        out, lines = tmp_path / str(number), list[str]()
-        save(out, 50, run, earlier=True, **said_then)
-        begun = start(out, run, report=lines.append)
-        assert lines == [
-            "--train.learning-rate stays 0.0005, the default when the run began (now auto), unless you give it",
-            "--train.warmup-steps stays 0, the default when the run began (now auto), unless you give it",
-        ]
-        assert begun.kept == {"train.learning_rate": 5e-4, "train.warmup_steps": 0}
-        assert begun.chosen == Chosen(5e-4, 0)
-
-
-def test_auto_changes_nothing_in_a_run_of_an_earlier_version(tmp_path: Path) -> None:
-    lines: list[str] = []
-    run = of(ModelConfig(path="org/model"), max_steps=100)
-    save(tmp_path, 50, run, earlier=True)
-    asked = replace(run, given=frozenset({"train.learning_rate", "train.warmup_steps"}))
-    assert start(tmp_path, asked, report=lines.append).chosen.applied(asked).train.learning_rate == 5e-4
-    assert lines == [
-        "--train.learning-rate auto is 0.0005 here, since the run began before there was auto; give a number to change it",
-        "--train.warmup-steps auto is 0 here, since the run began before there was auto; give a number to change it",
-    ]
-    given = of(ModelConfig(path="org/model"), max_steps=100, learning_rate=1e-3, warmup_steps=9)
-    start(tmp_path, replace(given, given=asked.given), report=unexpected)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from typing import Literal
 import pytest
 
 from stream_pretrain.arguments import parse
-from stream_pretrain.config import GROUPS, Config, DataConfig, ModelConfig, TrainConfig, defaults, fixed_options, option
+from stream_pretrain.config import GROUPS, Config, DataConfig, ModelConfig, TrainConfig, defaults, option
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.model import loading
-from stream_pretrain.training.start.kept_defaults import defaults_of_then, kept_options, with_options
+from stream_pretrain.training.start.kept_defaults import kept_options, with_options
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import tiny_options
 from tests.training.runs import run_here
@@ -51,8 +51,7 @@ def test_an_option_that_is_new_is_as_by_default_in_a_run_of_before(tmp_path: Pat
 
 
 def test_an_option_that_is_not_given_keeps_the_default_of_when_the_run_began(tmp_path: Path) -> None:
-    trainer = {"fixed": fixed_options(TODAY), "defaults": json.loads(json.dumps(defaults(TODAY)))}
-    then = defaults_of_then(trainer)
+    then = {"defaults": json.loads(json.dumps(defaults(TODAY)))}
     kept = kept_options(later(), then, tmp_path)
     assert kept == {"data.sequence_length": 512, "train.epsilon": 1e-8, "train.learning_rate": "auto"}
     config = with_options(later(), kept)
@@ -63,7 +62,7 @@ def test_an_option_that_is_not_given_keeps_the_default_of_when_the_run_began(tmp
 def test_an_option_is_given_in_a_file_as_on_the_command_line_and_a_value_is_none(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("train:\n  learning-rate: 1e-3\n")
-    then = {"data.sequence_length": 512, "train.learning_rate": 5e-4, "train.seed": 1}
+    then = {"defaults": {"data.sequence_length": 512, "train.learning_rate": 5e-4, "train.seed": 1}}
 
     def kept(*arguments: str) -> set[str]:
         return set(kept_options(dataclasses.replace(later(), given=parse(arguments).given), then, tmp_path))
@@ -71,19 +70,6 @@ def test_an_option_is_given_in_a_file_as_on_the_command_line_and_a_value_is_none
     assert kept("--run.wandb-name", "seed") == {"data.sequence_length", "train.learning_rate", "train.seed"}
     assert kept("--sequence-length=1024", f"--config={file}") == {"train.seed"}
     assert kept(f"--config={file}", "--train.seed", "0") == {"data.sequence_length"}
-
-
-def test_a_checkpoint_of_an_earlier_version_had_the_defaults_of_then(tmp_path: Path) -> None:
-    newest = save(tmp_path, 5, TODAY, earlier=True)
-    lines: list[str] = []
-    started = begin(tmp_path, later(), report=lines.append)
-    assert started.checkpoint == newest
-    assert started.kept == {"data.sequence_length": 512, "train.learning_rate": 5e-4, "train.warmup_steps": 0}
-    assert lines == [
-        "--data.sequence-length stays 512, the default when the run began (now 1024), unless you give it",
-        "--train.learning-rate stays 0.0005, the default when the run began (now 0.001), unless you give it",
-        "--train.warmup-steps stays 0, the default when the run began (now auto), unless you give it",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +85,7 @@ def test_a_checkpoint_of_an_earlier_version_had_the_defaults_of_then(tmp_path: P
 )
 def test_a_default_of_another_type_is_no_default(tmp_path: Path, name: str, value: object, wrong: str) -> None:
     with pytest.raises(CheckpointError, match=re.escape(f"trainer.json: defaults.{name}{wrong}, which no run writes")):
-        kept_options(TODAY, {name: value}, tmp_path)
+        kept_options(TODAY, {"defaults": {name: value}}, tmp_path)
 
 
 def test_a_run_goes_on_with_the_defaults_that_it_began_with_however_often(

@@ -16,19 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import BertConfig
 
 from stream_pretrain.config import RunConfig, fixed_options
-from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training.files import lock
 from stream_pretrain.training.ranks.signals import Interrupted, stop_on_signals
 from stream_pretrain.training.start import run_directory
 from stream_pretrain.training.start.run_directory import RunDirectory, Start, decide_start
-from stream_pretrain.training.state import checkpoint
-from stream_pretrain.training.state.checkpoint import Snapshot
-from tests.training.checkpoints import flip_a_bit, tokenizer, trainer_of, unexpected
+from tests.training.checkpoints import flip_a_bit, unexpected
 from tests.training.starts import COMMAND, config, save, start
 
 
@@ -493,11 +488,7 @@ def recorded_options(out: Path, change: Callable[[dict[str, object]], None]) -> 
     """Change what a checkpoint says it was trained with, as another version would have written it."""
     fixed = fixed_options(config())
     change(fixed)
-    trainer = {**trainer_of(5), "fixed": fixed}
-    stream = {"version": CURSOR_VERSION}
-    snapshot = Snapshot(5, {"w": torch.zeros(1)}, BertConfig(), tokenizer(), {}, stream, b"{}", trainer)
-    out.mkdir()
-    checkpoint.write(snapshot, out / "checkpoints")
+    save(out, 5, fixed=fixed)
 
 
 def test_options_of_other_versions_are_compared_with_their_defaults(tmp_path: Path) -> None:

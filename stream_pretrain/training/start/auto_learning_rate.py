@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -45,18 +44,6 @@ class Chosen:
         warmup = self.warmup_steps if train.warmup_steps == "auto" and self.warmup_steps is not None else train.warmup_steps
         refuse_final_rate_above(rate, train)
         return replace(config, train=replace(train, learning_rate=rate, warmup_steps=warmup))
-
-
-BEFORE_AUTO = Chosen(learning_rate=5e-4, warmup_steps=0)
-"""The defaults of runs that began before there was `auto`."""
-
-
-def auto_before_auto(config: Config) -> Iterator[str]:
-    """A line for each `auto` that is given for a run that began before there was one."""
-    for name, value in vars(BEFORE_AUTO).items():
-        if getattr(config.train, name) == "auto" and f"train.{name}" in config.given:
-            option = f"--train.{name.replace('_', '-')}"
-            yield f"{option} auto is {value} here, since the run began before there was auto; give a number to change it"
 
 
 def chosen_for(config: Config) -> Chosen:

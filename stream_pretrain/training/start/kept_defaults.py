@@ -8,25 +8,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stream_pretrain.config import EARLIER_DEFAULTS, Config, defaults, flatten
+from stream_pretrain.config import Config, defaults, flatten
 from stream_pretrain.typed_json import from_json
 
 
-def defaults_of_then(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of the first start, from trainer.json; checkpoints of earlier versions do not have them."""
-    return {**_BEFORE_RECORDED, **trainer.get("defaults", EARLIER_DEFAULTS)}
-
-
-_BEFORE_RECORDED = {"train.learning_rate": 5e-4, "train.warmup_steps": 0}
-"""Defaults that have changed since, of options that do not name a run."""
-
-
-def kept_options(config: Config, then: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+def kept_options(config: Config, trainer: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
     """Options that are not given and had another default at the first start, with that default.
 
-    Raises: CheckpointError for a default of the wrong type.
+    trainer: trainer.json of the checkpoint. Raises: CheckpointError for a default of the wrong type.
     """
-    now = defaults(config)
+    now, then = defaults(config), trainer["defaults"]
     kept = {}
     for name, value in flatten(config).items():
         # Options of the group `run` are used before checkpoints are read, and belong to a start.

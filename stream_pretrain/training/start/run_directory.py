@@ -26,8 +26,8 @@ from stream_pretrain.training.files.manifest import json_of
 from stream_pretrain.training.files.out_files import CHECKPOINTS, FILES, LOCK, METRICS, MODEL, RUN
 from stream_pretrain.training.files.retried_reads import parsed, read_bytes
 from stream_pretrain.training.files.versions import program
-from stream_pretrain.training.start.auto_learning_rate import BEFORE_AUTO, Chosen, auto_before_auto, chosen_for
-from stream_pretrain.training.start.kept_defaults import defaults_of_then, in_words, kept_options, with_options
+from stream_pretrain.training.start.auto_learning_rate import Chosen, chosen_for
+from stream_pretrain.training.start.kept_defaults import in_words, kept_options, with_options
 from stream_pretrain.training.start.passed_steps import Passed, passed_in, steps_in_words
 from stream_pretrain.training.state.checkpoint import checkpoints_in, latest, newest_intact, read_trainer, verify
 from stream_pretrain.urls import HIDDEN
@@ -260,18 +260,14 @@ def found_start(config: Config, out: RunDirectory, report: Callable[[str], None]
     if checkpoint is not None:
         trainer = read_trainer(checkpoint)
         new_out = path if not used else _unused(path)
-        _refuse_version(trainer, checkpoint, _new_run(config, trainer["fixed"], command, checkpoint, new_out))
-        kept = kept_options(config, defaults_of_then(trainer), checkpoint)
+        new_run = _new_run(config, trainer["fixed"], command, checkpoint, new_out)
+        refuse_other_version(checkpoint, trainer, "resume with", f", or {new_run}")
+        kept = kept_options(config, trainer, checkpoint)
         _refuse_drift(with_options(config, kept), trainer["fixed"], checkpoint, new_out, command)
         for line in in_words(config, kept):
             report(line)
-        step, chosen = trainer["step"], BEFORE_AUTO
+        step, chosen = trainer["step"], Chosen.from_json(trainer.get("chosen"), f"{checkpoint / 'trainer.json'}: chosen")
         passed = tuple(dict.fromkeys((*passed_in(trainer, checkpoint / "trainer.json"), *passed)))
-        if "chosen" in trainer:
-            chosen = Chosen.from_json(trainer["chosen"], f"{checkpoint / 'trainer.json'}: chosen")
-        else:
-            for line in auto_before_auto(config):
-                report(line)
     asked = asked_steps(config.train.skip_steps)
     if asked is not None and asked not in passed:
         if step >= asked.start:
@@ -288,14 +284,17 @@ def _seen(checkpoints: Path, report: Callable[[str], None]) -> Path | None:
     return checkpoint
 
 
-def _refuse_version(trainer: dict[str, Any], checkpoint: Path, new_run: str) -> None:
-    """Refuse cursors of another version. Raises: CheckpointError."""
+def refuse_other_version(checkpoint: Path, trainer: Mapping[str, Any], instead: str, otherwise: str = "") -> None:
+    """Refuse cursors of another version, which would lead to other rows. Raises: CheckpointError.
+
+    instead: what to do with the version that wrote them; otherwise: what else.
+    """
     version = json_of(checkpoint / "stream.json").get("version")
     if version != CURSOR_VERSION:
         writer = trainer.get("versions", {}).get("stream_pretrain", "of the version that wrote it")
         raise CheckpointError(
-            f"{checkpoint} has cursors of version {version}, this program reads version {CURSOR_VERSION}: resume with "
-            f"stream_pretrain {writer}, or {new_run}"
+            f"{checkpoint} has cursors of version {version}, this program reads version {CURSOR_VERSION}: {instead} "
+            f"stream_pretrain {writer}{otherwise}"
         )
 
 

@@ -29,7 +29,7 @@ from stream_pretrain.training.report.progress import Progress, rate_in_words
 from stream_pretrain.training.start.advice import advice
 from stream_pretrain.training.start.auto_learning_rate import Chosen
 from stream_pretrain.training.start.corpus import pin_on_all_ranks, plan_on_all_ranks
-from stream_pretrain.training.start.kept_defaults import defaults_of_then, with_options
+from stream_pretrain.training.start.kept_defaults import with_options
 from stream_pretrain.training.start.model import load_on_all_ranks, ready_to_train
 from stream_pretrain.training.start.optimizer import learning_rate
 from stream_pretrain.training.start.passed_steps import Passed, count_up_to
@@ -119,7 +119,7 @@ def prepare(
         else:
             progress.notice(f"resuming after step {totals.step:,}, from {saved.path}")
             _report_other_max_steps(config.train, saved.trainer["max_steps"], totals.step, progress)
-        began_with |= defaults_of_then(saved.trainer)
+        began_with |= saved.trainer["defaults"]
     if ranks.is_first:
         for name in RECORDS:
             trim_after(out.path / name, None if saved is None else totals.step, progress.warning)

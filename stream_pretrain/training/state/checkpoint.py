@@ -241,14 +241,14 @@ def newest(directory: Path) -> tuple[int, Path | None]:
 
 def read_trainer(checkpoint: Path) -> dict[str, Any]:
     """trainer.json: the step, the totals, and the options of the run. Raises: CheckpointError."""
-    trainer, where = json_of(checkpoint / "trainer.json"), f"{checkpoint / 'trainer.json'}:"
-    kinds = {"fixed": dict[str, Any], "tokenizer": str, "max_steps": int | None}
+    where = f"{checkpoint / 'trainer.json'}:"
+    trainer = {"defaults": {}, **json_of(checkpoint / "trainer.json")}  # none by versions whose cursors are refused
+    kinds = {"fixed": dict[str, Any], "tokenizer": str, "max_steps": int | None, "defaults": dict[str, Any]}
     for name, kind in kinds.items():
         if name not in trainer:
             raise CheckpointError(f"{where} {name} is missing: use another checkpoint")
         from_json(kind, trainer[name], f"{where} {name}")
     from_json(dict[str, Any], trainer.get("versions", {}), f"{where} versions")
-    from_json(dict[str, Any], trainer.get("defaults", {}), f"{where} defaults")
     from_json(EngineRecord | None, trainer.get("engine"), f"{where} engine")
     from_json(list[dict[str, Any]], trainer["fixed"].get("data.sources", []), f"{where} fixed.data.sources")
     if trainer["max_steps"] is not None and trainer["max_steps"] < 1:
