@@ -12,7 +12,7 @@ import transformers
 from stream_pretrain import exit_codes
 from stream_pretrain.arguments import Invocation
 from stream_pretrain.commands import Answer
-from stream_pretrain.config import Config, run_directory
+from stream_pretrain.config import Config, run_directory, sources_of
 from stream_pretrain.config.command_options import InspectConfig
 from stream_pretrain.data.lanes.pinning import source_plans
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
@@ -24,6 +24,7 @@ from stream_pretrain.inspection.next_start import next_start
 from stream_pretrain.inspection.report import GPUS, lines_of, plan_report, source_report, warnings_of
 from stream_pretrain.inspection.sample import sample_of
 from stream_pretrain.inspection.shown_rows import LEGEND, lines_of_rows, next_rows
+from stream_pretrain.inspection.unread_files import unread_files
 from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.evaluation.evaluation_documents import evaluation_corpora
 from stream_pretrain.training.ranks.ranks import Ranks
@@ -71,7 +72,7 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
         framing = len(encoder.prefix) + len(encoder.suffix) + len(encoder.document_end)
         cursors = first_cursors(pinned.lanes, len(pinned.sources)) if saved is None else restored(saved, plan)[0]
     sources = []
-    for source, of_plan in zip(pinned.sources, plans, strict=True):
+    for source, of_source, of_plan in zip(pinned.sources, sources_of(config.data), plans, strict=True):
         with progress.phase(f"reading {source.name or 'documents'}") as found:
             sample = sample_of(
                 of_plan.shards,
@@ -81,7 +82,8 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
                 options.max_read_bytes,
                 found,
             )
-        sources.append(source_report(source.name, of_plan, source.corpus.revision, sample, framing, config))
+        unread = unread_files(of_source, pinned.shards)
+        sources.append(source_report(source, of_plan, unread, sample, framing, config))
     model = None if plan is None else _model_cost(config, plan, sources)
     planned = plan_report(config, pinned, plans, sources, model)
     rows = []

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stream_pretrain.config import Config
 from stream_pretrain.data.corpus.file_formats import count_formats, show_counts
-from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
+from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
 from stream_pretrain.data.lanes.mixture import Shares
 from stream_pretrain.data.lanes.pinning import share_schedule
 from stream_pretrain.data.lanes.reading_costs import memory_bound, reading_cost
@@ -20,6 +22,7 @@ from stream_pretrain.data.lanes.window_sizes import content_of
 from stream_pretrain.inspection.model_cost import ModelCost
 from stream_pretrain.inspection.packing_trial import packed
 from stream_pretrain.inspection.sample import Sample
+from stream_pretrain.inspection.unread_files import SHOWN, Unread
 from stream_pretrain.units import human_bytes, human_count, human_duration
 
 PERCENTILES = (1, 25, 50, 75, 99)
@@ -28,12 +31,14 @@ MFU = 0.4
 GPUS = ("A100", "H100", "H200", "B200")
 WIDTH = 79
 LABEL = 14
+BAR = 30
+"""Characters of the longest bar of a histogram."""
 FEWEST_SHOWN = 0.005
 """Of the letters: rarer scripts are not shown."""
 
 
 def source_report(
-    name: str, plan: SourcePlan, corpus_revision: str | None, sample: Sample, framing: int | None, config: Config
+    source: PinnedSource, plan: SourcePlan, unread: Unread, sample: Sample, framing: int | None, config: Config
 ) -> dict[str, Any]:
     """One source: its shards, and what its documents are like.
 
@@ -43,10 +48,13 @@ def source_report(
     content = [content_of(shard) for shard in shards]
     total = None if None in content else sum(size or 0 for size in content)
     lengths = sample.lengths
+    empty = [shard.name for shard in shards if shard.size == 0]
     found: dict[str, Any] = {
-        "name": name,
-        "revision": corpus_revision,
+        "name": source.name,
+        "revision": source.corpus.revision,
         "shards": len(shards),
+        "empty_shards": {"count": len(empty), "first": empty[:SHOWN]},
+        "not_read": asdict(unread),
         "formats": dict(count_formats(shard.name for shard in shards)),
         "compressions": {kind: sum(s.compression == kind for s in shards) for kind in sorted({s.compression for s in shards})},
         "stored_bytes": None if any(s.size is None for s in shards) else sum(s.size or 0 for s in shards),
@@ -75,6 +83,7 @@ def source_report(
             **{f"p{rank}": float(value) for rank, value in zip(PERCENTILES, np.percentile(lengths, PERCENTILES), strict=True)},
             "max": int(lengths.max()),
         }
+        found[f"histogram_of_{unit}"] = histogram(lengths)
     if framing is not None and lengths.sum():
         tokens = int(lengths.sum())
         scale = None if total is None or not sample.content_bytes else 1.0 if sample.whole else total / sample.content_bytes
@@ -91,6 +100,20 @@ def source_report(
             ],
         }
     return found
+
+
+def histogram(lengths: NDArray[np.int64]) -> dict[str, list[int]]:
+    """Numbers of documents by powers of two. edges: the least length of each bar; counts: of the documents in it."""
+    counts = np.bincount(np.frexp(lengths)[1])
+    first = int(counts.nonzero()[0][0])
+    return {"edges": [2**power // 2 for power in range(first, len(counts))], "counts": counts[first:].tolist()}
+
+
+def _bars(shown: Mapping[str, Sequence[int]]) -> Iterator[str]:
+    most, every = max(shown["counts"]), sum(shown["counts"])
+    for edge, count in zip(shown["edges"], shown["counts"], strict=True):
+        bar = "█" * round(BAR * count / most) or ("▏" if count else "")
+        yield f"{edge:>10,}+ {bar:{BAR}}{count:>9,} {count / every:6.1%}"
 
 
 def _lengths(length: int, framing: int) -> Sequence[int]:
@@ -242,6 +265,8 @@ def _of_source(source: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     left_out = [f"{sample[kind]:,} {kind}" for kind in ("skipped", "empty", "filtered", "duplicates") if sample[kind]]
     found = [
         ("compression", f"{kinds}; {sample['read_in_the_middle']} of {sample['shards']} can be entered in their middle"),
+        *_said_of_files("empty shards", source["empty_shards"], "0 bytes"),
+        *_said_of_files("not read", source["not_read"], _kinds_in_words(source["not_read"])),
         ("read", f"{human_bytes(sample['content_bytes'])}: {part}"),
         ("documents", "; ".join([f"{sample['documents']:,} with text", *left_out])),
         *(("", f"skipped: {example}") for example in sample["examples_skipped"]),
@@ -250,6 +275,7 @@ def _of_source(source: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
         if spread := source.get(f"{unit}_per_document"):
             ranks = ", ".join(f"{rank} {human_count(spread[rank])}" for rank in spread if rank != "mean")
             found.append((unit, f"{human_count(spread['mean'])} a document ({ranks})"))
+            found += [("", bar) for bar in _bars(source[f"histogram_of_{unit}"])]
     if source.get("tokens"):
         found.append(
             (
@@ -265,6 +291,17 @@ def _of_source(source: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     if scripts := [f"{name} {share:.1%}" for name, share in source["scripts"].items() if share >= FEWEST_SHOWN]:
         found.append(("letters", ", ".join(scripts)))
     return title, found
+
+
+def _kinds_in_words(unread: Mapping[str, Any]) -> str:
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in unread["kinds"].items())
+    return kinds if unread["is_all"] else f"{kinds} and more"
+
+
+def _said_of_files(label: str, files: Mapping[str, Any], what: str) -> Iterator[tuple[str, str]]:
+    if files["count"]:
+        more = files["count"] - len(files["first"])
+        yield label, f"{what}: {', '.join(files['first'])}{f' and {more:,} more' if more else ''}"
 
 
 def _of_plan(plan: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import zstandard
 
 from stream_pretrain import cli
 from stream_pretrain.data.lanes.mixture import Shares
-from stream_pretrain.inspection.report import _mean_shares
+from stream_pretrain.inspection.report import _mean_shares, histogram
 from tests.corpora import documents, json_lines, write_shard
 from tests.training.runs import run_here, write_tiny_modernbert
 
@@ -113,6 +114,30 @@ def test_rows_show_where_documents_begin_and_what_is_masked(
         assert set(words) == {"bara", "bast", "ball", "bamp", "band"}
     assert "\x1b" not in said
     assert max(map(len, said[: said.index("¦ a document")].splitlines())) < 80
+
+
+def test_lengths_of_documents_are_shown_as_bars_by_powers_of_two(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["bara " * words for words in (1, 1, 2, 3, 3, 3, 3, 16, 30, 31)]
+    (tmp_path / "a.jsonl").write_bytes(json_lines(texts))
+    options = [f"--dataset={tmp_path}/a.jsonl", f"--model.tokenizer={model}", "--sequence-length=16"]
+    [source] = inspected(capsys, *options)["sources"]
+    assert source["histogram_of_tokens"] == {"edges": [1, 2, 4, 8, 16], "counts": [2, 5, 0, 0, 3]}
+    said = lines(capsys, *options)
+    assert said[said.index("max") :].splitlines()[1:6] == [
+        "                         1+ ████████████                          2  20.0%",
+        "                         2+ ██████████████████████████████        5  50.0%",
+        "                         4+                                       0   0.0%",
+        "                         8+                                       0   0.0%",
+        "                        16+ ██████████████████                    3  30.0%",
+    ]
+    [source] = inspected(capsys, options[0])["sources"]
+    assert source["histogram_of_characters"]["edges"] == [4, 8, 16, 32, 64, 128]
+    assert histogram(np.array([0, 0, 1, 2**20])) == {
+        "edges": [0, *(2**power for power in range(21))],
+        "counts": [2, 1, *[0] * 19, 1],
+    }
 
 
 def test_a_damaged_shard_is_told_and_the_next_one_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,18 @@ def hub(server: AskedHub) -> AskedHub:
     return server
 
 
+UNREAD = """
+import json, sys
+from dataclasses import asdict
+from stream_pretrain.config import DataConfig
+from stream_pretrain.data.corpus.resolve import resolve
+from stream_pretrain.inspection.unread_files import unread_files
+
+data = DataConfig(**json.loads(sys.argv[1]))
+print(json.dumps(asdict(unread_files(data, resolve(data).shards))))
+"""
+
+
 def write(hub: AskedHub, repository: str, *names: str) -> Path:
     """A revision (datasets/org/name/main) with files that hold one document each: their name."""
     root = hub.root / repository
@@ -131,6 +143,20 @@ def test_a_dataset_with_a_script_of_its_own_is_refused(hub: AskedHub) -> None:
     write(hub, "datasets/org/corpus/main", "a.jsonl", "corpus.py")
     [message] = resolve(hub, {"dataset": "org/corpus"})
     assert message == "SourceError: org/corpus: Dataset scripts are no longer supported, but found corpus.py"
+
+
+def test_files_of_a_repository_that_are_not_read_are_told_by_a_listing_of_each_folder(hub: AskedHub) -> None:
+    write(hub, "datasets/org/corpus/main", "data/train.jsonl", "data/test.jsonl", "README.md", ".gitattributes", "x/y.bin")
+    one_corpus(hub, dataset="org/corpus")
+    asked_to_resolve = len(hub.requests())
+    hub.clear_home()
+    assert json.loads(run(hub, UNREAD, json.dumps({"dataset": "org/corpus"}))) == {
+        "count": 4,
+        "kinds": {"hidden": 1, ".md": 1, ".jsonl": 1, ".bin": 1},
+        "first": ["data/test.jsonl", ".gitattributes", "README.md"],
+        "is_all": True,
+    }
+    assert len(hub.requests()) <= 2 * asked_to_resolve + 5  # its commit, three folders, one of them in two pages
 
 
 def test_a_dataset_is_pinned_with_sizes_and_content_hashes(hub: AskedHub) -> None:

@@ -97,11 +97,11 @@ def files_below(root: Path) -> Iterator[str]:
     for place, folders, files in os.walk(root, followlinks=True, onerror=refuse):
         here = Path(place)
         kept = (name for name in folders if not name.startswith(".") and name != "lost+found")  # which every disk has, for root
-        folders[:] = sorted(name for name in kept if not _leads_back(here / name))
+        folders[:] = sorted(name for name in kept if not leads_back(here / name))
         yield from ((here / name).relative_to(root).as_posix() for name in files)
 
 
-def _leads_back(folder: Path) -> bool:
+def leads_back(folder: Path) -> bool:
     """Whether a folder is a link to one that it is in."""
     return folder.is_symlink() and any(map(folder.samefile, folder.parents))
 
