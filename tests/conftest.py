@@ -1,7 +1,10 @@
-"""Property tests try the same examples every time: a failure is seen again, and chance fails nobody else's change."""
+"""What all tests share. Property tests try the same examples every time: a failure is seen again."""
+
+from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: tests run side by side, on models that need no second thread
 
@@ -9,7 +12,16 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share it: what is known o
     cache = tempfile.TemporaryDirectory(prefix="stream-pretrain-tests-")
     os.environ["XDG_CACHE_HOME"] = cache.name
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT and its tokenizer, which no test changes."""
+    from tests.corpora import write_tiny_bert  # which imports transformers
+
+    return write_tiny_bert(tmp_path_factory.mktemp("model"))

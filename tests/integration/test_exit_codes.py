@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_lines import with_last
-from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.corpora import documents, write_shard
 from tests.forks import ENVIRONMENT, trainers, without_times
 from tests.integration.http_server import Server, serve
 from tests.integration.jobs import Job, checkpoints, job, lines, recorded, started, tiny_options
@@ -24,11 +24,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     write_shard(folder / "s", documents(400), "zst-multi")
     return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bert(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

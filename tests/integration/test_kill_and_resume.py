@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForMaskedLM, pipeline
 
-from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.corpora import documents, write_shard
 from tests.forks import ENVIRONMENT, trainers
 from tests.integration.jobs import lines
 from tests.integration.runs import assert_same_run, command, kill_when, last_checkpoint, metrics, options
@@ -25,11 +25,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, style in enumerate(["plain", "zst", "zst-multi", "gz", "parquet"]):
         write_shard(folder / f"s{i}", documents(120, seed=i), style)
     return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bert(tmp_path_factory.mktemp("model"))
 
 
 def endless(arguments: list[str]) -> list[str]:

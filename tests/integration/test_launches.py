@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from stream_pretrain.training.state.checkpoint import verify
-from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import ENVIRONMENT, START_SECONDS, Job, checkpoints, lines, recorded, started, tiny_options
 
 pytestmark = pytest.mark.long
@@ -39,24 +38,6 @@ while any(task.poll() is None for task in tasks):
                     process.kill()
 sys.exit(max(task.returncode != 0 for task in tasks))
 """
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    for i in range(4):
-        write_shard(folder / f"s{i}", documents(200, seed=i), "zst-multi")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bert(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
 
 
 def environment(**variables: object) -> dict[str, str]:

@@ -6,17 +6,10 @@ import gzip
 import subprocess
 from pathlib import Path
 
-import pytest
-
-from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.corpora import documents, write_shard
 from tests.forks import ENVIRONMENT, trainers
 from tests.integration.http_server import serve
 from tests.integration.jobs import lines, recorded
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bert(tmp_path_factory.mktemp("model"))
 
 
 def train(dataset: Path | str, model: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:

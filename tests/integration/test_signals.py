@@ -15,29 +15,11 @@ from pathlib import Path
 import pytest
 
 from stream_pretrain.training.state.checkpoint import verify
-from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.corpora import documents
 from tests.integration.http_server import Server, serve
 from tests.integration.jobs import Job, assert_goes_on, checkpoints, job, lines, recorded, started, tiny_options
 
 OUT_SECONDS = 25.0
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    for i in range(4):
-        write_shard(folder / f"s{i}", documents(200, seed=i), "zst-multi")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bert(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
 
 
 def signalled(running: Job, whom: str, name: str) -> None:

@@ -35,24 +35,6 @@ long = pytest.mark.long
 OUT_SECONDS = 30.0
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    for i in range(4):
-        write_shard(folder / f"s{i}", documents(200, seed=i), "zst-multi")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bert(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
-
-
 def assert_failed(running: Job, out: Path, message: str) -> None:
     """All are out in time; one line has the message, and run.json too."""
     assert running.wait(OUT_SECONDS) != 0

@@ -13,7 +13,8 @@ from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.training.start.auto_learning_rate import Chosen, chosen_for, warmup_of
 from stream_pretrain.training.start.optimizer import learning_rate
 from stream_pretrain.training.state.checkpoint import read_trainer
-from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.corpora import documents, write_shard
+from tests.integration.jobs import tiny_options
 from tests.training.runs import run_here
 from tests.training.starts import save, start
 
@@ -70,14 +71,13 @@ def test_more_steps_move_neither_the_warmup_nor_the_rate_at_a_step(tmp_path: Pat
     assert learning_rate(moved, 500, 500 / 20_000) == pytest.approx(4.2e-5, rel=0.01)
 
 
-def test_the_rate_of_a_run_is_pinned_in_its_checkpoints(tmp_path: Path) -> None:
-    write_shard(tmp_path / "s", documents(200), "plain")
-    model, out = write_tiny_bert(tmp_path / "model"), tmp_path / "out"
-    arguments = [
-        *(f"--dataset={tmp_path / 's.jsonl'}", f"--model.config={model}", f"--model.tokenizer={model}"),
-        *(f"--output-dir={out}", "--lanes=8", "--data.window-bytes=2048", "--sequence-length=64", "--global-batch-size=8"),
-        *("--train.precision=fp32", "--run.wandb=disabled", "--log-every=1"),
-    ]
+def options(folder: Path, model: Path) -> list[str]:
+    write_shard(folder / "s", documents(200), "plain")
+    return tiny_options(folder / "s.jsonl", model, folder / "out", "--sequence-length=64", "--train.warmup-steps=auto")
+
+
+def test_the_rate_of_a_run_is_pinned_in_its_checkpoints(model: Path, tmp_path: Path) -> None:
+    arguments, out = options(tmp_path, model), tmp_path / "out"
 
     def trained(*more: str) -> str:
         done = run_here([*arguments, *more])
@@ -87,13 +87,13 @@ def test_the_rate_of_a_run_is_pinned_in_its_checkpoints(tmp_path: Path) -> None:
     def pinned(step: int) -> Any:
         return read_trainer(out / "checkpoints" / f"step-{step:08d}")["chosen"]
 
-    trained("--max-steps=34", "--save-every=1", "--train.schedule=constant")
+    trained("--max-steps=30")
     assert {step: rate for step, rate in metrics(out).items() if step < 4} == {1: 2.5e-4, 2: 5e-4, 3: 5e-4}
-    said = trained("--max-steps=60", "--train.learning-rate=3e-4", "--train.schedule=constant")
-    assert metrics(out)[60] == 3e-4
-    trained("--max-steps=61", "--train.schedule=constant")
-    assert metrics(out)[61] == 5e-4
-    assert [pinned(34), pinned(60), pinned(61)] == 3 * [{"learning_rate": 5e-4, "warmup_steps": 2}]
+    said = trained("--max-steps=32", "--train.learning-rate=3e-4")
+    assert metrics(out)[32] == 3e-4
+    trained("--max-steps=33")
+    assert metrics(out)[33] == 5e-4
+    assert [pinned(30), pinned(32), pinned(33)] == 3 * [{"learning_rate": 5e-4, "warmup_steps": 2}]
     assert "stays" not in said
 
 
@@ -117,18 +117,12 @@ def test_the_folder_of_a_run_has_the_name_that_it_had_when_the_rate_was_a_number
     assert run_directory(of(ModelConfig(path="org/model"), max_steps=100)) == Path("runs/texts-model-e2a746d8")
 
 
-def test_epochs_have_a_warmup_that_is_pinned(tmp_path: Path) -> None:
-    write_shard(tmp_path / "s", documents(200), "plain")
-    model, out = write_tiny_bert(tmp_path / "model"), tmp_path / "out"
-    arguments = [
-        *(f"--dataset={tmp_path / 's.jsonl'}", f"--model.config={model}", f"--model.tokenizer={model}"),
-        *(f"--output-dir={out}", "--lanes=8", "--data.window-bytes=2048", "--sequence-length=64", "--global-batch-size=8"),
-        *("--train.precision=fp32", "--run.wandb=disabled", "--log-every=1"),
-    ]
-    for epochs in (1, 20):
-        done = run_here([*arguments, f"--max-epochs={epochs}", "--run.keep-last=9"])
+def test_epochs_have_a_warmup_that_is_pinned(model: Path, tmp_path: Path) -> None:
+    arguments = [option for option in options(tmp_path, model) if not option.startswith("--max-steps")]
+    for epochs in (1, 2):
+        done = run_here([*arguments, f"--max-epochs={epochs}"])
         assert done.returncode == 0, done.stderr
-    saved = sorted((out / "checkpoints").iterdir())
+    saved = sorted((tmp_path / "out" / "checkpoints").iterdir())
     steps = int(saved[0].name.removeprefix("step-"))
     first, *others = [read_trainer(checkpoint)["chosen"] for checkpoint in saved]
     assert first["warmup_steps"] == pytest.approx(0.06 * steps, rel=0.5)

@@ -12,13 +12,8 @@ from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import Interrupted
 from stream_pretrain.training.steps.corpus_estimate import Sample, estimate, sample_of_all
-from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.corpora import documents, write_shard
 from tests.training.runs import prepared, tiny_run
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bert(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("kind", ["plain", "zst", "gz"])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from tests.corpora import documents, write_shard, write_tiny_bert
-from tests.forks import CHECKOUT, ENVIRONMENT, trainers
+from tests.forks import ENVIRONMENT, trainers
 
 # One step in float64 with an optimizer that keeps the gradients of the first rank instead of taking a step.
 PROGRAM = """
@@ -78,18 +76,11 @@ def test_two_ranks_with_one_micro_batch_have_the_gradient_of_one_rank_with_two(t
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     labels, gradients = {}, {}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    environment = ENVIRONMENT | {"PYTHONPATH": str(CHECKOUT)}
-    for world in (1, 2):
+    for world, launcher in ((1, []), (2, ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"])):
         kept = tmp_path / f"{world}"
         kept.mkdir()
         arguments = [str(program), str(corpus), str(model), str(tmp_path / f"out{world}"), str(kept)]
-        if world == 1:
-            done = trainers().run(arguments, environment)
-        else:
-            done = subprocess.run(
-                [*torchrun, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
-            )
+        done = trainers().run([*launcher, *arguments], ENVIRONMENT)
         assert done.returncode == 0, done.stderr
         labels[world] = [(kept / f"labels-of-rank-{rank}").read_text() for rank in range(world)]
         gradients[world] = load_file(kept / "gradients.safetensors")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,14 +20,6 @@ from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, steps_of, tiny_run, write_tiny_modernbert
 
 STEPS = 15
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +157,7 @@ def test_the_update_does_not_depend_on_the_micro_batch_size(models: dict[str, Pa
     labels_of_rows = [(step.rows_seen.trained.labels >= 0).sum(axis=1) for step in steps]
     assert max(row.max() for row in labels_of_rows) >= 6 * min(row.min() for row in labels_of_rows), "labels are uneven"
     assert (len(labels_of_rows[0]), len(labels_of_rows[-1])) == (8, 2), "the last step is filled up with padding"
-    for size in (4, 3, 2, 1):  # with 3, the last micro-batch has a row of padding
+    for size in (3, 1):  # with 3, the last micro-batch has a row of padding
         weights, others = weights_after(folder, models["bert"], tmp_path / str(size), size)
         assert [step.labels for step in others] == [step.labels for step in steps]
         assert [step.loss for step in others] == pytest.approx([step.loss for step in steps], rel=1e-6)

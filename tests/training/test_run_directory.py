@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from stream_pretrain.training.files import lock
 from stream_pretrain.training.ranks.signals import Interrupted, stop_on_signals
 from stream_pretrain.training.start import run_directory
 from stream_pretrain.training.start.run_directory import RunDirectory, Start, decide_start
+from tests.forks import ENVIRONMENT, trainers
 from tests.training.checkpoints import flip_a_bit, unexpected
 from tests.training.starts import COMMAND, config, save, start
 
@@ -56,21 +55,22 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     program = """
 import sys, time
 from pathlib import Path
-from stream_pretrain.training.ranks.signals import Interrupted, stop_on_signals
 from stream_pretrain.training.start.run_directory import RunDirectory
 with RunDirectory.own(Path(sys.argv[1]), [], print):
     print("owned", flush=True)
     time.sleep(600)
 """
-    repository = Path(__file__).resolve().parents[2]
-    arguments = [sys.executable, "-c", program, str(tmp_path)]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=repository) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "owned\n"
-        with pytest.raises(CheckpointError, match=f"in use by process {process.pid} on"):
-            start(tmp_path)
-        process.kill()
-    assert place(start(tmp_path)) == (None, None)
+    out, said = tmp_path / "out", tmp_path / "said"
+    with said.open("w") as file:
+        process = trainers().start(["-c", program, str(out)], ENVIRONMENT, file, file)
+    while said.read_text() != "owned\n":
+        assert process.poll() is None, said.read_text()
+        time.sleep(0.02)
+    with pytest.raises(CheckpointError, match=f"in use by process {process.pid} on"):
+        start(out)
+    process.kill()
+    process.wait()
+    assert place(start(out)) == (None, None)
 
 
 def test_a_silent_owner_on_another_machine_is_waited_for_and_then_no_more(

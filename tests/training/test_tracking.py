@@ -3,9 +3,8 @@
 import errno
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -16,34 +15,36 @@ from stream_pretrain.training.files import wandb_files
 from stream_pretrain.training.files.records import trim_after
 from stream_pretrain.training.report import tracking
 from stream_pretrain.training.report.tracking import Tracker
+from tests.forks import CHECKOUT, Forks
 
 OPEN = """
 import sys
+import warnings
 from pathlib import Path
 from stream_pretrain.config import RunConfig
 from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.training.report.tracking import Tracker
 
+warnings.simplefilter("error")
+
 def open_tracker(wandb, resumed_step=None):
     return Tracker.open(RunConfig(wandb=wandb), Path("OUT"), config={"seed": 0}, resumed_step=resumed_step, report=print)
 """
-ROOT = Path(__file__).resolve().parents[2]
+PLAIN = {"PATH": os.environ["PATH"], "PYTHONPATH": str(CHECKOUT)}
 
 
-def run_python(code: str, directory: Path, *, ends: int = 0, **environment: str) -> str:
+@pytest.fixture(scope="module", autouse=True)
+def clients() -> Iterator[Forks]:
+    """Processes that have imported the client, without any settings of it."""
+    forks = Forks(PLAIN, "wandb", "stream_pretrain.training.report.tracking")
+    yield forks
+    forks.close()
+
+
+def run_python(clients: Forks, code: str, directory: Path, *, ends: int = 0, **environment: str) -> str:
     """What the code prints, run in `directory` by a user without any W&B settings; nothing may go to stderr."""
     (directory / "OUT").mkdir(exist_ok=True)
-    plain = {"PATH": os.environ["PATH"], "HOME": str(directory), "PYTHONPATH": str(ROOT), **environment}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", OPEN + code],
-        cwd=directory,
-        env=plain,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = clients.run(["-c", OPEN + code], {**PLAIN, "HOME": str(directory), **environment}, directory)
     assert done.stderr == ""
     assert done.returncode == ends
     return done.stdout
@@ -89,23 +90,20 @@ def test_a_second_finish_does_nothing(tmp_path: Path) -> None:
         tracker.finish("preempted")
 
 
-@pytest.mark.parametrize(("option", "environment"), [("disabled", {}), ("auto", {"WANDB_MODE": "disabled"})])
-def test_disabled_does_not_import_wandb(option: str, environment: dict[str, str], tmp_path: Path) -> None:
-    printed = run_python(
-        f"""
-with open_tracker({option!r}) as tracker:
-    tracker.log(1, {{"train/loss": 0.5}})
-print("wandb" in sys.modules)
-""",
-        tmp_path,
-        **environment,
-    )
-    assert printed == "False\n"
-    assert sorted(path.name for path in (tmp_path / "OUT").iterdir()) == ["metrics.jsonl"]
+@pytest.mark.parametrize("option", ["disabled", "auto"])
+def test_disabled_does_not_import_wandb(
+    option: Literal["disabled", "auto"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setitem(sys.modules, "wandb", None)  # an import would fail
+    run = RunConfig(wandb=option)
+    with Tracker.open(run, tmp_path, config={}, resumed_step=None, report=pytest.fail) as tracker:
+        tracker.log(1, {"train/loss": 0.5})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
 
 
-def test_without_a_key_the_run_is_offline_and_one_line_says_so(tmp_path: Path) -> None:
-    printed = run_python("open_tracker('auto').finish('finished')", tmp_path)
+def test_without_a_key_the_run_is_offline_and_one_line_says_so(clients: Forks, tmp_path: Path) -> None:
+    printed = run_python(clients, "open_tracker('auto').finish('finished')", tmp_path)
     run_id = (tmp_path / "OUT" / "wandb-id").read_text().strip()
     assert printed == (
         "W&B is offline, no API key: run `wandb login` or set WANDB_API_KEY;"
@@ -114,7 +112,7 @@ def test_without_a_key_the_run_is_offline_and_one_line_says_so(tmp_path: Path) -
     assert len(list((tmp_path / "OUT" / "wandb").glob(f"offline-run-*-{run_id}"))) == 1
 
 
-def test_online_without_a_key_is_refused_and_says_how_to_give_one(tmp_path: Path) -> None:
+def test_online_without_a_key_is_refused_and_says_how_to_give_one(clients: Forks, tmp_path: Path) -> None:
     refused = """
 try:
     open_tracker("online")
@@ -122,12 +120,12 @@ except ConfigError as error:
     print(error)
 """
     expected = "W&B cannot be online, no API key: run `wandb login` or set WANDB_API_KEY, or give --run.wandb offline\n"
-    assert run_python(refused, tmp_path) == expected
-    assert run_python(refused, tmp_path, WANDB_MODE="offline") == expected
+    assert run_python(clients, refused, tmp_path) == expected
+    assert run_python(clients, refused, tmp_path, WANDB_MODE="offline") == expected
 
 
-def test_with_an_unusable_key_the_run_is_offline_and_one_line_says_so(tmp_path: Path) -> None:
-    (line,) = run_python("open_tracker('auto').finish('finished')", tmp_path, WANDB_API_KEY="short").splitlines()
+def test_with_an_unusable_key_the_run_is_offline_and_one_line_says_so(clients: Forks, tmp_path: Path) -> None:
+    (line,) = run_python(clients, "open_tracker('auto').finish('finished')", tmp_path, WANDB_API_KEY="short").splitlines()
     assert line.startswith("W&B is offline, no usable API key (")
 
 
@@ -137,16 +135,16 @@ def test_a_mode_of_the_environment_that_wandb_does_not_have_is_refused(tmp_path:
         Tracker.open(RunConfig(), tmp_path, config={}, resumed_step=None, report=pytest.fail)
 
 
-def test_offline_a_resumed_run_keeps_its_id_and_sends_no_step_twice(tmp_path: Path) -> None:
+def test_offline_a_resumed_run_keeps_its_id_and_sends_no_step_twice(clients: Forks, tmp_path: Path) -> None:
     log = """
 tracker = open_tracker("offline", resumed_step={resumed})
 for step in range({first}, {last} + 1):
     tracker.log(step, {{"train/loss": step + 0.03125}})
 tracker.finish("preempted")
 """
-    run_python(log.format(resumed=None, first=1, last=4), tmp_path)
+    run_python(clients, log.format(resumed=None, first=1, last=4), tmp_path)
     (tmp_path / "OUT" / "metrics.jsonl").write_text('{"step": 2, "train/loss": 2.03125}\n')  # as trimmed to a checkpoint
-    run_python(log.format(resumed=2, first=3, last=6), tmp_path)
+    run_python(clients, log.format(resumed=2, first=3, last=6), tmp_path)
     files = sorted((tmp_path / "OUT" / "wandb").glob("offline-run-*/*.wandb"))
     assert [list(wandb_files._steps(path)) for path in files] == [[1, 2, 3, 4], [5, 6]]
     run_id = (tmp_path / "OUT" / "wandb-id").read_text().strip()
@@ -160,7 +158,9 @@ def steps_in_files(out: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(("killed_after", "checkpoint"), [(45, 42), pytest.param(6, 6, marks=pytest.mark.long)])
-def test_offline_the_files_have_every_step_once_after_a_hard_kill(tmp_path: Path, killed_after: int, checkpoint: int) -> None:
+def test_offline_the_files_have_every_step_once_after_a_hard_kill(
+    clients: Forks, tmp_path: Path, killed_after: int, checkpoint: int
+) -> None:
     log = """
 import os
 tracker = open_tracker("offline", {resumed})
@@ -174,19 +174,20 @@ for client in psutil.Process().children(recursive=True):
     client.wait()
 os.kill(os.getpid(), 9)
 """
-    run_python(log.format(resumed=None, first=1, last=killed_after) + kill, tmp_path, ends=-9)
+    run_python(clients, log.format(resumed=None, first=1, last=killed_after) + kill, tmp_path, ends=-9)
     [path] = (tmp_path / "OUT" / "wandb").glob("offline-run-*/*.wandb")
     os.truncate(path, path.stat().st_size // wandb_files.BLOCK * wandb_files.BLOCK)  # the client writes in blocks
     assert len(steps_in_files(tmp_path / "OUT")) < killed_after
     trim_after(tmp_path / "OUT" / "metrics.jsonl", checkpoint, pytest.fail)
-    run_python(log.format(resumed=checkpoint, first=checkpoint + 1, last=50) + "tracker.finish('finished')", tmp_path)
+    run_python(clients, log.format(resumed=checkpoint, first=checkpoint + 1, last=50) + "tracker.finish('finished')", tmp_path)
     assert steps_in_files(tmp_path / "OUT") == list(range(1, 51))
     record = (tmp_path / "OUT" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in record] == list(range(1, 51))
 
 
-def test_the_steps_of_a_file_are_read_up_to_where_it_is_damaged(tmp_path: Path) -> None:
+def test_the_steps_of_a_file_are_read_up_to_where_it_is_damaged(clients: Forks, tmp_path: Path) -> None:
     run_python(
+        clients,
         """
 tracker = open_tracker("offline")
 for step in range(1, 51):
@@ -292,8 +293,11 @@ WRONG_SETTINGS = [("WANDB_BASE_URL", "garbage"), ("WANDB_SILENT", "maybe"), ("WA
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG_SETTINGS)
-def test_wrong_settings_of_wandb_are_one_line_and_the_run_goes_on_without(name: str, value: str, tmp_path: Path) -> None:
+def test_wrong_settings_of_wandb_are_one_line_and_the_run_goes_on_without(
+    name: str, value: str, clients: Forks, tmp_path: Path
+) -> None:
     printed = run_python(
+        clients,
         """
 for mode in ("auto", "offline"):
     tracker = open_tracker(mode)
@@ -326,8 +330,9 @@ def test_a_client_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch:
     assert [line.partition(":")[0] for line in said] == ["W&B is off", "W&B is off"]
 
 
-def test_a_damaged_line_that_is_to_be_sent_is_named(tmp_path: Path) -> None:
+def test_a_damaged_line_that_is_to_be_sent_is_named(clients: Forks, tmp_path: Path) -> None:
     printed = run_python(
+        clients,
         """
 Path("OUT/metrics.jsonl").write_text('{"step": 1}\\nrubbish\\n')
 try:

@@ -10,18 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from stream_pretrain.training.state.totals import Totals, sources_without_text
-from tests.corpora import documents, json_lines, write_tiny_bert
+from tests.corpora import documents, json_lines
 from tests.training.runs import run_here
 
 BAD = b"{not JSON\n"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bert(tmp_path_factory.mktemp("model"))
 
 
 def train(corpus: Path, model: Path, *more: str) -> subprocess.CompletedProcess[str]:
