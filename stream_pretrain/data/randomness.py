@@ -99,10 +99,14 @@ class Hashed:
         mixed >>= ((places & 1) << 5).astype(np.uint64)
         return mixed.astype(np.uint32)
 
+    def generator(self, purpose: int) -> tuple[int, int]:
+        """State and step of the generator of a purpose."""
+        bits = _hash((*self.key, purpose))
+        return bits >> 64, bits & (1 << 64) - 1 | 1
+
     def _mixed(self, purpose: int, counts: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """The output after so many steps, written in place of their number."""
-        bits = _hash((*self.key, purpose))
-        state, step = np.uint64(bits >> 64), np.uint64(bits & (1 << 64) - 1 | 1)
+        state, step = map(np.uint64, self.generator(purpose))
         scratch = np.empty(_BLOCK, dtype=np.uint64)
         for first in range(0, len(counts), _BLOCK):
             z = counts[first : first + _BLOCK]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from stream_pretrain.config import ObjectiveConfig
 from stream_pretrain.data.lanes.step_rows import step_of
 from stream_pretrain.data.randomness import EVAL_MASK, MASK
+from stream_pretrain.data.rows import native
 from stream_pretrain.data.rows.clm import Clm
 from stream_pretrain.data.rows.labels import Labelled
 from stream_pretrain.data.rows.masking import Masks
@@ -111,6 +112,7 @@ def test_masks_of_neighbouring_keys_and_rows_meet_as_often_as_chance_has_it() ->
 def test_a_group_is_drawn_once_and_labelled_at_the_rate_of_each_step(
     final: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(native, "compiled", None)  # which draws what it is asked for
     write_shard(tmp_path / "s", documents(150), "plain")
     plan = plan_for(tmp_path, lanes=1, global_batch_size=4, max_steps=20, mask_rate=0.1, final_mask_rate=final)
     drawn, labelled = [], []

@@ -7,7 +7,7 @@ import itertools
 import random
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,14 @@ from tests.data.compressed import COMPRESS
 from tests.data.shards import EVERY_WINDOW
 
 NO_LIMIT = 1 << 40
+
+
+@pytest.fixture(autouse=True, scope="module")
+def two_windows_are_kept() -> Iterator[None]:
+    """As of windows of the usual size; more of such small ones would be."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stream_pretrain.data.documents.windows.KEPT_BYTES", 0)
+        yield
 
 
 @dataclass
@@ -178,7 +186,7 @@ def test_lanes_that_share_a_shard_get_the_same_windows_in_any_order_and_after_a_
             window = windows.read(stripe, block, restart)
             assert window == (expected[block] if block < len(expected) else None)
             kept = Counter(block % count for block in windows.kept)
-            assert all(kept[first] <= LineWindows.KEPT for first in range(count))
+            assert all(kept[first] <= windows.most_kept for first in range(count))
             assert len(windows.passes) <= len(windows.next_of)
             if window is None:
                 reading.remove(stripe)
@@ -240,6 +248,19 @@ def test_a_lane_too_far_behind_gets_a_pass_of_its_own_and_the_right_windows() ->
     assert not windows.leave(fast)
     assert windows.leave(slow)
     assert memory.closed == 2
+
+
+def test_a_shard_of_small_windows_is_read_once_by_lanes_that_are_far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream_pretrain.data.documents.windows.KEPT_BYTES", 200)
+    memory = Memory(b"".join(b"%04d\n" % i for i in range(80)))
+    windows = memory.windows(20)
+    fast, slow = Stripe(0, 0, 2), Stripe(0, 1, 2)
+    windows.follow(fast, 0)
+    windows.follow(slow, 1)
+    for stripe in (fast, slow):
+        lines = [window.lines for b in range(stripe.first, 20, 2) if (window := windows.read(stripe, b, RestartPoint()))]
+        assert lines == [memory.content[20 * block : 20 * block + 20] for block in range(stripe.first, 20, 2)]
+    assert memory.opened == 1
 
 
 def test_a_plain_shard_is_read_by_each_stripe_on_its_own() -> None:

@@ -41,7 +41,7 @@ class LineWindows(Windows[Window]):
     def __init__(
         self, open_bytes: Callable[[RestartPoint], ShardBytes], *, compressed: bool, window_bytes: int, max_line_bytes: int
     ) -> None:
-        super().__init__(shared=compressed)
+        super().__init__(shared=compressed, window_bytes=window_bytes)
         self.open_bytes = open_bytes
         self.window_bytes = window_bytes
         self.max_line_bytes = max_line_bytes

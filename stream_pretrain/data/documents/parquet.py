@@ -130,7 +130,7 @@ class ParquetWindows(Windows[_Rows]):
     """Batches in a window, so that not much more than a window is held."""
 
     def __init__(self, shard: Shard, options: ReadOptions) -> None:
-        super().__init__(shared=True)
+        super().__init__(shared=True, window_bytes=options.window_bytes)
         self.shard = shard
         self.options = options
         self.size = shard.size

@@ -14,9 +14,17 @@ from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import ContentError
 
+KEPT_BYTES = 4 * 1024 * 1024
+"""Bytes of windows that are kept in memory for each stripe, or two windows where they are larger."""
+
 W = TypeVar("W")
 
 W_co = TypeVar("W_co", covariant=True)
+
+
+def most_kept(window_bytes: int) -> int:
+    """Windows that are kept in memory for each stripe."""
+    return max(2, KEPT_BYTES // window_bytes)
 
 
 class Pass(Protocol[W_co]):
@@ -41,18 +49,16 @@ class Windows(ABC, Generic[W]):
     """The windows of one shard, for every lane of this process that reads a stripe of it. Used by one thread.
 
     A shard that cannot be entered at every window is `shared`: read once for all lanes. A window that a pass meets on its way
-    to another lane's is kept for its lane, at most `KEPT` for each; a lane too far behind or ahead for that gets a pass of its
-    own, from its own restart point. Otherwise each stripe has its own pass.
+    to another lane's is kept for its lane, at most `most_kept` for each; a lane too far behind or ahead for that gets a pass of
+    its own, from its own restart point. Otherwise each stripe has its own pass.
 
     A stripe is read in order, from the block that follow() names. Invariants: there are no more passes than followed stripes,
     and no window in `kept` lies before `next_of` its stripe.
     """
 
-    KEPT = 2
-    """Windows that are kept in memory for each stripe."""
-
-    def __init__(self, *, shared: bool) -> None:
+    def __init__(self, *, shared: bool, window_bytes: int) -> None:
         self.shared = shared
+        self.most_kept = most_kept(window_bytes)
         self.next_of: dict[Stripe, int] = {}
         self.kept: dict[int, W] = {}
         self.passes: list[Pass[W]] = []
@@ -138,5 +144,5 @@ class Windows(ABC, Generic[W]):
         for stripe, next_block in self.next_of.items():
             if stripe != reader and block % stripe.count == stripe.first and block >= next_block:
                 kept = [b for b in self.kept if b % stripe.count == stripe.first]
-                return block not in kept and len(kept) < self.KEPT
+                return block not in kept and len(kept) < self.most_kept
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stream_pretrain.data.documents.windows import Windows
+from stream_pretrain.data.documents.windows import most_kept
 from stream_pretrain.data.lanes.row_layout import part_of, part_with
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.transport.second_reading import HELD_BACK_BYTES
@@ -86,7 +86,7 @@ def _bytes_of_reader(source: SourcePlan, block_bytes: int) -> int:
     shared = any(shard.compression != "none" or shard.format == "parquet" for shard in source.shards)
     # A block and the one read ahead; a window as bytes and, at two bytes a character, as documents; those that others keep for
     # the lane, of the stripe that it reads and of its next one.
-    windows = 1 + 2 + (2 * Windows.KEPT if shared else 0)
+    windows = 1 + 2 + (2 * most_kept(source.read.window_bytes) if shared else 0)
     held = any(shard.compression != "none" and is_remote(shard.url) for shard in source.shards)
     return (
         2 * block_bytes

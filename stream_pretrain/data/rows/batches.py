@@ -31,8 +31,8 @@ class Batch:
     """int64 [B x P], the source each label is from"""
 
 
-AT_ONCE = 1 << 16
-"""Positions whose tensors are made at once: an operation costs more than a thousand of them."""
+AT_ONCE = 1 << 15
+"""Positions whose tensors are made at once: an operation costs more than a thousand of them, and these stay in the cache."""
 
 
 def memory_for(device: torch.device) -> Callable[[int], Int32s]:
@@ -77,15 +77,15 @@ def _batches(
     """
     length, slots, count = rows.length, rows.slots, len(records) * rows.length
     input_ids, label_positions, labels, source = torch.split(records, [length, slots, slots, 1], dim=1)
-    positions = torch.arange(count, device=records.device)
+    positions = torch.arange(count, dtype=torch.int32, device=records.device)  # with int64, a mixed sum takes ten times as long
     begin = starts[edges[0] : edges[-1]] - row * length
     of_segment = torch.repeat_interleave(begin, torch.diff(begin, append=begin.new_full((1,), count)), output_size=count)
     batches = zip(
         input_ids.long().view(-1, size, length),
-        (positions - of_segment).view(-1, size, length),
-        (label_positions + (positions[::length, None] % (size * length))).view(-1, size * slots),
+        (positions - of_segment).long().view(-1, size, length),
+        (label_positions + positions[::length, None] % (size * length)).long().view(-1, size * slots),
         labels.long().view(-1, size * slots),
-        source.long().repeat(1, slots).view(-1, size * slots),
+        source.expand(-1, slots).long().view(-1, size * slots),
         itertools.pairwise(edge - edges[0] for edge in edges),
         strict=True,
     )

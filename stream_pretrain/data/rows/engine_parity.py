@@ -20,7 +20,7 @@ BATCH_CHARACTERS = 1 << 18
 SAMPLED = 1 / 2000
 """Chance of a document to be compared on the way: about 0.05 % of the bytes."""
 
-FIRST_CHARACTERS = 1 << 18
+FIRST_CHARACTERS = 1 << 16
 """Compared before the first row of a run, over all lanes."""
 
 _SHOWN = 40

@@ -50,10 +50,8 @@ def flat_starts(rows: Rows) -> NDArray[np.int64]:
 
 
 def filled(rows: Rows) -> NDArray[np.bool_]:
-    """[R, L] positions that hold a segment: padding is at the end of a row."""
-    row_count, length = rows.input_ids.shape
-    filled = np.bincount(rows.segment_row, weights=rows.segment_length, minlength=row_count).astype(np.int32)
-    fills: NDArray[np.bool_] = np.arange(length, dtype=np.int32) < filled[:, None]
+    """[R, L] positions that hold a segment."""
+    fills: NDArray[np.bool_] = np.arange(rows.input_ids.shape[1], dtype=np.int32) < rows.filled[:, None]
     return fills
 
 

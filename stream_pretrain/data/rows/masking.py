@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_pretrain.config import ObjectiveConfig
-from stream_pretrain.data.randomness import Numbers
+from stream_pretrain.data.randomness import Hashed, Numbers
+from stream_pretrain.data.rows import native
 from stream_pretrain.data.rows.labels import Labelled, filled, flat_starts, lay_out, row_edges
 from stream_pretrain.data.rows.packing import Rows
 from stream_pretrain.data.rows.vocabulary import Vocabulary
@@ -86,6 +87,40 @@ class Masks:
         labelled -= which.start * length
         input_ids.ravel()[labelled] = shown
         return lay_out(input_ids, labelled, labels, slots)
+
+
+@dataclass(frozen=True)
+class CompiledMasks:
+    """The masks of the tokens of some rows, as `Masks` has them: compiled, they are drawn as they are asked for."""
+
+    rows: Rows
+    vocabulary: Vocabulary
+    objective: ObjectiveConfig
+    numbers: Hashed
+
+    def label(self, which: range, rate: float) -> Labelled:
+        """As `Masks.label`."""
+        assert native.compiled is not None
+        count, length = len(which), self.rows.input_ids.shape[1]
+        slots = label_slots(self.objective, length)
+        input_ids = self.rows.input_ids[which.start : which.stop].copy()
+        label_positions, labels = np.empty((2, count, slots), dtype=np.int32)
+        native.compiled.mask_tokens(
+            input_ids,
+            self.rows.filled[which.start : which.stop],
+            self.vocabulary.special,
+            self.vocabulary.drawable,
+            *(self.numbers.generator(purpose) for purpose in (_ORDER, _LOT, _REPLACEMENT)),
+            which.start,
+            length,
+            rate,
+            self.vocabulary.mask_id,
+            self.objective.mask_share,
+            self.objective.random_share,
+            label_positions,
+            labels,
+        )
+        return Labelled(input_ids, label_positions, labels)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from stream_pretrain.config import Config, ObjectiveConfig
 from stream_pretrain.data.randomness import Hashed, InTurn, keyed_generator
+from stream_pretrain.data.rows import native
 from stream_pretrain.data.rows.encoder import Encoder
-from stream_pretrain.data.rows.labels import Labelled
-from stream_pretrain.data.rows.masking import Masks, label_slots
+from stream_pretrain.data.rows.labels import Draws, Labelled
+from stream_pretrain.data.rows.masking import CompiledMasks, Masks, label_slots
 from stream_pretrain.data.rows.packing import Rows
 from stream_pretrain.data.rows.tokenizer_file import kept_tokens
 from stream_pretrain.data.rows.vocabulary import Vocabulary
@@ -62,7 +63,9 @@ class Mlm:
         progress = min(step / max(self.max_steps - 1, 1), 1.0)
         return round((first * (1 - progress) + final * progress) * _RATES) / _RATES
 
-    def draw(self, rows: Rows, key: tuple[int, ...]) -> Masks:
+    def draw(self, rows: Rows, key: tuple[int, ...]) -> Draws:
+        if native.compiled is not None and self.options.selection == "token":
+            return CompiledMasks(rows, self.vocabulary, self.options, Hashed(key))
         return Masks.of(rows, self.vocabulary, self.options, Hashed(key))
 
     def label_evaluation(self, rows: Rows, key: tuple[int, ...]) -> Labelled:

@@ -15,10 +15,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_pretrain.data.rows import native
+
 Packing = Literal["best_fit", "concat", "none"]
 
 SMALLEST_FRAGMENT = 16
 """Documents are not split into fragments of fewer tokens."""
+
+MOST_ROWS_COMPILED = 1024
+"""Into more rows, numpy places documents faster: compiled, each looks at every row."""
 
 FILLED_WITH_WHOLE = 0.985
 """Share of the positions that best fit fills with documents of its choice, so that all of them fit."""
@@ -46,6 +51,12 @@ class Rows:
         return slice(self._first_segments[which.start], self._first_segments[which.stop])
 
     @cached_property
+    def filled(self) -> NDArray[np.int32]:
+        """[R] positions of each row that hold a segment: padding is at its end."""
+        filled = np.bincount(self.segment_row, weights=self.segment_length, minlength=len(self.input_ids))
+        return filled.astype(np.int32)
+
+    @cached_property
     def _first_segments(self) -> list[int]:
         """First segment of each row, and the number of segments."""
         edges: list[int] = np.searchsorted(self.segment_row, np.arange(len(self.input_ids) + 1)).tolist()
@@ -70,17 +81,62 @@ def place(
     rests = np.array(lengths, dtype=np.int64)
     rests[:1] -= first_token
     smallest = min(SMALLEST_FRAGMENT, max(1, (capacity - framing) // 2))
-    placed, order = _Placed(), np.empty(0, dtype=np.int64)
-    free = [(capacity, row) for row in range(rows)]
+    most = 1 if packing == "none" else len(rests)
     if packing == "best_fit":
         positions = int(rests.sum()) + framing * len(rests)
-        begun = max(1, min(rows, positions // capacity))
-        order, placed, free = _place_best(rests, begun, capacity, framing, smallest)
-    document = len(order)
-    left_over = _fill(placed, rests, document, free, framing, smallest, 1 if packing == "none" else len(rests))
-    placements = placed.array(np.append(order, np.arange(document, len(rests))), rests)
+        rows = max(1, min(rows, positions // capacity))
+        # How many documents, in order, certainly fit even if some are split.
+        needed = np.cumsum(rests + framing * (1 + rests // (capacity - framing)))
+        whole = int(np.searchsorted(needed, FILLED_WITH_WHOLE * rows * capacity, side="right"))
+        while True:
+            placements, left_over, over = _placed(rests, _largest_first(rests[:whole]), rows, capacity, framing, smallest, most)
+            if not over:
+                break
+            whole = min(whole - 1, int(np.searchsorted(needed, needed[whole - 1] - over)))  # the last are left for the gaps
+    else:
+        placements, left_over, _ = _placed(rests, None, rows, capacity, framing, smallest, most)
     placements[placements[:, 1] == 0, 2:] += first_token
     return placements, left_over if left_over[0] else (0, first_token + left_over[1])
+
+
+def _largest_first(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices of the lengths in descending order; equal ones keep theirs."""
+    keys = -lengths << 32 | np.arange(len(lengths))
+    keys.sort()
+    keys &= 0xFFFFFFFF
+    return keys
+
+
+def _placed(
+    lengths: NDArray[np.int64],
+    largest_first: NDArray[np.int64] | None,
+    rows: int,
+    capacity: int,
+    framing: int,
+    smallest: int,
+    most: int,
+) -> tuple[NDArray[np.int64], tuple[int, int], int]:
+    """Placements of the first documents, largest first by best fit, and of those after them in order, to the end of the rows.
+
+    largest_first: None where all are placed in order. smallest: the fewest tokens of a fragment. most: documents of a row.
+    Returns the placements, the first (document, token) that was not placed, and how many tokens of the first documents the
+    rows are too fragmented for: then the others mean nothing.
+    """
+    order = np.empty(0, dtype=np.int64) if largest_first is None else largest_first
+    if native.compiled is not None and rows <= MOST_ROWS_COMPILED:
+        placements = np.empty((2 * (len(lengths) + rows + 1), 4), dtype=np.int64)
+        free = np.full(rows, capacity, dtype=np.int64)
+        count, over, *left_over = native.compiled.place(
+            lengths, order, free, framing, smallest, most, largest_first is not None, placements
+        )
+        return placements[:count], tuple(left_over), over
+    placed, free_rows = _Placed(), [(capacity, row) for row in range(rows)]
+    if largest_first is not None:
+        over, free_rows = _place_best(placed, lengths.take(order), rows, capacity, framing, smallest)
+        if over:
+            return placed.array(order, lengths), (0, 0), over
+    left_over = _fill(placed, lengths, len(order), free_rows, framing, smallest, most)
+    return placed.array(np.append(order, np.arange(len(order), len(lengths))), lengths), left_over, 0
 
 
 class _Placed:
@@ -154,30 +210,17 @@ class _FreeRows:
 
 
 def _place_best(
-    lengths: NDArray[np.int64], rows: int, capacity: int, framing: int, smallest: int
-) -> tuple[NDArray[np.int64], _Placed, list[tuple[int, int]]]:
-    """Place as many of the first documents as fit into the rows, whole or split; returns them largest first, their placements
-    by that order, and (free positions, row) of the rows with room in descending order.
-
-    smallest: the fewest tokens of a fragment.
+    placed: _Placed, descending: NDArray[np.int64], rows: int, capacity: int, framing: int, smallest: int
+) -> tuple[int, list[tuple[int, int]]]:
+    """Place documents of these lengths, whole or split; returns the tokens that the rows are too fragmented for, and
+    (free positions, row) of the rows with room in descending order.
     """
-    # How many documents, in order, certainly fit even if some are split.
-    needed = np.cumsum(lengths + framing * (1 + lengths // (capacity - framing)))
-    whole = int(np.searchsorted(needed, FILLED_WITH_WHOLE * rows * capacity, side="right"))
-    while True:
-        keys = -lengths[:whole] << 32 | np.arange(whole)
-        keys.sort()
-        order = keys & 0xFFFFFFFF
-        descending = lengths.take(order)
-        edges = [0, *(1 + np.flatnonzero(descending[1:] != descending[:-1])).tolist(), whole] if whole else []
-        placed, left = _Placed(), _FreeRows(rows, capacity, framing)
-        over = 0  # tokens that the rows are too fragmented for
-        for first, stop in itertools.pairwise(edges):
-            over += _place_alike(placed, left, first, stop, int(descending[first]), smallest)
-        if not over:
-            free = zip(reversed(left.free), reversed(left.rows), strict=True)
-            return order, placed, [(positions, row) for positions, of_free in free for row in reversed(of_free)]
-        whole = min(whole - 1, int(np.searchsorted(needed, needed[whole - 1] - over)))  # the last are left for the gaps
+    left, over, count = _FreeRows(rows, capacity, framing), 0, len(descending)
+    edges = [0, *(1 + np.flatnonzero(descending[1:] != descending[:-1])).tolist(), count] if count else []
+    for first, stop in itertools.pairwise(edges):
+        over += _place_alike(placed, left, first, stop, int(descending[first]), smallest)
+    free = zip(reversed(left.free), reversed(left.rows), strict=True)
+    return over, [(positions, row) for positions, of_free in free for row in reversed(of_free)]
 
 
 def _place_alike(placed: _Placed, left: _FreeRows, first: int, stop: int, length: int, smallest: int) -> int:
@@ -286,6 +329,12 @@ def assemble(
 
     Rows that nothing was placed in are left out. The segments of a row stand in the order they were placed in.
     """
+    if native.compiled is not None:
+        grid = np.empty((int(placements[:, 0].max(initial=-1)) + 1, capacity), dtype=np.int32)
+        segments = np.empty((5, len(placements)), dtype=np.int32)
+        special = (np.array(tokens, dtype=np.int32) for tokens in (prefix, suffix))
+        rows = native.compiled.assemble(placements, ids, offsets, *special, capacity, pad, grid, segments)
+        return Rows(grid[:rows], *segments)
     placed = placements[placements[:, 0].argsort(kind="stable")]
     _, document, token, stop = placed.T.astype(np.int32)
     begins = np.ones(len(placed), dtype=np.bool_)  # a row
@@ -294,24 +343,18 @@ def assemble(
     length = stop - token + np.int32(len(prefix) + len(suffix))
     before = length.cumsum(dtype=np.int32) - length
     start = before - before[begins].take(row)
-    flat = row * np.int32(capacity) + start
-    row_count = int(begins.sum())
-
-    # Where each position has its token from; those of special tokens and padding are overwritten.
-    shift = offsets.take(document).astype(np.int32) + token - flat - np.int32(len(prefix))
-    source = np.arange(row_count * capacity, dtype=np.int32)
-    source += shift.repeat(np.append(flat[1:], np.int32(len(source)))[: len(flat)] - flat)
-    np.minimum(np.maximum(source, 0, out=source), len(ids) - 1, out=source)
-    input_ids = ids[source]
+    grid = np.full((int(begins.sum()), capacity), pad, dtype=np.int32)
+    flat, first = grid.ravel(), row * np.int32(capacity) + start
+    first_token = offsets.take(document) + token
+    for position, begin, end in zip(
+        (first + len(prefix)).tolist(), first_token.tolist(), (first_token + stop - token).tolist(), strict=True
+    ):
+        flat[position : position + end - begin] = ids[begin:end]
     for index, token_id in enumerate(prefix):
-        input_ids[flat + index] = token_id
+        flat[first + index] = token_id
     for index, token_id in enumerate(reversed(suffix)):
-        input_ids[flat + length - 1 - index] = token_id
-    grid = input_ids.reshape(row_count, capacity)
-    filled = np.zeros(row_count, dtype=np.int32)
-    np.maximum.at(filled, row, start + length)
-    grid[np.arange(capacity, dtype=np.int32) >= filled[:, None]] = pad
-    return Rows(grid, row, start, length, document.copy(), token.copy())
+        flat[first + length - 1 - index] = token_id
+    return Rows(grid, row, start, length, document, token)
 
 
 def gather(runs: Sequence[tuple[Rows, range]], capacity: int) -> Rows:

@@ -47,10 +47,8 @@ class TrainRows:
     def of(cls, rows: Rows, labelled: Labelled, source: int | Int32s) -> TrainRows:
         """source: of all rows, or [R] of each."""
         count, length = labelled.input_ids.shape
-        filled = np.zeros(count, dtype=np.int64)
-        np.add.at(filled, rows.segment_row, rows.segment_length)
-        padded = np.flatnonzero(filled < length)
-        starts = np.concatenate([flat_starts(rows), padded * length + filled[padded]])
+        padded = np.flatnonzero(rows.filled < length)
+        starts = np.concatenate([flat_starts(rows), padded * length + rows.filled[padded]])
         tokens = np.concatenate([rows.segment_length, np.zeros_like(padded)])
         order = np.argsort(starts)
         made = cls._empty(count, length, labelled.labels.shape[1], len(starts), int32s)

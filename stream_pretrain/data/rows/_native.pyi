@@ -1,0 +1,28 @@
+from typing import Any
+
+VERSION: int
+
+def place(
+    lengths: Any, order: Any, free: Any, framing: int, smallest: int, most: int, best: bool, placements: Any, /
+) -> tuple[int, int, int, int]: ...
+def assemble(
+    placements: Any, ids: Any, offsets: Any, prefix: Any, suffix: Any, length: int, pad: int, input_ids: Any, segments: Any, /
+) -> int: ...
+def mask_tokens(
+    input_ids: Any,
+    filled: Any,
+    special: Any,
+    drawable: Any,
+    order: tuple[int, int],
+    lots: tuple[int, int],
+    replacements: tuple[int, int],
+    first_row: int,
+    length: int,
+    rate: float,
+    mask_id: int,
+    mask_share: float,
+    random_share: float,
+    label_positions: Any,
+    labels: Any,
+    /,
+) -> None: ...

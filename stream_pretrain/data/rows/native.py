@@ -1,0 +1,23 @@
+"""The inner loops of packing and masking, compiled: several times as fast as with numpy, and the same to the bit.
+
+They are there where a C compiler was, when the package was installed.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+VERSION = 1
+"""Of what they take and give: others, which an earlier install has left behind, are not used."""
+
+
+def _compiled() -> ModuleType | None:
+    try:
+        from stream_pretrain.data.rows import _native
+    except ImportError:
+        return None
+    return _native if _native.VERSION == VERSION else None
+
+
+compiled = _compiled()
+"""`_native.c`, or None."""
