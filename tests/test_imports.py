@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "stream_pretrain"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = Path(__file__).parent
 LAYERS = [
-    {"errors", "non_utf8_names", "units", "urls"},
+    {"errors", "nearest_names", "non_utf8_names", "units", "urls"},
     {"exit_codes", "redaction", "typed_json"},
     {"config", "terminal"},
     {"arguments", "data", "model"},

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import ReadOptions
-from stream_pretrain.data.documents.reader import open_reader
-from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.documents.reader import windows_of
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.engine import Engine
 from stream_pretrain.data.transport.restart_point import RestartPoint
@@ -105,12 +104,10 @@ def _read(
     most_bytes: int,
     seen: set[int],
 ) -> None:
-    reader, stripe = open_reader(shard, options), Stripe(0)
-    reader.follow(stripe, 0)
-    restart, block, read = RestartPoint(), 0, 0
+    restart, read = RestartPoint(), 0
     can_be_entered = shard.compression == "none" and shard.format != "examples"
     try:
-        while (window := reader.read(stripe, block, restart)) is not None:
+        for window in windows_of(shard, options):
             if window.damaged:
                 raise window.damaged[0].error
             can_be_entered |= restart.compressed > 0
@@ -123,13 +120,12 @@ def _read(
             sample.content_bytes += window.content_bytes
             sample.stored_bytes += window.stored[1] - window.stored[0]
             _count_texts(sample, window.texts, engine, unknown_id, seen)
-            restart, block, read = window.restart, block + 1, read + window.content_bytes
+            restart, read = window.restart, read + window.content_bytes
             if read >= most_bytes:
                 sample.whole = False
                 return
     finally:
         sample.in_the_middle += can_be_entered
-        reader.leave(stripe)
 
 
 def _count_texts(sample: Sample, texts: Sequence[str], engine: Engine | None, unknown_id: int | None, seen: set[int]) -> None:

@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from stream_pretrain.errors import ModelError, causes
+from stream_pretrain.nearest_names import nearest_path
 
 ANSWER_SECONDS = 5.0
 PAUSES = (0.5, 1.0)
@@ -134,18 +135,9 @@ def _did_you_mean(name: str | None) -> str:
 
 def _nearest_here(name: str) -> str | None:
     """The path of a model that is spelt much like this one."""
-    found = Path()
-    for part in Path(name).parts:
-        if not os.path.lexists(found / part):
-            try:
-                near = difflib.get_close_matches(part, os.listdir(found), 1)
-            except OSError:  # a folder that cannot be listed has nothing to suggest
-                return None
-            if not near:
-                return None
-            part = near[0]
-        found /= part
-    return str(found) if any((found / file).exists() for file in ("config.json", "tokenizer.json")) else None
+    found = nearest_path(Path(name))
+    is_model = found is not None and any((found / file).exists() for file in ("config.json", "tokenizer.json"))
+    return str(found) if is_model else None
 
 
 def _nearest_cached(name: str) -> str | None:

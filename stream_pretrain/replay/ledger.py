@@ -10,12 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stream_pretrain.data.documents.reader import open_reader
-from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.documents.reader import windows_of
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
-from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.replay.recorded_run import RecordedRun
 
@@ -118,17 +116,11 @@ def texts_of(plan: StreamPlan, wanted: set[tuple[int, int]], report: Callable[[s
     for number in sorted({shard for shard, _ in wanted}):
         missing = {offset for shard, offset in wanted if shard == number}
         source = next(one for one in reversed(plan.sources) if one.first_shard <= number)
-        reader, stripe = open_reader(plan.shards[number], source.read), Stripe(0)
-        reader.follow(stripe, 0)
-        restart, block = RestartPoint(), 0
-        try:
-            while missing and (window := reader.read(stripe, block, restart)) is not None:
-                for text, offset in zip(window.texts, window.offsets, strict=True):
-                    if offset in missing:
-                        found[number, offset] = text
-                        missing.discard(offset)
-                restart, block = window.restart, block + 1
-                report(f"{plan.shards[number].name}, window {block}")
-        finally:
-            reader.leave(stripe)
+        for count, window in enumerate(windows_of(plan.shards[number], source.read), start=1):
+            there = {offset: text for text, offset in zip(window.texts, window.offsets, strict=True) if offset in missing}
+            found |= {(number, offset): text for offset, text in there.items()}
+            missing -= there.keys()
+            report(f"{plan.shards[number].name}, window {count}")
+            if not missing:
+                break
     return found

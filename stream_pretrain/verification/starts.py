@@ -82,12 +82,8 @@ def launched(command: Sequence[str], variables: Mapping[str, str], log: Path, de
                 process.wait()
 
 
-def arguments_of(config: Config) -> list[str]:
+def arguments_of(config: Config) -> Iterator[str]:
     """The command line of these options."""
-    return list(_arguments(config))
-
-
-def _arguments(config: Config) -> Iterator[str]:
     for group in GROUPS:
         options = getattr(config, group)
         for field in dataclasses.fields(options):

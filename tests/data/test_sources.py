@@ -24,6 +24,7 @@ from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.corpus.unchanged_since_start import check_unchanged
 from stream_pretrain.data.transport.object_store import FsspecFile
 from stream_pretrain.errors import SourceError, TransportError
+from stream_pretrain.typed_json import from_json
 from stream_pretrain.urls import without_secrets
 
 NASTY = Path(__file__).resolve().parents[3] / "shared" / "data" / "nasty"
@@ -539,7 +540,7 @@ def corpus(*shards: tuple[str, int | None, str | None], place: str = "/one") -> 
 def test_a_corpus_survives_json(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", "b.csv")
     pinned = replace(resolve(DataConfig(dataset=str(tmp_path))), revision="c0ffee")
-    assert Corpus.from_json(json.loads(json.dumps(pinned.to_json()))) == pinned
+    assert from_json(Corpus, json.loads(json.dumps(pinned.to_json())), "") == pinned
 
 
 def test_the_same_content_at_another_place_and_time_is_the_same_corpus(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.corpus.unchanged_since_start import check_unchanged
 from stream_pretrain.errors import SourceError
+from stream_pretrain.typed_json import from_json
 from tests.forks import CHECKOUT
 from tests.integration.hub_server import AskedHub, asked
 
@@ -100,7 +101,7 @@ def run(hub: AskedHub, code: str, *arguments: str, **environment: str) -> str:
 def resolve(hub: AskedHub, *asked: dict[str, Any], **environment: str) -> list[Corpus | str]:
     """The corpus, or the message of the error, for each set of options."""
     answers = [json.loads(line) for line in run(hub, RESOLVE, json.dumps(asked), **environment).splitlines()]
-    return [answer if isinstance(answer, str) else Corpus.from_json(answer) for answer in answers]
+    return [answer if isinstance(answer, str) else from_json(Corpus, answer, "") for answer in answers]
 
 
 def names(answer: Corpus | str) -> list[str]:

@@ -95,4 +95,4 @@ def test_other_ids_in_the_first_documents_end_the_run_before_its_first_step(
     (tmp_path / "out" / "engine.json").write_text("{")
     refused = run_here(command)
     assert refused.returncode == 1
-    assert "engine.json does not name the engine tokenizers: delete it, and the run chooses its engine again" in refused.stderr
+    assert "engine.json is not JSON: delete it, and the run chooses its engine again" in refused.stderr

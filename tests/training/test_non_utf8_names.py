@@ -17,6 +17,7 @@ from stream_pretrain.data.corpus.unchanged_since_start import check_unchanged, r
 from stream_pretrain.errors import SourceError
 from stream_pretrain.non_utf8_names import escaped, in_shell, utf8_path
 from stream_pretrain.redaction import printable
+from stream_pretrain.typed_json import from_json
 from tests.corpora import documents, json_lines, write_tiny_bert
 from tests.training.runs import run_here
 
@@ -68,7 +69,7 @@ def test_a_pinned_shard_is_found_again_by_the_name_it_is_shown_by(tmp_path: Path
     named(tmp_path, b"caf\xe9.jsonl.gz").write_bytes(b"1")
     named(tmp_path, b"b.jsonl").write_bytes(b"2")
     data = DataConfig(dataset=str(tmp_path))
-    pinned = Corpus.from_json(orjson.loads(orjson.dumps(resolve(data).to_json())))
+    pinned = from_json(Corpus, orjson.loads(orjson.dumps(resolve(data).to_json())), "")
     assert [shard.name for shard in pinned.shards] == ["b.jsonl", r"caf\xe9.jsonl.gz"]
     assert [os.path.exists(shard.url) for shard in pinned.shards] == [True, False]
     found = resolve_pinned(pinned, data)

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.training.evaluation.evaluation import load_documents, load_origin
+from stream_pretrain.training.evaluation.evaluation import load_documents
 from stream_pretrain.training.files import manifest, retried_reads
 from stream_pretrain.training.files.manifest import file_of
 from stream_pretrain.training.files.records import has_evaluation, trim_after
+from stream_pretrain.training.files.retried_reads import read_object
 from stream_pretrain.training.report.tracking import _read_record
+from stream_pretrain.training.start.engine import _kept
 from stream_pretrain.training.start.run_directory import RunDirectory
 from tests.training.checkpoints import unexpected
 
@@ -27,10 +29,11 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "metrics": lambda path: has_evaluation(path, 1),
     "quarantine.jsonl": lambda path: trim_after(path, 5, unexpected),
     "evaluation.jsonl": load_documents,
-    "evaluation.json": load_origin,
+    "evaluation.json": lambda path: read_object(path, "delete it"),
+    "engine.json": lambda path: _kept(path.parent),
     "run.json": lambda path: RunDirectory(path.parent, [], unexpected).recorded(),
 }
-GOOD = b'{"step": 1, "text": "one"}\n'
+GOOD = b'{"step": 1, "text": "one", "engine": "tokenizers"}\n'
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +97,7 @@ def test_a_file_that_fails_halfway_is_read_from_its_start(tmp_path: Path, monkey
     assert not faults
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluation.jsonl", "evaluation.json", "run.json"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluation.jsonl", "evaluation.json", "engine.json", "run.json"])
 @pytest.mark.parametrize("content", [b"{\n", b"[]\n", b"7\n", b"\xff\n", b"[" * 100_000])
 def test_what_is_no_object_is_one_line(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)

@@ -282,7 +282,7 @@ def test_options_come_back_from_the_command_line_that_is_made_of_them() -> None:
         train=TrainConfig(max_epochs=2, learning_rate=1e-5),
         run=RunConfig(wandb="disabled", save_every=3),
     )
-    assert parse(arguments_of(config)) == config
+    assert parse([*arguments_of(config)]) == config
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -293,7 +293,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 def test_what_cannot_be_verified_is_refused(
     inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = arguments_of(config_of(inputs))
+    run = [*arguments_of(config_of(inputs))]
     assert refusal(capsys, *run, f"--verify.folder={inputs}") == (
         2,
         f"error: --verify.folder {inputs} is not empty: give another one",

@@ -12,7 +12,6 @@ opened here, except for the first and last bytes of local files. A new run asks 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import glob
 import os
 import re
@@ -33,6 +32,7 @@ from stream_pretrain.data.corpus.shard import Corpus, Shard, sorted_shards
 from stream_pretrain.data.transport.retrying import retried
 from stream_pretrain.data.transport.threads import OneThread
 from stream_pretrain.errors import DeadlineError, SourceError
+from stream_pretrain.nearest_names import nearest_path
 from stream_pretrain.urls import is_remote, without_secrets
 
 
@@ -132,18 +132,8 @@ def no_such_path(entry: str) -> SourceError:
 
 def did_you_mean(entry: str) -> str:
     """A question that names the path on this machine that is spelt much like an entry; empty where there is none."""
-    found = Path()
-    for part in local_path(entry).parts:
-        if not os.path.lexists(found / part):
-            try:
-                near = difflib.get_close_matches(part, os.listdir(found), 1)
-            except OSError:  # a folder that cannot be listed has nothing to suggest
-                return ""
-            if not near:
-                return ""
-            part = near[0]
-        found /= part
-    return f"; did you mean {found}?"
+    found = nearest_path(local_path(entry))
+    return "" if found is None else f"; did you mean {found}?"
 
 
 def may_be_on_hub(entry: str) -> bool:

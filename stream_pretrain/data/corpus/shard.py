@@ -53,11 +53,6 @@ class Corpus:
         shards = [{**dataclasses.asdict(shard), "url": escaped(without_secrets(shard.url))} for shard in self.shards]
         return {"dataset": escaped(without_secrets(self.dataset)), "revision": self.revision, "shards": shards}
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Corpus:
-        """Back from `to_json`."""
-        return cls(value["dataset"], value["revision"], tuple(Shard(**shard) for shard in value["shards"]))
-
 
 def sorted_shards(files: Mapping[str, Shard]) -> tuple[Shard, ...]:
     """The shards by name; one that is not UTF-8 is escaped, since it is written into records and checkpoints."""

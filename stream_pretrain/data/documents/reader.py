@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 from stream_pretrain.data.corpus.file_formats import Format
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.bundle import BundleDocuments
-from stream_pretrain.data.documents.document import DocumentReader, ReadOptions
+from stream_pretrain.data.documents.document import DocumentReader, Documents, ReadOptions
 from stream_pretrain.data.documents.examples import ExampleDocuments
 from stream_pretrain.data.documents.lines import LineDocuments
 from stream_pretrain.data.documents.parquet import ParquetDocuments
+from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.transport.restart_point import RestartPoint
 
 READERS: dict[Format, Callable[[Shard, ReadOptions], DocumentReader]] = {
     "jsonl": LineDocuments,
@@ -30,3 +33,18 @@ def open_unit(shards: Sequence[Shard], options: ReadOptions) -> DocumentReader:
     if len(shards) == 1:
         return open_reader(shards[0], options)
     return BundleDocuments(shards, options, open_reader)
+
+
+def windows_of(shard: Shard, options: ReadOptions) -> Iterator[Documents]:
+    """All windows of a shard, in order, outside of a stream. Raises: as `DocumentReader.read`."""
+    reader, stripe, restart = open_reader(shard, options), Stripe(0), RestartPoint()
+    reader.follow(stripe, 0)
+    try:
+        for block in itertools.count():
+            window = reader.read(stripe, block, restart)
+            if window is None:
+                return
+            yield window
+            restart = window.restart
+    finally:
+        reader.leave(stripe)

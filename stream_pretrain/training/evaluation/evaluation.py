@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.documents.filters import is_heldout
-from stream_pretrain.data.documents.reader import open_reader
-from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.documents.reader import windows_of
 from stream_pretrain.data.lanes.row_layout import RowLayout
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.randomness import EVAL_MASK
@@ -27,10 +26,9 @@ from stream_pretrain.data.rows.labels import Labelled
 from stream_pretrain.data.rows.objective import Objective
 from stream_pretrain.data.rows.packing import Packing, Rows, assemble, gather, place
 from stream_pretrain.data.rows.train_rows import TrainRows
-from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import CheckpointError, ContentError, SourceError
 from stream_pretrain.training.files.atomic_files import replace_file, writing
-from stream_pretrain.training.files.retried_reads import lines_of, parsed, read_bytes
+from stream_pretrain.training.files.retried_reads import lines_of, parsed
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.typed_json import from_json
 
@@ -64,19 +62,13 @@ def collect(
 
 
 def _windows(shards: Sequence[Shard], options: ReadOptions, skip_bad_shards: bool) -> Iterator[list[str]]:
-    for number, shard in enumerate(shards):
-        reader, stripe, block = open_reader(shard, options), Stripe(number), 0
-        reader.follow(stripe, 0)
-        restart = RestartPoint()
+    for shard in shards:
         try:
-            while (found := reader.read(stripe, block, restart)) is not None:
-                yield found.texts
-                restart, block = found.restart, block + 1
+            for window in windows_of(shard, options):
+                yield window.texts
         except ContentError:
             if not skip_bad_shards:
                 raise  # else training counts and records the damage
-        finally:
-            reader.leave(stripe)
 
 
 def save_documents(path: Path, texts: Mapping[str, Sequence[str]]) -> None:
@@ -97,16 +89,6 @@ def load_documents(path: Path) -> dict[str, list[str]]:
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{path}, line {number}: not a document; delete the file for a new evaluation set") from error
     return texts
-
-
-def load_origin(path: Path) -> dict[str, Any]:
-    """The options that the evaluation set was collected with. Raises: FileNotFoundError, CheckpointError."""
-    content = read_bytes(path)
-    try:
-        options: dict[str, Any] = from_json(dict[str, Any], parsed(content), "")
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not a JSON object: delete it") from error
-    return options
 
 
 @dataclass(frozen=True)

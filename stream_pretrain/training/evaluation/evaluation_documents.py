@@ -18,6 +18,7 @@ from stream_pretrain.errors import ConfigError, SourceError
 from stream_pretrain.training.evaluation import evaluation
 from stream_pretrain.training.files.atomic_files import replace_file, writing
 from stream_pretrain.training.files.out_files import EVALUATION, EVALUATION_ORIGIN
+from stream_pretrain.training.files.retried_reads import read_object
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.typed_json import from_json
 from stream_pretrain.urls import without_secrets
@@ -45,10 +46,8 @@ class Origin:
     def of(cls, out: Path) -> Origin | None:
         """Of OUT. Raises: CheckpointError."""
         path = out / EVALUATION_ORIGIN
-        try:
-            return cast(Origin, from_json(cls, evaluation.load_origin(path), f"{path}:"))
-        except FileNotFoundError:
-            return None
+        content = read_object(path, "delete it")
+        return None if content is None else cast(Origin, from_json(cls, content, f"{path}:"))
 
     def save(self, out: Path) -> None:
         """Write it to OUT. Raises: CheckpointError."""

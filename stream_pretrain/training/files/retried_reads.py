@@ -62,6 +62,21 @@ def read_bytes(path: Path) -> bytes:
     return patiently(path, path.read_bytes)
 
 
+def read_object(path: Path, advice: str) -> dict[str, Any] | None:
+    """The JSON object in a file of a run; None where there is none. Raises: CheckpointError, with advice for other content."""
+    try:
+        content = read_bytes(path)
+    except FileNotFoundError:
+        return None
+    try:
+        value = parsed(content)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {advice}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object: {advice}")
+    return value
+
+
 def patiently(path: Path, read: Callable[[], T]) -> T:
     """The result of `read`, which reads `path`. Raises: FileNotFoundError; CheckpointError where it cannot be read."""
     with _reading(path):

@@ -13,7 +13,7 @@ from stream_pretrain.data.rows.installed_engines import installed
 from stream_pretrain.errors import CheckpointError, ConfigError, EngineError
 from stream_pretrain.training.files.atomic_files import replace_file, writing
 from stream_pretrain.training.files.out_files import ENGINE
-from stream_pretrain.training.files.retried_reads import parsed, read_bytes
+from stream_pretrain.training.files.retried_reads import read_object
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.report.progress import Progress
 
@@ -46,16 +46,11 @@ def is_of_engine(why: str) -> bool:
 
 def _kept(out: Path) -> Choice | None:
     """The engine that OUT keeps to. Raises: CheckpointError."""
-    path = out / ENGINE
-    try:
-        content = parsed(read_bytes(path))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or content.get("engine") != "tokenizers":
-        raise CheckpointError(f"{path} does not name the engine tokenizers: delete it, and the run chooses its engine again")
-    return Choice("tokenizers", f"{path} says why")
+    path, advice = out / ENGINE, "delete it, and the run chooses its engine again"
+    content = read_object(path, advice)
+    if content is not None and content.get("engine") != "tokenizers":
+        raise CheckpointError(f"{path} does not name the engine tokenizers: {advice}")
+    return None if content is None else Choice("tokenizers", f"{path} says why")
 
 
 def _on_all_ranks(config: Config, plan: StreamPlan, out: Path, ranks: Ranks) -> Choice:

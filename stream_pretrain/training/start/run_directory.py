@@ -24,7 +24,7 @@ from stream_pretrain.training.files.atomic_folders import repair
 from stream_pretrain.training.files.lock import held, is_at
 from stream_pretrain.training.files.manifest import json_of
 from stream_pretrain.training.files.out_files import CHECKPOINTS, FILES, LOCK, METRICS, MODEL, RUN
-from stream_pretrain.training.files.retried_reads import parsed, read_bytes
+from stream_pretrain.training.files.retried_reads import read_object
 from stream_pretrain.training.files.versions import program
 from stream_pretrain.training.start.auto_learning_rate import Chosen, chosen_for
 from stream_pretrain.training.start.kept_defaults import in_words, kept_options, with_options
@@ -160,17 +160,10 @@ class RunDirectory:
 
     def recorded(self) -> dict[str, Any]:
         """The content of run.json; empty where there is none. Raises: CheckpointError."""
-        path = self.path / RUN
-        try:
-            found = read_bytes(path)
-        except FileNotFoundError:
-            return {}
-        try:
-            content = parsed(found)
-        except ValueError as error:
-            raise CheckpointError(f"{path} is not JSON: delete it, a run needs only its checkpoints") from error
-        if not isinstance(content, dict) or not isinstance(content.get("parent"), str | None):
-            raise CheckpointError(f"{path} is not a JSON object: delete it, a run needs only its checkpoints")
+        path, advice = self.path / RUN, "delete it, a run needs only its checkpoints"
+        content = read_object(path, advice) or {}
+        if not isinstance(content.get("parent"), str | None):
+            raise CheckpointError(f"{path} has no path as parent: {advice}")
         return content
 
     def _write_or_report(self) -> None:
