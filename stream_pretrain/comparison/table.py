@@ -14,7 +14,7 @@ def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
     columns = ["loss", "accuracy", *(["perplexity"] if "perplexity" in models[0] else []), "bits_per_byte"]
     probed = any(model["probe"] for model in models)
     head = ["model", *(column.replace("_", " ") for column in columns), *(["probe"] if probed else [])]
-    rows = [[model["model"], *(f"{model[name]:.4f}" for name in columns), *_probe(model)] for model in models]
+    rows = [[model["model"], *(_number(model[name]) for name in columns), *_probe(model)] for model in models]
     yield from aligned([head, *rows])
     sample = result["likelihood_sample"]
     yield ""
@@ -22,6 +22,9 @@ def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
         f"{result['documents']:,} documents; bits per byte of the beginnings of {sample['documents']:,} of them, "
         f"{sample['bytes']:,} bytes"
     )
+    for model in models:
+        if left := sample["bytes"] - model["likelihood_bytes"]:
+            yield f"{model['model']} does not predict {left:,} of these bytes, and they do not count: those of first tokens"
     for part in ("by_source", "by_length"):
         names = list(dict.fromkeys(name for model in models for name in model[part]))
         if len(names) > 1:
@@ -32,9 +35,8 @@ def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield f"{difference['model']} minus {difference['base']} (95 % interval over documents):"
         for name in ("loss", "accuracy", "bits_per_byte"):
-            if name in difference:
-                found = difference[name]
-                yield f"  {name.replace('_', ' ')} {found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+            if difference.get(name):
+                yield f"  {name.replace('_', ' ')} {_with_interval(difference[name])}"
         if "loss" not in difference:
             yield "  their tokenizers differ, and so do their labels: compare bits per byte"
 
@@ -45,4 +47,14 @@ def _probe(model: Mapping[str, Any]) -> list[str]:
 
 
 def _loss(means: Mapping[str, Any] | None) -> str:
-    return "none" if means is None else f"{means['loss']:.4f} ({means['documents']:,})"
+    return "none" if means is None or means["loss"] is None else f"{means['loss']:.4f} ({means['documents']:,})"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+def _with_interval(found: Mapping[str, Any]) -> str:
+    if found["low"] is None:
+        return f"{found['difference']:+.4f}, of one document: no interval"
+    return f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"

@@ -62,11 +62,11 @@ def stream_plan(config: Config, tokenizer: PreTrainedTokenizerFast, pinned: Pinn
     layout = row_layout(config, pinned.lanes)  # pack
     objective = objective_of(config, tokenizer)  # label
     encoder = objective.framed(Encoder.of(tokenizer, config.data.special_tokens))  # tokenize
-    _refuse_short_rows(layout.sequence_length, encoder, objective)
+    refuse_short_rows(layout.sequence_length, encoder, objective)
     return StreamPlan(sources, share_schedule(config.data), layout, encoder, objective)
 
 
-def _refuse_short_rows(sequence_length: int, encoder: Encoder, objective: Objective) -> None:
+def refuse_short_rows(sequence_length: int, encoder: Encoder, objective: Objective) -> None:
     """Refuse rows in which, full as they may be, no token gets a label. Raises: ConfigError."""
     framing = len(encoder.prefix) + len(encoder.suffix)
     needed = objective.shortest_row(framing)

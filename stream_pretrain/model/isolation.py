@@ -42,6 +42,10 @@ def choose_attention(model: PreTrainedModel, sequence_length: int, causal: bool,
     probe = _probe(model, sequence_length, mask_token_id)
     with evaluating(model):
         alone = _documents_alone(model, probe)
+    if not alone.isfinite().all():
+        raise ModelError(
+            f"{type(model).__name__}: its logits are not finite numbers, as of damaged weights: choose another model"
+        )
     model.set_attn_implementation(PACKED_ATTENTION)
     if model.config._attn_implementation == PACKED_ATTENTION:
         fault = _fault(model, probe, alone, causal)
@@ -95,7 +99,7 @@ def _fault(model: PreTrainedModel, probe: _Probe, alone: Tensor, causal: bool) -
             if not difference <= _ALONE_TOLERANCE * alone.abs().max():
                 return f"a packed document differs from the document alone by {difference:.1e}"
             return _influence(trained, probe, causal)
-    except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
         first_line = str(error).partition("\n")[0]
         return f"{type(error).__name__}: {first_line}"
     finally:

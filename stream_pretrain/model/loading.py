@@ -15,19 +15,13 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.hub import first_line, not_cached, only_cached, refuse_file, refuse_missing, refuse_own_code
 from stream_pretrain.model.isolation import choose_attention, make_causal
+from stream_pretrain.model.kinds import AUTO_CLASSES, is_only_causal, kind_to_load, read_config
 from stream_pretrain.model.packed_attention import one_document
 from stream_pretrain.model.passthrough import (
     OF_CODE,
@@ -51,8 +45,6 @@ _VOCABULARY_MULTIPLE = 64
 
 _MOST_NAMES = 8
 """Weights named in a line."""
-
-_AUTO_CLASSES = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
 
 
 @dataclass(frozen=True)
@@ -91,9 +83,9 @@ def load_model(
     name = config.path or config.config
     assert name is not None, "validated: a model or a configuration is given"
     local_files_only = local_files_only or only_cached(name, config.revision)
-    settings = _read_config(name, config, local_files_only)
-    kind = _kind(settings, causal)
-    if not causal and _is_only_causal(settings):
+    settings = read_config(name, config, local_files_only)
+    kind = kind_to_load(settings, causal)
+    if not causal and is_only_causal(settings):
         raise ModelError(
             f"{name} is a causal language model ({settings.model_type}), which --objective.name mlm cannot train: "
             "give --objective.name clm, or another model"
@@ -103,7 +95,7 @@ def load_model(
             f"the tokenizer of {tokenizer.name_or_path} has no mask token, which --objective.name mlm needs: "
             "give a --model.tokenizer that has one, or --objective.name clm"
         )
-    original_settings, notes = _prepare(settings, kind)
+    original_settings, notes = _prepare(settings, kind, causal)
     if config.path is None:
         _take_special_tokens(settings, tokenizer)
     known = settings.vocab_size
@@ -136,6 +128,7 @@ def load_model(
     notes += choose_attention(model, sequence_length, kind == "causal", tokenizer.mask_token_id)
     if causal and kind == "masked":
         notes += make_causal(model, sequence_length, tokenizer.mask_token_id)
+        original_settings["is_decoder"] = True  # tells `evaluate` what it was trained on
     notes += _leave_out_unused(model, name)
     if config.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
@@ -148,8 +141,8 @@ def sized_model(config: ModelConfig, causal: bool) -> tuple[PreTrainedConfig, in
     """The configuration of a model, with its class, and its parameters, without loading it. Raises: ModelError."""
     name = config.path or config.config
     assert name is not None, "a model or a configuration is given"
-    settings = _read_config(name, config, only_cached(name, config.revision))
-    kind = _kind(settings, causal)
+    settings = read_config(name, config, only_cached(name, config.revision))
+    kind = kind_to_load(settings, causal)
     with torch.device("meta"):
         model = _from_scratch(name, config, settings, kind)
     settings.architectures = [type(model).__name__]
@@ -208,18 +201,11 @@ def _parameters_in_logits(model: PreTrainedModel) -> set[int]:
     return found
 
 
-def _kind(settings: PreTrainedConfig, causal: bool) -> str:
-    """The kind of class to load: masked also for next-token training, where an encoder has no causal class."""
-    family = type(settings)
-    only_masked = family in AutoModelForMaskedLM._model_mapping and family not in AutoModelForCausalLM._model_mapping
-    return "causal" if causal and not only_masked else "masked"
-
-
 def _vocabulary(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, known: int, local_files_only: bool) -> int:
     """The size of the embedding of a new run; `known` is that of the configuration. Raises: ModelError."""
     from_scratch = config.path is None and config.resize_embeddings
     if from_scratch and config.init_from is not None:
-        known = int(_read_config(config.init_from, replace(config, revision=None), local_files_only).vocab_size)
+        known = int(read_config(config.init_from, replace(config, revision=None), local_files_only).vocab_size)
     needed: int = max(tokenizer.get_vocab().values()) + 1
     if needed > known and not config.resize_embeddings:
         raise ModelError(
@@ -231,16 +217,7 @@ def _vocabulary(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, known: 
     return known
 
 
-def _is_only_causal(settings: PreTrainedConfig) -> bool:
-    """Whether there is a model for next tokens with this configuration, and none for masks."""
-    own = getattr(settings, "auto_map", None)
-    if own is not None:
-        return "AutoModelForCausalLM" in own and "AutoModelForMaskedLM" not in own
-    family = type(settings)
-    return family in AutoModelForCausalLM._model_mapping and family not in AutoModelForMaskedLM._model_mapping
-
-
-def _prepare(settings: PreTrainedConfig, kind: str) -> tuple[dict[str, Any], list[str]]:
+def _prepare(settings: PreTrainedConfig, kind: str, causal: bool) -> tuple[dict[str, Any], list[str]]:
     """Change settings for training; returns the original values and the notes."""
     notes = []
     original = {option: getattr(settings, option) for option in ATTENTION_DROPOUTS if getattr(settings, option, 0)}
@@ -250,13 +227,14 @@ def _prepare(settings: PreTrainedConfig, kind: str) -> tuple[dict[str, Any], lis
     if getattr(settings, "use_cache", False):
         original["use_cache"] = True
         settings.use_cache = False
-    causal = kind == "causal"
-    if causal and getattr(settings, "is_decoder", None) is False and type(settings) in AutoModelForMaskedLM._model_mapping:
+    has_both = type(settings) in AutoModelForMaskedLM._model_mapping
+    if kind == "causal" and getattr(settings, "is_decoder", None) is False and has_both:
         settings.is_decoder = True
         notes.append(f"{settings.model_type} becomes causal: is_decoder is set and exported")
-    if not causal and getattr(settings, "is_decoder", False):
+    if kind == "masked" and getattr(settings, "is_decoder", False):
         settings.is_decoder = False
-        notes.append(f"{settings.model_type} becomes bidirectional: is_decoder is unset and exported")
+        if not causal:
+            notes.append(f"{settings.model_type} becomes bidirectional: is_decoder is unset and exported")
     return original, notes
 
 
@@ -273,23 +251,9 @@ def _take_special_tokens(settings: PreTrainedConfig, tokenizer: PreTrainedTokeni
                 ) from error
 
 
-def _read_config(name: str, model: ModelConfig, local_files_only: bool) -> PreTrainedConfig:
-    try:
-        settings = AutoConfig.from_pretrained(
-            name, revision=model.revision, local_files_only=local_files_only, trust_remote_code=model.trust_remote_code
-        )
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        refuse_own_code(name, error)
-        refuse_missing(name, model.revision, error)
-        raise ModelError(f"no model configuration in {name}: {first_line(error)}") from error
-    if not hasattr(settings, "vocab_size"):
-        raise ModelError(f"the configuration in {name} is of no language model ({settings.model_type}): choose another model")
-    return settings
-
-
 def _from_scratch(name: str, config: ModelConfig, settings: PreTrainedConfig, kind: str) -> PreTrainedModel:
     try:
-        return _AUTO_CLASSES[kind].from_config(settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+        return AUTO_CLASSES[kind].from_config(settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
     except (ValueError, AssertionError, RuntimeError, ImportError) as error:
         refuse_own_code(name, error)
         if "Padding_idx" in str(error):
@@ -392,7 +356,7 @@ def _load_weights(
     refuse_file(name)
     try:
         with utf8_name(name) as path:
-            model, info = _AUTO_CLASSES[kind].from_pretrained(
+            model, info = AUTO_CLASSES[kind].from_pretrained(
                 path,
                 revision=revision,
                 config=settings,

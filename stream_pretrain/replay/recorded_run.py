@@ -117,17 +117,19 @@ def _newest_readable(out: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _plan(config: Config, pinned: PinnedCorpus, out: Path, checkpoint: Path, fingerprint: str) -> StreamPlan:
-    """With the tokenizer of the checkpoint, else that of the options, whichever the run has. Raises: ModelError."""
-    tokenizers = [ModelConfig(path=str(checkpoint)), dataclasses.replace(config.model, path=config.model.path or "")]
-    for own in tokenizers:
+    """With the tokenizer of the checkpoint, else that of the options, whichever the run has. Raises: CheckpointError."""
+    faults = []
+    for own in (ModelConfig(path=str(checkpoint)), dataclasses.replace(config.model, path=config.model.path or "")):
         try:
             plan = stream_plan(config, load_tokenizer(own), pinned)
-        except ModelError:
+        except ModelError as error:
+            faults.append(str(error))
             continue
         if plan.encoder.fingerprint == fingerprint:
             engine = engine_of(config, plan, out).name  # the rows are those of the run, so the ids must be, too
             return dataclasses.replace(plan, encoder=dataclasses.replace(plan.encoder, engine=engine))
-    raise CheckpointError(f"the tokenizer of the run is neither in {checkpoint} nor the one of its options: put it back")
+        faults.append(f"that of {own.tokenizer or own.path} has changed since the run")
+    raise CheckpointError(f"the tokenizer of the run is gone: {'; '.join(faults)}; put it back")
 
 
 def _cursor_files(out: Path) -> dict[int, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,36 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertModel, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BartConfig,
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    BertModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from stream_pretrain import cli
 from stream_pretrain.comparison.bootstrap import paired_difference
 from stream_pretrain.comparison.losses import document_losses
 from stream_pretrain.comparison.probe import FOLDS
-from stream_pretrain.comparison.pseudo_likelihood import CHARACTERS, beginnings
+from stream_pretrain.comparison.pseudo_likelihood import CHARACTERS, Likelihoods, beginnings, first_token
 from stream_pretrain.config import Config, ModelConfig, ObjectiveConfig
 from stream_pretrain.data.lanes.row_layout import RowLayout
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.objective import objective_of
 from stream_pretrain.data.rows.packing import Packing
-from stream_pretrain.model.loading import load_model
+from stream_pretrain.model.kinds import is_causal
+from stream_pretrain.model.loading import export_state, load_model
 from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.training.evaluation.evaluation import packed_documents
 from tests.corpora import VOCABULARY, documents, json_lines, word_tokenizer
@@ -33,17 +51,21 @@ from tests.training.runs import run_here, write_tiny_modernbert
 SIZES = {"vocab_size": len(VOCABULARY), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-def masked_model(folder: Path, seed: int) -> str:
+def masked_model(folder: Path, seed: int, positions: int = 64) -> str:
     torch.manual_seed(seed)
-    BertForMaskedLM(BertConfig(**SIZES, intermediate_size=48, max_position_embeddings=64)).save_pretrained(folder)
+    BertForMaskedLM(BertConfig(**SIZES, intermediate_size=48, max_position_embeddings=positions)).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
     return str(folder)
 
 
-def causal_model(folder: Path, seed: int) -> str:
+def causal_model(folder: Path, seed: int, *, framed: bool = True) -> str:
+    """framed: whether the tokenizer puts [CLS] in front of a text."""
     torch.manual_seed(seed)
     LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=48, max_position_embeddings=64)).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
+    if not framed:
+        file = folder / "tokenizer.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": None}))
     return str(folder)
 
 
@@ -113,7 +135,7 @@ def test_the_loss_of_a_document_is_that_of_its_segments_alone(models: tuple[str,
         answers = torch.from_numpy(values[inside].astype(np.int64))
         loss[document] += F.cross_entropy(logits[torch.from_numpy(places[inside] - start)], answers, reduction="sum").item()
         labels[document] += inside.sum()
-    np.testing.assert_allclose(found.loss, loss, rtol=1e-4)
+    np.testing.assert_allclose(found.loss, loss, rtol=1e-5)
     np.testing.assert_array_equal(found.labels, labels)
     assert found.tokens.tolist() == [len(word_tokenizer()(text, add_special_tokens=False)["input_ids"]) for text in texts]
 
@@ -156,7 +178,8 @@ def test_the_likelihood_of_a_masked_model_masks_one_token_at_a_time(
         masked[place] = tokenizer.mask_token_id
         with torch.no_grad():
             nats += F.cross_entropy(model(masked[None]).logits[0, place : place + 1], ids[place : place + 1]).item()
-    assert result["models"][0]["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text), rel=1e-4)
+    assert result["objective"] == "mlm"
+    assert result["models"][0]["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
     assert result["likelihood_sample"] == {"documents": 1, "bytes": len(text)}
 
 
@@ -164,14 +187,153 @@ def test_a_causal_model_has_a_perplexity_and_a_likelihood_of_each_token_after_th
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, text = causal_model(tmp_path / "model", 3), "doc bara stll 12"
-    data = ["--dataset", corpus(tmp_path / "a.jsonl", [text]), "--sequence-length=32", "--objective.name=clm"]
-    found = evaluated(capsys, path, *data)["models"][0]
+    result = evaluated(capsys, path, "--dataset", corpus(tmp_path / "a.jsonl", [text]), "--sequence-length=32")
+    found = result["models"][0]
     ids = torch.tensor(word_tokenizer()(text)["input_ids"])[None]
     with torch.no_grad():
         logits = LlamaForCausalLM.from_pretrained(path).eval()(ids).logits[0]
     nats = F.cross_entropy(logits[:-2], ids[0, 1:-1], reduction="sum").item()  # what is framed: [CLS] in front of the text
-    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text), rel=1e-4)
+    assert result["objective"] == "clm"
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
+    assert found["likelihood_bytes"] == len(text) == 16
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+
+
+@pytest.mark.parametrize("length", [32, 3])  # of 3: in parts, each with the last token of the one before it
+def test_the_first_token_of_a_text_counts_neither_bits_nor_bytes_where_nothing_stands_in_front_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], length: int
+) -> None:
+    path, text = causal_model(tmp_path / "model", 3, framed=False), "doc bara stll 12"
+    data = ["--dataset", corpus(tmp_path / "a.jsonl", [text]), f"--sequence-length={length}"]
+    result = evaluated(capsys, path, *data)
+    ids = torch.tensor(word_tokenizer()(text, add_special_tokens=False)["input_ids"])
+    model, nats = LlamaForCausalLM.from_pretrained(path).eval(), 0.0
+    for place in range(1, len(ids)):
+        first = 0 if length == 32 else (place - 1) // 2 * 2
+        with torch.no_grad():
+            nats += F.cross_entropy(model(ids[None, first:place]).logits[0, -1:], ids[place : place + 1]).item()
+    found = result["models"][0]
+    assert result["likelihood_sample"] == {"documents": 1, "bytes": 16}
+    assert found["likelihood_bytes"] == 13  # without "doc"
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / 13, rel=1e-5)
+    assert cli.main(["evaluate", path, *data]) == 0
+    assert f"{path} does not predict 3 of these bytes, and they do not count: those of first tokens" in capsys.readouterr().out
+
+
+def test_the_bytes_of_a_character_are_not_divided_between_its_tokens() -> None:
+    tokenizer = Tokenizer(tokenizer_models.BPE({one: at for at, one in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    encoder = Encoder.of(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    assert first_token(encoder, "語文") == (3, 3)
+    assert first_token(encoder, "a語") == (1, 1)
+    assert first_token(encoder, "語") == (3, 3)
+
+
+def test_without_a_token_that_is_predicted_there_are_no_bits_per_byte_and_no_difference() -> None:
+    nothing = Likelihoods(np.zeros(2), np.zeros(2, dtype=np.int64))
+    assert nothing.bits_per_byte is None
+    assert paired_difference((nothing.bits, nothing.bytes), (np.ones(2), np.ones(2))) is None
+
+
+def test_a_model_is_judged_by_the_objective_that_it_was_trained_on_or_refused(
+    models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masked, causal = models[0], causal_model(tmp_path / "causal", 3)
+    data = ["--dataset", corpus(tmp_path / "a.jsonl", documents(3)), "--sequence-length=64"]
+    assert refused(capsys, masked, *data, "--objective.name=clm") == (
+        1,
+        f"error: {masked} is a masked language model (bert), which --objective.name clm cannot judge: "
+        "give --objective.name mlm, or another model",
+    )
+    assert refused(capsys, causal, *data, "--objective.name=mlm")[1] == (
+        f"error: {causal} is a causal language model (llama), which --objective.name mlm cannot judge: "
+        "give --objective.name clm, or another model"
+    )
+    assert refused(capsys, masked, causal, *data)[1] == (
+        f"error: {causal} is a causal language model, {masked} a masked one: their losses are of different tasks; "
+        "evaluate them apart"
+    )
+    decoder = tmp_path / "decoder"
+    BertLMHeadModel(BertConfig(**SIZES, is_decoder=True)).save_pretrained(decoder)
+    assert is_causal(AutoConfig.from_pretrained(decoder))
+    scratch = ModelConfig(config=str(write_tiny_modernbert(tmp_path / "modernbert")))
+    loaded = load_model(scratch, True, word_tokenizer(), 64, seed=0)
+    assert is_causal(export_state(loaded, loaded.model)[1]), "an encoder that was trained on next tokens"
+
+
+def test_a_model_of_another_task_is_refused_though_its_head_is_tied_to_the_embedding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--dataset", corpus(tmp_path / "a.jsonl", documents(3)), "--sequence-length=64"]
+    sizes = {"vocab_size": len(VOCABULARY), "n_embd": 32, "n_layer": 1, "n_head": 4, "bos_token_id": 2, "eos_token_id": 3}
+    GPT2ForSequenceClassification(GPT2Config(**sizes)).save_pretrained(tmp_path / "classifier")
+    assert refused(capsys, str(tmp_path / "classifier"), *data)[1] == (
+        f"error: {tmp_path}/classifier is a GPT2ForSequenceClassification, which is no language model: choose another model"
+    )
+    BartConfig(architectures=["BartForConditionalGeneration"]).save_pretrained(tmp_path / "bart")
+    assert refused(capsys, str(tmp_path / "bart"), *data)[1] == (
+        f"error: {tmp_path}/bart is an encoder-decoder (bart), no masked and no causal language model: choose another model"
+    )
+
+
+def test_all_models_are_loaded_once_before_the_first_is_measured(
+    models: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = masked_model(tmp_path / "short", 1, positions=32)
+    data = ["--dataset", corpus(tmp_path / "a.jsonl", documents(3)), "--sequence-length=64"]
+    tokenizers, from_pretrained = list[str](), AutoTokenizer.from_pretrained
+    monkeypatch.setattr(
+        AutoTokenizer, "from_pretrained", lambda name, **o: tokenizers.append(name) or from_pretrained(name, **o)
+    )
+    assert cli.main(["evaluate", *models, short, *data]) == 1
+    said = capsys.readouterr().err
+    assert f"error: {short} has positions for 32 tokens: --sequence-length 64 must be at most 32\n" in said
+    assert "loss" not in said
+    assert tokenizers == [*models, short]
+
+
+def test_rows_without_room_for_a_label_and_a_loss_that_is_no_number_are_refused(
+    models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--dataset", corpus(tmp_path / "a.jsonl", documents(3))]
+    assert refused(capsys, models[0], *data, "--sequence-length=2") == (
+        2,
+        "error: --sequence-length 2 is too short for a label in a row: 2 positions are special tokens; give at least 4",
+    )
+    model = BertForMaskedLM.from_pretrained(masked_model(tmp_path / "broken", 1))
+    model.bert.embeddings.position_embeddings.weight.data[50] = math.nan
+    model.save_pretrained(tmp_path / "broken")
+    assert refused(capsys, str(tmp_path / "broken"), *data, "--sequence-length=64")[1] == (
+        f"error: {tmp_path}/broken: its loss is not a finite number: give another model"
+    )
+
+
+def test_a_source_without_a_label_is_shown_and_one_document_has_no_interval(
+    models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = {"short": ["bara"], "long": documents(1)}
+    sources = [{"name": name, "dataset": corpus(tmp_path / f"{name}.jsonl", text)} for name, text in texts.items()]
+    data = [f"--data.sources={json.dumps(sources)}", "--sequence-length=64", "--objective.mask-rate=0.2"]
+    result = evaluated(capsys, *models, *data)
+    none = {"loss": None, "accuracy": None, "documents": 0, "labels": 0}
+    assert [model["by_source"]["short"] for model in result["models"]] == [none, none]
+    [difference] = result["differences"]
+    assert difference["loss"]["low"] is difference["loss"]["high"] is None
+    assert cli.main(["evaluate", *models, *data]) == 0
+    out = capsys.readouterr().out
+    assert "\nshort" in out
+    assert f"  loss {difference['loss']['difference']:+.4f}, of one document: no interval\n" in out
+
+
+def test_a_copy_of_a_model_differs_by_exactly_nothing(
+    models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(models[0], tmp_path / "copy")
+    data = ["--dataset", corpus(tmp_path / "a.jsonl", documents(4)), "--sequence-length=64", "--evaluate.likelihood-sample=2"]
+    [difference] = evaluated(capsys, models[0], str(copy), *data)["differences"]
+    assert [difference[name] for name in ("loss", "accuracy", "bits_per_byte")] == [
+        {"difference": 0.0, "low": 0.0, "high": 0.0}
+    ] * 3
 
 
 def test_models_of_different_tokenizers_are_compared_by_byte_only(
@@ -219,8 +381,8 @@ def test_what_cannot_be_evaluated_is_refused_by_name(
     BertModel(BertConfig(**SIZES, intermediate_size=48, max_position_embeddings=64)).save_pretrained(encoder)
     word_tokenizer().save_pretrained(encoder)
     code, said = refused(capsys, str(encoder), "--dataset", data, "--sequence-length=64")
-    assert (code, said.partition(" masked language-model head")[0]) == (1, f"error: {encoder} has no")
-    assert said.endswith("and a new one tells nothing: give a model that has one")
+    no_head = f"error: {encoder} has no language-model head, and a new one tells nothing: give a model that has one"
+    assert (code, said) == (1, no_head)
     assert refused(capsys, models[0], "--dataset", corpus(tmp_path / "b.jsonl", []))[1] == (
         "error: no document of the dataset to evaluate on"
     )
@@ -231,9 +393,12 @@ def test_what_cannot_be_evaluated_is_refused_by_name(
 
 def test_an_interval_holds_the_difference_of_documents_that_all_differ_alike() -> None:
     labels = np.array([1.0, 2.0, 3.0, 4.0])
-    assert paired_difference(labels * 3, labels * 2, labels) == (1.0, 1.0, 1.0)
+    assert paired_difference((labels * 3, labels), (labels * 2, labels)) == (1.0, 1.0, 1.0)
     noisy = np.random.default_rng(0).normal(0.5, 1.0, 400)
-    found = paired_difference(noisy, np.zeros(400), np.ones(400))
+    found = paired_difference((noisy, np.ones(400)), (np.zeros(400), np.ones(400)))
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
     assert found.low < 0.5 < found.high
     assert 0.15 < found.high - found.low < 0.25  # 2 x 1.96 / sqrt(400)
 

@@ -68,6 +68,13 @@ def test_mobilebert_is_exact_without_its_embedding_of_neighbours() -> None:
     assert choose_attention(tiny_model("mobilebert", trigram_input=False), 24, causal=False, mask_token_id=None) == ()
 
 
+def test_a_model_whose_logits_are_no_numbers_is_refused_for_that() -> None:
+    model = tiny_model("bert")
+    model.bert.embeddings.LayerNorm.weight.data[3] = torch.nan
+    with pytest.raises(ModelError, match=r"^BertForMaskedLM: its logits are not finite numbers, as of damaged weights: choose"):
+        choose_attention(model, 24, causal=False, mask_token_id=None)
+
+
 def test_a_faint_leak_between_documents_is_caught() -> None:
     model = tiny_model("bert", PACKED_ATTENTION)
 

@@ -177,6 +177,26 @@ def test_a_run_with_cursors_of_another_version_is_refused_also_for_steps_before_
     )
 
 
+def test_a_tokenizer_that_is_gone_is_told_with_what_each_of_its_places_has_instead(
+    finished: tuple[Path, Consumed], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, gone = tmp_path / "copy", tmp_path / "gone"
+    shutil.copytree(finished[0], copy)
+    checkpoint = copy / "checkpoints/step-00000009"
+    for file in checkpoint.glob("tokenizer*"):
+        file.unlink()
+    model = str(finished[0].parent / "model")
+    (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace(model, str(gone)))
+    code, line = refused(capsys, str(copy), "--step=5")
+    assert code == 1
+    assert line.startswith(f"error: the tokenizer of the run is gone: no tokenizer in {checkpoint}: ")
+    assert line.endswith(f"; no such file or folder: {gone}; put it back")
+    shutil.copytree(model, gone)
+    tokenizer = json.loads((gone / "tokenizer.json").read_text())
+    (gone / "tokenizer.json").write_text(json.dumps(tokenizer | {"normalizer": None}))
+    assert refused(capsys, str(copy), "--step=5")[1].endswith(f"; that of {gone} has changed since the run; put it back")
+
+
 def test_questions_that_cannot_be_answered_are_refused(
     finished: tuple[Path, Consumed], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
