@@ -192,7 +192,7 @@ class SourceLane:
             member, offset = documents.origin_of(index)
             return f"{shards[member].name}, offset {offset}"
 
-        first = FIRST_CHARACTERS / self.plan.layout.lanes if self.cursor.rows == 0 else 0
+        first = FIRST_CHARACTERS // self.plan.layout.lanes if self.cursor.rows == 0 else 0
         refuse_other_ids(self.engine, documents.texts, self._key(SAMPLE, stripe, block), named, first_characters=first)
 
     def _astray(self, stripe: Stripe, block: int) -> CheckpointError:

@@ -328,18 +328,20 @@ static PyObject *mask_tokens(PyObject *self, PyObject *args)
         Py_ssize_t slot = 0;
         if (budget && outside < 0) {
             const uint32_t last = key_of_rank(keys, maskable, fill, bins, budget - 1, scratch);
+            size_t chosen = 0;
             for (Py_ssize_t i = 0; i < fill; i++) {
-                if (!maskable[i] || keys[i] > last)
-                    continue;
+                scratch[chosen] = (uint32_t)i;
+                chosen += maskable[i] & (keys[i] <= last);
+            }
+            for (; slot < budget; slot++) {
+                const uint32_t i = scratch[slot];
+                const double lot = number_at(lots, place + i) * 0x1p-32;
                 positions[slot] = (int32_t)i;
-                values[slot++] = ids[i];
-                const double lot = number_at(lots, place + (uint64_t)i) * 0x1p-32;
+                values[slot] = ids[i];
                 if (lot < mask_share)
                     ids[i] = mask_id;
                 else if (lot < mask_share + random_share)
-                    ids[i] = ((const int32_t *)drawable.buf)[number_at(replacements, place + (uint64_t)i) *
-                                                                 (uint64_t)(drawable.len / 4) >>
-                                                             32];
+                    ids[i] = ((const int32_t *)drawable.buf)[number_at(replacements, place + i) * (drawable.len / 4) >> 32];
             }
         }
         for (; slot < slots; slot++) {

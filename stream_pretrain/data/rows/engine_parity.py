@@ -37,21 +37,27 @@ def differing(engine: Engine, plain: Engine, texts: Iterable[str]) -> Iterator[i
 
 
 def refuse_other_ids(
-    engine: Engine, texts: Sequence[str], key: Sequence[int], named: Callable[[int], str], *, first_characters: float = 0
+    engine: Engine, texts: Sequence[str], key: Sequence[int], named: Callable[[int], str], *, first_characters: int = 0
 ) -> None:
     """Compare a sample of the documents of a window, before any of its rows. What differs is known from then on.
 
-    key: of the window; the sample is a function of it. named: name of a document. first_characters: the documents that begin
-    within so many are compared as well. Raises: EngineError with the name of a document.
+    key: of the window; the sample is a function of it. named: name of a document. first_characters: as many of the first
+    documents are compared as well. Raises: EngineError with the name of a document.
     """
     if not isinstance(engine, FastEngine):
         return
-    begins = np.cumsum([0, *map(len, texts)])[:-1]
-    chosen = np.flatnonzero((keyed_generator(*key).random(len(texts)) < SAMPLED) | (begins < first_characters)).tolist()
-    for index in differing(engine, engine.plain, (texts[i] for i in chosen)):
-        why = f"{engine.other_ids} for {excerpt(engine, engine.plain, texts[chosen[index]])}"
+    compared = {index: texts[index] for index in np.flatnonzero(keyed_generator(*key).random(len(texts)) < SAMPLED).tolist()}
+    for index, text in enumerate(texts):
+        if first_characters <= 0:
+            break
+        compared.setdefault(index, text[:first_characters])
+        first_characters -= len(text)
+    chosen = list(compared)
+    for number in differing(engine, engine.plain, compared.values()):
+        index = chosen[number]
+        why = f"{engine.other_ids} for {excerpt(engine, engine.plain, compared[index])}"
         engine_answers.keep(engine_answers.key_of(engine.serialized, engine.name, engine.version), why)
-        raise EngineError(f"{named(chosen[index])}: {why}; {WITHOUT_IT}")
+        raise EngineError(f"{named(index)}: {why}; {WITHOUT_IT}")
 
 
 def _batches(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
