@@ -30,6 +30,7 @@ from stream_pretrain.config import (
     redacted_text,
     usual_name,
 )
+from stream_pretrain.config.option_types import expected, members, shown
 from stream_pretrain.errors import ConfigError
 
 
@@ -295,7 +296,7 @@ def _value(value: Any, kind: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: a mapping is needed")
         return {name: _value(inner, typing.get_args(kind)[1], f"{where}: {name}") for name, inner in value.items()}
-    kinds = _members(kind)
+    kinds = members(kind)
     word = value.lower() if isinstance(value, str) else value
     if any(typing.get_origin(member) is Literal and value in typing.get_args(member) for member in kinds):
         return value
@@ -311,8 +312,7 @@ def _value(value: Any, kind: Any, where: str) -> Any:
         with contextlib.suppress(ValueError):
             if float in kinds:
                 return float(value)
-    shown = {dict: "a mapping", list: "a list", NoneType: "nothing"}.get(type(value), repr(value))
-    raise ConfigError(f"{where}: {shown} is not {_expected(kind)}")
+    raise ConfigError(f"{where}: {shown(value)} is not {expected(kind)}")
 
 
 def _whole_number(value: str | float) -> int | None:
@@ -358,21 +358,6 @@ def _record(record: dict[str, Any], kind: Any, where: str) -> Any:
     if missing := [name for name in _required(kind) if name not in values]:
         raise ConfigError(f"{where}: {missing[0]} is missing")
     return kind(**values)
-
-
-def _members(kind: Any) -> tuple[Any, ...]:
-    """The members of a union."""
-    return typing.get_args(kind) if typing.get_origin(kind) not in (None, Literal) else (kind,)
-
-
-def _expected(kind: Any) -> str:
-    """A type in words."""
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "none"}
-    choices = {member: typing.get_args(member) for member in _members(kind)}
-    return " or ".join(
-        names[member] if not words else words[0] if len(words) == 1 else f"one of {', '.join(words)}"
-        for member, words in choices.items()
-    )
 
 
 def values_of(arguments: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ argv ────────────────┘
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import importlib.metadata
 import json
@@ -100,8 +101,9 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
         return _train(given.config, shown)
     progress = Progress(sys.stderr)
     answer: Answer = _module(command, progress).run(given, shown, progress)
-    text = json.dumps(answer.record, ensure_ascii=False) if given.as_json else "\n".join(answer.lines)
-    return _print(text) or answer.exit_code
+    if given.as_json:
+        return _print(json.dumps(answer.record, ensure_ascii=_encoding() != "utf-8")) or answer.exit_code
+    return _print("\n".join(answer.lines)) or answer.exit_code
 
 
 def _refuse_foreign(given: Invocation, command: str, declared: Declaration) -> None:
@@ -150,10 +152,15 @@ def _leave(name: str, out: Path, given: Sequence[str], progress: Progress) -> No
     os._exit(exit_codes.of_stopped_process(name) if alone else exit_codes.of_stop(name))  # not 0: the others wait for this rank
 
 
+def _encoding() -> str:
+    """Of stdout, by its usual name."""
+    return codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
+
+
 def _print(text: str) -> int:
-    """Write to stdout; returns the exit code, that of SIGPIPE for a closed pipe."""
+    """Write to stdout, what it cannot encode as escapes; returns the exit code, that of SIGPIPE for a closed pipe."""
     try:
-        print(text, flush=True)
+        print(text.encode(_encoding(), "backslashreplace").decode(_encoding()), flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         if isinstance(error, BrokenPipeError):

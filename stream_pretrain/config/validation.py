@@ -6,10 +6,10 @@ import dataclasses
 import math
 import re
 import string
-import typing
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any
 
+from stream_pretrain.config.option_types import refuse_other_types
 from stream_pretrain.config.options import GROUPS, Config, DataConfig, TrainConfig, sources_of
 from stream_pretrain.config.secrets import storage_options
 from stream_pretrain.errors import ConfigError
@@ -27,6 +27,8 @@ def validate(config: Config, needed: Collection[str] = NEEDED) -> None:
         if not condition:
             raise ConfigError(message)
 
+    for group in GROUPS:
+        refuse_other_types(getattr(config, group), f"--{group}.")
     data, model, objective, train = config.data, config.model, config.objective, config.train
     given = [source.dataset for source in data.sources] if data.dataset is None else [data.dataset]
     refuse_unless(
@@ -145,16 +147,12 @@ def refuse_final_rate_above(learning_rate: float, train: TrainConfig) -> None:
 
 
 def refuse_out_of_bounds(options: Any, where: str) -> None:
-    """Refuse numbers outside of the bounds of their fields, blank text and words that are no choice. Raises: ConfigError."""
-    kinds = typing.get_type_hints(type(options))
+    """Refuse numbers outside of the bounds of their fields, and text that is blank. Raises: ConfigError."""
     for option in dataclasses.fields(options):
         value, bounds = getattr(options, option.name), option.metadata.get("bounds")
         name = where + (option.name.replace("_", "-") if where.endswith(".") else option.name)
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"{name} is empty: give a value, or leave the option out")
-        kind = kinds[option.name]
-        if typing.get_origin(kind) is Literal and value not in (words := typing.get_args(kind)):  # given from Python
-            raise ConfigError(f"{name} {value}: give one of {', '.join(words)}")
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         if isinstance(value, int) and value >= 2**63:  # records, seeds and tensors have 64 bits

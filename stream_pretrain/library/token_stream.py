@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -25,15 +26,17 @@ from stream_pretrain.data.lanes.pinning import found_again, pin
 from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors, stream_state
 from stream_pretrain.data.rows.batches import Batch, memory_for, micro_batches
 from stream_pretrain.data.rows.engine_choice import choose
 from stream_pretrain.data.rows.labels import IGNORED
 from stream_pretrain.errors import CheckpointError, ConfigError, ModelError, StreamPretrainError
 from stream_pretrain.training.ranks.ranks import Ranks
-from stream_pretrain.training.ranks.signals import StopRequest
+from stream_pretrain.training.ranks.signals import StopRequest, leave_to_trainer
 from stream_pretrain.training.ranks.watchdog import Watchdog
 from stream_pretrain.training.steps.rows_of_rank import next_rows
+from stream_pretrain.typed_json import from_json
 
 T = TypeVar("T")
 
@@ -64,7 +67,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
 
     def __init__(
         self,
-        dataset: str | DataConfig,
+        dataset: str | os.PathLike[str] | DataConfig,
         tokenizer: PreTrainedTokenizerFast,
         *,
         objective: Literal["mlm", "clm"] | ObjectiveConfig = "mlm",
@@ -87,11 +90,11 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         rank, world: taken from torch.distributed where it is initialised, else a single rank. Constructed by all ranks.
         Raises: ConfigError, SourceError, ModelError, before any document is read.
         """
-        data = DataConfig(dataset=dataset) if isinstance(dataset, str) else dataset
+        data = dataset if isinstance(dataset, DataConfig) else DataConfig(dataset=_place(dataset))
         given: dict[str, Any] = {"sequence_length": sequence_length, "packing": packing, "lanes": lanes, "workers": workers}
         self.config = Config(
             data=dataclasses.replace(data, **{name: value for name, value in given.items() if value is not None}),
-            objective=ObjectiveConfig(name=objective) if isinstance(objective, str) else objective,
+            objective=objective if isinstance(objective, ObjectiveConfig) else ObjectiveConfig(name=objective),
             train=TrainConfig(
                 max_steps=max_steps,
                 max_epochs=max_epochs,
@@ -101,22 +104,25 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
             ),
         )
         validate(self.config, needed=("data.dataset",))
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise ModelError(
+                f"the tokenizer is of type {type(tokenizer).__name__}: give one that AutoTokenizer loads, a fast one"
+            )
         self.tokenizer = tokenizer
         self.dense_labels = dense_labels
         self.device = torch.device(device)
         self.is_prepared = False
         """Whether a model keeps the documents of a row apart, see `prepare`."""
         self._ranks = _ranks(rank, world)
-        self._stop, self._watchdog = StopRequest(), Watchdog(self._ranks, warnings.warn)  # of a run: signals are the caller's
         self._pinned = self._on_first(lambda: pin(self.config, self._ranks.world))
-        self._plan_from(self._pinned)
+        self.plan = self._plan_of(self._pinned)
         self._begin(0, 0, first_cursors(self._pinned.lanes, len(self._pinned.sources)))
 
-    def _plan_from(self, pinned: PinnedCorpus) -> None:
+    def _plan_of(self, pinned: PinnedCorpus) -> StreamPlan:
         plan = stream_plan(self.config, self.tokenizer, pinned)
+        self._refuse_without_group(plan)
         engine = self._on_first(lambda: choose(self.config.data.engine, plan.encoder).name)
-        self.plan = dataclasses.replace(plan, encoder=dataclasses.replace(plan.encoder, engine=engine))
-        self._refuse_without_group()
+        return dataclasses.replace(plan, encoder=dataclasses.replace(plan.encoder, engine=engine))
 
     def _on_first(self, action: Callable[[], T]) -> T:
         """On the first rank for all, so that one lists and asks; each by itself without a process group."""
@@ -127,10 +133,10 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         except SystemExit as error:  # a rank of a run leaves to the first one what is said
             raise StreamPretrainError("the first rank could not begin the stream: its error says why") from error
 
-    def _refuse_without_group(self) -> None:
-        layout, world = self.plan.layout, self._ranks.world
+    def _refuse_without_group(self, plan: StreamPlan) -> None:
+        layout, world = plan.layout, self._ranks.world
         shares = [len(part_of(range(layout.lanes), rank, world)) for rank in range(world)]
-        even = len(set(shares)) == 1 and layout.global_batch_size % layout.lanes == 0 and not self.plan.can_end
+        even = len(set(shares)) == 1 and layout.global_batch_size % layout.lanes == 0 and not plan.can_end
         if world > 1 and self._ranks.cpu_group is None and not even:
             raise ConfigError(
                 f"{world} ranks exchange rows: initialise torch.distributed first, or leave out max_epochs, with lanes that "
@@ -175,17 +181,19 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
                 'or give packing="none"'
             )
         while (batch := self._next()) is not None:
-            yield self._tensors(batch)
+            yield batch
 
-    def _next(self) -> Batch | None:
+    def _next(self) -> dict[str, torch.Tensor] | None:
         """The next micro-batch, with the state behind it; None after the last step."""
-        if self._micro_batches is None and not self._open_step():
-            return None
-        assert self._micro_batches is not None
-        batch = next(self._micro_batches)
-        self._batches += 1
-        if self._batches == self.micro_batches_per_step:
-            self._close_step()
+        try:
+            if self._micro_batches is None and not self._open_step():
+                return None
+            assert self._micro_batches is not None
+            batch = self._tensors(next(self._micro_batches))
+            self._count_batch()
+        except BaseException:
+            self.close()  # an interrupt may come in the middle of anything: the next micro-batch is read anew
+            raise
         return batch
 
     def _open_step(self) -> bool:
@@ -201,9 +209,11 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
                 rank=self._ranks.index,
                 world=self._ranks.world,
                 workers=self.config.data.workers,
+                in_worker=leave_to_trainer,
                 memory=memory_for(self.device),
             )
-        self._read, rows, _ = next_rows(self._stream, self._ranks, self._stop, self._watchdog)
+        # What a run has for its signals, and to report that it waits, is here the caller's.
+        self._read, rows, _ = next_rows(self._stream, self._ranks, StopRequest(), Watchdog(self._ranks, warnings.warn))
         count = torch.tensor([len(rows)])
         if self.plan.can_end:
             self._ranks.sum_on_cpu(count)
@@ -214,11 +224,17 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         self._micro_batches = itertools.islice(batches, self._batches, None)
         return True
 
-    def _close_step(self) -> None:
+    def _count_batch(self) -> None:
+        """Set the state behind a micro-batch: all of it or, where an interrupt comes, nothing."""
+        batches = self._batches + 1
+        if batches < self.micro_batches_per_step:
+            self._batches = batches
+            return
         assert self._read is not None
+        cursors, step = self._cursors.copy(), self.step + 1
         for lane, of_sources in zip(self._read.lanes.tolist(), self._read.cursors.tolist(), strict=True):
-            self._cursors[lane] = tuple(Cursor(*cursor) for cursor in of_sources)
-        self.step, self._batches, self._micro_batches, self._read = self.step + 1, 0, None, None
+            cursors[lane] = tuple(Cursor(*cursor) for cursor in of_sources)
+        self.step, self._batches, self._cursors, self._micro_batches, self._read = step, 0, cursors, None, None
 
     def _tensors(self, batch: Batch) -> dict[str, torch.Tensor]:
         found = {"input_ids": batch.input_ids, "labels": batch.labels}
@@ -268,39 +284,58 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
 
         Raises: CheckpointError for a state of another stream, SourceError where a shard has changed.
         """
-        if missing := {"fixed", "micro_batches", "ranks", "micro_batch_size", "corpus", "step", "lanes"} - state.keys():
+        kinds = {"fixed": dict[str, Any], "corpus": dict[str, Any], "micro_batches": int, "step": int}
+        if missing := {*kinds, "ranks", "micro_batch_size", "lanes"} - {*(state if isinstance(state, Mapping) else ())}:
             raise CheckpointError(f"this is no state of a TokenStream: {min(missing)} is missing")
-        was = state["fixed"]
+        was, corpus, batches, step = (from_json(kind, state[name], f"{name} of the state") for name, kind in kinds.items())
         for name, value in self._fixed.items():
             if name not in was or was[name] != value:
                 before = was.get(name, "not recorded")
                 raise CheckpointError(f"the state is of another stream: {name} was {before}, is {value}")
-        batches = int(state["micro_batches"])
         here = {"ranks": self._ranks.world, "micro_batch_size": self._rows_of_batch}
         if batches and any(state[name] != value for name, value in here.items()):
             raise CheckpointError(
                 f"the state is inside of a step, of {state['ranks']} ranks with micro-batches of {state['micro_batch_size']} "
                 "rows: load it there, or save at the end of a step"
             )
-        pinned = PinnedCorpus.from_json(state["corpus"])
+        if not 0 <= batches < self.micro_batches_per_step or step < 0:
+            raise CheckpointError(f"the state is {batches} micro-batches behind step {step}, which no stream writes")
+        was_pinned = PinnedCorpus.from_json(corpus)
+        pinned = self._on_first(lambda: found_again(self.config, was_pinned, self._ranks.world))
+        plan = self._plan_of(pinned)
+        cursors = cursors_from(state, step, pinned.lanes)
+        refuse_impossible(cursors, plan, step)
         self.close()
-        self._pinned = self._on_first(lambda: found_again(self.config, pinned, self._ranks.world))
-        self._plan_from(self._pinned)
-        cursors = cursors_from(state, state["step"], pinned.lanes)
-        refuse_impossible(cursors, self.plan, state["step"])
-        self._begin(state["step"], batches, cursors)
+        self._pinned, self.plan = pinned, plan
+        self._begin(step, batches, cursors)
 
     def close(self) -> None:
         """End the workers. Iterating again begins new ones where the stream stands."""
-        if self._stream is not None:
-            self._stream.__exit__()
-        self._stream = self._micro_batches = self._read = None
+        stream, self._stream, self._micro_batches, self._read = self._stream, None, None, None
+        if stream is not None:
+            stream.__exit__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, in other processes too, which go on where this stream stands. Raises: ConfigError."""
+        if self._ranks.cpu_group is not None:
+            raise ConfigError(
+                "a stream of torch.distributed cannot be copied or sent to another process: construct one there, and load the "
+                "state_dict of this one; a DataLoader around it needs num_workers=0"
+            )
+        return {**self.__dict__, "_cursors": self._cursors.copy(), "_stream": None, "_micro_batches": None, "_read": None}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _place(dataset: object) -> str:
+    """A name or path of a corpus. Raises: ConfigError for anything else."""
+    if not isinstance(dataset, str | os.PathLike):
+        raise ConfigError(f"dataset is of type {type(dataset).__name__}: give a name, a path or a DataConfig")
+    return os.fsdecode(dataset)
 
 
 def _ranks(rank: int | None, world: int | None) -> Ranks:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
+import resource
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from importlib.machinery import SourceFileLoader
@@ -200,6 +202,27 @@ def test_a_cache_that_cannot_be_written_costs_a_check_each_time(tmp_path: Path, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     engine_answers.keep("a", "")
     assert engine_answers.known("a") is None
+
+
+def test_a_user_without_a_home_has_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)  # of no user, as in many containers
+    monkeypatch.chdir(tmp_path)
+    engine_answers.keep("a", "")
+    assert engine_answers.known("a") is None
+    assert choose("auto", Encoder.of(word_tokenizer())).name in ("nanotoken", "tokenizers")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_on_a_full_disk_leaves_nothing_there(nothing_known: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        engine_answers.keep("a", "differs " * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(nothing_known.parent.iterdir()) == []
 
 
 def test_another_version_of_anything_is_another_question(monkeypatch: pytest.MonkeyPatch) -> None:

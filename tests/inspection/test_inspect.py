@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +200,23 @@ def test_the_shares_of_a_run_are_those_of_its_steps() -> None:
     schedule = (Shares(0, (1, 1)), Shares(25, (1, 0)), Shares(500, (0, 1)))
     assert _mean_shares(schedule, 100) == [0.875, 0.125]
     assert _mean_shares(schedule, 10) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_stdout_cannot_encode_is_shown_as_escapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, encoding: str
+) -> None:
+    text = "doc 000001 é 漢 \U0001d4b3 " + "bara " * 20
+    name = "caf\udce9.jsonl"  # whose name is not UTF-8
+    (tmp_path / name).write_bytes(json_lines([text] * 20))
+    found: list[str] = []
+    for how in ([], ["--json"]):
+        with monkeypatch.context() as patched:
+            stdout = io.TextIOWrapper(io.BytesIO(), encoding)
+            patched.setattr(sys, "stdout", stdout)
+            options = [f"--dataset={tmp_path}", f"--model.tokenizer={model}", "--sequence-length=64", "--inspect.rows=1"]
+            assert cli.main(["inspect", *options, "--workers=0", *how]) == 0
+            found.append(stdout.buffer.getvalue().decode(encoding))  # type: ignore[attr-defined]
+    shown, as_json = found
+    assert "bara" in shown
+    assert "sources" in json.loads(as_json)

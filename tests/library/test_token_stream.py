@@ -289,9 +289,9 @@ def test_a_model_of_another_objective_or_vocabulary_is_refused(corpus: str) -> N
 
 def test_words_that_are_no_option_are_refused(corpus: str) -> None:
     assert refused(lambda: stream_of(corpus, packing="best-fit")) == (
-        "--data.packing best-fit: give one of best_fit, concat, none"
+        "--data.packing is 'best-fit', not one of best_fit, concat, none"
     )
-    assert refused(lambda: stream_of(corpus, objective="nsp")) == "--objective.name nsp: give one of mlm, clm"
+    assert refused(lambda: stream_of(corpus, objective="nsp")) == "--objective.name is 'nsp', not one of mlm, clm"
 
 
 def test_a_copy_of_a_prepared_model_has_its_own_weights(corpus: str) -> None:

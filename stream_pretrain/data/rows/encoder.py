@@ -83,6 +83,9 @@ class Encoder:
         hashed = json.dumps([framing, vocabulary, _without_unset(content)], sort_keys=True)
         return hashlib.sha256(hashed.encode()).hexdigest()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_built"}  # built where it is used
+
     def build(self) -> Engine:
         """The engine. It is built once: that may take seconds, and processes that are forked later share its memory."""
         return self._built

@@ -19,7 +19,7 @@ _MOST_ANSWERS = 1000
 
 
 def answers_file() -> Path:
-    """Where answers are kept: in XDG_CACHE_HOME, else ~/.cache."""
+    """Where answers are kept: in XDG_CACHE_HOME, else ~/.cache. Raises: RuntimeError for a user without a home."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "stream_pretrain" / "engines.json"
 
 
@@ -36,22 +36,27 @@ def known(key: str) -> str | None:
 
 def keep(key: str, answer: str) -> None:
     """Keep an answer, where the cache can be written; else it is found out again each time."""
-    path = answers_file()
     answers = {**_read(), key: answer}
     kept = dict(list(answers.items())[-_MOST_ANSWERS:])
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):
+        path = answers_file()
         path.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own: another run may write at the same time, and the last one wins.
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".engines-", delete=False, encoding="utf-8") as draft:
-            json.dump(kept, draft, indent=1)
-        Path(draft.name).replace(path)
+        number, draft = tempfile.mkstemp(dir=path.parent, prefix=".engines-")
+        try:
+            with open(number, "w", encoding="utf-8") as file:
+                json.dump(kept, file, indent=1)
+            Path(draft).replace(path)
+        except OSError:
+            Path(draft).unlink()
+            raise
 
 
 def _read() -> dict[str, str]:
-    """All answers; none where the file is missing or not one of answers."""
+    """All answers; none where the file is missing or not one of answers, or the user has no home."""
     try:
         content = json.loads(answers_file().read_bytes())
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RuntimeError):
         return {}
     if not isinstance(content, dict):
         return {}

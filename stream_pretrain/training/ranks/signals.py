@@ -164,11 +164,20 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 def ignore_in_worker() -> None:
-    """Let a data worker ignore signals to the run, and end with its trainer.
+    """As `leave_to_trainer`, and end at the same moment as the trainer.
 
     Call it first in the worker, which must have been started by a thread that lives as long as its process: for the kernel, the
     end of that thread is the end of the parent.
     """
+    leave_to_trainer()
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+
+
+def leave_to_trainer() -> None:
+    """Let a data worker leave signals to its trainer, and end within a second of it. Call it first in the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -180,9 +189,6 @@ def ignore_in_worker() -> None:
     # SIGTERM counts only from the trainer, which ends a stalled worker with it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with, args=(trainer, os.getppid()), daemon=True).start()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
 
 
 def _end_with(trainer: BaseProcess, parent: int) -> None:
