@@ -27,7 +27,7 @@ from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.data.compressed import COMPRESS, COMPRESSED, seek_table, skippable, zstd_frame
 
 NASTY = Path(__file__).resolve().parents[3] / "shared" / "data" / "nasty"
-MIB = 1024**2
+KIB, MIB = 1024, 1024**2
 
 ENDING = {"none": "", "zstd": ".zst", "gzip": ".gz", "bz2": ".bz2", "xz": ".xz", "lz4": ".lz4"}
 
@@ -363,12 +363,13 @@ def test_a_plain_file_is_read_from_any_byte(tmp_path: Path) -> None:
     content = random.Random(0).randbytes(5_000_000)
     path = write(tmp_path, content, "none")
     with closing(shard(path, RestartPoint(77, 77))) as opened:
-        assert opened.read() == content[77 : 77 + MIB]
+        assert opened.read() == content[77 : 77 + 256 * KIB]
         assert opened.restart == RestartPoint(77, 77)
         opened.skip_to(4_000_000)
         rest = chunks_of(opened)
-        assert rest[0] == (RestartPoint(4_000_000, 4_000_000), content[4_000_000:])
-        assert opened.compressed_bytes_read == MIB + len(rest[0][1])
+        assert rest[0] == (RestartPoint(4_000_000, 4_000_000), content[4_000_000 : 4_000_000 + 256 * KIB])
+        assert b"".join(chunk for _, chunk in rest) == content[4_000_000:]
+        assert opened.compressed_bytes_read == 256 * KIB + 1_000_000
         opened.skip_to(9_000_000)
         assert opened.read() == b""
         assert opened.position == len(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import multiprocessing
@@ -95,6 +96,17 @@ def test_an_error_in_a_worker_is_raised_where_its_item_would_be_received() -> No
         with pytest.raises(raised, match=said):
             workers.receive(0)
         workers.close()
+
+
+def test_a_collection_in_a_worker_writes_to_nothing_that_it_shares_with_the_trainer() -> None:
+    class Frozen:
+        def __iter__(self) -> Iterator[Item]:
+            yield gc.get_freeze_count(), np.empty(0), np.empty(0)
+
+    workers = Workers([Frozen()], [None], AHEAD, None)
+    assert workers.receive(0)[0] > 10_000
+    assert gc.get_freeze_count() == 0
+    workers.close()
 
 
 def test_a_worker_that_is_killed_is_named_with_its_signal() -> None:

@@ -175,12 +175,11 @@ class SourceLane:
                 self._report_rest("shard", self._shard(stripe) + damage.member, damage.offset, damage.error, damage.documents)
             self.uncounted.update(read=found.read, filtered=found.filtered)
             self._refuse_hopeless()
-        self.window = TokenizedWindow(
-            without_held_out(found, self.plan.heldout_fraction), self._key(ORDER, stripe, block), self.engine.piece_edges
-        )
-        self._refuse_other_ids(stripe, block, self.window.documents)
+        documents = without_held_out(found, self.plan.heldout_fraction)
+        self._refuse_other_ids(stripe, block, documents)
+        self.window = TokenizedWindow(documents, self._key(ORDER, stripe, block), self.engine.piece_edges)
         if self.bytes_of_window:
-            self.opened += self.window.characters, len(self.window.order), self.bytes_of_window
+            self.opened += self.window.characters, len(self.window), self.bytes_of_window
         if not self.window.has(cursor.next_document, cursor.piece):
             raise self._astray(stripe, block)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_pretrain.data.documents.document import Documents
+from stream_pretrain.data.lanes.shuffled_text import ShuffledText
 from stream_pretrain.data.randomness import keyed_generator
 from stream_pretrain.data.rows.pieces import PIECE_CHARACTERS
 
@@ -32,32 +34,32 @@ class TokenizedWindow:
     """
 
     def __init__(self, documents: Documents, key: Sequence[int], piece_edges: Callable[[str], list[int]]) -> None:
-        self.documents = documents
-        self.order = keyed_generator(*key).permutation(len(documents.texts))
-        characters = np.fromiter(map(len, documents.texts), np.int64, len(self.order))[self.order]
-        self.edges = {
-            number: piece_edges(documents.texts[self.order[number]])
-            for number in np.flatnonzero(characters > PIECE_CHARACTERS).tolist()
-        }
-        """Where the long documents are cut."""
-        pieces = np.ones_like(characters)
-        for number, edges in self.edges.items():
+        order = keyed_generator(*key).permutation(len(documents.texts))
+        texts = [documents.texts[text] for text in order.tolist()]
+        self.offsets = np.array(documents.offsets, dtype=np.int64)[order]
+        self.members = np.array(documents.members, dtype=np.int64)[order] if documents.members else None
+        pieces = np.ones(len(order), dtype=np.int64)
+        long = [number for number, text in enumerate(texts) if len(text) > PIECE_CHARACTERS]
+        for number in reversed(long):
+            edges = piece_edges(texts[number])
             pieces[number] = len(edges) - 1
+            texts[number : number + 1] = [texts[number][begin:end] for begin, end in pairwise(edges)]
         self.first_pieces = np.append(0, np.cumsum(pieces))
         """First piece of each document, and the number of pieces."""
-        self.document_of = np.arange(len(pieces)).repeat(pieces)
-        """Document of each piece."""
-        lengths = characters.repeat(pieces)
-        for number, edges in self.edges.items():
-            lengths[self.first_pieces[number] : self.first_pieces[number + 1]] = np.diff(edges)
-        self.characters_to = np.append(0, np.cumsum(lengths))
+        self.characters_to = np.append(0, np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts))))
         """Characters before each piece, and of all."""
+        self.text = ShuffledText(texts)
+        """Of the pieces."""
         # Of the pieces from the one that a group begins with up to the first that is not tokenized:
         self.first = self.next = 0
         self.counts = np.empty(0, dtype=np.int64)  # tokens of each
         self.ids = [np.empty(0, dtype=np.int32)]  # in parts that belong behind each other
         self.tokens = 0
         self._tokenized: Tokenized | None = None
+
+    def __len__(self) -> int:
+        """Documents."""
+        return len(self.offsets)
 
     def begin_group(self, document: int, piece: int) -> None:
         """Forget the tokens before a piece of a document; begin to tokenize there if none are kept."""
@@ -78,12 +80,15 @@ class TokenizedWindow:
 
     def has(self, document: int, piece: int) -> bool:
         """Whether a group can begin with this piece of this document."""
-        if document >= len(self.order):
+        if document >= len(self):
             return document == piece == 0
         return self._piece(document, piece) < self._piece(document + 1, 0)
 
     def _piece(self, document: int, piece: int) -> int:
         return int(self.first_pieces[document]) + piece
+
+    def _document_of(self, piece: int) -> int:
+        return int(np.searchsorted(self.first_pieces, piece, side="right")) - 1
 
     @property
     def characters(self) -> int:
@@ -101,13 +106,13 @@ class TokenizedWindow:
     @property
     def has_more(self) -> bool:
         """Whether pieces are left that were not tokenized yet."""
-        return self.next < len(self.document_of)
+        return self.next < len(self.characters_to) - 1
 
     @property
     def complete_documents(self) -> int:
         """Documents with kept tokens whose last piece is tokenized."""
         documents = self.tokenized().documents
-        return len(documents) - int(self.has_more and self.document_of[self.next] in documents[-1:])
+        return len(documents) - int(self.has_more and self._document_of(self.next) in documents[-1:])
 
     def positions(self, framing: int) -> int:
         """Positions the kept tokens need at the least."""
@@ -116,17 +121,12 @@ class TokenizedWindow:
     def next_texts(self, characters: int) -> tuple[list[str], list[bool]]:
         """Pieces that were not tokenized yet, of at least so many characters in all; and which continue a document."""
         target = self.characters_to[self.next] + characters
-        stop = min(max(self.next + 1, int(np.searchsorted(self.characters_to, target))), len(self.document_of))
-        pieces, self.next = range(self.next, stop), stop
-        documents = self.document_of[pieces.start : pieces.stop]
-        texts = [self.documents.texts[text] for text in self.order[documents].tolist()]
-        if not self.edges:
+        stop = min(max(self.next + 1, int(np.searchsorted(self.characters_to, target))), len(self.characters_to) - 1)
+        pieces, self.next = np.arange(self.next, stop), stop
+        texts = self.text.between(self.characters_to[pieces[0] : stop + 1].tolist())
+        if len(self) == len(self.characters_to) - 1:
             return texts, []
-        numbers = np.arange(pieces.start, pieces.stop) - self.first_pieces[documents]
-        for at in np.flatnonzero(self.first_pieces[documents + 1] - self.first_pieces[documents] > 1).tolist():
-            edges, number = self.edges[int(documents[at])], int(numbers[at])
-            texts[at] = texts[at][edges[number] : edges[number + 1]]
-        return texts, (numbers > 0).tolist()
+        return texts, (self.first_pieces[np.searchsorted(self.first_pieces, pieces)] > pieces).tolist()
 
     def append(self, ids: NDArray[np.int32], counts: NDArray[np.int64], document_end: tuple[int, ...]) -> None:
         """Take the tokens of the pieces that `next_texts` gave last; document_end comes behind those of each document."""
@@ -155,9 +155,7 @@ class TokenizedWindow:
     def tokenized(self) -> Tokenized:
         """The documents that have kept tokens."""
         if self._tokenized is None:
-            first, stop = (
-                (int(self.document_of[self.first]), int(self.document_of[self.next - 1]) + 1) if len(self.counts) else (0, 0)
-            )
+            first, stop = (self._document_of(self.first), self._document_of(self.next - 1) + 1) if len(self.counts) else (0, 0)
             documents, pieces = np.arange(first, stop), np.maximum(self.first_pieces[first:stop], self.first)
             tokens = np.add.reduceat(self.counts, pieces - self.first) if len(pieces) else self.counts
             if not tokens.all():
@@ -180,18 +178,17 @@ class TokenizedWindow:
 
     def origins_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 [D, 2] which shard of the unit each document is of, and where it stands in that."""
-        texts = self.order[documents]
-        origins = np.zeros((len(texts), 2), dtype=np.int64)
-        if self.documents.members:
-            origins[:, 0] = [self.documents.members[text] for text in texts.tolist()]
-        origins[:, 1] = [self.documents.offsets[text] for text in texts.tolist()]
+        origins = np.zeros((len(documents), 2), dtype=np.int64)
+        if self.members is not None:
+            origins[:, 0] = self.members[documents]
+        origins[:, 1] = self.offsets[documents]
         return origins
 
     def documents_without_tokens(
         self, tokenized: Tokenized, first: int, after: tuple[int, int, int] | None
     ) -> NDArray[np.int64]:
         """The documents from the first up to `after` that the tokenizer makes nothing of."""
-        stop = len(self.order) if after is None else after[0]
+        stop = len(self) if after is None else after[0]
         with_tokens = tokenized.documents[: np.searchsorted(tokenized.documents, stop)]
         if len(with_tokens) == stop - first:
             return with_tokens[:0]

@@ -8,6 +8,7 @@ of /dev/shm, which is small in many containers. Without it, arrays go through th
 from __future__ import annotations
 
 import errno
+import gc
 import mmap
 import multiprocessing
 import os
@@ -195,6 +196,7 @@ def _work(
         end.close()  # so that the pipe ends with the trainer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one core; threads do not survive a fork
     os.environ["RAYON_NUM_THREADS"] = "1"  # of `fastokens`
+    gc.freeze()  # a collection writes to what it looks at, and what is written to is shared with the trainer no more
     if begin is not None:
         begin()
     outbox = _Outbox(pipe, memory, ahead)

@@ -31,13 +31,13 @@ def decode(data: StoredBytes, decoder: Decoder) -> Iterator[bytes]:
         needs_input = decoder.needs_input
         piece = data.peek(SLICE) if needs_input else b""
         try:
-            content = decoder.decompress(piece, max_length=CHUNK)
+            content = [decoder.decompress(piece, max_length=CHUNK)]
         # bz2 raises OSError, lz4 RuntimeError
         except (zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError, EOFError, RuntimeError) as error:
             raise DamageError(str(error).removeprefix("zstd decompressor error: ")) from error
         data.advance(len(piece) - len(decoder.unused_data or b"" if decoder.eof else b""))
-        if content:
-            yield content
+        if content[0]:
+            yield content.pop()  # not kept here: a lane may wait long before it reads on
         if needs_input and not piece and not decoder.eof:
             raise DamageError(CUT)
 
@@ -50,15 +50,23 @@ def joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
             held.append(piece)
             size += len(piece)
+            del piece
             if size >= _SMALL:
-                yield held[0] if len(held) == 1 else b"".join(held)
-                held, size = [], 0
+                yield _all_of(held)
+                size = 0
     except (DamageError, StreamPretrainError):
         if held:
-            yield b"".join(held)
+            yield _all_of(held)
         raise
     if held:
-        yield b"".join(held)
+        yield _all_of(held)
+
+
+def _all_of(held: list[bytes]) -> bytes:
+    """Pieces as one, which are held no more."""
+    content = held[0] if len(held) == 1 else b"".join(held)
+    held.clear()
+    return content
 
 
 def is_skippable(head: bytes) -> bool:

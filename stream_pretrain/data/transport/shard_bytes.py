@@ -173,9 +173,8 @@ class ShardBytes:
             start = self._member = RestartPoint(self._data.position, self._decoded)
             self._compare_with_seek_table(start)
             try:
-                for chunk in joined(self._content_of_member()) if self._data.is_local else self._member_of_store(start):
-                    self._decoded += len(chunk)
-                    yield start, chunk
+                content = joined(self._content_of_member()) if self._data.is_local else self._member_of_store(start)
+                yield from map(partial(self._chunk, start), content)
             except NoMemberError as damage:
                 found = RestartPoint(self._data.position, self._decoded)
                 if self._codec.magic.startswith(damage.head):
@@ -187,6 +186,7 @@ class ShardBytes:
             except DamageError as damage:
                 raise self._damaged(start, damage.reason, damage.what) from damage.__cause__
         self._check_size()
+        del self._decoder  # with the memory that it needs: a lane may be long in its last window
 
     def _content_of_member(self) -> Iterator[bytes]:
         """The content of the member that starts here, if something good follows it; none of padding or a skippable frame.
@@ -204,7 +204,8 @@ class ShardBytes:
             if not skip_skippable(data):
                 raise DamageError(CUT, "skippable frame")
         elif head.startswith(codec.magic):
-            yield from self._noted(decode(data, self._decoder()))
+            self._begin_notes()
+            yield from map(self._noted, decode(data, self._decoder()))
             behind = bytes(data.peek(_HEAD))
             begins = behind.startswith(codec.magic) or codec.magic.startswith(behind)
             padded = codec.is_zero_padded and behind[:1] == b"\0"
@@ -213,16 +214,20 @@ class ShardBytes:
         else:
             raise NoMemberError(f"no {codec.member} began there", head)
 
-    def _noted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        """Pieces of the content of a member, with a note of where each one ends."""
-        decoded = self._member.uncompressed
-        while self._pieces and self._pieces[-1][0] >= decoded:
-            self._pieces.pop()  # the end of the member before, or what a first reading of this one has noted
-        self._pieces.append((decoded, self._member.compressed))
-        for piece in pieces:
-            decoded += len(piece)
-            self._pieces.append((decoded, self._data.position))
-            yield piece
+    def _chunk(self, start: RestartPoint, content: Chunk) -> tuple[RestartPoint, Chunk]:
+        self._decoded += len(content)
+        return start, content
+
+    def _begin_notes(self) -> None:
+        """Note where the content of a member begins, instead of the end of the one before."""
+        while self._pieces and self._pieces[-1][0] >= self._member.uncompressed:
+            self._pieces.pop()  # or what a first reading of this member has noted
+        self._pieces.append((self._member.uncompressed, self._member.compressed))
+
+    def _noted(self, piece: bytes) -> bytes:
+        """A piece of the content of a member, with a note of where it ends."""
+        self._pieces.append((self._pieces[-1][0] + len(piece), self._data.position))
+        return piece
 
     def _member_of_store(self, start: RestartPoint) -> Iterator[bytes]:
         """The same for a remote shard: a damaged member is read once more before the damage is believed."""

@@ -22,12 +22,12 @@ from stream_pretrain.data.transport.retrying import Retrying
 from stream_pretrain.data.transport.store import LocalFile, Store
 from stream_pretrain.data.transport.threads import in_thread
 from stream_pretrain.errors import StreamPretrainError
-from stream_pretrain.units import MIB
+from stream_pretrain.units import KIB
 from stream_pretrain.urls import is_remote
 
 logger = logging.getLogger(__name__)
 
-_LOCAL_BLOCK = MIB
+_LOCAL_BLOCK = 256 * KIB
 
 _NEVER = threading.Event()
 
