@@ -126,6 +126,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             if ranks.is_first and not out.has_ended:
                 saved, _ = newest(out.path / CHECKPOINTS)
                 out.record("preempted", step=max(saved, began), exit_code=exit_codes.of_stop(name))
+                progress.close()  # the last line is the last one
                 progress.notice(last_line(name))
             peers.announce(STOPPED)
             return exit_codes.of_stopped_process(name)

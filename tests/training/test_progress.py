@@ -11,6 +11,7 @@ from typing import TextIO
 import pytest
 
 from stream_pretrain.training.report import progress as module
+from stream_pretrain.training.ranks.signals import Interrupted
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.units import human_bytes, human_count, human_duration
 
@@ -183,11 +184,14 @@ def test_what_a_narrow_terminal_has_no_room_for_is_left_out_whole(terminal: Term
     assert terminal.received() == "\rstep 1"
 
 
-def test_a_failed_phase_says_so_and_lets_the_error_through(clock: Clock) -> None:
+@pytest.mark.parametrize(("error", "said"), [(KeyError, "failed"), (KeyboardInterrupt, "stopped"), (Interrupted, "stopped")])
+def test_a_phase_that_fails_or_is_stopped_says_so_and_lets_the_error_through(
+    clock: Clock, error: type[BaseException], said: str
+) -> None:
     stream = io.StringIO()
-    with pytest.raises(KeyError), Progress(stream).phase("loading model"):
-        raise KeyError
-    assert stream.getvalue() == "loading model… failed (0.0 s)\n"
+    with pytest.raises(error), Progress(stream).phase("loading model"):
+        raise error
+    assert stream.getvalue() == f"loading model… {said} (0.0 s)\n"
 
 
 def test_without_a_stream_nothing_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

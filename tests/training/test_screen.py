@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import termios
+import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -40,6 +42,12 @@ class Screen:
         while not content.endswith(b"\0"):
             content += os.read(self._master, 65536)
         return self._shown(content)
+
+    def until(self, said: str) -> None:
+        """Read on until this stands on it; OSError where every process has closed it before."""
+        self.stream.close()
+        while not any(said in row for row in self._shown(os.read(self._master, 65536))):
+            pass
 
     def to_the_end(self) -> list[str]:
         """All that is written until every process has closed it."""
@@ -161,6 +169,34 @@ def test_a_run_on_a_terminal(arguments: list[str], tmp_path: Path, screen: Scree
     for row, pattern in zip(rows[-5:], patterns, strict=True):
         assert re.fullmatch(pattern, row), rows
     assert [line["step"] for line in lines(tmp_path / "out" / "metrics.jsonl")] == [0, 1, 10, 20, 25]
+
+
+SLOW = """
+import sys, time
+from stream_pretrain.cli import main
+from stream_pretrain.training.ranks import signals
+from stream_pretrain.training.state.checkpoint import BackgroundWriter
+
+BackgroundWriter._save = lambda *_: time.sleep(600)
+signals.ECHO_SECONDS = 0
+sys.exit(main())
+"""
+
+
+def test_a_run_that_is_quit_on_a_terminal_says_so_in_its_last_line(
+    arguments: list[str], tmp_path: Path, screen: Screen
+) -> None:
+    command = ["-c", SLOW, *arguments, "--log-every=1", "--max-steps=1000", "--output-dir=out"]
+    fork = trainers().start(command, ENVIRONMENT, screen.stream, cwd=tmp_path)
+
+    screen.until("step 5/1,000")
+    fork.send_signal(signal.SIGINT)
+    screen.until("then saving; Ctrl-C again quits without saving")
+    fork.send_signal(signal.SIGINT)
+    rows = screen.to_the_end()
+    assert fork.wait(120) == 130, rows
+    [first] = [number for number, row in enumerate(rows) if row.startswith("stopped by SIGINT without saving: steps 1 to ")]
+    assert "".join(rows[first:]).endswith("--max-steps=1000 --output-dir=out"), rows
 
 
 def test_a_log_file_has_the_time_in_front_of_every_line(arguments: list[str], tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ class Progress:
             self._draw()
         try:
             yield found
-        except BaseException:
-            found("failed")
+        except BaseException as end:
+            found("failed" if isinstance(end, Exception) else "stopped")  # a signal is no Exception
             raise
         finally:
             with self._lock:
