@@ -10,6 +10,8 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import os
+import re
 import typing
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,9 +91,12 @@ def invocation(
             typed[dotted] = name, value
             from_line.append(_Option(dotted, value, ""))
     groups: dict[str, dict[str, Any]] = {group: {} for group in ALL_GROUPS}
+    fields = fields_of(ALL_GROUPS)
     for option in [*_of_environment(environment), *from_files, *from_line]:
         group, _, name = option.name.replace("-", "_").partition(".")
-        groups[group][name] = _value(option.value, TYPES[option.name], f"{option.origin}--{option.name}")
+        where = f"{option.origin}--{option.name}"
+        value = _value(option.value, TYPES[option.name], where)
+        groups[group][name] = _path(value, fields[f"{group}.{name}"], where)
     given = {option.name.replace("-", "_") for option in from_files + from_line}
     built = {name: ALL_GROUPS[name](**values) for name, values in groups.items()}
     return Invocation(
@@ -228,7 +233,9 @@ def _read_file(path: Path) -> list[_Option]:
             content = yaml.load(file, Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
+    except yaml.YAMLError as error:
         raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return []
@@ -243,6 +250,8 @@ def _read_file(path: Path) -> list[_Option]:
 
 def _flatten(mapping: dict[str, Any], prefix: str, origin: str) -> Iterator[_Option]:
     for key, value in mapping.items():
+        if str(key).startswith("--"):
+            raise ConfigError(f"{origin}{key}: in a file the name is {key.lstrip('-')}")
         name = f"{prefix}{key}".replace("_", "-")
         if name in ALL_GROUPS and value in (None, "null"):
             continue
@@ -253,8 +262,15 @@ def _flatten(mapping: dict[str, Any], prefix: str, origin: str) -> Iterator[_Opt
             raise ConfigError(f"{origin}unknown group {name}{suggestion(name, sorted(ALL_GROUPS), '')}")
         option = _resolve(name, origin)
         if isinstance(value, dict | list) and _record_type(TYPES[option]) is None:
-            raise ConfigError(f"{origin}{name} takes one value, not a list or mapping; quote it if that is its text")
+            several = _SEVERAL.get(option) or "quote it if that is its text"
+            raise ConfigError(f"{origin}{name} takes one value, not a list or mapping; {several}")
         yield _Option(option, value, origin)
+
+
+_SEVERAL = {
+    "data.dataset": "data.sources has several, with weights, @FILE a list in a file",
+    "eval.dataset": "eval.sets has several",
+}
 
 
 def _resolve(name: str, origin: str) -> str:
@@ -315,6 +331,24 @@ def _value(value: Any, kind: Any, where: str) -> Any:
     raise ConfigError(f"{where}: {shown(value)} is not {expected(kind)}")
 
 
+def _path(value: Any, option: dataclasses.Field[Any], where: str) -> Any:
+    """A path with the home folder in place of `~`; other values as they are.
+
+    Raises: ConfigError for a variable, which only a shell would replace.
+    """
+    is_path, secret = option.metadata.get("is_path"), option.metadata.get("secret")
+    if not isinstance(value, str) or not (is_path or secret == "url") or "://" in value:
+        return value
+    if secret == "keys" and not value.startswith("@"):
+        return value
+    if (variable := re.search(r"\$(\w+|\{\w+\})", value)) is not None and not _exists(Path(value)):
+        raise ConfigError(f"{where} {value}: {variable[0]} is not replaced by its value here: write that in its place")
+    if is_path and value.startswith(("~", "@~")):
+        at = value[: value.index("~")]
+        return f"{at}{os.path.expanduser(value[len(at) :])}"
+    return value
+
+
 def _whole_number(value: str | float) -> int | None:
     with contextlib.suppress(ValueError):
         if isinstance(value, str):
@@ -348,13 +382,13 @@ def _required(kind: Any) -> list[str]:
 
 
 def _record(record: dict[str, Any], kind: Any, where: str) -> Any:
-    types = typing.get_type_hints(kind)
+    types, fields = typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
     values = {}
     for key, value in record.items():
         name = key.replace("-", "_")
         if name not in types:
             raise ConfigError(f"{where}: unknown key {key}{suggestion(name, list(types), '')}")
-        values[name] = _value(value, types[name], f"{where}: {key}")
+        values[name] = _path(_value(value, types[name], f"{where}: {key}"), fields[name], f"{where}: {key}")
     if missing := [name for name in _required(kind) if name not in values]:
         raise ConfigError(f"{where}: {missing[0]} is missing")
     return kind(**values)

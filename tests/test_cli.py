@@ -322,7 +322,26 @@ def test_a_later_file_overrides_an_earlier_one(tmp_path: Path) -> None:
             "unknown option --mlm-probability; use --mask-rate or --objective.mask-rate: Share of the maskable positions of a "
             "row that get a label (mlm).",
         ),
-        ("dataset: [a, b]\n", "dataset takes one value, not a list or mapping; quote it if that is its text"),
+        (
+            "dataset: [a, b]\n",
+            "dataset takes one value, not a list or mapping; data.sources has several, with weights, @FILE a list in a file",
+        ),
+        ("eval:\n  dataset: [a, b]\n", "eval.dataset takes one value, not a list or mapping; eval.sets has several"),
+        ("model: [a, b]\n", "model takes one value, not a list or mapping; quote it if that is its text"),
+        ("--max-steps: 3\n", "--max-steps: in a file the name is max-steps"),
+        ("train:\n  --max_steps: 3\n", "--max_steps: in a file the name is max_steps"),
+        (
+            "dataset: $DATA/texts\n",
+            "--data.dataset $DATA/texts: $DATA is not replaced by its value here: write that in its place",
+        ),
+        (
+            "output_dir: /scratch/${USER}/run\n",
+            "--run.output-dir /scratch/${USER}/run: ${USER} is not replaced by its value here: write that in its place",
+        ),
+        (
+            "data: {sources: [{name: a, dataset: $DATA/a}]}\n",
+            "--data.sources: record 1: dataset $DATA/a: $DATA is not replaced by its value here: write that in its place",
+        ),
         ("seed: 1\nlanes: 2\nseed: 3\n", "line 3: seed is given twice"),
         ("train:\n  seed: 1\n  seed: 1\n", "line 3: seed is given twice"),
         ("seed: 1\ntrain:\n  seed: 3\n", "train.seed is given twice, under different names"),
@@ -344,6 +363,26 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.Capt
     assert one_line_error(capsys, f"--config={missing}") == f"--config {missing}: No such file or directory"
     assert one_line_error(capsys, f"--config={broken}").startswith(f"--config {broken} is not YAML: ")
     assert one_line_error(capsys, f"--config={words}") == f"--config {words}: a mapping of options to values is needed"
+    for content, why in (
+        (b"# caf\xe9\n", "invalid continuation byte at byte 5"),
+        ("a: 1".encode("utf-16"), "invalid start byte at byte 0"),
+    ):
+        words.write_bytes(content)
+        assert one_line_error(capsys, f"--config={words}") == f"--config {words} is not UTF-8 ({why}): save it as UTF-8"
+
+
+def test_a_tilde_is_the_home_folder_where_no_shell_has_replaced_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    file = tmp_path / "run.yaml"
+    file.write_text('output-dir: ~/run\ndata: {dataset: ~/texts, storage_options: "@~/keys.json"}\n')
+    assert parsed(f"--config={file}", "--model=~/bert", "--resume=~/run/checkpoints/step-1", "--data.text-field=~/text") == {
+        "run.output_dir": "/home/me/run",
+        "data.dataset": "~/texts",
+        "data.storage_options": "@/home/me/keys.json",
+        "model.path": "/home/me/bert",
+        "run.resume": "/home/me/run/checkpoints/step-1",
+        "data.text_field": "~/text",
+    }
 
 
 # --- Errors ---

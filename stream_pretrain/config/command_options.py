@@ -20,7 +20,7 @@ class EvaluateConfig:
     """Rows that go through a model at once."""
     likelihood_sample: int = option(32, bounds="positive")
     """Documents whose likelihood is compared by byte, for models of different tokenizers."""
-    probe: str | None = None
+    probe: str | None = option(None, is_path=True)
     """JSON lines of "text" and "label": classified by the features of each frozen model. Needs scikit-learn."""
 
 
@@ -32,7 +32,7 @@ class LedgerConfig:
     """Show the documents that this step trained on."""
     document: str | None = None
     """SHARD:OFFSET, as --ledger.step shows it: the steps that trained on this document."""
-    export: str | None = None
+    export: str | None = option(None, is_path=True)
     """Write all of it to this Parquet file: step, row, source, epoch, shard, offset, tokens."""
     steps: str | None = None
     """A:B, both included: only these steps are read again, for --ledger.document and --ledger.export."""
@@ -62,7 +62,7 @@ class VerifyConfig:
     """The whole model with its weights, instead of two of its layers with new ones."""
     tolerance: float | Literal["auto"] = option("auto", bounds="not negative")
     """Relative difference of losses where only rounding may differ. auto: 1e-4, with bf16 0.02."""
-    folder: str | None = None
+    folder: str | None = option(None, is_path=True)
     """Empty folder for what the runs write, which stays there. Default: a temporary one, which is deleted."""
 
 

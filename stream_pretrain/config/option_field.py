@@ -19,6 +19,7 @@ def option(
     bounds: Bounds | None = None,
     may_change: bool = False,
     secret: Secret | None = None,
+    is_path: bool = False,
 ) -> Any:
     """A field of a group of options; a plain field is an option without any of these.
 
@@ -29,6 +30,7 @@ def option(
     bounds: of a number; a fraction is from 0 to 1. None and words such as auto are not checked.
     may_change: at a resume; other options are fixed: they decide which rows a step sees, or what is learnt from them.
     secret: the kind of value that may contain a secret: a URL, or storage options.
+    is_path: whether the value may be a path, or @ and a path: a `~` is the home folder. A dataset knows that by itself.
     """
     metadata = {
         "short": short,
@@ -38,5 +40,6 @@ def option(
         "bounds": bounds,
         "may_change": may_change,
         "secret": secret,
+        "is_path": is_path,
     }
     return dataclasses.field(default=default, metadata=metadata)

@@ -34,7 +34,7 @@ class SourceConfig:
     revision: str | None = None
     data_files: str | None = None
     data_dir: str | None = None
-    storage_options: str | None = option(None, secret="keys")
+    storage_options: str | None = option(None, secret="keys", is_path=True)
     text_field: str | None = None
     text_template: str | None = None
     text_documents: TextDocuments | None = None
@@ -79,7 +79,7 @@ class DataConfig:
     """Pattern of files to read in a Hub dataset or local folder, instead of a split."""
     data_dir: str | None = None
     """Folder to read in a Hub dataset or local folder."""
-    storage_options: str | None = option(None, may_change=True, secret="keys", synonyms="storage-opts")
+    storage_options: str | None = option(None, may_change=True, secret="keys", is_path=True, synonyms="storage-opts")
     """JSON object of options for fsspec, for example '{"anon": true}', or @FILE with one. Never recorded."""
     reader: Literal["auto", "datasets"] = "auto"
     """auto: own reader for JSON lines, text and Parquet, `datasets` for the rest; datasets: always `datasets`."""
@@ -142,16 +142,20 @@ class ModelConfig:
     """The model, and how it is computed."""
 
     path: str | None = option(
-        None, short="model", required_or="--model.config", synonyms="model-name-or-path model-name model-path pretrained-model"
+        None,
+        short="model",
+        required_or="--model.config",
+        is_path=True,
+        synonyms="model-name-or-path model-name model-path pretrained-model",
     )
     """Model to continue from: a Hub id or a local folder. For a model from scratch, give --model.config instead."""
-    config: str | None = option(None, synonyms="model-config model-config-name config-path config-overrides")
+    config: str | None = option(None, is_path=True, synonyms="model-config model-config-name config-path config-overrides")
     """Train from scratch: a config.json, or a folder or Hub id with one. Needs --model.tokenizer."""
-    tokenizer: str | None = option(None, synonyms="tokenizer-name tokenizer-name-or-path tokenizer-path")
+    tokenizer: str | None = option(None, is_path=True, synonyms="tokenizer-name tokenizer-name-or-path tokenizer-path")
     """Tokenizer, if not that of the model: a Hub id or a local folder."""
     revision: str | None = option(None, synonyms="model-revision")
     """Branch, tag or commit of a Hub model."""
-    init_from: str | None = option(None, short="init-from", synonyms="init-checkpoint load-weights weights")
+    init_from: str | None = option(None, short="init-from", is_path=True, synonyms="init-checkpoint load-weights weights")
     """Take only the weights from this checkpoint or model folder; the run starts at step 0."""
     resize_embeddings: bool = option(False, synonyms="resize-token-embeddings resize-vocab")
     """Let the embedding grow to the size of the tokenizer, padded to a multiple of 64; from scratch, also let it shrink to
@@ -302,10 +306,16 @@ class EvalConfig:
 class RunConfig:
     """The folder of the run, checkpoints and logging."""
 
-    output_dir: str | None = option(None, short="output-dir", may_change=True, synonyms="out out-dir output save-dir")
+    output_dir: str | None = option(
+        None, short="output-dir", may_change=True, is_path=True, synonyms="out out-dir output save-dir"
+    )
     """Folder of the run. Default: runs/<dataset>-<model>-<hash of the fixed options>; the same command resumes it."""
     resume: str = option(
-        "auto", short="resume", may_change=True, synonyms="resume-from-checkpoint resume-from overwrite-output-dir"
+        "auto",
+        short="resume",
+        may_change=True,
+        is_path=True,
+        synonyms="resume-from-checkpoint resume-from overwrite-output-dir",
     )
     """auto: resume the run in the folder; no: refuse a used folder; PATH of a checkpoint: begin a new run from it."""
     save_every: int = option(

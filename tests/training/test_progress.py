@@ -10,8 +10,8 @@ from typing import TextIO
 
 import pytest
 
-from stream_pretrain.training.report import progress as module
 from stream_pretrain.training.ranks.signals import Interrupted
+from stream_pretrain.training.report import progress as module
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.units import human_bytes, human_count, human_duration
 

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import termios
-import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr
 from pathlib import Path

@@ -87,7 +87,7 @@ def entries_of(dataset: str) -> list[str]:
     """The dataset itself, or the lines of @FILE without comments. Raises: SourceError."""
     if not dataset.startswith("@"):
         return [dataset]
-    file = Path(dataset[1:])
+    file = Path(dataset[1:]).expanduser()
     if not file.is_file():
         raise SourceError(f"@{file}: there is no such file")
     try:
