@@ -91,21 +91,31 @@ def test_an_id_outside_of_the_vocabulary_is_refused(strange: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("placement", "fault"),
+    "placement",
     [
-        ([0, 0, 0, 4], "placement 0 is of no row or no token"),  # three tokens
-        ([0, 0, 2, 1], "placement 0 is of no row or no token"),
-        ([0, 1, 0, 1], "placement 0 is of no row or no token"),  # one document
-        ([-1, 0, 0, 1], "placement 0 is of no row or no token"),
-        ([0, 0, 0, 3], "the placements of row 0 have more than 4 positions"),  # with two special tokens
+        [0, 0, 0, 4],  # three tokens
+        [0, 0, 2, 1],
+        [0, 0, -1, 1],
+        [0, 1, 0, 1],  # one document
+        [0, -1, 0, 1],
+        [0, 0, 0, 3],  # with two special tokens, in four positions
     ],
 )
-def test_a_placement_of_what_is_not_there_is_refused(placement: list[int], fault: str) -> None:
+def test_a_placement_of_what_is_not_there_is_refused(placement: list[int]) -> None:
     ids, offsets = np.array([7, 8, 9], dtype=np.int32), np.array([0, 3])
     grid, segments = np.empty((1, 4), dtype=np.int32), np.empty((5, 1), dtype=np.int32)
     frame = np.array([1], dtype=np.int32)
-    with pytest.raises(IndexError, match=fault):
+    with pytest.raises(IndexError, match="placement 0 has no room, or not so many tokens"):
         compiled().assemble(np.array([placement]), ids, offsets, frame, frame, 4, 0, grid, segments)
+
+
+def test_a_row_that_is_filled_beyond_its_end_is_refused() -> None:
+    ids, few = np.zeros((1, 4), dtype=np.int32), np.zeros((1, 1), dtype=np.int32)
+    hashes = [(0, 1)] * 3
+    with pytest.raises(ValueError, match="rows of one length"):
+        compiled().mask_tokens(
+            ids, np.array([5], np.int32), SPECIAL, few, *hashes, 0, 4, 0.15, 3, 0.8, 0.1, few.copy(), few.copy()
+        )
 
 
 def test_too_little_memory_for_what_comes_out_is_refused() -> None:

@@ -11,12 +11,14 @@
 #error "two numbers are cut from 64 bits as a little-endian processor has them"
 #endif
 
-static int has_bytes(const Py_buffer *buffer, Py_ssize_t count, size_t size)
+enum { MOST_BUFFERS = 7 };
+
+/* Release buffers, and pass on an answer, which is NULL where an exception is set. */
+static PyObject *released(Py_buffer *buffers, PyObject *answer)
 {
-    if (buffer->len == count * (Py_ssize_t)size)
-        return 1;
-    PyErr_Format(PyExc_ValueError, "a buffer of %zd bytes where %zd x %zu were expected", buffer->len, count, size);
-    return 0;
+    for (int i = 0; i < MOST_BUFFERS; i++)
+        PyBuffer_Release(&buffers[i]); /* nothing where it was not taken */
+    return answer;
 }
 
 /* --- place: documents in rows, by best fit and then in order */
@@ -93,25 +95,21 @@ static int64_t place_best(Packed *packed, int64_t document, int64_t length)
 
 static PyObject *place(PyObject *self, PyObject *args)
 {
-    Py_buffer lengths, order, free_rows, placements;
-    Packed packed = {0};
+    Py_buffer buffers[MOST_BUFFERS] = {0}, *lengths = buffers, *order = buffers + 1, *free = buffers + 2, *placements = buffers + 3;
     long long framing, smallest, most_of_row, left = 0, token = 0;
     int best;
-    PyObject *answer = NULL;
-    if (!PyArg_ParseTuple(args, "y*y*w*LLLpw*", &lengths, &order, &free_rows, &framing, &smallest, &most_of_row, &best,
-                          &placements))
-        return NULL;
-    packed = (Packed){free_rows.buf, free_rows.len / 8, framing, smallest, placements.buf, 0,
-                      placements.len / (Py_ssize_t)sizeof(Placement)};
-    const int64_t *length = lengths.buf;
-    Py_ssize_t documents = lengths.len / 8, document = order.len / 8;
+    if (!PyArg_ParseTuple(args, "y*y*w*LLLpw*", lengths, order, free, &framing, &smallest, &most_of_row, &best, placements))
+        return released(buffers, NULL);
+    Packed packed = {free->buf, free->len / 8, framing, smallest, placements->buf, 0, placements->len / 32};
+    const int64_t *length = lengths->buf, *largest_first = order->buf;
+    Py_ssize_t documents = lengths->len / 8, document = order->len / 8;
+
     for (Py_ssize_t i = 0; i < document; i++)
-        left += place_best(&packed, ((int64_t *)order.buf)[i], length[((int64_t *)order.buf)[i]]);
+        left += place_best(&packed, largest_first[i], length[largest_first[i]]);
     for (Py_ssize_t i = 0; i < packed.rows && !left; i++) {
         Py_ssize_t row = best ? emptiest(&packed) : i;
         for (int64_t room = most_of_row; room > 0 && document < documents; room--) {
-            int64_t rest = length[document] - token;
-            int64_t take = most_of(rest, packed.free[row] - framing, smallest);
+            int64_t rest = length[document] - token, take = most_of(rest, packed.free[row] - framing, smallest);
             if (take == 0)
                 break;
             put(&packed, row, document, token, token + take);
@@ -123,110 +121,61 @@ static PyObject *place(PyObject *self, PyObject *args)
         }
         packed.free[row] = -1;
     }
-    if (packed.count > packed.most)
-        PyErr_Format(PyExc_ValueError, "%zd placements where room for %zd was expected", packed.count, packed.most);
-    else
-        answer = Py_BuildValue("nLnL", packed.count, left, document, token);
-    PyBuffer_Release(&lengths);
-    PyBuffer_Release(&order);
-    PyBuffer_Release(&free_rows);
-    PyBuffer_Release(&placements);
-    return answer;
+    if (packed.count <= packed.most)
+        return released(buffers, Py_BuildValue("nLnL", packed.count, left, document, token));
+    PyErr_Format(PyExc_ValueError, "%zd placements where room for %zd was expected", packed.count, packed.most);
+    return released(buffers, NULL);
 }
 
-/* --- assemble: placements to rows */
-
-/* Order placements by row, as stable as they are; returns the number of rows with any, and numbers them in `number`. */
-static Py_ssize_t by_row(const Placement *placed, Py_ssize_t count, Py_ssize_t rows, Py_ssize_t *order, Py_ssize_t *number)
-{
-    Py_ssize_t *next = number, filled = 0, first = 0;
-    memset(next, 0, (size_t)rows * sizeof *next);
-    for (Py_ssize_t i = 0; i < count; i++)
-        next[placed[i].row]++;
-    for (Py_ssize_t row = 0; row < rows; row++) {
-        Py_ssize_t of_row = next[row];
-        next[row] = first;
-        first += of_row;
-    }
-    for (Py_ssize_t i = 0; i < count; i++)
-        order[next[placed[i].row]++] = i;
-    for (Py_ssize_t row = 0, before = 0; row < rows; row++) {
-        Py_ssize_t stop = next[row];
-        number[row] = stop > before ? filled++ : filled;
-        before = stop;
-    }
-    return filled;
-}
+/* --- assemble: placements, by row, to rows */
 
 static PyObject *assemble(PyObject *self, PyObject *args)
 {
-    Py_buffer placements, ids, offsets, prefix, suffix, input_ids, segments;
+    Py_buffer buffers[MOST_BUFFERS] = {0}, *placements = buffers, *ids = buffers + 1, *offsets = buffers + 2;
+    Py_buffer *prefix = buffers + 3, *suffix = buffers + 4, *grid = buffers + 5, *segments = buffers + 6;
     Py_ssize_t length;
     int pad;
-    PyObject *answer = NULL;
-    if (!PyArg_ParseTuple(args, "y*y*y*y*y*niw*w*", &placements, &ids, &offsets, &prefix, &suffix, &length, &pad, &input_ids,
-                          &segments))
-        return NULL;
-    const Placement *placed = placements.buf;
-    const int64_t *first_of = offsets.buf;
-    const int32_t *tokens = ids.buf;
-    Py_ssize_t count = placements.len / (Py_ssize_t)sizeof *placed, documents = offsets.len / 8 - 1;
-    Py_ssize_t rows = input_ids.len / (length * 4), before = prefix.len / 4, behind = suffix.len / 4;
-    Py_ssize_t *order = malloc((size_t)(count + rows + 1) * sizeof *order), filled, position = 0, last = -1;
-    int32_t *row_of = segments.buf, *start_of = row_of + count, *length_of = start_of + count;
-    int32_t *document_of = length_of + count, *token_of = document_of + count, *row = NULL;
+    if (!PyArg_ParseTuple(args, "y*y*y*y*y*niw*w*", placements, ids, offsets, prefix, suffix, &length, &pad, grid, segments))
+        return released(buffers, NULL);
+    const Placement *placed = placements->buf;
+    const int64_t *first_of = offsets->buf;
+    Py_ssize_t count = placements->len / 32, documents = offsets->len / 8 - 1, rows = grid->len / (length * 4), number = -1;
+    Py_ssize_t before = prefix->len / 4, behind = suffix->len / 4, position = length;
+    int32_t *row_of = segments->buf, *start = row_of + count, *length_of = start + count, *document = length_of + count;
+    int32_t *first_token = document + count, *row = grid->buf;
 
-    if (order == NULL) {
-        PyErr_NoMemory();
-        goto done;
+    if (segments->len != 5 * count * 4) {
+        PyErr_SetString(PyExc_ValueError, "five numbers for each placement are expected");
+        return released(buffers, NULL);
     }
-    if (!has_bytes(&segments, 5 * count, 4) || !has_bytes(&input_ids, rows * length, 4))
-        goto done;
-    for (Py_ssize_t i = 0; i < count; i++)
-        if (placed[i].row < 0 || placed[i].row >= rows || placed[i].document < 0 || placed[i].document >= documents ||
-            placed[i].token < 0 || placed[i].stop < placed[i].token ||
-            first_of[placed[i].document] + placed[i].stop > ids.len / 4) {
-            PyErr_Format(PyExc_IndexError, "placement %zd is of no row or no token", i);
-            goto done;
-        }
-    filled = by_row(placed, count, rows, order, order + count);
     for (Py_ssize_t i = 0; i < count; i++) {
-        Placement one = placed[order[i]];
-        Py_ssize_t taken = one.stop - one.token, positions = before + taken + behind;
-        if (one.row != last) {
-            for (; row != NULL && position < length; position++)
+        const Placement one = placed[i];
+        const Py_ssize_t taken = one.stop - one.token, positions = before + taken + behind;
+        if (i == 0 || one.row != placed[i - 1].row) {
+            for (; position < length; position++)
                 row[position] = pad;
-            row = (int32_t *)input_ids.buf + order[count + one.row] * length;
+            row = (int32_t *)grid->buf + ++number * length;
             position = 0;
-            last = one.row;
         }
-        if (position + positions > length) {
-            PyErr_Format(PyExc_IndexError, "the placements of row %zd have more than %zd positions", last, length);
-            goto done;
+        if (number >= rows || one.document < 0 || one.document >= documents || one.token < 0 || taken < 0 ||
+            first_of[one.document] + one.stop > ids->len / 4 || position + positions > length) {
+            PyErr_Format(PyExc_IndexError, "placement %zd has no room, or not so many tokens", i);
+            return released(buffers, NULL);
         }
-        row_of[i] = (int32_t)order[count + one.row];
-        start_of[i] = (int32_t)position;
+        row_of[i] = (int32_t)number;
+        start[i] = (int32_t)position;
         length_of[i] = (int32_t)positions;
-        document_of[i] = (int32_t)one.document;
-        token_of[i] = (int32_t)one.token;
-        memcpy(row + position, prefix.buf, (size_t)prefix.len);
-        memcpy(row + position + before, tokens + first_of[one.document] + one.token, (size_t)taken * 4);
-        memcpy(row + position + before + taken, suffix.buf, (size_t)suffix.len);
+        document[i] = (int32_t)one.document;
+        first_token[i] = (int32_t)one.token;
+        memcpy(row + position, prefix->buf, (size_t)prefix->len);
+        memcpy(row + position + before, (int32_t *)ids->buf + first_of[one.document] + one.token, (size_t)taken * 4);
+        memcpy(row + position + before + taken, suffix->buf, (size_t)suffix->len);
         position += positions;
     }
-    for (; row != NULL && position < length; position++)
+    for (; position < length; position++)
         row[position] = pad;
-    answer = PyLong_FromSsize_t(filled);
-done:
-    free(order);
-    PyBuffer_Release(&placements);
-    PyBuffer_Release(&ids);
-    PyBuffer_Release(&offsets);
-    PyBuffer_Release(&prefix);
-    PyBuffer_Release(&suffix);
-    PyBuffer_Release(&input_ids);
-    PyBuffer_Release(&segments);
-    return answer;
+    Py_INCREF(Py_None);
+    return released(buffers, Py_None);
 }
 
 /* --- mask_tokens: which tokens of each row are masked, and what replaces them */
@@ -243,12 +192,26 @@ static inline uint64_t mixed(Hash hash, uint64_t count)
     return z ^ z >> 31;
 }
 
-static inline uint32_t number_at(Hash hash, uint64_t place)
+static inline uint64_t number_at(Hash hash, uint64_t place)
 {
-    return (uint32_t)(mixed(hash, place >> 1) >> (place & 1) * 32);
+    return mixed(hash, place >> 1) >> (place & 1) * 32 & UINT32_MAX;
 }
 
-enum { BIN_BITS = 8, BINS = 1 << BIN_BITS };
+typedef struct {
+    const uint8_t *special; /* by id */
+    Py_ssize_t vocabulary;
+    const int32_t *drawable;
+    uint64_t drawable_count;
+    Hash order, lots, replacements;
+    double rate, mask_share, random_share;
+    int32_t mask_id;
+    Py_ssize_t length, slots;
+    uint32_t random_bits; /* those of a key that are not its position */
+    uint32_t *keys, *scratch;
+    uint8_t *maskable; /* of the positions of a row, as the two before: room for one row */
+} Masking;
+
+enum { BIN_BITS = 8, BINS = 1 << BIN_BITS, IGNORED = -100 };
 
 static int ascending(const void *one, const void *other)
 {
@@ -256,113 +219,112 @@ static int ascending(const void *one, const void *other)
     return (a > b) - (a < b);
 }
 
-/* The key of a rank, from 0, among keys of which `bins` has the numbers by their first bits; `scratch` has room for them. */
-static uint32_t key_of_rank(const uint32_t *keys, const uint8_t *maskable, Py_ssize_t length, const uint32_t *bins,
-                            uint32_t rank, uint32_t *scratch)
+/* The key of a rank, from 0, among the maskable ones; `bins` has their numbers by their first bits. */
+static uint32_t key_of_rank(const Masking *m, Py_ssize_t filled, const uint32_t *bins, uint32_t rank)
 {
     uint32_t bin = 0;
     size_t found = 0;
     for (; rank >= bins[bin]; bin++)
         rank -= bins[bin];
-    for (Py_ssize_t i = 0; i < length; i++) {
-        scratch[found] = keys[i];
-        found += maskable[i] & (keys[i] >> (32 - BIN_BITS) == bin);
+    for (Py_ssize_t i = 0; i < filled; i++) {
+        m->scratch[found] = m->keys[i];
+        found += m->maskable[i] & (m->keys[i] >> (32 - BIN_BITS) == bin);
     }
-    qsort(scratch, found, sizeof *scratch, ascending);
-    return scratch[rank];
+    qsort(m->scratch, found, sizeof *m->scratch, ascending);
+    return m->scratch[rank];
+}
+
+/* Mask a row, of which so many positions are filled, and whose first is this place; returns whether its ids are known. */
+static int mask_row(const Masking *m, int32_t *ids, Py_ssize_t filled, uint64_t place, int32_t *positions, int32_t *labels)
+{
+    uint32_t bins[BINS] = {0}, maskable = 0;
+    for (Py_ssize_t pair = 0; pair <= filled / 2; pair++) {
+        const uint64_t two = mixed(m->order, (place >> 1) + (uint64_t)pair);
+        memcpy(m->scratch + 2 * pair, &two, sizeof two);
+    }
+    for (Py_ssize_t i = 0; i < filled; i++) {
+        if (ids[i] < 0 || ids[i] >= m->vocabulary)
+            return 0;
+        m->keys[i] = (m->scratch[i + (Py_ssize_t)(place & 1)] & m->random_bits) | (uint32_t)i;
+        m->maskable[i] = !m->special[ids[i]];
+        bins[m->keys[i] >> (32 - BIN_BITS)] += m->maskable[i];
+        maskable += m->maskable[i];
+    }
+    const double wanted = rint(m->rate * maskable);
+    const Py_ssize_t budget = wanted < (double)m->slots ? (Py_ssize_t)wanted : m->slots;
+    if (budget) {
+        const uint32_t last = key_of_rank(m, filled, bins, (uint32_t)budget - 1);
+        size_t chosen = 0;
+        for (Py_ssize_t i = 0; i < filled; i++) {
+            m->scratch[chosen] = (uint32_t)i;
+            chosen += m->maskable[i] & (m->keys[i] <= last);
+        }
+    }
+    for (Py_ssize_t slot = 0; slot < budget; slot++) {
+        const uint32_t i = m->scratch[slot];
+        const double lot = (double)number_at(m->lots, place + i) * 0x1p-32;
+        positions[slot] = (int32_t)i;
+        labels[slot] = ids[i];
+        if (lot < m->mask_share)
+            ids[i] = m->mask_id;
+        else if (lot < m->mask_share + m->random_share)
+            ids[i] = m->drawable[number_at(m->replacements, place + i) * m->drawable_count >> 32];
+    }
+    for (Py_ssize_t slot = budget; slot < m->slots; slot++) {
+        positions[slot] = 0;
+        labels[slot] = IGNORED;
+    }
+    return 1;
 }
 
 static PyObject *mask_tokens(PyObject *self, PyObject *args)
 {
-    Py_buffer input_ids, filled, special, drawable, label_positions, labels;
-    Hash order, lots, replacements;
-    Py_ssize_t first_row, length, slots;
-    double rate, mask_share, random_share;
-    int mask_id;
-    uint32_t *keys = NULL;
-    PyObject *answer = NULL;
-    if (!PyArg_ParseTuple(args, "w*y*y*y*(KK)(KK)(KK)nndiddw*w*", &input_ids, &filled, &special, &drawable, &order.state,
-                          &order.step, &lots.state, &lots.step, &replacements.state, &replacements.step, &first_row, &length,
-                          &rate, &mask_id, &mask_share, &random_share, &label_positions, &labels))
-        return NULL;
-    Py_ssize_t rows = filled.len / 4, outside = -1;
-    slots = rows ? labels.len / (rows * 4) : 0;
-    if (!has_bytes(&input_ids, rows * length, 4) || !has_bytes(&labels, rows * slots, 4) ||
-        !has_bytes(&label_positions, rows * slots, 4))
-        goto done;
-    keys = malloc((size_t)(2 * length + 4) * sizeof *keys + (size_t)length);
-    if (keys == NULL) {
+    Py_buffer buffers[MOST_BUFFERS] = {0}, *input_ids = buffers, *filled = buffers + 1, *special = buffers + 2;
+    Py_buffer *drawable = buffers + 3, *label_positions = buffers + 4, *labels = buffers + 5;
+    Masking m = {0};
+    Py_ssize_t first_row, row = 0;
+    int known = 1;
+    if (!PyArg_ParseTuple(args, "w*y*y*y*(KK)(KK)(KK)nndiddw*w*", input_ids, filled, special, drawable, &m.order.state,
+                          &m.order.step, &m.lots.state, &m.lots.step, &m.replacements.state, &m.replacements.step, &first_row,
+                          &m.length, &m.rate, &m.mask_id, &m.mask_share, &m.random_share, label_positions, labels))
+        return released(buffers, NULL);
+    const Py_ssize_t rows = filled->len / 4;
+    const int32_t *filled_of = filled->buf;
+    m.special = special->buf;
+    m.vocabulary = special->len;
+    m.drawable = drawable->buf;
+    m.drawable_count = (uint64_t)drawable->len / 4;
+    m.slots = rows ? labels->len / (rows * 4) : 0;
+    int fit = input_ids->len == rows * m.length * 4 && labels->len == rows * m.slots * 4 && label_positions->len == labels->len;
+    for (Py_ssize_t i = 0; i < rows; i++)
+        fit &= 0 <= filled_of[i] && filled_of[i] <= m.length;
+    if (!fit) {
+        PyErr_SetString(PyExc_ValueError, "rows of one length, and as many of labels, are expected");
+        return released(buffers, NULL);
+    }
+    uint64_t positions = 1;
+    while (positions < (uint64_t)m.length)
+        positions *= 2;
+    m.random_bits = (uint32_t)(((uint64_t)1 << 32) - positions);
+    m.keys = PyMem_Malloc((size_t)m.length * 9 + 8);
+    if (m.keys == NULL) {
         PyErr_NoMemory();
-        goto done;
+        return released(buffers, NULL);
     }
-    uint32_t *scratch = keys + length + 2;
-    uint8_t *maskable = (uint8_t *)(scratch + length + 2);
-    uint32_t position_bits = 0;
-    while ((length - 1) >> position_bits)
-        position_bits++;
-    const uint32_t random_bits = (uint32_t)(((uint64_t)1 << 32) - ((uint64_t)1 << position_bits));
-
-    Py_BEGIN_ALLOW_THREADS for (Py_ssize_t r = 0; r < rows && outside < 0; r++)
-    {
-        int32_t *ids = (int32_t *)input_ids.buf + r * length;
-        int32_t *positions = (int32_t *)label_positions.buf + r * slots, *values = (int32_t *)labels.buf + r * slots;
-        const Py_ssize_t fill = ((const int32_t *)filled.buf)[r];
-        const uint64_t place = (uint64_t)((first_row + r) * length);
-        uint32_t bins[BINS] = {0}, count = 0;
-        for (Py_ssize_t pair = 0; pair <= fill / 2; pair++) {
-            const uint64_t two = mixed(order, (place >> 1) + (uint64_t)pair);
-            memcpy(scratch + 2 * pair, &two, sizeof two);
-        }
-        for (Py_ssize_t i = 0; i < fill; i++) {
-            if (ids[i] < 0 || ids[i] >= special.len) {
-                outside = r;
-                break;
-            }
-            keys[i] = (scratch[i + (Py_ssize_t)(place & 1)] & random_bits) | (uint32_t)i;
-            maskable[i] = !((const uint8_t *)special.buf)[ids[i]];
-            bins[keys[i] >> (32 - BIN_BITS)] += maskable[i];
-            count += maskable[i];
-        }
-        const double wanted = rint(rate * count);
-        const uint32_t budget = wanted < (double)slots ? (uint32_t)wanted : (uint32_t)slots;
-        Py_ssize_t slot = 0;
-        if (budget && outside < 0) {
-            const uint32_t last = key_of_rank(keys, maskable, fill, bins, budget - 1, scratch);
-            size_t chosen = 0;
-            for (Py_ssize_t i = 0; i < fill; i++) {
-                scratch[chosen] = (uint32_t)i;
-                chosen += maskable[i] & (keys[i] <= last);
-            }
-            for (; slot < budget; slot++) {
-                const uint32_t i = scratch[slot];
-                const double lot = number_at(lots, place + i) * 0x1p-32;
-                positions[slot] = (int32_t)i;
-                values[slot] = ids[i];
-                if (lot < mask_share)
-                    ids[i] = mask_id;
-                else if (lot < mask_share + random_share)
-                    ids[i] = ((const int32_t *)drawable.buf)[number_at(replacements, place + i) * (drawable.len / 4) >> 32];
-            }
-        }
-        for (; slot < slots; slot++) {
-            positions[slot] = 0;
-            values[slot] = -100;
-        }
+    m.scratch = m.keys + m.length;
+    m.maskable = (uint8_t *)(m.scratch + m.length + 2);
+    Py_BEGIN_ALLOW_THREADS;
+    for (; row < rows && known; row++)
+        known = mask_row(&m, (int32_t *)input_ids->buf + row * m.length, filled_of[row], (uint64_t)((first_row + row) * m.length),
+                         (int32_t *)label_positions->buf + row * m.slots, (int32_t *)labels->buf + row * m.slots);
+    Py_END_ALLOW_THREADS;
+    PyMem_Free(m.keys);
+    if (!known) {
+        PyErr_Format(PyExc_IndexError, "row %zd has an id outside of the vocabulary of %zd", first_row + row - 1, m.vocabulary);
+        return released(buffers, NULL);
     }
-    Py_END_ALLOW_THREADS
-    if (outside >= 0)
-        PyErr_Format(PyExc_IndexError, "row %zd has an id outside of the vocabulary of %zd", first_row + outside, special.len);
-    else
-        answer = Py_NewRef(Py_None);
-done:
-    free(keys);
-    PyBuffer_Release(&input_ids);
-    PyBuffer_Release(&filled);
-    PyBuffer_Release(&special);
-    PyBuffer_Release(&drawable);
-    PyBuffer_Release(&label_positions);
-    PyBuffer_Release(&labels);
-    return answer;
+    Py_INCREF(Py_None);
+    return released(buffers, Py_None);
 }
 
 static PyMethodDef functions[] = {
@@ -377,7 +339,7 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, 
 PyMODINIT_FUNC PyInit__native(void)
 {
     PyObject *module = PyModule_Create(&definition);
-    if (module != NULL && PyModule_AddIntConstant(module, "VERSION", 1) < 0)
+    if (module != NULL && PyModule_AddIntConstant(module, "VERSION", 2) < 0)
         Py_CLEAR(module);
     return module;
 }

@@ -6,8 +6,8 @@ def place(
     lengths: Any, order: Any, free: Any, framing: int, smallest: int, most: int, best: bool, placements: Any, /
 ) -> tuple[int, int, int, int]: ...
 def assemble(
-    placements: Any, ids: Any, offsets: Any, prefix: Any, suffix: Any, length: int, pad: int, input_ids: Any, segments: Any, /
-) -> int: ...
+    placements: Any, ids: Any, offsets: Any, prefix: Any, suffix: Any, length: int, pad: int, grid: Any, segments: Any, /
+) -> None: ...
 def mask_tokens(
     input_ids: Any,
     filled: Any,

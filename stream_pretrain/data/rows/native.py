@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-VERSION = 1
+VERSION = 2
 """Of what they take and give: others, which an earlier install has left behind, are not used."""
 
 

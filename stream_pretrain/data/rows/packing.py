@@ -89,7 +89,7 @@ def place(
         needed = np.cumsum(rests + framing * (1 + rests // (capacity - framing)))
         whole = int(np.searchsorted(needed, FILLED_WITH_WHOLE * rows * capacity, side="right"))
         while True:
-            placements, left_over, over = _placed(rests, _largest_first(rests[:whole]), rows, capacity, framing, smallest, most)
+            placements, left_over, over = _placed(rests, _stable_order(-rests[:whole]), rows, capacity, framing, smallest, most)
             if not over:
                 break
             whole = min(whole - 1, int(np.searchsorted(needed, needed[whole - 1] - over)))  # the last are left for the gaps
@@ -99,9 +99,9 @@ def place(
     return placements, left_over if left_over[0] else (0, first_token + left_over[1])
 
 
-def _largest_first(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices of the lengths in descending order; equal ones keep theirs."""
-    keys = -lengths << 32 | np.arange(len(lengths))
+def _stable_order(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices of the values in ascending order; equal ones keep theirs. Several times as fast as a stable `argsort`."""
+    keys = values << 32 | np.arange(len(values))
     keys.sort()
     keys &= 0xFFFFFFFF
     return keys
@@ -329,13 +329,13 @@ def assemble(
 
     Rows that nothing was placed in are left out. The segments of a row stand in the order they were placed in.
     """
+    placed = placements[_stable_order(placements[:, 0])]
     if native.compiled is not None:
-        grid = np.empty((int(placements[:, 0].max(initial=-1)) + 1, capacity), dtype=np.int32)
-        segments = np.empty((5, len(placements)), dtype=np.int32)
+        rows = int(np.count_nonzero(placed[1:, 0] != placed[:-1, 0])) + len(placed[:1])
+        grid, segments = np.empty((rows, capacity), dtype=np.int32), np.empty((5, len(placed)), dtype=np.int32)
         special = (np.array(tokens, dtype=np.int32) for tokens in (prefix, suffix))
-        rows = native.compiled.assemble(placements, ids, offsets, *special, capacity, pad, grid, segments)
-        return Rows(grid[:rows], *segments)
-    placed = placements[placements[:, 0].argsort(kind="stable")]
+        native.compiled.assemble(placed, ids, offsets, *special, capacity, pad, grid, segments)
+        return Rows(grid, *segments)
     _, document, token, stop = placed.T.astype(np.int32)
     begins = np.ones(len(placed), dtype=np.bool_)  # a row
     np.not_equal(placed[1:, 0], placed[:-1, 0], out=begins[1:])
