@@ -109,9 +109,9 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
 def _refuse_foreign(given: Invocation, command: str, declared: Declaration) -> None:
     """Refuse what the command does not take. A file may have options for other commands too. Raises: ConfigError."""
     for name in sorted(given.typed):
-        if name.partition(".")[0] not in declared.groups:
+        if not declared.takes(name):
             last = name.rpartition(".")[2]
-            if last in SYNONYMS and SYNONYMS[last].partition(".")[0] in declared.groups:  # as --steps of ledger is for train
+            if last in SYNONYMS and declared.takes(SYNONYMS[last]):  # as --steps of ledger is for train
                 raise ConfigError(f"unknown option --{last}{instead(last)}")
             raise ConfigError(f"{command} has no option --{name}; see {PROGRAM} {command} --help")
     if given.as_json and not declared.own:

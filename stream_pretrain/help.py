@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from stream_pretrain import commands
 from stream_pretrain.arguments import TYPES, suggestion
-from stream_pretrain.config import ALL_GROUPS, COMMAND_GROUPS, help_texts, usual_name
+from stream_pretrain.config import ALL_GROUPS, COMMAND_GROUPS, fields_of, help_texts, usual_name
 from stream_pretrain.errors import ConfigError
 
 PROGRAM = "stream-pretrain"
@@ -43,12 +43,18 @@ class Declaration:
     """First line of the docstring, behind the name."""
     groups: tuple[str, ...]
     """GROUPS: groups of options."""
+    also: tuple[str, ...]
+    """ALSO: single options of other groups."""
     needed: tuple[str, ...]
     """NEEDED: options of a run that it cannot do without, see `validation.NEEDED`."""
     operands: str
     """OPERANDS: the arguments that are no options, for people; empty for none."""
     example: str
     """EXAMPLE: a command line."""
+
+    def takes(self, option: str) -> bool:
+        """Whether it takes an option, by dotted name with hyphens."""
+        return option.partition(".")[0] in self.groups or option in self.also
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -68,11 +74,12 @@ def declaration_of(command: str) -> Declaration:
     constants = {
         ast.unparse(line.targets[0]): ast.literal_eval(line.value)
         for line in source.body
-        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) in ("GROUPS", "NEEDED", "OPERANDS", "EXAMPLE")
+        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) in ("GROUPS", "ALSO", "NEEDED", "OPERANDS", "EXAMPLE")
     }
     return Declaration(
         (ast.get_docstring(source) or "").partition("\n")[0].partition(": ")[2],
         constants["GROUPS"],
+        constants.get("ALSO", ()),
         constants["NEEDED"],
         constants.get("OPERANDS", ""),
         constants["EXAMPLE"],
@@ -88,7 +95,8 @@ def help_of(command: str, group: str | None) -> str:
             raise ConfigError(f"no group {group}{near}; --help takes {', '.join(declared.groups)}")
         return "\n".join(_group(group, declared))
     groups = [line for group in declared.groups for line in ("", *_group(group, declared))]
-    return "\n".join([*_introduction(command, declared), *groups])
+    others = ["", "options of other groups:", *(line for option in declared.also for line in _option(option, declared))]
+    return "\n".join([*_introduction(command, declared), *groups, *(others if declared.also else [])])
 
 
 def _introduction(command: str, declared: Declaration) -> Iterator[str]:
@@ -110,16 +118,20 @@ def _introduction(command: str, declared: Declaration) -> Iterator[str]:
 def _group(group: str, declared: Declaration) -> Iterator[str]:
     yield from _wrapped(f"{group}: {inspect.getdoc(ALL_GROUPS[group])}")
     for field in dataclasses.fields(ALL_GROUPS[group]):
-        dotted = f"{group}.{field.name}"
-        option = dotted.replace("_", "-")
-        names = ", ".join(dict.fromkeys((f"--{usual_name(option)}", f"--{option}")))
-        other = field.metadata.get("required_or")
-        required = f"   required, or {other}" if other and dotted in declared.needed else ""
-        yield f"  {names} {_metavar(TYPES[option])}{required}"
-        usual = "none" if field.default in (None, ()) else json.dumps(field.default).strip('"')
-        variable = field.metadata.get("variable")
-        also = f"; or the variable {variable}" if variable else ""
-        yield from _wrapped(f"{help_texts()[option]} (default: {usual}{also})", 6)
+        yield from _option(f"{group}.{field.name}".replace("_", "-"), declared)
+
+
+def _option(option: str, declared: Declaration) -> Iterator[str]:
+    dotted = option.replace("-", "_")
+    field = fields_of(ALL_GROUPS)[dotted]
+    names = ", ".join(dict.fromkeys((f"--{usual_name(option)}", f"--{option}")))
+    other = field.metadata.get("required_or")
+    required = f"   required, or {other}" if other and dotted in declared.needed else ""
+    yield f"  {names} {_metavar(TYPES[option])}{required}"
+    usual = "none" if field.default in (None, ()) else json.dumps(field.default).strip('"')
+    variable = field.metadata.get("variable")
+    also = f"; or the variable {variable}" if variable else ""
+    yield from _wrapped(f"{help_texts()[option]} (default: {usual}{also})", 6)
 
 
 def _wrapped(text: str, indent: int = 0) -> list[str]:

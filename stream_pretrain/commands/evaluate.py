@@ -21,6 +21,7 @@ from stream_pretrain.errors import ConfigError
 from stream_pretrain.training.report.progress import Progress
 
 GROUPS = ("evaluate", "data", "objective")
+ALSO = ("model.trust-remote-code",)
 NEEDED = ("data.dataset",)
 OPERANDS = "MODEL..."
 EXAMPLE = """

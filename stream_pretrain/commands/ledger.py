@@ -13,12 +13,14 @@ from stream_pretrain.commands import Answer
 from stream_pretrain.config import COMMAND_GROUPS
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.redaction import printable
-from stream_pretrain.replay.ledger import replayed, texts_of, write_parquet
+from stream_pretrain.replay.documents import document_name, place_of, texts_of, why_not_trained_on
+from stream_pretrain.replay.ledger import replayed, write_parquet
 from stream_pretrain.replay.recorded_run import RecordedRun, recorded_run, steps_in
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.start.passed_steps import is_passed, steps_in_words
 
 GROUPS = ("ledger", "data")
+ALSO = ("model.tokenizer", "model.trust-remote-code")
 NEEDED = ()
 OPERANDS = "OUT"
 EXAMPLE = """
@@ -38,6 +40,10 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
     asked = [name for name in ("step", "document", "export") if getattr(options, name) is not None]
     if len(asked) != 1:
         raise ConfigError("give one of --ledger.step N, --ledger.document SHARD:OFFSET and --ledger.export FILE")
+    if options.steps is not None and options.step is not None:
+        raise ConfigError("--ledger.steps bounds --ledger.document and --ledger.export: leave it out with --ledger.step")
+    if options.text and options.step is None:
+        raise ConfigError("--ledger.text shows the texts of --ledger.step: leave it out without that")
     transformers.utils.logging.disable_progress_bar()
     found = recorded_run(Path(given.operands[0]), given.config, [name for name in given.typed if name.startswith("data.")])
     progress.notice(f"the run is {found.state}")
@@ -62,10 +68,15 @@ def _step(found: RecordedRun, step: int, workers: int, progress: Progress, *, wi
     if with_text:
         with progress.phase("reading the texts") as report:
             texts = texts_of(found.plan, {(shard, offset) for _, shard, offset in places}, report)
-    shards = found.plan.shards
     documents: list[dict[str, Any]] = [
-        {"shard": shards[shard].name, "offset": offset, "epoch": epoch, "rows": sorted(set(rows))}
-        | ({"text": texts.get((shard, offset))} if with_text else {})
+        {
+            "document": document_name(found.plan, shard, offset),
+            "shard": found.plan.shards[shard].name,
+            "offset": offset,
+            "epoch": epoch,
+            "rows": sorted(set(rows)),
+        }
+        | ({"text": texts[shard, offset]} if with_text else {})
         for (epoch, shard, offset), rows in sorted(places.items())
     ]
     passes_over = is_passed(found.passed, step)
@@ -73,23 +84,19 @@ def _step(found: RecordedRun, step: int, workers: int, progress: Progress, *, wi
     lines = [f"step {step:,}: {len(documents):,} documents in {len({segment.row for segment in segments}):,} rows{passed}"]
     for one in documents:
         rows = ", ".join(map(str, one["rows"]))
-        lines.append(f"  {one['shard']}:{one['offset']}  epoch {one['epoch']}  rows {rows}")
+        lines.append(f"  {one['document']}  epoch {one['epoch']}  rows {rows}")
         if with_text:
-            lines.append(f"    {printable((one['text'] or '')[:SHOWN_CHARACTERS])}")
+            lines.append(f"    {printable(one['text'][:SHOWN_CHARACTERS])}")
     return Answer(lines, {"step": step, "documents": documents} | ({"passed_over": True} if passes_over else {}))
 
 
 def _document(found: RecordedRun, document: str, steps: range, workers: int, progress: Progress) -> Answer:
-    name, _, offset = document.rpartition(":")
-    numbers = [number for number, shard in enumerate(found.plan.shards) if shard.name == name]
-    if not offset.isdecimal() or not numbers:
-        known = f"; shards are named as {found.plan.shards[0].name}" if offset.isdecimal() else ""
-        raise ConfigError(f"--ledger.document {document}: give SHARD:OFFSET, as --ledger.step shows it{known}")
+    shard, offset = place_of(found.plan, document)
     _say_cost(found, steps, progress)
     seen: list[dict[str, int]] = []  # passed_over: read, and not trained on
     with progress.phase("reading again") as report:
         for step, segments in replayed(found, steps, workers, report):
-            of_it = [one for one in segments if one.shard in numbers and one.offset == int(offset)]
+            of_it = [one for one in segments if (one.shard, one.offset) == (shard, offset)]
             for epoch in sorted({one.epoch for one in of_it}):
                 tokens = sum(one.tokens for one in of_it if one.epoch == epoch)
                 passed = {"passed_over": True} if is_passed(found.passed, step) else {}
@@ -99,7 +106,13 @@ def _document(found: RecordedRun, document: str, steps: range, workers: int, pro
     for one in seen:
         passed_over = ", passed over" if "passed_over" in one else ""
         lines.append(f"  step {one['step']:,}  epoch {one['epoch']}  {one['tokens']:,} tokens{passed_over}")
-    return Answer(lines, {"document": document, "steps": [steps.start, steps.stop - 1], "seen": seen})
+    record: dict[str, Any] = {"document": document, "steps": [steps.start, steps.stop - 1], "seen": seen}
+    if not seen:
+        with progress.phase("looking for it in its shard") as report:
+            why = why_not_trained_on(found.plan, shard, offset, report)
+        lines.append(f"  {why or 'read in other steps, or not yet'}")
+        record["why_not"] = why
+    return Answer(lines, record)
 
 
 def _export(found: RecordedRun, path: Path, steps: range, workers: int, progress: Progress) -> Answer:
@@ -118,7 +131,9 @@ def _export(found: RecordedRun, path: Path, steps: range, workers: int, progress
 
 
 def _say_cost(found: RecordedRun, steps: range, progress: Progress) -> None:
-    begin, _ = found.cursors_before(steps.start - 1)
+    begin, _, faults = found.cursors_before(steps.start - 1)
+    for fault in faults:
+        progress.warning(f"{fault}; reading from earlier cursors")
     count = steps.stop - 1 - begin
     rows = count * found.plan.layout.global_batch_size
-    progress.notice(f"reads {count:,} steps again, {rows:,} rows, from the cursors of step {begin:,}")
+    progress.notice(f"reads {count:,} step{'s' * (count > 1)} again, {rows:,} rows, from the cursors of step {begin:,}")

@@ -27,39 +27,44 @@ KINDS: dict[bool, tuple[Literal["clm", "mlm"], str]] = {True: ("clm", "causal"),
 class Candidate:
     """A model by its files, without weights."""
 
-    name: str
+    model: ModelConfig
     tokenizer: PreTrainedTokenizerFast
     encoder: Encoder
     objective: Objective
 
-    def load(self, sequence_length: int) -> PretrainingModel:
-        """With weights, on the CPU. Raises: ModelError."""
-        own = ModelConfig(path=self.name)
-        loaded = load_model(own, self.objective.causal, self.tokenizer, sequence_length, seed=0)
-        if loaded.new_head is not None:
-            raise ModelError(f"{self.name} has no language-model head, and a new one tells nothing: give a model that has one")
-        return PretrainingModel(loaded.model).eval()
+    @property
+    def name(self) -> str:
+        """As the user gives it."""
+        assert self.model.path is not None
+        return self.model.path
 
     @property
     def mask_id(self) -> int | None:
         """The token that hides another one, of a masked model."""
         return None if self.objective.causal else self.tokenizer.mask_token_id
 
+    def load(self, sequence_length: int) -> PretrainingModel:
+        """With weights, on the CPU. Raises: ModelError."""
+        loaded = load_model(self.model, self.objective.causal, self.tokenizer, sequence_length, seed=0)
+        if loaded.new_head is not None:
+            raise ModelError(f"{self.name} has no language-model head, and a new one tells nothing: give a model that has one")
+        return PretrainingModel(loaded.model).eval()
+
 
 def candidates_of(names: Sequence[str], config: Config) -> list[Candidate]:
     """The models, judged by the objective that they were trained on. Raises: ModelError, ConfigError."""
-    kinds = {name: _is_causal(name, config) for name in names}
-    if len(set(kinds.values())) > 1:
-        causal, masked = (next(name for name, kind in kinds.items() if kind is wanted) for wanted in (True, False))
+    models = {name: ModelConfig(path=name, trust_remote_code=config.model.trust_remote_code) for name in names}
+    causal = {name: _is_causal(name, model, config) for name, model in models.items()}
+    if len(set(causal.values())) > 1:
+        one, other = (next(name for name, kind in causal.items() if kind is wanted) for wanted in (True, False))
         raise ModelError(
-            f"{causal} is a causal language model, {masked} a masked one: their losses are of different tasks; "
-            "evaluate them apart"
+            f"{one} is a causal language model, {other} a masked one: their losses are of different tasks; evaluate them apart"
         )
-    return [_candidate(name, causal, config) for name, causal in kinds.items()]
+    return [_candidate(model, causal[name], config) for name, model in models.items()]
 
 
-def _is_causal(name: str, config: Config) -> bool:
-    settings = read_config(name, ModelConfig(path=name), only_cached(name, None))
+def _is_causal(name: str, model: ModelConfig, config: Config) -> bool:
+    settings = read_config(name, model, only_cached(name, None))
     refuse_other_head(name, settings)
     causal, asked = is_causal(settings), config.objective.name
     objective, kind = KINDS[causal]
@@ -71,9 +76,9 @@ def _is_causal(name: str, config: Config) -> bool:
     return causal
 
 
-def _candidate(name: str, causal: bool, config: Config) -> Candidate:
-    tokenizer = load_tokenizer(ModelConfig(path=name))
+def _candidate(model: ModelConfig, causal: bool, config: Config) -> Candidate:
+    tokenizer = load_tokenizer(model)
     objective = objective_of(replace(config, objective=replace(config.objective, name=KINDS[causal][0])), tokenizer)
     encoder = objective.framed(Encoder.of(tokenizer, config.data.special_tokens))
     refuse_short_rows(config.data.sequence_length, encoder, objective)
-    return Candidate(name, tokenizer, encoder, objective)
+    return Candidate(model, tokenizer, encoder, objective)

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stream_pretrain.data.documents.reader import windows_of
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
@@ -53,7 +52,7 @@ def replayed(
     run: RecordedRun, steps: range, workers: int, report: Callable[[str], None]
 ) -> Iterator[tuple[int, list[Segment]]]:
     """The steps with the segments of their rows, read from the nearest cursors before them. Raises: as a run does."""
-    begin, cursors = run.cursors_before(steps.start - 1)
+    begin, cursors, _ = run.cursors_before(steps.start - 1)
     with StepStream(run.plan, cursors, step=begin, workers=workers) as stream:
         for rows in stream:
             step = rows.step + 1
@@ -108,19 +107,3 @@ def write_parquet(path: Path, plan: StreamPlan, steps: Iterator[tuple[int, list[
         unfinished.unlink(missing_ok=True)
         raise
     return written + len(waiting)
-
-
-def texts_of(plan: StreamPlan, wanted: set[tuple[int, int]], report: Callable[[str], None]) -> dict[tuple[int, int], str]:
-    """The texts of documents by shard and offset. Reads their shards up to them. Raises: SourceError."""
-    found: dict[tuple[int, int], str] = {}
-    for number in sorted({shard for shard, _ in wanted}):
-        missing = {offset for shard, offset in wanted if shard == number}
-        source = next(one for one in reversed(plan.sources) if one.first_shard <= number)
-        for count, window in enumerate(windows_of(plan.shards[number], source.read), start=1):
-            there = {offset: text for text, offset in zip(window.texts, window.offsets, strict=True) if offset in missing}
-            found |= {(number, offset): text for offset, text in there.items()}
-            missing -= there.keys()
-            report(f"{plan.shards[number].name}, window {count}")
-            if not missing:
-                break
-    return found

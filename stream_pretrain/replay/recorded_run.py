@@ -16,7 +16,7 @@ from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors
-from stream_pretrain.errors import CheckpointError, ConfigError, ModelError
+from stream_pretrain.errors import CheckpointError, ConfigError, DamagedCheckpointError, ModelError
 from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.files.manifest import json_of
 from stream_pretrain.training.files.options_file import NAME as OPTIONS
@@ -48,18 +48,25 @@ class RecordedRun:
         """The last step that cursors are known of."""
         return max(self.cursor_files, default=0)
 
-    def cursors_before(self, step: int) -> tuple[int, list[LaneCursors]]:
-        """The nearest known cursors at or before a step, and the step that they are of. Raises: CheckpointError."""
-        known = [of for of in self.cursor_files if of <= step]
-        if known:
-            path = self.cursor_files[known[-1]]
-            return known[-1], cursors_from(json_of(path), known[-1], self.plan.layout.lanes)
+    def cursors_before(self, step: int) -> tuple[int, list[LaneCursors], list[str]]:
+        """The nearest cursors at or before a step that can be read, the step that they are of, and the faults of nearer ones.
+
+        Raises: CheckpointError.
+        """
+        faults: list[str] = []
+        for known in sorted((of for of in self.cursor_files if of <= step), reverse=True):
+            try:
+                state = json_of(self.cursor_files[known])
+            except DamagedCheckpointError as error:
+                faults.append(str(error))
+                continue
+            return known, cursors_from(state, known, self.plan.layout.lanes), faults
         if self.first_step:
             raise CheckpointError(
                 f"the cursors of step {step:,} are not in {self.out}, which began at step {self.first_step:,} from the "
                 f"checkpoint {json_of(self.out / RUN).get('parent')}; ask the run of that checkpoint"
             )
-        return 0, first_cursors(self.plan.layout.lanes, len(self.plan.sources))
+        return 0, first_cursors(self.plan.layout.lanes, len(self.plan.sources)), faults
 
 
 def recorded_run(out: Path, given: Config, typed: Sequence[str]) -> RecordedRun:
@@ -67,18 +74,21 @@ def recorded_run(out: Path, given: Config, typed: Sequence[str]) -> RecordedRun:
 
     Raises: CheckpointError where the folder has no run, or none of its checkpoints can be read; SourceError, ModelError.
     """
-    if not (out / OPTIONS).is_file():
-        what = "is missing: was the folder copied in part?" if out.is_dir() else "is not there: give the folder of a run"
-        raise CheckpointError(f"{out / OPTIONS if out.is_dir() else out} {what}")
+    _refuse_other_folder(out)
     own = parse([f"--config={out / OPTIONS}"])
-    config = with_options(own, {name: _value(given, name) for name in (word.replace("-", "_") for word in typed)})
+    names = [word.replace("-", "_") for word in typed]
+    if own.data.sources and "data.dataset" in names:
+        raise ConfigError("--dataset: this run reads several sources: give --data.sources with the places of all of them")
+    if not own.data.sources and "data.sources" in names:
+        raise ConfigError("--data.sources: this run reads one dataset: give its place with --dataset")
+    config = with_options(own, {name: _value(given, name) for name in names})
     _refuse_other_rows(own, config)
     checkpoint, trainer = _newest_readable(out)
     refuse_other_version(checkpoint, trainer, "read it with")  # also for steps before its first cursors
     config = with_options(config, kept_options(config, trainer, checkpoint))
     pinned = PinnedCorpus.from_json(json_of(checkpoint / "corpus.json"))
     pinned = pinning.found_again(config, pinned, world=1)
-    plan = _plan(config, pinned, out, checkpoint, trainer["tokenizer"])
+    plan = _plan(config, given.model, pinned, out, checkpoint, trainer["tokenizer"])
     recorded = json_of(out / RUN) if (out / RUN).is_file() else {}
     passed = passed_in(trainer, checkpoint / "trainer.json")
     files = _cursor_files(out)
@@ -86,6 +96,21 @@ def recorded_run(out: Path, given: Config, typed: Sequence[str]) -> RecordedRun:
         files = {**behind, **files}
     first_step = min(files, default=0) if recorded.get("parent") else 0
     return RecordedRun(out, plan, _in_words(recorded, max(files, default=0)), files, first_step, passed)
+
+
+def _refuse_other_folder(out: Path) -> None:
+    """Raises: CheckpointError for what is no folder of a run with its options."""
+    if (out / OPTIONS).is_file():
+        return
+    if not out.is_dir():
+        what = "is a file" if out.exists() else "is not there"
+        raise CheckpointError(f"{out} {what}: give the folder of a run")
+    if any((out / name).exists() for name in (RUN, CHECKPOINTS, CURSORS)):
+        raise CheckpointError(f"{out / OPTIONS} is missing: was the folder copied in part?")
+    around = next(
+        (folder for folder in out.absolute().parents if (folder / RUN).is_file() and (folder / OPTIONS).is_file()), None
+    )
+    raise CheckpointError(f"{out} is no folder of a run{f'; did you mean {around}?' if around else ''}")
 
 
 def _refuse_other_rows(own: Config, asked: Config) -> None:
@@ -107,7 +132,8 @@ def _newest_readable(out: Path) -> tuple[Path, dict[str, Any]]:
     faults = []
     for checkpoint in sorted((out / CHECKPOINTS).glob("step-*"), reverse=True):
         try:
-            json_of(checkpoint / "corpus.json")
+            for name in ("corpus.json", "stream.json"):
+                json_of(checkpoint / name)
             return checkpoint, read_trainer(checkpoint)
         except (CheckpointError, OSError) as error:
             faults.append(str(error))
@@ -116,10 +142,18 @@ def _newest_readable(out: Path) -> tuple[Path, dict[str, Any]]:
     raise CheckpointError(f"{out} has no checkpoint yet, which says what the run reads: ask again after the first one")
 
 
-def _plan(config: Config, pinned: PinnedCorpus, out: Path, checkpoint: Path, fingerprint: str) -> StreamPlan:
+def _plan(
+    config: Config, given: ModelConfig, pinned: PinnedCorpus, out: Path, checkpoint: Path, fingerprint: str
+) -> StreamPlan:
     """With the tokenizer of the checkpoint, else that of the options, whichever the run has. Raises: CheckpointError."""
-    faults = []
-    for own in (ModelConfig(path=str(checkpoint)), dataclasses.replace(config.model, path=config.model.path or "")):
+    faults, trust = [], given.trust_remote_code
+    of_options = dataclasses.replace(
+        config.model,
+        path=config.model.path or "",
+        tokenizer=given.tokenizer or config.model.tokenizer,
+        trust_remote_code=trust,
+    )
+    for own in (ModelConfig(path=str(checkpoint), trust_remote_code=trust), of_options):
         try:
             plan = stream_plan(config, load_tokenizer(own), pinned)
         except ModelError as error:
@@ -128,8 +162,8 @@ def _plan(config: Config, pinned: PinnedCorpus, out: Path, checkpoint: Path, fin
         if plan.encoder.fingerprint == fingerprint:
             engine = engine_of(config, plan, out).name  # the rows are those of the run, so the ids must be, too
             return dataclasses.replace(plan, encoder=dataclasses.replace(plan.encoder, engine=engine))
-        faults.append(f"that of {own.tokenizer or own.path} has changed since the run")
-    raise CheckpointError(f"the tokenizer of the run is gone: {'; '.join(faults)}; put it back")
+        faults.append(f"that of {own.tokenizer or own.path} is not the one of the run")
+    raise CheckpointError(f"the tokenizer of the run is gone: {'; '.join(faults)}; give it with --model.tokenizer")
 
 
 def _cursor_files(out: Path) -> dict[int, Path]:
@@ -158,12 +192,14 @@ def steps_in(run: RecordedRun, words: str | None, option: str = "--ledger.steps"
     """Steps A:B, both included, or one step, of a run; all of them without words. Raises: ConfigError."""
     whole = range(run.first_step + 1, run.last_step + 1)
     if words is None:
-        return whole
+        words = ":"
     match = re.fullmatch(r"([0-9]*)(?::([0-9]*))?", words.replace(",", ""))
     if match is None or not words:
         raise ConfigError(f"{option} {words}: give A:B, such as 900:1000, both included")
     last = match[1] if match[2] is None else match[2]
     steps = range(int(match[1] or whole.start), int(last or whole.stop - 1) + 1)
-    if steps.start < whole.start or steps.stop > whole.stop or not steps:
+    if not steps:
+        raise ConfigError(f"{option} {words}: the first step is behind the last: give A:B, such as 900:1000")
+    if steps.start < whole.start or steps.stop > whole.stop:
         raise ConfigError(f"{option} {words}: the run has cursors for steps {whole.start:,} to {whole.stop - 1:,}")
     return steps

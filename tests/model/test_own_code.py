@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForMaskedLM
 
+from stream_pretrain import cli
 from stream_pretrain.arguments import parse
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ConfigError, ModelError
 from stream_pretrain.model.loading import export_state, load_model
 from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.state.checkpoint import write_model
-from tests.corpora import word_tokenizer
+from tests.corpora import documents, json_lines, word_tokenizer
 from tests.model.families import tiny_model
 
 MLM = False  # not causal
@@ -78,6 +79,21 @@ def test_a_model_with_its_own_code_trains_where_the_command_line_says_so(own_mod
     loaded = load_model(config, MLM, load_tokenizer(config), 24, 0)
     assert type(loaded.model).__name__ == "OwnModel"
     assert (own_model.parent / "ran").exists()
+
+
+def test_a_model_with_its_own_code_is_evaluated_where_the_command_line_says_so(
+    own_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(json_lines(documents(2)))
+    arguments = ["evaluate", str(own_model), f"--dataset={tmp_path / 'a.jsonl'}", "--sequence-length=24"]
+    assert cli.main(arguments) == 1
+    assert capsys.readouterr().err.endswith(f"error: {said(own_model)}\n")
+    assert cli.main([*arguments, "--model.trust-remote-code", "--evaluate.likelihood-sample=1"]) == 0
+    assert cli.main([*arguments, "--model.revision=main"]) == 2
+    assert cli.main(["evaluate", "--help"]) == 0
+    assert (
+        "options of other groups:\n  --trust-remote-code, --model.trust-remote-code [true|false]\n" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("options", [["--model={}"], ["--model.config={}", "--model.tokenizer={}"]], ids=["from", "scratch"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from stream_pretrain import cli
 from stream_pretrain.config import Config
+from stream_pretrain.data.documents.filters import is_heldout
 from stream_pretrain.replay.ledger import Segment, segments_of
 from stream_pretrain.replay.recorded_run import recorded_run
 from stream_pretrain.training.steps import loop
@@ -61,6 +63,10 @@ def asked(capsys: pytest.CaptureFixture[str], out: Path, *arguments: str) -> Any
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     code = cli.main(["ledger", *arguments])
     return code, capsys.readouterr().err.splitlines()[-1]
+
+
+def held(line: bytes) -> bool:
+    return is_heldout(json.loads(line)["text"], 0.1)
 
 
 def documents_in(segments: list[Segment]) -> dict[tuple[int, str, int], list[int]]:
@@ -121,7 +127,7 @@ def test_a_document_is_found_in_every_step_that_trained_on_it(
     said = capsys.readouterr()
     assert said.out.splitlines()[0] == f"{name}: in 1 of steps 3 to 3"
     assert "the run is finished at step 9\n" in said.err
-    assert "reads 1 steps again, 8 rows, from the cursors of step 2\n" in said.err
+    assert "reads 1 step again, 8 rows, from the cursors of step 2\n" in said.err
 
 
 def test_texts_are_shown_with_a_step(finished: tuple[Path, Consumed], capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,11 +196,12 @@ def test_a_tokenizer_that_is_gone_is_told_with_what_each_of_its_places_has_inste
     code, line = refused(capsys, str(copy), "--step=5")
     assert code == 1
     assert line.startswith(f"error: the tokenizer of the run is gone: no tokenizer in {checkpoint}: ")
-    assert line.endswith(f"; no such file or folder: {gone}; put it back")
+    assert line.endswith(f"; no such file or folder: {gone}; give it with --model.tokenizer")
+    assert asked(capsys, copy, "--step=5", f"--model.tokenizer={model}") == asked(capsys, finished[0], "--step=5")
     shutil.copytree(model, gone)
     tokenizer = json.loads((gone / "tokenizer.json").read_text())
     (gone / "tokenizer.json").write_text(json.dumps(tokenizer | {"normalizer": None}))
-    assert refused(capsys, str(copy), "--step=5")[1].endswith(f"; that of {gone} has changed since the run; put it back")
+    assert f"; that of {gone} is not the one of the run; " in refused(capsys, str(copy), "--step=5")[1]
 
 
 def test_questions_that_cannot_be_answered_are_refused(
@@ -207,8 +214,27 @@ def test_questions_that_cannot_be_answered_are_refused(
     assert refused(capsys, "--step=1") == (2, "error: ledger needs the folder of one run, such as runs/first")
     assert refused(capsys, out, "--step=10")[1] == "error: --ledger.step 10: the run has cursors for steps 1 to 9"
     assert refused(capsys, out, "--ledger.document=c.jsonl:0")[1] == (
-        "error: --ledger.document c.jsonl:0: give SHARD:OFFSET, as --ledger.step shows it; shards are named as a.jsonl"
+        "error: --ledger.document c.jsonl:0: the run has no shard of this name; did you mean b:b.jsonl:0?"
     )
+    assert refused(capsys, out, "--ledger.document=a.jsonl")[1] == (
+        "error: --ledger.document a.jsonl: give SHARD:OFFSET, as --ledger.step shows it"
+    )
+    assert refused(capsys, out, "--ledger.document=a.jsonl:0", "--ledger.steps=5:3")[1] == (
+        "error: --ledger.steps 5:3: the first step is behind the last: give A:B, such as 900:1000"
+    )
+    assert refused(capsys, out, "--step=1", "--ledger.steps=1:3")[1] == (
+        "error: --ledger.steps bounds --ledger.document and --ledger.export: leave it out with --ledger.step"
+    )
+    assert refused(capsys, out, "--ledger.text", f"--ledger.export={tmp_path / 'a.parquet'}")[1] == (
+        "error: --ledger.text shows the texts of --ledger.step: leave it out without that"
+    )
+    assert refused(capsys, out, "--step=1", f"--dataset={tmp_path}")[1] == (
+        "error: --dataset: this run reads several sources: give --data.sources with the places of all of them"
+    )
+    assert refused(capsys, f"{out}/checkpoints", "--step=1")[1] == (
+        f"error: {out}/checkpoints is no folder of a run; did you mean {out}?"
+    )
+    assert refused(capsys, f"{out}/run.json", "--step=1")[1] == f"error: {out}/run.json is a file: give the folder of a run"
     assert refused(capsys, out, "--step=2", "--sequence-length=32") == (
         2,
         "error: --data.sequence-length is 64 in this run, not 32: leave it out, the run's own options count",
@@ -219,6 +245,98 @@ def test_questions_that_cannot_be_answered_are_refused(
     assert refused(capsys, out, f"--ledger.export={tmp_path / 'there'}")[1] == (
         f"error: --ledger.export {tmp_path / 'there'} is there already: remove it, or give another name"
     )
+
+
+def test_cursors_that_cannot_be_read_are_told_and_earlier_ones_are_taken(
+    finished: tuple[Path, Consumed], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, consumed = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    cursors = copy / "cursors/step-00000004.json"
+    cursors.write_bytes(cursors.read_bytes()[:100])
+    assert cli.main(["ledger", str(copy), "--step=5", "--workers=0"]) == 0
+    said = capsys.readouterr()
+    assert f"warning: {cursors} is damaged (it is not JSON): use another checkpoint; reading from earlier cursors\n" in said.err
+    assert "reads 3 steps again, 24 rows, from the cursors of step 2\n" in said.err
+    assert said.out.startswith(f"step 5: {len(documents_in(consumed[5]))} documents in 8 rows\n")
+    newest = copy / "checkpoints/step-00000009/stream.json"
+    newest.unlink()
+    assert refused(capsys, str(copy), "--step=5")[1] == (
+        f"error: {copy}: no checkpoint can be read; the newest: {newest} cannot be read (No such file or directory): "
+        "use another checkpoint"
+    )
+
+
+@pytest.fixture(scope="module")
+def picky(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
+    """A run of a step that leaves out and holds out documents, from two sources with shards of one name; their offsets."""
+    folder = tmp_path_factory.mktemp("picky")
+    model = str(write_tiny_modernbert(folder / "model"))
+    texts = documents(200, seed=3)
+    lines = [json.dumps({"text": text}).encode() + b"\n" for text in texts]
+    lines[1:6] = [b'{"text": 5}\n', b'{"text": " "}\n', b'{"text": "ab"}\n', lines[0], lines[5]]
+    for name in "ab":
+        (folder / name).mkdir()
+        (folder / name / "train.jsonl").write_bytes(b"".join(lines))
+    sources = [{"name": name, "dataset": str(folder / name)} for name in "ab"]
+    run = run_here(
+        [f"--data.sources={json.dumps(sources)}", f"--model.config={model}", f"--model.tokenizer={model}", "--max-steps=1",
+         f"--output-dir={folder / 'out'}", "--global-batch-size=8", "--sequence-length=64", "--lanes=2", "--wandb=disabled",
+         "--data.heldout-fraction=0.1", "--data.min-characters=3", "--data.drop-duplicates", "--data.max-bad-fraction=1"]
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    heldout = next(number for number in range(6, 200) if is_heldout(texts[number], 0.1))
+    offsets = [sum(map(len, lines[:number])) for number in (*range(1, 5), heldout)]
+    return folder / "out", offsets
+
+
+def test_a_document_that_no_step_has_trained_on_is_told_with_the_reason(
+    picky: tuple[Path, list[int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, offsets = picky
+    reasons = [asked(capsys, out, f"--ledger.document=a:train.jsonl:{offset}")["why_not"] for offset in (*offsets, 5)]
+    assert reasons == [
+        "not used: field 'text' holds a number, not text",
+        "not used: text is blank",
+        "left out for its length, 2 characters",
+        "left out as a duplicate of one before it in its window",
+        "held out for evaluation",
+        "no document with text begins there; the one before it begins at 0",
+    ]
+    all_read = {one["document"] for one in asked(capsys, out, "--step=1")["documents"]}
+    lines = (out.parent / "a/train.jsonl").read_bytes().splitlines(keepends=True)
+    names = [f"a:train.jsonl:{sum(map(len, lines[:number]))}" for number in range(6, 60)]
+    waiting = next(name for name, line in zip(names, lines[6:], strict=False) if name not in all_read and not held(line))
+    assert cli.main(["ledger", str(out), f"--ledger.document={waiting}", "--workers=0"]) == 0
+    assert capsys.readouterr().out == f"{waiting}: not in steps 1 to 1\n  read in other steps, or not yet\n"
+
+
+def test_shards_of_one_name_are_told_apart_by_their_source(
+    picky: tuple[Path, list[int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = picky
+    told = asked(capsys, out, "--step=1", "--ledger.text")["documents"]
+    assert {one["document"].partition(":")[0] for one in told} == {"a", "b"}
+    one = told[0]
+    assert asked(capsys, out, f"--ledger.document={one['document']}")["seen"][0]["step"] == 1
+    assert refused(capsys, str(out), f"--ledger.document=train.jsonl:{one['offset']}")[1] == (
+        f"error: --ledger.document train.jsonl:{one['offset']}: several sources have this shard: "
+        f"give a:train.jsonl:{one['offset']}"
+    )
+
+
+def test_an_export_that_the_disk_does_not_take_leaves_nothing(
+    finished: tuple[Path, Consumed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        said = refused(capsys, str(finished[0]), f"--ledger.export={tmp_path / 'a.parquet'}", "--workers=0")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert said == (2, f"error: --ledger.export {tmp_path / 'a.parquet'}: File too large")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_corpus_that_has_moved_is_read_where_it_is_now(
