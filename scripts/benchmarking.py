@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import itertools
 import json
 import random
@@ -13,6 +15,7 @@ from typing import Any
 
 import demo_corpus
 import numpy as np
+import orjson
 import torch
 import zstandard
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
@@ -85,6 +88,19 @@ def tokenizer_with_mask(tokenizer: str, texts: Iterable[str], folder: Path) -> s
     loaded.add_special_tokens({"mask_token": "<mask>", "pad_token": "<pad>"})
     loaded.save_pretrained(folder)
     return str(folder)
+
+
+def texts_of(file: str) -> Iterator[str]:
+    """The texts of a file of JSON lines: plain, .gz or .zst."""
+    with open(file, "rb") as stored:
+        lines: Any = stored
+        if file.endswith(".gz"):
+            lines = gzip.GzipFile(fileobj=stored)
+        elif file.endswith(".zst"):
+            reader = zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(stored, read_across_frames=True)
+            lines = io.BufferedReader(reader, 1 << 20)
+        for line in lines:
+            yield orjson.loads(line)["text"]
 
 
 def plan_of_stream(

@@ -7,17 +7,13 @@ returns an iterator over what it reads: tokens of documents, without special tok
 from __future__ import annotations
 
 import glob
-import gzip
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import datasets
-import orjson
-import zstandard
-from benchmarking import MASK_RATE, MICRO_BATCH, Tokenize, plan_of_stream, tensors_of, usual_recipe
+from benchmarking import MASK_RATE, MICRO_BATCH, Tokenize, plan_of_stream, tensors_of, texts_of, usual_recipe
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
@@ -137,16 +133,3 @@ def parts(given: Given, engine: EngineName = "auto") -> Batches:
                 yield tokens, tokens
 
     return read()
-
-
-def texts_of(file: str) -> Iterator[str]:
-    """The texts of a file of JSON lines: plain, .gz or .zst."""
-    with open(file, "rb") as stored:
-        lines: Any = stored
-        if file.endswith(".gz"):
-            lines = gzip.GzipFile(fileobj=stored)
-        elif file.endswith(".zst"):
-            reader = zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(stored, read_across_frames=True)
-            lines = io.BufferedReader(reader, 1 << 20)
-        for line in lines:
-            yield orjson.loads(line)["text"]

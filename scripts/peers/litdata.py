@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarking import MASK_RATE, MICRO_BATCH
-from contenders import Batches, Given, texts_of
+from benchmarking import MASK_RATE, MICRO_BATCH, texts_of
+from contenders import Batches, Given
 from litdata import StreamingDataLoader, StreamingDataset, TokensLoader, optimize
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 

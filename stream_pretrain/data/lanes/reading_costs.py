@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from stream_pretrain.data.documents.windows import most_kept
 from stream_pretrain.data.lanes.row_layout import part_of, part_with
 from stream_pretrain.data.lanes.source_plan import SourcePlan
+from stream_pretrain.data.transport.members import CHUNK
 from stream_pretrain.data.transport.second_reading import HELD_BACK_BYTES
 from stream_pretrain.units import MIB
 from stream_pretrain.urls import is_remote
@@ -79,18 +80,20 @@ def _process_of(lane: int, lanes: int, world: int, workers: int) -> tuple[int, i
 
 def memory_bound(sources: Sequence[SourcePlan], lanes: int) -> int:
     """The most bytes that the readers of `lanes` lanes in one process hold, without the tokenizer and Python."""
-    return sum(lanes * _bytes_of_reader(source, source.read.transport.block_bytes) for source in sources)
+    # The window that is opened is there as bytes and, at two bytes a character, as documents, before it is the text of a lane.
+    opened = 3 * max(source.read.window_bytes for source in sources)
+    return opened + sum(lanes * _bytes_of_reader(source, source.read.transport.block_bytes) for source in sources)
 
 
 def _bytes_of_reader(source: SourcePlan, block_bytes: int) -> int:
     shared = any(shard.compression != "none" or shard.format == "parquet" for shard in source.shards)
-    # A block and the one read ahead; a window as bytes and, at two bytes a character, as documents; those that others keep for
-    # the lane, of the stripe that it reads and of its next one.
-    windows = 1 + 2 + (2 * most_kept(source.read.window_bytes) if shared else 0)
+    # A block and the one read ahead; the text of a window; those that others keep for the lane, of the stripe that it reads and
+    # of its next one; what is decompressed at once, of which the window may have little.
+    windows = 1 + (2 * most_kept(source.read.window_bytes) if shared else 0)
     held = any(shard.compression != "none" and is_remote(shard.url) for shard in source.shards)
     return (
         2 * block_bytes
-        + (DECOMPRESSOR_BYTES if shared else 0)
+        + (DECOMPRESSOR_BYTES + CHUNK if shared else 0)
         + (HELD_BACK_BYTES if held else 0)
         + windows * source.read.window_bytes
     )
