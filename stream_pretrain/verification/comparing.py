@@ -58,7 +58,7 @@ def compared(
     for steps in starts:
         last |= steps
     rows = list(_different_rows(starts, expected, last, shards))
-    differ_by = max((_apart(step, expected) for steps in starts for step in steps.values()), default=0.0)
+    differ_by = max((_relative_difference(step, expected) for steps in starts for step in steps.values()), default=0.0)
     losses = list(_different_losses(starts, expected, tolerance))
     found, wanted = tokens_of(last), tokens_of(expected)
     return Comparison(
@@ -87,7 +87,7 @@ def tokens_of(steps: Mapping[int, RecordedStep]) -> Counter[tuple[int, int, int]
     return tokens
 
 
-def _apart(step: RecordedStep, expected: Mapping[int, RecordedStep]) -> float:
+def _relative_difference(step: RecordedStep, expected: Mapping[int, RecordedStep]) -> float:
     if step.step not in expected:
         return math.inf
     loss, wanted = step.mean_loss, expected[step.step].mean_loss
@@ -98,8 +98,8 @@ def _different_losses(
     starts: Sequence[Mapping[int, RecordedStep]], expected: Mapping[int, RecordedStep], tolerance: float
 ) -> Iterator[Difference]:
     for step in itertools.chain.from_iterable(steps.values() for steps in starts):
-        apart = _apart(step, expected)
-        if not apart <= tolerance and step.step in expected:
+        difference = _relative_difference(step, expected)
+        if not difference <= tolerance and step.step in expected:
             wanted = expected[step.step].mean_loss
             yield Difference(step.step, None, f"step {step.step}: the loss is {step.mean_loss!r}, not {wanted!r}")
 
@@ -123,12 +123,12 @@ def _different_row(step: RecordedStep, expected: RecordedStep, shards: Sequence[
     for row, (found, wanted) in enumerate(itertools.zip_longest(step.segments, expected.segments, fillvalue=()), start=1):
         for segment, should in itertools.zip_longest(found, wanted):
             if segment != should:
-                return Difference(step.step, row, f"step {step.step}, row {row}: {_said(segment, should, shards)}")
+                return Difference(step.step, row, f"step {step.step}, row {row}: {_what_differs(segment, should, shards)}")
     said = f"step {step.step}: the rows that were trained on are not those that were read"
     return Difference(step.step, None, said)
 
 
-def _said(found: Segment | None, wanted: Segment | None, shards: Sequence[str]) -> str:
+def _what_differs(found: Segment | None, wanted: Segment | None, shards: Sequence[str]) -> str:
     if found is None or wanted is None:
         one = found or wanted
         assert one is not None

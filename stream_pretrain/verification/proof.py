@@ -32,7 +32,7 @@ from stream_pretrain.verification.comparing import Comparison, compared, same_te
 from stream_pretrain.verification.extract import extracted
 from stream_pretrain.verification.reduced_model import ReducedModel
 from stream_pretrain.verification.starts import Ended, Launch, Start, run_start
-from stream_pretrain.verification.trials import Trial, Undisturbed
+from stream_pretrain.verification.trials import Baseline, Trial
 
 ROUNDING = {"fp32": 1e-4, "bf16": 2e-2}
 """Relative difference of losses that sums in another order may make."""
@@ -85,8 +85,8 @@ class Proof:
     ) -> None:
         self.options, self.model, self.folder, self.launch, self.progress = options, model, folder, launch, progress
         self.on_gpu = torch.cuda.is_available()
-        usual = model.without_dropout or model.options if self.on_gpu else model.options
-        self.config = replace(_for_verification(config, options.run_steps), model=usual)
+        chosen = model.without_dropout or model.options if self.on_gpu else model.options
+        self.config = replace(_for_verification(config, options.run_steps), model=chosen)
         bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and self.on_gpu)
         self.rounding = ROUNDING["bf16" if bf16 else "fp32"] if options.tolerance == "auto" else options.tolerance
         self.of_kills = self.rounding if self.on_gpu else 0.0
@@ -105,28 +105,28 @@ class Proof:
 
     def outcomes(self) -> Iterator[Outcome]:
         """What each trial shows, one after the other. Raises: ConfigError, TrainingError where an undisturbed run fails."""
-        usual = self.undisturbed("undisturbed", self.config)
-        left = (self.starts - 1) * (usual.seconds_to_first_step + usual.seconds * usual.last / 2)
+        baseline = self.undisturbed("undisturbed", self.config)
+        left = (self.starts - 1) * (baseline.seconds_to_first_step + baseline.seconds * baseline.last / 2)
         self.progress.notice(f"at this speed, the other runs take about {human_duration(left)}")
-        yield self.outcome(trials.killed_at_random(usual, self.options.kills, self.of_kills))
-        yield self.outcome(trials.killed_while_saving(usual, self.of_kills))
+        yield self.outcome(trials.killed_at_random(baseline, self.options.kills, self.of_kills))
+        yield self.outcome(trials.killed_while_saving(baseline, self.of_kills))
         yield from self._outcome(
-            trials.killed_worker(usual, self.of_kills), f"no data worker is killed: it reads {trials.AHEAD} steps ahead"
+            trials.killed_worker(baseline, self.of_kills), f"no data worker is killed: it reads {trials.AHEAD} steps ahead"
         )
-        yield self.outcome(trials.other_workers(usual, self.of_kills))
-        yield self.outcome(trials.killed_at_epochs_end(self.first_documents(usual), self.of_kills))
-        calm = self.model.without_dropout
-        if calm is None:
+        yield self.outcome(trials.other_workers(baseline, self.of_kills))
+        yield self.outcome(trials.killed_at_epochs_end(self.first_documents(baseline), self.of_kills))
+        without_dropout = self.model.without_dropout
+        if without_dropout is None:
             self.progress.notice("micro-batches and ranks stay as they are: dropout cannot be turned off in this model")
             return
-        if calm != usual.config.model:
-            usual = self.undisturbed("undisturbed, without dropout", replace(usual.config, model=calm))
+        if without_dropout != baseline.config.model:
+            baseline = self.undisturbed("undisturbed, without dropout", replace(baseline.config, model=without_dropout))
         one_row = "stay as they are: a batch of one row cannot be divided"
-        yield from self._outcome(trials.other_micro_batches(usual, self.rounding), f"micro-batches {one_row}")
+        yield from self._outcome(trials.other_micro_batches(baseline, self.rounding), f"micro-batches {one_row}")
         if self.on_gpu and torch.cuda.device_count() < 2:
             self.progress.notice("ranks stay as they are: two need two GPUs")
             return
-        yield from self._outcome(trials.other_ranks(usual, self.rounding), f"ranks {one_row}")
+        yield from self._outcome(trials.other_ranks(baseline, self.rounding), f"ranks {one_row}")
 
     def _outcome(self, trial: Trial | None, otherwise: str) -> Iterator[Outcome]:
         if trial is None:
@@ -134,7 +134,7 @@ class Proof:
         else:
             yield self.outcome(trial)
 
-    def undisturbed(self, name: str, config: Config) -> Undisturbed:
+    def undisturbed(self, name: str, config: Config) -> Baseline:
         """Run to the end. Raises: ConfigError, TrainingError where that fails or has too few steps."""
         folder, out = self._next_run(config)
         with self.progress.phase(name) as report:
@@ -151,7 +151,7 @@ class Proof:
         checkpoint = folder / "out" / CHECKPOINTS / checkpoint_name(max(ended.steps))
         corpus = PinnedCorpus.from_json(json.loads((checkpoint / "corpus.json").read_bytes()))
         assert ended.seconds_to_first_step is not None
-        return Undisturbed(
+        return Baseline(
             # Left to the first start of each run, the number of lanes would follow its number of processes.
             replace(config, data=replace(config.data, lanes=corpus.lanes)),
             ended.steps,
@@ -161,10 +161,10 @@ class Proof:
             (times[-1] - times[0]) / (len(times) - 1),
         )
 
-    def first_documents(self, usual: Undisturbed) -> Undisturbed:
+    def first_documents(self, baseline: Baseline) -> Baseline:
         """A run on so few documents of the corpus that two epochs are about as long as another run."""
-        edges = itertools.accumulate((len(source.corpus.shards) for source in usual.corpus.sources), initial=0)
-        shards = [shard for _, shard, _ in tokens_of(usual.steps)]
+        edges = itertools.accumulate((len(source.corpus.shards) for source in baseline.corpus.sources), initial=0)
+        shards = [shard for _, shard, _ in tokens_of(baseline.steps)]
         counts = [max(2, sum(first <= shard < stop for shard in shards) // 2) for first, stop in itertools.pairwise(edges)]
         with self.progress.phase("taking the first documents", stays=False) as report:
             small = extracted(self.config, counts, self.folder / "first-documents", report)
@@ -174,8 +174,8 @@ class Proof:
     def outcome(self, trial: Trial) -> Outcome:
         """Run a trial, and compare."""
         folder, _ = self._next_run(self.config)
-        like, ended = trial.like, list[Ended]()
-        deadline = 600 + 20 * (like.seconds_to_first_step + like.seconds * like.last)
+        baseline, ended = trial.baseline, list[Ended]()
+        deadline = 600 + 20 * (baseline.seconds_to_first_step + baseline.seconds * baseline.last)
         with self.progress.phase(trial.name) as report:
             for number, start in enumerate(trial.starts, start=1):
                 report(f"start {number} of {len(trial.starts)}")
@@ -186,10 +186,10 @@ class Proof:
             fault, kills = ended[-1].fault, sum(end.killed for end in ended)
             if fault is None and kills < len(trial.starts) - 1:
                 fault = f"came to its end before it was killed {trial.starts[kills].moment}"
-            names = [shard.name for shard in like.corpus.shards]
-            comparison = compared([end.steps for end in ended], like.steps, names, trial.tolerance)
-            checkpoint = folder / "out" / CHECKPOINTS / like.checkpoint.name
-            weights = None if trial.tolerance else same_tensors(checkpoint, like.checkpoint)
+            names = [shard.name for shard in baseline.corpus.shards]
+            comparison = compared([end.steps for end in ended], baseline.steps, names, trial.tolerance)
+            checkpoint = folder / "out" / CHECKPOINTS / baseline.checkpoint.name
+            weights = None if trial.tolerance else same_tensors(checkpoint, baseline.checkpoint)
             seconds = [end.seconds_to_first_step for end in ended[1:] if end.seconds_to_first_step is not None]
             outcome = Outcome(trial, comparison, weights, kills, seconds, fault)
             report("as if nothing had happened" if outcome.proven else "not as it should be")

@@ -58,10 +58,10 @@ def reduced(model: ModelConfig, *, causal: bool, full: bool, folder: Path) -> Re
     if dropouts := _dropouts(settings):
         without = None
         if can_be_written:
-            calm = copy.deepcopy(settings)
+            changed = copy.deepcopy(settings)
             for dropout in dropouts:
-                setattr(calm, dropout, 0.0)
-            config = _written(calm, folder / "model-without-dropout")
+                setattr(changed, dropout, 0.0)
+            config = _written(changed, folder / "model-without-dropout")
             without = replace(options, path=None, config=config, tokenizer=tokenizer, init_from=init, revision=None)
     return ReducedModel(options, without, said, settings, parameters)
 

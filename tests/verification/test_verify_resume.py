@@ -24,7 +24,7 @@ from stream_pretrain.verification.recorded_steps import RecordedStep, Segment
 from stream_pretrain.verification.reduced_model import reduced
 from stream_pretrain.verification.starts import Launch, Start, arguments_of
 from stream_pretrain.verification.table import lines_of
-from stream_pretrain.verification.trials import Trial, Undisturbed
+from stream_pretrain.verification.trials import Baseline, Trial
 from tests.command_lines import with_last
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.forks import ENVIRONMENT, trainers
@@ -86,16 +86,16 @@ def proofs(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Proofs:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(proofs: Proofs) -> Undisturbed:
+def undisturbed(proofs: Proofs) -> Baseline:
     proof = proofs()
     return proof.undisturbed("undisturbed", proof.config)
 
 
-def one_kill(like: Undisturbed) -> Trial:
-    return Trial("killed", like, [Start(like.config, Moment("step", 5)), Start(like.config)], 0.0)
+def one_kill(baseline: Baseline) -> Trial:
+    return Trial("killed", baseline, [Start(baseline.config, Moment("step", 5)), Start(baseline.config)], 0.0)
 
 
-def test_a_run_killed_in_its_saves_is_proven_to_resume(proofs: Proofs, undisturbed: Undisturbed) -> None:
+def test_a_run_killed_in_its_saves_is_proven_to_resume(proofs: Proofs, undisturbed: Baseline) -> None:
     found = proofs().outcome(trials.killed_while_saving(undisturbed, 0.0))
     assert found.proven, found
     assert found.weights_equal
@@ -103,7 +103,7 @@ def test_a_run_killed_in_its_saves_is_proven_to_resume(proofs: Proofs, undisturb
     assert found.comparison.losses_differ_by == 0
 
 
-def test_two_ranks_of_which_one_is_killed_are_proven_to_go_on_as_one(proofs: Proofs, undisturbed: Undisturbed) -> None:
+def test_two_ranks_of_which_one_is_killed_are_proven_to_go_on_as_one(proofs: Proofs, undisturbed: Baseline) -> None:
     proof = proofs()
     assert proof.model.without_dropout is not None
     calm = proof.undisturbed("without dropout", replace(undisturbed.config, model=proof.model.without_dropout))
@@ -135,7 +135,7 @@ Mlm.draw = lambda self, rows, key: draw(self, rows, (*key, next(number)))
 """
 
 
-def test_a_document_dropped_at_a_resume_is_named_with_its_step(proofs: Proofs, undisturbed: Undisturbed) -> None:
+def test_a_document_dropped_at_a_resume_is_named_with_its_step(proofs: Proofs, undisturbed: Baseline) -> None:
     found = proofs(DROPS).outcome(one_kill(undisturbed))
     assert not found.proven
     assert not found.comparison.rows_equal
