@@ -90,15 +90,15 @@ class DataConfig:
     text_documents: TextDocuments = "line"
     """What a document of a text file (.txt, .text) is: a line, the lines between blank lines, or the whole file."""
     min_characters: int = option(0, bounds="not negative", synonyms="min-chars min-text-length")
-    """Shorter documents are filtered out, and counted; from 1 on, also those that are blank, null or lack the field."""
+    """Shorter documents are filtered out, and counted; 1 or more also filters those that are blank, null or lack the field."""
     max_characters: int | None = option(None, bounds="positive", synonyms="max-chars max-text-length")
     """Longer documents are filtered out, and counted."""
     special_tokens: Literal["text", "keep"] = "text"
-    """How special tokens that you added, such as [DRUG], are read in documents: as text, or (keep) as tokens. Those with a role
-    in the model, such as [MASK], [SEP] and <pad>, are always text."""
+    """What special tokens that you added, such as [DRUG], are in documents: text, or (keep) tokens. Those with a role in the
+    model, such as [MASK], [SEP] and <pad>, are always text."""
     engine: EngineName = option("auto", may_change=True, synonyms="tokenizer-backend tokenizer-engine backend")
-    """Package that tokenizes, always to the ids of tokenizers. auto: nanotoken (WordPiece) or fastokens (BPE) where it is
-    installed and a check finds the same ids, else tokenizers."""
+    """Tokenizer package; all give the ids of tokenizers. auto: nanotoken (WordPiece) or fastokens (BPE) where it is installed
+    and passes a check of its ids, else tokenizers."""
     drop_duplicates: bool = option(False, synonyms="dedup deduplicate")
     """Filter out documents with the same text as another of the same window, and count them."""
     sequence_length: int = option(
@@ -258,7 +258,7 @@ class TrainConfig:
     )
     """auto: bf16 autocast on GPUs that support it, else fp32."""
     max_bad_steps: int = option(10, bounds="not negative", may_change=True)
-    """Steps in a row that may have a loss or gradient that is not finite; one more ends the run."""
+    """Consecutive steps whose loss or gradient may be not finite; one more ends the run."""
     skip_steps: str | None = option(None, may_change=True, synonyms="skip-batches ignore-data-skip")
     """A:B, both included: read the rows of these steps and do not train on them. For a new run after a loss spike, with
     --resume PATH of a checkpoint before A and another --output-dir; later starts keep the gap without this option."""

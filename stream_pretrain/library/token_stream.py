@@ -139,8 +139,8 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         even = len(set(shares)) == 1 and layout.global_batch_size % layout.lanes == 0 and not plan.can_end
         if world > 1 and self._ranks.cpu_group is None and not even:
             raise ConfigError(
-                f"{world} ranks exchange rows: initialise torch.distributed first, or leave out max_epochs, with lanes that "
-                "the ranks divide and that divide the batch"
+                f"{world} ranks exchange rows: initialise torch.distributed first, or leave out max_epochs and give lanes "
+                "that are a multiple of the ranks and divide global_batch_size"
             )
 
     def _begin(self, step: int, batches: int, cursors: list[LaneCursors]) -> None:
@@ -286,7 +286,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         """
         kinds = {"fixed": dict[str, Any], "corpus": dict[str, Any], "micro_batches": int, "step": int}
         if missing := {*kinds, "ranks", "micro_batch_size", "lanes"} - {*(state if isinstance(state, Mapping) else ())}:
-            raise CheckpointError(f"this is no state of a TokenStream: {min(missing)} is missing")
+            raise CheckpointError(f"this is not the state of a TokenStream: {min(missing)} is missing")
         was, corpus, batches, step = (from_json(kind, state[name], f"{name} of the state") for name, kind in kinds.items())
         for name, value in self._fixed.items():
             if name not in was or was[name] != value:
@@ -295,8 +295,8 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         here = {"ranks": self._ranks.world, "micro_batch_size": self._rows_of_batch}
         if batches and any(state[name] != value for name, value in here.items()):
             raise CheckpointError(
-                f"the state is inside of a step, of {state['ranks']} ranks with micro-batches of {state['micro_batch_size']} "
-                "rows: load it there, or save at the end of a step"
+                f"the state is from inside a step, on {state['ranks']} ranks with micro-batches of "
+                f"{state['micro_batch_size']} rows: load it there, or save at the end of a step"
             )
         if not 0 <= batches < self.micro_batches_per_step or step < 0:
             raise CheckpointError(f"the state is {batches} micro-batches behind step {step}, which no stream writes")

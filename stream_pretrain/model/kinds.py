@@ -23,7 +23,7 @@ def read_config(name: str, model: ModelConfig, local_files_only: bool) -> PreTra
         refuse_missing(name, model.revision, error)
         raise ModelError(f"no model configuration in {name}: {first_line(error)}") from error
     if not hasattr(settings, "vocab_size"):
-        raise ModelError(f"the configuration in {name} is of no language model ({settings.model_type}): choose another model")
+        raise ModelError(f"{name} is not a language model ({settings.model_type}): choose another model")
     has_own_code = getattr(settings, "auto_map", None) is not None
     if not has_own_code and not any(_has_class(settings, kind) for kind in AUTO_CLASSES):
         raise ModelError(f"{name} ({settings.model_type}) is no masked and no causal language model: choose another model")

@@ -23,7 +23,7 @@ class LabelledHead:
 
     def __init__(self, model: PreTrainedModel) -> None:
         if model.base_model is model:
-            raise ModelError(f"{type(model).__name__} has no head apart from its encoder: choose another model")
+            raise ModelError(f"{type(model).__name__} has no head separate from its encoder: choose another model")
         self._model = model
         self._positions: Tensor | None = None
         # OPT's head calls the decoder inside of the base model; in other models the two are the same.

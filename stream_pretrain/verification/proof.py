@@ -144,7 +144,7 @@ class Proof:
             report(f"{len(ended.steps)} steps, {len(tokens_of(ended.steps)):,} documents")
         if len(ended.steps) < LEAST_STEPS:
             raise ConfigError(
-                f"the run ends after {len(ended.steps)} steps, but to be killed on its way it needs {LEAST_STEPS}: "
+                f"the run has only {len(ended.steps)} steps, and needs {LEAST_STEPS} to be killed on its way: "
                 "give a smaller --global-batch-size, or a larger corpus"
             )
         times = [ended.steps[step].at for step in sorted(ended.steps)]

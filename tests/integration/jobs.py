@@ -185,9 +185,11 @@ def checkpoints(out: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (out / "checkpoints").glob("step-*"))
 
 
-def tiny_options(corpus: Path | str, model: Path, out: Path, *more: str) -> list[str]:
+def tiny_options(corpus: Path | str, model: Path, out: Path | None, *more: str) -> list[str]:
+    """out: None where it is given later."""
     options = [
-        *(f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", f"--output-dir={out}"),
+        *(f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}"),
+        *([] if out is None else [f"--output-dir={out}"]),
         *("--sequence-length=32", "--global-batch-size=4", "--lanes=4", "--micro-batch-size=2", "--workers=1"),
         *("--max-steps=100000", "--save-every=100000", "--log-every=1", "--run.wandb=disabled"),
         *("--data.window-bytes=9000", "--train.schedule=constant", "--train.warmup-steps=0", *more),

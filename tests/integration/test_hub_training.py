@@ -46,8 +46,11 @@ def program(out: Path, *options: str, max_steps: int = 3) -> list[str]:
     ]
 
 
-def train(hub: AskedHub, out: Path, *options: str, max_steps: int = 3) -> subprocess.CompletedProcess[str]:
-    return hub.forks.run(program(out, *options, max_steps=max_steps), hub.environment(hub.home))
+def train(hub: AskedHub, out: Path, *options: str, max_steps: int = 3) -> str:
+    """What a run says that comes to its end."""
+    done = hub.forks.run(program(out, *options, max_steps=max_steps), hub.environment(hub.home))
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 def size_of(folder: Path) -> int:
@@ -85,8 +88,7 @@ def test_the_first_step_of_a_large_dataset_costs_a_few_mebibytes(hub: AskedHub, 
         write_shard(folder / f"train-{number}", texts, "zst")
     assert size_of(folder) > 60_000_000
     before = len(hub.requests())
-    done = train(hub, tmp_path / "out", "--dataset=org/large", "--lanes=1", max_steps=1)
-    assert done.returncode == 0, done.stderr
+    train(hub, tmp_path / "out", "--dataset=org/large", "--lanes=1", max_steps=1)
     fetched = [request["bytes"] for request in hub.requests()[before:] if "/org/large/" in request["path"]]
     assert sum(fetched) < 9_000_000, "one block of one shard, and the listings"
 
@@ -117,13 +119,11 @@ def test_what_a_hub_model_comes_with_is_exported(hub: AskedHub, tmp_path: Path) 
 
 
 def test_a_run_goes_on_through_faults_of_the_hub(hub: AskedHub, tmp_path: Path) -> None:
-    whole = train(hub, tmp_path / "whole", max_steps=6)
-    assert whole.returncode == 0, whole.stderr
+    train(hub, tmp_path / "whole", max_steps=6)
     hub.fail(r"GET .*zst", "reset", times=2)
     hub.fail(r"GET .*zst", 503, times=2)
     hub.fail(r"GET .*zst", "short", times=1)
-    faulty = train(hub, tmp_path / "faulty", max_steps=6)
-    assert faulty.returncode == 0, faulty.stderr
+    train(hub, tmp_path / "faulty", max_steps=6)
     losses = [
         [json.loads(line)["train/loss"] for line in (tmp_path / out / "metrics.jsonl").read_text().splitlines()]
         for out in ("whole", "faulty")
@@ -139,19 +139,15 @@ def test_a_run_goes_on_at_its_commit_when_the_branch_has_moved(hub: AskedHub, tm
         for i in range(count):
             write_shard(folder / commit / f"train-{i}", documents(200, seed=i), "zst")
     options = ("--dataset=org/moving", "--lanes=2", "--save-every=3")
-    whole = train(hub, tmp_path / "whole", *options, max_steps=6)
-    assert whole.returncode == 0, whole.stderr
-    begun = train(hub, tmp_path / "out", *options)
-    assert begun.returncode == 0, begun.stderr
+    train(hub, tmp_path / "whole", *options, max_steps=6)
+    train(hub, tmp_path / "out", *options)
     (folder / "refs.json").write_text('{"main": "later"}')
-    on = train(hub, tmp_path / "out", *options, max_steps=6)
-    assert on.returncode == 0, on.stderr
+    train(hub, tmp_path / "out", *options, max_steps=6)
     state, as_if_never_stopped = (
         json.loads((tmp_path / out / "checkpoints/step-00000006/stream.json").read_text()) for out in ("out", "whole")
     )
     assert state == as_if_never_stopped
-    fresh = train(hub, tmp_path / "fresh", *options)
-    assert "3 shards" in fresh.stderr
+    assert "3 shards" in train(hub, tmp_path / "fresh", *options)
 
 
 def write_tables(folder: Path) -> None:
@@ -163,8 +159,7 @@ def write_tables(folder: Path) -> None:
 def test_what_datasets_reads_is_listed_once_whatever_the_number_of_workers(hub: AskedHub, tmp_path: Path) -> None:
     write_tables(hub.root / "datasets/org/tables/main")
     before = len(hub.requests())
-    done = train(hub, tmp_path / "out", "--dataset=org/tables", "--lanes=4", "--workers=2")
-    assert done.returncode == 0, done.stderr
+    train(hub, tmp_path / "out", "--dataset=org/tables", "--lanes=4", "--workers=2")
     asked = [r["path"] for r in hub.requests()[before:] if "/api/datasets/" in r["path"]]
     reads = {r["path"].rpartition("/")[2] for r in hub.requests()[before:] if r["path"].endswith(".csv") and r["range"]}
     assert reads == {"train-0.csv", "train-1.csv", "train-2.csv", "train-3.csv"}
@@ -195,7 +190,7 @@ def test_a_private_dataset_that_datasets_reads_opens_to_a_token_which_is_told_to
 
 
 def test_an_unknown_dataset_is_one_line(hub: AskedHub, tmp_path: Path) -> None:
-    done = train(hub, tmp_path / "out", "--dataset=org/nothing")
+    done = hub.forks.run(program(tmp_path / "out", "--dataset=org/nothing"), hub.environment(hub.home))
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "org/nothing" in done.stderr.splitlines()[-1]

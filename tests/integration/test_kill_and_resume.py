@@ -16,7 +16,7 @@ from tests.corpora import documents, write_shard
 from tests.forks import ENVIRONMENT, trainers
 from tests.integration.jobs import lines
 from tests.integration.runs import assert_same_run, command, kill_when, last_checkpoint, metrics, options
-from tests.training.runs import run_here
+from tests.training.runs import run_here, run_to_end
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +134,7 @@ def test_what_must_not_change_is_refused_with_the_command_for_a_new_run(corpus: 
 def test_one_epoch_ends_by_itself_having_seen_every_document(corpus: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     rarely = ("--log-every=1000", "--eval-every=1000", f"--eval.dataset={corpus}")
-    finished = run_here(endless(options(corpus, model, out, "--max-epochs=1", "--data.heldout-fraction=0", *rarely)))
-    assert finished.returncode == 0, finished.stderr
+    run_to_end(endless(options(corpus, model, out, "--max-epochs=1", "--data.heldout-fraction=0", *rarely)))
     before, first, last = metrics(out)
     assert (before["step"], first["step"]) == (0, 1)
     assert last["train/documents"] == 600
@@ -151,9 +150,8 @@ def test_a_damaged_shard_that_is_skipped_is_recorded_even_when_no_row_follows(mo
     assert good.exists()
     skip = ("--data.on-bad-shard=skip", "--lanes=1", "--max-epochs=1", "--data.heldout-fraction=0", "--eval-every=0")
     for said in (1, 0):  # the second time there is nothing left to train, and nothing is named twice
-        done = run_here(endless(options(folder, model, tmp_path / "out", *skip)))
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("skipped the rest of 1 damaged stripe: OUT/quarantine.jsonl names them") == said
+        done = run_to_end(endless(options(folder, model, tmp_path / "out", *skip)))
+        assert done.count("skipped the rest of 1 damaged stripe: OUT/quarantine.jsonl names them") == said
         records = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
         assert [record["shard"] for record in records] == ["b.jsonl.zst"]
     assert "the shard was cut short" in records[0]["why"]
@@ -170,8 +168,7 @@ def test_what_is_skipped_behind_the_last_step_is_named_once_however_often_the_ru
     rows = ("--global-batch-size=1", "--lanes=1", "--data.window-bytes=1090", "--data.max-bad-fraction=1")
     once = (*rows, "--max-epochs=1", "--data.heldout-fraction=0", "--eval-every=0", f"--save-every={save_every}")
     for _ in range(3):
-        done = run_here(endless(options(tmp_path / "corpus", model, tmp_path / "out", *once)))
-        assert done.returncode == 0, done.stderr
+        run_to_end(endless(options(tmp_path / "corpus", model, tmp_path / "out", *once)))
         records = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
         assert [record["why"] for record in records] == ["not JSON"] * 3
 
@@ -185,13 +182,11 @@ def test_a_damaged_shard_that_is_skipped_gives_the_evaluation_set_what_lies_befo
     (folder / "a.jsonl.zst").write_bytes(whole[:-900])
     write_shard(folder / "b", documents(300, seed=1), "zst")
     skip = ("--data.on-bad-shard=skip", "--lanes=2", "--max-steps=2", "--eval.documents=500")
-    done = run_here(options(folder, model, tmp_path / "out", *skip))
-    assert done.returncode == 0, done.stderr
+    run_to_end(options(folder, model, tmp_path / "out", *skip))
     kept = (tmp_path / "out" / "evaluation.jsonl").read_text()
     assert "doc 0010" in kept, "held out of the shard behind the damaged one"
-    other = run_here(options(folder, model, tmp_path / "out", *skip, "--eval.documents=7", "--max-steps=3"))
-    assert other.returncode == 0, other.stderr
-    assert "--eval.documents was 500, is 7" in other.stderr
+    other = run_to_end(options(folder, model, tmp_path / "out", *skip, "--eval.documents=7", "--max-steps=3"))
+    assert "--eval.documents was 500, is 7" in other
     assert (tmp_path / "out" / "evaluation.jsonl").read_text() == kept
 
 

@@ -24,7 +24,7 @@ from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import SourceError
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.http_server import Server, serve
-from tests.training.runs import run_here
+from tests.training.runs import run_here, run_to_end
 
 
 @pytest.fixture
@@ -60,12 +60,10 @@ def test_a_run_is_not_refused_for_what_another_one_of_the_process_was(
         *(f"--dataset={server.url('a.jsonl')}", f"--model.config={model}", f"--model.tokenizer={model}", "--max-steps=2"),
         *("--sequence-length=32", "--global-batch-size=4", "--lanes=2", "--save-every=1", f"--run.wandb={wandb}"),
     ]
-    first = run_here([*options, f"--output-dir={tmp_path}/first", "--train.precision=fp32"])
-    assert first.returncode == 0, first.stderr
+    run_to_end([*options, f"--output-dir={tmp_path}/first", "--train.precision=fp32"])
     before, running = handlers_of_signals_and_loggers(), threads()
     write_shard(folder / "a", documents(50, seed=1), "plain")
-    second = run_here([*options, f"--output-dir={tmp_path}/second", "--train.precision=bf16"])
-    assert second.returncode == 0, second.stderr
+    run_to_end([*options, f"--output-dir={tmp_path}/second", "--train.precision=bf16"])
     third = run_here([*options, f"--output-dir={tmp_path}/first", "--train.precision=fp32", "--max-steps=3"])
     assert (third.returncode, "a.jsonl changed; restore it or start a new run" in third.stderr) == (1, True)
     assert handlers_of_signals_and_loggers() == before

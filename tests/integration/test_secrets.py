@@ -18,7 +18,7 @@ from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.forks import ENVIRONMENT, trainers
 from tests.integration.http_server import Server, serve
 from tests.integration.jobs import checkpoints, lines, tiny_options
-from tests.training.runs import run_here
+from tests.training.runs import run_here, run_to_end
 
 USER, PASSWORD, SIGNATURE, KEY, LATER = ("user-canary", "password-canary", "signature-canary", "key-canary", "later-canary")
 VARIABLES = {
@@ -149,14 +149,13 @@ def test_an_old_checkpoint_with_secrets_goes_on_by_new_ones_and_the_next_has_non
     manifest = json.loads((saved / "MANIFEST.json").read_text())
     manifest["files"]["corpus.json"] = {"size": len(with_secrets), "sha256": hashlib.sha256(with_secrets).hexdigest()}
     (saved / "MANIFEST.json").write_text(json.dumps(manifest))
-    done = run_here(corpus.options(out, "a.jsonl.gz", "--max-steps=4", "--run.keep-last=1", signature=LATER))
-    assert done.returncode == 0, done.stderr
-    assert "resuming after step 2" in done.stderr
+    done = run_to_end(corpus.options(out, "a.jsonl.gz", "--max-steps=4", "--run.keep-last=1", signature=LATER))
+    assert "resuming after step 2" in done
     assert checkpoints(out) == [4]
     asked = [request["path"] for request in corpus.server.log()]
     assert f"/a.jsonl.gz?X-Amz-Signature={LATER}&Expires=9" in asked, "the URL of today"
     assert [line["step"] for line in lines(out / "metrics.jsonl") if "train/loss" in line] == [1, 2, 3, 4]
-    assert canaries(out, done.stderr) == []
+    assert canaries(out, done) == []
 
 
 @pytest.mark.usefixtures("secret_variables")
@@ -170,8 +169,7 @@ def test_keys_in_files_open_the_shards_of_a_mixture_and_are_recorded_nowhere(cor
     ]
     corpus.server.forget()
     options = [o for o in tiny_options("x", corpus.model, out, "--max-steps=2", "--debug") if not o.startswith("--dataset")]
-    done = run_here([*options, f"--data.sources={json.dumps(sources)}"])
-    assert done.returncode == 0, done.stderr
+    done = run_to_end([*options, f"--data.sources={json.dumps(sources)}"])
     assert {request["key"] for request in corpus.server.log()} == {KEY}
-    assert canaries(out, done.stderr) == []
+    assert canaries(out, done) == []
     assert f"@{keys}" in (out / "run.json").read_text()

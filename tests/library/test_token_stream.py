@@ -332,11 +332,11 @@ def test_a_state_of_another_stream_is_refused_by_what_differs(corpus: str, tmp_p
         "the state is of another stream: train.seed was 0, is 1"
     )
     assert refused(lambda: stream_of(corpus, micro_batch_size=2).load_state_dict(state)) == (
-        "the state is inside of a step, of 1 ranks with micro-batches of 4 rows: load it there, or save at the end of a step"
+        "the state is from inside a step, on 1 ranks with micro-batches of 4 rows: load it there, or save at the end of a step"
     )
     no_state = {name: value for name, value in state.items() if name != "micro_batches"}
     assert refused(lambda: stream_of(corpus).load_state_dict(no_state)) == (
-        "this is no state of a TokenStream: micro_batches is missing"
+        "this is not the state of a TokenStream: micro_batches is missing"
     )
     assert "cursors of version 3" in refused(lambda: stream_of(corpus).load_state_dict({**state, "version": 3}))
 

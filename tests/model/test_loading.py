@@ -1,5 +1,6 @@
 """Loading refuses what does not fit, changes nothing in silence, and exports what `from_pretrained` loads again."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -442,7 +443,7 @@ def test_a_model_of_neither_kind_is_refused(tmp_path: Path, objective: bool) -> 
     with pytest.raises(ModelError, match=r"\(t5\) is no masked and no causal language model: choose another model$"):
         load(str(tmp_path), objective)
     AutoConfig.for_model("vit").save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"is of no language model \(vit\): choose another model$"):
+    with pytest.raises(ModelError, match=r"is not a language model \(vit\): choose another model$"):
         load(str(tmp_path), objective)
 
 
@@ -459,8 +460,7 @@ def test_old_gamma_and_beta_names_are_loaded() -> None:
     assert torch.equal(model.bert.embeddings.LayerNorm.bias, stored["bert.embeddings.LayerNorm.beta"])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("family", [*MASKED, *CAUSAL])
+@pytest.mark.parametrize(("family", "dtype"), zip([*MASKED, *CAUSAL], itertools.cycle([torch.float16, torch.bfloat16])))
 def test_a_model_stored_in_half_precision_becomes_float32(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     stored = tiny_model(family).to(dtype)
     stored.save_pretrained(tmp_path)
@@ -499,13 +499,6 @@ def test_the_spare_bias_of_an_untied_head_is_left_out_of_training_and_exported(
     assert f"not trained, as the loss does not depend on them: {unused}" in loaded.notes
     assert [name for name, weight in loaded.model.named_parameters() if not weight.requires_grad] == [unused]
     assert unused in export_state(loaded, loaded.model)[0]
-
-
-@pytest.mark.parametrize("family", [*MASKED, *CAUSAL])
-def test_all_parameters_of_a_tied_model_are_trained(tmp_path: Path, family: str) -> None:
-    loaded = load(saved(tmp_path, family), CLM if family in CAUSAL else MLM)
-    assert all(weight.requires_grad and weight.grad is None for weight in loaded.model.parameters())
-    assert not any(note.startswith("not trained") for note in loaded.notes)
 
 
 def test_a_model_whose_layers_take_turns_is_refused_rather_than_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -548,8 +541,10 @@ def test_init_from_another_shape_is_refused(tmp_path: Path, settings: dict[str, 
 
 
 @pytest.mark.parametrize("family", [*MASKED, *CAUSAL])
-def test_an_exported_model_loads_with_nothing_missing_and_equal_logits(tmp_path: Path, family: str) -> None:
+def test_a_model_is_trained_as_a_whole_and_exported_with_nothing_missing_and_equal_logits(tmp_path: Path, family: str) -> None:
     loaded = load(saved(tmp_path / "model", family), CLM if family in CAUSAL else MLM)
+    assert all(weight.requires_grad and weight.grad is None for weight in loaded.model.parameters())
+    assert not any(note.startswith("not trained") for note in loaded.notes)
     with torch.no_grad():
         for weight in loaded.model.parameters():
             weight.add_(0.01)

@@ -15,7 +15,7 @@ from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.loading import LoadedModel, export_state, load_model
 from tests.corpora import VOCABULARY, documents, word_tokenizer, write_shard
-from tests.training.runs import run_here
+from tests.training.runs import run_to_end
 
 SMALL = BertConfig(
     vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
@@ -121,8 +121,7 @@ def test_files_are_exported_as_they_came_by_checkpoints_and_the_last_model_of_ev
             "--max-steps=1",
         ],
     ):
-        finished = run_here(arguments)
-        assert finished.returncode == 0, finished.stderr
+        run_to_end(arguments)
     for folder in (
         checkpoint,
         checkpoint.with_name("step-00000002"),
@@ -141,9 +140,8 @@ def test_a_run_goes_on_with_weights_that_are_not_trained(tmp_path: Path) -> None
     sizes = ["--sequence-length=32", "--global-batch-size=4", "--micro-batch-size=4", "--run.wandb=disabled"]
     run = [f"--dataset={tmp_path}/s.jsonl", f"--model={tmp_path}/model", *sizes, f"--output-dir={tmp_path / 'out'}"]
     for steps in (1, 2):
-        finished = run_here([*run, f"--max-steps={steps}"])
-        assert finished.returncode == 0, finished.stderr
-        assert "not trained, exported unchanged: bert.pooler.dense.bias, bert.pooler.dense.weight, cls.seq" in finished.stderr
+        finished = run_to_end([*run, f"--max-steps={steps}"])
+        assert "not trained, exported unchanged: bert.pooler.dense.bias, bert.pooler.dense.weight, cls.seq" in finished
     came, exported = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "out/model"))
     for name in ("bert.pooler.dense.weight", "cls.seq_relationship.bias"):
         assert torch.equal(came[name], exported[name])
@@ -158,8 +156,7 @@ def test_weights_that_are_not_trained_need_not_be_finite(tmp_path: Path) -> None
     sizes = ["--sequence-length=32", "--global-batch-size=4", "--micro-batch-size=4", "--run.wandb=disabled"]
     run = [f"--dataset={tmp_path}/s.jsonl", f"--model={tmp_path}/model", *sizes, f"--output-dir={tmp_path / 'out'}"]
     for steps in (1, 2):
-        finished = run_here([*run, f"--max-steps={steps}"])
-        assert finished.returncode == 0, finished.stderr
+        run_to_end([*run, f"--max-steps={steps}"])
     assert load_file(tmp_path / "out" / "model" / "model.safetensors")["bert.pooler.dense.bias"].isnan().all()
 
 
@@ -174,11 +171,9 @@ def test_a_run_goes_on_without_the_checkpoint_that_it_began_from(tmp_path: Path)
     sizes = ["--sequence-length=32", "--global-batch-size=4", "--micro-batch-size=4", "--run.wandb=disabled"]
     model = [f"--model.config={tmp_path}/model", f"--model.tokenizer={tmp_path}/model", f"--init-from={tmp_path}/weights"]
     run = [f"--dataset={tmp_path}/s.jsonl", *model, *sizes]
-    whole = run_here([*run, f"--output-dir={tmp_path / 'whole'}", "--max-steps=2", "--train.schedule=constant"])
-    assert whole.returncode == 0, whole.stderr
+    run_to_end([*run, f"--output-dir={tmp_path / 'whole'}", "--max-steps=2", "--train.schedule=constant"])
     for steps in (1, 2):
-        finished = run_here([*run, f"--output-dir={tmp_path / 'out'}", f"--max-steps={steps}", "--train.schedule=constant"])
-        assert finished.returncode == 0, finished.stderr
+        run_to_end([*run, f"--output-dir={tmp_path / 'out'}", f"--max-steps={steps}", "--train.schedule=constant"])
         if steps == 1:
             (tmp_path / "weights").rename(tmp_path / "gone")
     assert (tmp_path / "out" / "model" / "LICENSE").read_text() == "do as you like"

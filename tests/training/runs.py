@@ -62,6 +62,13 @@ def run_here(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(arguments, code, "", said.getvalue())
 
 
+def run_to_end(arguments: Sequence[str]) -> str:
+    """What the whole command says, of a run that comes to its end."""
+    done = run_here(arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
 def write_tiny_modernbert(folder: Path) -> Path:
     """The configuration of a ModernBERT with sliding windows shorter than the documents, and its tokenizer."""
     ModernBertConfig(

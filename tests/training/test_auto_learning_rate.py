@@ -15,7 +15,7 @@ from stream_pretrain.training.start.optimizer import learning_rate
 from stream_pretrain.training.state.checkpoint import read_trainer
 from tests.corpora import documents, write_shard
 from tests.integration.jobs import tiny_options
-from tests.training.runs import run_here
+from tests.training.runs import run_to_end
 from tests.training.starts import save, start
 
 FROM_SCRATCH = ModelConfig(config="c", tokenizer="t")
@@ -73,16 +73,15 @@ def test_more_steps_move_neither_the_warmup_nor_the_rate_at_a_step(tmp_path: Pat
 
 def options(folder: Path, model: Path) -> list[str]:
     write_shard(folder / "s", documents(200), "plain")
-    return tiny_options(folder / "s.jsonl", model, folder / "out", "--sequence-length=64", "--train.warmup-steps=auto")
+    more = ("--sequence-length=64", "--global-batch-size=8", "--micro-batch-size=8", "--train.warmup-steps=auto")
+    return tiny_options(folder / "s.jsonl", model, folder / "out", *more)
 
 
 def test_the_rate_of_a_run_is_pinned_in_its_checkpoints(model: Path, tmp_path: Path) -> None:
     arguments, out = options(tmp_path, model), tmp_path / "out"
 
     def trained(*more: str) -> str:
-        done = run_here([*arguments, *more])
-        assert done.returncode == 0, done.stderr
-        return done.stderr
+        return run_to_end([*arguments, *more])
 
     def pinned(step: int) -> Any:
         return read_trainer(out / "checkpoints" / f"step-{step:08d}")["chosen"]
@@ -120,8 +119,7 @@ def test_the_folder_of_a_run_has_the_name_that_it_had_when_the_rate_was_a_number
 def test_epochs_have_a_warmup_that_is_pinned(model: Path, tmp_path: Path) -> None:
     arguments = [option for option in options(tmp_path, model) if not option.startswith("--max-steps")]
     for epochs in (1, 2):
-        done = run_here([*arguments, f"--max-epochs={epochs}"])
-        assert done.returncode == 0, done.stderr
+        run_to_end([*arguments, f"--max-epochs={epochs}"])
     saved = sorted((tmp_path / "out" / "checkpoints").iterdir())
     steps = int(saved[0].name.removeprefix("step-"))
     first, *others = [read_trainer(checkpoint)["chosen"] for checkpoint in saved]

@@ -21,21 +21,16 @@ from stream_pretrain.config import (
     shown_options,
 )
 from stream_pretrain.training.evaluation.evaluation_documents import Origin
-from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.corpora import documents, write_shard
 from tests.integration.jobs import lines, tiny_options
-from tests.training.runs import run_here
+from tests.training.runs import run_here, run_to_end
 
 WRONG_NAME = "must be unique, of letters, digits, `.`, `-` and `_`"
 
 
 @pytest.fixture(scope="module")
-def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_shard(folder / "s", documents(40, longest=40), "plain")
-    model = write_tiny_bert(tmp_path_factory.mktemp("model"))
-    more = ("--eval-every=2", "--eval.documents=6", "--micro-batch-size=4")
-    options = tiny_options(folder, model, Path("OUT"), *more)
-    return [option for option in options if not option.startswith("--output-dir")]
+def arguments(small_corpus: Path, model: Path) -> list[str]:
+    return tiny_options(small_corpus, model, None, "--eval-every=2", "--eval.documents=6", "--micro-batch-size=4")
 
 
 @pytest.fixture
@@ -59,10 +54,9 @@ def test_each_set_has_the_curve_that_it_has_alone_and_the_loss_is_their_mean_by_
 ) -> None:
     command = [*arguments, "--max-steps=2"]
     both = sets({"name": "one", "dataset": held["a"], "weight": 3}, {"name": "two", "dataset": held["b"]})
-    done = run_here([*command, both, f"--output-dir={tmp_path / 'both'}"])
-    assert done.returncode == 0, done.stderr
+    done = run_to_end([*command, both, f"--output-dir={tmp_path / 'both'}"])
     for name in "ab":
-        assert run_here([*command, f"--eval.dataset={held[name]}", f"--output-dir={tmp_path / name / 'out'}"]).returncode == 0
+        run_to_end([*command, f"--eval.dataset={held[name]}", f"--output-dir={tmp_path / name / 'out'}"])
     found, a, b = (held_out(tmp_path / out) for out in ("both", "a/out", "b/out"))
     assert list(found) == [0, 2]
     for step, metrics in found.items():
@@ -72,8 +66,8 @@ def test_each_set_has_the_curve_that_it_has_alone_and_the_loss_is_their_mean_by_
         assert metrics["eval/one/loss"] == a[step]["eval/loss"]
         assert metrics["eval/two/accuracy"] == b[step]["eval/accuracy"]
         assert metrics["eval/loss"] == (3 * a[step]["eval/loss"] + b[step]["eval/loss"]) / 4
-    assert f"; one {found[2]['eval/one/loss']:.4f}, two {found[2]['eval/two/loss']:.4f}" in done.stderr
-    assert "on up to 6 documents of each of one, two" in " ".join(done.stderr.split())
+    assert f"; one {found[2]['eval/one/loss']:.4f}, two {found[2]['eval/two/loss']:.4f}" in done
+    assert "on up to 6 documents of each of one, two" in " ".join(done.split())
 
 
 def test_other_sets_begin_the_best_anew_and_a_set_that_stays_keeps_its_documents(
@@ -81,41 +75,39 @@ def test_other_sets_begin_the_best_anew_and_a_set_that_stays_keeps_its_documents
 ) -> None:
     command, out = [*arguments, "--run.keep-best"], tmp_path / "out"
     one, two, three = ({"name": name, "dataset": held[path]} for name, path in (("one", "a"), ("two", "b"), ("three", "c")))
-    assert run_here([*command, sets(one, two), "--max-steps=2", f"--output-dir={out}"]).returncode == 0
+    run_to_end([*command, sets(one, two), "--max-steps=2", f"--output-dir={out}"])
     before = [line for line in lines(out / "evaluation.jsonl") if line["set"] == "one"]
     assert len(before) == 6
     Path(held["a"]).write_text('{"text": "others"}\n' * 9)
     same = run_here([*command, sets(one, two), "--max-steps=4", f"--output-dir={out}"])
     assert "other evaluation sets" not in same.stderr
-    assert "--run.keep-best begins anew" not in same.stderr
+    assert "--run.keep-best starts over" not in same.stderr
     other = run_here([*command, sets(one, three), "--max-steps=6", f"--output-dir={out}"])
     warnings = [
         line.partition("warning: ")[2] for line in other.stderr.splitlines() if "warning: " in line and "lanes" not in line
     ]
     assert warnings[0] == "other evaluation sets: losses up to step 4 are not compared with those of later steps"
-    assert warnings[1].startswith("--run.keep-best begins anew, on another evaluation set: the next evaluation replaces best/")
+    assert warnings[1].startswith("--run.keep-best starts over on another evaluation set: the next evaluation replaces best/")
     assert [line for line in lines(out / "evaluation.jsonl") if line["set"] == "one"] == before
     assert {line["set"] for line in lines(out / "evaluation.jsonl")} == {"one", "three"}
     assert [path.name for path in (out / "best").iterdir()] == ["step-00000006"]
     [said] = [line for line in other.stderr.splitlines() if "step 6: held-out loss" in line]
     assert ", best " not in said, "not compared with another set"
-    weighed = run_here([*command, sets({**one, "weight": 2}, three), "--max-steps=6", f"--output-dir={out}"])
-    assert weighed.returncode == 0
+    run_to_end([*command, sets({**one, "weight": 2}, three), "--max-steps=6", f"--output-dir={out}"])
 
 
 def test_a_run_with_one_set_goes_on_with_it(arguments: list[str], held: dict[str, str], tmp_path: Path) -> None:
     command, out = [*arguments, f"--eval.dataset={held['a']}"], tmp_path / "out"
-    assert run_here([*command, "--max-steps=2", f"--output-dir={out}"]).returncode == 0
+    run_to_end([*command, "--max-steps=2", f"--output-dir={out}"])
     assert json.loads((out / "evaluation.json").read_text()) == {"documents": 6, "dataset": held["a"], "split": None}
     assert [list(line) for line in lines(out / "evaluation.jsonl")] == [["text"]] * 6
     Path(held["a"]).unlink()
     (out / "evaluation.json").unlink()  # as in a run of a version that did not write it
     before = (out / "evaluation.jsonl").read_bytes()
     write_shard(tmp_path / "a", documents(3), "plain")
-    assert run_here([*command, "--max-steps=4", f"--output-dir={out}"]).returncode == 0
+    run_to_end([*command, "--max-steps=4", f"--output-dir={out}"])
     assert (out / "evaluation.jsonl").read_bytes() == before
-    now = run_here([*arguments, sets({"name": "b", "dataset": held["b"]}), "--max-steps=6", f"--output-dir={out}"])
-    assert now.returncode == 0
+    run_to_end([*arguments, sets({"name": "b", "dataset": held["b"]}), "--max-steps=6", f"--output-dir={out}"])
     assert list(held_out(out)[6]) == ["eval/loss", "eval/accuracy", "eval/b/loss", "eval/b/accuracy"]
     assert {line["set"] for line in lines(out / "evaluation.jsonl")} == {"b"}
 

@@ -13,24 +13,21 @@ import pytest
 from stream_pretrain.config import RunConfig
 from stream_pretrain.training.report import tracking
 from stream_pretrain.training.report.tracking import Tracker
-from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.corpora import documents, write_shard
 from tests.integration.jobs import lines, recorded, tiny_options
-from tests.training.runs import run_here
+from tests.training.runs import run_here, run_to_end
 
 
 @pytest.fixture(scope="module")
-def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_shard(folder / "s", documents(40, longest=40), "plain")
+def arguments(small_corpus: Path, model: Path) -> list[str]:
     more = ("--max-steps=4", "--save-every=2", "--eval-every=4", "--data.heldout-fraction=0.2", "--eval.documents=6")
-    options = tiny_options(folder, write_tiny_bert(tmp_path_factory.mktemp("model")), Path("OUT"), *more)
-    return [option for option in options if not option.startswith("--output-dir")]
+    return tiny_options(small_corpus, model, None, *more)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished")
-    assert run_here([*arguments, f"--output-dir={out}"]).returncode == 0
+    run_to_end([*arguments, f"--output-dir={out}"])
     return out
 
 
@@ -52,9 +49,7 @@ def written(before: dict[str, tuple[bytes, int, int]], out: Path) -> set[str]:
 
 def again(arguments: Sequence[str], out: Path, *more: str) -> str:
     """The last line that the same command says."""
-    done = run_here([*arguments, f"--output-dir={out}", *more])
-    assert done.returncode == 0, done.stderr
-    return done.stderr.splitlines()[-1]
+    return run_to_end([*arguments, f"--output-dir={out}", *more]).splitlines()[-1]
 
 
 def without(arguments: Sequence[str], *names: str) -> list[str]:
@@ -98,9 +93,8 @@ def test_an_evaluation_that_is_missing_is_made_up(arguments: list[str], out: Pat
     last = {name: value for name, value in metrics.pop().items() if not name.startswith("eval/")}
     (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*metrics, last]))
     before = files(out)
-    done = run_here([*arguments, f"--output-dir={out}"])
-    assert done.returncode == 0
-    assert f"already finished at step 4, from {out}/checkpoints/step-00000004" in done.stderr
+    done = run_to_end([*arguments, f"--output-dir={out}"])
+    assert f"already finished at step 4, from {out}/checkpoints/step-00000004" in done
     assert lines(out / "metrics.jsonl") == lines(undisturbed / "metrics.jsonl")
     assert not [name for name in written(before, out) if name.startswith(("model/", "checkpoints/"))]
     assert recorded(out)["state"] == "finished"

@@ -12,19 +12,14 @@ import pytest
 from stream_pretrain.training.evaluation import evaluation
 from stream_pretrain.training.report.tracking import Tracker
 from stream_pretrain.training.state.checkpoint import BackgroundWriter, Snapshot
-from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import tiny_options
-from tests.training.runs import run_here
+from tests.training.runs import run_here, run_to_end
 
 
 @pytest.fixture(scope="module")
-def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_shard(folder / "s", documents(40, longest=40), "plain")
-    model = write_tiny_bert(tmp_path_factory.mktemp("model"))
+def arguments(small_corpus: Path, model: Path) -> list[str]:
     more = ("--data.heldout-fraction=0.2", "--eval.documents=6", "--micro-batch-size=4", "--run.keep-best")
-    options = tiny_options(folder, model, Path("OUT"), *more)
-    return [option for option in options if not option.startswith("--output-dir")]
+    return tiny_options(small_corpus, model, None, *more)
 
 
 @pytest.fixture
@@ -57,13 +52,12 @@ def test_the_best_evaluation_has_a_checkpoint_that_an_undisturbed_run_has_at_tha
 ) -> None:
     command = [*arguments, "--max-steps=6", "--eval-every=2"]
     find(5.0, 3.0, 2.0, 4.0)
-    assert run_here([*command, f"--output-dir={tmp_path / 'every'}", "--save-every=1", "--run.keep-last=9"]).returncode == 0
+    run_to_end([*command, f"--output-dir={tmp_path / 'every'}", "--save-every=1", "--run.keep-last=9"])
     find(5.0, 3.0, 2.0, 4.0)
-    done = run_here([*command, f"--output-dir={tmp_path / 'out'}", "--save-every=3", "--run.keep-last=1"])
-    assert done.returncode == 0
+    done = run_to_end([*command, f"--output-dir={tmp_path / 'out'}", "--save-every=3", "--run.keep-last=1"])
     assert names(tmp_path / "out" / "checkpoints") == ["step-00000006"]
     assert kept(tmp_path / "out") == {"step-00000004": 2.0}
-    saved = [line for line in done.stderr.splitlines() if "saved" in line]
+    saved = [line for line in done.splitlines() if "saved" in line]
     assert [line.partition("step ")[2] for line in saved] == [
         "0: saved best/step-00000000",
         "2: saved best/step-00000002",
@@ -75,11 +69,10 @@ def test_the_best_evaluation_has_a_checkpoint_that_an_undisturbed_run_has_at_tha
         [one, other] = [tmp_path / path / "step-00000004" / name for path in ("out/best", "every/checkpoints")]
         assert one.read_bytes() == other.read_bytes(), name
     find(1.0, 1.5)
-    begun = run_here(
+    begun = run_to_end(
         [*command, "--max-steps=5", f"--resume={tmp_path / 'out/best/step-00000004'}", f"--output-dir={tmp_path / 'new'}"]
     )
-    assert begun.returncode == 0
-    assert "resuming after step 4" in begun.stderr
+    assert "resuming after step 4" in begun
 
 
 def test_a_resume_forgets_a_better_one_behind_it_and_goes_on_with_the_best_before(
@@ -101,26 +94,24 @@ def test_a_resume_forgets_a_better_one_behind_it_and_goes_on_with_the_best_befor
     assert names(tmp_path / "checkpoints") == ["step-00000004"]
     assert kept(tmp_path) == {"step-00000002": 3.0, "step-00000005": 2.5}
     find(2.9, 3.5)
-    resumed = run_here(command)
-    assert resumed.returncode == 0
-    assert "resuming after step 4" in resumed.stderr, "not from the best one, which is newer"
-    assert "best/step-00000005 is deleted: the run goes on after step 4, before it" in resumed.stderr
+    resumed = run_to_end(command)
+    assert "resuming after step 4" in resumed, "not from the best one, which is newer"
+    assert "best/step-00000005 is deleted: the run goes on after step 4, before it" in resumed
     assert kept(tmp_path) == {"step-00000005": 2.9}, "better than 3.0, that of step 2"
     find(2.95, 2.8)
-    assert run_here([*command, "--max-steps=8"]).returncode == 0
+    run_to_end([*command, "--max-steps=8"])
     assert kept(tmp_path) == {"step-00000008": 2.8}, "2.95 is not better than what the starts before found"
 
 
 def test_another_evaluation_set_begins_it_anew(arguments: list[str], tmp_path: Path, find: Callable[..., None]) -> None:
     command = [*arguments, f"--output-dir={tmp_path}", "--eval-every=2"]
     find(2.0, 3.0)
-    assert run_here([*command, "--max-steps=2"]).returncode == 0
+    run_to_end([*command, "--max-steps=2"])
     (tmp_path / "evaluation.jsonl").unlink()
     find(4.0)
-    other = run_here([*command, "--max-steps=4", "--eval.documents=5"])
-    assert other.returncode == 0
-    said = [line.partition("warning: ")[2] for line in other.stderr.splitlines() if "keep-best" in line and "warning" in line]
-    assert said == ["--run.keep-best begins anew, on another evaluation set: the next evaluation replaces best/step-00000000"]
+    other = run_to_end([*command, "--max-steps=4", "--eval.documents=5"])
+    said = [line.partition("warning: ")[2] for line in other.splitlines() if "keep-best" in line and "warning" in line]
+    assert said == ["--run.keep-best starts over on another evaluation set: the next evaluation replaces best/step-00000000"]
     assert kept(tmp_path) == {"step-00000004": 4.0}
 
 
@@ -142,21 +133,20 @@ def test_where_a_start_would_not_evaluate_again_the_checkpoint_is_there_before_t
         assert run_here([*command, "--max-steps=4", "--eval-every=2"]).returncode == 1
     assert kept(tmp_path)["step-00000002"] == 0.5
     find(0.5, 0.7)
-    assert run_here([*command, "--max-steps=4", "--eval-every=2"]).returncode == 0
+    run_to_end([*command, "--max-steps=4", "--eval-every=2"])
     assert kept(tmp_path) == {"step-00000002": 0.5}
 
 
 def test_a_damaged_one_is_named_and_no_reason_to_stop(arguments: list[str], tmp_path: Path, find: Callable[..., None]) -> None:
     command = [*arguments, f"--output-dir={tmp_path}", "--eval-every=2"]
     find(3.0, 2.0)
-    assert run_here([*command, "--max-steps=2"]).returncode == 0
+    run_to_end([*command, "--max-steps=2"])
     weights = tmp_path / "best" / "step-00000002" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     find(2.5)
-    resumed = run_here([*command, "--max-steps=4"])
-    assert resumed.returncode == 0
-    assert "best/step-00000002/model.safetensors" in resumed.stderr
-    assert "--run.keep-best goes on without it" in resumed.stderr
+    resumed = run_to_end([*command, "--max-steps=4"])
+    assert "best/step-00000002/model.safetensors" in resumed
+    assert "--run.keep-best goes on without it" in resumed
     assert kept(tmp_path) == {"step-00000004": 2.5}
 
 

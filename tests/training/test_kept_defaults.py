@@ -18,7 +18,7 @@ from stream_pretrain.model import loading
 from stream_pretrain.training.start.kept_defaults import kept_options, with_options
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import tiny_options
-from tests.training.runs import run_here
+from tests.training.runs import run_here, run_to_end
 from tests.training.starts import save
 from tests.training.starts import start as begin
 
@@ -89,23 +89,10 @@ def test_a_default_of_another_type_is_no_default(tmp_path: Path, name: str, valu
 
 
 def test_a_run_goes_on_with_the_defaults_that_it_began_with_however_often(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_shard(tmp_path / "s", documents(200), "plain")
-    model = write_tiny_bert(tmp_path / "model")
-    arguments = [
-        f"--dataset={tmp_path / 's.jsonl'}",
-        f"--model.config={model}",
-        f"--model.tokenizer={model}",
-        f"--output-dir={tmp_path / 'out'}",
-        "--lanes=8",
-        "--data.window-bytes=2048",
-        "--sequence-length=64",
-        "--global-batch-size=8",
-        "--train.precision=fp32",
-        "--run.wandb=disabled",
-    ]
-    assert run_here([*arguments, "--max-steps=1"]).returncode == 0
+    arguments = tiny_options(small_corpus, model, tmp_path / "out")
+    run_to_end([*arguments, "--max-steps=1"])
     monkeypatch.setitem(GROUPS, "train", LaterTrain)
     said = "--train.epsilon stays 1e-08, the default when the run began (now 1e-06), unless you give it"
     for steps in (2, 3):
@@ -124,10 +111,8 @@ def test_a_run_from_scratch_keeps_the_size_of_its_embedding(tmp_path: Path, monk
     arguments = tiny_options(tmp_path / "s.jsonl", model, tmp_path / "out", "--model.resize-embeddings")
     with monkeypatch.context() as earlier:
         earlier.setattr(loading, "_vocabulary", lambda config, tokenizer, known, local_files_only: known)
-        assert run_here([*arguments, "--max-steps=1"]).returncode == 0
-    gone_on = run_here([*arguments, "--max-steps=2"])
-    assert gone_on.returncode == 0, gone_on.stderr
+        run_to_end([*arguments, "--max-steps=1"])
+    run_to_end([*arguments, "--max-steps=2"])
     assert json.loads((tmp_path / "out" / "model" / "config.json").read_text())["vocab_size"] == 500
-    new = run_here([*arguments, "--max-steps=1", f"--output-dir={tmp_path / 'new'}"])
-    assert new.returncode == 0, new.stderr
-    assert "the embedding has 128 tokens, as the tokenizer needs, not 500" in new.stderr
+    new = run_to_end([*arguments, "--max-steps=1", f"--output-dir={tmp_path / 'new'}"])
+    assert "the embedding has 128 tokens, as the tokenizer needs, not 500" in new

@@ -17,23 +17,18 @@ from stream_pretrain.training.evaluation import evaluation
 from stream_pretrain.training.files import records, wandb_files
 from stream_pretrain.training.state.checkpoint import BackgroundWriter, Snapshot
 from stream_pretrain.training.steps import loop
-from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.forks import CHECKOUT, ENVIRONMENT, trainers
 from tests.integration.jobs import lines, recorded, tiny_options
-from tests.training.runs import run_here
+from tests.training.runs import run_here, run_to_end
 
 long = pytest.mark.long
 TIMINGS = ("train/tokens_per_second", "train/data_wait")
 
 
 @pytest.fixture(scope="module")
-def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_shard(folder / "s", documents(40, longest=40), "plain")
-    model = write_tiny_bert(tmp_path_factory.mktemp("model"))
+def arguments(small_corpus: Path, model: Path) -> list[str]:
     more = ("--max-steps=6", "--eval-every=2", "--data.heldout-fraction=0.2", "--eval.documents=6", "--micro-batch-size=4")
-    options = tiny_options(folder, model, Path("OUT"), *more)
-    return [option for option in options if not option.startswith("--output-dir")]
+    return tiny_options(small_corpus, model, None, *more)
 
 
 def record(out: Path) -> list[dict[str, Any]]:
@@ -45,7 +40,7 @@ def record(out: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     out = tmp_path_factory.mktemp("whole")
-    assert run_here([*arguments, f"--output-dir={out}"]).returncode == 0
+    run_to_end([*arguments, f"--output-dir={out}"])
     found = record(out)
     assert [line["step"] for line in found] == [0, 1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in found if "eval/loss" in line] == [0, 2, 4, 6]
@@ -77,7 +72,7 @@ def test_one_that_falls_on_a_stop(
     assert (recorded(tmp_path)["state"], recorded(tmp_path)["step"]) == ("preempted", step)
     [stopped] = [line for line in record(tmp_path) if line["step"] == step]
     assert "eval/loss" not in stopped
-    assert run_here(command).returncode == 0
+    run_to_end(command)
     assert record(tmp_path) == undisturbed
     assert recorded(tmp_path)["state"] == "finished"
     assert (tmp_path / "model").is_dir()
@@ -96,9 +91,8 @@ def test_a_stop_between_two_logged_steps_logs_the_steps_until_there(
         assert run_here(command).returncode == 75
     assert (recorded(tmp_path)["state"], recorded(tmp_path)["step"]) == ("preempted", 3)
     assert [line["step"] for line in record(tmp_path) if "train/loss" in line] == [1, 3]
-    resumed = run_here(command)
-    assert resumed.returncode == 0
-    assert "step 4/6  loss " in resumed.stderr, "the first step of a start is shown"
+    resumed = run_to_end(command)
+    assert "step 4/6  loss " in resumed, "the first step of a start is shown"
     assert [line["step"] for line in record(tmp_path) if "train/loss" in line] == [1, 3, 6], "and no line of metrics for it"
 
 
@@ -120,7 +114,7 @@ def test_one_that_a_signal_ends(
         patched.setattr(evaluation, "evaluate", signalled(evaluation.evaluate, 1))
         assert run_here(command).returncode == 75
     assert (recorded(tmp_path)["state"], recorded(tmp_path)["step"]) == ("preempted", step)
-    assert run_here(command).returncode == 0
+    run_to_end(command)
     assert recorded(tmp_path)["state"] == "finished"
     assert [line["step"] for line in record(tmp_path)] == [0, 1, 2, 4, 6]
     held_out = [(line["step"], line["eval/loss"]) for line in record(tmp_path) if "eval/loss" in line]
@@ -144,7 +138,7 @@ def test_one_whose_step_is_lost_with_it(
         patched.setattr(BackgroundWriter, "submit", killed)
         assert run_here(command).returncode == 1
     assert record(tmp_path)[-1].keys() >= {"step", "train/loss", "eval/loss"}
-    assert run_here(command).returncode == 0
+    run_to_end(command)
     assert record(tmp_path) == undisturbed
 
 
@@ -154,7 +148,7 @@ def test_the_last_one_where_epochs_end_the_run_is_in_the_line_of_the_last_step(
 ) -> None:
     epochs = [option for option in arguments if not option.startswith("--max-steps")]
     commands = [[*epochs, "--max-epochs=1", "--eval-every=1000", f"--output-dir={tmp_path / name}"] for name in ("a", "b")]
-    assert run_here(commands[0]).returncode == 0
+    run_to_end(commands[0])
     whole = record(tmp_path / "a")
     steps = [line["step"] for line in whole]
     assert steps == list(range(len(steps)))
@@ -167,10 +161,10 @@ def test_the_last_one_where_epochs_end_the_run_is_in_the_line_of_the_last_step(
         assert run_here(commands[1]).returncode == 75
     assert recorded(tmp_path / "b")["state"] == "preempted"
     assert record(tmp_path / "b")[-1] == {name: value for name, value in whole[-1].items() if not name.startswith("eval/")}
-    assert run_here(commands[1]).returncode == 0
+    run_to_end(commands[1])
     assert record(tmp_path / "b") == whole
     before = (tmp_path / "b" / "metrics.jsonl").read_text()
-    assert run_here(commands[1]).returncode == 0
+    run_to_end(commands[1])
     assert (tmp_path / "b" / "metrics.jsonl").read_text() == before, "a run that has finished has nothing to make up for"
     assert json.loads(before.splitlines()[-1])["step"] == steps[-1]
 
@@ -200,7 +194,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_each_step_is_once_i
     whole = record(tmp_path)
     assert 1 < len(whole) < 6
     assert whole == undisturbed[: len(whole)]
-    assert run_here(command).returncode == 0
+    run_to_end(command)
     assert record(tmp_path) == undisturbed
 
 

@@ -19,7 +19,8 @@ from stream_pretrain.non_utf8_names import escaped, in_shell, utf8_path
 from stream_pretrain.redaction import printable
 from stream_pretrain.typed_json import from_json
 from tests.corpora import documents, json_lines, write_tiny_bert
-from tests.training.runs import run_here
+from tests.integration.jobs import tiny_options
+from tests.training.runs import run_to_end
 
 
 def named(folder: Path, name: bytes) -> Path:
@@ -39,14 +40,12 @@ def test_a_shard_and_a_run_whose_names_are_not_utf_8_train_and_go_on(tmp_path: P
     lines = json_lines(documents(40, longest=20)).splitlines(keepends=True)
     named(tmp_path / "corpus", b"caf\xe9.jsonl").write_bytes(b"".join([*lines[:7], b"{no json\n", *lines[8:]]))
     out = named(tmp_path, b"out\xff")
-    command = [f"--dataset={tmp_path / 'corpus'}", f"--model.config={model}", f"--model.tokenizer={model}", "--max-epochs=1"]
-    command += ["--sequence-length=64", "--global-batch-size=2", f"--output-dir={out}", "--save-every=4", "--log-every=1"]
-    first = run_here([*command, "--max-steps=4", "--run.wandb=offline"])
-    assert first.returncode == 0, first.stderr
-    assert "W&B is off: its client cannot open a path that is not UTF-8" in first.stderr
-    second = run_here([*command, "--run.wandb=disabled"])
-    assert second.returncode == 0, second.stderr
-    assert "resuming after step 4" in second.stderr
+    more = ("--max-epochs=1", "--sequence-length=64", "--global-batch-size=2", "--lanes=1", "--save-every=4")
+    command = tiny_options(tmp_path / "corpus", model, out, *more)
+    first = run_to_end([*command, "--max-steps=4", "--run.wandb=offline"])
+    assert "W&B is off: its client cannot open a path that is not UTF-8" in first
+    second = run_to_end([*command, "--run.wandb=disabled"])
+    assert "resuming after step 4" in second
     [skipped] = map(orjson.loads, (out / "quarantine.jsonl").read_bytes().splitlines())
     assert (skipped["shard"], skipped["why"]) == (r"caf\xe9.jsonl", "not JSON")
     assert orjson.loads((out / "metrics.jsonl").read_bytes().splitlines()[-1])["train/documents"] == 39
@@ -61,8 +60,7 @@ def test_a_shard_and_a_run_whose_names_are_not_utf_8_train_and_go_on(tmp_path: P
         AutoModelForMaskedLM.from_pretrained(path)
     again = [f"--dataset={tmp_path / 'corpus'}", f"--model={out / 'model'}", "--sequence-length=64", "--max-steps=1"]
     again += ["--global-batch-size=2", f"--output-dir={tmp_path / 'next'}", "--run.wandb=disabled"]
-    third = run_here([*again, f"--init-from={max((out / 'checkpoints').glob('step-*'))}"])
-    assert third.returncode == 0, third.stderr
+    run_to_end([*again, f"--init-from={max((out / 'checkpoints').glob('step-*'))}"])
 
 
 def test_a_pinned_shard_is_found_again_by_the_name_it_is_shown_by(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from stream_pretrain.training.files.options_file import write_options
 from stream_pretrain.training.files.versions import program
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import tiny_options
-from tests.training.runs import run_here
+from tests.training.runs import run_here, run_to_end
 
 NEEDED = ("--model=bert", "--max-steps=3")
 SOURCES = [
@@ -127,9 +127,9 @@ def test_a_run_from_the_options_of_another_is_the_same_and_the_same_folder_goes_
     write_shard(tmp_path / "s", documents(200), "plain")
     model = write_tiny_bert(tmp_path / "model")
     first = tiny_options(tmp_path / "s.jsonl", model, tmp_path / "a", "--max-steps=2", "--save-every=2")
-    assert run_here(first).returncode == 0
+    run_to_end(first)
     file = tmp_path / "a" / "config.yaml"
-    assert run_here([f"--config={file}", f"--output-dir={tmp_path / 'b'}"]).returncode == 0
+    run_to_end([f"--config={file}", f"--output-dir={tmp_path / 'b'}"])
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("a", "b")]
     assert all(bool((tensor == weights[1][key]).all()) for key, tensor in weights[0].items())
     gone_on = run_here([f"--config={file}", f"--output-dir={tmp_path / 'a'}", "--max-steps=3"])

@@ -19,7 +19,7 @@ from stream_pretrain.training.steps.corpus_estimate import CorpusEstimate
 from stream_pretrain.training.steps.overview import lack_of_space, overview
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import tiny_options
-from tests.training.runs import prepared, run_here, tiny_run
+from tests.training.runs import prepared, run_to_end, tiny_run
 
 GB = 10**9
 FASTER = ": another --micro-batch-size may be faster"
@@ -65,16 +65,15 @@ def said(setup: Setup, label: str, estimate: CorpusEstimate = ESTIMATE) -> str:
 def test_the_whole_block_stands_before_the_first_step(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "s", documents(200), "zst")
     model, out = write_tiny_bert(tmp_path / "model"), tmp_path / "out"
-    done = run_here(tiny_options(shard, model, out, "--max-steps=34", "--log-every=1"))
-    assert done.returncode == 0, done.stderr
-    lines = done.stderr.splitlines()
+    done = run_to_end(tiny_options(shard, model, out, "--max-steps=34", "--log-every=1"))
+    lines = done.splitlines()
     begin = next(number for number, line in enumerate(lines) if line.startswith("batch  "))
     end = next(number for number, line in enumerate(lines) if line.startswith("step 1/34"))
     labels = [line[:13].strip() for line in lines[begin:end] if line[:1] != " "]
     assert labels == ["batch", "corpus", "learning rate", "devices", "checkpoints", "evaluation", "output"]
     assert end - begin <= 16, "it leaves room on 24 lines"
-    again = run_here(tiny_options(shard, model, out, "--max-steps=34"))
-    assert "batch  " not in again.stderr, "a run that is at its end does nothing"
+    again = run_to_end(tiny_options(shard, model, out, "--max-steps=34"))
+    assert "batch  " not in again, "a run that is at its end does nothing"
 
 
 def test_the_batch_and_the_run_are_counted_in_tokens(setup: Setup) -> None:

@@ -13,21 +13,16 @@ import pytest
 from stream_pretrain import cli
 from stream_pretrain.replay.ledger import segments_of
 from stream_pretrain.training.steps import loop
-from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.jobs import lines, tiny_options
-from tests.training.runs import run_here
+from tests.training.runs import run_here, run_to_end
 
 Rows = dict[int, tuple[str, list[tuple[int, int]]]]
 """By step: a digest of ids and labels, and the documents (epoch, offset)."""
 
 
 @pytest.fixture(scope="module")
-def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_shard(folder / "s", documents(60, longest=40), "plain")
-    model = write_tiny_bert(tmp_path_factory.mktemp("model"))
-    options = tiny_options(folder, model, Path("OUT"), "--max-steps=6", "--micro-batch-size=4", "--log-every=1")
-    return [option for option in options if not option.startswith("--output-dir")]
+def arguments(small_corpus: Path, model: Path) -> list[str]:
+    return tiny_options(small_corpus, model, None, "--max-steps=6", "--micro-batch-size=4")
 
 
 def watched(patch: pytest.MonkeyPatch, *, killed_in: int | None = None) -> Rows:
@@ -51,7 +46,7 @@ def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) 
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         rows = watched(patch)
-        assert run_here([*arguments, f"--output-dir={out}", "--save-every=2", "--keep-last=9"]).returncode == 0
+        run_to_end([*arguments, f"--output-dir={out}", "--save-every=2", "--keep-last=9"])
     return out, rows
 
 
@@ -122,7 +117,7 @@ def test_a_later_start_keeps_the_gap_without_the_option(
     with pytest.MonkeyPatch.context() as patch:
         watched(patch, killed_in=killed_in)
         assert run_here([*command, *begin(undisturbed[0])]).returncode == 1
-    assert run_here(command).returncode == 0
+    run_to_end(command)
     assert weights(tmp_path, 6) == weights(skipping[0], 6)
     assert (tmp_path / "passed_over.jsonl").read_bytes() == (skipping[0] / "passed_over.jsonl").read_bytes()
     again = run_here([*command, *begin(undisturbed[0])])
@@ -141,7 +136,7 @@ def test_where_the_run_has_trained_on_them_the_command_for_a_new_run_is_told(
     assert said == "error: --train.skip-steps 3:4: the run stands after step 6, and has trained on step 3"
     words = shlex.split(command)
     assert words[-4:] == ["--resume", f"{out}/checkpoints/step-00000002", "--output-dir", f"{out}-2"]
-    assert run_here([*words[1:], "--save-every=1"]).returncode == 0
+    run_to_end([*words[1:], "--save-every=1"])
     assert weights(Path(f"{out}-2"), 6) == weights(skipping[0], 6)
 
 

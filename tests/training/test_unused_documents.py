@@ -12,6 +12,7 @@ from typing import Any
 
 from stream_pretrain.training.state.totals import Totals, sources_without_text
 from tests.corpora import documents, json_lines
+from tests.integration.jobs import lines, tiny_options
 from tests.training.runs import run_here
 
 BAD = b"{not JSON\n"
@@ -19,17 +20,13 @@ BAD = b"{not JSON\n"
 
 def train(corpus: Path, model: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """A run over all of a corpus, which says its metrics at every step."""
-    return run_here(
-        [
-            *(f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", f"--output-dir={corpus}-out"),
-            *("--max-epochs=1", "--sequence-length=64", "--global-batch-size=8", "--log-every=1", "--run.wandb=disabled"),
-            *more,
-        ]
-    )
+    sizes = ("--sequence-length=64", "--global-batch-size=8", "--micro-batch-size=32")
+    auto = ("--lanes=auto", "--data.window-bytes=auto")
+    return run_here(tiny_options(corpus, model, Path(f"{corpus}-out"), "--max-epochs=1", *sizes, *auto, *more))
 
 
 def metrics(corpus: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in Path(f"{corpus}-out", "metrics.jsonl").read_text().splitlines()]
+    return lines(Path(f"{corpus}-out", "metrics.jsonl"))
 
 
 def write_with_bad_lines(path: Path, every: int) -> Path:
@@ -43,7 +40,7 @@ def write_with_bad_lines(path: Path, every: int) -> Path:
 
 def test_a_share_below_the_limit_ends_no_run_wherever_its_windows_are_opened(model: Path, tmp_path: Path) -> None:
     corpus = write_with_bad_lines(tmp_path / "corpus", every=140)  # 0.7 %
-    done = train(corpus, model)
+    done = train(corpus, model, "--global-batch-size=32")
     assert done.returncode == 0, done.stderr
     assert [line["train/skipped_documents"] for line in metrics(corpus)][-1] == 24
     assert metrics(corpus)[-1]["train/documents"] == 3400
@@ -59,7 +56,7 @@ def test_a_share_above_the_limit_ends_the_run_with_the_documents_of_the_windows_
 
 
 def quarantine(corpus: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(f"{corpus}-out", "quarantine.jsonl").read_text().splitlines()]
+    return lines(Path(f"{corpus}-out", "quarantine.jsonl"))
 
 
 def test_documents_without_text_end_no_run_and_are_named_a_window_at_a_time(model: Path, tmp_path: Path) -> None:

@@ -223,6 +223,6 @@ def of_all_sets(found: Sequence[tuple[EvaluationSet, dict[str, float]]]) -> dict
 
 
 def fingerprint_of(sets: Sequence[EvaluationSet]) -> str:
-    """Of all that a mean loss depends on beside the model."""
+    """Of the documents, names and weights of all sets: what a mean loss depends on besides the model."""
     parts = [(one.name, one.weight, one.fingerprint) for one in sets]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -79,8 +79,8 @@ class Progress:
     ) -> None:
         """Show where training stands: rewritten in place on a terminal, a line of its own elsewhere.
 
-        share: of the run that lies before the step.
-        about: steps of the run, as they were estimated before it.
+        share: of the run that is done before the step.
+        about: the steps of the run, as estimated before it.
         """
         first, since = self._first = self._first or (step, monotonic())
         steps = _all_steps(step, max_steps, share, about)

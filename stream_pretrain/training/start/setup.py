@@ -55,7 +55,7 @@ class Setup:
     plan: StreamPlan
     engine: EngineRecord
     evaluation_sets: Sequence[EvaluationSet]
-    """None where nothing is evaluated."""
+    """Empty where nothing is evaluated."""
     cursors: list[LaneCursors]
     totals: Totals
     parent: str | None

@@ -41,7 +41,7 @@ def best_loss(directory: Path, documents: str, report: Callable[[str], None]) ->
             continue
         if best.documents == documents:
             return best.loss
-        report(f"--run.keep-best begins anew, on another evaluation set: the next evaluation replaces {name}")
+        report(f"--run.keep-best starts over on another evaluation set: the next evaluation replaces {name}")
         return None
     return None
 

@@ -27,8 +27,9 @@ class CorpusNotices:
     def of_step(self, result: StepResult | PassedOver | EndOfCorpus, *, last_saved: int) -> None:
         """Record what was skipped up to a step or the end of the corpus, and the documents of a bad step.
 
-        A resume before a step drops its records. Documents after the last row are recorded with the last step. If that one
-        is being saved already, they get the next step: a resume from its checkpoint meets them again and records them anew.
+        A record has a step, and is dropped by a resume from before that step. Documents behind the last row get the last
+        step, or the next one where the checkpoint of the last step is written already: a resume from there skips them again,
+        and records them again.
         """
         setup, totals = self._setup, self._setup.totals
         at_end = isinstance(result, EndOfCorpus)
