@@ -26,6 +26,7 @@ from tests.model.families import CAUSAL, MADE_CAUSAL, MASKED, causal_masks, pack
 
 SHARED_MODELS = Path(__file__).resolve().parents[3] / "shared" / "data" / "models"
 MLM, CLM = False, True  # whether the objective is causal
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def tiny_tokenizer(size: int = 100, mask_token: str | None = "[MASK]") -> PreTrainedTokenizerFast:
@@ -460,7 +461,7 @@ def test_old_gamma_and_beta_names_are_loaded() -> None:
     assert torch.equal(model.bert.embeddings.LayerNorm.bias, stored["bert.embeddings.LayerNorm.beta"])
 
 
-@pytest.mark.parametrize(("family", "dtype"), zip([*MASKED, *CAUSAL], itertools.cycle([torch.float16, torch.bfloat16])))
+@pytest.mark.parametrize(("family", "dtype"), [*zip([*MASKED, *CAUSAL], itertools.cycle(HALVES))])
 def test_a_model_stored_in_half_precision_becomes_float32(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     stored = tiny_model(family).to(dtype)
     stored.save_pretrained(tmp_path)
