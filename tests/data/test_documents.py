@@ -6,6 +6,7 @@ import gzip
 import io
 import itertools
 import json
+import re
 import sys
 import tarfile
 from dataclasses import replace
@@ -258,6 +259,20 @@ def test_a_truncated_parquet_file_is_damage(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ContentError, match=r"^s.parquet: is no whole Parquet file \("):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b'{"text": "a"}\n' * 9, "plain JSON text"),
+        (gzip.compress(b"a"), "gzip"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer in place of the data (run `git lfs pull`"),
+    ],
+)
+def test_another_format_that_is_named_parquet_is_called_by_its_name(tmp_path: Path, content: bytes, found: str) -> None:
+    (tmp_path / "s.parquet").write_bytes(content)
+    with pytest.raises(ContentError, match=f"^s.parquet: is no Parquet file: it looks like {re.escape(found)}"):
+        read(tmp_path / "s.parquet")
 
 
 @pytest.mark.parametrize("compression", ["none", "snappy"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -233,6 +234,48 @@ def test_a_path_that_is_not_there_is_refused_without_asking_the_hub() -> None:
 def test_a_path_that_can_be_none_is_refused_at_once(entry: str) -> None:
     with pytest.raises(SourceError, match="there is no such file or folder"):
         resolve(DataConfig(dataset=entry))
+
+
+PARTS = "; of the Hub dataset org/texts, parts are --data.name, --data.split, --data.revision and --data.data-dir"
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("a.jsonl,b.jsonl", "; list several in a file, one a line, and give @FILE"),
+        ("a.jsonl b.jsonl", "; list several in a file, one a line, and give @FILE"),
+        ("a.jsonl,c.jsonl", "; did you mean a.jsonl?"),
+        ("org/texts:en", PARTS),
+        ("org/texts@main", PARTS),
+        ("org/texts/en", PARTS),
+        ("org/texts/en.jsonl", ""),
+        ("here/texts/en", ""),
+    ],
+)
+def test_what_is_no_path_is_answered_by_how_to_give_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str, said: str
+) -> None:
+    write(tmp_path, "a.jsonl", "b.jsonl", "here/other.jsonl")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError) as caught:
+        resolve(DataConfig(dataset=entry))
+    assert str(caught.value).removeprefix(f"{entry}: there is no such file or folder") == said
+
+
+@pytest.mark.parametrize(
+    ("page", "instead"),
+    [
+        ("", "org/texts"),
+        ("/", "org/texts"),
+        ("/tree/main/en", "org/texts"),
+        ("/viewer/default/train?row=1", "org/texts"),
+        ("/blob/main/a.jsonl", "https://huggingface.co/datasets/org/texts/resolve/main/a.jsonl, or all of org/texts"),
+    ],
+)
+def test_a_page_of_the_hub_is_answered_by_the_dataset(page: str, instead: str) -> None:
+    url = f"https://huggingface.co/datasets/org/texts{page}"
+    with pytest.raises(SourceError, match=f": is a page of the Hub: give {re.escape(instead)}$"):
+        resolve(DataConfig(dataset=url))
 
 
 def test_data_files_and_data_dir_choose_inside_a_folder(tmp_path: Path) -> None:

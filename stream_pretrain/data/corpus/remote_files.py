@@ -6,6 +6,7 @@ import dataclasses
 import glob
 import logging
 import posixpath
+import re
 import urllib.parse
 from collections.abc import Mapping
 from typing import Any
@@ -29,6 +30,8 @@ from stream_pretrain.urls import on_web, unsigned, without_secrets
 
 logger = logging.getLogger(__name__)
 
+_HUB_PAGE = re.compile(r"https?://(?:huggingface|hf)\.co/datasets/(?P<id>[^/]+/[^/]+)/?(?:viewer.*|tree/.*|(?P<file>blob/.*))?")
+
 MOST_ASKED_AGAIN = 2000
 """Files on web servers whose size and ETag every start requests, which takes seconds; of more, only the first start does."""
 
@@ -41,6 +44,9 @@ def list_url(url: str, data: DataConfig) -> Listing:
         parts = urllib.parse.urlsplit(url)
     except ValueError as error:
         raise SourceError(f"{entry}: is not a URL: {error}") from error
+    if page := _HUB_PAGE.fullmatch(unsigned(url)):
+        file = f"{entry.replace('/blob/', '/resolve/')}, or all of " if page["file"] else ""
+        raise SourceError(f"{entry}: is a page of the Hub: give {file}{page['id']}")
     if on_web(url) and "*" not in unsigned(url):  # a web server has no listings
         name = posixpath.basename(urllib.parse.unquote(parts.path))
         at_least_one(filter(has_known_ending, [name]), entry, "the ending says no format")

@@ -127,7 +127,20 @@ def local_path(entry: str) -> Path:
 
 def no_such_path(entry: str) -> SourceError:
     """What is said of an entry that is neither on this machine nor may be on the Hub."""
-    return SourceError(f"{entry}: there is no such file or folder{did_you_mean(entry)}")
+    return SourceError(f"{entry}: there is no such file or folder{_how_to_give(entry) or did_you_mean(entry)}")
+
+
+def _how_to_give(entry: str) -> str:
+    """How to give what is no path, where it seems to be several paths or a part of a Hub dataset; else empty."""
+    words = re.split(r"[,\s]+", entry)
+    if len(words) > 1 and all(word and os.path.exists(local_path(word)) for word in words):
+        return "; list several in a file, one a line, and give @FILE"
+    if (part := _PART_OF_HUB.fullmatch(entry)) and not has_known_ending(entry) and not os.path.exists(part["org"]):
+        return f"; of the Hub dataset {part['id']}, parts are --data.name, --data.split, --data.revision and --data.data-dir"
+    return ""
+
+
+_PART_OF_HUB = re.compile(r"(?P<id>(?P<org>\w[\w.-]*)/\w[\w.-]*)[:@/][\w./-]+", re.ASCII)
 
 
 def did_you_mean(entry: str) -> str:

@@ -19,6 +19,7 @@ from stream_pretrain.data.documents.parquet_columns import text_columns
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.documents.text_fields import NOT_UTF8, BadDocumentError, text_getter
 from stream_pretrain.data.documents.windows import Windows
+from stream_pretrain.data.transport.compression import PARQUET_MAGIC, looks_like
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.retrying import in_words
 from stream_pretrain.data.transport.second_reading import TwoReadings, read_twice, wrong_content
@@ -144,8 +145,16 @@ class ParquetWindows(Windows[_Rows]):
         """The footer of the file."""
         import pyarrow.parquet as pq
 
-        with closing(self._bytes()) as file, self.damage("is no whole Parquet file"):
-            metadata = pq.read_metadata(file)
+        with closing(self._bytes()) as file:
+            try:
+                with self.damage("is no whole Parquet file"):
+                    metadata = pq.read_metadata(file)
+            except ContentError as error:
+                file.seek(0)
+                head = file.read(64)
+                if not head or head.startswith(PARQUET_MAGIC):
+                    raise
+                raise ContentError(f"{self.shard.name}: is no Parquet file: it looks like {looks_like(head)}") from error
             self.size = file.seek(0, os.SEEK_END)
         return metadata
 

@@ -257,11 +257,9 @@ class SourceLane:
         nothing = f"lane {self.number} of {self.plan.layout.lanes} found no document{of} {where}"
         if self.unreported:
             reasons = "; ".join(sorted({skip.reason for skip in self.unreported})[:3])
-            empty, skipped = self.uncounted["empty"], self.uncounted["skipped"]
-            return SourceError(
-                f"{nothing}, but {empty:,} without text and {skipped:,} skipped ({reasons}): "
-                "check --data.text-field and the content of the shards"
-            )
+            counts = {"without text": self.uncounted["empty"], "skipped": self.uncounted["skipped"]}
+            met = " and ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+            return SourceError(f"{nothing}, but {met} ({reasons}): check --data.text-field and the content of the shards")
         return SourceError(
             f"{nothing}: the corpus is empty, all of it is held out or filtered, or it is too small for so many lanes; "
             "give fewer with --lanes, or a smaller --data.window-bytes"

@@ -81,14 +81,18 @@ def expansion_of(compression: Compression) -> float:
     return CODECS[compression].expansion if compression in CODECS else 1.0
 
 
+LFS_POINTER = "a Git LFS pointer in place of the data (run `git lfs pull`, or give the URL of the data)"
+PARQUET_MAGIC = b"PAR1"
+
+
 def binary_format(head: bytes) -> str | None:
     """What a file is that certainly is no text, by its first bytes: compressed, or a pointer in place of the data."""
     if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer in place of the data (run `git lfs pull`, or give the URL of the data)"
+        return LFS_POINTER
     if re.match(rb"BZh[1-9]1AY&SY", head):
         return "bz2"
     magics = {name: codec.magic for name, codec in CODECS.items() if name != "bz2"}  # its three letters may begin a text
-    magics |= {"zip": b"PK\x03\x04", "Parquet": b"PAR1"}
+    magics |= {"zip": b"PK\x03\x04", "Parquet": PARQUET_MAGIC}
     return next((name for name, magic in magics.items() if head.startswith(magic)), None)
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-from stream_pretrain.data.transport.compression import CODECS, Compression, binary_format, looks_like
+from stream_pretrain.data.transport.compression import CODECS, LFS_POINTER, Compression, binary_format, looks_like
 from stream_pretrain.data.transport.decoders import DamageError
 from stream_pretrain.data.transport.members import CHUNK, CUT, SLICE, decode, is_skippable, joined, skip_skippable
 from stream_pretrain.data.transport.options import TransportOptions
@@ -159,7 +159,8 @@ class ShardBytes:
     def _plain(self) -> Iterator[tuple[RestartPoint, Chunk]]:
         head = bytes(self._data.peek(_HEAD))
         if self._data.position == 0 and (found := binary_format(head)):
-            raise ContentError(f"{self._name}: looks like {found}, but its name says plain text; name it after its format")
+            instead = "" if found == LFS_POINTER else ", but its name says plain text; name it after its format"
+            raise ContentError(f"{self._name}: looks like {found}{instead}")
         while piece := self._data.peek(CHUNK, least=1):
             start = RestartPoint(self._decoded, self._decoded)
             self._data.advance(len(piece))
