@@ -71,7 +71,7 @@ def _step(found: RecordedRun, step: int, workers: int, progress: Progress, *, wi
     documents: list[dict[str, Any]] = [
         {
             "document": document_name(found.plan, shard, offset),
-            "shard": found.plan.shards[shard].name,
+            **found.plan.named(shard),
             "offset": offset,
             "epoch": epoch,
             "rows": sorted(set(rows)),

@@ -9,7 +9,6 @@ from stream_pretrain.arguments import suggestion
 from stream_pretrain.data.documents.document import Documents
 from stream_pretrain.data.documents.filters import is_heldout
 from stream_pretrain.data.documents.reader import windows_of
-from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.errors import ConfigError, SourceError
 
@@ -36,7 +35,7 @@ def why_not_trained_on(plan: StreamPlan, number: int, offset: int, report: Calla
 
     Reads the shard up to it. Raises: SourceError.
     """
-    source, before = _source_of(plan, number), None
+    source, before = plan.source_of(number), None
     shortest, longest = source.read.min_characters, source.read.max_characters
     for window in _windows(plan, number, report):
         if offset in window.offsets:
@@ -61,20 +60,15 @@ def why_not_trained_on(plan: StreamPlan, number: int, offset: int, report: Calla
 
 def _windows(plan: StreamPlan, number: int, report: Callable[[str], None]) -> Iterator[Documents]:
     """The windows of a shard with all documents that have text, also those that are too short, too long or duplicates."""
-    every = replace(_source_of(plan, number).read, min_characters=0, max_characters=None, drop_duplicates=False)
+    every = replace(plan.source_of(number).read, min_characters=0, max_characters=None, drop_duplicates=False)
     for count, window in enumerate(windows_of(plan.shards[number], every), start=1):
         report(f"{plan.shards[number].name}, window {count}")
         yield window
 
 
-def _source_of(plan: StreamPlan, number: int) -> SourcePlan:
-    return next(one for one in reversed(plan.sources) if one.first_shard <= number)
-
-
 def document_name(plan: StreamPlan, number: int, offset: int) -> str:
     """SHARD:OFFSET, behind SOURCE: where there are several."""
-    source = _source_of(plan, number).name
-    return f"{source}:{plan.shards[number].name}:{offset}" if source else f"{plan.shards[number].name}:{offset}"
+    return ":".join([*plan.named(number).values(), str(offset)])
 
 
 def place_of(plan: StreamPlan, name: str) -> tuple[int, int]:

@@ -317,7 +317,9 @@ def test_shards_of_one_name_are_told_apart_by_their_source(
 ) -> None:
     out, _ = picky
     told = asked(capsys, out, "--step=1", "--ledger.text")["documents"]
-    assert {one["document"].partition(":")[0] for one in told} == {"a", "b"}
+    assert {one["document"].partition(":")[0] for one in told} == {one["source"] for one in told} == {"a", "b"}
+    skipped = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert {(one["source"], one["shard"]) for one in skipped} == {("a", "train.jsonl"), ("b", "train.jsonl")}
     one = told[0]
     assert asked(capsys, out, f"--ledger.document={one['document']}")["seen"][0]["step"] == 1
     assert refused(capsys, str(out), f"--ledger.document=train.jsonl:{one['offset']}")[1] == (

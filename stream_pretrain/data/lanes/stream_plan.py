@@ -30,6 +30,15 @@ class StreamPlan:
         """The shards of all sources, as `Skipped.shard` and `Group.origins` number them."""
         return tuple(shard for source in self.sources for shard in source.shards)
 
+    def source_of(self, shard: int) -> SourcePlan:
+        """The source of a shard by its number in `shards`."""
+        return next(source for source in reversed(self.sources) if source.first_shard <= shard)
+
+    def named(self, shard: int) -> dict[str, str]:
+        """A shard in records: its name, and that of its source where there are several, which may have shards of one name."""
+        source = self.source_of(shard).name
+        return {**({"source": source} if source else {}), "shard": self.shards[shard].name}
+
     def shares_at(self, step: int) -> Shares:
         """The shares of a step."""
         return shares_at(self.schedule, step)

@@ -89,7 +89,7 @@ class CorpusNotices:
         return [source for number, source in sources if not all(source.ended(lane[number]) for lane in cursors)]
 
     def _record_skipped(self, rows: StepRows, step: int) -> None:
-        shards = self._setup.pinned.shards
+        plan = self._setup.plan
         skips = [skip for skipped in self._setup.ranks.gather(rows.skipped) for skip in skipped]
         if self._setup.ranks.is_first:
             append(
@@ -98,7 +98,7 @@ class CorpusNotices:
                     {
                         "step": step,
                         "epoch": skip.epoch,
-                        "shard": shards[skip.shard].name,
+                        **plan.named(skip.shard),
                         "offset": skip.offset,
                         "documents": skip.documents,
                         "why": skip.reason,
@@ -109,10 +109,10 @@ class CorpusNotices:
 
     def _record_documents(self, record: str, result: StepResult | PassedOver) -> int:
         """Record the documents of a step; returns how many there are."""
-        shards = self._setup.pinned.shards
+        plan = self._setup.plan
         gathered = self._setup.ranks.gather(result.rows_seen.origins.tolist())
-        seen = sorted({(epoch, shards[shard].name, offset) for origins in gathered for epoch, shard, offset in origins})
+        seen = sorted({(epoch, shard, offset) for origins in gathered for epoch, shard, offset in origins})
         if self._setup.ranks.is_first:
-            documents = [{"epoch": epoch, "shard": shard, "offset": offset} for epoch, shard, offset in seen]
+            documents = [{"epoch": epoch, **plan.named(shard), "offset": offset} for epoch, shard, offset in seen]
             append(self._setup.out.path / record, [{"step": result.step, "documents": documents}])
         return len(seen)
