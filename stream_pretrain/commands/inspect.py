@@ -21,7 +21,8 @@ from stream_pretrain.data.rows.train_rows import TrainRows
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.inspection.model_cost import ModelCost, model_cost
 from stream_pretrain.inspection.next_start import next_start
-from stream_pretrain.inspection.report import GPUS, lines_of, plan_report, source_report, warnings_of
+from stream_pretrain.inspection.report import GPUS, plan_report, source_report, warnings_of
+from stream_pretrain.inspection.report_lines import lines_of
 from stream_pretrain.inspection.sample import sample_of
 from stream_pretrain.inspection.shown_rows import LEGEND, lines_of_rows, next_rows
 from stream_pretrain.inspection.unread_files import unread_files
@@ -84,8 +85,8 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
             )
         unread = unread_files(of_source, pinned.shards)
         sources.append(source_report(source, of_plan, unread, sample, framing, config))
-    model = None if plan is None else _model_cost(config, plan, sources)
-    planned = plan_report(config, pinned, plans, sources, model)
+    model = None if plan is None or tokenizer is None else _model_cost(config, plan, tokenizer, sources)
+    planned = plan_report(config, pinned, plans, sources, model, resumes=saved is not None)
     rows = []
     if plan is not None and tokenizer is not None and cursors is not None and options.rows:
         step = 0 if coming is None else coming.start.step
@@ -104,11 +105,13 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
     return Answer(list(lines_of(report)), report, exit_codes.FAILED if damaged or empty else exit_codes.FINISHED)
 
 
-def _model_cost(config: Config, plan: StreamPlan, sources: Sequence[dict[str, Any]]) -> ModelCost | None:
+def _model_cost(
+    config: Config, plan: StreamPlan, tokenizer: PreTrainedTokenizerFast, sources: Sequence[dict[str, Any]]
+) -> ModelCost | None:
     if config.model.path is None and config.model.config is None:
         return None
     means = [source["tokens_per_document"]["mean"] for source in sources if "tokens_per_document" in source]
-    return model_cost(config, plan.objective, max(means, default=config.data.sequence_length), GPUS)
+    return model_cost(config, plan.objective, tokenizer, max(means, default=config.data.sequence_length), GPUS)
 
 
 def _lines_of(rows: TrainRows, tokenizer: PreTrainedTokenizerFast, *, causal: bool, as_json: bool) -> Iterator[str]:

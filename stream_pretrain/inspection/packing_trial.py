@@ -18,6 +18,8 @@ class Packed:
 
     sequence_length: int
     rows: int
+    tokens: int
+    """In the rows, special tokens included."""
     real: float
     """Share of the positions that hold a token, special tokens included."""
     segments_per_row: float
@@ -45,6 +47,7 @@ def packed(windows: Sequence[NDArray[np.int64]], length: int, framing: int, pack
     return Packed(
         length,
         rows,
+        positions,
         positions / max(1, rows * length),
         segments / max(1, rows),
         segments / max(1, documents),

@@ -1,9 +1,8 @@
-"""What `inspect` found, as JSON and as lines."""
+"""What `inspect` found, as JSON."""
 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,29 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_pretrain.config import Config
-from stream_pretrain.data.corpus.file_formats import count_formats, show_counts
+from stream_pretrain.data.corpus.file_formats import count_formats
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
 from stream_pretrain.data.lanes.mixture import Shares
-from stream_pretrain.data.lanes.pinning import share_schedule
+from stream_pretrain.data.lanes.pinning import requests_of_start, share_schedule
 from stream_pretrain.data.lanes.reading_costs import memory_bound, reading_cost
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.lanes.window_sizes import content_of
+from stream_pretrain.inspection.extrapolation import Extrapolation
 from stream_pretrain.inspection.model_cost import ModelCost
 from stream_pretrain.inspection.packing_trial import packed
 from stream_pretrain.inspection.sample import Sample
 from stream_pretrain.inspection.unread_files import SHOWN, Unread
-from stream_pretrain.units import human_bytes, human_count, human_duration
+from stream_pretrain.urls import is_remote
 
 PERCENTILES = (1, 25, 50, 75, 99)
 MFU = 0.4
 """At which hours on GPUs are given."""
 GPUS = ("A100", "H100", "H200", "B200")
-WIDTH = 79
-LABEL = 14
-BAR = 30
-"""Characters of the longest bar of a histogram."""
-FEWEST_SHOWN = 0.005
-"""Of the letters: rarer scripts are not shown."""
+TOKENS_BY_ORDER, ROWS_BY_ORDER = 0.001, 0.01
+"""Relative differences that the order makes in which a run packs the documents of a window: it splits others."""
+BYTES_OF_CURSOR = 200
+"""Of one lane in one source, in stream.json."""
+BYTES_OF_METRICS = 1500
+"""A line of metrics.jsonl, a source."""
+BYTES_OF_RECORDS = 16_384
+"""run.json, config.yaml and the like."""
 
 
 def source_report(
@@ -85,20 +87,30 @@ def source_report(
         }
         found[f"histogram_of_{unit}"] = histogram(lengths)
     if framing is not None and lengths.sum():
-        tokens = int(lengths.sum())
-        scale = None if total is None or not sample.content_bytes else 1.0 if sample.whole else total / sample.content_bytes
-        framed = tokens + framing * sample.documents
+        tokens, length = int(lengths.sum()), config.data.sequence_length
+        trials = [
+            packed(sample.windows, one, framing, config.data.packing, plan.layout.lanes) for one in _lengths(length, framing)
+        ]
         found |= {
             "bytes_per_token": sample.text_bytes / tokens,
             "unknown_tokens": sample.unknown / tokens,
-            "tokens": None if scale is None else framed * scale,
-            "documents": None if scale is None else sample.documents * scale,
-            "longer_than_a_row": float((lengths > config.data.sequence_length - framing).mean()),
-            "packing": [
-                vars(packed(sample.windows, length, framing, config.data.packing, plan.layout.lanes))
-                for length in _lengths(config.data.sequence_length, framing)
-            ],
+            "longer_than_a_row": float((lengths > length - framing).mean()),
+            "packing": [asdict(trial) for trial in trials],
         }
+        own = next((trial for trial in trials if trial.sequence_length == length), None)
+        if total is not None and sample.content_bytes and own is not None:
+            of_all = Extrapolation(sample, total)
+            error = of_all.error(lambda window: float(window.sum()))
+            # The windows that were not read may be of other lengths, which split documents and fill rows otherwise.
+            split = of_all.unread * (own.tokens - tokens - framing * sample.documents) / own.tokens
+            found |= {
+                "documents": sample.documents * of_all.scale,
+                "documents_error": of_all.error(len),
+                "tokens": own.tokens * of_all.scale,
+                "tokens_error": None if error is None else error + split + TOKENS_BY_ORDER,
+                "rows": own.rows * of_all.scale,
+                "rows_error": None if error is None else error + split + of_all.unread * (1 - own.real) + ROWS_BY_ORDER,
+            }
     return found
 
 
@@ -107,13 +119,6 @@ def histogram(lengths: NDArray[np.int64]) -> dict[str, list[int]]:
     counts = np.bincount(np.frexp(lengths)[1])
     first = int(counts.nonzero()[0][0])
     return {"edges": [2**power // 2 for power in range(first, len(counts))], "counts": counts[first:].tolist()}
-
-
-def _bars(shown: Mapping[str, Sequence[int]]) -> Iterator[str]:
-    most, every = max(shown["counts"]), sum(shown["counts"])
-    for edge, count in zip(shown["edges"], shown["counts"], strict=True):
-        bar = "█" * round(BAR * count / most) or ("▏" if count else "")
-        yield f"{edge:>10,}+ {bar:{BAR}}{count:>9,} {count / every:6.1%}"
 
 
 def _lengths(length: int, framing: int) -> Sequence[int]:
@@ -126,8 +131,10 @@ def plan_report(
     plans: Sequence[SourcePlan],
     sources: Sequence[Mapping[str, Any]],
     model: ModelCost | None,
+    *,
+    resumes: bool = False,
 ) -> dict[str, Any]:
-    """What a run with these options would take, on one rank."""
+    """What a run with these options would take, on one rank. resumes: whether its next start goes on from a checkpoint."""
     layout, workers = plans[0].layout, max(1, config.data.workers)
     cost = reading_cost(plans, 1, config.data.workers)
     positions = layout.global_batch_size * layout.sequence_length
@@ -138,24 +145,24 @@ def plan_report(
         "fullest_lane": [plan.fullest_lane for plan in plans],
         "read_amplification": cost.amplification,
         "resume_bytes": cost.resume_bytes,
-        "requests": [
-            sum(math.ceil((plan.size_of(unit) or 0) / plan.read.transport.block_bytes) for unit in range(len(plan.units)))
-            for plan in plans
-        ],
+        "requests_of_start": requests_of_start(config, pinned, resumes=resumes),
+        "requests_of_epoch": cost.requests,
+        "requests_are_least": any(shard.format == "parquet" and is_remote(shard.url) for shard in pinned.shards),
         "reader_bytes_per_worker": memory_bound(plans, -(-pinned.lanes // workers)),
         "world_sizes_that_read_alike": [world for world in range(1, pinned.lanes + 1) if pinned.lanes % world == 0],
         "positions_per_step": positions,
     }
-    fills = [fill for source in sources if (fill := _fill(source, layout.sequence_length)) is not None]
-    tokens = [float(source["tokens"]) for source in sources if source.get("tokens")]
-    if len(tokens) < len(sources) or len(fills) < len(sources):
+    if any(not source.get("tokens") for source in sources):
         return found
-    steps = _steps(config, tokens, fills, positions)
+    fills = [source["tokens"] / (source["rows"] * layout.sequence_length) for source in sources]
+    tokens = [float(source["tokens"]) for source in sources]
+    steps, of_epochs = _steps(config, [source["rows"] for source in sources])
     if steps is not None:
         shares = _mean_shares(share_schedule(config.data), steps)
         read = [steps * positions * share * fill for share, fill in zip(shares, fills, strict=True)]
         found |= {
             "steps": steps,
+            "steps_error": _error_of_sum(sources, "rows") if of_epochs else 0.0,
             "tokens_of_run": sum(read),
             "epochs": [of_source / one for of_source, one in zip(read, tokens, strict=True)],
         }
@@ -167,13 +174,27 @@ def plan_report(
                 "mfu": MFU,
             }
     if model is not None:
-        kept = config.run.keep_last + 1
+        checkpoint = model.checkpoint_bytes + len(pinned.encoded)
         found |= {
             "parameters": model.parameters,
-            "checkpoint_bytes": model.checkpoint_bytes,
-            "output_bytes_at_most": model.checkpoint_bytes * kept + model.model_bytes,
+            "checkpoint_bytes": checkpoint,
+            "output_bytes_at_most": output_bytes(config, checkpoint, model.model_bytes, steps, pinned),
         }
     return found
+
+
+def output_bytes(config: Config, checkpoint: int, model: int, steps: float | None, pinned: PinnedCorpus) -> int:
+    """The most that OUT has at a time, without what W&B, the evaluation documents and skipped documents take.
+
+    steps: of the run; None where that is not known, and only the checkpoints that are kept count.
+    """
+    run, taken = config.run, 0 if steps is None else math.ceil(steps)
+    saved = math.ceil(taken / run.save_every)
+    kept = run.keep_last + (taken // run.keep_every if run.keep_every else 0) + (2 if run.keep_best else 0)
+    of_lanes = BYTES_OF_CURSOR * pinned.lanes * len(pinned.sources)
+    logged = (taken // run.log_every + 1) * BYTES_OF_METRICS * len(pinned.sources)
+    # A new checkpoint is complete before an old one is deleted.
+    return (kept + 1) * (checkpoint + of_lanes) + model + saved * of_lanes + logged + BYTES_OF_RECORDS
 
 
 def _mean_shares(schedule: Sequence[Shares], steps: float) -> list[float]:
@@ -188,12 +209,23 @@ def _fill(source: Mapping[str, Any], length: int) -> float | None:
     return next((float(one["real"]) for one in source.get("packing", ()) if one["sequence_length"] == length), None)
 
 
-def _steps(config: Config, tokens: Sequence[float], fills: Sequence[float], positions: int) -> float | None:
+def _steps(config: Config, rows: Sequence[float]) -> tuple[float | None, bool]:
+    """Steps of the run, and whether epochs of the sources, of so many rows each, end it."""
+    most = config.train.max_steps
     if config.train.max_epochs is None:
-        return config.train.max_steps
+        return most, False
     limits = [source.max_epochs or config.train.max_epochs for source in config.data.sources] or [config.train.max_epochs]
-    of_epochs = sum(one * epochs / fill for one, epochs, fill in zip(tokens, limits, fills, strict=True)) / positions
-    return of_epochs if config.train.max_steps is None else min(of_epochs, config.train.max_steps)
+    of_epochs = sum(one * epochs for one, epochs in zip(rows, limits, strict=True)) / config.train.global_batch_size
+    return (of_epochs, True) if most is None or of_epochs < most else (most, False)
+
+
+def _error_of_sum(sources: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """Relative, of independent figures; None where that of one is not known."""
+    errors = [source[f"{name}_error"] for source in sources]
+    if None in errors:
+        return None
+    squares = ((source[name] * error) ** 2 for source, error in zip(sources, errors, strict=True))
+    return float(math.sqrt(sum(squares)) / sum(source[name] for source in sources))
 
 
 def warnings_of(config: Config, sources: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> Iterator[str]:
@@ -225,100 +257,3 @@ def warnings_of(config: Config, sources: Sequence[Mapping[str, Any]], plan: Mapp
         if epochs > 4:
             of = f" of {source['name']}" if source["name"] else ""
             yield f"the documents{of} are read {epochs:.1f} times: fewer --max-steps, or more documents"
-
-
-def lines_of(report: Mapping[str, Any]) -> Iterator[str]:
-    """For people, in a terminal of 80 columns; rows of tokens are as long as they are."""
-    for source in report["sources"]:
-        title, paragraphs = _of_source(source)
-        yield from (*_wrapped(title, 2), *(line for name, text in paragraphs for line in _paragraph(name, text)), "")
-    yield "plan, on one rank"
-    if report["start"]:
-        yield from _paragraph("start", report["start"]["said"])
-    for name, text in _of_plan(report["plan"], report["sources"]):
-        yield from _paragraph(name, text)
-    if report["rows"]:
-        yield from ("", *report["rows"])
-    for line in report["warnings"]:
-        yield from ("", *_wrapped(f"warning: {line}", 2))
-
-
-def _paragraph(name: str, text: str) -> list[str]:
-    return _wrapped(f"  {name:{LABEL}}{text}", LABEL + 2)
-
-
-def _wrapped(text: str, indent: int) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
-
-
-def _of_source(source: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
-    sample, about = source["sample"], "" if source["sample"]["is_whole"] else "~"
-    stored = "unknown size" if source["stored_bytes"] is None else human_bytes(source["stored_bytes"])
-    guessed = "~" if source["is_content_estimated"] else ""
-    content = "" if source["content_bytes"] is None else f", {guessed}{human_bytes(source['content_bytes'])} of content"
-    at = f" at {source['revision']}" if source["revision"] else ""
-    title = (
-        f"{source['name'] or 'corpus'}: {source['shards']:,} shards{at} ({show_counts(source['formats'])}), {stored}{content}"
-    )
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in source["compressions"].items())
-    part = "all of it" if sample["is_whole"] else f"the beginnings of {sample['shards']} shards; ~ follows from these"
-    left_out = [f"{sample[kind]:,} {kind}" for kind in ("skipped", "empty", "filtered", "duplicates") if sample[kind]]
-    found = [
-        ("compression", f"{kinds}; {sample['read_in_the_middle']} of {sample['shards']} can be entered in their middle"),
-        *_said_of_files("empty shards", source["empty_shards"], "0 bytes"),
-        *_said_of_files("not read", source["not_read"], _kinds_in_words(source["not_read"])),
-        ("read", f"{human_bytes(sample['content_bytes'])}: {part}"),
-        ("documents", "; ".join([f"{sample['documents']:,} with text", *left_out])),
-        *(("", f"skipped: {example}") for example in sample["examples_skipped"]),
-    ]
-    for unit in ("tokens", "characters"):
-        if spread := source.get(f"{unit}_per_document"):
-            ranks = ", ".join(f"{rank} {human_count(spread[rank])}" for rank in spread if rank != "mean")
-            found.append((unit, f"{human_count(spread['mean'])} a document ({ranks})"))
-            found += [("", bar) for bar in _bars(source[f"histogram_of_{unit}"])]
-    if source.get("tokens"):
-        found.append(
-            (
-                "in all",
-                f"{about}{human_count(source['tokens'])} tokens in {about}{human_count(source['documents'])} documents; "
-                f"{source['bytes_per_token']:.2f} bytes a token, {source['unknown_tokens']:.2%} unknown; "
-                f"{source['longer_than_a_row']:.0%} longer than a row",
-            )
-        )
-    for one in source.get("packing", ()):
-        filled = f"{one['real']:.2%} real tokens, {one['segments_per_row']:.1f} documents or parts a row"
-        found.append((f"rows of {one['sequence_length']}", f"{filled}, {one['segments_per_document']:.2f} parts a document"))
-    if scripts := [f"{name} {share:.1%}" for name, share in source["scripts"].items() if share >= FEWEST_SHOWN]:
-        found.append(("letters", ", ".join(scripts)))
-    return title, found
-
-
-def _kinds_in_words(unread: Mapping[str, Any]) -> str:
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in unread["kinds"].items())
-    return kinds if unread["is_all"] else f"{kinds} and more"
-
-
-def _said_of_files(label: str, files: Mapping[str, Any], what: str) -> Iterator[tuple[str, str]]:
-    if files["count"]:
-        more = files["count"] - len(files["first"])
-        yield label, f"{what}: {', '.join(files['first'])}{f' and {more:,} more' if more else ''}"
-
-
-def _of_plan(plan: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    windows = f"{sum(plan['windows']):,} windows of up to {human_bytes(max(plan['window_bytes']))}"
-    yield "lanes", f"{plan['lanes']}, {windows}; the fullest lane has {max(plan['fullest_lane']):.2f} times the mean"
-    yield "ranks", f"any number; on {', '.join(map(str, plan['world_sizes_that_read_alike']))} each reads as many lanes"
-    times = f"an epoch reads the corpus {plan['read_amplification']:.2f} times, in about {sum(plan['requests']):,} requests"
-    again = f"a resume reads at most {human_bytes(plan['resume_bytes'])} again"
-    yield "reading", f"{times}; {again}; readers hold at most {human_bytes(plan['reader_bytes_per_worker'])} a worker"
-    if "steps" in plan:
-        epochs = [f"{source['name']} {one:.2f}".strip() for source, one in zip(sources, plan["epochs"], strict=True)]
-        said = f"~{round(plan['steps']):,} steps, ~{human_count(plan['tokens_of_run'])} tokens"
-        yield "run", f"{said}; epochs: {', '.join(epochs)}"
-    if "gpu_hours" in plan:
-        hours = ", ".join(f"{gpu} {human_duration(3600 * one)}" for gpu, one in plan["gpu_hours"].items())
-        yield "compute", f"~{plan['flops']:.2g} FLOPs; at an MFU of {plan['mfu']:.0%} on one GPU: {hours}"
-    if "parameters" in plan:
-        checkpoint = f"a checkpoint {human_bytes(plan['checkpoint_bytes'])}"
-        most = human_bytes(plan["output_bytes_at_most"])
-        yield "output", f"{human_count(plan['parameters'])} parameters; {checkpoint}, OUT at most {most}"

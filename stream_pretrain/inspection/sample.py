@@ -52,6 +52,8 @@ class Sample:
     """Shards that cannot be read, with the reason."""
     windows: list[NDArray[np.int64]] = field(default_factory=list)
     """Tokens of the documents of each window, without special tokens; characters without a tokenizer."""
+    of_windows: list[tuple[int, int]] = field(default_factory=list)
+    """Of each of them: the shard that it is of, counted from 0, and bytes of its content."""
     characters: int = 0
     text_bytes: int = 0
     """In UTF-8."""
@@ -120,6 +122,7 @@ def _read(
             sample.content_bytes += window.content_bytes
             sample.stored_bytes += window.stored[1] - window.stored[0]
             _count_texts(sample, window.texts, engine, unknown_id, seen)
+            sample.of_windows.append((sample.shards, window.content_bytes))
             restart, read = window.restart, read + window.content_bytes
             if read >= most_bytes:
                 sample.whole = False

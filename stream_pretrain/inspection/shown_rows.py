@@ -21,8 +21,8 @@ _PLAIN = "\x1b[0m"
 def next_rows(plan: StreamPlan, step: int, cursors: list[LaneCursors], count: int) -> TrainRows | None:
     """Rows of the step behind these cursors, which are of `step`; None where there are none. Raises: as a run does."""
     with StepStream(plan, cursors, step=step) as stream:
-        following = next(iter(stream), None)
-        return None if following is None else following.trained.cut(range(count))
+        rows = next(stream).trained
+        return rows.cut(range(count)) if len(rows) else None
 
 
 def lines_of_rows(rows: TrainRows, tokenizer: PreTrainedTokenizerFast, *, causal: bool, coloured: bool) -> Iterator[str]:

@@ -17,7 +17,7 @@ from stream_pretrain import cli
 from stream_pretrain.data.lanes.mixture import Shares
 from stream_pretrain.inspection.report import _mean_shares, histogram
 from tests.corpora import documents, json_lines, write_shard
-from tests.training.runs import run_here, write_tiny_modernbert
+from tests.training.runs import write_tiny_modernbert
 
 
 @pytest.fixture(scope="module")
@@ -38,31 +38,6 @@ def lines(capsys: pytest.CaptureFixture[str], *arguments: str, command: tuple[st
 def last_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     code = cli.main(["inspect", *arguments])
     return code, capsys.readouterr().err.splitlines()[-1]
-
-
-def test_the_numbers_are_those_of_the_run_that_follows(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for number in range(3):
-        write_shard(tmp_path / f"{number}", documents(80, seed=number), "zst")
-    options = [
-        f"--dataset={tmp_path}/*.zst", f"--model.config={model}", f"--model.tokenizer={model}", "--sequence-length=64",
-        "--global-batch-size=8", "--max-epochs=1", "--lanes=4",
-    ]  # fmt: skip
-    told = inspected(capsys, *options)
-    [source] = told["sources"]
-    finished = run_here([*options, f"--output-dir={tmp_path / 'out'}", "--wandb=disabled"])
-    assert finished.returncode == 0, finished.stderr
-    record = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()][-1]
-    trainer = json.loads(next((tmp_path / "out/checkpoints").glob("step-*/trainer.json")).read_text())
-    totals = trainer["totals"]
-    assert source["sample"]["is_whole"]
-    assert source["sample"]["documents"] == 240
-    # Each part of a document that is split has special tokens of its own; the last rows of windows are not full.
-    assert totals["tokens"] == pytest.approx(source["tokens"], rel=0.05)
-    assert told["plan"]["steps"] == pytest.approx(record["step"], rel=0.15)
-    assert told["plan"]["lanes"] == 4
-    weights = (next((tmp_path / "out/checkpoints").glob("step-*")) / "model.safetensors").stat().st_size
-    moments = (next((tmp_path / "out/checkpoints").glob("step-*")) / "optimizer.safetensors").stat().st_size
-    assert told["plan"]["checkpoint_bytes"] == pytest.approx(weights + moments, rel=0.1)
 
 
 def test_documents_are_counted_by_what_is_made_of_them(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +142,7 @@ def test_a_dry_run_takes_the_options_of_the_run_and_trains_nothing(
         *("--sequence-length=64", "--max-steps=5", "--eval-every=5", "--data.heldout-fraction=0.2", "--dry-run"),
     ]
     said = lines(capsys, *options, command=())
-    assert "  run           ~5 steps" in said
+    assert "  run           5 steps, ~" in said
     assert not out.exists()
     code = cli.main([option for option in options if "max-steps" not in option])
     assert (code, capsys.readouterr().err.splitlines()[-1]) == (

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stream_pretrain.config import Config, DataConfig, TextDocuments, sources_of, storage_options
-from stream_pretrain.data.corpus.content_sizes import with_content_bytes
+from stream_pretrain.data.corpus.content_sizes import MOST_ASKED, with_content_bytes
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
-from stream_pretrain.data.corpus.remote_files import with_web_sizes
+from stream_pretrain.data.corpus.remote_files import MOST_ASKED_AGAIN, with_web_sizes
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.corpus.unchanged_since_start import resolve_pinned
@@ -32,7 +32,7 @@ from stream_pretrain.data.lanes.window_sizes import (
 )
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.errors import CheckpointError, ConfigError
-from stream_pretrain.urls import is_remote
+from stream_pretrain.urls import is_remote, on_web
 
 
 def pin(config: Config, world: int) -> PinnedCorpus:
@@ -60,6 +60,28 @@ def pin(config: Config, world: int) -> PinnedCorpus:
     )
     _refuse_amplified_transfers(config, pinned, world)
     return pinned
+
+
+def requests_of_start(config: Config, pinned: PinnedCorpus, *, resumes: bool) -> int:
+    """Requests about single files before the first window is read, besides listings: what `_sized` asks servers for."""
+    options, shares = sources_of(config.data), largest_shares(share_schedule(config.data))
+    asked = 0
+    for source, of_source, share in zip(pinned.sources, options, shares, strict=True):
+        enough = bundle_bytes(config.data.sequence_length, most_window_bytes(of_source, share))
+        before = [replace(shard, content_bytes=None) for shard in source.corpus.shards if is_remote(shard.url)]
+        of_size = sum(on_web(shard.url) for shard in before)
+        tells = [
+            shard for shard in before if shard.format == "parquet" or (shard.compression, shard.format) == ("zstd", "jsonl")
+        ]
+        of_content = sum(not is_small(shard, enough) for shard in tells)
+        asked += of_size if not resumes or of_size <= MOST_ASKED_AGAIN else 0
+        asked += 0 if resumes else min(MOST_ASKED, of_content)
+    return asked
+
+
+def _tells_content(shard: Shard) -> bool:
+    """Whether a request tells how large the content of a shard in a store is."""
+    return shard.format == "parquet" or (shard.compression == "zstd" and shard.format != "examples")
 
 
 def _sized(source: DataConfig, enough: int) -> Corpus:

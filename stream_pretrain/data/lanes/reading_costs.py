@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ class ReadingCost:
     """Stored bytes that all processes read, in total."""
     resume_bytes: int
     """The most stored bytes that a resume reads again, in shards that can only be read from the start."""
+    requests: int
+    """To stores, for an epoch; at least, of Parquet, where each row group is a request."""
 
     @property
     def amplification(self) -> float:
@@ -38,13 +41,15 @@ class ReadingCost:
 
 def reading_cost(sources: Sequence[SourcePlan], world: int, workers: int) -> ReadingCost:
     """Worked out for the first epoch. A zstd shard is taken for one frame: what it has is seen when it is opened."""
-    stored = epoch = resume = 0
+    stored = epoch = resume = requests = 0
     for source in sources:
         units = range(len(source.units))
         sizes = [1 if (size := source.size_of(unit)) is None else size for unit in units]
         shared = [_is_shared(source, unit) for unit in units]
         processes = [_process_of(lane, source.layout.lanes, world, max(workers, 1)) for lane in range(source.layout.lanes)]
+        asked = [_requests(source, unit) for unit in units]
         read: set[tuple[int, object]] = set()
+        alone: dict[int, int] = {}
         last: set[tuple[int, object]] = set()
         for lane, process in enumerate(processes):
             # Lanes of a process share the reading of a unit that is entered at its start, except where it is read by itself.
@@ -54,13 +59,30 @@ def reading_cost(sources: Sequence[SourcePlan], world: int, workers: int) -> Rea
                 if shared[stripe.unit] is not None
             ]
             read.update(entered)
+            alone |= {stripe.unit: stripe.count for stripe in source.stripes(0, lane) if shared[stripe.unit] is None}
             if entered:  # a lane is in one unit at a time, at worst in its largest
                 last.add(max(entered, key=lambda one: sizes[one[0]]))
         in_parts = sum(size for size, how in zip(sizes, shared, strict=True) if how is None)
         stored += sum(sizes)
         epoch += in_parts + sum(sizes[unit] for unit, _ in read)
         resume += sum(sizes[unit] for unit, _ in last)
-    return ReadingCost(stored, epoch, resume)
+        requests += sum(asked[unit] for unit, _ in read)
+        # Between two windows of a stripe lie those of other lanes.
+        requests += sum(max(asked[unit], _jumps(source, unit, many)) for unit, many in alone.items() if asked[unit])
+    return ReadingCost(stored, epoch, resume, requests)
+
+
+def _jumps(source: SourcePlan, unit: int, stripes: int) -> int:
+    """Windows of a unit of lines that so many lanes share: each is asked for by itself."""
+    [shard] = source.shards_of(unit)
+    return source.windows_of(unit) if stripes > 1 and shard.format != "parquet" else 0
+
+
+def _requests(source: SourcePlan, unit: int) -> int:
+    """For a unit that is read from its start to its end; none for files of this machine."""
+    remote = [shard for shard in source.shards_of(unit) if is_remote(shard.url)]
+    blocks = sum(max(1, math.ceil((shard.size or 0) / source.read.transport.block_bytes)) for shard in remote)
+    return blocks + sum(shard.format == "parquet" for shard in remote)  # the footer
 
 
 def _is_shared(source: SourcePlan, unit: int) -> bool | None:

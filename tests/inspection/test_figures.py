@@ -1,0 +1,206 @@
+"""Every figure of `inspect` beside the run that follows: they agree within the error that it prints."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from stream_pretrain import cli
+from stream_pretrain.arguments import parse
+from stream_pretrain.config import Config
+from stream_pretrain.data.chain import stream_plan
+from stream_pretrain.data.lanes.pinning import pin
+from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.data.lanes.stream_state import first_cursors
+from stream_pretrain.data.rows.train_rows import TrainRows
+from stream_pretrain.inspection.extrapolation import Extrapolation
+from stream_pretrain.inspection.sample import Sample
+from tests.corpora import documents, json_lines, word_tokenizer, write_shard
+from tests.integration.http_server import Server, serve
+from tests.training.runs import run_here, write_tiny_modernbert
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tiny_modernbert(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Six shards of 150 documents."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for number in range(6):
+        write_shard(folder / f"{number}", documents(150, seed=number), "zst")
+    return f"{folder}/*.zst"
+
+
+def inspected(capsys: pytest.CaptureFixture[str], *options: str) -> Any:
+    assert cli.main(["inspect", *options, "--workers=0", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def read_rows(config: Config) -> Iterator[TrainRows]:
+    """The rows of each step of a run, read without a model."""
+    pinned = pin(config, world=1)
+    plan = stream_plan(config, word_tokenizer(), pinned)
+    with StepStream(plan, first_cursors(pinned.lanes, len(pinned.sources))) as stream:
+        while len(rows := next(stream).trained):
+            yield rows
+
+
+@pytest.mark.parametrize(
+    ("length", "packing", "most_bytes"),
+    [
+        (64, "best_fit", 10**8),
+        (64, "best_fit", 60_000),
+        (64, "concat", 30_000),
+        (32, "none", 30_000),
+        (128, "best_fit", 90_000),
+    ],
+)
+def test_tokens_rows_and_steps_are_those_of_an_epoch_within_the_error_that_is_told(
+    corpus: str, model: str, length: int, packing: str, most_bytes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        *(f"--dataset={corpus}", f"--model.tokenizer={model}", f"--sequence-length={length}", f"--data.packing={packing}"),
+        *("--global-batch-size=16", "--max-epochs=1", "--lanes=4"),
+    ]
+    told = inspected(capsys, *options, f"--inspect.max-read-bytes={most_bytes}")
+    [source], plan = told["sources"], told["plan"]
+    steps = list(read_rows(parse(options)))
+    rows, tokens = sum(map(len, steps)), sum(step.tokens for step in steps)
+    segments = sum(int((step.segment_tokens > 0).sum()) for step in steps)
+    assert source["sample"]["is_whole"] == (most_bytes == 10**8)
+    assert source["documents"] == pytest.approx(900, rel=max(1e-9, source["documents_error"]))
+    assert source["tokens"] == pytest.approx(tokens, rel=max(1e-9, source["tokens_error"]))
+    assert source["rows"] == pytest.approx(rows, rel=source["rows_error"])
+    assert abs(plan["steps"] - len(steps)) <= 1 + plan["steps"] * plan["steps_error"]
+    assert plan["steps_error"] == source["rows_error"] <= (0.01 if source["sample"]["is_whole"] else 0.25)
+    assert plan["tokens_of_run"] == pytest.approx(source["tokens"])
+    assert plan["epochs"] == [pytest.approx(1.0)]
+    [packed] = [one for one in source["packing"] if one["sequence_length"] == length]
+    assert packed["real"] == pytest.approx(tokens / (rows * length), rel=source["rows_error"])
+    assert packed["segments_per_row"] == pytest.approx(segments / rows, rel=0.1)
+    assert packed["segments_per_document"] == pytest.approx(segments / 900, rel=0.1)
+    assert cli.main(["inspect", *options, "--workers=0", f"--inspect.max-read-bytes={most_bytes}"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"~{math.ceil(plan['steps']):,} ± {plan['steps_error']:.1%} steps" in said
+
+
+def test_a_run_counts_and_keeps_what_was_told(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [*documents(200, seed=1), "", " ", *["bara bast"] * 20, "x"]
+    (tmp_path / "a.jsonl").write_bytes(json_lines(texts) + b'{"text": 3}\nno json\n')
+    options = [
+        *(f"--dataset={tmp_path}/a.jsonl", f"--model.config={model}", f"--model.tokenizer={model}", "--sequence-length=64"),
+        *("--global-batch-size=8", "--max-epochs=1", "--lanes=2", "--data.min-characters=2", "--data.drop-duplicates=true"),
+        *("--save-every=2", "--run.keep-last=2", "--run.keep-every=4", "--log-every=1", f"--output-dir={tmp_path}/out"),
+        *("--data.max-bad-fraction=0.5", "--wandb=disabled"),
+    ]  # fmt: skip
+    told = inspected(capsys, *options)
+    [source], plan = told["sources"], told["plan"]
+    sample = source["sample"]
+    finished = run_here(options)
+    assert finished.returncode == 0, finished.stderr
+    out = tmp_path / "out"
+    metrics = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    checkpoint = max((out / "checkpoints").glob("step-*"))
+    totals = json.loads((checkpoint / "trainer.json").read_text())["totals"]
+    kinds = ("read", "skipped", "empty", "filtered", "documents")
+    assert {kind: sample[kind] for kind in kinds} == {kind: totals[kind] for kind in kinds}
+    # Repeated ones are filtered by the run: each was met once.
+    assert (sample["filtered"], sample["duplicates"], sample["skipped"], sample["empty"]) == (22, 0, 2, 0)
+    assert source["tokens"] == pytest.approx(totals["tokens"], rel=source["tokens_error"])
+    assert plan["steps"] == pytest.approx(metrics["step"], abs=1)
+    kept = sorted(size_of(folder) for folder in (out / "checkpoints").glob("step-*"))
+    assert 0 <= plan["checkpoint_bytes"] - kept[-1] < 70_000
+    assert len(kept) > 2, "those of --run.keep-every are kept too"
+    most = plan["output_bytes_at_most"]
+    assert most - plan["checkpoint_bytes"] - 170_000 * (1 + len(kept)) < size_of(out) <= most
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+    folder = tmp_path_factory.mktemp("web")
+    body = json_lines(documents(1500, seed=1))
+    (folder / "plain.jsonl").write_bytes(body)
+    (folder / "one.jsonl.zst").write_bytes(zstandard.compress(body))
+    (folder / "two.jsonl.gz").write_bytes(gzip.compress(body))
+    lines = body.splitlines(keepends=True)
+    for number in range(12):
+        (folder / f"small-{number}.jsonl.zst").write_bytes(zstandard.compress(b"".join(lines[8 * number : 8 * number + 8])))
+    pq.write_table(pa.table({"text": documents(1500, seed=1)}), folder / "rows.parquet", row_group_size=500)
+    with serve(folder) as served:
+        yield served, folder
+
+
+SMALL = [f"small-{number}.jsonl.zst" for number in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("names", "lanes", "of_start", "of_epoch"),
+    [
+        (["plain.jsonl"], 4, 1, 32),
+        (["plain.jsonl"], 1, 1, 1),
+        (["one.jsonl.zst", "two.jsonl.gz"], 4, 3, 2),
+        (SMALL, 2, 12, 12),
+        (["rows.parquet"], 4, 2, 4),
+    ],
+    ids=["lines of several lanes", "lines of one lane", "compressed", "bundles", "Parquet"],
+)
+def test_requests_are_those_that_a_server_counts(
+    names: list[str],
+    lanes: int,
+    of_start: int,
+    of_epoch: int,
+    server: tuple[Server, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    served, _ = server
+    (tmp_path / "list").write_text("\n".join(map(served.url, names)))
+    options = [
+        *(f"--dataset=@{tmp_path}/list", "--sequence-length=64", "--global-batch-size=32", "--max-epochs=1"),
+        *("--data.window-bytes=16384", f"--lanes={lanes}"),
+    ]
+    plan = inspected(capsys, *options)["plan"]
+    served.forget()
+    pinned = pin(parse(options), world=1)
+    assert len(served.log()) == of_start == plan["requests_of_start"]
+    served.forget()
+    with StepStream(
+        stream_plan(parse([*options, "--workers=0"]), word_tokenizer(), pinned), first_cursors(pinned.lanes, 1)
+    ) as stream:
+        while len(next(stream).trained):
+            pass
+    assert len(served.log()) == of_epoch
+    least = of_epoch / 2 if plan["requests_are_least"] else 0.95 * of_epoch
+    assert least <= plan["requests_of_epoch"] <= of_epoch
+
+
+def test_the_error_of_a_sample_is_that_of_a_ratio_over_shards() -> None:
+    sample = Sample(shards=3, whole=False, content_bytes=300)
+    sample.windows = [np.array([2, 3]), np.array([5]), np.array([4, 4, 4]), np.array([9])]
+    sample.of_windows = [(0, 50), (0, 50), (1, 100), (2, 100)]
+    of_all = Extrapolation(sample, content_bytes=600)
+    assert (of_all.scale, of_all.unread) == (2.0, 0.5)
+    # Per byte 31/300 tokens; shards have 10, 12 and 9, each of 100 bytes: residuals -1/3, 5/3, -4/3.
+    expected = 2 * math.sqrt(0.5 * 3 / 2 * (1 / 9 + 25 / 9 + 16 / 9)) / 31
+    assert of_all.error(lambda lengths: float(lengths.sum())) == pytest.approx(expected)
+    assert Extrapolation(Sample(shards=1, whole=True), 600).error(len) == 0.0
+    one = Sample(shards=1, whole=False, content_bytes=50)
+    one.windows, one.of_windows = [np.array([2])], [(0, 50)]
+    assert Extrapolation(one, 600).error(len) is None
