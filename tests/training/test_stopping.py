@@ -39,6 +39,13 @@ def test_a_step_of_many_micro_batches_is_left_at_a_signal_as_if_it_had_not_begun
         assert all(torch.equal(weight, weights[name]) for name, weight in setup.parallel.bare.state_dict().items())
 
 
+def test_behind_the_last_row_a_request_is_answered_with_the_last_step(tmp_path: Path) -> None:
+    shard, model = write_shard(tmp_path / "s", documents(20), "plain"), write_tiny_bert(tmp_path / "model")
+    with prepared(tiny_run(shard, model, tmp_path / "out", max_steps=None, max_epochs=1)) as setup:
+        *_, last = steps_of(setup)
+        assert setup.stop.last_step == last.step
+
+
 def test_a_run_that_is_stopped_before_its_first_step_does_not_say_that_it_will_save() -> None:
     for last_step in (None, 0):
         said = stopping("SIGINT", last_step, alone=True)

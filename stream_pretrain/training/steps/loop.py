@@ -133,6 +133,7 @@ def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iter
         if summed["rows"] == [0]:
             totals.count(summed["windows"])
             _keep(setup.cursors, read)
+            setup.stop.last_step = totals.step  # there was no other
             yield EndOfCorpus(read)
             refuse_too_many_skipped(totals, config.data.max_bad_fraction)
             return
