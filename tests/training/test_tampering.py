@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stream_pretrain import cli
 from stream_pretrain.config import Config
 from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.stream import StepStream
@@ -280,3 +281,27 @@ def test_the_command_ends_with_that_line_alone(kind: str, run: Run, tmp_path: Pa
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert done.stderr.count("error: ") == 1
+
+
+@pytest.mark.parametrize("given", ["--model", "--init-from", "evaluate"])
+def test_no_command_takes_weights_of_a_checkpoint_that_differ_from_its_manifest(
+    given: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = copied(run, tmp_path)
+    weights = bytearray((checkpoint / "model.safetensors").read_bytes())
+    weights[-200] ^= 1
+    (checkpoint / "model.safetensors").write_bytes(weights)
+    (checkpoint / "optimizer.safetensors").unlink()  # not what they are about
+    data, model = run.config.data, run.config.model
+    options = {
+        "--model": [f"--model={checkpoint}", f"--output-dir={tmp_path / 'out'}", "--max-steps=1", "--run.wandb=disabled"],
+        "--init-from": [
+            *(f"--model.config={model.config}", f"--model.tokenizer={model.tokenizer}", f"--init-from={checkpoint}"),
+            *(f"--output-dir={tmp_path / 'out'}", "--max-steps=1", "--run.wandb=disabled"),
+        ],
+        "evaluate": ["evaluate", str(checkpoint)],
+    }[given]
+    assert cli.main([*options, f"--dataset={data.dataset}", "--sequence-length=64", "--workers=0"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: {checkpoint / 'model.safetensors'} is damaged (its sha256 differs from MANIFEST.json): use another checkpoint"
+    )

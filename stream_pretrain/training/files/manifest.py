@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,8 +23,8 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": listed}, indent=1), encoding="utf-8")
 
 
-def check_manifest(folder: Path, required: Iterable[str]) -> None:
-    """Compare every file with the manifest, which must list the required ones.
+def check_manifest(folder: Path, required: Iterable[str], without: Container[str] = ()) -> None:
+    """Compare every file with the manifest, which must list the required ones. without: files that may be missing or others.
 
     Raises: DamagedCheckpointError for wrong content, CheckpointError for a file that cannot be read now.
     """
@@ -34,6 +34,8 @@ def check_manifest(folder: Path, required: Iterable[str]) -> None:
             raise DamagedCheckpointError(f"{folder / MANIFEST} does not list {name}: use another checkpoint")
     for name, expected in listed.items():
         _refuse_outside(folder, name)
+        if name in without:
+            continue
         found = _found(folder / name)
         wrong = [key for key in found if found[key] != expected[key]]
         if wrong:

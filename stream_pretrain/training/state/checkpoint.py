@@ -13,6 +13,7 @@ earlier checkpoint as it was. safetensors and JSON only, no pickle.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -40,7 +41,8 @@ from stream_pretrain.training.state.model_state import HostCopies, all_finite
 from stream_pretrain.typed_json import from_json
 
 RUN_STATE = {"optimizer.safetensors", "stream.json", "corpus.json", "trainer.json", MANIFEST}
-REQUIRED = ("config.json", "model.safetensors", "optimizer.safetensors", "stream.json", "corpus.json", "trainer.json")
+MODEL_FILES = ("config.json", "model.safetensors")
+REQUIRED = (*MODEL_FILES, "optimizer.safetensors", "stream.json", "corpus.json", "trainer.json")
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,15 @@ def verify(checkpoint: Path) -> None:
     """
     check_manifest(checkpoint, REQUIRED)
     _refuse_other_name(checkpoint)
+
+
+def verify_model(place: str | None) -> None:
+    """Compare the model in a checkpoint with its manifest; a Hub id, or a folder of a model, has none to compare it with.
+
+    Raises: as `verify`.
+    """
+    if place is not None and os.path.lexists(Path(place) / MANIFEST):
+        check_manifest(Path(place), MODEL_FILES, without=RUN_STATE)
 
 
 def latest(directory: Path, report: Callable[[str], None]) -> Path | None:
