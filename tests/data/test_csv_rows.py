@@ -12,9 +12,8 @@ import pytest
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.documents.csv_rows import csv_rows
-from stream_pretrain.data.documents.reader import open_reader
-from stream_pretrain.data.transport.restart_point import RestartPoint
-from tests.data.shards import EVERY_WINDOW, OPTIONS, read, windows_of
+from stream_pretrain.data.documents.reader import windows_of as windows_in
+from tests.data.shards import OPTIONS, read, windows_of
 
 REPORTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "reports"
 
@@ -90,10 +89,7 @@ def test_numbers_beside_the_text_and_fields_of_a_template_stay_as_they_are(tmp_p
 def test_a_remote_and_compressed_csv_file_is_read_the_same_way(tmp_path: Path) -> None:
     fsspec.filesystem("memory").pipe("/rows/a.csv.bz2", bz2.compress(b"n,text\r\n" + b"1,a\rb\r\n" * 1500))
     [shard] = resolve(DataConfig(dataset="memory://rows/a.csv.bz2")).shards
-    reader = open_reader(shard, OPTIONS)
-    reader.follow(EVERY_WINDOW, 0)
-    windows = [reader.read(EVERY_WINDOW, block, RestartPoint()) for block in range(2)]
-    assert [window.texts for window in windows if window] == [["a\rb"] * 1000, ["a\rb"] * 500]
+    assert [window.texts for window in windows_in(shard, OPTIONS)] == [["a\rb"] * 1000, ["a\rb"] * 500]
 
 
 def test_the_reported_file_has_a_hundred_whole_documents() -> None:

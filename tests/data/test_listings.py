@@ -14,11 +14,10 @@ from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.splits import splits_by_name
 from stream_pretrain.data.corpus.unchanged_since_start import check_unchanged
-from stream_pretrain.data.documents.reader import open_reader
-from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.documents.reader import windows_of
 from stream_pretrain.errors import SourceError
 from tests.corpora import documents, json_lines
-from tests.data.shards import EVERY_WINDOW, OPTIONS
+from tests.data.shards import OPTIONS
 
 
 def names(dataset: object, **options: Any) -> list[str]:
@@ -31,14 +30,8 @@ def shard(path: Path, count: int = 1, seed: int = 0) -> None:
 
 
 def texts(dataset: object, **options: Any) -> list[str]:
-    found: list[str] = []
-    for shard in resolve(DataConfig(dataset=str(dataset), **options)).shards:
-        reader = open_reader(shard, OPTIONS)
-        reader.follow(EVERY_WINDOW, 0)
-        window = reader.read(EVERY_WINDOW, 0, RestartPoint())
-        assert window is not None
-        found += window.texts
-    return found
+    shards = resolve(DataConfig(dataset=str(dataset), **options)).shards
+    return [text for shard in shards for window in windows_of(shard, OPTIONS) for text in window.texts]
 
 
 # Links to folders

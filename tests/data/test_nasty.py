@@ -23,7 +23,7 @@ from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import ReadOptions
-from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.documents.reader import open_reader, windows_of
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
@@ -151,16 +151,13 @@ def shards_of(name: str) -> tuple[Shard, ...]:
 def read(shard: Shard, text_field: str = "text") -> tuple[list[tuple[int, str]], list[tuple[int, str]], str | None]:
     """Texts and what was skipped, with their offsets, and the error that reading ended with."""
     options = ReadOptions(text_field, 100_000, 64 * MIB, TransportOptions())
-    reader, stripe, restart, block = open_reader(shard, options), Stripe(0), RestartPoint(), 0
-    reader.follow(stripe, 0)
     texts: list[tuple[int, str]] = []
     skipped: list[tuple[int, str]] = []
     try:
-        while (found := reader.read(stripe, block, restart)) is not None:
+        for found in windows_of(shard, options):
             texts += zip(found.offsets, found.texts, strict=True)
             skipped += [(skip.offset, skip.reason) for skip in found.skips]
             skipped += [(one.offset, one.reason.split(";")[0]) for one in found.empty for _ in range(one.documents)]
-            restart, block = found.restart, block + 1
     except ContentError as error:
         return texts, skipped, str(error)
     return texts, skipped, None
@@ -316,17 +313,13 @@ def test_damage_is_met_at_the_same_place_after_a_resume(name: str, window_bytes:
 def test_a_decompression_bomb_stays_small() -> None:
     shard = shards_of("bomb-200MB-of-x.jsonl.zst")[0]
     options = ReadOptions("text", 4 * MIB, 8 * MIB, TransportOptions())
-    reader = open_reader(shard, options)
-    reader.follow(Stripe(0), 0)
     tracemalloc.start()
     try:
-        block = 0
-        while reader.read(Stripe(0), block, RestartPoint()) is not None:
-            block += 1
+        windows = sum(1 for _ in windows_of(shard, options))
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert block == 48
+    assert windows == 48
     assert most < 40 * MIB
 
 

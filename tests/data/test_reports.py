@@ -10,9 +10,7 @@ import pytest
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.documents.document import Documents
-from stream_pretrain.data.documents.reader import open_reader
-from stream_pretrain.data.documents.stripe import Stripe
-from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.documents.reader import windows_of as windows_in
 from tests.data.shards import OPTIONS
 
 REPORTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "reports"
@@ -22,16 +20,9 @@ def windows_of(name: str, reader: str = "auto", **options: object) -> list[Docum
     """The windows of the shards of an input, of 16 KiB where they are of lines."""
     if not REPORTS.exists():
         pytest.skip("needs the inputs in ../shared/data/reports")
-    windows = []
-    for number, shard in enumerate(resolve(DataConfig(dataset=str(REPORTS / name), reader=reader)).shards):  # type: ignore[arg-type]
-        opened, stripe, block = open_reader(shard, replace(OPTIONS, window_bytes=16_384, **options)), Stripe(number), 0  # type: ignore[arg-type]
-        opened.follow(stripe, 0)
-        restart = RestartPoint()
-        while (found := opened.read(stripe, block, restart)) is not None:
-            windows.append(found)
-            restart, block = found.restart, block + 1
-        opened.leave(stripe)
-    return windows
+    shards = resolve(DataConfig(dataset=str(REPORTS / name), reader=reader)).shards  # type: ignore[arg-type]
+    small = replace(OPTIONS, window_bytes=16_384, **options)  # type: ignore[arg-type]
+    return [window for shard in shards for window in windows_in(shard, small)]
 
 
 @pytest.mark.parametrize(

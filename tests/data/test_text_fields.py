@@ -12,10 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stream_pretrain.data.documents.document import Documents, Skip
-from stream_pretrain.data.documents.reader import open_reader
-from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.documents.reader import windows_of
 from stream_pretrain.errors import ContentError
-from tests.data.shards import EVERY_WINDOW, OPTIONS, shard_of
+from tests.data.shards import OPTIONS, shard_of
 
 PAPER: dict[str, Any] = {
     "title": "One",
@@ -31,10 +30,7 @@ def window_of(path: Path, **options: object) -> Documents:
     """The only window of a file."""
     datasets = options.pop("datasets", False)
     shard = replace(shard_of(path), format="examples", builder="json") if datasets else shard_of(path)
-    reader = open_reader(shard, replace(OPTIONS, **options))  # type: ignore[arg-type]
-    reader.follow(EVERY_WINDOW, 0)
-    found = reader.read(EVERY_WINDOW, 0, RestartPoint())
-    assert found is not None
+    [found] = windows_of(shard, replace(OPTIONS, **options))  # type: ignore[arg-type]
     return found
 
 

@@ -22,11 +22,9 @@ import zstandard
 from stream_pretrain.data.corpus.file_formats import BY_ENDING
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import ReadOptions
-from stream_pretrain.data.documents.reader import open_reader
-from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.documents.reader import windows_of
 from stream_pretrain.data.transport.compression import compression_of
 from stream_pretrain.data.transport.options import TransportOptions
-from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.errors import ContentError, TransportError
 from tests.corpora import documents, json_lines
@@ -90,17 +88,10 @@ def read(server: Server, name: str, window_bytes: int = 64 * 1024) -> list[str]:
     file_format = next(value.read_as for ending, value in BY_ENDING.items() if ending in name)
     shard = Shard(server.url(name), name, None, None, file_format, compression_of(name))
     options = TransportOptions(block_bytes=1 << 20, retry_deadline=5.0)
-    reader = open_reader(shard, ReadOptions("text", window_bytes, 1 << 20, options))
-    reader.follow(Stripe(0), 0)
     texts: list[str] = []
-    restart, block = RestartPoint(), 0
-    try:
-        while (found := reader.read(Stripe(0), block, restart)) is not None:
-            assert not found.skips
-            texts += found.texts
-            restart, block = found.restart, block + 1
-    finally:
-        reader.leave(Stripe(0))
+    for window in windows_of(shard, ReadOptions("text", window_bytes, 1 << 20, options)):
+        assert not window.skips
+        texts += window.texts
     return texts
 
 

@@ -17,14 +17,12 @@ import zstandard
 
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import ReadOptions
-from stream_pretrain.data.documents.reader import open_reader
+from stream_pretrain.data.documents.reader import windows_of
 from stream_pretrain.data.transport import retrying
 from stream_pretrain.data.transport.compression import compression_of
 from stream_pretrain.data.transport.options import TransportOptions
-from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.corpora import json_lines
-from tests.data.shards import EVERY_WINDOW
 from tests.integration.faulty_proxy import Store, proxied
 from tests.integration.http_server import Server, serve
 from tests.integration.hub_server import running
@@ -81,15 +79,7 @@ def documents(
         transport=TransportOptions(storage_options or {}, retry_deadline=deadline, block_bytes=300_000),
     )
     shard = Shard(url, url.rpartition("/")[2], size, None, "examples", compression_of(url), builder)
-    reader = open_reader(shard, options)
-    reader.follow(EVERY_WINDOW, 0)
-    texts: list[str] = []
-    block = 0
-    while (found := reader.read(EVERY_WINDOW, block, RestartPoint())) is not None:
-        texts += found.texts
-        block += 1
-    assert reader.leave(EVERY_WINDOW)
-    return texts
+    return [text for window in windows_of(shard, options) for text in window.texts]
 
 
 @pytest.mark.parametrize("name", ["s.csv", "s.csv.gz"])

@@ -23,11 +23,9 @@ from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.corpus.unchanged_since_start import resolve_pinned
 from stream_pretrain.data.documents.document import ReadOptions
-from stream_pretrain.data.documents.reader import open_reader
-from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.documents.reader import windows_of
 from stream_pretrain.data.transport import retrying
 from stream_pretrain.data.transport.options import TransportOptions
-from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.data.transport.store_memory import StoreMemory
 from stream_pretrain.errors import SourceError, TransportError
@@ -67,14 +65,8 @@ def pinned(data: DataConfig) -> Corpus:
 def texts(shard: Shard, memory: StoreMemory | None = None) -> list[str]:
     """What a stream reads of a shard; memory: what it has learnt before."""
     options = ReadOptions("text", 1 << 20, 1 << 20, TransportOptions(memory=memory or StoreMemory()))
-    reader = open_reader(shard, options)
-    reader.follow(Stripe(0), 0)
-    try:
-        found = reader.read(Stripe(0), 0, RestartPoint())
-    finally:
-        reader.leave(Stripe(0))
-    assert found is not None
-    return found.texts
+    [window] = windows_of(shard, options)
+    return window.texts
 
 
 # Web servers
