@@ -42,17 +42,25 @@ def read_labelled(path: Path) -> Labelled:
     texts: list[str] = []
     labels: list[str] = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             record = orjson.loads(line)
         except orjson.JSONDecodeError as error:
             raise ConfigError(f"{option}, line {number} is not JSON: {error}") from error
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str) or record.get("label") is None:
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise ConfigError(f'{option}, line {number}: a "text" and a "label" are needed')
+        if not isinstance(record.get("label"), str | int | float):
+            raise ConfigError(f'{option}, line {number}: a "label" is needed, a word or a number')
         texts.append(record["text"])
         labels.append(str(record["label"]))
     classes, indices, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    if len(classes) < 2 or counts.min() < FOLDS:
-        raise ConfigError(f"{option}: at least two labels with {FOLDS} texts each are needed for {FOLDS} folds")
+    found = ", ".join(
+        f"{name!r} has {count}" for name, count in zip(classes.tolist(), counts.tolist(), strict=True) if count < FOLDS
+    )
+    if len(classes) < 2 or found:
+        found = found or (f"all have {labels[0]!r}" if len(classes) else "there is none")
+        raise ConfigError(f"{option}: at least two labels with {FOLDS} texts each are needed for {FOLDS} folds; {found}")
     return Labelled(texts, indices.astype(np.int64), classes.tolist())
 
 
@@ -60,25 +68,31 @@ def read_labelled(path: Path) -> Labelled:
 def features(
     model: PretrainingModel, encoder: Encoder, texts: Sequence[str], *, most_tokens: int, report: Callable[[str], None]
 ) -> NDArray[np.float32]:
-    """[texts, hidden] mean of the last hidden states over the first tokens of each text, special tokens included."""
+    """[texts, hidden] mean of the last hidden states over the first tokens of each text, special tokens included.
+
+    Raises: ConfigError.
+    """
     bare = model.model
     ids, lengths = encoder.build().encode(texts)
     widest = most_tokens - len(encoder.prefix) - len(encoder.suffix)
-    means = np.zeros((len(texts), bare.config.hidden_size), dtype=np.float32)
+    means: dict[int, NDArray[np.float32]] = {}
     before = 0
     for number, length in enumerate(lengths.tolist()):
         report(f"text {number + 1} of {len(texts)}")
         row = [*encoder.prefix, *ids[before : before + min(length, widest)].tolist(), *encoder.suffix]
         before += length
         if not row:
-            continue  # no token: no feature
+            continue  # no token: a feature of zeros
         hidden = bare.base_model(
             input_ids=torch.tensor([row], device=bare.device),
             position_ids=torch.arange(len(row), device=bare.device)[None] + model.first_position,
             **one_document(bare, len(row)),
         ).last_hidden_state
         means[number] = hidden[0].float().mean(dim=0).cpu().numpy()
-    return means
+    if not means:
+        raise ConfigError("--evaluate.probe: no text has a token: give another file")
+    nothing = np.zeros_like(next(iter(means.values())))
+    return np.stack([means.get(number, nothing) for number in range(len(texts))])
 
 
 def accuracies(vectors: NDArray[np.float32], labelled: Labelled) -> list[float]:

@@ -19,7 +19,8 @@ def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
     sample = result["likelihood_sample"]
     yield ""
     yield (
-        f"{result['documents']:,} documents; bits per byte of the beginnings of {sample['documents']:,} of them, "
+        f"{result['documents']:,} document{'s' * (result['documents'] != 1)}; "
+        f"bits per byte of the beginnings of {sample['documents']:,} of them, "
         f"{sample['bytes']:,} bytes"
     )
     for model in models:

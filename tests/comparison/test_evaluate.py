@@ -363,8 +363,14 @@ def test_a_probe_tells_classes_apart_that_the_features_hold(
     assert found["models"][0]["probe"] == {"accuracy": 1.0, "folds": [1.0] * FOLDS}
     probe.write_text('{"text": "a", "label": 1}\n{"text": "b"}\n')
     assert refused(capsys, models[0], "--dataset", data, f"--evaluate.probe={probe}") == (
-        2, f'error: --evaluate.probe {probe}, line 2: a "text" and a "label" are needed',
+        2, f'error: --evaluate.probe {probe}, line 2: a "label" is needed, a word or a number',
     )  # fmt: skip
+    probe.write_text('\n{"text": "a", "label": "x"}\n\n' * 6 + '{"text": "a", "label": "y"}\n' * 2)
+    assert refused(capsys, models[0], "--dataset", data, f"--evaluate.probe={probe}")[1] == (
+        f"error: --evaluate.probe {probe}: at least two labels with 5 texts each are needed for 5 folds; 'y' has 2"
+    )
+    probe.write_text("")
+    assert refused(capsys, models[0], "--dataset", data, f"--evaluate.probe={probe}")[1].endswith("; there is none")
 
 
 def test_what_cannot_be_evaluated_is_refused_by_name(
