@@ -7,6 +7,7 @@ shard. A line ends at LF, which belongs to it but does not count towards `max_li
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,9 +16,13 @@ from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.documents.windows import Windows
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard_bytes import ShardBytes
+from stream_pretrain.units import KIB
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """Of UTF-8, in front of the first line."""
+
+SPARE_BYTES = 512 * KIB
+"""Of memory that a pass may keep without need, so that it does not copy what it holds at every window."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,8 @@ class LinePass:
                 self.stream.prefetch(following)
         begin, end = block * self.window_bytes, (block + 1) * self.window_bytes
         self._drop_before(min(_begin(block + 1, self.window_bytes), self.start + len(self.buffer)))
-        self.buffer = bytearray(self.buffer)  # one that shrinks keeps its memory: that of a window in each lane
+        if sys.getsizeof(self.buffer) - len(self.buffer) > SPARE_BYTES:  # it keeps the memory of what is dropped, up to half
+            self.buffer = bytearray(self.buffer)
         return replace(window, stored=(self.stream.stored_bytes_before(begin), self.stream.stored_bytes_before(end - 1)))
 
     def _read(self, block: int) -> Window | None:
