@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from transformers import pipeline
+from transformers.utils import logging
 
 SENTENCES = [
     "Return a list [MASK] the names in the directory.",
@@ -17,6 +18,7 @@ SENTENCES = [
 
 
 def main(folder: str) -> None:
+    logging.disable_progress_bar()
     fill = pipeline("fill-mask", model=folder, top_k=3)
     for sentence in SENTENCES:
         words = ", ".join(f"{answer['token_str']} ({answer['score']:.0%})" for answer in fill(sentence))

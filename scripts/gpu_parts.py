@@ -6,6 +6,7 @@ import gc
 import itertools
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -21,17 +22,24 @@ import torch
 from timed_training import Setting, config_of, prepared_run, steps_of, timed, write_corpus, write_model
 from torch import Tensor, nn
 
+from stream_pretrain.config import EvalConfig
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.rows.batches import Batch
 from stream_pretrain.model.packed_attention import packed_attention
 from stream_pretrain.training.start.setup import Setup
 from stream_pretrain.training.state.checkpoint import BackgroundWriter
 from stream_pretrain.training.steps.saving import begin_save
+from stream_pretrain.verification.comparing import compared
+from stream_pretrain.verification.moments import Moment
+from stream_pretrain.verification.proof import ROUNDING
+from stream_pretrain.verification.recorded_steps import RecordedStep
+from stream_pretrain.verification.starts import Start, launched, run_start
 
 Figures = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_ERROR = 0.02
 """Of bfloat16 beside float32, as a share: the type has 8 bits of precision."""
+SECONDS_OF_A_START = 100.0
 SYNCHRONISED = "called a synchronizing CUDA operation"
 
 
@@ -76,8 +84,9 @@ def tests(setting: Setting) -> Iterator[Figures]:
     """The tests that only a GPU can run; on a CPU they skip."""
     outcomes = _Outcomes()
     # In this process, and whatever a version of torch warns of: it is what is computed that counts here.
-    options = ["--numprocesses=0", "-W", "default", "-p", "no:cacheprovider"]
-    code = pytest.main([*options, str(ROOT / "tests" / "model" / "test_cuda.py")], plugins=[outcomes])
+    options = ["--numprocesses=0", "-W", "default", "-p", "no:cacheprovider", "-k", "cuda"]
+    files = [str(ROOT / "tests" / name) for name in ("model/test_cuda.py", "data/test_devices.py")]
+    code = pytest.main([*options, *files], plugins=[outcomes])
     yield dict(outcomes.counts)
     if code != pytest.ExitCode.OK:
         sys.exit(f"pytest ended with {int(code)}, {outcomes.counts['failed']} tests failed")
@@ -221,6 +230,39 @@ def _synchronisations(call: Callable[[], object], cuda: bool) -> int | None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return sum(SYNCHRONISED in str(warning.message) for warning in caught)
+
+
+def resume(setting: Setting) -> Iterator[Figures]:
+    """A run that is killed and started again, in processes of its own, beside one that is not: all rows, and the losses."""
+    micro_batch = 8 if setting.cuda else 2
+    few_layers = replace(setting, layers=min(3, setting.layers), batch=2 * micro_batch, micro_batch=micro_batch)
+    write_model(few_layers)
+    config = config_of(few_layers, compile_it=False)
+    config = replace(
+        config,
+        data=replace(config.data, heldout_fraction=0.02, lanes=8),
+        train=replace(config.train, max_steps=12),
+        eval=EvalConfig(every=4, documents=20),
+    )
+    of_starts: dict[str, list[dict[int, RecordedStep]]] = {"undisturbed": [], "killed": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, moment in (("undisturbed", None), ("killed", Moment("step", 6)), ("killed", None)):
+            run = replace(config, run=replace(config.run, output_dir=f"{folder}/{name}", save_every=4))
+            start = Path(folder, f"start-{len(of_starts[name])}-{name}")
+            ended = run_start(Start(run, moment), start, launched, SECONDS_OF_A_START)
+            if ended.fault is not None:
+                sys.exit(f"{name}: {ended.fault}\n{(start / 'log.txt').read_text()}")
+            of_starts[name].append(ended.steps)
+            yield {f"{name}, first step after": round(ended.seconds_to_first_step or 0.0, 1)}
+    tolerance = ROUNDING["bf16"] if setting.cuda else 0.0
+    comparison = compared(of_starts["killed"], of_starts["undisturbed"][0], [], tolerance)
+    yield {
+        "steps": [len(steps) for steps in of_starts["killed"]],
+        "rows_equal": comparison.rows_equal,
+        "losses_differ_by": comparison.losses_differ_by,
+    }
+    if not comparison.rows_equal or not comparison.losses_equal:
+        sys.exit(f"the run that was killed is another one: {comparison.to_json()}")
 
 
 # --- Measurements ---------------------------------------------------------------------------------------------------

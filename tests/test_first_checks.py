@@ -57,6 +57,13 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
         ),
         (["--output-dir={corpus}/o/p"], 1, "--output-dir {corpus}/o/p: {corpus} is not a folder: give another one"),
         (["--output-dir={corpus}"], 1, "--output-dir {corpus}: {corpus} is not a folder: give another one"),
+        (["--output-dir=/"], 1, "--output-dir / is the root of the file system: give one of its own"),
+        (["--output-dir=~/"], 1, "--output-dir {corpus.parent}/none is your home folder: give one of its own"),
+        (
+            ["--dataset={corpus.parent}", "--output-dir={corpus.parent}/../{corpus.parent.name}"],
+            1,
+            "--output-dir {corpus.parent}/../{corpus.parent.name} is the folder of --dataset: give one of its own",
+        ),
         (["--dataset=./no/such"], 1, "./no/such: there is no such file or folder"),
         (["--dataset=/no/such/*.zst"], 1, "/no/such/*.zst: no file matches; shards end in "),
         (["--dataset=@/no/list.txt"], 1, "@/no/list.txt: there is no such file"),

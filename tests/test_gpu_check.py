@@ -111,7 +111,7 @@ def test_the_limits_of_all_parts_are_within_eight_minutes(tmp_path: Path) -> Non
 def test_a_part_that_there_is_not_is_refused_with_the_names_of_all(tmp_path: Path) -> None:
     done = trainers().run([str(SCRIPT), "--cpu", "--output", str(tmp_path), "--only", "wait", "trian"], ENVIRONMENT)
     assert done.returncode == 2
-    assert "--only trian: the parts are prepare, attention, tests, train BERT-base 512, save, " in done.stderr
+    assert "--only trian: the parts are prepare, attention, tests, train BERT-base 512, resume, save, " in done.stderr
 
 
 def test_without_a_gpu_the_check_says_how_to_try_it_on_a_cpu(tmp_path: Path) -> None:
@@ -211,7 +211,9 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
     trained = [figures.pop(f"train {name}") for name in ("BERT-base 512", "ModernBERT-base 1024", "ModernBERT-base 8192")]
     assert all(of_model["eager"]["tokens_per_second"] > 0 for of_model in trained)
     assert all(of_model["largest_micro_batch"] == 3 for of_model in trained)
-    assert figures.keys() == {"prepare", "attention", "tests", "waits", "save"}
+    assert figures.keys() == {"prepare", "attention", "tests", "waits", "save", "resume"}
+    assert figures["resume"]["steps"] == [6, 8]  # a checkpoint every four
+    assert (figures["resume"]["rows_equal"], figures["resume"]["losses_differ_by"]) == (True, 0)
     assert 0 < figures["attention"]["largest_error"] < 0.02
     assert figures["tests"]["failed"] == figures["tests"]["passed"] == 0 < figures["tests"]["skipped"]
     assert figures["waits"].keys() == {"bert, eager", "bert, compiled", "modernbert, eager", "modernbert, compiled"}

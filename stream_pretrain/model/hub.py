@@ -41,6 +41,8 @@ def only_cached(name: str, revision: str | None) -> bool:
         _refuse_run_folder(Path(name))
         return False
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        if page := re.fullmatch(r"https?://(?:huggingface|hf)\.co/([^/]+(?:/[^/]+)?)/?(?:tree/[^/]+/?)?", name):
+            raise ModelError(f"{name} is a page of the Hub: give {page[1]}")
         raise _no_such_folder(name)
     if constants.HF_HUB_OFFLINE:
         return True
@@ -113,20 +115,22 @@ def refuse_file(name: str) -> None:
 
 
 def _no_such_folder(name: str) -> ModelError:
-    return ModelError(f"no such file or folder: {name}{_did_you_mean(_nearest_here(name))}")
+    at = re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)[@:]([\w./-]+)", name)
+    way_out = f"; a revision is given apart: {at[1]} with --model.revision {at[2]}" if at else ""
+    return ModelError(f"no such file or folder: {name}{_did_you_mean(_nearest_here(name)) or way_out}")
 
 
 def _refuse_run_folder(folder: Path) -> None:
-    """Raise ModelError for a folder of a run, which has models in it and is none."""
-    if (folder / "config.json").exists() or not (folder / "run.json").exists():
+    """Raise ModelError for a folder of a run, or of its checkpoints, which has models in it and is none."""
+    if (folder / "config.json").exists() or (folder / "tokenizer.json").exists():
         return
-    models = [
-        path.parent for pattern in ("model", "checkpoints/step-*") for path in sorted(folder.glob(f"{pattern}/config.json"))
-    ]
-    instead = (
-        f": give the model in it, {models[0] if models[0].name == 'model' else models[-1]}" if models else ", without a model"
-    )
-    raise ModelError(f"{folder} is the folder of a run{instead}")
+    patterns = ("model", "checkpoints/step-*", "best/step-*", "step-*")
+    models = [path.parent for pattern in patterns for path in sorted(folder.glob(f"{pattern}/config.json"))]
+    instead = f": give the model in it, {models[0] if models[0].name == 'model' else models[-1]}" if models else ""
+    if (folder / "run.json").exists():
+        raise ModelError(f"{folder} is the folder of a run{instead or ', without a model'}")
+    if instead and models[-1].parent == folder:
+        raise ModelError(f"{folder} has checkpoints in it{instead}")
 
 
 def _did_you_mean(name: str | None) -> str:

@@ -141,6 +141,32 @@ def test_the_folder_of_a_run_is_answered_by_the_model_in_it(tmp_path: Path) -> N
         load(saved(tmp_path / "model"), init_from=str(out))
 
 
+def test_the_folder_of_checkpoints_is_answered_by_the_last_of_them(tmp_path: Path) -> None:
+    for step in (5, 10):
+        saved(tmp_path / f"step-{step:08d}")
+    said = f"^{tmp_path} has checkpoints in it: give the model in it, {tmp_path}/step-00000010$"
+    for load_it in (load, lambda path: load_tokenizer(ModelConfig(path=path))):
+        with pytest.raises(ModelError, match=said):
+            load_it(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("https://huggingface.co/org/bert", "https://huggingface.co/org/bert is a page of the Hub: give org/bert"),
+        ("https://huggingface.co/bert/tree/main", "https://huggingface.co/bert/tree/main is a page of the Hub: give bert"),
+        (
+            "org/bert@v1",
+            "no such file or folder: org/bert@v1; a revision is given apart: org/bert with --model.revision v1",
+        ),
+    ],
+)
+def test_a_page_and_a_revision_of_the_hub_are_answered_by_how_to_give_them(name: str, said: str) -> None:
+    with pytest.raises(ModelError) as error:
+        load_tokenizer(ModelConfig(path=name))
+    assert str(error.value) == said
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_causal_model_that_is_to_be_trained_on_masks_is_answered_by_the_objective(tmp_path: Path, family: str) -> None:
     path = saved(tmp_path, family)

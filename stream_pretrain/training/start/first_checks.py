@@ -7,24 +7,45 @@ from pathlib import Path
 
 from stream_pretrain.config import Config, run_directory, sources_of
 from stream_pretrain.data.corpus.missing_dataset import refuse_absent
+from stream_pretrain.data.corpus.resolve import local_path
 from stream_pretrain.data.rows.installed_engines import refuse_uninstalled
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training.report.tracking import refuse_wandb
 
 
 def refuse_at_once(config: Config) -> None:
-    """Refuse a missing dataset, an OUT that is no folder, a missing package, and Weights & Biases online without a key.
+    """Refuse at once what needs only the options: the dataset, OUT, packages, and Weights & Biases.
 
+    A dataset that is not there, an OUT that is no folder or has another purpose, and W&B online without a key are refused.
     Raises: SourceError, CheckpointError, ConfigError.
     """
     refuse_wandb(config.run)
     refuse_uninstalled(config.data.engine)
     _refuse_no_folder(run_directory(config))
+    _refuse_folder_of_others(run_directory(config), config)
     for source in sources_of(config.data):
         refuse_absent(source)
     for dataset in (config.eval.dataset, *(one.dataset for one in config.eval.sets)):
         if dataset is not None:
             refuse_absent(config.data, dataset=dataset)
+
+
+def _refuse_folder_of_others(out: Path, config: Config) -> None:
+    """Refuse an OUT that a run would share with what it reads, or with everything else. Raises: CheckpointError."""
+    given = {
+        "the root of the file system": "/",
+        "your home folder": os.path.expanduser("~"),
+        "the folder of --model": config.model.path,
+        "the folder of --model.config": config.model.config,
+        "the folder of --model.tokenizer": config.model.tokenizer,
+        "the folder of --eval.dataset": config.eval.dataset,
+    }
+    given |= {f"the folder of the evaluation set {one.name}": one.dataset for one in config.eval.sets}
+    given |= {f"the folder of the source {source.name}": source.dataset for source in config.data.sources}
+    given["the folder of --dataset"] = config.data.dataset
+    for what, folder in given.items():
+        if folder is not None and os.path.realpath(local_path(folder)) == os.path.realpath(out):
+            raise CheckpointError(f"--output-dir {out} is {what}: give one of its own")
 
 
 def _refuse_no_folder(out: Path) -> None:
