@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -53,8 +54,13 @@ def plain(step: StepRows) -> list[list[int]]:
     return [value.tolist() for value in (step.lanes, step.cursors, step.row_lane, step.trained.buffer, step.origins)]
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2, 3])
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+USUAL = [(1, 2), (2, 0), (2, 3), (3, 1), (4, 2)]
+TOPOLOGIES = [
+    pytest.param(*each, marks=[] if each in USUAL else [pytest.mark.long]) for each in itertools.product((1, 2, 3, 4), range(4))
+]
+
+
+@pytest.mark.parametrize(("world", "workers"), TOPOLOGIES)
 def test_the_rows_of_every_step_are_the_same(plan: StreamPlan, alone: list[StepRows], world: int, workers: int) -> None:
     assert [len(step.row_lane) for step in alone] == [24] * STEPS
     assert list(map(plain, steps_over(plan, world, workers))) == list(map(plain, alone))

@@ -145,7 +145,8 @@ def mixed(folder: Path) -> dict[tuple[str, int], str]:
     return found
 
 
-def test_a_lane_goes_on_from_every_position_of_bundles_and_joined_row_groups(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.long)])
+def test_a_lane_goes_on_from_every_position_of_bundles_and_joined_row_groups(every: int, tmp_path: Path) -> None:
     whole = mixed(tmp_path)
     for packing in ("best_fit", "concat", "none"):
         plan = plan_for(tmp_path, packing=packing, lanes=2, max_epochs=2, sequence_length=32, window_bytes=2_500)
@@ -166,7 +167,7 @@ def test_a_lane_goes_on_from_every_position_of_bundles_and_joined_row_groups(tmp
                     (epoch, source.shards[shard].name, offset)
                     for epoch, shard, offset in row[1].origins[segments][begun].tolist()
                 )
-            for k in range(0, len(rows), 1 if packing == "best_fit" else 11):
+            for k in range(0, len(rows), every if packing == "best_fit" else 11):
                 resumed = lane(plan, number, states[k])
                 assert rows_of(resumed, 12) == rows[k : k + 12], f"after row {k}"
                 if k + 12 <= len(rows):
