@@ -18,7 +18,7 @@ from stream_pretrain.data.lanes.pinning import source_plans
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import first_cursors
 from stream_pretrain.data.rows.train_rows import TrainRows
-from stream_pretrain.errors import ConfigError
+from stream_pretrain.errors import ConfigError, StreamPretrainError
 from stream_pretrain.inspection.model_cost import ModelCost, model_cost
 from stream_pretrain.inspection.next_start import next_start
 from stream_pretrain.inspection.report import GPUS, plan_report, source_report, warnings_of
@@ -87,22 +87,27 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
         sources.append(source_report(source, of_plan, unread, sample, framing, config))
     model = None if plan is None or tokenizer is None else _model_cost(config, plan, tokenizer, sources)
     planned = plan_report(config, pinned, plans, sources, model, resumes=saved is not None)
-    rows = []
+    rows, refused = list[str](), None
     if plan is not None and tokenizer is not None and cursors is not None and options.rows:
         step = 0 if coming is None else coming.start.step
-        shown = next_rows(plan, step, cursors, options.rows)
+        try:
+            shown = next_rows(plan, step, cursors, options.rows)
+        except StreamPretrainError as error:  # what is known of the corpus is told all the same
+            shown, refused = None, error
         if shown is not None:
             rows = list(_lines_of(shown, tokenizer, causal=plan.objective.causal, as_json=given.as_json))
     warnings = [
         *warnings_of(config, sources, planned),
+        *([] if refused is None else [f"a run is refused: {refused}"]),
         *([] if plan is None else advice(plan, ranks, config.data.workers)),
     ]
     start = None if coming is None else coming.to_json()
     report: dict[str, Any] = {"start": start, "sources": sources, "plan": planned, "rows": rows, "warnings": warnings}
     samples = [source["sample"] for source in sources]
     damaged = config.data.on_bad_shard == "error" and any(sample["damaged"] for sample in samples)
-    empty = any(sample["is_whole"] and not sample["documents"] for sample in samples)
-    return Answer(list(lines_of(report)), report, exit_codes.FAILED if damaged or empty else exit_codes.FINISHED)
+    empty = any(sample["has_no_text"] for sample in samples)
+    code = exit_codes.FAILED if damaged or empty else exit_codes.FINISHED
+    return Answer(list(lines_of(report)), report, code if refused is None else exit_codes.of_error(refused))
 
 
 def _model_cost(

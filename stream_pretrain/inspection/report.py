@@ -64,7 +64,9 @@ def source_report(
         "is_content_estimated": any(shard.content_bytes is None or shard.is_content_estimated for shard in shards),
         "sample": {
             "shards": sample.shards,
-            "is_whole": sample.whole,
+            "is_whole": sample.whole and not sample.damaged,
+            "is_sampled": not sample.whole,
+            "has_no_text": sample.whole and not sample.documents,
             "content_bytes": sample.content_bytes,
             "read_in_the_middle": sample.in_the_middle,
             "documents": sample.documents,
@@ -98,8 +100,8 @@ def source_report(
             "packing": [asdict(trial) for trial in trials],
         }
         own = next((trial for trial in trials if trial.sequence_length == length), None)
-        if total is not None and sample.content_bytes and own is not None:
-            of_all = Extrapolation(sample, total)
+        if own is not None and (sample.whole or (total is not None and sample.content_bytes)):
+            of_all = Extrapolation(sample, total or 0)
             error = of_all.error(lambda window: float(window.sum()))
             # The windows that were not read may be of other lengths, which split documents and fill rows otherwise.
             split = of_all.unread * (own.tokens - tokens - framing * sample.documents) / own.tokens
@@ -156,15 +158,19 @@ def plan_report(
         return found
     fills = [source["tokens"] / (source["rows"] * layout.sequence_length) for source in sources]
     tokens = [float(source["tokens"]) for source in sources]
-    steps, of_epochs = _steps(config, [source["rows"] for source in sources])
+    limits = [plan.max_epochs for plan in plans]
+    steps, of_epochs = _steps(config, [source["rows"] for source in sources], limits)
     if steps is not None:
         shares = _mean_shares(share_schedule(config.data), steps)
         read = [steps * positions * share * fill for share, fill in zip(shares, fills, strict=True)]
+        if of_epochs:  # the last source goes on alone, whatever its share is
+            read = [one * (limit or 0) for one, limit in zip(tokens, limits, strict=True)]
+        epochs = [of_source / one for of_source, one in zip(read, tokens, strict=True)]
         found |= {
             "steps": steps,
             "steps_error": _error_of_sum(sources, "rows") if of_epochs else 0.0,
             "tokens_of_run": sum(read),
-            "epochs": [of_source / one for of_source, one in zip(read, tokens, strict=True)],
+            "epochs": [one if limit is None else min(one, limit) for one, limit in zip(epochs, limits, strict=True)],
         }
         if model is not None:
             flops = steps * model.flops_per_step
@@ -209,13 +215,12 @@ def _fill(source: Mapping[str, Any], length: int) -> float | None:
     return next((float(one["real"]) for one in source.get("packing", ()) if one["sequence_length"] == length), None)
 
 
-def _steps(config: Config, rows: Sequence[float]) -> tuple[float | None, bool]:
-    """Steps of the run, and whether epochs of the sources, of so many rows each, end it."""
+def _steps(config: Config, rows: Sequence[float], limits: Sequence[int | None]) -> tuple[float | None, bool]:
+    """Steps of the run, and whether so many epochs of the sources, of so many rows each, end it."""
     most = config.train.max_steps
-    if config.train.max_epochs is None:
+    if None in limits:
         return most, False
-    limits = [source.max_epochs or config.train.max_epochs for source in config.data.sources] or [config.train.max_epochs]
-    of_epochs = sum(one * epochs for one, epochs in zip(rows, limits, strict=True)) / config.train.global_batch_size
+    of_epochs = sum(one * (epochs or 0) for one, epochs in zip(rows, limits, strict=True)) / config.train.global_batch_size
     return (of_epochs, True) if most is None or of_epochs < most else (most, False)
 
 
@@ -233,10 +238,12 @@ def warnings_of(config: Config, sources: Sequence[Mapping[str, Any]], plan: Mapp
     for source in sources:
         of, sample = f"{source['name']}: " if source["name"] else "", source["sample"]
         met = max(1, sample["read"])
-        if sample["is_whole"] and not sample["documents"]:
+        if sample["has_no_text"]:
             yield f"{of}no document has text: a run is refused; give another --dataset, or check --data.text-field"
         for damaged in sample["damaged"]:
-            yield f"{of}a shard cannot be read ({damaged}): replace it, or give --data.on-bad-shard skip"
+            skips = config.data.on_bad_shard == "skip"
+            then = "a run skips the rest of it" if skips else "--data.on-bad-shard skip goes on without it"
+            yield f"{of}a shard cannot be read: {damaged}; {then}"
         if sample["skipped"] / met > config.data.max_bad_fraction:
             yield (
                 f"{of}{sample['skipped'] / met:.1%} of the documents are skipped ({sample['examples_skipped'][0]}): a run "

@@ -48,11 +48,12 @@ def _of_source(source: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     guessed = "~" if source["is_content_estimated"] else ""
     content = "" if source["content_bytes"] is None else f", {guessed}{human_bytes(source['content_bytes'])} of content"
     at = f" at {source['revision']}" if source["revision"] else ""
-    title = (
-        f"{source['name'] or 'corpus'}: {source['shards']:,} shards{at} ({show_counts(source['formats'])}), {stored}{content}"
-    )
+    shards = "1 shard" if source["shards"] == 1 else f"{source['shards']:,} shards"
+    title = f"{source['name'] or 'corpus'}: {shards}{at} ({show_counts(source['formats'])}), {stored}{content}"
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in source["compressions"].items())
-    part = "all of it" if sample["is_whole"] else f"the beginnings of {sample['shards']} shards; ~ follows from these"
+    part = f"the beginnings of {sample['shards']} shards; ~ follows from these"
+    if sample["is_whole"] or not sample["is_sampled"]:
+        part = "all of it" if sample["is_whole"] else "all of it but what lies behind damage"
     left_out = [f"{sample[kind]:,} {kind}" for kind in ("skipped", "empty", "filtered", "duplicates") if sample[kind]]
     found = [
         ("compression", f"{kinds}; {sample['read_in_the_middle']} of {sample['shards']} can be entered in their middle"),

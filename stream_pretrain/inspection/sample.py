@@ -35,7 +35,7 @@ class Sample:
     in_the_middle: int = 0
     """Shards that are read from more than one place: a resume need not begin at their start."""
     whole: bool = True
-    """Whether all of the source was read."""
+    """Whether all of the source was read, but what lies behind damage in a shard."""
     read: int = 0
     """Documents, used or not."""
     content_bytes: int = 0
@@ -92,7 +92,6 @@ def sample_of(
             _read(sample, shards[number], options, engine, unknown_id, most_bytes // len(chosen), seen)
         except ContentError as error:
             sample.damaged.append(str(error))
-            sample.whole = False
         sample.shards += 1
     return sample
 

@@ -128,8 +128,33 @@ def test_a_damaged_shard_is_told_and_the_next_one_read(tmp_path: Path, capsys: p
     assert not source["sample"]["is_whole"]
     assert source["sample"]["documents"] >= 80
     assert "0.jsonl.zst" in told["warnings"][0]
-    assert told["warnings"][0].endswith("replace it, or give --data.on-bad-shard skip")
-    assert inspected(capsys, f"--dataset={tmp_path}/*.zst", "--data.on-bad-shard=skip", code=0)
+    assert told["warnings"][0].endswith("; --data.on-bad-shard skip goes on without it")
+    told = inspected(capsys, f"--dataset={tmp_path}/*.zst", "--data.on-bad-shard=skip", code=0)
+    assert told["warnings"][0].endswith("; a run skips the rest of it")
+    (tmp_path / "1.jsonl.zst").unlink()
+    damaged.write_bytes(b"no frame")
+    told = inspected(capsys, f"--dataset={tmp_path}/*.zst", "--data.on-bad-shard=skip", code=1)
+    assert told["warnings"][0].startswith("no document has text: a run is refused")
+
+
+def test_epochs_of_a_mixture_are_those_that_its_sources_have(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (("a", 30), ("b", 90)):
+        (tmp_path / f"{name}.jsonl").write_bytes(json_lines(documents(count)))
+    (tmp_path / "mix.yaml").write_text(
+        "data:\n  sources:\n"
+        f"    - {{name: a, dataset: {tmp_path}/a.jsonl, weight: 9}}\n"
+        f"    - {{name: b, dataset: {tmp_path}/b.jsonl, weight: 1, max_epochs: 3}}\n"
+    )
+    options = [f"--config={tmp_path}/mix.yaml", f"--model.tokenizer={model}", "--sequence-length=64", "--global-batch-size=8"]
+    told = inspected(capsys, *options, "--max-epochs=2")
+    rows = [source["rows"] for source in told["sources"]]
+    assert told["plan"]["epochs"] == [2, 3]
+    assert told["plan"]["steps"] == pytest.approx((2 * rows[0] + 3 * rows[1]) / 8)
+    plan = inspected(capsys, *options, "--max-epochs=2", "--max-steps=2")["plan"]
+    assert (plan["steps"], plan["steps_error"]) == (2, 0)
+    assert plan["epochs"] == pytest.approx([16 * 0.9 / rows[0], 16 * 0.1 / rows[1]])
 
 
 def test_a_dry_run_takes_the_options_of_the_run_and_trains_nothing(
@@ -157,6 +182,24 @@ def test_a_corpus_without_a_document_has_the_exit_code_of_the_refusal(
         (tmp_path / "a.jsonl").write_bytes(content)
         told = inspected(capsys, f"--dataset={tmp_path}/a.jsonl", code=1)
         assert "no document has text: a run is refused; give another --dataset, or check --data.text-field" in told["warnings"]
+
+
+def test_rows_of_a_corpus_that_a_run_refuses_cost_nothing_of_the_report(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": " "}\n' * 9)
+    options = [f"--dataset={tmp_path}/a.jsonl", f"--model.tokenizer={model}", "--sequence-length=16", "--inspect.rows=1"]
+    told = inspected(capsys, *options, code=1)
+    assert (told["sources"][0]["sample"]["empty"], told["rows"]) == (9, [])
+    assert any(warning.startswith("a run is refused: lane 0 of ") for warning in told["warnings"])
+
+
+def test_all_of_a_format_of_other_parsers_is_counted_too(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.csv").write_text("text\n" + "bara bast\n" * 30)
+    [source] = inspected(capsys, f"--dataset={tmp_path}/a.csv", f"--model.tokenizer={model}", "--sequence-length=16")["sources"]
+    assert (source["documents"], source["tokens"], source["tokens_error"]) == (30, pytest.approx(30 * 4, rel=0.1), 0.001)
 
 
 def test_shards_are_told_apart_by_where_they_can_be_entered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
