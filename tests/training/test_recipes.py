@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +21,12 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from stream_pretrain.cli import main
-from tests.command_lines import with_last
 from tests.corpora import VOCABULARY, documents, word_tokenizer, write_shard, write_tiny_bert
-from tests.training.runs import write_tiny_modernbert
+from tests.integration.jobs import lines, tiny_options
+from tests.training.runs import run_to_end, write_tiny_modernbert
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+SIZES = ("--sequence-length=48", "--global-batch-size=8", "--micro-batch-size=4", "--lanes=8")
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +77,8 @@ def write_tiny_gpt2(folder: Path) -> Path:
     return folder
 
 
-def run(capsys: pytest.CaptureFixture[str], *options: str) -> None:
-    code = main(with_last([*options, "--run.wandb=disabled", "--workers=0", "--log-every=1"]))
-    assert code == 0, capsys.readouterr().err
-
-
 def metrics(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return lines(out / "metrics.jsonl")
 
 
 CONTINUED: dict[str, Callable[[Path], Path]] = {
@@ -118,9 +112,7 @@ def test_every_recipe_says_in_its_first_line_what_it_is_for() -> None:
 
 
 @pytest.mark.parametrize("name", [*CONTINUED, *FROM_SCRATCH])
-def test_the_recipe_trains_on_a_small_scale(
-    name: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_recipe_trains_on_a_small_scale(name: str, corpus: Path, tmp_path: Path) -> None:
     if name in CONTINUED:
         model = [f"--model={CONTINUED[name](tmp_path / 'model')}"]
     else:
@@ -133,16 +125,15 @@ def test_the_recipe_trains_on_a_small_scale(
             f'--data.sources=[{{"name": "field", "dataset": "{corpus}"}}, {{"name": "replay", "dataset": "{corpus}"}}]',
             '--data.weight-schedule=[{"from_step": 2, "weights": {"replay": 0}}]',
         ]
-    run(
-        capsys, f"--config={CONFIGS / name}.yaml", *corpora, f"--output-dir={out}", *model, "--max-steps=3",
-        "--sequence-length=32", "--global-batch-size=8", "--micro-batch-size=4", "--eval-every=3", "--eval.documents=5",
-        "--data.heldout-fraction=0.1",
-    )  # fmt: skip
-    lines = metrics(out)
-    assert [line["step"] for line in lines] == [0, 1, 2, 3]
-    assert lines[1]["train/lr"] == pytest.approx(FIRST_RATES[name])
-    assert all(math.isfinite(line["train/loss"]) and line["train/grad_norm"] > 0 for line in lines[1:])
-    assert math.isfinite(lines[3]["eval/loss"])
+    sizes = ("--max-steps=3", "--sequence-length=32", "--global-batch-size=8", "--micro-batch-size=4", "--log-every=1")
+    evaluation = ("--eval-every=3", "--eval.documents=5", "--data.heldout-fraction=0.1")
+    recipe = f"--config={CONFIGS / name}.yaml"
+    run_to_end([recipe, *corpora, f"--output-dir={out}", *model, *sizes, *evaluation, "--run.wandb=disabled"])
+    first, *trained_steps = metrics(out)
+    assert [line["step"] for line in (first, *trained_steps)] == [0, 1, 2, 3]
+    assert trained_steps[0]["train/lr"] == pytest.approx(FIRST_RATES[name])
+    assert all(math.isfinite(line["train/loss"]) and line["train/grad_norm"] > 0 for line in trained_steps)
+    assert math.isfinite(trained_steps[-1]["eval/loss"])
     kind = AutoModelForCausalLM if name == "small_causal" else AutoModelForMaskedLM
     trained, info = kind.from_pretrained(out / "model", output_loading_info=True)
     assert isinstance(trained, PreTrainedModel)
@@ -151,16 +142,12 @@ def test_the_recipe_trains_on_a_small_scale(
 
 @pytest.mark.parametrize("packing", ["none", "concat", "best_fit"])
 @pytest.mark.parametrize("selection", ["token", "whole_word", "span"])
-@pytest.mark.parametrize("schedule", ["--objective.final-mask-rate=none", "--objective.final-mask-rate=0.15"])
 def test_every_packing_goes_with_every_selection_of_masks(
-    packing: str, selection: str, schedule: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    packing: str, selection: str, corpus: Path, model: Path, tmp_path: Path
 ) -> None:
-    model, out = write_tiny_bert(tmp_path / "model"), tmp_path / "out"
-    run(
-        capsys, f"--dataset={corpus}", f"--output-dir={out}", f"--model.config={model}", f"--model.tokenizer={model}",
-        "--max-steps=2", "--sequence-length=64", "--global-batch-size=8", "--micro-batch-size=4",
-        f"--data.packing={packing}", f"--objective.selection={selection}", schedule,
-    )  # fmt: skip
+    out = tmp_path / "out"
+    masks = (f"--data.packing={packing}", f"--objective.selection={selection}", "--objective.final-mask-rate=0.15")
+    run_to_end(tiny_options(corpus, model, out, *SIZES, "--max-steps=2", "--sequence-length=64", *masks))
     assert_starts_undecided(metrics(out))
     segments = [line["train/segments_per_row"] for line in metrics(out)]
     assert segments == [1, 1] if packing == "none" else max(segments) > 1
@@ -169,14 +156,10 @@ def test_every_packing_goes_with_every_selection_of_masks(
 @pytest.mark.parametrize("write", [write_tiny_llama, write_tiny_gpt2, write_tiny_bert, write_tiny_modernbert])
 @pytest.mark.parametrize("packing", ["none", "concat", "best_fit"])
 def test_next_tokens_are_predicted_by_decoders_and_by_encoders_made_causal(
-    write: Callable[[Path], Path], packing: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write: Callable[[Path], Path], packing: str, corpus: Path, tmp_path: Path
 ) -> None:
     model, out = write(tmp_path / "model"), tmp_path / "out"
-    run(
-        capsys, f"--dataset={corpus}", f"--output-dir={out}", f"--model.config={model}", f"--model.tokenizer={model}",
-        "--max-steps=2", "--sequence-length=48", "--global-batch-size=8", "--micro-batch-size=4", "--objective.name=clm",
-        f"--data.packing={packing}",
-    )  # fmt: skip
+    run_to_end(tiny_options(corpus, model, out, *SIZES, "--max-steps=2", "--objective.name=clm", f"--data.packing={packing}"))
     assert_starts_undecided(metrics(out))
 
 
@@ -188,22 +171,16 @@ def assert_starts_undecided(lines: list[dict[str, float]]) -> None:
         assert line["train/grad_norm"] > 0
 
 
-def test_a_bert_with_an_untied_head_trains_saves_and_resumes(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bert_with_an_untied_head_trains_saves_and_resumes(corpus: Path, tmp_path: Path) -> None:
     folder, out = write_tiny_bert(tmp_path / "model"), tmp_path / "out"
     config = AutoConfig.from_pretrained(folder, tie_word_embeddings=False)
     AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
     options = [
-        f"--dataset={corpus}",
-        f"--model={folder}",
-        f"--output-dir={out}",
-        "--sequence-length=48",
-        "--global-batch-size=8",
+        *(f"--dataset={corpus}", f"--model={folder}", f"--output-dir={out}", *SIZES, "--log-every=1", "--run.wandb=disabled")
     ]
-    run(capsys, *options, "--max-steps=2")
-    assert "not trained, as the loss does not depend on them: cls.predictions.bias" in capsys.readouterr().err
-    run(capsys, *options, "--max-steps=4")
+    said = run_to_end([*options, "--max-steps=2"])
+    assert "not trained, as the loss does not depend on them: cls.predictions.bias" in said
+    run_to_end([*options, "--max-steps=4"])
     assert [line["step"] for line in metrics(out)] == [1, 2, 3, 4]
     before = load_file(folder / "model.safetensors")
     after = load_file(out / "model" / "model.safetensors")
@@ -212,17 +189,15 @@ def test_a_bert_with_an_untied_head_trains_saves_and_resumes(
 
 
 def test_a_stable_checkpoint_goes_on_in_a_new_run_that_warms_up_and_decays_again(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus: Path, model: Path, tmp_path: Path
 ) -> None:
-    model, first, second = write_tiny_bert(tmp_path / "model"), tmp_path / "first", tmp_path / "second"
-    options = [
-        f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", "--sequence-length=48",
-        "--global-batch-size=8", "--data.heldout-fraction=0.1", "--eval-every=4", "--eval.documents=20",
-        "--train.learning-rate=0.01", "--train.decay-fraction=0.5",
-    ]  # fmt: skip
-    run(capsys, f"--output-dir={first}", "--max-steps=8", "--save-every=4", *options)
+    first, second = tmp_path / "first", tmp_path / "second"
+    rate = ("--train.learning-rate=0.01", "--train.schedule=wsd", "--train.decay-fraction=0.5")
+    options = (*SIZES, *rate, "--data.heldout-fraction=0.1", "--eval-every=4", "--eval.documents=20")
+    run_to_end(tiny_options(corpus, model, first, *options, "--max-steps=8", "--save-every=4"))
     stable = first / "checkpoints" / "step-00000004"
-    run(capsys, f"--output-dir={second}", "--max-steps=6", f"--init-from={stable}", "--train.warmup-steps=2", *options)
+    begun = ("--max-steps=6", f"--init-from={stable}", "--train.warmup-steps=2")
+    run_to_end(tiny_options(corpus, model, second, *options, *begun))
     before, after = metrics(first), metrics(second)
     decay = [0.01 * (1 - math.sqrt(share)) for share in (0.25, 0.5, 0.75)]
     assert [line["train/lr"] for line in before[1:]] == pytest.approx([0.01] * 5 + decay)
@@ -232,16 +207,13 @@ def test_a_stable_checkpoint_goes_on_in_a_new_run_that_warms_up_and_decays_again
 
 
 def test_a_run_from_the_weights_of_another_begins_at_step_0_and_warms_up_again(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus: Path, model: Path, tmp_path: Path
 ) -> None:
-    model, first, second = write_tiny_bert(tmp_path / "model"), tmp_path / "first", tmp_path / "second"
-    options = [
-        f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", "--sequence-length=48",
-        "--global-batch-size=8", "--micro-batch-size=4", "--data.heldout-fraction=0.1", "--eval-every=6",
-        "--eval.documents=20", "--max-steps=6", "--train.learning-rate=0.01", "--train.schedule=constant",
-    ]  # fmt: skip
-    run(capsys, f"--output-dir={first}", *options)
-    run(capsys, f"--output-dir={second}", f"--init-from={first / 'model'}", "--train.warmup-steps=4", *options)
+    first, second = tmp_path / "first", tmp_path / "second"
+    evaluation = ("--data.heldout-fraction=0.1", "--eval-every=6", "--eval.documents=20")
+    options = (*SIZES, *evaluation, "--max-steps=6", "--train.learning-rate=0.01")
+    run_to_end(tiny_options(corpus, model, first, *options))
+    run_to_end(tiny_options(corpus, model, second, *options, f"--init-from={first / 'model'}", "--train.warmup-steps=4"))
     before, after = metrics(first), metrics(second)
     assert after[0]["step"] == 0
     assert after[0]["eval/loss"] == before[6]["eval/loss"] != before[0]["eval/loss"]
