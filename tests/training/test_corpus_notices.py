@@ -14,7 +14,7 @@ from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.steps.corpus_notices import CorpusNotices
-from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.corpora import documents, write_shard
 from tests.training.runs import prepared, tiny_run
 
 
@@ -29,9 +29,11 @@ class FirstOfTwo(Ranks):
 
 
 @pytest.mark.parametrize(("epoch_of_other", "said"), [(0, True), (1, False)])
-def test_a_source_that_only_another_rank_has_not_read_is_said(epoch_of_other: int, said: bool, tmp_path: Path) -> None:
+def test_a_source_that_only_another_rank_has_not_read_is_said(
+    epoch_of_other: int, said: bool, model: Path, tmp_path: Path
+) -> None:
     write_shard(tmp_path / "s", documents(50), "plain")
-    config = tiny_run(tmp_path, write_tiny_bert(tmp_path / "model"), tmp_path / "out", max_steps=None, max_epochs=1)
+    config = tiny_run(tmp_path, model, tmp_path / "out", max_steps=None, max_epochs=1)
     shown = io.StringIO()
     with prepared(config) as setup:
         own, of_other = (part_of(range(setup.pinned.lanes), rank, 2) for rank in range(2))

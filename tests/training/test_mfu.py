@@ -44,11 +44,11 @@ def test_the_work_of_a_step_is_what_mfu_takes_it_for(objective: str, tmp_path: P
     assert expected / filled == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
-def test_the_steps_since_the_last_line_of_metrics_hold_none_of_their_rows(tmp_path: Path) -> None:
+def test_the_steps_since_the_last_line_of_metrics_hold_none_of_their_rows(model: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     write_shard(corpus / "s", documents(100), "plain")
-    config = tiny_run(corpus, write_tiny_bert(tmp_path / "model"), tmp_path / "out", max_steps=3)
+    config = tiny_run(corpus, model, tmp_path / "out", max_steps=3)
     with prepared(config) as setup:
         window = MetricsWindow(setup.plan, setup.loaded.model, torch.device("cpu"), setup.ranks)
         rows = []

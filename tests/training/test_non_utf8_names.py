@@ -18,7 +18,7 @@ from stream_pretrain.errors import SourceError
 from stream_pretrain.non_utf8_names import escaped, in_shell, utf8_path
 from stream_pretrain.redaction import printable
 from stream_pretrain.typed_json import from_json
-from tests.corpora import documents, json_lines, write_tiny_bert
+from tests.corpora import documents, json_lines
 from tests.integration.jobs import tiny_options
 from tests.training.runs import run_to_end
 
@@ -34,8 +34,7 @@ def named(folder: Path, name: bytes) -> Path:
     return path
 
 
-def test_a_shard_and_a_run_whose_names_are_not_utf_8_train_and_go_on(tmp_path: Path) -> None:
-    model = write_tiny_bert(tmp_path / "model")
+def test_a_shard_and_a_run_whose_names_are_not_utf_8_train_and_go_on(model: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     lines = json_lines(documents(40, longest=20)).splitlines(keepends=True)
     named(tmp_path / "corpus", b"caf\xe9.jsonl").write_bytes(b"".join([*lines[:7], b"{no json\n", *lines[8:]]))

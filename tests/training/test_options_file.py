@@ -18,7 +18,7 @@ from stream_pretrain.config import Config, validate
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.training.files.options_file import write_options
 from stream_pretrain.training.files.versions import program
-from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.corpora import documents, write_shard
 from tests.integration.jobs import tiny_options
 from tests.training.runs import run_here, run_to_end
 
@@ -123,9 +123,8 @@ def test_the_checkpoint_that_a_run_began_from_is_named(tmp_path: Path) -> None:
     assert "# It began from a checkpoint: --resume runs/a/checkpoints/step-00000005\n" in text
 
 
-def test_a_run_from_the_options_of_another_is_the_same_and_the_same_folder_goes_on(tmp_path: Path) -> None:
+def test_a_run_from_the_options_of_another_is_the_same_and_the_same_folder_goes_on(model: Path, tmp_path: Path) -> None:
     write_shard(tmp_path / "s", documents(200), "plain")
-    model = write_tiny_bert(tmp_path / "model")
     first = tiny_options(tmp_path / "s.jsonl", model, tmp_path / "a", "--max-steps=2", "--save-every=2")
     run_to_end(first)
     file = tmp_path / "a" / "config.yaml"

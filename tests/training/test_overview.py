@@ -62,9 +62,9 @@ def said(setup: Setup, label: str, estimate: CorpusEstimate = ESTIMATE) -> str:
     return text
 
 
-def test_the_whole_block_stands_before_the_first_step(tmp_path: Path) -> None:
+def test_the_whole_block_stands_before_the_first_step(model: Path, tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "s", documents(200), "zst")
-    model, out = write_tiny_bert(tmp_path / "model"), tmp_path / "out"
+    out = tmp_path / "out"
     done = run_to_end(tiny_options(shard, model, out, "--max-steps=34", "--log-every=1"))
     lines = done.splitlines()
     begin = next(number for number, line in enumerate(lines) if line.startswith("batch  "))
@@ -93,10 +93,10 @@ def test_the_corpus_is_estimated_and_how_often_it_is_read(setup: Setup) -> None:
     assert said(setup, "corpus", CorpusEstimate((None,), 1000)) == unknown
 
 
-def test_every_source_of_a_mixture_is_read_by_its_shares_in_the_run(tmp_path: Path) -> None:
+def test_every_source_of_a_mixture_is_read_by_its_shares_in_the_run(model: Path, tmp_path: Path) -> None:
     for name in "abcd":
         write_shard(tmp_path / name, documents(50), "plain")
-    config = tiny_run(tmp_path, write_tiny_bert(tmp_path / "model"), tmp_path / "out", max_steps=1000)
+    config = tiny_run(tmp_path, model, tmp_path / "out", max_steps=1000)
     weights = {"a": 3.0, "b": 1.0, "c": 0.0, "d": 0.0}
     sources = tuple(SourceConfig(name, str(tmp_path / f"{name}.jsonl"), weight) for name, weight in weights.items())
     later = (WeightChange(500, {"a": 0.0, "c": 1.0}),)

@@ -17,17 +17,17 @@ from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.start.run_directory import RunDirectory
 from stream_pretrain.training.start.setup import prepare
 from stream_pretrain.training.state.parallelism import accelerator_for
-from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.corpora import documents, write_shard
 from tests.integration.jobs import tiny_options
 from tests.training.runs import prepared, run_here, tiny_run
 
 
 @pytest.mark.parametrize(("visible", "told"), [(0, False), (1, False), (8, True)])
 def test_one_line_says_how_to_use_all_gpus_where_some_are_idle(
-    visible: int, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    visible: int, told: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shard(tmp_path / "s", documents(50), "plain")
-    config = tiny_run(tmp_path, write_tiny_bert(tmp_path / "model"), tmp_path / "out", max_steps=1)
+    config = tiny_run(tmp_path, model, tmp_path / "out", max_steps=1)
     said = io.StringIO()
     with stop_on_signals() as stop, RunDirectory.own(tmp_path / "out", [], lambda _: None) as out:
         accelerator = accelerator_for(config)
@@ -42,10 +42,10 @@ def test_one_line_says_how_to_use_all_gpus_where_some_are_idle(
 
 @pytest.mark.parametrize(("ranks", "workers", "told"), [(4, 0, False), (3, 1, False), (2, 2, True)])
 def test_more_data_workers_than_cores_are_named(
-    ranks: int, workers: int, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ranks: int, workers: int, told: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shard(tmp_path / "s", documents(50), "plain")
-    config = tiny_run(tmp_path, write_tiny_bert(tmp_path / "model"), tmp_path / "out", max_steps=1)
+    config = tiny_run(tmp_path, model, tmp_path / "out", max_steps=1)
     config = replace(config, data=replace(config.data, workers=workers))
     said = io.StringIO()
     with stop_on_signals() as stop, RunDirectory.own(tmp_path / "out", [], lambda _: None) as out:
@@ -59,9 +59,9 @@ def test_more_data_workers_than_cores_are_named(
 
 
 @pytest.mark.parametrize(("objective", "needed"), [("mlm", 4), ("clm", 3)])
-def test_rows_too_short_for_a_label_are_refused(objective: str, needed: int, tmp_path: Path) -> None:
+def test_rows_too_short_for_a_label_are_refused(objective: str, needed: int, model: Path, tmp_path: Path) -> None:
     write_shard(tmp_path / "s", documents(50), "plain")
-    config = tiny_run(tmp_path, write_tiny_bert(tmp_path / "model"), tmp_path / "out", max_steps=1)
+    config = tiny_run(tmp_path, model, tmp_path / "out", max_steps=1)
     for length in (2, needed - 1):
         short = replace(
             config, data=replace(config.data, sequence_length=length), objective=replace(config.objective, name=objective)
@@ -73,12 +73,11 @@ def test_rows_too_short_for_a_label_are_refused(objective: str, needed: int, tmp
             pass
 
 
-def test_debug_shows_what_caused_an_error(tmp_path: Path) -> None:
+def test_debug_shows_what_caused_an_error(model: Path, tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "s", documents(200), "gz")
     damaged = bytearray(shard.read_bytes())
     damaged[len(damaged) // 2 :] = b"\xff" * (len(damaged) - len(damaged) // 2)
     shard.write_bytes(damaged)
-    model = write_tiny_bert(tmp_path / "model")
     done = run_here([*tiny_options(shard, model, tmp_path / "out", "--max-steps=1000"), "--debug"])
     assert done.returncode == 1
     assert "\nzlib.error: Error -3 while decompressing data" in done.stderr

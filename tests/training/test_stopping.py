@@ -10,13 +10,13 @@ import torch
 
 from stream_pretrain.training.ranks.signals import Interrupted
 from stream_pretrain.training.report.stop_messages import stopping
-from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.corpora import documents, write_shard
 from tests.training.runs import prepared, steps_of, tiny_run
 
 
-def test_a_step_of_many_micro_batches_is_left_at_a_signal_as_if_it_had_not_begun(tmp_path: Path) -> None:
+def test_a_step_of_many_micro_batches_is_left_at_a_signal_as_if_it_had_not_begun(model: Path, tmp_path: Path) -> None:
     write_shard(tmp_path / "s", documents(300), "plain")
-    config = tiny_run(tmp_path, write_tiny_bert(tmp_path / "model"), tmp_path / "out", max_steps=5, micro_batch_size=1)
+    config = tiny_run(tmp_path, model, tmp_path / "out", max_steps=5, micro_batch_size=1)
     forwards = 0
 
     def signal_in_the_second_step(*_: object) -> None:
@@ -39,8 +39,8 @@ def test_a_step_of_many_micro_batches_is_left_at_a_signal_as_if_it_had_not_begun
         assert all(torch.equal(weight, weights[name]) for name, weight in setup.parallel.bare.state_dict().items())
 
 
-def test_behind_the_last_row_a_request_is_answered_with_the_last_step(tmp_path: Path) -> None:
-    shard, model = write_shard(tmp_path / "s", documents(20), "plain"), write_tiny_bert(tmp_path / "model")
+def test_behind_the_last_row_a_request_is_answered_with_the_last_step(model: Path, tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "s", documents(20), "plain")
     with prepared(tiny_run(shard, model, tmp_path / "out", max_steps=None, max_epochs=1)) as setup:
         *_, last = steps_of(setup)
         assert setup.stop.last_step == last.step
