@@ -130,7 +130,8 @@ class ZstdFrame:
             return b""
         held = memoryview(self._held)
         content = self._frame.decompress(held[: self._end])
-        self._held = held[self._end :]
+        rest = held[self._end :]
+        self._held = rest if self._last else bytes(rest)  # which does not keep what is in front of it
         self._end = self._blocks = 0
         self._can_go_on = self._last or self._are_there(max_length)
         return content
