@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import itertools
+import multiprocessing
+import os
+import runpy
 import statistics
 import sys
 import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -33,13 +36,12 @@ from stream_pretrain.verification.comparing import compared
 from stream_pretrain.verification.moments import Moment
 from stream_pretrain.verification.proof import ROUNDING
 from stream_pretrain.verification.recorded_steps import RecordedStep
-from stream_pretrain.verification.starts import Start, launched, run_start
+from stream_pretrain.verification.starts import Start, run_start
 
 Figures = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_ERROR = 0.02
 """Of bfloat16 beside float32, as a share: the type has 8 bits of precision."""
-SECONDS_OF_A_START = 100.0
 SYNCHRONISED = "called a synchronizing CUDA operation"
 
 
@@ -233,7 +235,7 @@ def _synchronisations(call: Callable[[], object], cuda: bool) -> int | None:
 
 
 def resume(setting: Setting) -> Iterator[Figures]:
-    """A run that is killed and started again, in processes of its own, beside one that is not: all rows, and the losses."""
+    """A run that is killed and started again beside one that is not, each start a process: all rows, and the losses."""
     micro_batch = 8 if setting.cuda else 2
     few_layers = replace(setting, layers=min(3, setting.layers), batch=2 * micro_batch, micro_batch=micro_batch)
     write_model(few_layers)
@@ -249,7 +251,7 @@ def resume(setting: Setting) -> Iterator[Figures]:
         for name, moment in (("undisturbed", None), ("killed", Moment("step", 6)), ("killed", None)):
             run = replace(config, run=replace(config.run, output_dir=f"{folder}/{name}", save_every=4))
             start = Path(folder, f"start-{len(of_starts[name])}-{name}")
-            ended = run_start(Start(run, moment), start, launched, SECONDS_OF_A_START)
+            ended = run_start(Start(run, moment), start, _in_fork_of_this, deadline=0)  # that of the part counts
             if ended.fault is not None:
                 sys.exit(f"{name}: {ended.fault}\n{(start / 'log.txt').read_text()}")
             of_starts[name].append(ended.steps)
@@ -263,6 +265,25 @@ def resume(setting: Setting) -> Iterator[Figures]:
     }
     if not comparison.rows_equal or not comparison.losses_equal:
         sys.exit(f"the run that was killed is another one: {comparison.to_json()}")
+
+
+def _in_fork_of_this(command: Sequence[str], variables: Mapping[str, str], log: Path, _: float) -> int | None:
+    """A `Launch` that imports nothing again."""
+    start = multiprocessing.get_context("fork").Process(target=_run_python, args=(command, variables, log))
+    start.start()
+    start.join()
+    return start.exitcode
+
+
+def _run_python(command: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
+    _, option, module, *arguments = command
+    assert option == "-m"
+    os.environ.update(variables)
+    with log.open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 # --- Measurements ---------------------------------------------------------------------------------------------------

@@ -340,6 +340,20 @@ def test_a_lane_without_documents_says_so_instead_of_waiting_for_ever(tmp_path: 
         row_of(lane(plan_for(tmp_path, lanes=8), 0))
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"id,text", "lane 0 of 1 found no document in 2 epochs, but 6 skipped (not JSON): check "),
+        (b'{"text": ""}', "lane 0 of 1 found no document in 64 epochs, but 192 without text (text is blank): check "),
+    ],
+)
+def test_a_lane_without_documents_says_what_it_met_instead(tmp_path: Path, line: bytes, said: str) -> None:
+    (tmp_path / "s.jsonl").write_bytes(line + b"\n" + line + b"\n" + line + b"\n")
+    with pytest.raises(SourceError) as error:
+        row_of(lane(plan_for(tmp_path, lanes=1, global_batch_size=1, window_bytes=1), 0))
+    assert str(error.value).startswith(said)
+
+
 def test_a_corpus_smaller_than_the_lanes_is_read_by_all_of_them_in_turn(tmp_path: Path) -> None:
     write_shard(tmp_path / "s", ["doc 000001"], "plain")
     plan = plan_for(tmp_path, lanes=8)
