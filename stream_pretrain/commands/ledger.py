@@ -46,7 +46,7 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
         raise ConfigError("--ledger.text shows the texts of --ledger.step: leave it out without that")
     transformers.utils.logging.disable_progress_bar()
     found = recorded_run(Path(given.operands[0]), given.config, [name for name in given.typed if name.startswith("data.")])
-    progress.notice(f"the run is {found.state}")
+    progress.notice(f"the run {found.state}")
     match asked[0]:
         case "step":
             return _step(found, options.step, given.config.data.workers, progress, with_text=options.text)

@@ -16,15 +16,15 @@ from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors
-from stream_pretrain.errors import CheckpointError, ConfigError, DamagedCheckpointError, ModelError
+from stream_pretrain.errors import CheckpointError, ConfigError, DamagedCheckpointError, ModelError, SourceError, TransportError
 from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.files.manifest import json_of
 from stream_pretrain.training.files.options_file import NAME as OPTIONS
-from stream_pretrain.training.files.out_files import CHECKPOINTS, CURSORS, RUN
+from stream_pretrain.training.files.out_files import CHECKPOINTS, CURSORS, MODEL, RUN
 from stream_pretrain.training.start.engine import engine_of
 from stream_pretrain.training.start.kept_defaults import kept_options, with_options
 from stream_pretrain.training.start.passed_steps import Passed, passed_in
-from stream_pretrain.training.start.run_directory import refuse_other_version
+from stream_pretrain.training.start.run_directory import changed_options, refuse_other_version
 from stream_pretrain.training.state.checkpoint import read_trainer
 
 
@@ -35,7 +35,7 @@ class RecordedRun:
     out: Path
     plan: StreamPlan
     state: str
-    """Of run.json, in words."""
+    """Of run.json, in words behind "the run"."""
     cursor_files: Mapping[int, Path]
     """By step, oldest first: the stream.json behind it."""
     first_step: int
@@ -75,7 +75,10 @@ def recorded_run(out: Path, given: Config, typed: Sequence[str]) -> RecordedRun:
     Raises: CheckpointError where the folder has no run, or none of its checkpoints can be read; SourceError, ModelError.
     """
     _refuse_other_folder(out)
-    own = parse([f"--config={out / OPTIONS}"])
+    try:
+        own = parse([f"--config={out / OPTIONS}"])
+    except ConfigError as error:
+        raise CheckpointError(f"{out / OPTIONS} is not what the run wrote: was the folder copied in part? ({error})") from error
     names = [word.replace("-", "_") for word in typed]
     if own.data.sources and "data.dataset" in names:
         raise ConfigError("--dataset: this run reads several sources: give --data.sources with the places of all of them")
@@ -86,10 +89,16 @@ def recorded_run(out: Path, given: Config, typed: Sequence[str]) -> RecordedRun:
     checkpoint, trainer = _newest_readable(out)
     refuse_other_version(checkpoint, trainer, "read it with")  # also for steps before its first cursors
     config = with_options(config, kept_options(config, trainer, checkpoint))
+    _refuse_other_options(config, trainer, out)
     pinned = PinnedCorpus.from_json(json_of(checkpoint / "corpus.json"))
-    pinned = pinning.found_again(config, pinned, world=1)
+    try:
+        pinned = pinning.found_again(config, pinned, world=1)
+    except TransportError:
+        raise
+    except SourceError as error:
+        raise SourceError(f"{error}; a corpus that has moved is given with --dataset or --data.sources") from error
     plan = _plan(config, given.model, pinned, out, checkpoint, trainer["tokenizer"])
-    recorded = json_of(out / RUN) if (out / RUN).is_file() else {}
+    recorded = _record(out)
     passed = passed_in(trainer, checkpoint / "trainer.json")
     files = _cursor_files(out)
     if (parent := recorded.get("parent")) and (behind := _parent_cursors(Path(parent))):
@@ -122,6 +131,25 @@ def _refuse_other_rows(own: Config, asked: Config) -> None:
             raise ConfigError(f"{option} is {value} in this run, not {now[name]}: leave it out, the run's own options count")
 
 
+def _refuse_other_options(config: Config, trainer: Mapping[str, Any], out: Path) -> None:
+    """Raises: CheckpointError where the file of options has others than the checkpoints, and so other rows."""
+    for name, (was, now) in changed_options(config, trainer["fixed"]).items():
+        if name.startswith("model."):
+            continue  # of which the tokenizer alone decides rows, and is compared by its fingerprint
+        raise CheckpointError(
+            f"{out / OPTIONS} is not what the run wrote: --{name.replace('_', '-')} is {now}, and {was} in its checkpoints; "
+            "was the folder copied in part?"
+        )
+
+
+def _record(out: Path) -> dict[str, Any]:
+    """run.json; a copy without it, or with a part of it, tells all but the state."""
+    try:
+        return json_of(out / RUN)
+    except DamagedCheckpointError:
+        return {}
+
+
 def _value(config: Config, name: str) -> Any:
     group, _, option = name.partition(".")
     return getattr(getattr(config, group), option)
@@ -139,6 +167,8 @@ def _newest_readable(out: Path) -> tuple[Path, dict[str, Any]]:
             faults.append(str(error))
     if faults:
         raise CheckpointError(f"{out}: no checkpoint can be read; the newest: {faults[0]}")
+    if (out / CURSORS).exists() or (out / MODEL).exists():
+        raise CheckpointError(f"the checkpoints of {out}, which say what the run reads, are gone: was it copied in part?")
     raise CheckpointError(f"{out} has no checkpoint yet, which says what the run reads: ask again after the first one")
 
 
@@ -181,11 +211,15 @@ def _parent_cursors(checkpoint: Path) -> dict[int, Path]:
 
 
 def _in_words(recorded: Mapping[str, Any], last: int) -> str:
-    state = str(recorded.get("state", "unknown: it has no run.json"))
+    state = recorded.get("state")
+    if state is None:
+        return f"has no run.json that can be read; its last checkpoint is of step {last:,}"
     if state == "running":
-        return f"running, or killed, on {recorded.get('host')}: what is behind its last checkpoint, step {last:,}, is not known"
-    error = f" ({recorded['error']})" if state == "failed" and "error" in recorded else ""
-    return f"{state}{error} at step {recorded.get('step', last):,}"
+        return (
+            f"is running, or killed, on {recorded.get('host')}: what is behind its last checkpoint, step {last:,}, is not known"
+        )
+    step = f"at step {recorded.get('step', last):,}"
+    return f"has failed {step}: {recorded.get('error')}" if state == "failed" else f"is {state} {step}"
 
 
 def steps_in(run: RecordedRun, words: str | None, option: str = "--ledger.steps") -> range:

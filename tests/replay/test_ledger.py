@@ -151,15 +151,36 @@ def test_a_folder_that_is_running_half_copied_or_none_is_told_as_what_it_is(
     said = capsys.readouterr()
     assert "the run is running, or killed, on node7: what is behind its last checkpoint, step 9, is not known\n" in said.err
     assert said.out.startswith(f"step 5: {len(documents_in(consumed[5]))} documents in 8 rows\n")
-    (copy / "run.json").unlink()
-    assert asked(capsys, copy, "--step=5")["step"] == 5
+    (copy / "run.json").write_text(json.dumps(state | {"state": "failed", "step": 8, "error": "SourceError: gone"}))
+    assert cli.main(["ledger", str(copy), "--step=5", "--workers=0"]) == 0
+    assert "the run has failed at step 8: SourceError: gone\n" in capsys.readouterr().err
+    (copy / "run.json").write_text('{"state": "fini')
+    assert cli.main(["ledger", str(copy), "--step=5", "--workers=0"]) == 0
+    assert "the run has no run.json that can be read; its last checkpoint is of step 9\n" in capsys.readouterr().err
     (copy / "checkpoints/step-00000009/trainer.json").unlink()
     code, line = refused(capsys, str(copy), "--step=5")
     assert code == 1
     assert line.startswith(f"error: {copy}: no checkpoint can be read; the newest: ")
     shutil.rmtree(copy / "checkpoints")
     assert refused(capsys, str(copy), "--step=5")[1] == (
+        f"error: the checkpoints of {copy}, which say what the run reads, are gone: was it copied in part?"
+    )
+    shutil.rmtree(copy / "cursors")
+    shutil.rmtree(copy / "model")
+    assert refused(capsys, str(copy), "--step=5")[1] == (
         f"error: {copy} has no checkpoint yet, which says what the run reads: ask again after the first one"
+    )
+    options = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text("data: {")
+    assert refused(capsys, str(copy), "--step=5")[1].startswith(
+        f"error: {copy}/config.yaml is not what the run wrote: was the folder copied in part? (--config "
+    )
+    shutil.copytree(out, tmp_path / "cut")
+    cut = tmp_path / "cut/config.yaml"
+    cut.write_text(options.replace("sequence-length: 64", "").replace("sequence_length: 64", ""))
+    assert refused(capsys, str(tmp_path / "cut"), "--step=5")[1] == (
+        f"error: {cut} is not what the run wrote: --data.sequence-length is 512, and 64 in its checkpoints; "
+        "was the folder copied in part?"
     )
     (copy / "config.yaml").unlink()
     assert refused(capsys, str(copy), "--step=5")[1] == (
@@ -353,7 +374,9 @@ def test_a_corpus_that_has_moved_is_read_where_it_is_now(
         shutil.copy(out.parent / f"{name}.jsonl", now)
         sources.append({"name": name, "dataset": str(now / f"{name}.jsonl"), "weight": weight})
     (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace(str(out.parent), "/gone"))
-    assert refused(capsys, str(copy), "--step=2")[0] == 1
+    assert refused(capsys, str(copy), "--step=2")[1].endswith(
+        "; a corpus that has moved is given with --dataset or --data.sources"
+    )
     told = asked(capsys, copy, "--step=2", f"--data.sources={json.dumps(sources)}")
     assert len(told["documents"]) == len(documents_in(consumed[2]))
 

@@ -293,18 +293,29 @@ def refuse_other_version(checkpoint: Path, trainer: Mapping[str, Any], instead: 
 
 def _refuse_drift(config: Config, was: dict[str, Any], checkpoint: Path, new_out: Path, command: Sequence[str]) -> None:
     """Compare the fixed options with those of the checkpoint. Raises: CheckpointError."""
-    now = without_places(json.loads(json.dumps(fixed_options(config))))
-    may_change = flatten(config).keys() - now.keys()
-    usual = {name: value for name, value in defaults(config).items() if name in now}
-    was = without_places({**usual, **was})  # an option newer than the checkpoint had its default
-    changed = [name for name in sorted((was.keys() | now.keys()) - may_change) if was.get(name) != now.get(name)]
+    changed = changed_options(config, was)
     if changed:
-        lines = [f"  --{name.replace('_', '-')}: was {was.get(name)}, is {now.get(name)}" for name in changed]
+        lines = [f"  --{name.replace('_', '-')}: was {before}, is {now}" for name, (before, now) in changed.items()]
         raise CheckpointError(
             f"{checkpoint} was trained with options that must not change in a run:",
             *lines,
-            f"put them back, or {_new_run(config, was, command, checkpoint, new_out)}",
+            f"put them back, or {_new_run(config, _with_usual(config, was), command, checkpoint, new_out)}",
         )
+
+
+def changed_options(config: Config, was: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fixed options that differ from those of a checkpoint, by dotted name: what they were, and are."""
+    now = without_places(json.loads(json.dumps(fixed_options(config))))
+    may_change = flatten(config).keys() - now.keys()
+    was = _with_usual(config, was)
+    names = sorted((was.keys() | now.keys()) - may_change)
+    return {name: (was.get(name), now.get(name)) for name in names if was.get(name) != now.get(name)}
+
+
+def _with_usual(config: Config, was: Mapping[str, Any]) -> dict[str, Any]:
+    """The fixed options of a checkpoint; an option newer than it had its default."""
+    usual = {name: value for name, value in defaults(config).items() if name in fixed_options(config)}
+    return without_places({**usual, **was})
 
 
 def _stands_behind(config: Config, step: int, asked: range, out: Path, command: Sequence[str]) -> str:
