@@ -140,6 +140,16 @@ def test_where_the_run_has_trained_on_them_the_command_for_a_new_run_is_told(
     assert weights(Path(f"{out}-2"), 6) == weights(skipping[0], 6)
 
 
+def test_more_steps_are_passed_over_from_the_middle_of_a_gap_on(arguments: list[str], tmp_path: Path) -> None:
+    command = [*arguments, f"--output-dir={tmp_path}", "--save-every=1"]
+    run_to_end([*command, "--train.skip-steps=2:4", "--max-steps=3"])
+    run_to_end([*command, "--train.skip-steps=3:5", "--max-steps=6"])
+    assert [line["step"] for line in lines(tmp_path / "passed_over.jsonl")] == [2, 3, 4, 5]
+    assert trainer(tmp_path, 6)["skip_steps"] == ["2:4", "3:5"]
+    refused = run_here([*command, "--train.skip-steps=4:6", "--max-steps=6"])
+    assert "--train.skip-steps 4:6: the run stands after step 6, and has trained on step 6; begin" in refused.stderr
+
+
 def test_a_checkpoint_behind_the_first_step_is_refused(
     arguments: list[str], undisturbed: tuple[Path, Rows], tmp_path: Path
 ) -> None:

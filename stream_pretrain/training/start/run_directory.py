@@ -28,7 +28,7 @@ from stream_pretrain.training.files.retried_reads import read_object
 from stream_pretrain.training.files.versions import program
 from stream_pretrain.training.start.auto_learning_rate import Chosen, chosen_for
 from stream_pretrain.training.start.kept_defaults import in_words, kept_options, with_options
-from stream_pretrain.training.start.passed_steps import Passed, passed_in, steps_in_words
+from stream_pretrain.training.start.passed_steps import Passed, is_passed, passed_in, steps_in_words
 from stream_pretrain.training.state.checkpoint import checkpoints_in, latest, newest_intact, read_trainer, verify
 from stream_pretrain.urls import HIDDEN
 
@@ -263,8 +263,9 @@ def found_start(config: Config, out: RunDirectory, report: Callable[[str], None]
         passed = tuple(dict.fromkeys((*passed_in(trainer, checkpoint / "trainer.json"), *passed)))
     asked = asked_steps(config.train.skip_steps)
     if asked is not None and asked not in passed:
-        if step >= asked.start:
-            raise CheckpointError(_stands_behind(config, step, asked, path, command))
+        behind = range(asked.start, min(asked.stop, step + 1))
+        if (trained := next((one for one in behind if not is_passed(passed, one)), None)) is not None:
+            raise CheckpointError(_stands_behind(config, step, trained, path, command))
         passed = (*passed, asked)
     return Start(step, checkpoint, parent, chosen, passed, kept)
 
@@ -318,11 +319,11 @@ def _with_usual(config: Config, was: Mapping[str, Any]) -> dict[str, Any]:
     return without_places({**usual, **was})
 
 
-def _stands_behind(config: Config, step: int, asked: range, out: Path, command: Sequence[str]) -> str:
-    """The error where the steps to pass over are trained on already, with the command for a run that passes over them."""
+def _stands_behind(config: Config, step: int, trained: int, out: Path, command: Sequence[str]) -> str:
+    """The error where a step to pass over is trained on already, with the command for a run that passes over it."""
     option = f"--train.skip-steps {config.train.skip_steps}"
-    said = f"{option}: the run stands after step {step:,}, and has trained on step {asked.start:,}"
-    before = [path for of_step, path in checkpoints_in(out / CHECKPOINTS) if of_step < asked.start]
+    said = f"{option}: the run stands after step {step:,}, and has trained on step {trained:,}"
+    before = [path for of_step, path in checkpoints_in(out / CHECKPOINTS) if of_step < trained]
     if not before:
         return f"{said}; {out} has no checkpoint before it: give --resume one that is, and another --output-dir"
     new = _command(command, {"resume": str(before[-1]), "output-dir": str(_unused(out))})
