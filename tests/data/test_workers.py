@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import faulthandler
 import gc
 import hashlib
 import itertools
@@ -117,6 +119,48 @@ def test_a_worker_that_is_killed_is_named_with_its_signal() -> None:
     with pytest.raises(TrainingError, match=rf"a data worker died \(process {second}: SIGKILL\)"):
         list(iter(lambda: received(workers, 1), None))
     workers.close()
+
+
+def test_a_crash_is_not_taken_for_a_lack_of_memory() -> None:
+    workers = Workers([Items([500])], [None], AHEAD, faulthandler.disable)
+    [worker] = multiprocessing.active_children()
+    assert received(workers, 0)[0] == 0
+    os.kill(worker.pid or 0, signal.SIGABRT)
+    with pytest.raises(TrainingError, match=rf"died \(process {worker.pid}: SIGABRT\): a library has crashed"):
+        list(iter(lambda: received(workers, 0), None))
+    workers.close()
+
+
+def test_a_worker_that_cannot_be_started_is_refused_in_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path / "s", documents(300), "plain")
+    next(steps(tmp_path, 0))  # what is opened once is open
+    gc.collect()
+    start, started, descriptors = multiprocessing.Process.start, list[int](), len(os.listdir("/proc/self/fd"))
+
+    def at_the_limit(process: multiprocessing.Process) -> None:
+        if len(started) == 2:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        start(process)
+        started.append(process.pid or 0)
+
+    monkeypatch.setattr(multiprocessing.Process, "start", at_the_limit)
+    for _ in range(2):
+        started.clear()
+        with pytest.raises(TrainingError, match=r"^a data worker cannot be started \(Resource temporarily unavailable\)"):
+            next(steps(tmp_path, 4))
+        assert len(started) == 2
+        assert not any(map(psutil.pid_exists, started))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors + 4, before[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"^a data worker cannot be started \(Too many open files\)"):
+            next(steps(tmp_path, 4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 def test_a_worker_that_is_killed_while_it_sends_an_item_is_named_too() -> None:

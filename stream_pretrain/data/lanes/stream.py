@@ -29,7 +29,7 @@ from stream_pretrain.data.lanes.rows_per_lane import LaneRows
 from stream_pretrain.data.lanes.step_rows import StepRows, merged, step_of
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors
-from stream_pretrain.data.lanes.workers import AHEAD_BYTES, InProcess, SharedMemory, Workers
+from stream_pretrain.data.lanes.workers import AHEAD_BYTES, InProcess, SharedMemory, Workers, cannot_start
 from stream_pretrain.data.rows.train_rows import Int32s, int32s
 from stream_pretrain.data.transport.store_memory import StoreMemory
 from stream_pretrain.errors import StreamPretrainError
@@ -164,7 +164,10 @@ class StepStream:
         self._generation = 0
         own = part_of(range(plan.layout.lanes), rank, world)
         numbers = [part_of(own, worker, max(workers, 1)) for worker in range(max(workers, 1))]
-        pipes = [multiprocessing.Pipe(duplex=False) for _ in numbers]
+        try:
+            pipes = [multiprocessing.Pipe(duplex=False) for _ in numbers]
+        except OSError as error:
+            raise cannot_start(error) from error
         self._pipes = [end for pipe in pipes for end in pipe]
         self._deals = [sending for _, sending in pipes]
         self._items: list[StepRows | Failure | None] = [None for _ in numbers]

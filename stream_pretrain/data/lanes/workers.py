@@ -37,6 +37,8 @@ SMALL_BYTES = 1024
 SHUTDOWN_SECONDS = 0.5
 """Workers that have not ended after this, such as those that wait for a server, are killed."""
 
+_CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+
 _LEAVE = b"leave"
 """A message to a worker. An empty one releases an item."""
 
@@ -64,6 +66,12 @@ class SharedMemory:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _opened, (DupFd(self.file), len(self.bytes))
+
+
+def _close(memory: SharedMemory | None) -> None:
+    """Close the descriptor: the memory stays as long as it is mapped."""
+    if memory is not None:
+        os.close(memory.file)
 
 
 def _opened(file: Any, size: int) -> SharedMemory:
@@ -94,21 +102,29 @@ class Workers(Generic[T]):
     ) -> None:
         """sources: of the items of each worker, iterated over there. ahead: items that each may have sent and not released.
 
-        begin: called first in each.
+        begin: called first in each. Raises: TrainingError where one cannot be started.
         """
         self._memories = memories
         self._connections: list[Connection] = []
         self._processes: list[multiprocessing.Process] = []
-        for source, memory in zip(sources, memories, strict=True):
-            ours, theirs = multiprocessing.Pipe()
+        try:
+            for source, memory in zip(sources, memories, strict=True):
+                self._start(source, memory, ahead, begin)
+        except OSError as error:
+            for left in memories[len(self._processes) :]:
+                _close(left)
+            self.close()
+            raise cannot_start(error) from error
+
+    def _start(self, source: Iterable[T], memory: SharedMemory | None, ahead: int, begin: Callable[[], None] | None) -> None:
+        ours, theirs = multiprocessing.Pipe()
+        with theirs:  # where no other process has it, the death of the worker ends what is read
             self._connections.append(ours)
             arguments = (source, theirs, memory, ahead, begin, tuple(self._connections))
             process = multiprocessing.Process(target=_work, args=arguments, daemon=True)
             process.start()
-            if memory is not None:
-                os.close(memory.file)
-            theirs.close()  # where no other process has it, the death of the worker ends what is read
-            self._processes.append(process)
+        self._processes.append(process)
+        _close(memory)
 
     def receive(self, worker: int) -> T:
         """The next item of a worker; its arrays are valid until it is released. Raises: TrainingError where a worker died."""
@@ -154,7 +170,10 @@ class Workers(Generic[T]):
         dead = [process for process in self._processes if process.sentinel in ended]
         for process in dead:
             process.join()  # its exit code comes a little later than its end
-        return _died(", ".join(f"process {process.pid}: {_cause(process.exitcode or 0)}" for process in dead))
+        why = ", ".join(f"process {process.pid}: {_cause(process.exitcode or 0)}" for process in dead)
+        if any(-(process.exitcode or 0) in _CRASHES for process in dead):
+            return _died(why, "a library has crashed, perhaps on a damaged shard; what it wrote is above")
+        return _died(why)
 
 
 class InProcess(Generic[T]):
@@ -179,8 +198,13 @@ def _cause(exit_code: int) -> str:
     return signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
 
 
-def _died(why: str) -> TrainingError:
-    return TrainingError(f"a data worker died ({why}): out of memory? Try fewer --workers")
+def _died(why: str, advice: str = "out of memory? Try fewer --workers") -> TrainingError:
+    return TrainingError(f"a data worker died ({why}): {advice}")
+
+
+def cannot_start(error: OSError) -> TrainingError:
+    """The error where the system lets no more processes begin, or open no more files."""
+    return TrainingError(f"a data worker cannot be started ({error.strerror}): give fewer --workers, or raise its limit")
 
 
 def _work(
