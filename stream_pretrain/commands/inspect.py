@@ -120,6 +120,6 @@ def _model_cost(
 
 
 def _lines_of(rows: TrainRows, tokenizer: PreTrainedTokenizerFast, *, causal: bool, as_json: bool) -> Iterator[str]:
-    coloured = not as_json and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    coloured = not as_json and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     yield from () if as_json else (LEGEND,)
     yield from lines_of_rows(rows, tokenizer, causal=causal, coloured=coloured)

@@ -123,11 +123,16 @@ def _read(
             _count_texts(sample, window.texts, engine, unknown_id, seen)
             sample.of_windows.append((sample.shards, window.content_bytes))
             restart, read = window.restart, read + window.content_bytes
-            if read >= most_bytes:
+            if read >= most_bytes and not _is_all_of(shard, read):
                 sample.whole = False
                 return
     finally:
         sample.in_the_middle += can_be_entered
+
+
+def _is_all_of(shard: Shard, read: int) -> bool:
+    """Whether so many bytes of content are known to be all of a shard."""
+    return shard.format in ("jsonl", "text") and not shard.is_content_estimated and read == shard.content_bytes
 
 
 def _count_texts(sample: Sample, texts: Sequence[str], engine: Engine | None, unknown_id: int | None, seen: set[int]) -> None:

@@ -180,8 +180,10 @@ def test_a_corpus_without_a_document_has_the_exit_code_of_the_refusal(
 ) -> None:
     for content in (b"", b"\n\n", b'{"text": " "}\n'):
         (tmp_path / "a.jsonl").write_bytes(content)
-        told = inspected(capsys, f"--dataset={tmp_path}/a.jsonl", code=1)
-        assert "no document has text: a run is refused; give another --dataset, or check --data.text-field" in told["warnings"]
+        for more in ((), ("--inspect.max-read-bytes=1",)):
+            told = inspected(capsys, f"--dataset={tmp_path}/a.jsonl", *more, code=1)
+            said = "no document has text: a run is refused; give another --dataset, or check --data.text-field"
+            assert said in told["warnings"]
 
 
 def test_rows_of_a_corpus_that_a_run_refuses_cost_nothing_of_the_report(
