@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from stream_pretrain.data.lanes.stream_state import first_cursors
 from stream_pretrain.data.rows.train_rows import TrainRows
 from stream_pretrain.inspection.extrapolation import Extrapolation
 from stream_pretrain.inspection.sample import Sample
+from stream_pretrain.units import human_bytes, human_count, human_duration
 from tests.corpora import documents, json_lines, word_tokenizer, write_shard
 from tests.integration.http_server import Server, serve
 from tests.training.runs import run_here, write_tiny_modernbert
@@ -126,6 +128,36 @@ def test_a_run_counts_and_keeps_what_was_told(tmp_path: Path, model: str, capsys
     assert len(kept) > 2, "those of --run.keep-every are kept too"
     most = plan["output_bytes_at_most"]
     assert most - plan["checkpoint_bytes"] - 170_000 * (1 + len(kept)) < size_of(out) <= most
+
+
+def numbers_in(value: Any) -> Iterator[float]:
+    """All numbers of a JSON value."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from numbers_in(inner)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def test_every_number_that_is_printed_is_in_the_json(corpus: str, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", "--sequence-length=64"]
+    options += ["--max-epochs=3", "--global-batch-size=16", "--inspect.max-read-bytes=60000"]
+    assert cli.main(["inspect", *options, "--workers=0"]) == 0
+    said = re.sub(r"\n\s+", " ", capsys.readouterr().out.partition("warning:")[0])
+    told = inspected(capsys, *options)
+    counts = told["sources"][0]["histogram_of_tokens"]["counts"]
+    known = [*numbers_in(told), sum(told["plan"]["windows"]), *(count / sum(counts) for count in counts)]
+    shown = {show(number) for number in known for show in SHOWN}
+    printed = re.findall(r"(?<![\w./])[0-9][0-9,.]*[0-9](?:e[+-][0-9]+)?(?:%|[kMGT]\b| [kMGT]?B\b)?|\b[0-9]\b", said)
+    assert len(printed) > 60
+    assert [number for number in printed if number not in shown] == []
+
+
+SHOWN = (
+    *(lambda number, form=form: format(number, form) for form in (",", ".2f", ".1f", ".0%", ".1%", ".2%", ".2g")),
+    *(human_bytes, human_count, lambda number: f"{math.ceil(number):,}", lambda hours: human_duration(3600 * hours)[:-2]),
+)
+"""How numbers are printed."""
 
 
 def size_of(folder: Path) -> int:
