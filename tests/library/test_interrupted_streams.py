@@ -60,6 +60,7 @@ class InterruptAtCall:
                 raise KeyboardInterrupt
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python drops one in a finalizer
 def test_a_loop_that_goes_on_after_an_interrupt_anywhere_misses_no_batch_and_repeats_none(corpus: str) -> None:
     whole = rows_of(stream_of(corpus), 7)
     counting = InterruptAtCall(0)
