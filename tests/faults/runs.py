@@ -91,11 +91,13 @@ class Inputs:
 
     corpus: Path
     model: Path
+    end: str = f"--max-steps={STEPS}"
+    """The option that ends them."""
 
     def arguments(self, out: Path) -> list[str]:
         return [
             *(f"--dataset={self.corpus}", f"--model.config={self.model}", f"--model.tokenizer={self.model}"),
-            *(f"--output-dir={out}", f"--max-steps={STEPS}", "--save-every=2", "--run.keep-last=1", "--log-every=1"),
+            *(f"--output-dir={out}", self.end, "--save-every=2", "--run.keep-last=1", "--log-every=1"),
             *("--sequence-length=32", "--global-batch-size=4", "--micro-batch-size=2", "--lanes=2", "--workers=0"),
             *("--eval-every=3", "--data.heldout-fraction=0.1", "--eval.documents=4", "--run.wandb=disabled"),
             *("--data.window-bytes=1000", "--data.max-bad-fraction=0.5"),

@@ -6,12 +6,13 @@ import re
 import shutil
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.faults.conftest import Undisturbed
-from tests.faults.runs import Fault, Point, assert_goes_on, rows_of, run
+from tests.faults.runs import Fault, Point, assert_goes_on, kept, points, rows_of, run
 
 long = pytest.mark.long
 
@@ -57,6 +58,18 @@ def test_a_run_killed_at_twenty_places_ends_like_one_that_is_not(undisturbed: Un
     kills = [kill(point, number) for number, point in enumerate(undisturbed.points)]
     chosen = kills[part * len(kills) // 48 :: len(kills) // 24]
     assert sum(killed(undisturbed, row, tmp_path / "out") for row in rows_of(chosen)) >= 20
+
+
+def test_a_run_that_its_epochs_end_is_killed_at_its_end_and_ends_like_one_that_is_not(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    inputs = replace(undisturbed.inputs, end="--max-epochs=1")
+    found = points(inputs, tmp_path / "whole")
+    ended = Undisturbed(inputs, kept(tmp_path / "whole"), found)
+    last = {(point.call, re.sub(r"\d{8}", "N", point.name)): point for point in found}
+    places = ("write", "metrics.jsonl"), ("rename", "checkpoints/step-N"), ("rename", "model")
+    kills = [kill(last[place], number) for number, place in enumerate(places)]
+    assert killed(ended, kills, tmp_path / "out") == 3
 
 
 PARTS = 12
