@@ -179,7 +179,7 @@ def test_a_state_that_no_stream_writes_is_refused_and_changes_nothing(corpus: st
         ("step", -1, "the state is 1 micro-batches behind step -1, which no stream writes"),
     ):
         assert said_by(lambda broken={**state, name: value}: stream.load_state_dict(broken)) == expected
-    assert said_by(lambda: stream.load_state_dict(None)).startswith("this is no state of a TokenStream: ")  # type: ignore[arg-type]
+    assert said_by(lambda: stream.load_state_dict(None)).startswith("this is not the state of a TokenStream: ")  # type: ignore[arg-type]
     (tmp_path / "other.jsonl").write_bytes(json_lines(documents(60, seed=5)))
     other = stream_of(tmp_path).state_dict()["corpus"]
     assert "is not the corpus this run began with" in said_by(lambda: stream.load_state_dict({**state, "corpus": other}))
