@@ -81,6 +81,7 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
                 None if plan is None else plan.encoder,
                 None if tokenizer is None else tokenizer.unk_token_id,
                 options.max_read_bytes,
+                of_plan.heldout_fraction,
                 found,
             )
         unread = unread_files(of_source, pinned.shards)

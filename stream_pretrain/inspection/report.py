@@ -75,6 +75,7 @@ def source_report(
             "examples_skipped": sample.examples,
             "empty": sample.empty,
             "filtered": sample.filtered,
+            "held_out": sample.held_out,
             "duplicates": sample.duplicates,
             "damaged": sample.damaged,
             "characters": sample.characters,

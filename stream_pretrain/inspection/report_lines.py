@@ -54,7 +54,8 @@ def _of_source(source: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     part = f"the beginnings of {sample['shards']} shards; ~ follows from these"
     if sample["is_whole"] or not sample["is_sampled"]:
         part = "all of it" if sample["is_whole"] else "all of it but what lies behind damage"
-    left_out = [f"{sample[kind]:,} {kind}" for kind in ("skipped", "empty", "filtered", "duplicates") if sample[kind]]
+    unused = ("skipped", "empty", "filtered", "held_out", "duplicates")
+    left_out = [f"{sample[kind]:,} {kind.replace('_', ' ')}" for kind in unused if sample[kind]]
     found = [
         ("compression", f"{kinds}; {sample['read_in_the_middle']} of {sample['shards']} can be entered in their middle"),
         *_said_of_files("empty shards", source["empty_shards"], "0 bytes"),

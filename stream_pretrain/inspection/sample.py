@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.documents.filters import without_held_out
 from stream_pretrain.data.documents.reader import windows_of
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.engine import Engine
@@ -44,6 +45,7 @@ class Sample:
     skipped: int = 0
     empty: int = 0
     filtered: int = 0
+    held_out: int = 0
     duplicates: int = 0
     """Documents whose text was seen before in the sample."""
     examples: list[str] = field(default_factory=list)
@@ -79,6 +81,7 @@ def sample_of(
     encoder: Encoder | None,
     unknown_id: int | None,
     most_bytes: int,
+    heldout_fraction: float,
     report: Callable[[str], None],
 ) -> Sample:
     """Read at most about so many bytes of content. A damaged shard is noted, and the next one read. Raises: TransportError."""
@@ -89,7 +92,7 @@ def sample_of(
     for place, number in enumerate(chosen):
         report(f"{shards[number].name} ({place + 1} of {len(chosen)})")
         try:
-            _read(sample, shards[number], options, engine, unknown_id, most_bytes // len(chosen), seen)
+            _read(sample, shards[number], options, engine, unknown_id, most_bytes // len(chosen), heldout_fraction, seen)
         except ContentError as error:
             sample.damaged.append(str(error))
         sample.shards += 1
@@ -103,6 +106,7 @@ def _read(
     engine: Engine | None,
     unknown_id: int | None,
     most_bytes: int,
+    heldout_fraction: float,
     seen: set[int],
 ) -> None:
     restart, read = RestartPoint(), 0
@@ -120,7 +124,9 @@ def _read(
                 sample.examples.append(f"{shard.name}:{skip.offset}: {skip.reason}")
             sample.content_bytes += window.content_bytes
             sample.stored_bytes += window.stored[1] - window.stored[0]
-            _count_texts(sample, window.texts, engine, unknown_id, seen)
+            trained = without_held_out(window, heldout_fraction).texts
+            sample.held_out += len(window.texts) - len(trained)
+            _count_texts(sample, trained, engine, unknown_id, seen)
             sample.of_windows.append((sample.shards, window.content_bytes))
             restart, read = window.restart, read + window.content_bytes
             if read >= most_bytes and not _is_all_of(shard, read):

@@ -106,7 +106,7 @@ def test_a_run_counts_and_keeps_what_was_told(tmp_path: Path, model: str, capsys
         *(f"--dataset={tmp_path}/a.jsonl", f"--model.config={model}", f"--model.tokenizer={model}", "--sequence-length=64"),
         *("--global-batch-size=8", "--max-epochs=1", "--lanes=2", "--data.min-characters=2", "--data.drop-duplicates=true"),
         *("--save-every=2", "--run.keep-last=2", "--run.keep-every=4", "--log-every=1", f"--output-dir={tmp_path}/out"),
-        *("--data.max-bad-fraction=0.5", "--wandb=disabled"),
+        *("--data.max-bad-fraction=0.5", "--wandb=disabled", "--data.heldout-fraction=0.2"),
     ]  # fmt: skip
     told = inspected(capsys, *options)
     [source], plan = told["sources"], told["plan"]
@@ -119,6 +119,7 @@ def test_a_run_counts_and_keeps_what_was_told(tmp_path: Path, model: str, capsys
     totals = json.loads((checkpoint / "trainer.json").read_text())["totals"]
     kinds = ("read", "skipped", "empty", "filtered", "documents")
     assert {kind: sample[kind] for kind in kinds} == {kind: totals[kind] for kind in kinds}
+    assert sample["held_out"] == 201 - totals["documents"] > 20
     # Repeated ones are filtered by the run: each was met once.
     assert (sample["filtered"], sample["duplicates"], sample["skipped"], sample["empty"]) == (22, 0, 2, 0)
     assert source["tokens"] == pytest.approx(totals["tokens"], rel=source["tokens_error"])
