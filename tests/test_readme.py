@@ -67,6 +67,15 @@ def test_every_command_of_a_page_could_start() -> None:
     assert len(given) >= 7
 
 
+def test_the_tour_shows_what_the_commands_of_its_script_have_printed() -> None:
+    script = (ROOT / "scripts/tour").read_text("utf-8").replace("\\\n", "")
+    run = re.search(r"^run=\((.*)\)$", script, re.MULTILINE)
+    assert run is not None
+    commands = re.findall(r"^show (stream-pretrain .*)$", script, re.MULTILINE)
+    shown = re.findall(r"^\$ (stream-pretrain .*)$", (ROOT / "docs/tour.md").read_text("utf-8"), re.MULTILINE)
+    assert shown == [" ".join(command.replace('"${run[@]}"', run[1]).split()) for command in commands]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_every_option_named_in_the_text_exists_and_takes_the_value_it_is_given(page: Path) -> None:
     for span in code_spans(page.read_text("utf-8")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -88,6 +89,17 @@ def test_a_run_that_was_stopped_would_resume_and_its_folder_stays_as_it_is(
     assert "  start         resumes after step 4 of 8," in capsys.readouterr().out
     assert cli.main(options) == 0
     assert f"resuming after step 4, from {checkpoint}" in capsys.readouterr().err
+
+
+def labels_in(text: str) -> list[str]:
+    """What the paragraphs of a report are called, with N for numbers."""
+    return [re.sub(r"[0-9]+", "N", label.strip()) for label in re.findall(r"^  (\w[\w ]{12}) \S", text, re.MULTILINE)]
+
+
+def test_the_tour_in_the_docs_shows_the_paragraphs_that_are_printed(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*options_of(begun, begun / "new"), "--max-steps=8", "--dry-run"]) == 0
+    tour = (Path(__file__).parents[2] / "docs/tour.md").read_text("utf-8").partition("\n## Train\n")[0]
+    assert labels_in(tour) == labels_in(capsys.readouterr().out)
 
 
 def test_a_finished_run_would_train_nothing(begun: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
