@@ -41,7 +41,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 def trainer_of(step: int) -> dict[str, Any]:
-    return {"totals": {"step": step}, "fixed": {}, "tokenizer": "words", "max_steps": 100}
+    return {"totals": {"step": step}, "fixed": {}, "defaults": {}, "tokenizer": "words", "max_steps": 100}
 
 
 def small_snapshot(step: int, numbers: int = 4) -> Snapshot:
