@@ -341,12 +341,18 @@ def _path(value: Any, option: dataclasses.Field[Any], where: str) -> Any:
         return value
     if secret == "keys" and not value.startswith("@"):
         return value
-    if (variable := re.search(r"\$(\w+|\{\w+\})", value)) is not None and not _exists(Path(value)):
+    if (variable := re.search(r"\$(\w+|\{\w+\})", value)) is not None and not _names_what_is_there(value):
         raise ConfigError(f"{where} {value}: {variable[0]} is not replaced by its value here: write that in its place")
-    if is_path and value.startswith(("~", "@~")):
+    if is_path and value.startswith(("~", "@~")) and not _exists(Path(value)):  # an earlier version made such a folder
         at = value[: value.index("~")]
         return f"{at}{os.path.expanduser(value[len(at) :])}"
     return value
+
+
+def _names_what_is_there(path: str) -> bool:
+    """Whether a file or folder is there, or the one that the pattern begins with, `$` and all."""
+    folder = os.path.dirname(re.split(r"[*?[]", path, maxsplit=1)[0])
+    return _exists(Path(path.removeprefix("@"))) or ("$" in folder and _exists(Path(folder)))
 
 
 def _whole_number(value: str | float) -> int | None:

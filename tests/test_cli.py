@@ -356,6 +356,14 @@ def test_a_wrong_option_of_a_file_is_named_with_the_file(
     assert one_line_error(capsys, f"--config={file}") == f"{file}: {message}"
 
 
+def test_a_dollar_or_a_tilde_that_is_in_a_name_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("$a", "~"):
+        (tmp_path / folder).mkdir()
+    found = parse(["--dataset=$a/*.jsonl", "--output-dir=~", "--max-steps=1", "--model=m"])
+    assert (found.data.dataset, found.run.output_dir) == ("$a/*.jsonl", "~")
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing, broken, words = tmp_path / "missing.yaml", tmp_path / "broken.yaml", tmp_path / "words.yaml"
     broken.write_text("a: [1\n")

@@ -203,3 +203,11 @@ def test_an_engine_that_is_not_installed_is_named_with_what_pip_takes(
     code, line = refused([f"--dataset={corpus}", *NEEDED, "--data.engine=gigatoken"], capsys, monkeypatch)
     assert code == 2
     assert line == "error: --data.engine gigatoken is not installed: pip install gigatoken, or give --data.engine auto"
+
+
+def test_a_run_in_the_folder_of_its_corpus_goes_on(
+    corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (corpus.parent / "checkpoints").mkdir()
+    options = [f"--dataset={corpus.parent}", f"--output-dir={corpus.parent}", "--eval-every=5", "--eval.dataset=/no/such"]
+    assert refused([*options, *NEEDED], capsys, monkeypatch) == (1, "error: /no/such: there is no such file or folder")

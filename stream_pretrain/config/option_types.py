@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import typing
 from types import NoneType, UnionType
 from typing import Any, Literal
@@ -50,7 +51,7 @@ def _is_of(value: Any, kind: Any) -> bool:
     if origin is not None:
         return any(_is_of(value, member) for member in members(kind))
     if kind in (int, float):
-        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        return isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
     return isinstance(value, kind)
 
 

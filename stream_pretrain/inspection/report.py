@@ -239,7 +239,9 @@ def warnings_of(config: Config, sources: Sequence[Mapping[str, Any]], plan: Mapp
     for source in sources:
         of, sample = f"{source['name']}: " if source["name"] else "", source["sample"]
         met = max(1, sample["read"])
-        if sample["has_no_text"]:
+        if sample["has_no_text"] and (left_out := sample["filtered"] + sample["held_out"]):
+            yield f"{of}all of {left_out:,} documents with text are filtered or held out: a run is refused; loosen the filters"
+        elif sample["has_no_text"]:
             yield f"{of}no document has text: a run is refused; give another --dataset, or check --data.text-field"
         for damaged in sample["damaged"]:
             skips = config.data.on_bad_shard == "skip"

@@ -27,6 +27,9 @@ from stream_pretrain.urls import is_remote, on_web, without_secrets
 MOST_FILES = 10_000
 """Files of a place that are looked at, read ones included."""
 
+MOST_FOLDERS = 1000
+"""Folders of a place that are listed: each is a request where it is a store."""
+
 SHOWN = 3
 """Names that are told."""
 
@@ -87,7 +90,8 @@ def _places(data: DataConfig, urls: Collection[str]) -> Iterator[_Place]:
         pattern = entry if is_remote(entry) else os.path.abspath(local_path(f"{entry}/{below}" if below else entry))
         if os.path.isfile(pattern) or (is_remote(entry) and not glob.has_magic(pattern) and has_known_ending(pattern)):
             continue
-        root, rest = split_pattern(pattern) if glob.has_magic(pattern) else (pattern, "**")
+        is_pattern = glob.has_magic(pattern) and not os.path.isdir(pattern)
+        root, rest = split_pattern(pattern) if is_pattern else (pattern, "**")
         depth = None if "**" in rest else rest.count("/")
         if is_remote(entry):
             yield _in_store(root, depth, storage_options(data.storage_options), data, urls)
@@ -99,12 +103,19 @@ def _in_folder(root: Path, depth: int | None, urls: Collection[str]) -> _Place:
     def listed(folder: str) -> tuple[list[str], list[str]]:
         here = root / folder
         with os.scandir(here) as entries:
-            found = {entry.name: entry.is_dir() for entry in entries}
+            found = {entry.name: _is_folder(entry) for entry in entries}
         folders = [name for name, is_folder in found.items() if is_folder and not leads_back(here / name)]
         return folders, [name for name, is_folder in found.items() if not is_folder]
 
     real = {os.path.realpath(url) for url in urls} if len(urls) <= MOST_FILES else urls
     return _Place(str(root), listed, depth, lambda path: str(root / path) in urls or os.path.realpath(root / path) in real)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that cannot be read
+        return False
 
 
 def _in_store(url: str, depth: int | None, options: dict[str, Any], data: DataConfig, urls: Collection[str]) -> _Place:
@@ -128,10 +139,13 @@ def _in_store(url: str, depth: int | None, options: dict[str, Any], data: DataCo
 def _entries(place: _Place) -> Iterator[tuple[str, str | None]]:
     """Path and kind of what is not entered, and of files with None, folder by folder."""
     waiting = [""]
-    for here in waiting:
+    for number, here in enumerate(waiting):
+        if number >= MOST_FOLDERS:
+            yield f"{here}/", "folder"
+            continue
         try:
             folders, files = place.listed(here)
-        except PermissionError:
+        except OSError:
             yield f"{here}/", "folder that cannot be read"
             continue
         if here and {"run.json", "lock"} <= set(files):

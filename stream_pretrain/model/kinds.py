@@ -64,7 +64,8 @@ def refuse_other_head(name: str, settings: PreTrainedConfig) -> None:
         return
     family = type(settings)
     classes = (AutoModel, AutoModelForPreTraining, *AUTO_CLASSES.values())
-    known = {auto._model_mapping[family].__name__ for auto in classes if family in auto._model_mapping}
+    found = [auto._model_mapping[family] for auto in classes if family in auto._model_mapping]
+    known = {one.__name__ for members in found for one in (members if isinstance(members, tuple) else (members,))}
     if architecture not in known:
         raise ModelError(f"{name} is a {architecture}, which is no language model: choose another model")
 

@@ -109,13 +109,12 @@ def test_a_placement_of_what_is_not_there_is_refused(placement: list[int]) -> No
         compiled().assemble(np.array([placement]), ids, offsets, frame, frame, 4, 0, grid, segments)
 
 
-def test_a_row_that_is_filled_beyond_its_end_is_refused() -> None:
-    ids, few = np.zeros((1, 4), dtype=np.int32), np.zeros((1, 1), dtype=np.int32)
+@pytest.mark.parametrize(("filled", "drawable", "rate"), [(5, 1, 0.15), (-1, 1, 0.15), (4, 0, 0.15), (4, 1, 1.5)])
+def test_rows_that_cannot_be_masked_are_refused(filled: int, drawable: int, rate: float) -> None:
+    ids, few, of_row = np.zeros((1, 4), dtype=np.int32), np.zeros((2, 1, 1), dtype=np.int32), np.array([filled], dtype=np.int32)
     hashes = [(0, 1)] * 3
     with pytest.raises(ValueError, match="rows of one length"):
-        compiled().mask_tokens(
-            ids, np.array([5], np.int32), SPECIAL, few, *hashes, 0, 4, 0.15, 3, 0.8, 0.1, few.copy(), few.copy()
-        )
+        compiled().mask_tokens(ids, of_row, SPECIAL, of_row[:drawable], *hashes, 0, 4, rate, 3, 0.8, 0.1, *few)
 
 
 def test_too_little_memory_for_what_comes_out_is_refused() -> None:

@@ -109,3 +109,20 @@ def test_inspect_prints_it_with_the_shards_of_no_bytes(tmp_path: Path, capsys: p
     assert source["empty_shards"] == {"count": 1, "first": ["b.jsonl"]}
     first = ["README.md", "c.md", "d.bin"]
     assert source["not_read"] == {"count": 4, "kinds": {".md": 2, ".bin": 2}, "first": first, "is_all": True}
+
+
+def test_a_link_to_itself_is_a_file_that_is_not_read(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", "sub/b.jsonl")
+    (tmp_path / "loop").symlink_to("loop")
+    assert unread(tmp_path) == Unread(1, {"without an ending": 1}, ["loop"], True)
+
+
+def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path: Path) -> None:
+    write(tmp_path, "of[1]/a.jsonl", "of[1]/b.md", "of1/c.md", "d.md")
+    assert unread(tmp_path / "of[1]") == Unread(1, {".md": 1}, ["b.md"], True)
+
+
+def test_of_many_folders_only_the_first_are_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_FOLDERS", 2)
+    write(tmp_path, "0.jsonl", "a/1.jsonl", "a/2.md", "b/3.jsonl")
+    assert unread(tmp_path) == Unread(2, {".md": 1, "folder": 1}, ["a/2.md", "b/"], True)

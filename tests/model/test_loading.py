@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, FunnelConfig, PreTrainedTokenizerFast
 from transformers.models.bert.modeling_bert import BertLayer
 
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.isolation import isolation_fault
+from stream_pretrain.model.kinds import refuse_other_head
 from stream_pretrain.model.loading import LoadedModel, export_state, load_model
 from stream_pretrain.model.packed_attention import PACKED_ATTENTION, one_document
 from stream_pretrain.model.positions import first_position
@@ -601,3 +602,10 @@ def test_tied_weights_are_exported_once(tmp_path: Path) -> None:
     assert "bert.embeddings.word_embeddings.weight" in state
     assert "cls.predictions.decoder.weight" not in state
     assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)
+
+
+def test_a_family_with_several_base_models_is_known_by_each() -> None:
+    refuse_other_head("x", FunnelConfig(architectures=["FunnelBaseModel"]))
+    refuse_other_head("x", FunnelConfig(architectures=["FunnelForMaskedLM"]))
+    with pytest.raises(ModelError, match="x is a FunnelForSequenceClassification, which is no language model"):
+        refuse_other_head("x", FunnelConfig(architectures=["FunnelForSequenceClassification"]))

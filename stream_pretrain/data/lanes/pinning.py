@@ -70,10 +70,7 @@ def requests_of_start(config: Config, pinned: PinnedCorpus, *, resumes: bool) ->
         enough = bundle_bytes(config.data.sequence_length, most_window_bytes(of_source, share))
         before = [replace(shard, content_bytes=None) for shard in source.corpus.shards if is_remote(shard.url)]
         of_size = sum(on_web(shard.url) for shard in before)
-        tells = [
-            shard for shard in before if shard.format == "parquet" or (shard.compression, shard.format) == ("zstd", "jsonl")
-        ]
-        of_content = sum(not is_small(shard, enough) for shard in tells)
+        of_content = sum(_tells_content(shard) and not is_small(shard, enough) for shard in before)
         asked += of_size if not resumes or of_size <= MOST_ASKED_AGAIN else 0
         asked += 0 if resumes else min(MOST_ASKED, of_content)
     return asked

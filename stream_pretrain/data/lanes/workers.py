@@ -110,11 +110,13 @@ class Workers(Generic[T]):
         try:
             for source, memory in zip(sources, memories, strict=True):
                 self._start(source, memory, ahead, begin)
-        except OSError as error:
+        except BaseException as error:
             for left in memories[len(self._processes) :]:
                 _close(left)
             self.close()
-            raise cannot_start(error) from error
+            if isinstance(error, OSError):
+                raise cannot_start(error) from error
+            raise
 
     def _start(self, source: Iterable[T], memory: SharedMemory | None, ahead: int, begin: Callable[[], None] | None) -> None:
         ours, theirs = multiprocessing.Pipe()

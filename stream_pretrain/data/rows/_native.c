@@ -298,8 +298,9 @@ static PyObject *mask_tokens(PyObject *self, PyObject *args)
     int fit = input_ids->len == rows * m.length * 4 && labels->len == rows * m.slots * 4 && label_positions->len == labels->len;
     for (Py_ssize_t i = 0; i < rows; i++)
         fit &= 0 <= filled_of[i] && filled_of[i] <= m.length;
-    if (!fit) {
-        PyErr_SetString(PyExc_ValueError, "rows of one length, and as many of labels, are expected");
+    fit &= m.drawable_count > 0 || m.random_share <= 0;
+    if (!fit || m.rate > 1) {
+        PyErr_SetString(PyExc_ValueError, "rows of one length, as many of labels, a rate and something to draw are expected");
         return released(buffers, NULL);
     }
     uint64_t positions = 1;

@@ -10,6 +10,7 @@ from stream_pretrain.data.corpus.missing_dataset import refuse_absent
 from stream_pretrain.data.corpus.resolve import local_path
 from stream_pretrain.data.rows.installed_engines import refuse_uninstalled
 from stream_pretrain.errors import CheckpointError
+from stream_pretrain.training.files.out_files import CHECKPOINTS
 from stream_pretrain.training.report.tracking import refuse_wandb
 
 
@@ -31,7 +32,9 @@ def refuse_at_once(config: Config) -> None:
 
 
 def _refuse_folder_of_others(out: Path, config: Config) -> None:
-    """Refuse an OUT that a run would share with what it reads, or with everything else. Raises: CheckpointError."""
+    """Refuse an OUT that a new run would share with what it reads, or with everything else. Raises: CheckpointError."""
+    if (out / CHECKPOINTS).is_dir():
+        return  # of a run that began before this was refused
     given = {
         "the root of the file system": "/",
         "your home folder": os.path.expanduser("~"),
