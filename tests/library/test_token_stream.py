@@ -33,14 +33,6 @@ from tests.corpora import documents, json_lines, word_tokenizer
 from tests.library.models import SIZES, bert
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("corpus")
-    for number in range(3):
-        (folder / f"{number}.jsonl").write_bytes(json_lines(documents(60, seed=number)))
-    return str(folder)
-
-
 def stream_of(corpus: str | DataConfig, **options: Any) -> TokenStream:
     usual = {"sequence_length": 64, "lanes": 4, "workers": 0, "global_batch_size": 8, "micro_batch_size": 4}
     return TokenStream(corpus, word_tokenizer(), **{**usual, **options})

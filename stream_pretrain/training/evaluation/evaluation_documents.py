@@ -103,9 +103,8 @@ def evaluation_documents(
     elif began is not None and began.after_step is not None:
         asked = replace(asked, after_step=min(step, began.after_step))
     if are_new or asked != Origin.of(out):
-        evaluation.save_documents(
-            out / EVALUATION, texts
-        )  # first: documents without their origin are taken for those asked for
+        # First the documents: without their origin, they are taken for those asked for.
+        evaluation.save_documents(out / EVALUATION, texts)
         asked.save(out)
     return texts
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError
 from stream_pretrain.training.files.atomic_folders import files
-from stream_pretrain.training.files.retried_reads import NOT_THERE, open_regular, parsed, retried, unreadable
+from stream_pretrain.training.files.retried_reads import NOT_THERE, open_regular, parsed_object, retried, unreadable
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -64,12 +64,9 @@ def json_of(path: Path) -> dict[str, Any]:
     """The JSON object in a file of a checkpoint. Raises: as `file_of`; DamagedCheckpointError for other content."""
     content = file_of(path)
     try:
-        value = parsed(content)
-    except ValueError as error:
-        raise DamagedCheckpointError(f"{path} is damaged (it is not JSON): use another checkpoint") from error
-    if not isinstance(value, dict):
-        raise DamagedCheckpointError(f"{path} is damaged (it is not a JSON object): use another checkpoint")
-    return value
+        return parsed_object(content)
+    except ValueError as fault:
+        raise DamagedCheckpointError(f"{path} is damaged (it is {fault}): use another checkpoint") from fault
 
 
 def _listed(manifest: Path) -> dict[str, dict[str, Any]]:

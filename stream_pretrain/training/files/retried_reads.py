@@ -69,11 +69,19 @@ def read_object(path: Path, advice: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     try:
+        return parsed_object(content)
+    except ValueError as fault:
+        raise CheckpointError(f"{path} is {fault}: {advice}") from fault
+
+
+def parsed_object(content: bytes) -> dict[str, Any]:
+    """The JSON object that is all of a file. Raises: ValueError, which completes "the file is ..."."""
+    try:
         value = parsed(content)
     except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {advice}") from error
+        raise ValueError("not JSON") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object: {advice}")
+        raise ValueError("not a JSON object")
     return value
 
 
