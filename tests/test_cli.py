@@ -824,7 +824,7 @@ def test_a_wrong_record_of_a_mixture_is_named(value: str, said: str) -> None:
         ),
         (
             {"schedule": "constant", "final_learning_rate": 1e-5},
-            "--train.final-learning-rate needs a --train.schedule that decays (wsd, cosine, linear), not constant",
+            "--train.final-learning-rate needs a --train.schedule that decays: wsd, cosine or linear",
         ),
     ],
 )

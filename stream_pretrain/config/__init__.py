@@ -28,9 +28,9 @@ from stream_pretrain.config.options import (
 from stream_pretrain.config.run_name import run_directory
 from stream_pretrain.config.secrets import redacted, redacted_text, secrets_of, shown_options, storage_options
 from stream_pretrain.config.validation import (
-    asked_steps,
     refuse_final_rate_above,
     refuse_out_of_bounds,
+    steps_to_skip,
     template_fields,
     validate,
 )

@@ -56,21 +56,8 @@ Frozen: runs have these names, and the same command must find them.
 _EARLIER_KEYS = {
     "data.sources": frozenset(
         {
-            "name",
-            "dataset",
-            "weight",
-            "max_epochs",
-            "config",
-            "split",
-            "revision",
-            "data_files",
-            "data_dir",
-            "storage_options",
-            "text_field",
-            "text_template",
-            "min_characters",
-            "max_characters",
-            "heldout_fraction",
+            *("name", "dataset", "weight", "max_epochs", "config", "split", "revision", "data_files", "data_dir"),
+            *("storage_options", "text_field", "text_template", "min_characters", "max_characters", "heldout_fraction"),
         }
     ),
     "data.weight_schedule": frozenset({"from_step", "weights"}),

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from stream_pretrain.config.option_types import refuse_other_types
-from stream_pretrain.config.options import GROUPS, Config, DataConfig, TrainConfig, sources_of
+from stream_pretrain.config.options import GROUPS, Config, DataConfig, EvalConfig, RunConfig, TrainConfig, sources_of
 from stream_pretrain.config.secrets import storage_options
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.redaction import says_hidden
@@ -22,86 +22,72 @@ NEEDED = ("data.dataset", "model.path", "train.max_steps")
 
 def validate(config: Config, needed: Collection[str] = NEEDED) -> None:
     """Refuse options that cannot run, before anything is read. needed: those of `NEEDED`. Raises: ConfigError."""
+    groups = {f"--{group}.": getattr(config, group) for group in GROUPS}
+    for where, options in groups.items():
+        refuse_other_types(options, where)
+    _validate_corpus(config.data, needed)
+    _validate_model_and_end(config, needed)
+    for where, options in groups.items():
+        refuse_out_of_bounds(options, where)
+    _validate_objective(config)
+    _validate_training(config.train)
+    _validate_evaluation(config)
+    _validate_run(config.run, config.eval)
+    for source in sources_of(config.data):
+        _validate_source(source)
 
-    def refuse_unless(condition: bool, message: str) -> None:
-        if not condition:
-            raise ConfigError(message)
 
-    for group in GROUPS:
-        refuse_other_types(getattr(config, group), f"--{group}.")
-    data, model, objective, train = config.data, config.model, config.objective, config.train
+def _validate_corpus(data: DataConfig, needed: Collection[str]) -> None:
     given = [source.dataset for source in data.sources] if data.dataset is None else [data.dataset]
-    refuse_unless(
-        all(map(str.strip, given)) and (bool(given) or "data.dataset" not in needed),
-        "--dataset is missing: give a Hub id, folder, glob or URL",
-    )
-    refuse_unless(data.dataset is None or not data.sources, "give either --dataset or --data.sources, not both")
+    if not all(map(str.strip, given)) or (not given and "data.dataset" in needed):
+        raise ConfigError("--dataset is missing: give a Hub id, folder, glob or URL")
+    if data.dataset is not None and data.sources:
+        raise ConfigError("give either --dataset or --data.sources, not both")
     _validate_mixture(data)
-    refuse_unless(
-        (model.path is None) != (model.config is None) or (model.path is None and "model.path" not in needed),
-        "give either --model (continue from it) or --model.config with --model.tokenizer (from scratch)",
-    )
-    refuse_unless(
-        model.config is None or model.tokenizer is not None,
-        "--model.config trains from scratch and needs --model.tokenizer",
-    )
-    refuse_unless(
-        train.max_steps is not None or train.max_epochs is not None or "train.max_steps" not in needed,
-        "give --max-steps or --max-epochs: the run needs an end",
-    )
-    for group in GROUPS:
-        refuse_out_of_bounds(getattr(config, group), f"--{group}.")
-    refuse_unless(
-        objective.name != "mlm" or (0 < objective.mask_rate < 1 and objective.final_mask_rate != 1),
-        f"--objective.mask-rate must be between 0 and 1, both excluded, not {objective.mask_rate}",
-    )
-    refuse_unless(
-        objective.mask_share + objective.random_share <= 1,
-        "--objective.mask-share and --objective.random-share add up to more than 1",
-    )
-    refuse_unless(
-        objective.final_mask_rate is None or train.max_steps is not None,
-        "--objective.final-mask-rate is reached at the last step and needs --max-steps",
-    )
-    refuse_unless(
-        train.beta1 < 1 and train.beta2 < 1,
-        f"--train.beta1 {train.beta1} and --train.beta2 {train.beta2} must be below 1",
-    )
+
+
+def _validate_model_and_end(config: Config, needed: Collection[str]) -> None:
+    model, train = config.model, config.train
+    if (model.path is None) == (model.config is None) and (model.path is not None or "model.path" in needed):
+        raise ConfigError("give either --model (continue from it) or --model.config with --model.tokenizer (from scratch)")
+    if model.config is not None and model.tokenizer is None:
+        raise ConfigError("--model.config trains from scratch and needs --model.tokenizer")
+    if train.max_steps is None and train.max_epochs is None and "train.max_steps" in needed:
+        raise ConfigError("give --max-steps or --max-epochs: the run needs an end")
+
+
+def _validate_objective(config: Config) -> None:
+    objective = config.objective
+    if objective.name == "mlm" and not (0 < objective.mask_rate < 1 and objective.final_mask_rate != 1):
+        raise ConfigError(f"--objective.mask-rate must be between 0 and 1, both excluded, not {objective.mask_rate}")
+    if objective.mask_share + objective.random_share > 1:
+        raise ConfigError("--objective.mask-share and --objective.random-share add up to more than 1")
+    if objective.final_mask_rate is not None and config.train.max_steps is None:
+        raise ConfigError("--objective.final-mask-rate is reached at the last step and needs --max-steps")
+
+
+def _validate_training(train: TrainConfig) -> None:
+    if train.beta1 >= 1 or train.beta2 >= 1:
+        raise ConfigError(f"--train.beta1 {train.beta1} and --train.beta2 {train.beta2} must be below 1")
     if train.learning_rate != "auto":
         refuse_final_rate_above(train.learning_rate, train)
-    refuse_unless(
-        train.final_learning_rate == 0 or train.schedule != "constant",
-        "--train.final-learning-rate needs a --train.schedule that decays (wsd, cosine, linear), not constant",
-    )
-    refuse_unless(
-        config.eval.every > 0 or (config.eval.dataset is None and config.eval.split is None and not config.eval.sets),
-        f"{'--eval.sets needs' if config.eval.sets else '--eval.dataset and --eval.split need'} --eval-every",
-    )
-    refuse_unless(
-        config.eval.split is None or config.eval.dataset is not None or not data.sources,
-        "--eval.split names a split of --dataset, but the corpus is a mixture: give --eval.dataset",
-    )
-    refuse_unless(
-        not config.eval.every
-        or config.eval.dataset is not None
-        or config.eval.split is not None
-        or bool(config.eval.sets)
-        or any(source.heldout_fraction for source in sources_of(data)),
-        "--eval-every needs documents: give --data.heldout-fraction, --eval.split or --eval.dataset",
-    )
-    refuse_unless(
-        not config.run.keep_best or config.eval.every > 0,
-        "--run.keep-best keeps the checkpoint of the best evaluation and needs --eval-every",
-    )
-    refuse_unless(
-        re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", config.run.output_dir or "") is None,
-        f"--output-dir {config.run.output_dir} is a URL: give a folder, for example of a mounted bucket",
-    )
-    asked_steps(train.skip_steps)
-    _refuse_hidden("--eval.dataset", config.eval.dataset)
+    if train.final_learning_rate != 0 and train.schedule == "constant":
+        raise ConfigError("--train.final-learning-rate needs a --train.schedule that decays: wsd, cosine or linear")
+    steps_to_skip(train.skip_steps)
+
+
+def _validate_evaluation(config: Config) -> None:
+    evaluation = config.eval
+    has_documents = evaluation.dataset is not None or evaluation.split is not None or bool(evaluation.sets)
+    if not evaluation.every and has_documents:
+        options = "--eval.sets needs" if evaluation.sets else "--eval.dataset and --eval.split need"
+        raise ConfigError(f"{options} --eval-every")
+    if evaluation.split is not None and evaluation.dataset is None and config.data.sources:
+        raise ConfigError("--eval.split names a split of --dataset, but the corpus is a mixture: give --eval.dataset")
+    if evaluation.every and not has_documents and not any(source.heldout_fraction for source in sources_of(config.data)):
+        raise ConfigError("--eval-every needs documents: give --data.heldout-fraction, --eval.split or --eval.dataset")
+    _refuse_hidden("--eval.dataset", evaluation.dataset)
     _validate_evaluation_sets(config)
-    for source in sources_of(data):
-        _validate_source(source)
 
 
 def _validate_evaluation_sets(config: Config) -> None:
@@ -121,13 +107,20 @@ def _validate_evaluation_sets(config: Config) -> None:
         raise ConfigError("--eval.sets: no set has a weight")
 
 
+def _validate_run(run: RunConfig, evaluation: EvalConfig) -> None:
+    if run.keep_best and not evaluation.every:
+        raise ConfigError("--run.keep-best keeps the checkpoint of the best evaluation and needs --eval-every")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", run.output_dir or ""):
+        raise ConfigError(f"--output-dir {run.output_dir} is a URL: give a folder, for example of a mounted bucket")
+
+
 def _refuse_names(option: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1 or not re.fullmatch(r"[\w.-]+", name):
             raise ConfigError(f"{option}: the name {name!r} must be unique, of letters, digits, `.`, `-` and `_`")
 
 
-def asked_steps(words: str | None) -> range | None:
+def steps_to_skip(words: str | None) -> range | None:
     """The steps A:B of --train.skip-steps, both included. Raises: ConfigError."""
     if words is None:
         return None

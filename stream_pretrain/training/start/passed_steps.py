@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stream_pretrain.config import asked_steps
+from stream_pretrain.config import steps_to_skip
 from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.typed_json import from_json
 
@@ -19,7 +19,7 @@ def passed_in(record: Mapping[str, Any], file: Path) -> Passed:
     where = f"{file}: skip_steps"
     found = from_json(list[str], record.get("skip_steps", []), where)
     try:
-        return tuple(steps for words in found if (steps := asked_steps(words)) is not None)
+        return tuple(steps for words in found if (steps := steps_to_skip(words)) is not None)
     except ConfigError as error:
         raise CheckpointError(f"{where} is {found}, which no run writes: use another checkpoint") from error
 

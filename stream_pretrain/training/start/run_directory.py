@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from stream_pretrain import exit_codes
-from stream_pretrain.config import ALIASES, Config, TrainConfig, asked_steps, defaults, fixed_options, flatten, without_places
+from stream_pretrain.config import ALIASES, Config, TrainConfig, defaults, fixed_options, flatten, steps_to_skip, without_places
 from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.non_utf8_names import escaped, in_shell
@@ -261,7 +261,7 @@ def found_start(config: Config, out: RunDirectory, report: Callable[[str], None]
             report(line)
         step, chosen = trainer["step"], Chosen.from_json(trainer.get("chosen"), f"{checkpoint / 'trainer.json'}: chosen")
         passed = tuple(dict.fromkeys((*passed_in(trainer, checkpoint / "trainer.json"), *passed)))
-    asked = asked_steps(config.train.skip_steps)
+    asked = steps_to_skip(config.train.skip_steps)
     if asked is not None and asked not in passed:
         behind = range(asked.start, min(asked.stop, step + 1))
         if (trained := next((one for one in behind if not is_passed(passed, one)), None)) is not None:
