@@ -20,7 +20,6 @@ from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainCon
 from stream_pretrain.config.validation import validate
 from stream_pretrain.data.chain import stream_plan
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
-from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.cursor_checks import refuse_impossible
 from stream_pretrain.data.lanes.pinning import found_again, pin
 from stream_pretrain.data.lanes.row_layout import part_of
@@ -35,7 +34,7 @@ from stream_pretrain.errors import CheckpointError, ConfigError, ModelError, Str
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import StopRequest, leave_to_trainer
 from stream_pretrain.training.ranks.watchdog import Watchdog
-from stream_pretrain.training.steps.rows_of_rank import next_rows
+from stream_pretrain.training.steps.rows_of_rank import cursors_of_all_lanes, next_rows
 from stream_pretrain.typed_json import from_json
 
 T = TypeVar("T")
@@ -155,7 +154,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
     @property
     def micro_batches_per_step(self) -> int:
         """Micro-batches of a step on each rank: the gradients of so many make a step."""
-        return -(-self._rows_of_rank // self._rows_of_batch)
+        return self.plan.layout.micro_batches(self.config.train.micro_batch_size, self._ranks.world)[1]
 
     @property
     def is_between_steps(self) -> bool:
@@ -163,12 +162,8 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         return self._batches == 0
 
     @property
-    def _rows_of_rank(self) -> int:
-        return -(-self.plan.layout.global_batch_size // self._ranks.world)
-
-    @property
     def _rows_of_batch(self) -> int:
-        return min(self.config.train.micro_batch_size, self._rows_of_rank)
+        return self.plan.layout.micro_batches(self.config.train.micro_batch_size, self._ranks.world)[0]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         if get_worker_info() is not None:
@@ -232,8 +227,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
             return
         assert self._read is not None
         cursors, step = self._cursors.copy(), self.step + 1
-        for lane, of_sources in zip(self._read.lanes.tolist(), self._read.cursors.tolist(), strict=True):
-            cursors[lane] = tuple(Cursor(*cursor) for cursor in of_sources)
+        self._read.advance(cursors)
         self.step, self._batches, self._cursors, self._micro_batches, self._read = step, 0, cursors, None, None
 
     def _tensors(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -265,10 +259,8 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
 
     def _cursors_of_all(self) -> list[LaneCursors]:
         """The cursors of all lanes: while it steps, a rank knows those of its own. Called by all ranks."""
-        own = part_of(range(self.plan.layout.lanes), self._ranks.index, self._ranks.world)
         if self._ranks.cpu_group is not None:
-            parts = self._ranks.gather([self._cursors[lane] for lane in own])
-            self._cursors = [lane for part in parts for lane in part]
+            self._cursors = cursors_of_all_lanes(self._cursors, self._ranks)
         return self._cursors
 
     @property

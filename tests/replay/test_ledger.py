@@ -15,9 +15,9 @@ import pytest
 from stream_pretrain import cli
 from stream_pretrain.config import Config
 from stream_pretrain.data.documents.filters import is_heldout
+from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.replay.ledger import Segment, segments_of
 from stream_pretrain.replay.recorded_run import recorded_run
-from stream_pretrain.training.steps import loop
 from tests.corpora import documents, json_lines
 from tests.training.runs import run_here, write_tiny_modernbert
 
@@ -35,14 +35,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Consumed]:
         {"name": name, "dataset": str(folder / f"{name}.jsonl"), "weight": weight} for name, weight in (("a", 2), ("b", 1))
     ]
     consumed: Consumed = {}
-    keep = loop._keep
+    advance = StepRows.advance
 
-    def recorded(cursors: Any, rows: Any) -> None:
-        keep(cursors, rows)
+    def recorded(rows: StepRows, cursors: Any) -> None:
+        advance(rows, cursors)
         consumed[rows.step + 1] = segments_of(rows, rows.step + 1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_keep", recorded)
+        patch.setattr(StepRows, "advance", recorded)
         for steps in (6, 9):
             run = run_here(
                 [f"--data.sources={json.dumps(sources)}", f"--model.config={model}", f"--model.tokenizer={model}",

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from stream_pretrain import cli
+from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.replay.ledger import segments_of
-from stream_pretrain.training.steps import loop
 from tests.integration.jobs import lines, tiny_options
 from tests.training.runs import run_here, run_to_end
 
@@ -28,16 +28,16 @@ def arguments(small_corpus: Path, model: Path) -> list[str]:
 def watched(patch: pytest.MonkeyPatch, *, killed_in: int | None = None) -> Rows:
     """What the loop reads from now on, until a step in which it is killed."""
     rows: Rows = {}
-    keep = loop._keep
+    advance = StepRows.advance
 
-    def recorded(cursors: Any, read: Any) -> None:
+    def recorded(read: StepRows, cursors: Any) -> None:
         if read.step + 1 == killed_in:
             raise ConnectionError("as if killed")
-        keep(cursors, read)
+        advance(read, cursors)
         digest = hashlib.sha256(read.trained.input_ids.tobytes() + read.trained.labels.tobytes()).hexdigest()
         rows[read.step + 1] = digest, sorted({(one.epoch, one.offset) for one in segments_of(read, read.step + 1)})
 
-    patch.setattr(loop, "_keep", recorded)
+    patch.setattr(StepRows, "advance", recorded)
     return rows
 
 

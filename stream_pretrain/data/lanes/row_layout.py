@@ -19,6 +19,12 @@ class RowLayout:
     packing: Packing
     seed: int
 
+    def micro_batches(self, most_rows: int, world: int) -> tuple[int, int]:
+        """Rows of a micro-batch, at most `most_rows`, and micro-batches of a step on each of `world` ranks."""
+        rows_of_rank = -(-self.global_batch_size // world)
+        size = min(most_rows, rows_of_rank)
+        return size, -(-rows_of_rank // size)
+
 
 def part_of(numbers: range, part: int, parts: int) -> range:
     """One of as many parts of neighbouring numbers, each as large as the others or one larger: the lanes of a rank, or of one

@@ -12,6 +12,7 @@ from stream_pretrain.data.lanes.cursor import Cursor, Skipped
 from stream_pretrain.data.lanes.lane import Lane, Run
 from stream_pretrain.data.lanes.source_lane import CAUSES
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
+from stream_pretrain.data.lanes.stream_state import LaneCursors
 from stream_pretrain.data.rows.packing import gather
 from stream_pretrain.data.rows.train_rows import Int32s, TrainRows, int32s, joined
 
@@ -45,6 +46,11 @@ class StepRows:
     def row_lane(self) -> NDArray[np.int64]:
         """[R] lane of each row."""
         return np.repeat(self.lanes, self.given)
+
+    def advance(self, cursors: list[LaneCursors]) -> None:
+        """Set the cursors of the lanes to where they stand after these rows. cursors: of all lanes of the run."""
+        for lane, of_sources in zip(self.lanes.tolist(), self.cursors.tolist(), strict=True):
+            cursors[lane] = tuple(Cursor(*cursor) for cursor in of_sources)
 
 
 def step_of(

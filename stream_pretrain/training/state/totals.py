@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stream_pretrain.data.lanes.source_plan import SourcePlan
-from stream_pretrain.errors import CheckpointError, ContentError
+from stream_pretrain.errors import CheckpointError, ContentError, TrainingError
 from stream_pretrain.typed_json import from_json
 
 JUDGED_DOCUMENTS = 1_000
@@ -59,17 +59,37 @@ class Totals:
             raise CheckpointError(f"{where} are not those of a run with {sources} sources: use another checkpoint")
         return totals
 
-    def count(self, of_windows: Sequence[float]) -> None:
+    def count_windows(self, of_windows: Sequence[float]) -> None:
         """Set the counters of opened windows: [sources x OF_WINDOWS]."""
         of_sources = {name: list(map(int, of_windows[i :: len(OF_WINDOWS)])) for i, name in enumerate(OF_WINDOWS)}
         for name, counts in of_sources.items():
             setattr(self, name, sum(counts))
         self.source_read, self.source_empty = of_sources["read"], of_sources["empty"]
 
+    def count_documents(self, of_sources: Sequence[float]) -> None:
+        """Set the documents that have begun in a row: [sources]."""
+        self.source_documents = list(map(int, of_sources))
+        self.documents = sum(self.source_documents)
+
+    def count_tokens(self, of_sources: Sequence[float]) -> None:
+        """Add the tokens of a trained step: [sources]."""
+        before = self.source_tokens or [0] * len(of_sources)
+        self.source_tokens = [old + int(new) for old, new in zip(before, of_sources, strict=True)]
+        self.tokens += int(sum(of_sources))
+
     @property
     def unused(self) -> tuple[int, ...]:
         """Counters of what quarantine.jsonl names."""
         return self.skipped, self.empty, self.stripes
+
+
+def refuse_too_many_bad_steps(totals: Totals, most: int) -> None:
+    """Raises: TrainingError after more steps in a row without an update than `most`."""
+    if totals.bad_steps > most:
+        raise TrainingError(
+            f"loss or gradient was not finite in {totals.bad_steps} steps in a row, up to step {totals.step}: "
+            "lower --train.learning-rate, or look at the documents of these steps in OUT/bad_steps.jsonl"
+        )
 
 
 def refuse_too_many_skipped(totals: Totals, most: float) -> None:

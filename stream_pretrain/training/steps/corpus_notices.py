@@ -12,7 +12,7 @@ from stream_pretrain.training.files.records import append
 from stream_pretrain.training.start.setup import Setup
 from stream_pretrain.training.state.totals import sources_without_text
 from stream_pretrain.training.steps.loop import EndOfCorpus, PassedOver, StepResult
-from stream_pretrain.training.steps.saving import all_cursors
+from stream_pretrain.training.steps.rows_of_rank import cursors_of_all_lanes
 
 
 class CorpusNotices:
@@ -77,7 +77,7 @@ class CorpusNotices:
 
     def of_end(self) -> None:
         """Report sources of a mixture that were not read to the end, for lack of a weight."""
-        if left := self._left_over(all_cursors(self._setup)):
+        if left := self._left_over(cursors_of_all_lanes(self._setup.cursors, self._setup.ranks)):
             self._setup.progress.notice(
                 f"step {self._setup.totals.step:,}: the run ends, as all sources with a weight are read; not read to the end, "
                 f"without a weight: {', '.join(source.name for source in left)}"

@@ -14,13 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stream_pretrain.config import Config
 from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.run_progress import counts_of, progress
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream import StepStream
-from stream_pretrain.data.lanes.stream_state import LaneCursors
 from stream_pretrain.data.rows.batches import micro_batches
 from stream_pretrain.data.rows.train_rows import TrainRows
 from stream_pretrain.errors import TrainingError
@@ -29,7 +27,7 @@ from stream_pretrain.training.ranks.watchdog import Watchdog
 from stream_pretrain.training.start.optimizer import learning_rate
 from stream_pretrain.training.start.passed_steps import is_passed
 from stream_pretrain.training.start.setup import Setup
-from stream_pretrain.training.state.totals import OF_WINDOWS, refuse_too_many_skipped
+from stream_pretrain.training.state.totals import OF_WINDOWS, refuse_too_many_bad_steps, refuse_too_many_skipped
 from stream_pretrain.training.steps.rows_of_rank import next_rows
 
 
@@ -88,169 +86,199 @@ class EndOfCorpus:
 
 
 def training_steps(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Iterator[StepResult | PassedOver | EndOfCorpus]:
-    """Train, yielding each optimizer step, until `max_steps`, the end of the epochs, or a request to stop.
+    """Train, yielding each step, until `max_steps`, the end of the epochs, or a request to stop.
 
     Before it yields a step, it updates the totals of `setup` and the cursors of this rank's lanes: they cover exactly what was
     trained on.
-    Raises: TrainingError after too many steps in a row without an update, ContentError when too many documents are bad.
+    Raises: Interrupted where a step is abandoned for a request to stop; TrainingError after too many steps in a row without an
+    update; ContentError when too many documents are bad.
     """
-    config, ranks, totals, parallel = setup.config, setup.ranks, setup.totals, setup.parallel
-    sources, own_lanes = len(setup.plan.sources), part_of(range(setup.plan.layout.lanes), ranks.index, ranks.world)
-    parameters = {name: parameter for name, parameter in parallel.model.named_parameters() if parameter.requires_grad}
-    is_checked = False
-
-    while config.train.max_steps is None or totals.step < config.train.max_steps:
-        started = time.perf_counter()
-        read, rows, interrupted = next_rows(stream, ranks, setup.stop, watchdog)
-        waited = time.perf_counter() - started
-        interrupted = interrupted or _comes_too_soon(setup)
-
-        of_lanes = counts_of(setup.plan, {lane: setup.cursors[lane] for lane in own_lanes})  # before the step
-        labels_and_lanes = _tensor([float((rows.labels >= 0).sum()), *of_lanes.ravel().tolist()], parallel.device)
-        with watchdog.stage("waiting for the other ranks"):
-            ranks.sum(labels_and_lanes)
-        passes_over = is_passed(setup.passed, totals.step + 1)
-        if passes_over:
-            losses, left_out, grad_norm = _no_losses(setup), False, torch.zeros((), device=parallel.device)
-        else:
-            losses, left_out = _backward(setup, rows, parallel.loss_scale(labels_and_lanes[0]), watchdog)
-            if not is_checked:
-                _refuse_parameters_without_gradient(parameters)
-                is_checked = True
-            grad_norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.train.max_grad_norm)
-
-        counts = _counts(read, rows, sources)
-        counts |= {"stops": [int(setup.stop.requested)], "abandons": [int(interrupted or left_out)]}
-        sums = torch.cat([losses, _tensor([*itertools.chain(*counts.values())], parallel.device)])
-        with watchdog.stage("waiting for the device and the other ranks"):
-            ranks.sum(sums)
-            # The one place where the host waits for the device.
-            on_host = torch.cat([sums, labels_and_lanes, grad_norm.double().reshape(1)]).tolist()
-        sizes = {"loss": 1, "correct": 1, "source_loss": sources, **{name: len(values) for name, values in counts.items()}}
-        summed = _by_name(on_host, {**sizes, "labels": 1, "lanes": of_lanes.size, "grad_norm": 1})
-        if any(summed["abandons"]):
-            raise Interrupted
-        if summed["rows"] == [0]:
-            totals.count(summed["windows"])
-            _keep(setup.cursors, read)
-            setup.stop.last_step = totals.step  # there was no other
-            yield EndOfCorpus(read)
-            refuse_too_many_skipped(totals, config.data.max_bad_fraction)
+    loop, totals, train = _Loop(setup, stream, watchdog), setup.totals, setup.config.train
+    while train.max_steps is None or totals.step < train.max_steps:
+        result = loop.step()
+        yield result
+        if isinstance(result, StepResult):
+            refuse_too_many_bad_steps(totals, train.max_bad_steps)
+        refuse_too_many_skipped(totals, setup.config.data.max_bad_fraction)
+        if isinstance(result, EndOfCorpus):
             return
 
-        [loss], [norm] = summed["loss"], summed["grad_norm"]
-        updated = math.isfinite(loss) and math.isfinite(norm)
-        of_all_lanes = np.array(summed["lanes"]).reshape(of_lanes.shape)
-        # What is predicted changes with what is read: the schedule never goes back.
-        totals.progress = max(totals.progress, progress(setup.plan, of_all_lanes, totals.step))
-        rate = learning_rate(config.train, totals.step, _progress(config, totals.step, totals.progress))
-        if updated and not passes_over:
-            for group in parallel.optimizer.param_groups:
-                group["lr"] = rate
-            parallel.optimizer.step()
-        parallel.optimizer.zero_grad()
 
-        _keep(setup.cursors, read)
-        [tokens], [row_count], [segments] = (map(int, summed[name]) for name in ("tokens", "rows", "segments"))
+@dataclass(frozen=True)
+class _Gradients:
+    """What the backward passes of a step leave on the device."""
+
+    losses: Tensor
+    """float64 [2 + sources] sums over the labels of this rank: the loss, correct labels, the loss by source."""
+    norm: Tensor
+    """float32, of the gradients before clipping."""
+    is_complete: bool = True
+    """False where micro-batches were left out for a request to stop."""
+
+
+class _Loop:
+    """The steps of this rank. Every method is called by all ranks."""
+
+    def __init__(self, setup: Setup, stream: StepStream, watchdog: Watchdog) -> None:
+        self._setup, self._stream, self._watchdog = setup, stream, watchdog
+        self._device, self._sources, layout = setup.parallel.device, len(setup.plan.sources), setup.plan.layout
+        self._lanes = part_of(range(layout.lanes), setup.ranks.index, setup.ranks.world)
+        self._size, self._count = layout.micro_batches(setup.config.train.micro_batch_size, setup.ranks.world)
+        named = setup.parallel.model.named_parameters()
+        self._parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
+        self._all_have_gradients = False  # not known before the first step
+
+    def step(self) -> StepResult | PassedOver | EndOfCorpus:
+        """The next step: read its rows, compute gradients, update. Raises: Interrupted, TrainingError."""
+        setup, totals = self._setup, self._setup.totals
+        started = time.perf_counter()
+        read, rows, interrupted = next_rows(self._stream, setup.ranks, setup.stop, self._watchdog)
+        waited = time.perf_counter() - started
+        interrupted = interrupted or self._comes_too_soon()
+
+        known = self._known_before(rows)
+        is_passed_over = is_passed(setup.passed, totals.step + 1)
+        gradients = self._no_gradients() if is_passed_over else self._gradients(rows, known[0])
+        sums = self._summed(read, rows, known, gradients, interrupted=interrupted)
+        if any(sums["abandons"]):
+            raise Interrupted
+        if sums["rows"] == [0]:
+            totals.count_windows(sums["windows"])
+            read.advance(setup.cursors)
+            setup.stop.last_step = totals.step  # there was no other
+            return EndOfCorpus(read)
+
+        [loss], [norm] = sums["loss"], sums["grad_norm"]
+        updated = math.isfinite(loss) and math.isfinite(norm)
+        rate = self._learning_rate(sums["lanes"])
+        if updated and not is_passed_over:
+            for group in setup.parallel.optimizer.param_groups:
+                group["lr"] = rate
+            setup.parallel.optimizer.step()
+        setup.parallel.optimizer.zero_grad()
+
+        read.advance(setup.cursors)
         totals.step += 1
-        totals.segments += segments
-        totals.count(summed["windows"])
-        totals.source_documents = list(map(int, summed["source_documents"]))
-        totals.documents = sum(totals.source_documents)
-        if passes_over:
-            yield PassedOver(totals.step, any(summed["stops"]), read)
-            refuse_too_many_skipped(totals, config.data.max_bad_fraction)
-            continue
-        totals.tokens += tokens
-        source_tokens = zip(totals.source_tokens or [0] * sources, map(int, summed["source_tokens"]), strict=True)
-        totals.source_tokens = [before + new for before, new in source_tokens]
+        totals.count_windows(sums["windows"])
+        totals.count_documents(sums["source_documents"])
+        totals.segments += int(sums["segments"][0])
+        stop = any(sums["stops"])
+        if is_passed_over:
+            return PassedOver(totals.step, stop, read)
+        totals.count_tokens(sums["source_tokens"])
         totals.bad_steps = 0 if updated else totals.bad_steps + 1
-        yield StepResult(
+        return StepResult(
             step=totals.step,
             loss=loss,
-            labels=int(summed["labels"][0]),
-            correct=int(summed["correct"][0]),
-            source_loss=summed["source_loss"],
-            source_labels=list(map(int, summed["source_labels"])),
+            labels=int(sums["labels"][0]),
+            correct=int(sums["correct"][0]),
+            source_loss=sums["source_loss"],
+            source_labels=list(map(int, sums["source_labels"])),
             learning_rate=rate,
             grad_norm=norm,
             updated=updated,
-            tokens=tokens,
-            rows=row_count,
-            segments=segments,
+            tokens=int(sum(sums["source_tokens"])),
+            rows=int(sums["rows"][0]),
+            segments=int(sums["segments"][0]),
             seconds=time.perf_counter() - started,
             seconds_waiting=waited,
-            data_seconds=summed["data_seconds"],
-            progress=_progress(config, totals.step, totals.progress),
-            stop=any(summed["stops"]),
+            data_seconds=sums["data_seconds"],
+            progress=self._progress(),
+            stop=stop,
             rows_seen=read,
             rows_trained=rows,
         )
-        if totals.bad_steps > config.train.max_bad_steps:
-            raise TrainingError(
-                f"loss or gradient was not finite in {totals.bad_steps} steps in a row, up to step {totals.step}: "
-                "lower --train.learning-rate, or look at the documents of these steps in OUT/bad_steps.jsonl"
-            )
-        refuse_too_many_skipped(totals, config.data.max_bad_fraction)
 
+    def _comes_too_soon(self) -> bool:
+        """Whether to abandon a step of one micro-batch for a request to stop: once it has begun, ranks synchronise in it.
 
-def _comes_too_soon(setup: Setup) -> bool:
-    """Whether to abandon a step of one micro-batch for a request to stop: once it has begun, ranks synchronise in it.
-
-    Raises: Interrupted for a single rank.
-    """
-    if _micro_batches(setup)[1] > 1:
+        Raises: Interrupted for a single rank.
+        """
+        if self._count > 1:
+            return False
+        try:
+            self._setup.stop.complete(self._setup.totals.step + 1)
+        except Interrupted:
+            if self._setup.ranks.world == 1:
+                raise
+            return True
         return False
-    try:
-        setup.stop.complete(setup.totals.step + 1)
-    except Interrupted:
-        if setup.ranks.world == 1:
-            raise
-        return True
-    return False
 
+    def _known_before(self, rows: TrainRows) -> Tensor:
+        """float64 [1 + 3 x sources x lanes] on the device: labels of the step, and the `counts_of` all lanes in front of it."""
+        of_lanes = counts_of(self._setup.plan, {lane: self._setup.cursors[lane] for lane in self._lanes})
+        known = self._on_device([float((rows.labels >= 0).sum()), *of_lanes.ravel().tolist()])
+        with self._watchdog.stage("waiting for the other ranks"):
+            self._setup.ranks.sum(known)
+        return known
 
-def _backward(setup: Setup, rows: TrainRows, scale: Tensor, watchdog: Watchdog) -> tuple[Tensor, bool]:
-    """Accumulate the gradients of a step; returns the sums of losses, correct labels and losses by source [2 + sources].
+    def _gradients(self, rows: TrainRows, labels: Tensor) -> _Gradients:
+        """Run the micro-batches of this rank. labels: their number over all ranks. Raises: TrainingError."""
+        setup, parallel = self._setup, self._setup.parallel
+        torch.manual_seed(_seed(setup.config.train.seed, setup.totals.step, setup.ranks.index))  # dropout: nothing to save
+        scale, losses, left_out = parallel.loss_scale(labels), self._no_gradients().losses, False
+        batches = micro_batches(rows, self._size, self._count, setup.plan.encoder.pad, parallel.device)
+        for number, batch in enumerate(batches, start=1):
+            is_last = number == self._count
+            # A step may take longer than a launcher waits after a signal.
+            if not is_last and setup.stop.leaves(setup.totals.step + 1, self._count - number):
+                left_out = True
+                continue
+            with parallel.accumulating(is_last=is_last):
+                loss, correct, of_source = parallel.model(**vars(batch))
+                with self._watchdog.stage("adding up gradients with the other ranks") if is_last else nullcontext():
+                    parallel.accelerator.backward(loss * scale)
+            losses += torch.cat([torch.stack([loss.detach().double(), correct.double()]), of_source.double()])
+        if not self._all_have_gradients:
+            _refuse_parameters_without_gradient(self._parameters)
+            self._all_have_gradients = True
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), setup.config.train.max_grad_norm)
+        return _Gradients(losses, norm, is_complete=not left_out)
 
-    True: micro-batches were skipped for a request to stop, since a step may take longer than a launcher waits.
-    """
-    config, plan, parallel = setup.config, setup.plan, setup.parallel
-    size, micro_batches_a_step = _micro_batches(setup)
-    torch.manual_seed(_seed(config.train.seed, setup.totals.step, setup.ranks.index))  # dropout: nothing to save or restore
-    losses = _no_losses(setup)
-    left_out = False
-    batches = micro_batches(rows, size, micro_batches_a_step, plan.encoder.pad, parallel.device)
-    for number, batch in enumerate(batches, start=1):
-        is_last = number == micro_batches_a_step
-        if not is_last and setup.stop.leaves(setup.totals.step + 1, micro_batches_a_step - number):
-            left_out = True
-            continue
-        with parallel.accumulating(is_last=is_last):
-            loss, correct, of_source = parallel.model(**vars(batch))
-            with watchdog.stage("adding up gradients with the other ranks") if is_last else nullcontext():
-                parallel.accelerator.backward(loss * scale)
-        losses += torch.cat([torch.stack([loss.detach().double(), correct.double()]), of_source.double()])
-    return losses, left_out
+    def _no_gradients(self) -> _Gradients:
+        losses = torch.zeros(2 + self._sources, dtype=torch.float64, device=self._device)
+        return _Gradients(losses, torch.zeros((), device=self._device))
 
+    def _summed(
+        self, read: StepRows, rows: TrainRows, known: Tensor, gradients: _Gradients, *, interrupted: bool
+    ) -> dict[str, list[float]]:
+        """What a step adds up to over all ranks, by name; `windows` is [sources x OF_WINDOWS], `source_…` [sources]."""
+        counts = _counts(read, rows, self._sources)
+        counts["stops"] = [int(self._setup.stop.requested)]
+        counts["abandons"] = [int(interrupted or not gradients.is_complete)]
+        sums = torch.cat([gradients.losses, self._on_device(list(itertools.chain(*counts.values())))])
+        with self._watchdog.stage("waiting for the device and the other ranks"):
+            self._setup.ranks.sum(sums)
+            # The one place where the host waits for the device.
+            values = iter(torch.cat([sums, known, gradients.norm.double().reshape(1)]).tolist())
+        sizes = {"loss": 1, "correct": 1, "source_loss": self._sources, **{name: len(of) for name, of in counts.items()}}
+        sizes |= {"labels": 1, "lanes": len(known) - 1, "grad_norm": 1}
+        return {name: list(itertools.islice(values, size)) for name, size in sizes.items()}
 
-def _no_losses(setup: Setup) -> Tensor:
-    return torch.zeros(2 + len(setup.plan.sources), dtype=torch.float64, device=setup.parallel.device)
+    def _learning_rate(self, of_lanes: Sequence[float]) -> float:
+        """That of the next step. of_lanes: `counts_of` all lanes, flat."""
+        setup, totals = self._setup, self._setup.totals
+        counts = np.array(of_lanes).reshape(counts_of(setup.plan, {}).shape)
+        # What is predicted changes with what is read: the schedule never goes back.
+        totals.progress = max(totals.progress, progress(setup.plan, counts, totals.step))
+        return learning_rate(setup.config.train, totals.step, self._progress())
 
+    def _progress(self) -> float:
+        """Share of the run that is done: of its steps or of the rows of its epochs, whichever ends it sooner."""
+        totals, max_steps = self._setup.totals, self._setup.config.train.max_steps
+        return max(totals.step / max_steps if max_steps is not None else 0.0, totals.progress)
 
-def _micro_batches(setup: Setup) -> tuple[int, int]:
-    """Rows of a micro-batch, and micro-batches per step."""
-    layout = setup.plan.layout
-    rows_of_rank = math.ceil(layout.global_batch_size / setup.ranks.world)
-    size = min(setup.config.train.micro_batch_size, rows_of_rank)
-    return size, math.ceil(rows_of_rank / size)
+    def _on_device(self, values: Sequence[float]) -> Tensor:
+        tensor = torch.tensor(values, dtype=torch.float64)
+        if self._device.type == "cuda":  # from memory that is not pinned, a copy would wait for all queued work of the GPU
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
 
 
 def _counts(read: StepRows, rows: TrainRows, sources: int) -> dict[str, list[float]]:
-    """What this rank adds to the sums of a step; `windows` is [sources x OF_WINDOWS], `source_…` [sources]."""
+    """What this rank adds to the sums of a step."""
     source_of_segments, labels = rows.source[rows.segment_start // rows.length], (rows.labels >= 0).sum(axis=1)
     return {
-        "tokens": [rows.tokens],
         "rows": [len(rows)],
         "segments": [np.count_nonzero(rows.segment_tokens)],
         "windows": read.cursors[:, :, _OF_WINDOWS].sum(axis=0).ravel().tolist(),
@@ -261,27 +289,8 @@ def _counts(read: StepRows, rows: TrainRows, sources: int) -> dict[str, list[flo
     }
 
 
-def _by_name(values: Sequence[float], sizes: Mapping[str, int]) -> dict[str, list[float]]:
-    """Split consecutive values by name; sizes: how many of each."""
-    remaining = iter(values)
-    found = {name: list(itertools.islice(remaining, size)) for name, size in sizes.items()}
-    assert next(remaining, None) is None
-    return found
-
-
 _OF_WINDOWS = list(map(Cursor._fields.index, OF_WINDOWS))
 _DOCUMENTS = Cursor._fields.index("documents")
-
-
-def _keep(cursors: list[LaneCursors], rows: StepRows) -> None:
-    for lane, of_sources in zip(rows.lanes.tolist(), rows.cursors.tolist(), strict=True):
-        cursors[lane] = tuple(Cursor(*cursor) for cursor in of_sources)
-
-
-def _progress(config: Config, step: int, of_epochs: float) -> float:
-    """Share of the run before a step; of_epochs: share of the rows of the epochs."""
-    steps = step / config.train.max_steps if config.train.max_steps is not None else 0.0
-    return max(steps, of_epochs)
 
 
 def _refuse_parameters_without_gradient(parameters: Mapping[str, torch.nn.Parameter]) -> None:
@@ -290,12 +299,6 @@ def _refuse_parameters_without_gradient(parameters: Mapping[str, torch.nn.Parame
         raise TrainingError(
             f"the loss does not depend on {len(unused)} parameters, for example {unused[0]}: choose another model"
         )
-
-
-def _tensor(values: Sequence[float], device: torch.device) -> torch.Tensor:
-    tensor = torch.tensor(values, dtype=torch.float64)
-    # A copy from unpinned memory would wait for all queued work of the GPU.
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _seed(*key: int) -> int:

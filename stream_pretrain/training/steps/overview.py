@@ -101,9 +101,7 @@ def _learning_rate(setup: Setup) -> str:
 
 def _devices(setup: Setup) -> str:
     rows, world = setup.plan.layout.global_batch_size, setup.ranks.world
-    of_rank = math.ceil(rows / world)
-    size = min(setup.config.train.micro_batch_size, of_rank)
-    count = math.ceil(of_rank / size)
+    size, count = setup.plan.layout.micro_batches(setup.config.train.micro_batch_size, world)
     padding = 1 - rows / (count * size * world)
     cost = f", {padding:.0%} of it padding: another --micro-batch-size may be faster" if padding >= 0.005 else ", no padding"
     each = " on each" if world > 1 else ""

@@ -10,7 +10,7 @@ Rows are in the order of the lanes; each rank trains on an equal part of them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.data.lanes.stream_state import LaneCursors
 from stream_pretrain.data.rows.train_rows import Int32s, TrainRows, joined
 from stream_pretrain.errors import StreamPretrainError
 from stream_pretrain.training.ranks.ranks import Ranks
@@ -61,6 +62,12 @@ def rows_read(
         if ranks.world == 1:
             raise
         return stream.nothing, True
+
+
+def cursors_of_all_lanes(cursors: Sequence[LaneCursors], ranks: Ranks) -> list[LaneCursors]:
+    """The cursors of each lane from the rank that reads it. Called by all ranks."""
+    own = part_of(range(len(cursors)), ranks.index, ranks.world)
+    return [lane for of_rank in ranks.gather(cursors[own.start : own.stop]) for lane in of_rank]
 
 
 def _given_by_all(given: NDArray[np.int64], ranks: Ranks, *, interrupted: bool) -> NDArray[np.int64]:

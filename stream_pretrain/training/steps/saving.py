@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 from stream_pretrain.config import fixed_options, shown_options
-from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.stream_state import LaneCursors, stream_state
 from stream_pretrain.training.files.out_files import BEST, CHECKPOINTS, MODEL
 from stream_pretrain.training.files.versions import program
@@ -15,6 +14,7 @@ from stream_pretrain.training.start.passed_steps import steps_in_words
 from stream_pretrain.training.start.setup import Setup
 from stream_pretrain.training.state.best_checkpoint import Best
 from stream_pretrain.training.state.checkpoint import BackgroundWriter, Snapshot, write_model
+from stream_pretrain.training.steps.rows_of_rank import cursors_of_all_lanes
 
 
 class Saves:
@@ -24,13 +24,13 @@ class Saves:
         self._setup, self._writer = setup, writer
         self.last_step = setup.totals.step
 
-    def is_due(self, *, ends: bool) -> bool:
-        """Whether to save the last step; ends: it is the last one of the run.
+    def is_due(self, *, is_last: bool) -> bool:
+        """Whether to save the last step; is_last: of the run.
 
         Never after a bad step: weights that are not finite could push all good checkpoints out of --run.keep-last.
         """
         step, every = self._setup.totals.step, self._setup.config.run.save_every
-        return self._setup.totals.bad_steps == 0 and self.last_step < step and (ends or step % every == 0)
+        return self._setup.totals.bad_steps == 0 and self.last_step < step and (is_last or step % every == 0)
 
     def begin(self, best: Best | None) -> None:
         """Start saving the last step, also as that of the best evaluation. Raises: the error of the previous write."""
@@ -66,16 +66,9 @@ def begin_save(
     setup: Setup, writer: BackgroundWriter, folders: tuple[str, ...] = (CHECKPOINTS,), best: Best | None = None
 ) -> None:
     """Start writing a checkpoint to these folders of OUT. Called by all ranks; the first one writes."""
-    cursors = all_cursors(setup)
+    cursors = cursors_of_all_lanes(setup.cursors, setup.ranks)
     if setup.ranks.is_first:
         writer.submit(lambda: _snapshot(setup, cursors, writer, folders, best))
-
-
-def all_cursors(setup: Setup) -> list[LaneCursors]:
-    """The cursors of all lanes, gathered from their ranks. Called by all ranks."""
-    own = {lane: setup.cursors[lane] for lane in part_of(range(setup.pinned.lanes), setup.ranks.index, setup.ranks.world)}
-    gathered = {lane: cursors for of_rank in setup.ranks.gather(own) for lane, cursors in of_rank.items()}
-    return [gathered[lane] for lane in range(setup.pinned.lanes)]
 
 
 def _snapshot(
