@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -248,7 +249,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
 
         It loads on any number of ranks and workers where it is of the end of a step, else on as many ranks.
         """
-        return {
+        state = {
             **stream_state(self.step, self._cursors_of_all()),
             "micro_batches": self._batches,
             "ranks": self._ranks.world,
@@ -256,6 +257,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
             "corpus": json.loads(self._pinned.encoded),
             "fixed": self._fixed,
         }
+        return {**state, "sha256": _digest(state)}
 
     def _cursors_of_all(self) -> list[LaneCursors]:
         """The cursors of all lanes: while it steps, a rank knows those of its own. Called by all ranks."""
@@ -274,7 +276,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue behind the micro-batch that a state is of. Called by all ranks.
 
-        Raises: CheckpointError for a state of another stream, SourceError where a shard has changed.
+        Raises: CheckpointError for a state of another stream or one that was changed, SourceError where a shard has changed.
         """
         kinds = {"fixed": dict[str, Any], "corpus": dict[str, Any], "micro_batches": int, "step": int}
         if missing := {*kinds, "ranks", "micro_batch_size", "lanes"} - {*(state if isinstance(state, Mapping) else ())}:
@@ -297,6 +299,10 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         plan = self._plan_of(pinned)
         cursors = cursors_from(state, step, pinned.lanes)
         refuse_impossible(cursors, plan, step)
+        if state.get("sha256", _digest(state)) != _digest(state):  # an earlier version wrote none
+            raise CheckpointError(
+                "the state was changed since a stream wrote it (its sha256 is another one): use another state"
+            )
         self.close()
         self._pinned, self.plan = pinned, plan
         self._begin(step, batches, cursors)
@@ -321,6 +327,13 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    """Of what a stream goes on from: an edited place in the corpus may well exist, and leads to other rows."""
+    names = ("version", "step", "fields", "lanes", "micro_batches", "ranks", "micro_batch_size", "corpus", "fixed")
+    content = json.dumps({name: state.get(name) for name in names}, sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _place(dataset: object) -> str:

@@ -23,6 +23,7 @@ import pytest
 
 from stream_pretrain import DataConfig, SourceConfig, StreamPretrainError, TokenStream
 from stream_pretrain.config import ObjectiveConfig, WeightChange
+from stream_pretrain.data.lanes.cursor import Cursor
 from tests.corpora import documents, json_lines, word_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,6 +177,31 @@ def test_a_state_that_no_stream_writes_is_refused_and_changes_nothing(corpus: st
     other = stream_of(tmp_path).state_dict()["corpus"]
     assert "is not the corpus this run began with" in said_by(lambda: stream.load_state_dict({**state, "corpus": other}))
     assert rows_of(stream, 5) == whole[3:]
+
+
+@pytest.mark.parametrize("name", [*Cursor._fields, "micro_batches"])
+def test_a_state_of_which_a_number_was_changed_is_refused_wherever_the_place_exists(corpus: str, name: str) -> None:
+    stream = stream_of(corpus)
+    rows_of(stream, 21)
+    state = json.loads(json.dumps(stream.state_dict()))
+    for lane in range(4) if name in Cursor._fields else (0,):
+        for more in (-1, 1, 2):
+            changed = json.loads(json.dumps(state))
+            if name in Cursor._fields:
+                changed["lanes"][lane]["sources"][0][Cursor._fields.index(name)] += more
+            else:
+                changed[name] = 1 - state[name]
+            said_by(lambda changed=changed: stream.load_state_dict(changed))
+    stream.load_state_dict(state)
+
+
+def test_a_state_without_a_checksum_is_of_an_earlier_version_and_goes_on(corpus: str) -> None:
+    stream = stream_of(corpus)
+    first = rows_of(stream, 3)
+    state = {name: value for name, value in stream.state_dict().items() if name != "sha256"}
+    begun = stream_of(corpus)
+    begun.load_state_dict(state)
+    assert first + rows_of(begun, 5) == rows_of(stream_of(corpus), 8)
 
 
 def test_options_of_another_type_are_refused_in_one_line(corpus: str, tmp_path: Path) -> None:

@@ -65,6 +65,9 @@ def fault_of(source: SourcePlan, lane: int, cursor: Cursor) -> str | None:
         last = stripe.first + (cursor.window - 1) * stripe.count
         if cursor.window and last * source.read.window_bytes >= shard.size:
             return f"window is {cursor.window}, but {shard.name} has fewer"
+    block = stripe.first + cursor.window * stripe.count
+    if cursor.uncompressed > max(block * source.read.window_bytes - 1, 0):
+        return f"uncompressed is {cursor.uncompressed}, behind where window {block} of {shard.name} begins"
     return None
 
 
