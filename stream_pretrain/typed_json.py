@@ -14,6 +14,7 @@ from typing import Any, Literal
 from stream_pretrain.errors import CheckpointError
 
 _MOST_SHOWN = 40
+_INT64 = range(-(2**63), 2**63)
 
 
 def from_json(kind: Any, value: Any, where: str) -> Any:
@@ -34,9 +35,6 @@ class _WrongError(Exception):
         super().__init__(what, place)
         self.what, self.place = what, place
 
-    def inside(self, place: str) -> _WrongError:
-        return _WrongError(self.what, place + self.place)
-
 
 _Reader = Callable[[Any], Any]
 
@@ -49,7 +47,7 @@ def _reader(kind: Any) -> _Reader:
     if origin in (typing.Union, types.UnionType):
         return _union([_reader(member) for member in parameters if member is not types.NoneType], types.NoneType in parameters)
     if origin is Literal:
-        return _scalar(lambda value: value in parameters, str)
+        return lambda value: _checked(str, value, parameters.__contains__)
     if origin in (list, tuple):
         return _items(origin, _reader(parameters[0]))
     if origin is dict:
@@ -57,20 +55,11 @@ def _reader(kind: Any) -> _Reader:
     if kind is Any:
         return lambda value: value
     if kind is int:
-        return _scalar(lambda value: -(2**63) <= value < 2**63, int)
+        return lambda value: _checked(int, value, _INT64.__contains__)
     if kind is float:
-        return _scalar(math.isfinite, float)
+        return lambda value: _checked(float, value, math.isfinite)
     assert kind in (str, bool), kind
-    return _scalar(lambda _: True, kind)
-
-
-def _scalar(is_right: Callable[[Any], bool], kind: type) -> _Reader:
-    def read(value: Any) -> Any:
-        if type(value) is kind and is_right(value):
-            return value
-        raise _wrong(value)
-
-    return read
+    return lambda value: _checked(kind, value)
 
 
 def _union(members: list[_Reader], may_be_none: bool) -> _Reader:
@@ -89,60 +78,46 @@ def _union(members: list[_Reader], may_be_none: bool) -> _Reader:
 
 def _items(container: Any, read: _Reader) -> _Reader:
     def read_all(value: Any) -> Any:
-        if type(value) is not list:
-            raise _wrong(value)
-        found: list[Any] = []
-        try:
-            for item in value:
-                found.append(read(item))
-        except _WrongError as error:
-            raise error.inside(f"[{len(found)}]") from error
-        return container(found)
+        items = _checked(list, value)
+        return container(_inside(f"[{number}]", read, item) for number, item in enumerate(items))
 
     return read_all
 
 
 def _values(read: _Reader) -> _Reader:
-    def read_all(value: Any) -> Any:
-        if type(value) is not dict:
-            raise _wrong(value)
-        found: dict[str, Any] = {}
-        for name, item in value.items():
-            try:
-                found[name] = read(item)
-            except _WrongError as error:
-                raise error.inside(f".{name}") from error
-        return found
-
-    return read_all
+    return lambda value: {name: _inside(f".{name}", read, item) for name, item in _checked(dict, value).items()}
 
 
 def _record(kind: Any) -> _Reader:
-    hints = typing.get_type_hints(kind)
-    readers = {field.name: _reader(hints[field.name]) for field in dataclasses.fields(kind)}
-    needed = [
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
+    hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
+    readers = {field.name: _reader(hints[field.name]) for field in fields}
+    missing = dataclasses.MISSING
+    needed = [field.name for field in fields if field.default is missing and field.default_factory is missing]
 
     def read(value: Any) -> Any:
-        if type(value) is not dict:
-            raise _wrong(value)
-        found = {}
-        for name, item in value.items():
+        for name in _checked(dict, value):
             if name not in readers:
                 raise _WrongError("is not known to this version: use the version that wrote it", f".{name}")
-            try:
-                found[name] = readers[name](item)
-            except _WrongError as error:
-                raise error.inside(f".{name}") from error
         for name in needed:
-            if name not in found:
+            if name not in value:
                 raise _WrongError("is missing: use another checkpoint", f".{name}")
-        return kind(**found)
+        return kind(**{name: _inside(f".{name}", readers[name], item) for name, item in value.items()})
 
     return read
+
+
+def _checked(kind: type, value: Any, is_right: Callable[[Any], bool] | None = None) -> Any:
+    if type(value) is kind and (is_right is None or is_right(value)):
+        return value
+    raise _wrong(value)
+
+
+def _inside(place: str, read: _Reader, value: Any) -> Any:
+    """A part of a value; an error names its place."""
+    try:
+        return read(value)
+    except _WrongError as error:
+        raise _WrongError(error.what, place + error.place) from error
 
 
 def _wrong(value: Any) -> _WrongError:
