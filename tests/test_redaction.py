@@ -13,7 +13,7 @@ from stream_pretrain import cli
 from stream_pretrain.arguments import parse
 from stream_pretrain.config import storage_options, validate
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
-from stream_pretrain.data.corpus.shard import Corpus, Shard
+from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.redaction import Secrets, printable, redacted_options
 from stream_pretrain.urls import redacted_url
@@ -174,9 +174,8 @@ def test_a_file_of_storage_options_that_is_none_is_named_without_what_is_in_it(
 
 def test_a_checkpoint_holds_urls_without_secrets() -> None:
     url = "http://user:PASS@host/x.jsonl?X-Amz-Signature=SIG"
-    pinned = PinnedCorpus(
-        (PinnedSource("", Corpus(url, None, (Shard(url, "x.jsonl", 9, "etag:e", "jsonl", "none"),)), 4096),), lanes=4
-    )
+    shard = Shard(url, "x.jsonl", 9, "etag:e", "jsonl", "none")
+    pinned = PinnedCorpus((PinnedSource(url, None, (shard,), name="", window_bytes=4096, bundles=(), group_rows=16),), lanes=4)
     content = json.loads(pinned.encoded)
     assert content["sources"][0]["dataset"] == content["sources"][0]["shards"][0]["url"] == "http://host/x.jsonl"
     assert PinnedCorpus.from_json(content).shards == (Shard("http://host/x.jsonl", "x.jsonl", 9, "etag:e", "jsonl", "none"),)

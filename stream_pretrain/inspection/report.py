@@ -53,7 +53,7 @@ def source_report(
     empty = [shard.name for shard in shards if shard.size == 0]
     found: dict[str, Any] = {
         "name": source.name,
-        "revision": source.corpus.revision,
+        "revision": source.revision,
         "shards": len(shards),
         "empty_shards": {"count": len(empty), "first": empty[:SHOWN]},
         "not_read": asdict(unread),

@@ -163,7 +163,7 @@ class Proof:
 
     def first_documents(self, baseline: Baseline) -> Baseline:
         """A run on so few documents of the corpus that two epochs are about as long as another run."""
-        edges = itertools.accumulate((len(source.corpus.shards) for source in baseline.corpus.sources), initial=0)
+        edges = itertools.accumulate((len(source.shards) for source in baseline.corpus.sources), initial=0)
         shards = [shard for _, shard, _ in tokens_of(baseline.steps)]
         counts = [max(2, sum(first <= shard < stop for shard in shards) // 2) for first, stop in itertools.pairwise(edges)]
         with self.progress.phase("taking the first documents", stays=False) as report:

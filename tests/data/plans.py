@@ -10,6 +10,8 @@ import numpy as np
 
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
 from stream_pretrain.data.chain import stream_plan
+from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
+from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.lanes.cursor import Cursor, Skipped
 from stream_pretrain.data.lanes.group import Group
 from stream_pretrain.data.lanes.lane import Lane
@@ -34,6 +36,11 @@ def plan_for(folder: Path, **options: object) -> StreamPlan:
         objective=ObjectiveConfig(**in_objective),
     )
     return stream_plan(config, TOKENIZER)
+
+
+def pinned_of(shards: Sequence[Shard], lanes: int, window_bytes: int) -> PinnedCorpus:
+    source = PinnedSource("x", None, tuple(shards), name="", window_bytes=window_bytes, bundles=(), group_rows=16)
+    return PinnedCorpus((source,), lanes)
 
 
 def lane(plan: StreamPlan, number: int, cursors: LaneCursors | None = None) -> Lane:

@@ -16,8 +16,8 @@ import zstandard
 
 from stream_pretrain.config import Config, DataConfig, TrainConfig
 from stream_pretrain.data.corpus import content_sizes
-from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
-from stream_pretrain.data.corpus.shard import Corpus, Shard
+from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
+from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes.pinning import found_again, pin, source_plans
 from stream_pretrain.data.lanes.source_plan import SourcePlan
@@ -27,7 +27,7 @@ from stream_pretrain.training.start.advice import advice
 from tests.corpora import documents, json_lines, write_shard
 from tests.data.compressed import seek_table, zstd_frame
 from tests.data.plans import lane as lane_of
-from tests.data.plans import plan_for, row_of
+from tests.data.plans import pinned_of, plan_for, row_of
 from tests.integration.http_server import Server, serve
 
 LINES = json_lines(documents(400))
@@ -45,12 +45,8 @@ def found(folder: Path) -> list[int | None]:
 
 def plan_of(shards: list[tuple[int, int | None]], lanes: int = 4, window_bytes: int = 1000) -> SourcePlan:
     """Of zstd shards with these stored and uncompressed bytes."""
-    corpus = Corpus(
-        "x",
-        None,
-        tuple(Shard(f"/{i}", str(i), size, None, "jsonl", "zstd", None, content) for i, (size, content) in enumerate(shards)),
-    )
-    [source] = source_plans(config_of("x"), PinnedCorpus((PinnedSource("", corpus, window_bytes),), lanes))
+    found = [Shard(f"/{i}", str(i), size, None, "jsonl", "zstd", None, content) for i, (size, content) in enumerate(shards)]
+    [source] = source_plans(config_of("x"), pinned_of(found, lanes, window_bytes))
     return source
 
 
@@ -217,8 +213,7 @@ def test_lanes_are_level_in_what_they_read_not_in_what_is_stored() -> None:
 @pytest.mark.parametrize(("compression", "size", "was", "is_now"), [("zstd", 1540, 5, 6), ("none", 5400, 5, 6)])
 def test_a_corpus_that_was_pinned_without_sizes_is_dealt_as_it_was(compression: str, size: int, was: int, is_now: int) -> None:
     shard = Shard("/a", "a", size, None, "jsonl", compression, None, 5400)
-    pinned = PinnedCorpus((PinnedSource("", Corpus("x", None, (shard,)), 1000),), 4)
-    value = json.loads(pinned.encoded)
+    value = json.loads(pinned_of([shard], lanes=4, window_bytes=1000).encoded)
     [source] = source_plans(config_of("x"), PinnedCorpus.from_json(value))
     assert source.windows_of(0) == is_now
     del value["sources"][0]["shards"][0]["content_bytes"]

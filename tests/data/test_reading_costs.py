@@ -12,14 +12,15 @@ import pytest
 
 from stream_pretrain.config import Config, DataConfig, TrainConfig
 from stream_pretrain.data.corpus.file_formats import Format
-from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
-from stream_pretrain.data.corpus.shard import Corpus, Shard
+from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
+from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.pinning import source_plans
 from stream_pretrain.data.lanes.reading_costs import memory_bound, reading_cost
 from stream_pretrain.data.transport.compression import Compression
 from stream_pretrain.errors import ConfigError
 from tests.corpora import documents, write_shard
+from tests.data.plans import pinned_of
 from tests.integration.http_server import serve
 
 MIB = 1 << 20
@@ -27,8 +28,7 @@ CONFIG = Config(data=DataConfig(dataset="x"), train=TrainConfig(max_steps=1, glo
 
 
 def corpus_of(count: int, size: int, compression: Compression, file_format: Format = "jsonl") -> PinnedCorpus:
-    shards = tuple(Shard(f"/s{i}", f"s{i}", size, None, file_format, compression) for i in range(count))
-    return PinnedCorpus((PinnedSource("", Corpus("x", None, shards), MIB),), 8)
+    return pinned_of([Shard(f"/s{i}", f"s{i}", size, None, file_format, compression) for i in range(count)], 8, MIB)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_the_memory_of_a_worker_is_bounded_by_its_lanes(compression: Compression
 
 def test_what_is_held_back_of_a_compressed_shard_in_a_store_counts() -> None:
     shard = Shard("https://here.test/s.jsonl.zst", "s", 100 * MIB, None, "jsonl", "zstd")
-    plan = source_plans(CONFIG, PinnedCorpus((PinnedSource("", Corpus("x", None, (shard,) * 8), MIB),), 8))
+    plan = source_plans(CONFIG, pinned_of([shard] * 8, 8, MIB))
     assert memory_bound(plan, 1) == 2 * 8 * MIB + (8 + 1) * MIB + 9 * MIB + 3 * MIB + MIB
 
 

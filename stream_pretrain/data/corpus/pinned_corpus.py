@@ -17,27 +17,21 @@ CORPUS_VERSION = 3
 """Of what `corpus.json` holds; raised when that changes, or how a run reads it."""
 
 
-@dataclass(frozen=True)
-class PinnedSource:
-    """The corpus of a source, and the size of its windows."""
+@dataclass(frozen=True, kw_only=True)
+class PinnedSource(Corpus):
+    """The corpus of a source, and how it is read."""
 
     name: str
     """Empty for the only source of a run."""
-    corpus: Corpus
     window_bytes: int
-    bundles: tuple[tuple[int, int], ...] = ()
-    """Runs of small shards that are read together, each as the number of its first shard and the one behind its last."""
-    group_rows: int = 16
+    bundles: tuple[tuple[int, int], ...]
+    """Runs of small shards that are read together, each as the number of its first shard and the one after its last."""
+    group_rows: int
     """The most rows that a lane packs together."""
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "window_bytes": self.window_bytes,
-            "bundles": [list(bundle) for bundle in self.bundles],
-            "group_rows": self.group_rows,
-            **self.corpus.to_json(),
-        }
+        own = {name: getattr(self, name) for name in ("name", "window_bytes", "bundles", "group_rows")}
+        return {**own, **super().to_json()}
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class PinnedCorpus:
     @property
     def shards(self) -> tuple[Shard, ...]:
         """The shards of all sources, in the order of their numbers."""
-        return tuple(shard for source in self.sources for shard in source.corpus.shards)
+        return tuple(shard for source in self.sources for shard in source.shards)
 
     @cached_property
     def encoded(self) -> bytes:
@@ -66,40 +60,27 @@ class PinnedCorpus:
                 f"corpus.json: of version {value.get('version')}, this program reads version {CORPUS_VERSION}: resume with the "
                 "program that wrote it, or start a new run from its weights with --init-from"
             )
-        was = from_json(_StoredCorpus, value, "corpus.json:")
-        sources = tuple(
-            PinnedSource(
-                source.name,
-                Corpus(source.dataset, source.revision, source.shards),
-                source.window_bytes,
-                source.bundles,
-                source.group_rows,
-            )
-            for source in was.sources
-        )
-        pinned = cls(sources, was.lanes)
-        for source in sources:
-            names = [shard.name for shard in source.corpus.shards]
-            in_order = bool(names) and sorted(set(names)) == names
-            sizes = [size or 0 for shard in source.corpus.shards for size in (shard.size, shard.content_bytes)]
-            if not in_order or min(source.window_bytes, source.group_rows) < 1 or min(sizes) < 0:
-                raise CheckpointError(
-                    f"corpus.json: shards of {source.corpus.dataset} are out of order: use another checkpoint"
-                )
-            if not _are_bundles(source.bundles, len(names)):
-                raise CheckpointError(
-                    f"corpus.json: bundles of {source.corpus.dataset} are not consecutive shards: use another checkpoint"
-                )
-            for shard in source.corpus.shards:
-                if shard.compression not in ("none", *CODECS):
-                    raise CheckpointError(
-                        f"corpus.json: {shard.name} has compression {shard.compression!r}, which this version does not read: "
-                        "use another checkpoint"
-                    )
-        if not sources or was.lanes < 1:
-            counts = f"{len(sources)} sources, {was.lanes} lanes"
-            raise CheckpointError(f"corpus.json: {counts}: use another checkpoint")
+        pinned: PinnedCorpus = from_json(cls, {name: part for name, part in value.items() if name != "version"}, "corpus.json:")
+        fault = next(filter(None, map(_fault_of, pinned.sources)), None)
+        if not pinned.sources or pinned.lanes < 1:
+            fault = f"{len(pinned.sources)} sources, {pinned.lanes} lanes"
+        if fault is not None:
+            raise CheckpointError(f"corpus.json: {fault}: use another checkpoint")
         return pinned
+
+
+def _fault_of(source: PinnedSource) -> str | None:
+    """What no run pins."""
+    names = [shard.name for shard in source.shards]
+    sizes = [size or 0 for shard in source.shards for size in (shard.size, shard.content_bytes)]
+    if not names or sorted(set(names)) != names or min(source.window_bytes, source.group_rows) < 1 or min(sizes) < 0:
+        return f"shards of {source.dataset} are out of order"
+    if not _are_bundles(source.bundles, len(names)):
+        return f"bundles of {source.dataset} are not consecutive shards"
+    for shard in source.shards:
+        if shard.compression not in ("none", *CODECS):
+            return f"{shard.name} has compression {shard.compression!r}, which this version does not read"
+    return None
 
 
 def _are_bundles(bundles: tuple[tuple[int, int], ...], shards: int) -> bool:
@@ -108,23 +89,3 @@ def _are_bundles(bundles: tuple[tuple[int, int], ...], shards: int) -> bool:
         return False
     edges = [edge for first, stop in bundles for edge in (first, stop - 1)]
     return edges == sorted(set(edges)) and all(0 <= edge < shards for edge in edges)
-
-
-@dataclass(frozen=True)
-class _StoredSource:
-    name: str
-    window_bytes: int
-    bundles: tuple[tuple[int, int], ...]
-    group_rows: int
-    dataset: str
-    revision: str | None
-    shards: tuple[Shard, ...]
-
-
-@dataclass(frozen=True)
-class _StoredCorpus:
-    """How `PinnedCorpus.encoded` lays it out."""
-
-    version: int
-    lanes: int
-    sources: tuple[_StoredSource, ...]

@@ -7,6 +7,7 @@ import os
 
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus.hub_datasets import commits_of
+from stream_pretrain.data.corpus.pinned_corpus import PinnedSource
 from stream_pretrain.data.corpus.remote_files import with_web_sizes
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
@@ -15,7 +16,7 @@ from stream_pretrain.non_utf8_names import escaped
 from stream_pretrain.urls import without_secrets
 
 
-def resolve_pinned(pinned: Corpus, data: DataConfig) -> Corpus:
+def resolve_pinned(pinned: PinnedSource, data: DataConfig) -> PinnedSource:
     """A pinned corpus at its current place. Hub datasets stay at their pinned commits.
 
     A shard gets its current URL, and where it has moved its current identity. Its size stays as pinned, since dealing depends

@@ -48,11 +48,11 @@ def pin(config: Config, world: int) -> PinnedCorpus:
     pinned = PinnedCorpus(
         tuple(
             PinnedSource(
-                name,
-                corpus,
-                window_bytes(config.data, corpus, lanes, share),
-                of_source,
-                full_group_rows(config.data.sequence_length, lanes, share),
+                **vars(corpus),
+                name=name,
+                window_bytes=window_bytes(config.data, corpus, lanes, share),
+                bundles=of_source,
+                group_rows=full_group_rows(config.data.sequence_length, lanes, share),
             )
             for name, corpus, share, of_source in zip(names, corpora, shares, bundles, strict=True)
         ),
@@ -68,7 +68,7 @@ def requests_of_start(config: Config, pinned: PinnedCorpus, *, resumes: bool) ->
     asked = 0
     for source, of_source, share in zip(pinned.sources, options, shares, strict=True):
         enough = bundle_bytes(config.data.sequence_length, most_window_bytes(of_source, share))
-        before = [replace(shard, content_bytes=None) for shard in source.corpus.shards if is_remote(shard.url)]
+        before = [replace(shard, content_bytes=None) for shard in source.shards if is_remote(shard.url)]
         of_size = sum(on_web(shard.url) for shard in before)
         of_content = sum(_tells_content(shard) and not is_small(shard, enough) for shard in before)
         asked += of_size if not resumes or of_size <= MOST_ASKED_AGAIN else 0
@@ -148,8 +148,7 @@ def found_again(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpu
     return replace(
         pinned,
         sources=tuple(
-            replace(source, corpus=resolve_pinned(source.corpus, options))
-            for source, options in zip(pinned.sources, sources_of(config.data), strict=True)
+            resolve_pinned(source, options) for source, options in zip(pinned.sources, sources_of(config.data), strict=True)
         ),
     )
 
@@ -163,7 +162,7 @@ def refuse_unlike(config: Config, pinned: PinnedCorpus) -> None:
     given = [("--lanes", config.data.lanes, pinned.lanes)]
     if config.data.window_bytes != "auto":
         for source, share in zip(pinned.sources, largest_shares(share_schedule(config.data)), strict=True):
-            wanted = window_bytes(config.data, source.corpus, pinned.lanes, share)
+            wanted = window_bytes(config.data, source, pinned.lanes, share)
             given.append(("--data.window-bytes", wanted, source.window_bytes))
     for option, value, fixed in given:
         if value not in ("auto", fixed):
@@ -194,7 +193,7 @@ def source_plans(config: Config, pinned: PinnedCorpus) -> tuple[SourcePlan, ...]
     ):
         plan = SourcePlan(
             name=source.name,
-            shards=source.corpus.shards,
+            shards=source.shards,
             first_shard=first_shard,
             layout=layout,
             heldout_fraction=options.heldout_fraction,
