@@ -15,10 +15,10 @@ import pytest
 import zstandard
 
 from stream_pretrain.config import Config, DataConfig, TrainConfig
-from stream_pretrain.data.corpus import content_sizes
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.lanes import content_sizes
 from stream_pretrain.data.lanes.pinning import found_again, pin, source_plans
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.transport import retrying

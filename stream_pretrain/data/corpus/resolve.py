@@ -6,7 +6,7 @@
     org/name        a dataset on the Hub, resolved by `datasets` and pinned to a commit
 
 Sizes and identities come from the listing that finds the files (local_files.py, hub_datasets.py, remote_files.py). No shard is
-opened here, except for the first and last bytes of local files. A new run asks for more (content_sizes.py).
+opened here, except for the first and last bytes of local files. A new run asks for more (lanes/content_sizes.py).
 """
 
 from __future__ import annotations

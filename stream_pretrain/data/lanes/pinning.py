@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stream_pretrain.config import Config, DataConfig, TextDocuments, sources_of, storage_options
-from stream_pretrain.data.corpus.content_sizes import MOST_ASKED, with_content_bytes
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
 from stream_pretrain.data.corpus.remote_files import MOST_ASKED_AGAIN, with_web_sizes
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.corpus.unchanged_since_start import resolve_pinned
 from stream_pretrain.data.documents.document import ReadOptions
-from stream_pretrain.data.documents.parquet import text_bytes
 from stream_pretrain.data.lanes.bundles import BUNDLES_PER_LANE, bundle_bytes, bundles_of, is_small, not_in_bundles
+from stream_pretrain.data.lanes.content_sizes import MOST_ASKED, tells_content, with_content_bytes
 from stream_pretrain.data.lanes.group_sizes import first_step_rows, full_group_rows
 from stream_pretrain.data.lanes.lane_count import lane_count
 from stream_pretrain.data.lanes.mixture import Shares, largest_shares, parts_of
@@ -70,27 +69,15 @@ def requests_of_start(config: Config, pinned: PinnedCorpus, *, resumes: bool) ->
         enough = bundle_bytes(config.data.sequence_length, most_window_bytes(of_source, share))
         before = [replace(shard, content_bytes=None) for shard in source.shards if is_remote(shard.url)]
         of_size = sum(on_web(shard.url) for shard in before)
-        of_content = sum(_tells_content(shard) and not is_small(shard, enough) for shard in before)
+        of_content = sum(tells_content(shard) and not is_small(shard, enough) for shard in before)
         asked += of_size if not resumes or of_size <= MOST_ASKED_AGAIN else 0
         asked += 0 if resumes else min(MOST_ASKED, of_content)
     return asked
 
 
-def _tells_content(shard: Shard) -> bool:
-    """Whether a request tells how large the content of a shard in a store is."""
-    return shard.format == "parquet" or (shard.compression == "zstd" and shard.format != "examples")
-
-
 def _sized(source: DataConfig, enough: int) -> Corpus:
     """The shards of a source, and how large they are. One that a bundle may hold is guessed where it is remote."""
-    corpus = with_web_sizes(resolve(source), source)
-    options = read_options(source, enough, 1.0)
-    return with_content_bytes(
-        corpus,
-        source,
-        lambda shard: not is_small(shard, enough),
-        lambda shard, transport: text_bytes(shard, replace(options, transport=transport)),
-    )
+    return with_content_bytes(with_web_sizes(resolve(source), source), read_options(source, enough, 1.0), enough)
 
 
 def _refuse_idle_ranks(config: Config, world: int) -> None:

@@ -1,17 +1,19 @@
-"""How large the content of shards is, as far as that can be told without reading much."""
+"""How large the content of shards is, as far as they tell without being read."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
 import zstandard
 
-from stream_pretrain.config import DataConfig, storage_options
 from stream_pretrain.data.corpus.shard import Corpus, Shard
+from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.documents.parquet import text_bytes
+from stream_pretrain.data.lanes.bundles import is_small
 from stream_pretrain.data.transport.http_session import Sessions
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.seek_table import read_seek_table
@@ -39,26 +41,22 @@ FRAME_HEADER = 18
 """Bytes of the longest header of a zstd frame."""
 
 
-def with_content_bytes(
-    corpus: Corpus,
-    data: DataConfig,
-    worth_a_request: Callable[[Shard], bool],
-    in_footer: Callable[[Shard, TransportOptions], int],
-) -> Corpus:
+def with_content_bytes(corpus: Corpus, options: ReadOptions, enough: int) -> Corpus:
     """A corpus with the uncompressed bytes of its shards of lines, and of the text of those of Parquet, where they tell them.
 
     Of a remote shard, the header of its first zstd frame is requested, or the footer. A shard that does not say how large it is
     is taken to compress like the others of its compression; where none says it, nothing is known.
 
-    worth_a_request: whether a shard is large enough. in_footer: what one of Parquet says. Raises: TransportError for a store
-    that does not answer by the deadline: what is known decides the windows of a run, and must not depend on the network.
+    enough: uncompressed bytes that make a bundle; a remote shard that a bundle may hold is not worth a request. Raises:
+    TransportError for a store that does not answer by the deadline: what is known decides the windows of a run, and must not
+    depend on the network.
     """
     sized = [shard for shard in corpus.shards if shard.size is not None and shard.format != "examples"]
     plain = {shard.name: shard.size or 0 for shard in sized if shard.format != "parquet" and shard.compression == "none"}
     others = [shard for shard in sized if shard.name not in plain]
     # A small file of Parquet says its text again in statistics, which its footer counts.
-    may_say = [shard for shard in others if worth_a_request(shard) or _is_cheap(shard)]
-    known = _content_bytes(may_say, TransportOptions(storage_options(data.storage_options), data.retry_deadline), in_footer)
+    may_say = [shard for shard in others if not is_small(shard, enough) or _is_cheap(shard)]
+    known = _content_bytes(may_say, options)
     stored, content = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for shard in may_say:
         if shard.name in known:
@@ -86,13 +84,14 @@ def _kind(shard: Shard) -> tuple[str, str]:
     return "parquet" if shard.format == "parquet" else "lines", shard.compression
 
 
-def _content_bytes(
-    shards: Sequence[Shard], options: TransportOptions, in_footer: Callable[[Shard, TransportOptions], int]
-) -> dict[str, int]:
+def tells_content(shard: Shard) -> bool:
+    """Whether a request tells how large the content of a shard in a store is."""
+    return shard.format == "parquet" or (shard.compression == "zstd" and shard.format != "examples")
+
+
+def _content_bytes(shards: Sequence[Shard], options: ReadOptions) -> dict[str, int]:
     """Uncompressed bytes of the shards that tell them, by name. Asks at most `MOST_ASKED`, evenly spread."""
-    can_tell = [
-        shard for shard in shards if shard.format == "parquet" or shard.compression == "zstd" or not is_remote(shard.url)
-    ]
+    can_tell = [shard for shard in shards if tells_content(shard) or not is_remote(shard.url)]
     count = min(MOST_ASKED, len(can_tell))
     asked = [can_tell[number * len(can_tell) // count] for number in range(count)]
     counted = [shard.size or 0 for shard in asked if shard.format != "parquet" and not is_remote(shard.url)]
@@ -101,16 +100,16 @@ def _content_bytes(
 
     def ask_some(some: Iterator[Shard], given_up: threading.Event) -> None:
         with closing(Sessions()) as sessions:
-            of_thread = replace(options, sessions=sessions, given_up=given_up)
+            transport = replace(options.transport, sessions=sessions, given_up=given_up)
             for shard in some:
                 try:
                     content: int | None
                     if shard.format == "parquet":
-                        content = in_footer(shard, of_thread)
+                        content = text_bytes(shard, replace(options, transport=transport))
                     elif is_small and not is_remote(shard.url):
-                        content = _counted(shard, of_thread)
+                        content = _counted(shard, transport)
                     else:
-                        content = _stated(shard, of_thread) if shard.compression == "zstd" else None
+                        content = _stated(shard, transport) if shard.compression == "zstd" else None
                 except TransportError:
                     raise
                 except SourceError:  # damage, or another file: met again, and told, where the shard is read
