@@ -75,15 +75,8 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
     sources = []
     for source, of_source, of_plan in zip(pinned.sources, sources_of(config.data), plans, strict=True):
         with progress.phase(f"reading {source.name or 'documents'}") as found:
-            sample = sample_of(
-                of_plan.shards,
-                of_plan.read,
-                None if plan is None else plan.encoder,
-                None if tokenizer is None else tokenizer.unk_token_id,
-                options.max_read_bytes,
-                of_plan.heldout_fraction,
-                found,
-            )
+            unknown = None if tokenizer is None else tokenizer.unk_token_id
+            sample = sample_of(of_plan, None if plan is None else plan.encoder, unknown, options.max_read_bytes, found)
         unread = unread_files(of_source, pinned.shards)
         sources.append(source_report(source, of_plan, unread, sample, framing, config))
     model = None if plan is None or tokenizer is None else _model_cost(config, plan, tokenizer, sources)

@@ -30,7 +30,8 @@ MFU = 0.4
 """At which hours on GPUs are given."""
 GPUS = ("A100", "H100", "H200", "B200")
 TOKENS_BY_ORDER, ROWS_BY_ORDER = 0.001, 0.01
-"""Relative differences that the order makes in which a run packs the documents of a window: it splits others."""
+"""Relative differences that the order makes in which a run packs the documents of a window: it splits others. Of the rows of
+a short window one is more than that."""
 BYTES_OF_CURSOR = 200
 """Of one lane in one source, in stream.json."""
 BYTES_OF_METRICS = 1500
@@ -106,13 +107,14 @@ def source_report(
             error = of_all.error(lambda window: float(window.sum()))
             # The windows that were not read may be of other lengths, which split documents and fill rows otherwise.
             split = of_all.unread * (own.tokens - tokens - framing * sample.documents) / own.tokens
+            by_order = max(ROWS_BY_ORDER, len(sample.windows) / own.rows)
             found |= {
                 "documents": sample.documents * of_all.scale,
                 "documents_error": of_all.error(len),
                 "tokens": own.tokens * of_all.scale,
                 "tokens_error": None if error is None else error + split + TOKENS_BY_ORDER,
                 "rows": own.rows * of_all.scale,
-                "rows_error": None if error is None else error + split + of_all.unread * (1 - own.real) + ROWS_BY_ORDER,
+                "rows_error": None if error is None else error + split + of_all.unread * (1 - own.real) + by_order,
             }
     return found
 

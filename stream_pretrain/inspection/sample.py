@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,16 +12,17 @@ import xxhash
 from numpy.typing import NDArray
 
 from stream_pretrain.data.corpus.shard import Shard
-from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.documents.document import Documents, ReadOptions
 from stream_pretrain.data.documents.filters import without_held_out
-from stream_pretrain.data.documents.reader import windows_of
+from stream_pretrain.data.documents.reader import windows_of_unit
+from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.engine import Engine
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import ContentError
 
-MOST_SHARDS = 16
-"""Shards of a source that are sampled."""
+MOST_UNITS = 16
+"""Shards of a source, or bundles of small ones, that are sampled."""
 
 MOST_EXAMPLES = 3
 """Of documents that are skipped."""
@@ -41,7 +42,6 @@ class Sample:
     """Documents, used or not."""
     content_bytes: int = 0
     """Of them."""
-    stored_bytes: int = 0
     skipped: int = 0
     empty: int = 0
     filtered: int = 0
@@ -55,7 +55,7 @@ class Sample:
     windows: list[NDArray[np.int64]] = field(default_factory=list)
     """Tokens of the documents of each window, without special tokens; characters without a tokenizer."""
     of_windows: list[tuple[int, int]] = field(default_factory=list)
-    """Of each of them: the shard that it is of, counted from 0, and bytes of its content."""
+    """Of each of them: the number of the shard or bundle that it is of, and bytes of its content."""
     characters: int = 0
     text_bytes: int = 0
     """In UTF-8."""
@@ -76,69 +76,59 @@ class Sample:
 
 
 def sample_of(
-    shards: Sequence[Shard],
-    options: ReadOptions,
-    encoder: Encoder | None,
-    unknown_id: int | None,
-    most_bytes: int,
-    heldout_fraction: float,
-    report: Callable[[str], None],
+    plan: SourcePlan, encoder: Encoder | None, unknown_id: int | None, most_bytes: int, report: Callable[[str], None]
 ) -> Sample:
     """Read at most about so many bytes of content. A damaged shard is noted, and the next one read. Raises: TransportError."""
     sample, engine = Sample(), None if encoder is None else encoder.build()
-    chosen = np.unique(np.linspace(0, len(shards) - 1, min(len(shards), MOST_SHARDS)).astype(int)).tolist()
-    sample.whole = len(chosen) == len(shards)
+    units = len(plan.units)
+    chosen = np.unique(np.linspace(0, units - 1, min(units, MOST_UNITS)).astype(int)).tolist()
+    sample.whole = len(chosen) == units
     seen: set[int] = set()
-    for place, number in enumerate(chosen):
-        report(f"{shards[number].name} ({place + 1} of {len(chosen)})")
+    for place, unit in enumerate(chosen):
+        shards = plan.shards_of(unit)
+        report(f"{shards[0].name} ({place + 1} of {len(chosen)})")
         try:
-            _read(sample, shards[number], options, engine, unknown_id, most_bytes // len(chosen), heldout_fraction, seen)
+            for window in _read(sample, shards, plan.read, most_bytes // len(chosen)):
+                trained = without_held_out(window, plan.heldout_fraction).texts
+                sample.held_out += len(window.texts) - len(trained)
+                _count_texts(sample, trained, engine, unknown_id, seen)
+                sample.of_windows.append((unit, window.content_bytes))
         except ContentError as error:
             sample.damaged.append(str(error))
-        sample.shards += 1
+        sample.shards += len(shards)
     return sample
 
 
-def _read(
-    sample: Sample,
-    shard: Shard,
-    options: ReadOptions,
-    engine: Engine | None,
-    unknown_id: int | None,
-    most_bytes: int,
-    heldout_fraction: float,
-    seen: set[int],
-) -> None:
+def _read(sample: Sample, shards: Sequence[Shard], options: ReadOptions, most_bytes: int) -> Iterator[Documents]:
+    """The windows of a shard or of a bundle, counted."""
     restart, read = RestartPoint(), 0
-    can_be_entered = shard.compression == "none" and shard.format != "examples"
+    enterable = sum(shard.compression == "none" and shard.format != "examples" for shard in shards)
     try:
-        for window in windows_of(shard, options):
-            if window.damaged:
-                raise window.damaged[0].error
-            can_be_entered |= restart.compressed > 0
+        for window in windows_of_unit(shards, options):
+            if len(shards) == 1 and restart.compressed > 0:
+                enterable = 1
             sample.read += window.read
             sample.skipped += sum(skip.documents for skip in window.skips)
             sample.empty += sum(skip.documents for skip in window.empty)
             sample.filtered += window.filtered
+            sample.damaged += [str(damage.error) for damage in window.damaged]
             for skip in window.skips[: MOST_EXAMPLES - len(sample.examples)]:
-                sample.examples.append(f"{shard.name}:{skip.offset}: {skip.reason}")
+                sample.examples.append(f"{shards[skip.member].name}:{skip.offset}: {skip.reason}")
             sample.content_bytes += window.content_bytes
-            sample.stored_bytes += window.stored[1] - window.stored[0]
-            trained = without_held_out(window, heldout_fraction).texts
-            sample.held_out += len(window.texts) - len(trained)
-            _count_texts(sample, trained, engine, unknown_id, seen)
-            sample.of_windows.append((sample.shards, window.content_bytes))
+            yield window
             restart, read = window.restart, read + window.content_bytes
-            if read >= most_bytes and not _is_all_of(shard, read):
+            if read >= most_bytes and not _is_all_of(shards, read):
                 sample.whole = False
                 return
     finally:
-        sample.in_the_middle += can_be_entered
+        sample.in_the_middle += enterable
 
 
-def _is_all_of(shard: Shard, read: int) -> bool:
-    """Whether so many bytes of content are known to be all of a shard."""
-    return shard.format in ("jsonl", "text") and not shard.is_content_estimated and read == shard.content_bytes
+def _is_all_of(shards: Sequence[Shard], read: int) -> bool:
+    """Whether so many bytes of content are known to be all of a shard, as those of a bundle are."""
+    shard, *others = shards
+    is_known = shard.format in ("jsonl", "text") and not shard.is_content_estimated
+    return bool(others) or (is_known and read == shard.content_bytes)
 
 
 def _count_texts(sample: Sample, texts: Sequence[str], engine: Engine | None, unknown_id: int | None, seen: set[int]) -> None:
@@ -155,6 +145,7 @@ def _count_texts(sample: Sample, texts: Sequence[str], engine: Engine | None, un
         sample.windows.append(np.array([len(text) for text in texts], dtype=np.int64))
         return
     ids, lengths = engine.encode(texts)
-    sample.windows.append(lengths)
+    sample.empty += int((lengths == 0).sum())
+    sample.windows.append(lengths[lengths > 0])
     if unknown_id is not None:
         sample.unknown += int((ids == unknown_id).sum())

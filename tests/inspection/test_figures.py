@@ -46,6 +46,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{folder}/*.zst"
 
 
+@pytest.fixture(scope="module")
+def small_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """450 shards of two documents, which are read and packed in bundles."""
+    folder = tmp_path_factory.mktemp("bundles")
+    texts = [documents(150, seed=number) for number in range(6)]
+    for number in range(450):
+        (folder / f"{number:03}.jsonl").write_bytes(json_lines(texts[number // 75][number % 75 * 2 :][:2]))
+    return f"{folder}/*.jsonl"
+
+
 def inspected(capsys: pytest.CaptureFixture[str], *options: str) -> Any:
     assert cli.main(["inspect", *options, "--workers=0", "--json"]) == 0
     return json.loads(capsys.readouterr().out)
@@ -61,20 +71,28 @@ def read_rows(config: Config) -> Iterator[TrainRows]:
 
 
 @pytest.mark.parametrize(
-    ("length", "packing", "most_bytes"),
+    ("shards", "length", "packing", "most_bytes"),
     [
-        (64, "best_fit", 10**8),
-        (64, "best_fit", 60_000),
-        (64, "concat", 30_000),
-        (32, "none", 30_000),
-        (128, "best_fit", 90_000),
+        ("corpus", 64, "best_fit", 10**8),
+        ("corpus", 64, "best_fit", 60_000),
+        ("corpus", 64, "concat", 30_000),
+        ("corpus", 32, "none", 30_000),
+        ("corpus", 128, "best_fit", 90_000),
+        ("small_shards", 256, "best_fit", 10**8),
+        ("small_shards", 64, "best_fit", 30_000),
     ],
 )
 def test_tokens_rows_and_steps_are_those_of_an_epoch_within_the_error_that_is_told(
-    corpus: str, model: str, length: int, packing: str, most_bytes: int, capsys: pytest.CaptureFixture[str]
+    shards: str,
+    length: int,
+    packing: str,
+    most_bytes: int,
+    model: str,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = [
-        *(f"--dataset={corpus}", f"--model.tokenizer={model}", f"--sequence-length={length}", f"--data.packing={packing}"),
+        *(f"--dataset={request.getfixturevalue(shards)}", f"--model.tokenizer={model}", f"--sequence-length={length}", f"--data.packing={packing}"),
         *("--global-batch-size=16", "--max-epochs=1", "--lanes=4"),
     ]
     told = inspected(capsys, *options, f"--inspect.max-read-bytes={most_bytes}")
@@ -87,7 +105,7 @@ def test_tokens_rows_and_steps_are_those_of_an_epoch_within_the_error_that_is_to
     assert source["tokens"] == pytest.approx(tokens, rel=max(1e-9, source["tokens_error"]))
     assert source["rows"] == pytest.approx(rows, rel=source["rows_error"])
     assert abs(plan["steps"] - len(steps)) <= 1 + plan["steps"] * plan["steps_error"]
-    assert plan["steps_error"] == source["rows_error"] <= (0.01 if source["sample"]["is_whole"] else 0.25)
+    assert plan["steps_error"] == source["rows_error"] <= (0.04 if source["sample"]["is_whole"] else 0.25)
     assert plan["tokens_of_run"] == pytest.approx(source["tokens"])
     assert plan["epochs"] == [pytest.approx(1.0)]
     [packed] = [one for one in source["packing"] if one["sequence_length"] == length]
@@ -100,10 +118,13 @@ def test_tokens_rows_and_steps_are_those_of_an_epoch_within_the_error_that_is_to
 
 
 def test_a_run_counts_and_keeps_what_was_told(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    texts = [*documents(200, seed=1), "", " ", *["bara bast"] * 20, "x"]
+    texts = [*documents(200, seed=1), "", " ", *["bara bast"] * 10, "x"]
     (tmp_path / "a.jsonl").write_bytes(json_lines(texts) + b'{"text": 3}\nno json\n')
+    # Of one bundle: copies are found across its shards.
+    (tmp_path / "b.jsonl").write_bytes(json_lines(["bara bast"] * 5))
+    (tmp_path / "c.jsonl").write_bytes(json_lines([*["bara bast"] * 5, "\u200b\u200b", *documents(3, seed=2)]))
     options = [
-        *(f"--dataset={tmp_path}/a.jsonl", f"--model.config={model}", f"--model.tokenizer={model}", "--sequence-length=64"),
+        *(f"--dataset={tmp_path}/*.jsonl", f"--model.config={model}", f"--model.tokenizer={model}", "--sequence-length=64"),
         *("--global-batch-size=8", "--max-epochs=1", "--lanes=2", "--data.min-characters=2", "--data.drop-duplicates=true"),
         *("--save-every=2", "--run.keep-last=2", "--run.keep-every=4", "--log-every=1", f"--output-dir={tmp_path}/out"),
         *("--data.max-bad-fraction=0.5", "--wandb=disabled", "--data.heldout-fraction=0.2"),
@@ -119,9 +140,9 @@ def test_a_run_counts_and_keeps_what_was_told(tmp_path: Path, model: str, capsys
     totals = json.loads((checkpoint / "trainer.json").read_text())["totals"]
     kinds = ("read", "skipped", "empty", "filtered", "documents")
     assert {kind: sample[kind] for kind in kinds} == {kind: totals[kind] for kind in kinds}
-    assert sample["held_out"] == 201 - totals["documents"] > 20
-    # Repeated ones are filtered by the run: each was met once.
-    assert (sample["filtered"], sample["duplicates"], sample["skipped"], sample["empty"]) == (22, 0, 2, 0)
+    assert sample["held_out"] == 205 - totals["documents"] > 20
+    # Repeated ones are filtered by the run in each unit: one is met twice.
+    assert (sample["filtered"], sample["duplicates"], sample["skipped"], sample["empty"]) == (21, 1, 2, 1)
     assert source["tokens"] == pytest.approx(totals["tokens"], rel=source["tokens_error"])
     assert plan["steps"] == pytest.approx(metrics["step"], abs=1)
     kept = sorted(size_of(folder) for folder in (out / "checkpoints").glob("step-*"))

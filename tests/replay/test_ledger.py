@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import resource
 import shutil
@@ -331,6 +332,35 @@ def test_a_document_that_no_step_has_trained_on_is_told_with_the_reason(
     waiting = next(name for name, line in zip(names, lines[6:], strict=False) if name not in all_read and not held(line))
     assert cli.main(["ledger", str(out), f"--ledger.document={waiting}", "--workers=0"]) == 0
     assert capsys.readouterr().out == f"{waiting}: not in steps 1 to 1\n  read in other steps, or not yet\n"
+
+
+def test_a_document_of_a_small_shard_is_told_with_the_reason_among_those_that_are_read_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(write_tiny_modernbert(tmp_path / "model"))
+    texts = documents(40, seed=4)
+    (tmp_path / "a.jsonl").write_bytes(json_lines(texts[:20]))
+    (tmp_path / "b.jsonl").write_bytes(json_lines([texts[3], *texts[20:]]))
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(json_lines(["first"])) + b"damaged")
+    run = run_here(
+        [f"--dataset={tmp_path}/*.jsonl*", f"--model.config={model}", f"--model.tokenizer={model}", "--max-epochs=1",
+         f"--output-dir={tmp_path / 'out'}", "--global-batch-size=8", "--sequence-length=64", "--lanes=1", "--wandb=disabled",
+         "--data.drop-duplicates", "--data.on-bad-shard=skip", "--data.max-bad-fraction=1"]
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    [skipped] = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    assert (skipped["shard"], skipped["offset"]) == ("c.jsonl.gz", 0)
+    why = [asked(capsys, tmp_path / "out", f"--ledger.document={name}").get("why_not") for name in ("b.jsonl:0", "c.jsonl.gz:0")]
+    assert why == [
+        "left out as a duplicate of one before it in its bundle of small shards",
+        f"not used: behind damage in its shard ({skipped['why'].removeprefix('rest of the shard skipped: ')})",
+    ]
+    first = len(json_lines([texts[3]]))
+    [seen] = asked(capsys, tmp_path / "out", f"--ledger.document=b.jsonl:{first}")["seen"]
+    assert seen["epoch"] == 0
+    assert asked(capsys, tmp_path / "out", f"--ledger.document=b.jsonl:{first + 1}")["why_not"] == (
+        f"no document with text begins there; the one before it begins at {first}"
+    )
 
 
 def test_shards_of_one_name_are_told_apart_by_their_source(

@@ -121,7 +121,7 @@ class BundleDocuments:
         skips: list[Skip] = []
         empty: list[Skip] = []
         damaged: list[Damage] = []
-        filtered = 0
+        filtered = content_bytes = 0
         seen = set[str]()
         for number, member in enumerate(members):
             for window in member.windows:
@@ -137,6 +137,7 @@ class BundleDocuments:
                 skips += [replace(skip, member=number) for skip in window.skips]
                 empty += [replace(skip, member=number) for skip in window.empty]
                 filtered += window.filtered
+                content_bytes += window.content_bytes
             if member.damage is not None:
                 damaged.append(member.damage)
         return Documents(
@@ -147,6 +148,7 @@ class BundleDocuments:
             filtered,
             tuple(empty),
             stored=(0, sum(shard.size or 0 for shard in self.shards)),
+            content_bytes=content_bytes,
             members=of_member,
             damaged=tuple(damaged),
         )

@@ -37,7 +37,12 @@ def open_unit(shards: Sequence[Shard], options: ReadOptions) -> DocumentReader:
 
 def windows_of(shard: Shard, options: ReadOptions) -> Iterator[Documents]:
     """All windows of a shard, in order, outside of a stream. Raises: as `DocumentReader.read`."""
-    reader, stripe, restart = open_reader(shard, options), Stripe(0), RestartPoint()
+    return windows_of_unit((shard,), options)
+
+
+def windows_of_unit(shards: Sequence[Shard], options: ReadOptions) -> Iterator[Documents]:
+    """All windows of a shard by itself, or of a bundle, as a stream reads them. Raises: as `DocumentReader.read`."""
+    reader, stripe, restart = open_unit(shards, options), Stripe(0), RestartPoint()
     reader.follow(stripe, 0)
     try:
         for block in itertools.count():
