@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Literal, cast
 
 from transformers import PreTrainedTokenizerFast
 
@@ -12,12 +14,14 @@ from stream_pretrain.config import Config, ModelConfig
 from stream_pretrain.data.chain import refuse_short_rows
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.objective import Objective, objective_of
-from stream_pretrain.errors import ModelError
+from stream_pretrain.errors import CheckpointError, ModelError
 from stream_pretrain.model.hub import only_cached
 from stream_pretrain.model.kinds import is_causal, read_config, refuse_other_head
 from stream_pretrain.model.loading import load_model
 from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.model.tokenizer import load_tokenizer
+from stream_pretrain.training.files.out_files import CHECKPOINTS, MODEL
+from stream_pretrain.training.state.checkpoint import read_trainer
 
 KINDS: dict[bool, tuple[Literal["clm", "mlm"], str]] = {True: ("clm", "causal"), False: ("mlm", "masked")}
 """Objective and name of causal models and others."""
@@ -66,14 +70,24 @@ def candidates_of(names: Sequence[str], config: Config) -> list[Candidate]:
 def _is_causal(name: str, model: ModelConfig, config: Config) -> bool:
     settings = read_config(name, model, only_cached(name, None))
     refuse_other_head(name, settings)
-    causal, asked = is_causal(settings), config.objective.name
+    causal, asked = is_causal(settings) or _recorded_objective(Path(name).absolute()) == "clm", config.objective.name
     objective, kind = KINDS[causal]
     if "objective.name" in config.given and asked != objective:
+        older = "; if it is an encoder that was trained with clm, put is_decoder: true into its config.json"
         raise ModelError(
             f"{name} is a {kind} language model ({settings.model_type}), which --objective.name {asked} cannot judge: "
-            f"give --objective.name {objective}, or another model"
+            f"give --objective.name {objective}, or another model{'' if causal else older}"
         )
     return causal
+
+
+def _recorded_objective(model: Path) -> str | None:
+    """What a checkpoint was trained with, or OUT/model by the checkpoints beside it: configurations did not always tell."""
+    checkpoints = sorted((model.parent / CHECKPOINTS).glob("step-*"), reverse=True) if model.name == MODEL else []
+    for checkpoint in [model] if (model / "trainer.json").is_file() else checkpoints:
+        with suppress(CheckpointError):  # then that of an older one
+            return cast(str, read_trainer(checkpoint)["fixed"].get("objective.name"))
+    return None
 
 
 def _candidate(model: ModelConfig, causal: bool, config: Config) -> Candidate:

@@ -150,19 +150,27 @@ def test_sources_are_told_apart(models: tuple[str, str], tmp_path: Path, capsys:
     assert weighted / found["labels"] == pytest.approx(found["loss"])
 
 
-def test_the_loss_is_that_which_a_run_has_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("objective", ["mlm", "clm"])
+def test_the_loss_is_that_which_a_run_has_logged(objective: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, model = corpus(tmp_path / "a.jsonl", documents(60)), str(write_tiny_modernbert(tmp_path / "model"))
     held = corpus(tmp_path / "held.jsonl", documents(20, seed=5))
     out = tmp_path / "out"
     finished = run_here(
         [f"--dataset={data}", f"--model.config={model}", f"--model.tokenizer={model}", f"--output-dir={out}", "--max-steps=3",
-         "--global-batch-size=8", "--sequence-length=64", "--eval-every=3", f"--eval.dataset={held}", "--wandb=disabled"]
+         "--global-batch-size=8", "--sequence-length=64", "--eval-every=3", f"--eval.dataset={held}", "--wandb=disabled",
+         f"--objective.name={objective}"]
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
+    settings = out / "model/config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "is_decoder": None}))  # as an earlier version left it
     logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][-1]
     result = evaluated(capsys, str(out / "model"), "--dataset", held, "--sequence-length=64")
     assert result["models"][0]["loss"] == pytest.approx(logged["eval/loss"], rel=1e-5)
     assert result["models"][0]["accuracy"] == pytest.approx(logged["eval/accuracy"])
+    assert result["objective"] == objective
+    copy = shutil.copytree(out / "model", tmp_path / "copy")
+    told = evaluated(capsys, str(copy), "--dataset", held, "--sequence-length=64")
+    assert told["objective"] == "mlm", "nothing tells it otherwise"
 
 
 def test_the_likelihood_of_a_masked_model_masks_one_token_at_a_time(
@@ -243,7 +251,8 @@ def test_a_model_is_judged_by_the_objective_that_it_was_trained_on_or_refused(
     assert refused(capsys, masked, *data, "--objective.name=clm") == (
         1,
         f"error: {masked} is a masked language model (bert), which --objective.name clm cannot judge: "
-        "give --objective.name mlm, or another model",
+        "give --objective.name mlm, or another model; if it is an encoder that was trained with clm, put is_decoder: true into "
+        "its config.json",
     )
     assert refused(capsys, causal, *data, "--objective.name=mlm")[1] == (
         f"error: {causal} is a causal language model (llama), which --objective.name mlm cannot judge: "

@@ -92,8 +92,8 @@ def test_tokens_rows_and_steps_are_those_of_an_epoch_within_the_error_that_is_to
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = [
-        *(f"--dataset={request.getfixturevalue(shards)}", f"--model.tokenizer={model}", f"--sequence-length={length}", f"--data.packing={packing}"),
-        *("--global-batch-size=16", "--max-epochs=1", "--lanes=4"),
+        *(f"--dataset={request.getfixturevalue(shards)}", f"--model.tokenizer={model}", f"--sequence-length={length}"),
+        *(f"--data.packing={packing}", "--global-batch-size=16", "--max-epochs=1", "--lanes=4"),
     ]
     told = inspected(capsys, *options, f"--inspect.max-read-bytes={most_bytes}")
     [source], plan = told["sources"], told["plan"]

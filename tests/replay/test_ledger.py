@@ -350,8 +350,8 @@ def test_a_document_of_a_small_shard_is_told_with_the_reason_among_those_that_ar
     assert run.returncode == 0, run.stderr
     [skipped] = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
     assert (skipped["shard"], skipped["offset"]) == ("c.jsonl.gz", 0)
-    why = [asked(capsys, tmp_path / "out", f"--ledger.document={name}").get("why_not") for name in ("b.jsonl:0", "c.jsonl.gz:0")]
-    assert why == [
+    unused = [asked(capsys, tmp_path / "out", f"--ledger.document={name}") for name in ("b.jsonl:0", "c.jsonl.gz:0")]
+    assert [one.get("why_not") for one in unused] == [
         "left out as a duplicate of one before it in its bundle of small shards",
         f"not used: behind damage in its shard ({skipped['why'].removeprefix('rest of the shard skipped: ')})",
     ]
