@@ -1,1 +1,1 @@
-"""The stream and the model side of it for loops of other programs: `TokenStream` and `prepare`."""
+"""For training loops of your own: `TokenStream`, and `prepare` for the model that takes its batches."""

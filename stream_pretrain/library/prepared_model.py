@@ -24,7 +24,7 @@ CAUSAL_MODELS = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()) - frozense
 
 
 def prepare(model: PreTrainedModel, stream: TokenStream) -> PreTrainedModel:
-    """Make a model keep the documents of a row apart, proven by a probe on its device; the stream then gives packed batches.
+    """Make a model isolate the documents of a row, proven by a probe on its device; the stream then gives packed batches.
 
     Changes the model, and returns it: `model(**batch)` has a `loss`, the mean over the labels of the batch, 0 without any, and
     the `logits` of the labelled positions. It is saved, copied, wrapped and trained like any other, and prepared again for each
@@ -83,7 +83,7 @@ def _packed_output(
     """
     places = torch.arange(labels.numel(), device=labels.device) if label_positions is None else label_positions
     logits = packed.logits(input_ids, position_ids, cu_seq_lens, places)
-    answers = labels.reshape(-1)
-    total = torch.nn.functional.cross_entropy(logits.float(), answers, ignore_index=IGNORED, reduction="sum")
-    count = (answers != IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    labels = labels.reshape(-1)
+    total = torch.nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+    count = (labels != IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     return MaskedLMOutput(loss=total / count, logits=logits)

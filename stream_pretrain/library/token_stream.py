@@ -49,7 +49,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
 
     A step has `global_batch_size` rows over all ranks, the same on any number of ranks and workers; this rank gives
     `micro_batches_per_step` micro-batches of it, of one shape. Where rows run out, rows of padding without labels fill them.
-    Iterating over it again goes on where it stands. Its workers are its own: a DataLoader around it needs `num_workers=0` and
+    Iterating over it again continues where it stopped. It has its own workers: a DataLoader around it needs `num_workers=0` and
     `batch_size=None`, and must not read ahead if you save its state.
 
     A batch of B rows of L tokens, on `device`:
@@ -112,7 +112,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         self.dense_labels = dense_labels
         self.device = torch.device(device)
         self.is_prepared = False
-        """Whether a model keeps the documents of a row apart, see `prepare`."""
+        """Whether a model isolates the documents of a row, see `prepare`."""
         self._ranks = _ranks(rank, world)
         self._pinned = self._on_first(lambda: pin(self.config, self._ranks.world))
         self.plan = self._plan_of(self._pinned)
@@ -125,12 +125,12 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         return dataclasses.replace(plan, encoder=dataclasses.replace(plan.encoder, engine=engine))
 
     def _on_first(self, action: Callable[[], T]) -> T:
-        """On the first rank for all, so that one lists and asks; each by itself without a process group."""
+        """The result of the first rank, which alone lists and requests; without a process group, each rank its own."""
         if self._ranks.cpu_group is None:
             return action()
         try:
             return self._ranks.from_first(action)
-        except SystemExit as error:  # a rank of a run leaves to the first one what is said
+        except SystemExit as error:  # in a run, only the first rank reports an error
             raise StreamPretrainError("the first rank could not begin the stream: its error says why") from error
 
     def _refuse_without_group(self, plan: StreamPlan) -> None:
@@ -147,14 +147,14 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         self.step = step
         """Steps whose micro-batches were all given."""
         self._batches = batches  # given of the next one
-        self._cursors = cursors  # of all lanes, behind `step`; of those of other ranks see `_cursors_of_all`
+        self._cursors = cursors  # of all lanes, after `step`; of those of other ranks see `_cursors_of_all`
         self._micro_batches: Iterator[Batch] | None = None
         self._read: StepRows | None = None
         self._stream: StepStream | None = None
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches of a step on each rank: the gradients of so many make a step."""
+        """Micro-batches of a step on each rank, whose gradients are accumulated."""
         return self.plan.layout.micro_batches(self.config.train.micro_batch_size, self._ranks.world)[1]
 
     @property
@@ -180,7 +180,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
             yield batch
 
     def _next(self) -> dict[str, torch.Tensor] | None:
-        """The next micro-batch, with the state behind it; None after the last step."""
+        """The next micro-batch, with the state after it; None after the last step."""
         try:
             if self._micro_batches is None and not self._open_step():
                 return None
@@ -188,7 +188,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
             batch = self._tensors(next(self._micro_batches))
             self._count_batch()
         except BaseException:
-            self.close()  # an interrupt may come in the middle of anything: the next micro-batch is read anew
+            self.close()  # an interrupt may come anywhere: the next micro-batch is read again
             raise
         return batch
 
@@ -221,7 +221,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         return True
 
     def _count_batch(self) -> None:
-        """Set the state behind a micro-batch: all of it or, where an interrupt comes, nothing."""
+        """Set the state after a micro-batch, atomically: an interrupt leaves that before it."""
         batches = self._batches + 1
         if batches < self.micro_batches_per_step:
             self._batches = batches
@@ -239,13 +239,13 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         else:
             found["label_positions"] = batch.label_positions
         if alone:
-            # Padding, a segment of its own, begins where the positions begin anew.
+            # Padding, a segment of its own, begins where the positions restart.
             begun = (batch.position_ids == 0).cumsum(dim=1) == 1
             return {**found, "attention_mask": begun.long()}
         return {**found, "position_ids": batch.position_ids, "cu_seq_lens": batch.cu_seq_lens}
 
     def state_dict(self) -> dict[str, Any]:
-        """The state behind the last micro-batch, of plain values, equal on all ranks. Called by all ranks.
+        """The state after the last micro-batch, of plain values, equal on all ranks. Called by all ranks.
 
         It loads on any number of ranks and workers where it is of the end of a step, else on as many ranks.
         """
@@ -274,7 +274,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         return {**fixed, "tokenizer": self.plan.encoder.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue behind the micro-batch that a state is of. Called by all ranks.
+        """Continue after the micro-batch that a state is of. Called by all ranks.
 
         Raises: CheckpointError for a state of another stream or one that was changed, SourceError where a shard has changed.
         """
@@ -293,7 +293,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
                 f"{state['micro_batch_size']} rows: load it there, or save at the end of a step"
             )
         if not 0 <= batches < self.micro_batches_per_step or step < 0:
-            raise CheckpointError(f"the state is {batches} micro-batches behind step {step}, which no stream writes")
+            raise CheckpointError(f"the state is {batches} micro-batches after step {step}, which no stream writes")
         was_pinned = PinnedCorpus.from_json(corpus)
         pinned = self._on_first(lambda: found_again(self.config, was_pinned, self._ranks.world))
         plan = self._plan_of(pinned)
@@ -314,7 +314,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
             stream.__exit__()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies, in other processes too, which go on where this stream stands. Raises: ConfigError."""
+        """For copies, in other processes too, which continue where this stream stopped. Raises: ConfigError."""
         if self._ranks.cpu_group is not None:
             raise ConfigError(
                 "a stream of torch.distributed cannot be copied or sent to another process: construct one there, and load the "
@@ -361,7 +361,7 @@ def _ranks(rank: int | None, world: int | None) -> Ranks:
 def _dense(batch: Batch, *, shifted: bool) -> torch.Tensor:
     """int64 [B, L] labels at their positions, -100 elsewhere; shifted: each at the token that it is."""
     count, length = batch.input_ids.shape
-    # Empty slots are at position 0 of their row: they go to a place behind all.
+    # Empty slots are at position 0 of their row: they go to a position after the last.
     places = torch.where(batch.labels == IGNORED, count * length, batch.label_positions + int(shifted))
     labels = torch.full((count * length + 1,), IGNORED, dtype=torch.int64, device=batch.labels.device)
     return labels.scatter(0, places, batch.labels)[:-1].view(count, length)

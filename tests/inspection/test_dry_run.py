@@ -167,7 +167,7 @@ REFUSED: dict[str, tuple[list[str], Callable[[Path], None], str]] = {
         nothing,
         "error: {out}/../b.jsonl is not the corpus this run began with",
     ),
-    "steps behind": (["--train.skip-steps=2:3"], nothing, "error: --train.skip-steps 2:3: the run stands after step 4"),
+    "steps behind": (["--train.skip-steps=2:3"], nothing, "error: --train.skip-steps 2:3: the run is at step 4"),
     "online without a key": (["--wandb=online"], nothing, "error: W&B cannot be online, no API key"),
     "no evaluation set": (["--eval-every=2", "--eval.dataset={out}/none.jsonl"], nothing, "error: {out}/none.jsonl"),
 }

@@ -162,14 +162,14 @@ def test_a_state_that_no_stream_writes_is_refused_and_changes_nothing(corpus: st
     state = json.loads(json.dumps(stream.state_dict()))
     no_run = "which no run writes: use another checkpoint"
     for name, value, expected in (
-        ("micro_batches", 2, "the state is 2 micro-batches behind step 1, which no stream writes"),
-        ("micro_batches", -1, "the state is -1 micro-batches behind step 1, which no stream writes"),
+        ("micro_batches", 2, "the state is 2 micro-batches after step 1, which no stream writes"),
+        ("micro_batches", -1, "the state is -1 micro-batches after step 1, which no stream writes"),
         ("micro_batches", "1", f"micro_batches of the state is '1', {no_run}"),
         ("micro_batches", 1.5, f"micro_batches of the state is 1.5, {no_run}"),
         ("step", "1", f"step of the state is '1', {no_run}"),
         ("fixed", None, f"fixed of the state is None, {no_run}"),
         ("corpus", [], f"corpus of the state is [], {no_run}"),
-        ("step", -1, "the state is 1 micro-batches behind step -1, which no stream writes"),
+        ("step", -1, "the state is 1 micro-batches after step -1, which no stream writes"),
     ):
         assert said_by(lambda broken={**state, name: value}: stream.load_state_dict(broken)) == expected
     assert said_by(lambda: stream.load_state_dict(None)).startswith("this is not the state of a TokenStream: ")  # type: ignore[arg-type]

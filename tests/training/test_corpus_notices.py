@@ -37,7 +37,7 @@ def test_a_source_that_only_another_rank_has_not_read_is_said(
     shown = io.StringIO()
     with prepared(config) as setup:
         own, of_other = (part_of(range(setup.pinned.lanes), rank, 2) for rank in range(2))
-        ranks = FirstOfTwo(0, 2, other={lane: (Cursor(epoch=epoch_of_other),) for lane in of_other})
+        ranks = FirstOfTwo(0, 2, other=[(Cursor(epoch=epoch_of_other),) for _ in of_other])
         notices = CorpusNotices(setup)
         setup.cursors[:] = [(Cursor(epoch=1),) for _ in own] + [(Cursor(),) for _ in of_other]  # those are not kept up to date
         notices._setup = replace(setup, ranks=ranks, progress=Progress(shown))

@@ -158,6 +158,6 @@ def test_secrets_of_sets_are_hidden_everywhere_and_sets_do_not_name_the_run() ->
     assert redacted_text("eval.sets", json.dumps([{"name": "a", "dataset": url}])) == (
         '[{"name": "a", "dataset": "https://…@host/x.jsonl?…"}]'
     )
-    assert Origin.asked(config.eval).sets == (EvalSetConfig("a", "https://host/x.jsonl"),)
+    assert Origin.of_options(config.eval).sets == (EvalSetConfig("a", "https://host/x.jsonl"),)
     plain = Config(data=config.data, model=config.model)
     assert run_directory(config) == run_directory(plain)

@@ -96,7 +96,7 @@ def test_a_resume_forgets_a_better_one_behind_it_and_goes_on_with_the_best_befor
     find(2.9, 3.5)
     resumed = run_to_end(command)
     assert "resuming after step 4" in resumed, "not from the best one, which is newer"
-    assert "best/step-00000005 is deleted: the run goes on after step 4, before it" in resumed
+    assert "best/step-00000005 is deleted: the run resumes after step 4, before it" in resumed
     assert kept(tmp_path) == {"step-00000005": 2.9}, "better than 3.0, that of step 2"
     find(2.95, 2.8)
     run_to_end([*command, "--max-steps=8"])
@@ -146,7 +146,7 @@ def test_a_damaged_one_is_named_and_no_reason_to_stop(arguments: list[str], tmp_
     find(2.5)
     resumed = run_to_end([*command, "--max-steps=4"])
     assert "best/step-00000002/model.safetensors" in resumed
-    assert "--run.keep-best goes on without it" in resumed
+    assert "--run.keep-best continues without it" in resumed
     assert kept(tmp_path) == {"step-00000004": 2.5}
 
 

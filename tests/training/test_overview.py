@@ -89,7 +89,7 @@ def test_the_batch_and_the_run_are_counted_in_tokens(setup: Setup) -> None:
 def test_the_corpus_is_estimated_and_how_often_it_is_read(setup: Setup) -> None:
     assert said(setup, "corpus") == "~2.0M tokens, 0.26 epochs"
     assert said(setup, "corpus", CorpusEstimate((1000.0,), 1000)) == "~1.0k tokens, 512 epochs"
-    unknown = "unknown tokens, since the store does not tell the size of every shard"
+    unknown = "unknown tokens, since the store does not report the size of every shard"
     assert said(setup, "corpus", CorpusEstimate((None,), 1000)) == unknown
 
 
@@ -107,12 +107,14 @@ def test_every_source_of_a_mixture_is_read_by_its_shares_in_the_run(model: Path,
 
 
 def test_what_auto_has_chosen_is_said(setup: Setup) -> None:
-    asked = replace(setup.asked, train=replace(setup.asked.train, learning_rate="auto", warmup_steps="auto"))
+    with_auto = replace(setup.config, train=replace(setup.config.train, learning_rate="auto", warmup_steps="auto"))
     chosen = changed(setup, train={"learning_rate": 5e-4, "warmup_steps": 60})
     assert said(chosen, "learning rate") == "0.0005 (auto), warm-up 60 steps, wsd: last 20% decays"
-    assert said(replace(chosen, asked=asked), "learning rate").startswith("0.0005 (auto), warm-up 60 steps (auto), ")
+    assert said(replace(chosen, config_with_auto=with_auto), "learning rate").startswith(
+        "0.0005 (auto), warm-up 60 steps (auto), "
+    )
     given = changed(setup, train={"learning_rate": 3e-4, "warmup_steps": 1, "schedule": "linear", "final_learning_rate": 1e-5})
-    given = replace(given, asked=given.config)
+    given = replace(given, config_with_auto=given.config)
     assert said(given, "learning rate") == "0.0003, warm-up 1 step, linear decay to 1e-05"
     assert said(changed(setup, train={"schedule": "constant"}), "learning rate").endswith(", then constant")
 

@@ -133,7 +133,7 @@ def test_where_the_run_has_trained_on_them_the_command_for_a_new_run_is_told(
     assert refused.returncode == 1
     [error] = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
     said, _, command = error.partition("; begin a new run before it: ")
-    assert said == "error: --train.skip-steps 3:4: the run stands after step 6, and has trained on step 3"
+    assert said == "error: --train.skip-steps 3:4: the run is at step 6, and has trained on step 3"
     words = shlex.split(command)
     assert words[-4:] == ["--resume", f"{out}/checkpoints/step-00000002", "--output-dir", f"{out}-2"]
     run_to_end([*words[1:], "--save-every=1"])
@@ -147,7 +147,7 @@ def test_more_steps_are_passed_over_from_the_middle_of_a_gap_on(arguments: list[
     assert [line["step"] for line in lines(tmp_path / "passed_over.jsonl")] == [2, 3, 4, 5]
     assert trainer(tmp_path, 6)["skip_steps"] == ["2:4", "3:5"]
     refused = run_here([*command, "--train.skip-steps=4:6", "--max-steps=6"])
-    assert "--train.skip-steps 4:6: the run stands after step 6, and has trained on step 6; begin" in refused.stderr
+    assert "--train.skip-steps 4:6: the run is at step 6, and has trained on step 6; begin" in refused.stderr
 
 
 def test_a_checkpoint_behind_the_first_step_is_refused(
@@ -157,7 +157,7 @@ def test_a_checkpoint_behind_the_first_step_is_refused(
     refused = run_here([*arguments, f"--output-dir={tmp_path / 'out'}", resume, "--train.skip-steps=3:4"])
     assert refused.returncode == 1
     assert refused.stderr.splitlines()[-1] == (
-        "error: --train.skip-steps 3:4: the run stands after step 4, and has trained on step 3; "
+        "error: --train.skip-steps 3:4: the run is at step 4, and has trained on step 3; "
         f"{tmp_path / 'out'} has no checkpoint before it: give --resume one that is, and another --output-dir"
     )
 

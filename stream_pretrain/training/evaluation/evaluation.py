@@ -127,7 +127,7 @@ def evaluation_set(
 
 @dataclass(frozen=True)
 class PackedDocuments:
-    """Documents as the labelled rows of an evaluation, one behind the other."""
+    """Documents as the labelled rows of an evaluation, one after the other."""
 
     rows: Rows
     labelled: Labelled
@@ -189,7 +189,7 @@ def evaluate(
     *,
     stop: Callable[[], bool],
 ) -> dict[str, float]:
-    """Mean loss and accuracy over the labels of the set; empty when a rank is asked to stop meanwhile.
+    """Mean loss and accuracy over the labels of the set; empty when a rank is asked to stop before the end.
 
     Each rank evaluates its share of the micro-batches on the bare `model`, without synchronisation until the sums.
     """

@@ -1,4 +1,4 @@
-"""Which documents are in the evaluation sets: collected at the first start that asks for them, kept in OUT."""
+"""Which documents are in the evaluation sets: collected at the first start that needs them, kept in OUT."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class Origin:
     """Losses up to this step are those of other sets."""
 
     @classmethod
-    def asked(cls, options: EvalConfig) -> Origin:
-        """Of the options, without secrets."""
+    def of_options(cls, options: EvalConfig) -> Origin:
+        """Without secrets."""
         dataset = options.dataset and without_secrets(options.dataset)
         sets = tuple(replace(one, dataset=one.dataset and without_secrets(one.dataset)) for one in options.sets)
         return cls(options.documents, dataset, options.split, sets)
 
     @classmethod
-    def of(cls, out: Path) -> Origin | None:
-        """Of OUT. Raises: CheckpointError."""
+    def read(cls, out: Path) -> Origin | None:
+        """That of OUT. Raises: CheckpointError."""
         path = out / EVALUATION_ORIGIN
         content = read_object(path, "delete it")
         return None if content is None else cast(Origin, from_json(cls, content, f"{path}:"))
@@ -71,9 +71,9 @@ def evaluation_corpora(config: Config, out: Path) -> dict[str, Corpus]:
     """
     if not config.eval.every:
         return {}
-    there, _ = _there(config.eval, out)
-    named = [one for one in _sets(config.eval) if one.name not in there and (one.dataset, one.split) != (None, None)]
-    return {one.name: resolve(config.data, split=one.split, dataset=one.dataset) for one in named}
+    kept = _kept(config.eval, Origin.read(out), out) or {}
+    missing = [one for one in _sets(config.eval) if one.name not in kept and (one.dataset, one.split) != (None, None)]
+    return {one.name: resolve(config.data, split=one.split, dataset=one.dataset) for one in missing}
 
 
 def evaluation_documents(
@@ -81,37 +81,40 @@ def evaluation_documents(
 ) -> dict[str, list[str]]:
     """The texts of each evaluation set of OUT by its name; where there are none, collected from the `evaluation_corpora`.
 
-    step: after which the run goes on. Raises: SourceError, ConfigError, CheckpointError.
+    step: after which the run resumes. Raises: SourceError, ConfigError, CheckpointError.
     """
-    asked, (there, began) = Origin.asked(config.eval), _there(config.eval, out)
+    wanted, recorded = Origin.of_options(config.eval), Origin.read(out)
+    kept = _kept(config.eval, recorded, out)
+    began = None if kept is None else recorded or wanted
     texts, are_new = {}, False
     for one in _sets(config.eval):
-        if one.name not in there:
-            are_new = True
-            with progress.phase(f"collecting {_set_in_words(one.name)}") as found:
-                there[one.name] = _collected(config, plan, one, corpora.get(one.name), found, progress.warning)
-                found(f"{len(there[one.name])} documents")
-        texts[one.name] = there[one.name]
-    if began is not None and not are_new and not asked.sets and not began.sets:
-        _report_other_options(asked, began, out, progress)
-        if Origin.of(out) is None:  # a start was killed between the two files
+        if kept is not None and one.name in kept:
+            texts[one.name] = kept[one.name]
+            continue
+        are_new = True
+        with progress.phase(f"collecting {_set_in_words(one.name)}") as found:
+            texts[one.name] = _collected(config, plan, one, corpora.get(one.name), found, progress.warning)
+            found(f"{len(texts[one.name])} documents")
+    if began is not None and not are_new and not wanted.sets and not began.sets:
+        _report_other_options(wanted, began, out, progress)
+        if recorded is None:  # a start was killed between the two files
             began.save(out)
         return texts
-    if began is not None and replace(began, after_step=None) != asked:
+    if began is not None and replace(began, after_step=None) != wanted:
         progress.warning(f"other evaluation sets: losses up to step {step:,} are not compared with those of later steps")
-        asked = replace(asked, after_step=step)
+        wanted = replace(wanted, after_step=step)
     elif began is not None and began.after_step is not None:
-        asked = replace(asked, after_step=min(step, began.after_step))
-    if are_new or asked != Origin.of(out):
-        # First the documents: without their origin, they are taken for those asked for.
+        wanted = replace(wanted, after_step=min(step, began.after_step))
+    if are_new or wanted != recorded:
+        # First the documents: without a record of their origin, they are taken for those of the options.
         evaluation.save_documents(out / EVALUATION, texts)
-        asked.save(out)
+        wanted.save(out)
     return texts
 
 
 def compared_after(out: Path) -> int | None:
     """The step up to which losses are those of other evaluation sets. Raises: CheckpointError."""
-    origin = Origin.of(out)
+    origin = Origin.read(out)
     return None if origin is None else origin.after_step
 
 
@@ -120,25 +123,25 @@ def _sets(options: EvalConfig) -> tuple[EvalSetConfig, ...]:
     return options.sets or (EvalSetConfig("", options.dataset, options.split),)
 
 
-def _there(options: EvalConfig, out: Path) -> tuple[dict[str, list[str]], Origin | None]:
-    """The documents in OUT of the sets that are asked for, by name, and their origin; None where there are no documents.
+def _kept(options: EvalConfig, recorded: Origin | None, out: Path) -> dict[str, list[str]] | None:
+    """The documents in OUT of the sets of the options, by name; None where it has no documents at all.
 
-    A set without a name stays that of the first start, whatever is asked.
+    A set without a name stays that of the first start, whatever the options are.
     """
     if not (out / EVALUATION).exists():
-        return {}, None
-    asked = Origin.asked(options)
-    began, texts = Origin.of(out) or asked, evaluation.load_documents(out / EVALUATION)
-    if not asked.sets and not began.sets:
-        return ({"": texts[""]} if "" in texts else {}), began
-    same = [one.name for one in asked.sets if asked.documents == began.documents and began.names_place(one)]
-    return {name: texts[name] for name in same if name in texts}, began
+        return None
+    texts, wanted = evaluation.load_documents(out / EVALUATION), Origin.of_options(options)
+    began = recorded or wanted
+    if not wanted.sets and not began.sets:
+        return {"": texts[""]} if "" in texts else {}
+    same = [one.name for one in wanted.sets if wanted.documents == began.documents and began.names_place(one)]
+    return {name: texts[name] for name in same if name in texts}
 
 
-def _report_other_options(asked: Origin, began: Origin, out: Path, progress: Progress) -> None:
-    names = [name for name in ("dataset", "split", "documents") if getattr(began, name) != getattr(asked, name)]
+def _report_other_options(wanted: Origin, began: Origin, out: Path, progress: Progress) -> None:
+    names = [name for name in ("dataset", "split", "documents") if getattr(began, name) != getattr(wanted, name)]
     if names:
-        was = ", ".join(f"--eval.{name} was {getattr(began, name)}, is {getattr(asked, name)}" for name in names)
+        was = ", ".join(f"--eval.{name} was {getattr(began, name)}, is {getattr(wanted, name)}" for name in names)
         progress.warning(
             f"the evaluation set is still that of the first start ({was}): delete {out / EVALUATION} for a new one"
         )

@@ -1,11 +1,11 @@
-"""Files that are whole or not there: how every file of a run is replaced."""
+"""Atomic writes: how every file of a run is replaced."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -40,6 +40,11 @@ def writing(path: Path | str, advice: str = "free some space, then run the same 
         number = re.search(r"\(os error (\d+)\)", str(error))  # of safetensors, after its own words
         why = os.strerror(int(number[1])) if number else getattr(error, "strerror", None) or error
         raise CheckpointError(f"{path} cannot be written ({why}): {advice}") from error
+
+
+def writing_out(out: Path) -> AbstractContextManager[None]:
+    """As `writing`, for what a start makes in OUT."""
+    return writing(f"--output-dir {out}", "give another folder")
 
 
 def sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Folders that are whole or not there: filled under a hidden name, flushed to the disk, then renamed.
+"""Atomic writes of folders: filled under a hidden name, flushed to the disk, then renamed.
 
 An existing folder is exchanged with the new one in one system call, so that there is a folder at any moment. On file systems
 that cannot exchange, the old folder is renamed first, and `repair` completes what a kill interrupts between the two renames.
@@ -62,7 +62,7 @@ def repair(final: Path) -> None:
     """
     temporary, old = _hidden("tmp", final), _hidden("old", final)
     if os.path.lexists(old) and not os.path.lexists(final):
-        (temporary if os.path.lexists(temporary) else old).rename(final)  # the new one was whole before the old one moved
+        (temporary if os.path.lexists(temporary) else old).rename(final)  # the new one was complete before the old one moved
         sync(final.parent)
     delete(temporary)
     delete(old)

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import psutil
 
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.training.files.atomic_files import writing
+from stream_pretrain.training.files.atomic_files import writing_out
 from stream_pretrain.training.files.out_files import LOCK
 from stream_pretrain.training.files.retried_reads import open_regular, parsed, retried, unreadable
 
@@ -38,7 +38,7 @@ def held(out: Path, report: Callable[[str], None]) -> Iterator[int]:
     """Hold OUT/lock during the block; yields its open descriptor.
 
     Waits for up to a minute, and reports it, where the heartbeat of another machine is recent. When OUT or its lock is removed
-    meanwhile, this process sends itself SIGTERM, which interrupts any wait.
+    during the block, this process sends itself SIGTERM, which interrupts any wait.
     Raises: CheckpointError when OUT is in use or its lock cannot be written.
     """
     descriptor = _acquire(out, report)
@@ -69,7 +69,7 @@ def refuse_in_use(out: Path) -> None:
 
 def _acquire(out: Path, report: Callable[[str], None]) -> int:
     """Lock OUT/lock; returns its open descriptor. The system releases the lock when the process ends."""
-    with writing(f"--output-dir {out}", "give another folder"):
+    with writing_out(out):
         descriptor = _open_lock(out / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         owner = _owner(out)
@@ -78,7 +78,7 @@ def _acquire(out: Path, report: Callable[[str], None]) -> int:
             _wait_until_dead(out, owner, report)
         if not is_at(out / LOCK, descriptor):
             raise CheckpointError(f"{out / 'lock'} was removed while this process waited for it: run the same command again")
-        with writing(f"--output-dir {out}", "give another folder"):
+        with writing_out(out):
             _write_owner(descriptor)
     except BaseException:
         os.close(descriptor)
@@ -112,7 +112,7 @@ def _flock(descriptor: int, out: Path, owner: dict[str, Any] | None, report: Cal
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            # Held, but without a heartbeat: perhaps by a lost machine, whose lock the file server keeps for a while.
+            # Held, but without a heartbeat: it may belong to a lost machine, whose lock the file server keeps for a while.
             if owner is None or _silence(owner) < DEAD_AFTER_SECONDS or (deadline is not None and time.monotonic() >= deadline):
                 _refuse(out, owner)
             if deadline is None:

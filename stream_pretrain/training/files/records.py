@@ -1,4 +1,4 @@
-"""JSON-lines records of a run (metrics, quarantine, bad steps): every line is whole.
+"""JSON-lines records of a run (metrics, quarantine, bad steps), appended atomically.
 
 An appended line is with the operating system. `sync_records` flushes all to the disk, in the thread that writes checkpoints: so
 training never waits for the disk, and a checkpoint has every line of the steps before it.

@@ -1,4 +1,4 @@
-"""What ranks tell each other outside of the steps: that one is asked to stop, or why one ends.
+"""Messages between ranks outside of the steps: that one is asked to stop, or why one ends.
 
 A rank that waits in a collective cannot be reached by another one. So a thread of each rank polls a key-value store on the
 first rank: a signal to one rank reaches all, and the first rank to end announces why.

@@ -48,22 +48,22 @@ class Ranks:
         """
         if self.world == 1:
             return action()
-        answer: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]  # the value, or the exit code of a failure
         failure: BaseException | None = None
         if self.is_first:
             try:
-                answer[0] = action()
+                outcome[0] = action()
             except BaseException as error:
                 # A BaseException is a request to stop.
-                answer[1] = exit_codes.of_error(error) if isinstance(error, Exception) else 0
+                outcome[1] = exit_codes.of_error(error) if isinstance(error, Exception) else 0
                 failure = error
-        dist.broadcast_object_list(answer)
+        dist.broadcast_object_list(outcome)
         if failure is not None:
             raise failure
-        if answer[1] is not None:
-            raise SystemExit(answer[1]) if answer[1] else Interrupted
-        value: T = answer[0]
-        return value
+        value, code = outcome
+        if code is not None:
+            raise SystemExit(code) if code else Interrupted
+        return value  # type: ignore[no-any-return]
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, by rank."""

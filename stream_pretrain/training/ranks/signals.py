@@ -133,7 +133,7 @@ class StopRequest:
                 late = threading.Timer(QUIT_SECONDS, os._exit, [exit_codes.of_stopped_process(names[0])])
                 late.daemon = True
                 late.start()
-                os._exit(self._second(names[0]))  # even during a write: checkpoints are whole or not there
+                os._exit(self._second(names[0]))  # even during a write: checkpoints are atomic
 
 
 @contextmanager

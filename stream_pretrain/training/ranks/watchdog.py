@@ -25,7 +25,7 @@ class Watchdog:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """What this rank does in the block, for example "waiting for data"; an inner stage replaces the outer one meanwhile."""
+        """What this rank does in the block, for example "waiting for data"; an inner one replaces the outer until it ends."""
         outer, self._stage = self._stage, (name, time.monotonic())
         try:
             yield

@@ -17,7 +17,7 @@ from stream_pretrain.terminal import columns_of
 from stream_pretrain.units import human_count, human_duration
 
 MEASURED = 0.05
-"""Share of the run from which the steps it took tell the number of all better than an estimate before the run."""
+"""Share of the run after which its pace predicts the number of steps better than the estimate made before it."""
 
 
 class Progress:
@@ -105,7 +105,7 @@ class Progress:
 
     def _line(self, text: str) -> None:
         if self._drawn and self._stream is not None:
-            text = f"\r{text.ljust(columns_of(self._stream) - 1)}"  # behind what was drawn there may be a ^C
+            text = f"\r{text.ljust(columns_of(self._stream) - 1)}"  # the terminal may have echoed ^C after what was drawn
         self._write(f"{text}\n")
         self._drawn = 0
         self._draw()
@@ -126,7 +126,7 @@ class Progress:
 
 
 def _fitting(parts: Sequence[str], width: int) -> str:
-    """As many of the parts as there is room for, each whole but the first."""
+    """As many parts as fit; only the first is ever cut."""
     shown = "".join(parts[:1])[:width]
     for part in parts[1:]:
         if len(shown) + len(_GAP) + len(part) > width:
@@ -148,7 +148,7 @@ def _all_steps(step: int, max_steps: int | None, share: float, about: float | No
 
 
 def rate_in_words(rate: float) -> str:
-    """A learning rate: 5.00e-4, or 0 for what rounding has left of it."""
+    """A learning rate: 5.00e-4, or 0 for a rounding error."""
     return "0" if rate < 1e-15 else f"{rate:.2e}".replace("e-0", "e-")
 
 

@@ -1,4 +1,4 @@
-"""The messages of a run that is stopped: the immediate answer, and the last line, with the command that resumes."""
+"""Messages of a run that is stopped: at the signal, and the last line, with the command that resumes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stream_pretrain.urls import HIDDEN
 
 
 def stopping(name: str, last_step: int | None, *, alone: bool) -> str:
-    """The answer to a first signal.
+    """The message at the first signal.
 
     last_step: after which the run stops, None or 0 before its first one. alone: whether there is one rank; of several, another
     may be a step ahead.

@@ -130,8 +130,8 @@ class Tracker:
 class WandbView:
     """The Weights & Biases run of one OUT: its id is in OUT/wandb-id, its files in OUT/wandb.
 
-    A step is sent once. What was sent is asked of the server when online (and kept in OUT/wandb-sent-step), and read from
-    the files of earlier starts when offline: the client writes in blocks, and a hard kill loses the last one.
+    A step is sent once. Online, the server knows the last step it has (also kept in OUT/wandb-sent-step); offline, the files of
+    earlier starts do: the client writes in blocks, and a hard kill loses the last one.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ def _has_all(out: Path, mode: Mode) -> bool:
         run_id = (out / WANDB_ID).read_text().strip()
         sent = int((out / WANDB_SENT).read_text()) if (out / WANDB_SENT).exists() else -1
         held = steps_held(out / WANDB, run_id) if mode == "offline" else set()
-    except (OSError, ValueError):  # is said by the client's start
+    except (OSError, ValueError):  # reported when the client starts
         return False
     return all(step <= sent or step in held for step, _ in _read_record(out / METRICS))
 
@@ -365,6 +365,6 @@ def _run_id(path: Path) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    if hasattr(error, "errors"):  # of pydantic, whose text contains the value, perhaps a key
+    if hasattr(error, "errors"):  # of pydantic, whose text contains the value, which may be a key
         return "; ".join(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors())
     return " ".join(str(error).split()) or type(error).__name__

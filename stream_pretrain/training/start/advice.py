@@ -29,9 +29,9 @@ def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
             f"lanes are uneven: the fullest has {uneven.fullest_lane:.2f} times the mean{of}, so an epoch ends with rows of "
             "few lanes; fewer --lanes or a smaller --data.window-bytes level them"
         )
-    asked = [source for source in plan.sources if source.read.text_documents != "line"]
-    if asked and not any("text" in (shard.format, shard.builder) for source in asked for shard in source.shards):
-        unit = asked[0].read.text_documents
+    divided = [source for source in plan.sources if source.read.text_documents != "line"]
+    if divided and not any("text" in (shard.format, shard.builder) for source in divided for shard in source.shards):
+        unit = divided[0].read.text_documents
         yield f"--data.text-documents {unit} changes nothing: it is for .txt and .text files, and there are none"
     cost = reading_cost(plan.sources, ranks.world, workers)
     if cost.amplification > 1.05:

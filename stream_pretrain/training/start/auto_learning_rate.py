@@ -57,5 +57,5 @@ def chosen_for(config: Config) -> Chosen:
 
 
 def warmup_of(steps: float | None) -> int:
-    """Warm-up steps of a run with so many steps; None: unknown."""
+    """Warm-up steps of a run of `steps`; None: unknown."""
     return WARMUP_OF_ANY_RUN if steps is None else min(MOST_WARMUP_STEPS, round(WARMUP_SHARE * steps))

@@ -35,7 +35,7 @@ class ReadyCorpus:
 
 
 def pin_on_all_ranks(config: Config, saved: Saved | None, ranks: Ranks, progress: Progress) -> PinnedCorpus:
-    """The corpus of a new run, or that of a checkpoint where it lies now. Called by all ranks; the first one lists.
+    """The corpus of a new run, or that of a checkpoint, at its current place. Called by all ranks; the first one lists.
 
     Raises: SourceError, ConfigError, CheckpointError.
     """

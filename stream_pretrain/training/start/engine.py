@@ -34,13 +34,13 @@ def engine_of(config: Config, plan: StreamPlan, out: Path) -> Choice:
 
 
 def keep_tokenizers(out: Path, why: str) -> None:
-    """Record in OUT that the run goes on with `tokenizers`. Raises: CheckpointError."""
+    """Record in OUT that the run continues with `tokenizers`. Raises: CheckpointError."""
     with writing(out / ENGINE):
         replace_file(out / ENGINE, [json.dumps({"engine": "tokenizers", "why": why}, indent=2).encode(), b"\n"])
 
 
 def is_of_engine(why: str) -> bool:
-    """Whether a run ended because of its engine, by what its ranks told each other: the type of the error, and its text."""
+    """Whether a run ended because of its engine, by the error that its ranks announced: its type and text."""
     return why.startswith(f"{EngineError.__name__}: ")
 
 
@@ -54,7 +54,6 @@ def _kept(out: Path) -> Choice | None:
 
 
 def _on_all_ranks(config: Config, plan: StreamPlan, out: Path, ranks: Ranks) -> Choice:
-    asked = config.data.engine
     choice = ranks.from_first(lambda: engine_of(config, plan, out))
     if choice.name == "tokenizers":
         return choice
@@ -64,6 +63,6 @@ def _on_all_ranks(config: Config, plan: StreamPlan, out: Path, ranks: Ranks) -> 
         return choice
     has = f"rank {unlike} has {choice.name} {versions[unlike]}" if versions[unlike] else f"rank {unlike} has no {choice.name}"
     why = f"{has}, and rank 0 has {versions[0]}: install the same on all machines"
-    if asked != "auto":
-        raise ConfigError(f"--data.engine {asked}: {why}, or give --data.engine auto")
+    if config.data.engine != "auto":
+        raise ConfigError(f"--data.engine {config.data.engine}: {why}, or give --data.engine auto")
     return Choice("tokenizers", why)

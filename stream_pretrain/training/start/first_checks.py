@@ -1,4 +1,4 @@
-"""Checks of the first second, before torch is imported or a model is asked for."""
+"""Checks of the first second, before torch is imported or a model is looked up."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def _verify(model: ModelConfig) -> None:
 
 
 def _loaded_once_per_machine(config: Config, saved: Saved | None, accelerator: Accelerator, ranks: Ranks) -> LoadedModel:
-    """The first rank loads first and fails for all; then one rank of each machine asks the Hub, and the others its cache."""
+    """The first rank loads first and fails for all; then one rank of each machine, which may download, then the others."""
     if saved is not None and config.model.init_from is not None:  # a resumed run needs no initial weights
         weights = str(saved.path) if saved.path.exists() else None  # a rank that cannot see them gets them from the first
         config = replace(config, model=replace(config.model, init_from=weights))

@@ -19,7 +19,7 @@ from stream_pretrain.config import ALIASES, Config, TrainConfig, defaults, fixed
 from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.non_utf8_names import escaped, in_shell
-from stream_pretrain.training.files.atomic_files import replace_file, writing
+from stream_pretrain.training.files.atomic_files import replace_file, writing_out
 from stream_pretrain.training.files.atomic_folders import repair
 from stream_pretrain.training.files.lock import held, is_at
 from stream_pretrain.training.files.manifest import json_of
@@ -60,7 +60,7 @@ class RunDirectory:
 
         Raises: CheckpointError when OUT is in use or cannot be written.
         """
-        with writing(f"--output-dir {path}", "give another folder"):
+        with writing_out(path):
             path.mkdir(parents=True, exist_ok=True)
             if not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, "it is not writable")
@@ -103,7 +103,7 @@ class RunDirectory:
             **({"skip_steps": list(skip_steps)} if skip_steps else {}),
             **program(),
         }
-        with writing(f"--output-dir {self.path}", "give another folder"):
+        with writing_out(self.path):
             self._write()
 
     def record(
@@ -171,7 +171,7 @@ class RunDirectory:
             return  # `raise_if_lost` reports that
         try:
             self._write()
-        except OSError as failure:  # not raised, so as not to hide the error of the run, perhaps a full disk
+        except OSError as failure:  # not raised, so as not to hide the error of the run, such as a full disk
             self._report(f"{self.path / 'run.json'} cannot be written: {failure.strerror}")
 
     def _write(self) -> None:
@@ -223,7 +223,7 @@ def found_start(config: Config, out: RunDirectory, report: Callable[[str], None]
     """
     resume, path = config.run.resume, out.path
     if out.is_owned:
-        with writing(f"--output-dir {path}", "give another folder"):
+        with writing_out(path):
             repair(path / MODEL)
     recorded = out.recorded()
     has_checkpoints = any((path / CHECKPOINTS).glob("step-*"))
@@ -261,12 +261,12 @@ def found_start(config: Config, out: RunDirectory, report: Callable[[str], None]
             report(line)
         step, chosen = trainer["step"], Chosen.from_json(trainer.get("chosen"), f"{checkpoint / 'trainer.json'}: chosen")
         passed = tuple(dict.fromkeys((*passed_in(trainer, checkpoint / "trainer.json"), *passed)))
-    asked = steps_to_skip(config.train.skip_steps)
-    if asked is not None and asked not in passed:
-        behind = range(asked.start, min(asked.stop, step + 1))
-        if (trained := next((one for one in behind if not is_passed(passed, one)), None)) is not None:
+    skipped = steps_to_skip(config.train.skip_steps)
+    if skipped is not None and skipped not in passed:
+        done = range(skipped.start, min(skipped.stop, step + 1))
+        if (trained := next((one for one in done if not is_passed(passed, one)), None)) is not None:
             raise CheckpointError(_stands_behind(config, step, trained, path, command))
-        passed = (*passed, asked)
+        passed = (*passed, skipped)
     return Start(step, checkpoint, parent, chosen, passed, kept)
 
 
@@ -322,12 +322,12 @@ def _with_usual(config: Config, was: Mapping[str, Any]) -> dict[str, Any]:
 def _stands_behind(config: Config, step: int, trained: int, out: Path, command: Sequence[str]) -> str:
     """The error where a step to pass over is trained on already, with the command for a run that passes over it."""
     option = f"--train.skip-steps {config.train.skip_steps}"
-    said = f"{option}: the run stands after step {step:,}, and has trained on step {trained:,}"
+    fault = f"{option}: the run is at step {step:,}, and has trained on step {trained:,}"
     before = [path for of_step, path in checkpoints_in(out / CHECKPOINTS) if of_step < trained]
     if not before:
-        return f"{said}; {out} has no checkpoint before it: give --resume one that is, and another --output-dir"
+        return f"{fault}; {out} has no checkpoint before it: give --resume one that is, and another --output-dir"
     new = _command(command, {"resume": str(before[-1]), "output-dir": str(_unused(out))})
-    return f"{said}; begin a new run before it{_secrets(new)}: {new}"
+    return f"{fault}; begin a new run before it{_secrets(new)}: {new}"
 
 
 def _new_run(config: Config, was: Mapping[str, Any], command: Sequence[str], checkpoint: Path, out: Path) -> str:

@@ -27,13 +27,12 @@ from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import StopRequest
 from stream_pretrain.training.report.progress import Progress, rate_in_words
 from stream_pretrain.training.start.advice import advice
-from stream_pretrain.training.start.auto_learning_rate import Chosen
 from stream_pretrain.training.start.corpus import pin_on_all_ranks, plan_on_all_ranks
 from stream_pretrain.training.start.kept_defaults import with_options
 from stream_pretrain.training.start.model import load_on_all_ranks, ready_to_train
 from stream_pretrain.training.start.optimizer import learning_rate
-from stream_pretrain.training.start.passed_steps import Passed, count_up_to
-from stream_pretrain.training.start.run_directory import RunDirectory, decide_start
+from stream_pretrain.training.start.passed_steps import count_up_to
+from stream_pretrain.training.start.run_directory import RunDirectory, Start, decide_start
 from stream_pretrain.training.state.best_checkpoint import forget_after
 from stream_pretrain.training.state.checkpoint import Saved, read
 from stream_pretrain.training.state.parallelism import DataParallel
@@ -58,17 +57,13 @@ class Setup:
     """Empty where nothing is evaluated."""
     cursors: list[LaneCursors]
     totals: Totals
-    parent: str | None
+    start: Start
     defaults: Mapping[str, Any]
     """Those of the run's first start; of an option that is newer, those of the start that first knew it."""
-    asked: Config
-    """The options, with `auto` where it is given."""
-    chosen: Chosen
-    """The values of `auto`."""
-    passed: Passed = ()
-    """Steps whose rows are read and not trained on."""
+    config_with_auto: Config
+    """The options before `auto` was replaced by the values of `start.chosen`."""
     estimated_steps: float | None = None
-    """Of the run, once its first rows are read; None where nothing tells."""
+    """Of the run, once its first rows are read; None where it cannot be estimated."""
 
 
 def prepare(
@@ -84,51 +79,59 @@ def prepare(
     transformers.utils.logging.disable_progress_bar()  # the phases show the progress
     with stop.interruptible():
         start = ranks.from_first(lambda: decide_start(config, out, progress.warning, command))
-        asked, checkpoint, chosen = with_options(config, start.kept), start.checkpoint, start.chosen
+        config_with_auto, checkpoint = with_options(config, start.kept), start.checkpoint
         config = start.applied(config)
         saved = None if checkpoint is None else ranks.from_first(lambda: read(checkpoint))
         # The corpus first: a wrong name is refused before a model is downloaded.
         pinned = pin_on_all_ranks(config, saved, ranks, progress)
-        held_out = ranks.from_first(lambda: evaluation_corpora(config, out.path))
+        corpora = ranks.from_first(lambda: evaluation_corpora(config, out.path))
         loaded = load_on_all_ranks(config, saved, accelerator, ranks, progress)
         corpus = plan_on_all_ranks(config, loaded.tokenizer, pinned, saved, out.path, ranks, progress)
-        plan = corpus.plan
-        for line in advice(plan, ranks, config.data.workers):
+        for line in advice(corpus.plan, ranks, config.data.workers):
             progress.warning(line)
-        evaluation_sets: list[EvaluationSet] = []
-        if config.eval.every:
-            collect = partial(evaluation_documents, config, plan, held_out, out.path, progress, step=start.step)
-            weights = {one.name: one.weight for one in config.eval.sets}
-            evaluation_sets = [
-                evaluation.evaluation_set(texts, plan, config.train.micro_batch_size, name=name, weight=weights.get(name, 1.0))
-                for name, texts in ranks.from_first(collect).items()
-            ]
+        collect = partial(evaluation_documents, config, corpus.plan, corpora, out.path, progress, step=start.step)
+        evaluation_sets = _evaluation_sets(config, corpus.plan, ranks.from_first(collect)) if config.eval.every else []
 
-    parallel = ready_to_train(config, loaded, plan, saved, accelerator, ranks)
-    began_with = defaults(config)
-    if saved is None:
-        cursors, totals = first_cursors(pinned.lanes, len(pinned.sources)), Totals()
-    else:
-        cursors, totals = ranks.from_first(lambda: restored(saved, plan))
+    parallel = ready_to_train(config, loaded, corpus.plan, saved, accelerator, ranks)
+    cursors, totals = first_cursors(pinned.lanes, len(pinned.sources)), Totals()
+    if saved is not None:
+        cursors, totals = ranks.from_first(lambda: restored(saved, corpus.plan))
         if saved.trainer["max_epochs"] != config.train.max_epochs:
             totals.progress = 0.0  # of another run
         updates = totals.step - totals.bad_steps - count_up_to(start.passed, totals.step)
         parallel.load_optimizer(saved.path / "optimizer.safetensors", updates=updates)
-        if config.train.max_steps is not None and totals.step >= config.train.max_steps:
-            progress.notice(f"already finished at step {totals.step:,}, from {saved.path}")
-        else:
-            progress.notice(f"resuming after step {totals.step:,}, from {saved.path}")
-            _report_other_max_steps(config.train, saved.trainer["max_steps"], totals.step, progress)
-        began_with |= saved.trainer["defaults"]
+        _report_resume(config.train, saved, totals.step, progress)
     if ranks.is_first:
         for name in RECORDS:
             trim_after(out.path / name, None if saved is None else totals.step, progress.warning)
         forget_after(out.path / BEST, totals.step, progress.notice)
-        write_options(asked, start.parent, out.path)
+        write_options(config_with_auto, start.parent, out.path)
     return Setup(
-        config, parallel, ranks, out, progress, stop, loaded, pinned, plan, corpus.engine, evaluation_sets, cursors, totals,
-        start.parent, began_with, asked, chosen, start.passed,
-    )  # fmt: skip
+        config=config,
+        parallel=parallel,
+        ranks=ranks,
+        out=out,
+        progress=progress,
+        stop=stop,
+        loaded=loaded,
+        pinned=pinned,
+        plan=corpus.plan,
+        engine=corpus.engine,
+        evaluation_sets=evaluation_sets,
+        cursors=cursors,
+        totals=totals,
+        start=start,
+        defaults=defaults(config) if saved is None else defaults(config) | saved.trainer["defaults"],
+        config_with_auto=config_with_auto,
+    )
+
+
+def _evaluation_sets(config: Config, plan: StreamPlan, texts: Mapping[str, Sequence[str]]) -> list[EvaluationSet]:
+    weights = {one.name: one.weight for one in config.eval.sets}
+    return [
+        evaluation.evaluation_set(of_set, plan, config.train.micro_batch_size, name=name, weight=weights.get(name, 1.0))
+        for name, of_set in texts.items()
+    ]
 
 
 def restored(saved: Saved, plan: StreamPlan) -> tuple[list[LaneCursors], Totals]:
@@ -139,11 +142,16 @@ def restored(saved: Saved, plan: StreamPlan) -> tuple[list[LaneCursors], Totals]
     return cursors, totals
 
 
-def _report_other_max_steps(now: TrainConfig, was: int | None, step: int, progress: Progress) -> None:
-    if was is not None and now.max_steps is not None and was != now.max_steps:
-        old = learning_rate(replace(now, max_steps=was), step, step / was)
-        new = learning_rate(now, step, step / now.max_steps)
+def _report_resume(train: TrainConfig, saved: Saved, step: int, progress: Progress) -> None:
+    if train.max_steps is not None and step >= train.max_steps:
+        progress.notice(f"already finished at step {step:,}, from {saved.path}")
+        return
+    progress.notice(f"resuming after step {step:,}, from {saved.path}")
+    was = saved.trainer["max_steps"]
+    if was is not None and train.max_steps is not None and was != train.max_steps:
+        old = learning_rate(replace(train, max_steps=was), step, step / was)
+        new = learning_rate(train, step, step / train.max_steps)
         progress.notice(
-            f"--max-steps was {was:,}, is {now.max_steps:,}: the learning rate continues at "
+            f"--max-steps was {was:,}, is {train.max_steps:,}: the learning rate continues at "
             f"{rate_in_words(new)}, not {rate_in_words(old)}"
         )

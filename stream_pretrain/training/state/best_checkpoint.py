@@ -37,7 +37,7 @@ def best_loss(directory: Path, documents: str, report: Callable[[str], None]) ->
             trainer = json_of(checkpoint / "trainer.json")
             best: Best = from_json(Best, trainer.get("best"), f"{checkpoint / 'trainer.json'}: best")
         except DamagedCheckpointError as error:
-            report(f"{error}; --run.keep-best goes on without it")
+            report(f"{error}; --run.keep-best continues without it")
             continue
         if best.documents == documents:
             return best.loss
@@ -47,9 +47,9 @@ def best_loss(directory: Path, documents: str, report: Callable[[str], None]) ->
 
 
 def forget_after(directory: Path, step: int, report: Callable[[str], None]) -> None:
-    """Delete the checkpoints behind a step from which the run goes on: it may not come to them again."""
+    """Delete the checkpoints after the step from which the run resumes: it may not reach them again."""
     delete_leftovers(directory)
     for of_step, checkpoint in checkpoints_in(directory):
         if of_step > step:
             delete(checkpoint)
-            report(f"{directory.name}/{checkpoint.name} is deleted: the run goes on after step {step:,}, before it")
+            report(f"{directory.name}/{checkpoint.name} is deleted: the run resumes after step {step:,}, before it")

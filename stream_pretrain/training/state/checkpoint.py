@@ -1,4 +1,4 @@
-"""Checkpoints: one folder per saved step, the same for any number of ranks, whole or not there.
+"""Checkpoints: one folder per saved step, written atomically, the same for any number of ranks.
 
     step-00001000/
       config.json, model.safetensors, tokenizer*    what `from_pretrained` reads
@@ -170,7 +170,7 @@ def prune(
 
 
 def prune_best(directory: Path, *, saved: int) -> None:
-    """Keep the newest checkpoint, and the newest up to step `saved`, where a killed run goes on."""
+    """Keep the newest checkpoint, and the newest up to step `saved`, from which a killed run resumes."""
     found = checkpoints_in(directory)
     kept = {*found[-1:], *[one for one in found if one[0] <= saved][-1:]}
     for one in found:

@@ -1,9 +1,9 @@
 """How the ranks share the work on a model: data parallel, by torch's DistributedDataParallel (DDP).
 
-Each rank has the whole model and optimizer, and its own rows. DDP averages gradients over the ranks during the backward pass of
-the last micro-batch of a step. Everything specific to that is in `DataParallel`; FSDP2, which shards the model too, would be
-another class with the same methods. Accelerate only wraps the model: the rows are dealt already, and the loop sets the learning
-rate.
+Each rank has a full copy of the model and optimizer, and its own rows. DDP averages gradients over the ranks during the
+backward pass of the last micro-batch of a step. Everything specific to that is in `DataParallel`; FSDP2, which shards the model
+too, would be another class with the same methods. Accelerate only wraps the model: the rows are dealt already, and the loop
+sets the learning rate.
 """
 
 from __future__ import annotations

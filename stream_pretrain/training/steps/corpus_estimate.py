@@ -95,5 +95,5 @@ def _tokens_of(source: SourcePlan, window: tuple[float, float]) -> float | None:
     tokens, read = window
     if read:
         return tokens * source.bytes_of_epoch / read
-    # A source that gave no row, or whose format does not tell which bytes its documents are of.
+    # A source that gave no row, or whose format has no byte offsets for its documents.
     return sum(content) / BYTES_PER_TOKEN

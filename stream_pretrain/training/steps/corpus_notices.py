@@ -27,7 +27,7 @@ class CorpusNotices:
     def of_step(self, result: StepResult | PassedOver | EndOfCorpus, *, last_saved: int) -> None:
         """Record what was skipped up to a step or the end of the corpus, and the documents of a bad step.
 
-        A record has a step, and is dropped by a resume from before that step. Documents behind the last row get the last
+        A record has a step, and is dropped by a resume from before that step. Documents after the last row get the last
         step, or the next one where the checkpoint of the last step is written already: a resume from there skips them again,
         and records them again.
         """

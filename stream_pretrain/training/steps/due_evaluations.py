@@ -49,7 +49,7 @@ class Evaluations:
         return self.is_due(at_end=at_end) or (not self._is_done and self._setup.config.train.max_epochs is not None)
 
     def run(self) -> dict[str, float]:
-        """Loss and accuracy on the evaluation sets; empty, and still due, when a rank is asked to stop meanwhile."""
+        """Loss and accuracy on the evaluation sets; empty, and still due, when a rank is asked to stop before the end."""
         setup = self._setup
         found: list[tuple[EvaluationSet, dict[str, float]]] = []
         for one in setup.evaluation_sets:

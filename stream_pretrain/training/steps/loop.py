@@ -137,7 +137,7 @@ class _Loop:
         interrupted = interrupted or self._comes_too_soon()
 
         known = self._known_before(rows)
-        is_passed_over = is_passed(setup.passed, totals.step + 1)
+        is_passed_over = is_passed(setup.start.passed, totals.step + 1)
         gradients = self._no_gradients() if is_passed_over else self._gradients(rows, known[0])
         sums = self._summed(read, rows, known, gradients, interrupted=interrupted)
         if any(sums["abandons"]):
@@ -205,7 +205,7 @@ class _Loop:
         return False
 
     def _known_before(self, rows: TrainRows) -> Tensor:
-        """float64 [1 + 3 x sources x lanes] on the device: labels of the step, and the `counts_of` all lanes in front of it."""
+        """float64 [1 + 3 x sources x lanes] on the device: labels of the step, and the `counts_of` all lanes before it."""
         of_lanes = counts_of(self._setup.plan, {lane: self._setup.cursors[lane] for lane in self._lanes})
         known = self._on_device([float((rows.labels >= 0).sum()), *of_lanes.ravel().tolist()])
         with self._watchdog.stage("waiting for the other ranks"):

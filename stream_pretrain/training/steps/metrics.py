@@ -61,7 +61,7 @@ class MetricsWindow:
             "train/grad_norm": results[-1].grad_norm,
             "train/tokens_per_second": tokens / seconds,
             "train/data_wait_fraction": waiting,
-            # Its parts, by what the data workers did meanwhile.
+            # Its parts, by what the data workers did during the wait.
             **{f"train/data_wait_{cause}": waiting * spent[i] / max(spent.sum(), 1e-9) for i, cause in enumerate(CAUSES)},
             "train/tokens": totals.tokens,
             "train/documents": totals.documents,

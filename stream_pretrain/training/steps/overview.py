@@ -57,13 +57,13 @@ def lack_of_space(setup: Setup, estimate: CorpusEstimate) -> str | None:
 def _batch(setup: Setup, estimate: CorpusEstimate) -> str:
     layout, train = setup.plan.layout, setup.config.train
     tokens, steps = positions_of_step(setup.plan), estimate.steps
-    said = f"{layout.global_batch_size:,} rows of {layout.sequence_length:,} = {human_count(tokens)} tokens a step"
+    text = f"{layout.global_batch_size:,} rows of {layout.sequence_length:,} = {human_count(tokens)} tokens a step"
     if estimate.fill < WELL_FILLED:
-        said += f" ({1 - estimate.fill:.0%} padding)"
+        text += f" ({1 - estimate.fill:.0%} padding)"
     if steps is None:
-        return f"{said}, {_times(train.max_epochs or 1, 'epoch')}"
+        return f"{text}, {_times(train.max_epochs or 1, 'epoch')}"
     about = "" if steps == train.max_steps else "~"
-    return f"{said}; {about}{round(steps):,} steps = {about}{human_count(tokens * steps)} tokens"
+    return f"{text}; {about}{round(steps):,} steps = {about}{human_count(tokens * steps)} tokens"
 
 
 def _corpus(setup: Setup, estimate: CorpusEstimate) -> str:
@@ -72,7 +72,7 @@ def _corpus(setup: Setup, estimate: CorpusEstimate) -> str:
     for source, tokens, epochs in sources[:SHOWN_SOURCES]:
         name = f"{source.name}: " if source.name else ""
         if tokens is None:
-            parts.append(f"{name}unknown tokens, since the store does not tell the size of every shard")
+            parts.append(f"{name}unknown tokens, since the store does not report the size of every shard")
         else:
             read = "" if epochs is None else f", {_epochs(epochs)}"
             parts.append(f"{name}~{human_count(tokens)} tokens{read}")
@@ -87,8 +87,8 @@ def _epochs(number: float) -> str:
 
 
 def _learning_rate(setup: Setup) -> str:
-    train, asked = setup.config.train, setup.asked.train
-    rate, warmup = (" (auto)" if value == "auto" else "" for value in (asked.learning_rate, asked.warmup_steps))
+    train, with_auto = setup.config.train, setup.config_with_auto.train
+    rate, warmup = (" (auto)" if value == "auto" else "" for value in (with_auto.learning_rate, with_auto.warmup_steps))
     decay = {
         "constant": "then constant",
         "wsd": f"wsd: last {train.decay_fraction:.0%} decays",

@@ -74,11 +74,11 @@ def _given_by_all(given: NDArray[np.int64], ranks: Ranks, *, interrupted: bool) 
     """int64 [lanes], rows that each lane gave. Raises: Interrupted where a rank was."""
     if ranks.world == 1:
         return given
-    answers = np.append(given, int(interrupted))
-    ranks.sum_on_cpu(torch.from_numpy(answers))
-    if answers[-1]:
+    counts = np.append(given, int(interrupted))
+    ranks.sum_on_cpu(torch.from_numpy(counts))
+    if counts[-1]:
         raise Interrupted
-    return answers[:-1]
+    return counts[:-1]
 
 
 def _exchanged(own: TrainRows, given: NDArray[np.int64], ranks: Ranks, memory: Callable[[int], Int32s]) -> TrainRows:

@@ -188,9 +188,9 @@ def _estimated(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Setup:
             sample = sample_of_all(rows, setup.ranks, interrupted=interrupted)
     estimated = estimate(setup.config.train, setup.plan, sample)
     setup = replace(setup, estimated_steps=estimated.steps)
-    if setup.chosen.warmup_steps is None:
-        chosen = replace(setup.chosen, warmup_steps=warmup_of(estimated.steps))
-        setup = replace(setup, chosen=chosen, config=chosen.applied(setup.asked))
+    if setup.start.chosen.warmup_steps is None:
+        chosen = replace(setup.start.chosen, warmup_steps=warmup_of(estimated.steps))
+        setup = replace(setup, start=replace(setup.start, chosen=chosen), config=chosen.applied(setup.config_with_auto))
     if setup.ranks.is_first and sample.rows:  # else the corpus has ended
         for line in overview(setup, estimated):
             setup.progress.notice(line)

@@ -134,6 +134,6 @@ def ending_of(error: BaseException, ranks: Ranks, secrets: Secrets) -> Ending:
     """The ending for the other ranks and run.json."""
     if isinstance(error, Interrupted):
         return STOPPED
-    said = secrets.hide(f"{type(error).__name__}: {error}")
+    why = secrets.hide(f"{type(error).__name__}: {error}")
     named = ranks.world == 1 or isinstance(error, StreamPretrainError)
-    return Ending(said if named else f"rank {ranks.index}: {said}", exit_codes.of_error(error))
+    return Ending(why if named else f"rank {ranks.index}: {why}", exit_codes.of_error(error))
