@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -77,6 +78,21 @@ def steps_of(
         while len(steps) < most and len((rows := next_step(streams)).row_lane):
             steps.append(rows)
     return steps
+
+
+def test_steps_that_are_prepared_ahead_are_those_that_are_read_where_lanes_end_too(uneven: StreamPlan) -> None:
+    start, steps, ahead = first_cursors(5), list[StepRows](), 0
+    with StepStream(uneven, start, workers=2) as stream:
+        while len((rows := next(stream)).row_lane):
+            steps.append(rows)
+            for _ in range(3_000):
+                stream.prepare()
+                if stream._merged is not None:
+                    ahead += 1
+                    break
+                time.sleep(0.01)
+    assert list(map(plain, steps)) == list(map(plain, steps_of(uneven, 1, 0, start, 0)))
+    assert ahead == len(steps), "that which says that all have ended, too"
 
 
 def plain(step: StepRows) -> list[list[int]]:

@@ -429,6 +429,24 @@ def test_a_step_says_what_its_readers_spent_their_time_on(tmp_path: Path) -> Non
     assert len(CAUSES) == 3
 
 
+def test_the_death_of_a_worker_is_told_with_the_step_that_is_missing_and_not_where_it_is_prepared(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(300), "zst")
+    with StepStream(plan_for(tmp_path), first_cursors(4), workers=2) as stream:
+        next(stream)
+        [first, second] = multiprocessing.active_children()
+        first.kill()
+        first.join()
+        for _ in range(20):  # more than it was ahead
+            stream.prepare()
+            if stream._missing or stream._merged is None:
+                break
+            next(stream)
+        stream.prepare()
+        with pytest.raises(TrainingError, match=rf"a data worker died \(process {first.pid}: SIGKILL\)"):
+            list(stream)
+        assert second.is_alive()
+
+
 def test_workers_that_stall_are_gone_when_another_one_has_died(tmp_path: Path) -> None:
     write_shard(tmp_path / "s", documents(300), "zst")
     plan = plan_for(tmp_path)

@@ -54,7 +54,7 @@ class Deal:
 
 @dataclass(frozen=True)
 class Failure:
-    """What a worker gives in place of the rows of a step that it cannot read, and of all that come after it."""
+    """What a worker gives in place of the rows of a step that it cannot read, and of all that come after it; or its death."""
 
     generation: int
     error: StreamPretrainError
@@ -171,7 +171,9 @@ class StepStream:
         self._pipes = [end for pipe in pipes for end in pipe]
         self._deals = [sending for _, sending in pipes]
         self._items: list[StepRows | Failure | None] = [None for _ in numbers]
-        """Of the next step, from each worker."""
+        """Of the next step, from each worker, until they are merged."""
+        self._merged: StepRows | None = None
+        """The next step."""
         ahead = steps_ahead(sum(source.group_rows for source in plan.sources), plan.layout.lanes, plan.layout.global_batch_size)
         # A worker makes an item more than it may be ahead, and the step that was read last may be dealt again.
         held = ahead + 2 if workers else 1
@@ -193,20 +195,47 @@ class StepStream:
 
     def read(self) -> StepRows:
         """What the lanes of this rank give to the next step: fewer rows than asked for where one has ended."""
-        rows = self.peek()
-        self._release()
+        rows, self._merged = self.peek(), None
         return rows
 
     def peek(self) -> StepRows:
         """What `read` gives next."""
-        parts: list[StepRows] = []
-        for worker, item in enumerate(self._items):
-            if item is None:
-                item = self._items[worker] = self._next_item(worker)
-            if isinstance(item, Failure):
-                raise item.error
-            parts.append(item)
-        return merged(parts, self.memory)
+        for worker in self._missing:
+            self._items[worker] = self._next_item(worker)
+        return self._merge()
+
+    def prepare(self) -> None:
+        """Have ready what `read` gives next, if the workers have: for while the device computes, and the host would wait."""
+        for worker in self._missing:
+            while self._items[worker] is None:
+                if not self._workers.has_sent(worker):
+                    return
+                try:
+                    self._items[worker] = self._received(worker)
+                except StreamPretrainError as error:  # raised with the step that it is of
+                    self._items[worker] = Failure(self._generation, error)
+        if not any(isinstance(item, Failure) for item in self._items):
+            self._merge()
+
+    @property
+    def _missing(self) -> list[int]:
+        """Workers whose item of the next step was not received."""
+        return [] if self._merged is not None else [worker for worker, item in enumerate(self._items) if item is None]
+
+    def _merge(self) -> StepRows:
+        """The next step, when all items of it are there."""
+        if self._merged is None:
+            parts: list[StepRows] = []
+            for item in self._items:
+                if isinstance(item, Failure):
+                    raise item.error
+                assert item is not None
+                parts.append(item)
+            self._merged = merged(parts, self.memory)
+            for worker in range(len(parts)):
+                self._workers.release(worker)
+                self._items[worker] = None
+        return self._merged
 
     def settle(self, given: NDArray[np.int64]) -> bool:
         """Whether the step that was read is whole, so that the next one comes; else it is dealt, and has to be read, again.
@@ -228,7 +257,6 @@ class StepStream:
         for deals in self._deals:
             deals.send(deal)
         self._lane_rows = self._lane_rows.knowing(given, self.plan.layout.global_batch_size)
-        self._release()
 
     def given(self, rows: StepRows) -> NDArray[np.int64]:
         """int64 [lanes], rows of each lane; 0 for those of other ranks."""
@@ -248,17 +276,17 @@ class StepStream:
 
     def _next_item(self, worker: int) -> StepRows | Failure:
         """Of this deal."""
-        while True:
-            item = self._workers.receive(worker)
-            if item is not None and item.generation == self._generation:
-                return item
-            self._workers.release(worker)
+        while (item := self._received(worker)) is None:
+            pass
+        return item
 
-    def _release(self) -> None:
-        for worker, item in enumerate(self._items):
-            if item is not None:
-                self._workers.release(worker)
-                self._items[worker] = None
+    def _received(self, worker: int) -> StepRows | Failure | None:
+        """What a worker gives next; None for what was made before the last deal."""
+        item = self._workers.receive(worker)
+        if item is None or item.generation != self._generation:
+            self._workers.release(worker)
+            return None
+        return item
 
 
 def steps_ahead(group_rows: int, lanes: int, batch: int) -> int:

@@ -128,6 +128,10 @@ class Workers(Generic[T]):
         self._processes.append(process)
         _close(memory)
 
+    def has_sent(self, worker: int) -> bool:
+        """Whether `receive` would not wait: for its next item, or to tell its death."""
+        return self._connections[worker].poll()
+
     def receive(self, worker: int) -> T:
         """The next item of a worker; its arrays are valid until it is released. Raises: TrainingError where a worker died."""
         pipe, memory = self._connections[worker], self._memories[worker]
@@ -183,6 +187,10 @@ class InProcess(Generic[T]):
 
     def __init__(self, sources: Sequence[Iterable[T]]) -> None:
         self._items = [iter(source) for source in sources]
+
+    def has_sent(self, worker: int) -> bool:  # noqa: ARG002
+        """No item is made before it is asked for."""
+        return False
 
     def receive(self, worker: int) -> T:
         """The next item."""

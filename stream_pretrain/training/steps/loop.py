@@ -247,6 +247,7 @@ class _Loop:
         counts["stops"] = [int(self._setup.stop.requested)]
         counts["abandons"] = [int(interrupted or not gradients.is_complete)]
         sums = torch.cat([gradients.losses, self._on_device(list(itertools.chain(*counts.values())))])
+        self._stream.prepare()  # while the device computes
         with self._watchdog.stage("waiting for the device and the other ranks"):
             self._setup.ranks.sum(sums)
             # The one place where the host waits for the device.
