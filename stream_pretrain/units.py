@@ -1,4 +1,4 @@
-"""Units of bytes, and numbers and tables as people read them."""
+"""Units of bytes, and numbers, lists and tables as people read them."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def human_duration(seconds: float) -> str:
     if minutes < 24 * 60:
         return f"{minutes // 60}h{minutes % 60:02}m"
     return f"{minutes // 1440}d{minutes % 1440 // 60:02}h"
+
+
+def first_of(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, and how many more."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -6,9 +6,7 @@ import copy
 import os
 import pickle
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,16 +21,7 @@ from stream_pretrain.model.hub import first_line, not_cached, only_cached, refus
 from stream_pretrain.model.isolation import choose_attention, make_causal
 from stream_pretrain.model.kinds import AUTO_CLASSES, is_only_causal, kind_to_load, read_config
 from stream_pretrain.model.packed_attention import one_document
-from stream_pretrain.model.passthrough import (
-    OF_CODE,
-    OF_MODEL,
-    OF_TOKENIZER,
-    Passthrough,
-    files_of,
-    folder_of,
-    read_weights,
-    weights_left_over,
-)
+from stream_pretrain.model.passthrough import Passthrough, passthrough_of, weights_left_over
 from stream_pretrain.model.positions import evaluating, ordinary_token_ids, padding_misfit, refuse_beyond_positions
 from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.non_utf8_names import utf8_name
@@ -42,9 +31,6 @@ ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn
 
 # An embedding that grows is padded to a multiple of this, for faster matrix products.
 _VOCABULARY_MULTIPLE = 64
-
-_MOST_NAMES = 8
-"""Weights named in a line."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +107,7 @@ def load_model(
             settings.vocab_size = vocabulary
             model = _from_scratch(name, config, settings, kind)
 
-    passthrough, said = _passthrough(config, tokenizer, model, unexpected, local_files_only)
+    passthrough, said = passthrough_of(config, tokenizer, model, unexpected, local_files_only)
     notes += said
     model.config.architectures = [type(model).__name__]
     refuse_beyond_positions(model, name, sequence_length)
@@ -296,52 +282,6 @@ def _from_checkpoint(
             f" {different[0]}"
         )
     return model, info["unexpected_keys"]
-
-
-def _passthrough(
-    config: ModelConfig,
-    tokenizer: PreTrainedTokenizerFast,
-    model: PreTrainedModel,
-    unexpected: set[str],
-    local_files_only: bool,
-) -> tuple[Passthrough, list[str]]:
-    """What exports keep of the model and the tokenizer, and the notes."""
-
-    notes: list[str] = []
-
-    def folder(name: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
-        try:
-            return folder_of(name, revision, patterns, local_files_only=local_files_only)
-        except OSError as error:  # not fatal: the weights were found
-            notes.append(f"exports lack the licence and other files of {name}: {first_line(error)}")
-            return None
-
-    code = OF_CODE if config.trust_remote_code else ()
-    files: dict[str, bytes] = {}
-    if config.config is not None and code:
-        architecture = str(Path(config.config).parent) if Path(config.config).is_file() else config.config
-        files |= files_of(folder(architecture, None, code), code)
-    if tokenizer.name_or_path:
-        revision = config.revision if config.tokenizer is None else None
-        of_tokenizer = (*OF_TOKENIZER, *code)
-        files |= files_of(folder(tokenizer.name_or_path, revision, of_tokenizer), of_tokenizer)
-    of_model = (*OF_MODEL, *code)
-    origin = None
-    for name, revision in ((config.path, config.revision), (config.init_from, None)):
-        if name is not None:  # the weights are of the last, which may lack files of the first
-            origin = folder(name, revision, of_model)
-            files |= files_of(origin, of_model)
-    others, left_out = weights_left_over(model, unexpected)
-    weights = read_weights(origin, others, model.base_model_prefix)
-    stored = {name.removeprefix(f"{model.base_model_prefix}.") for name in weights}
-    left_out += [name for name in others if name.removeprefix(f"{model.base_model_prefix}.") not in stored]
-    notes += [
-        f"{what}: {', '.join(sorted(names)[:_MOST_NAMES])}"
-        + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
-        for what, names in (("not trained, exported unchanged", list(weights)), ("not used, not exported", left_out))
-        if names
-    ]
-    return Passthrough(weights, files), notes
 
 
 _UNLOADABLE = (

@@ -74,7 +74,7 @@ def packed_attention(
 
     Shapes: query [B, H, L, D]; key, value [B, H or fewer, L, D]; cu_seq_lens_q int32 [S + 1], no document crossing a row,
     trailing repeats allowed; returns [B, L, H, D].
-    Raises: NotImplementedError for arguments that no kernel here supports, ModelError without cu_seq_lens_q.
+    Raises: ModelError for arguments that no kernel here supports, and without cu_seq_lens_q.
     """
     if cu_seq_lens_q is None or attention_mask is not None:
         raise ModelError(
@@ -83,7 +83,7 @@ def packed_attention(
         )
     unsupported = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
     if unsupported:
-        raise NotImplementedError(f"{type(module).__name__} needs {', '.join(unsupported)} in its attention")
+        raise ModelError(f"{type(module).__name__} needs {', '.join(unsupported)} in its attention")
     assert dropout == 0, "packed attention has no dropout"
 
     batch, heads, length, size = query.shape

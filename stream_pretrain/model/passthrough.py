@@ -13,19 +13,23 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stream_pretrain.model.hub import only_cached
+from stream_pretrain.config import ModelConfig
+from stream_pretrain.model.hub import first_line, only_cached
 from stream_pretrain.non_utf8_names import utf8_path
+from stream_pretrain.units import first_of
 
-OF_MODEL = ("generation_config.json", *(f"{name}*" for name in ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")))
+_OF_MODEL = ("generation_config.json", *(f"{name}*" for name in ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")))
 """Files that belong to the weights. Not a README, which describes the weights before training."""
-OF_TOKENIZER = (
+_OF_TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.jinja", "additional_chat_templates/*.jinja"),
 )
-OF_CODE = ("*.py",)
+_OF_CODE = ("*.py",)
 """Only with --model.trust-remote-code."""
+_MOST_NAMES = 8
+"""Weights named in a line."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,46 @@ class Passthrough:
     """Content by name."""
 
 
-def folder_of(name: str, revision: str | None, patterns: Sequence[str], *, local_files_only: bool) -> Path | None:
+def passthrough_of(
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    model: PreTrainedModel,
+    unexpected: Iterable[str],
+    local_files_only: bool,
+) -> tuple[Passthrough, list[str]]:
+    """What exports keep of the model and the tokenizer, and the notes. unexpected: stored weights that were not loaded."""
+    code = _OF_CODE if config.trust_remote_code else ()
+    origins: list[tuple[str, str | None, tuple[str, ...]]] = []  # the last is that of the weights, and may lack files of others
+    if config.config is not None and code:
+        is_file = Path(config.config).is_file()
+        origins.append((str(Path(config.config).parent) if is_file else config.config, None, code))
+    if tokenizer.name_or_path:
+        revision = config.revision if config.tokenizer is None else None
+        origins.append((tokenizer.name_or_path, revision, (*_OF_TOKENIZER, *code)))
+    for name, revision in ((config.path, config.revision), (config.init_from, None)):
+        if name is not None:
+            origins.append((name, revision, (*_OF_MODEL, *code)))
+    files: dict[str, bytes] = {}
+    notes: list[str] = []
+    folder: Path | None = None
+    for name, revision, patterns in origins:
+        try:
+            folder = _folder_of(name, revision, patterns, local_files_only)
+        except OSError as error:  # not fatal: the weights were found
+            folder = None
+            notes.append(f"exports lack the licence and other files of {name}: {first_line(error)}")
+        files |= _files_of(folder, patterns)
+    others, left_out = weights_left_over(model, unexpected)
+    weights = _read_weights(folder, others, model.base_model_prefix)
+    stored = {name.removeprefix(f"{model.base_model_prefix}.") for name in weights}
+    left_out += [name for name in others if name.removeprefix(f"{model.base_model_prefix}.") not in stored]
+    for what, names in (("not trained, exported unchanged", list(weights)), ("not used, not exported", left_out)):
+        if names:
+            notes.append(f"{what}: {first_of(sorted(names), _MOST_NAMES)}")
+    return Passthrough(weights, files), notes
+
+
+def _folder_of(name: str, revision: str | None, patterns: Sequence[str], local_files_only: bool) -> Path | None:
     """The folder with the files of a model: a local one, or the Hub cache, to which those that match are downloaded.
 
     Raises: OSError where the Hub fails.
@@ -50,7 +93,7 @@ def folder_of(name: str, revision: str | None, patterns: Sequence[str], *, local
     return Path(snapshot_download(name, revision=revision, allow_patterns=either, local_files_only=cached))
 
 
-def files_of(folder: Path | None, patterns: Sequence[str]) -> dict[str, bytes]:
+def _files_of(folder: Path | None, patterns: Sequence[str]) -> dict[str, bytes]:
     """Content of the files of a folder that match, by name."""
     if folder is None:
         return {}
@@ -74,7 +117,7 @@ def weights_left_over(model: PreTrainedModel, unexpected: Iterable[str]) -> tupl
     return of_others, of_its_own
 
 
-def read_weights(folder: Path | None, names: Sequence[str], prefix: str) -> dict[str, Tensor]:
+def _read_weights(folder: Path | None, names: Sequence[str], prefix: str) -> dict[str, Tensor]:
     """Stored weights by their names in an export, where those of the encoder begin with `prefix`.
 
     Only those in safetensors files.

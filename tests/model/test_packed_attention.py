@@ -185,7 +185,7 @@ def test_autocast_to_bfloat16_works_on_the_cpu() -> None:
 
 def test_attention_with_a_soft_cap_is_refused() -> None:
     states = torch.zeros(1, 1, 4, 8)
-    with pytest.raises(NotImplementedError, match="Identity needs softcap in its attention"):
+    with pytest.raises(ModelError, match="Identity needs softcap in its attention"):
         packed_attention.packed_attention(
             nn.Identity(), states, states, states, None, softcap=30.0, cu_seq_lens_q=torch.tensor([0, 4])
         )

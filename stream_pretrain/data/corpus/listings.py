@@ -18,6 +18,7 @@ from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus.file_formats import BY_ENDING, count_formats, format_label, show_counts
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.errors import SourceError
+from stream_pretrain.units import first_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +61,8 @@ def warn_of_several_formats(entry: str, names: Collection[str]) -> None:
             "%s: reads files of several formats (%s), among them %s: choose with --data.data-files or a glob",
             entry,
             show_counts(counts),
-            some_of(few),
+            first_of(sorted(few)),
         )
-
-
-def some_of(names: Collection[str]) -> str:
-    """The first names, and how many more."""
-    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def matching_files(root: Path, pattern: str) -> list[str]:

@@ -15,8 +15,8 @@ import yaml
 
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus.file_formats import count_formats, ending_of, format_label, show_counts
-from stream_pretrain.data.corpus.listings import some_of
 from stream_pretrain.errors import SourceError
+from stream_pretrain.units import first_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +50,10 @@ def choose_split(entry: str, split: str, splits: Splits) -> Sequence[str]:
     Raises: SourceError for a split without files.
     """
     if split not in splits.files:
-        left_out = splits.left_out
-        only = ", ".join(f"{name} ({some_of(files)})" if left_out else name for name, files in splits.files.items()) or "none"
-        rest = f"; {some_of(left_out)} in none: name the files to read with --data.data-files" if left_out else ""
+        left_out = first_of(sorted(splits.left_out))
+        named = (f"{name} ({first_of(sorted(files))})" if left_out else name for name, files in splits.files.items())
+        only = ", ".join(named) or "none"
+        rest = f"; {left_out} in none: name the files to read with --data.data-files" if left_out else ""
         raise SourceError(f"{entry}: there is no split {split!r}, only {only}{rest}")
     formats = show_counts(count_formats(name for files in splits.files.values() for name in files))
     for what, names in (
@@ -63,7 +64,7 @@ def choose_split(entry: str, split: str, splits: Splits) -> Sequence[str]:
             number, verb = ("1 file", "is") if len(names) == 1 else (f"{len(names):,} files", "are")
             logger.warning(
                 "%s: %s %s %s and %s not read: %s; choose files with --data.data-files",
-                *(entry, number, verb, what, verb, some_of(names)),
+                *(entry, number, verb, what, verb, first_of(sorted(names))),
             )
     return splits.files[split]
 

@@ -13,6 +13,7 @@ from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.errors import SourceError
 from stream_pretrain.non_utf8_names import escaped
+from stream_pretrain.units import first_of
 from stream_pretrain.urls import without_secrets
 
 
@@ -54,9 +55,10 @@ def check_unchanged(pinned: Corpus, found: Corpus) -> None:
         *(f"{name} changed" for name in before if name in now and _changed(before[name], now[name])),
     ]
     if differences:
-        shown = ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")
-        dataset = without_secrets(found.dataset)
-        raise SourceError(f"{dataset} is not the corpus this run began with: {shown}; restore it or start a new run")
+        raise SourceError(
+            f"{without_secrets(found.dataset)} is not the corpus this run began with: {first_of(differences)}; "
+            "restore it or start a new run"
+        )
 
 
 def _changed(before: Shard, now: Shard) -> bool:

@@ -11,6 +11,8 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import PreTokenizer
 
+from stream_pretrain.units import first_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -89,8 +91,7 @@ def _roles(tokenizer: PreTrainedTokenizerFast) -> set[str]:
 
 
 def _names(tokens: Sequence[dict[str, Any]]) -> str:
-    names = [token["content"] for token in tokens]
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
+    return first_of([token["content"] for token in tokens], _MOST_NAMES)
 
 
 def pieces_like_special_tokens(tokenizer: Tokenizer) -> list[str]:
