@@ -4,15 +4,15 @@
 
 Imports point one way. The program is `stream-pretrain`, or `python -m stream_pretrain`; from Python,
 `stream_pretrain.cli.main([...])` takes the same arguments. `TokenStream` and `prepare` are for training loops of your own. This
-module imports nothing heavy; the library is imported when it is asked for.
+module imports nothing until it is asked for: the program has to answer signals first.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, SourceConfig
-from stream_pretrain.errors import StreamPretrainError
-
 if TYPE_CHECKING:
+    from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, SourceConfig
+    from stream_pretrain.errors import StreamPretrainError
     from stream_pretrain.library.prepared_model import prepare
     from stream_pretrain.library.token_stream import TokenStream
 
@@ -26,10 +26,14 @@ __all__ = [
     "prepare",
 ]
 
+_ELSEWHERE = {
+    "StreamPretrainError": "errors",
+    "TokenStream": "library.token_stream",
+    "prepare": "library.prepared_model",
+}
+
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from stream_pretrain.library import prepared_model, token_stream
-
-    return getattr(token_stream if name == "TokenStream" else prepared_model, name)
+    return getattr(import_module(f"{__name__}.{_ELSEWHERE.get(name, 'config')}"), name)

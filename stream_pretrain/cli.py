@@ -14,7 +14,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -43,15 +43,18 @@ from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.report.stop_messages import stopped
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns an exit code of `exit_codes`."""
+def main(argv: Sequence[str] | None = None, begins: Callable[[], None] = lambda: None) -> int:
+    """Run one command; returns an exit code of `exit_codes`.
+
+    begins: called when the command takes signals itself.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         # The client of Weights & Biases records sys.argv.
         sys.argv[1:] = map(escaped, without_secrets(arguments))
     with unfailing_stderr(), clear_stderr(Secrets.of(values_of(arguments), [], os.environ)) as stderr:
         try:
-            return _run(arguments, stderr)
+            return _run(arguments, stderr, begins)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return exit_codes.of_stopped_process("SIGINT")
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return exit_codes.of_error(error)
 
 
-def _run(arguments: list[str], stderr: ClearStream) -> int:
+def _run(arguments: list[str], stderr: ClearStream, begins: Callable[[], None]) -> int:
     command = "train"
     options = arguments
     if arguments and not arguments[0].startswith("-"):
@@ -98,7 +101,8 @@ def _run(arguments: list[str], stderr: ClearStream) -> int:
         command, arguments = "inspect", of_the_run(arguments)
     shown = [PROGRAM, *without_secrets(arguments)]
     if command == "train":
-        return _train(given.config, shown)
+        return _train(given.config, shown, begins)
+    begins()
     progress = Progress(sys.stderr)
     answer: Answer = _module(command, progress).run(given, shown, progress)
     if given.as_json:
@@ -123,10 +127,11 @@ def _module(command: str, progress: Progress) -> ModuleType:
         return importlib.import_module(f"{commands.__name__}.{command.replace('-', '_')}")
 
 
-def _train(config: Config, given: Sequence[str]) -> int:
+def _train(config: Config, given: Sequence[str], begins: Callable[[], None]) -> int:
     """Start or resume a run, with signals that stop it, and what can be refused at once refused."""
     from stream_pretrain.training.ranks.signals import stop_on_signals
 
+    begins()
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
         progress = Progress(sys.stderr if os.environ.get("RANK", "0") == "0" else None)
         stop.answer(lambda name: _leave(name, run_directory(config), given, progress), exit_codes.of_stopped_process)
@@ -148,8 +153,7 @@ def _leave(name: str, out: Path, given: Sequence[str], progress: Progress) -> No
     """End the process on a signal before the run starts."""
     progress.close()
     progress.notice(stopped(name, 0, 0, max((out / CHECKPOINTS).glob("step-*"), default=None), given))
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    os._exit(exit_codes.of_stopped_process(name) if alone else exit_codes.of_stop(name))  # not 0: the others wait for this rank
+    os._exit(exit_codes.of_stopped_start(name))
 
 
 def _encoding() -> str:

@@ -14,6 +14,8 @@ USAGE = 2
 RESUMES = os.EX_TEMPFAIL
 """75: stopped, or ended by a temporary failure: the same command resumes."""
 CTRL_C = 128 + signal.SIGINT
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+"""What stops a run."""
 
 _DISK_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))
 
@@ -26,6 +28,11 @@ def of_stop(name: str | None) -> int:
 def of_stopped_process(name: str | None) -> int:
     """Of a process of such a run; launchers take anything but 0 for a failure."""
     return 0 if is_launched() else of_stop(name)
+
+
+def of_stopped_start(name: str) -> int:
+    """Of a process that is stopped before its run begins: not 0 where other ranks wait for it."""
+    return of_stopped_process(name) if os.environ.get("WORLD_SIZE", "1") == "1" else of_stop(name)
 
 
 def of_error(error: BaseException) -> int:

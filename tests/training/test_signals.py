@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from stream_pretrain.exit_codes import SIGNALS
 from stream_pretrain.training.ranks import signals
 from stream_pretrain.training.ranks.signals import Interrupted, stop_on_signals
 
@@ -177,12 +178,12 @@ def test_the_end_of_a_terminal_is_no_request_where_nohup_has_it_ignored() -> Non
 
 
 def test_without_a_signal_nothing_is_requested_and_the_handlers_come_back() -> None:
-    before = [signal.getsignal(number) for number in signals.SIGNALS]
+    before = [signal.getsignal(number) for number in SIGNALS]
     with stop_on_signals() as stop:
         assert not stop.requested
         assert stop.signal is None
-        assert [signal.getsignal(number) for number in signals.SIGNALS] != before
-    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_a_stalled_wait_is_interrupted(tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ def test_a_worker_outlives_the_signals_of_its_group_until_its_trainer_ends_it(tm
     )
     with running(patient, tmp_path) as process:
         worker = int(line(process))
-        for number in signals.SIGNALS:
+        for number in SIGNALS:
             os.kill(worker, number)
         while sigterm_is_pending(worker):  # a second one would be lost in the first
             time.sleep(0.01)

@@ -17,7 +17,6 @@ from types import FrameType
 
 from stream_pretrain import exit_codes
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 ECHO_SECONDS = 2.0
 """A launcher repeats a signal to its process group: within this time it is the same request."""
 QUIT_SECONDS = 2.0
@@ -120,7 +119,7 @@ class StopRequest:
         """The thread "signals". Ends at a 0."""
         since: float | None = None
         while 0 not in (numbers := received.recv(64)):
-            names = [signal.Signals(number).name for number in numbers if number in SIGNALS]
+            names = [signal.Signals(number).name for number in numbers if number in exit_codes.SIGNALS]
             if not names:
                 continue
             if since is None:
@@ -144,7 +143,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """
     request = StopRequest()
     outlives_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    numbers = [number for number in SIGNALS if not (number == signal.SIGHUP and outlives_terminal)]
+    numbers = [number for number in exit_codes.SIGNALS if not (number == signal.SIGHUP and outlives_terminal)]
     received, sent = socket.socketpair()
     sent.setblocking(False)
     thread = threading.Thread(target=request._watch, args=(received,), name="signals", daemon=True)
