@@ -25,7 +25,7 @@ def stopped_while_importing(folder: Path, name: str, *how: str, **variables: str
     (folder / "yaml.py").write_text(IN_PLACE_OF_A_PACKAGE.format(name=name))
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", **variables}
     command = [sys.executable, *(how or ("-m", "stream_pretrain")), "--dataset=x", "--model=y", "--max-steps=5"]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
     assert ended.stdout == ""
     return ended.returncode, ended.stderr
 
@@ -64,7 +64,7 @@ def test_under_nohup_the_end_of_a_terminal_stays_ignored_while_the_program_is_im
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        ended = subprocess.run([sys.executable, "-m", "stream_pretrain"], env=environment, timeout=60)
+        ended = subprocess.run([sys.executable, "-m", "stream_pretrain"], check=False, env=environment, timeout=60)
     finally:
         signal.signal(signal.SIGHUP, before)
     assert ended.returncode == 9
