@@ -72,14 +72,14 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
         encoder = plan.encoder
         framing = len(encoder.prefix) + len(encoder.suffix) + len(encoder.document_end)
         cursors = first_cursors(pinned.lanes, len(pinned.sources)) if saved is None else restored(saved, plan)[0]
+    model = None if plan is None or tokenizer is None else _model_cost(config, plan, tokenizer)
     sources = []
     for source, of_source, of_plan in zip(pinned.sources, sources_of(config.data), plans, strict=True):
         with progress.phase(f"reading {source.name or 'documents'}") as found:
             unknown = None if tokenizer is None else tokenizer.unk_token_id
             sample = sample_of(of_plan, None if plan is None else plan.encoder, unknown, options.max_read_bytes, found)
         unread = unread_files(of_source, pinned.shards)
-        sources.append(source_report(source, of_plan, unread, sample, framing, config))
-    model = None if plan is None or tokenizer is None else _model_cost(config, plan, tokenizer, sources)
+        sources.append(source_report(source, of_plan, unread, sample, framing, model, config))
     planned = plan_report(config, pinned, plans, sources, model, resumes=saved is not None)
     rows, refused = list[str](), None
     if plan is not None and tokenizer is not None and cursors is not None and options.rows:
@@ -104,13 +104,10 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
     return Answer(list(lines_of(report)), report, code if refused is None else exit_codes.of_error(refused))
 
 
-def _model_cost(
-    config: Config, plan: StreamPlan, tokenizer: PreTrainedTokenizerFast, sources: Sequence[dict[str, Any]]
-) -> ModelCost | None:
+def _model_cost(config: Config, plan: StreamPlan, tokenizer: PreTrainedTokenizerFast) -> ModelCost | None:
     if config.model.path is None and config.model.config is None:
         return None
-    means = [source["tokens_per_document"]["mean"] for source in sources if "tokens_per_document" in source]
-    return model_cost(config, plan.objective, tokenizer, max(means, default=config.data.sequence_length), GPUS)
+    return model_cost(config, plan.objective, plan.encoder, tokenizer, GPUS)
 
 
 def _lines_of(rows: TrainRows, tokenizer: PreTrainedTokenizerFast, *, causal: bool, as_json: bool) -> Iterator[str]:

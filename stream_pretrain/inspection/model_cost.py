@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from numpy.typing import NDArray
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from stream_pretrain.config import Config
+from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.objective import Objective
 from stream_pretrain.model.flops import peak_bf16_flops, training_flops
 from stream_pretrain.model.loading import sized_model
@@ -17,6 +19,8 @@ BYTES_A_WEIGHT = 4
 """float32"""
 BYTES_OF_ADAMW = 8
 """Two moments a weight."""
+RATES = 100
+"""Steps of a run at which the share of labels is looked at."""
 BYTES_OF_HEADERS = 16_384
 """Of a file of tensors, and the small JSON files beside it."""
 
@@ -28,7 +32,11 @@ class ModelCost:
     parameters: int
     tokenizer_bytes: int
     """Of its files."""
-    flops_per_step: float
+    settings: PreTrainedConfig
+    label_rate: float
+    """Mean over the steps of a run."""
+    unlabelled: int
+    """Positions of a segment that never have a label."""
     peaks: Mapping[str, float]
     """Dense bf16 FLOP/s of GPUs by name."""
 
@@ -40,16 +48,20 @@ class ModelCost:
     def checkpoint_bytes(self) -> int:
         return self.model_bytes + BYTES_OF_ADAMW * self.parameters + BYTES_OF_HEADERS
 
+    def flops_of(self, segments: NDArray[np.int64]) -> float:
+        """To train on segments of these lengths."""
+        labels = self.label_rate * float((segments - self.unlabelled).sum())
+        return training_flops(self.settings, segments, round(labels))
+
 
 def model_cost(
-    config: Config, objective: Objective, tokenizer: PreTrainedTokenizerFast, tokens_per_segment: float, gpus: tuple[str, ...]
+    config: Config, objective: Objective, encoder: Encoder, tokenizer: PreTrainedTokenizerFast, gpus: tuple[str, ...]
 ) -> ModelCost:
-    """Of full rows of segments of this length. Raises: ModelError."""
+    """Of a run. Raises: ModelError."""
     settings, parameters = sized_model(config.model, objective.causal)
-    length, rows = config.data.sequence_length, config.train.global_batch_size
-    segment = max(1, round(min(tokens_per_segment, length)))
-    lengths = np.full(max(1, rows * length // segment), segment)
-    labels = round(rows * length * objective.rate(0))
+    rates = [objective.rate(int(step)) for step in np.linspace(0, (config.train.max_steps or 1) - 1, RATES)]
+    # The last token of a segment has no next one; special tokens are not masked.
+    unlabelled = 1 if objective.causal else len(encoder.prefix) + len(encoder.suffix)
     peaks = {gpu: peak for gpu in gpus if (peak := peak_bf16_flops(gpu)) is not None}
     written = len(tokenizer.backend_tokenizer.to_str(pretty=True).encode())
-    return ModelCost(parameters, written, training_flops(settings, lengths, labels), peaks)
+    return ModelCost(parameters, written, settings, float(np.mean(rates)), unlabelled, peaks)

@@ -14,7 +14,7 @@ from stream_pretrain.data.rows.packing import Packing, place
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows of one length."""
+    """Rows of one length, as JSON shows them."""
 
     sequence_length: int
     rows: int
@@ -26,9 +26,12 @@ class Packed:
     segments_per_document: float
 
 
-def packed(windows: Sequence[NDArray[np.int64]], length: int, framing: int, packing: Packing, lanes: int) -> Packed:
-    """The documents of each window, placed as a lane does, in groups of rows; those without a token are left out."""
-    rows = segments = positions = documents = 0
+def packed(
+    windows: Sequence[NDArray[np.int64]], length: int, framing: int, packing: Packing, lanes: int
+) -> tuple[Packed, NDArray[np.int64]]:
+    """The documents of each window, placed as a lane does, in groups of rows; and the positions that each segment has."""
+    rows = documents = 0
+    of_segments = [np.empty(0, dtype=np.int64)]
     group = full_group_rows(length, lanes, 1.0)
     for lengths in windows:
         left = lengths[lengths > 0].tolist()
@@ -41,14 +44,9 @@ def packed(windows: Sequence[NDArray[np.int64]], length: int, framing: int, pack
             if not len(placements):
                 break
             rows += len(np.unique(placements[:, 0]))
-            segments += len(placements)
-            positions += int((placements[:, 3] - placements[:, 2]).sum()) + framing * len(placements)
+            of_segments.append(placements[:, 3] - placements[:, 2] + framing)
             first += behind
-    return Packed(
-        length,
-        rows,
-        positions,
-        positions / max(1, rows * length),
-        segments / max(1, rows),
-        segments / max(1, documents),
-    )
+    lengths = np.concatenate(of_segments)
+    tokens, segments = int(lengths.sum()), len(lengths)
+    shown = Packed(length, rows, tokens, tokens / max(1, rows * length), segments / max(1, rows), segments / max(1, documents))
+    return shown, lengths

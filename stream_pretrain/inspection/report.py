@@ -41,7 +41,13 @@ BYTES_OF_RECORDS = 16_384
 
 
 def source_report(
-    source: PinnedSource, plan: SourcePlan, unread: Unread, sample: Sample, framing: int | None, config: Config
+    source: PinnedSource,
+    plan: SourcePlan,
+    unread: Unread,
+    sample: Sample,
+    framing: int | None,
+    model: ModelCost | None,
+    config: Config,
 ) -> dict[str, Any]:
     """One source: its shards, and what its documents are like.
 
@@ -92,16 +98,19 @@ def source_report(
         found[f"histogram_of_{unit}"] = histogram(lengths)
     if framing is not None and lengths.sum():
         tokens, length = int(lengths.sum()), config.data.sequence_length
-        trials = [
-            packed(sample.windows, one, framing, config.data.packing, plan.layout.lanes) for one in _lengths(length, framing)
-        ]
+        trials = {
+            one: packed(sample.windows, one, framing, config.data.packing, plan.layout.lanes)
+            for one in _lengths(length, framing)
+        }
         found |= {
             "bytes_per_token": sample.text_bytes / tokens,
             "unknown_tokens": sample.unknown / tokens,
             "longer_than_a_row": float((lengths > length - framing).mean()),
-            "packing": [asdict(trial) for trial in trials],
+            "packing": [asdict(trial) for trial, _ in trials.values()],
         }
-        own = next((trial for trial in trials if trial.sequence_length == length), None)
+        own, segments = trials.get(length, (None, sample.lengths))
+        if own is not None and model is not None:
+            found["flops_per_row"] = model.flops_of(segments) / own.rows
         if own is not None and (sample.whole or (total is not None and sample.content_bytes)):
             of_all = Extrapolation(sample, total or 0)
             error = of_all.error(lambda window: float(window.sum()))
@@ -165,9 +174,10 @@ def plan_report(
     steps, of_epochs = _steps(config, [source["rows"] for source in sources], limits)
     if steps is not None:
         shares = _mean_shares(share_schedule(config.data), steps)
-        read = [steps * positions * share * fill for share, fill in zip(shares, fills, strict=True)]
+        rows = [steps * layout.global_batch_size * share for share in shares]
         if of_epochs:  # the last source goes on alone, whatever its share is
-            read = [one * (limit or 0) for one, limit in zip(tokens, limits, strict=True)]
+            rows = [source["rows"] * (limit or 0) for source, limit in zip(sources, limits, strict=True)]
+        read = [of_source * layout.sequence_length * fill for of_source, fill in zip(rows, fills, strict=True)]
         epochs = [of_source / one for of_source, one in zip(read, tokens, strict=True)]
         found |= {
             "steps": steps,
@@ -176,7 +186,7 @@ def plan_report(
             "epochs": [one if limit is None else min(one, limit) for one, limit in zip(epochs, limits, strict=True)],
         }
         if model is not None:
-            flops = steps * model.flops_per_step
+            flops = sum(of_source * source["flops_per_row"] for of_source, source in zip(rows, sources, strict=True))
             found |= {
                 "flops": flops,
                 "gpu_hours": {gpu: flops / (model.peaks[gpu] * MFU) / 3600 for gpu in GPUS},

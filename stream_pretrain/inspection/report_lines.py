@@ -121,7 +121,7 @@ def _of_plan(plan: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> I
         yield "run", f"{said}; epochs: {', '.join(epochs)}"
     if "gpu_hours" in plan:
         hours = ", ".join(f"{gpu} {human_duration(3600 * one)}" for gpu, one in plan["gpu_hours"].items())
-        yield "compute", f"~{plan['flops']:.2g} FLOPs; at an MFU of {plan['mfu']:.0%} on one GPU: {hours}"
+        yield "compute", f"~{plan['flops']:.1e} FLOPs; at an MFU of {plan['mfu']:.0%} on one GPU: {hours}"
     if "parameters" in plan:
         checkpoint = f"a checkpoint {human_bytes(plan['checkpoint_bytes'])}"
         most = human_bytes(plan["output_bytes_at_most"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from stream_pretrain.data.lanes.stream_state import first_cursors
 from stream_pretrain.data.rows.train_rows import TrainRows
 from stream_pretrain.inspection.extrapolation import Extrapolation
 from stream_pretrain.inspection.sample import Sample
+from stream_pretrain.model.flops import peak_bf16_flops, training_flops
+from stream_pretrain.model.loading import sized_model
 from stream_pretrain.units import human_bytes, human_count, human_duration
 from tests.corpora import documents, json_lines, word_tokenizer, write_shard
 from tests.integration.http_server import Server, serve
@@ -64,7 +68,7 @@ def inspected(capsys: pytest.CaptureFixture[str], *options: str) -> Any:
 def read_rows(config: Config) -> Iterator[TrainRows]:
     """The rows of each step of a run, read without a model."""
     pinned = pin(config, world=1)
-    plan = stream_plan(config, word_tokenizer(), pinned)
+    plan = stream_plan(replace(config, data=replace(config.data, workers=0)), word_tokenizer(), pinned)
     with StepStream(plan, first_cursors(pinned.lanes, len(pinned.sources))) as stream:
         while len(rows := next(stream).trained):
             yield rows
@@ -115,6 +119,33 @@ def test_tokens_rows_and_steps_are_those_of_an_epoch_within_the_error_that_is_to
     assert cli.main(["inspect", *options, "--workers=0", f"--inspect.max-read-bytes={most_bytes}"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert f"~{math.ceil(plan['steps']):,} ± {plan['steps_error']:.1%} steps" in said
+
+
+@pytest.mark.parametrize("objective", ["mlm", "clm"])
+def test_the_work_of_a_run_is_that_of_its_rows(
+    objective: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mixture of short documents and some as long as several rows, with a mask rate that changes."""
+    sources = []
+    for name, longest, weight in (("short", 12, 1), ("mixed", 400, 3)):
+        (tmp_path / f"{name}.jsonl").write_bytes(json_lines(documents(400, seed=weight, longest=longest)))
+        sources.append({"name": name, "dataset": f"{tmp_path}/{name}.jsonl", "weight": weight})
+    options = [
+        *(f"--data.sources={json.dumps(sources)}", f"--model.config={model}", f"--model.tokenizer={model}"),
+        *("--sequence-length=256", "--global-batch-size=8", "--max-steps=24", "--lanes=2", f"--objective.name={objective}"),
+        *(["--objective.mask-rate=0.5", "--objective.final-mask-rate=0.1"] if objective == "mlm" else []),
+    ]
+    told = inspected(capsys, *options)["plan"]
+    config = parse(options)
+    settings, _ = sized_model(config.model, objective == "clm")
+    steps = list(itertools.islice(read_rows(config), 24))
+    lengths = np.concatenate([step.segment_tokens[step.segment_tokens > 0] for step in steps])
+    labels = sum(int((step.labels >= 0).sum()) for step in steps)
+    assert told["flops"] == pytest.approx(training_flops(settings, lengths, labels), rel=0.03)
+    peaks = {gpu: peak_bf16_flops(f"NVIDIA {gpu}") for gpu in told["gpu_hours"]}
+    assert {gpu: hours * 3600 * told["mfu"] * (peaks[gpu] or 0) for gpu, hours in told["gpu_hours"].items()} == {
+        gpu: pytest.approx(told["flops"]) for gpu in ("A100", "H100", "H200", "B200")
+    }
 
 
 def test_a_run_counts_and_keeps_what_was_told(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,7 +207,7 @@ def test_every_number_that_is_printed_is_in_the_json(corpus: str, model: str, ca
 
 
 SHOWN = (
-    *(lambda number, form=form: format(number, form) for form in (",", ".2f", ".1f", ".0%", ".1%", ".2%", ".2g")),
+    *(lambda number, form=form: format(number, form) for form in (",", ".2f", ".1f", ".0%", ".1%", ".2%", ".1e")),
     *(human_bytes, human_count, lambda number: f"{math.ceil(number):,}", lambda hours: human_duration(3600 * hours)[:-2]),
 )
 """How numbers are printed."""
