@@ -341,10 +341,10 @@ def test_damage_met_while_skipping_is_not_forgotten(tmp_path: Path) -> None:
 
 def test_a_missing_file_and_a_folder_are_refused_at_once(tmp_path: Path) -> None:
     _, message = content_before_error(tmp_path / "absent.jsonl", TransportError)
-    assert "absent.jsonl: not found" in message
+    assert "absent.jsonl: is not there: restore it, or leave it out" in message
     (tmp_path / "folder.zst").mkdir()
     _, message = content_before_error(tmp_path / "folder.zst", TransportError)
-    assert "IsADirectoryError" in message
+    assert "folder.zst: is a folder, not a file" in message
 
 
 # --- restart points and skipping

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import posixpath
 import re
@@ -35,10 +34,8 @@ from stream_pretrain.data.corpus.splits import (
     splits_by_name,
     splits_of_builder,
 )
+from stream_pretrain.data.transport.local_file import ends_of, open_file
 from stream_pretrain.errors import SourceError
-
-_ENDS = 64 * 1024
-"""Bytes at each end of a file that identify it."""
 
 
 def list_local_files(entry: str, root: Path, names: Iterable[str], data: DataConfig, *, named: bool = False) -> Listing:
@@ -53,15 +50,14 @@ def list_local_files(entry: str, root: Path, names: Iterable[str], data: DataCon
 def local_shard(path: Path, name: str, data: DataConfig) -> Shard:
     """The shard at a local path, with its identity."""
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            ends = file.read(_ENDS)
-            file.seek(max(0, size - _ENDS))
-            ends += file.read(_ENDS)
+        descriptor = open_file(str(path))
+        try:
+            size, ends = ends_of(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
-    return shard_at(str(path), name, size, f"ends:{size}:{hashlib.sha256(ends).hexdigest()}", data)
+    return shard_at(str(path), name, size, f"ends:{ends}", data)
 
 
 def list_local_glob(entry: str, root: Path, pattern: str, data: DataConfig) -> Listing:

@@ -159,7 +159,7 @@ def _list_local(entry: str, data: DataConfig) -> Listing | None:
     if is_remote(entry):
         return None
     path = local_path(entry)
-    if os.path.isfile(path):  # Path.is_file raises for a name that is too long
+    if os.path.lexists(path) and not os.path.isdir(path):  # Path.exists raises for a name that is too long
         refuse_options(entry, data, "name", "revision", "data_files", "data_dir")
         return list_local_files(entry, path.parent, [path.name], data, named=True)
     if os.path.isdir(path):

@@ -16,10 +16,11 @@ from functools import partial
 from huggingface_hub import get_token, hf_hub_url
 
 from stream_pretrain.data.transport.http import HttpFile, http_headers
+from stream_pretrain.data.transport.local_file import LocalFile
 from stream_pretrain.data.transport.object_store import FsspecFile
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.retrying import Retrying
-from stream_pretrain.data.transport.store import LocalFile, Store
+from stream_pretrain.data.transport.store import Store
 from stream_pretrain.data.transport.threads import in_thread
 from stream_pretrain.errors import StreamPretrainError
 from stream_pretrain.units import KIB
@@ -255,7 +256,7 @@ def open_store(url: str, name: str, size: int | None, options: TransportOptions,
     storage_options = dict(options.storage_options)
     known = options.memory.known_of(url, identity)
     if not is_remote(url):
-        return LocalFile(url.removeprefix("file://"))
+        return LocalFile(url.removeprefix("file://"), known.get("ends"))
     scheme = url.split("://")[0]
     if scheme in ("http", "https"):
         return _http_file(url, name, http_headers(storage_options), size, options, known)

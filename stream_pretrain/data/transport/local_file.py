@@ -1,0 +1,97 @@
+"""Files of this machine, compared with what was pinned when they are opened, and whenever they have changed since."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+
+from stream_pretrain.data.transport.store import Store
+from stream_pretrain.errors import SourceError, TransportError
+
+_ENDS = 64 * 1024
+"""Bytes at each end of a file that identify it."""
+
+_NO_FILES = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+_NO_FILES[stat.S_IFDIR] = "a folder"
+
+
+def open_file(path: str) -> int:
+    """A descriptor of a file. Raises: TransportError for what is not there, and for what is no file: a pipe may never open."""
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            kind = _NO_FILES.get(stat.S_IFMT(mode), "something else")
+            raise TransportError(f"{path}: is {kind}, not a file, which can be read more than once: leave it out")
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        if os.path.islink(path):
+            target = os.readlink(path)
+            raise TransportError(f"{path}: is a link to {target}, which is not there: restore or remove it") from error
+        raise TransportError(f"{path}: is not there: restore it, or leave it out") from error
+    except PermissionError as error:
+        raise TransportError(f"{path}: this user may not read it: change its permissions (chmod), or leave it out") from error
+
+
+def ends_of(descriptor: int) -> tuple[int, str]:
+    """Size of a file, and `SIZE:HASH` of its first and last bytes, which changes with most changes of the content."""
+    size = os.fstat(descriptor).st_size
+    ends = os.pread(descriptor, _ENDS, 0) + os.pread(descriptor, _ENDS, max(0, size - _ENDS))
+    return size, f"{size}:{hashlib.sha256(ends).hexdigest()}"
+
+
+class LocalFile:
+    """A `Store` on this machine."""
+
+    seekable = True
+
+    def __init__(self, path: str, pinned: str | None = None):
+        """pinned: what `ends_of` said of it when the run began."""
+        self.total: int | None = None
+        self._path = path
+        self._pinned = pinned
+        self._descriptor: int | None = None
+        self._compared: tuple[int, int] | None = None  # size and time of the last change when it was compared
+
+    def pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        """Raises: SourceError for a file that is not the pinned one, or no longer there; what `os` raises otherwise."""
+        if self._descriptor is None:
+            self._descriptor, self._compared = open_file(self._path), None
+            self.total = os.fstat(self._descriptor).st_size
+        self._refuse_changed(self._descriptor)
+        assert self.total is not None
+        stop = min(stop, self.total)
+        while start < stop:
+            piece = os.pread(self._descriptor, stop - start, start)
+            if not piece:
+                raise SourceError(
+                    f"{self._path}: changed while it was read (it had {self.total} bytes, now it ends at {start})"
+                )
+            start += len(piece)
+            yield piece
+
+    def _refuse_changed(self, descriptor: int) -> None:
+        now = os.fstat(descriptor)
+        state = now.st_size, now.st_mtime_ns
+        if self._pinned is None or state == self._compared:
+            return
+        size, ends = ends_of(descriptor)
+        if ends != self._pinned:
+            was = self._pinned.partition(":")[0]
+            how = "its first or last bytes are others" if str(size) == was else f"it had {was} bytes, and has {size}"
+            raise SourceError(f"{self._path}: was changed since the run began ({how}); restore it or start a new run")
+        self._compared = state
+
+    def duplicate(self) -> Store:
+        return LocalFile(self._path, self._pinned)
+
+    def reset(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    __del__ = close  # the readers of lanes that are given up, as at the end of a run, are dropped as they are
