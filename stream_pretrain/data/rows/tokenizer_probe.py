@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import tokenizers
 
@@ -25,11 +24,8 @@ class EngineRecord:
     texts: str
     """Hash of the probe texts, which may change with the version of this program."""
     ids: str
-    tokenizers: str | None = None
-    """Version of `tokenizers`, whose ids they are; None in checkpoints of earlier versions, which had no other engine."""
-
-    def to_json(self) -> dict[str, str]:
-        return asdict(self)
+    tokenizers: str
+    """Version of `tokenizers`, whose ids they are."""
 
 
 def probed(encoder: Encoder, name: str) -> EngineRecord:
@@ -44,23 +40,17 @@ def probed(encoder: Encoder, name: str) -> EngineRecord:
     return EngineRecord(engine.name, engine.version, _digest(repr(texts).encode()), _digest(first), tokenizers.__version__)
 
 
-def note_on_engine(engine: EngineRecord, recorded: Mapping[str, Any] | None) -> str | None:
+def note_on_engine(engine: EngineRecord, recorded: EngineRecord) -> str | None:
     """A note on another engine than that of the checkpoint, `recorded`. Raises: CheckpointError where its ids differ."""
-    if recorded is None:
-        return None
-    was, now = (
-        f"{name} {version}" for name, version in ((recorded["name"], recorded["version"]), (engine.name, engine.version))
-    )
-    if recorded["texts"] != engine.texts:
+    was, now = (f"{record.name} {record.version}" for record in (recorded, engine))
+    if recorded.texts != engine.texts:
         return f"ids of {was} at the start of the run cannot be compared with those of {now}: the probe has other texts"
-    if recorded["ids"] != engine.ids:
-        what = (
-            f"{now} gives other ids than {was}, which the run began with"
-            if was != now
-            else f"{now} gives other ids than before"
+    if recorded.ids != engine.ids:
+        before = "before" if was == now else f"{was}, which the run began with"
+        raise CheckpointError(
+            f"{now} gives other ids than {before}: install tokenizers=={recorded.tokenizers}, or start a new run with another "
+            "--output-dir"
         )
-        began = recorded.get("tokenizers") or recorded["version"]
-        raise CheckpointError(f"{what}: install tokenizers=={began}, or start a new run with another --output-dir")
     return None if was == now else f"the run began with {was}, and resumes with {now}: the ids are the same"
 
 

@@ -20,6 +20,7 @@ from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.start.engine import with_engine
 from stream_pretrain.training.state.checkpoint import Saved
+from stream_pretrain.typed_json import from_json
 from stream_pretrain.units import human_bytes
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _engine_of_all_ranks(
             f"the tokenizer of {name} is not the one the run began with: "
             "put it back, or start a new run with another --output-dir"
         )
-    note = note_on_engine(engine, trainer.get("engine"))
+    note = note_on_engine(engine, from_json(EngineRecord, trainer.get("engine"), "trainer.json: engine"))
     if note is not None:
         progress.notice(note)
     return engine

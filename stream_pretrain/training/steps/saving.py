@@ -83,7 +83,7 @@ def _snapshot(
         "max_steps": setup.config.train.max_steps,
         "max_epochs": setup.config.train.max_epochs,
         "tokenizer": setup.plan.encoder.fingerprint,
-        "engine": setup.engine.to_json(),
+        "engine": asdict(setup.engine),
         "parent": setup.start.parent,
         "world": setup.ranks.world,
         "defaults": setup.defaults,
