@@ -122,9 +122,9 @@ def test_a_group_is_drawn_once_and_labelled_at_the_rate_of_each_step(
         drawn.append(len(rows.input_ids))
         return draw(rows, *rest)
 
-    def counted_label(masks: Masks, which: range, rate: float) -> Labelled:
+    def counted_label(masks: Masks, which: range, *rest: Any) -> Labelled:
         labelled.append(len(which))
-        return label(masks, which, rate)
+        return label(masks, which, *rest)
 
     monkeypatch.setattr(Masks, "of", counted_draw)
     monkeypatch.setattr(Masks, "label", counted_label)

@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from stream_pretrain.config import ObjectiveConfig
 from stream_pretrain.data.randomness import Hashed
 from stream_pretrain.data.rows import native
+from stream_pretrain.data.rows.batches import Batch, micro_batches
 from stream_pretrain.data.rows.labels import Labelled
 from stream_pretrain.data.rows.masking import CompiledMasks, Masks
 from stream_pretrain.data.rows.packing import Packing, Rows, assemble, place
+from stream_pretrain.data.rows.train_rows import TrainRows
 from stream_pretrain.data.rows.vocabulary import Vocabulary
 
 Arrays = Rows | Labelled
@@ -109,12 +112,81 @@ def test_a_placement_of_what_is_not_there_is_refused(placement: list[int]) -> No
         compiled().assemble(np.array([placement]), ids, offsets, frame, frame, 4, 0, grid, segments)
 
 
-@pytest.mark.parametrize(("filled", "drawable", "rate"), [(5, 1, 0.15), (-1, 1, 0.15), (4, 0, 0.15), (4, 1, 1.5)])
+@pytest.mark.parametrize(
+    ("filled", "drawable", "rate"), [(5, 1, 0.15), (-1, 1, 0.15), (4, 0, 0.15), (4, 1, 1.5), (4, 1, -0.1), (4, 1, float("nan"))]
+)
 def test_rows_that_cannot_be_masked_are_refused(filled: int, drawable: int, rate: float) -> None:
-    ids, few, of_row = np.zeros((1, 4), dtype=np.int32), np.zeros((2, 1, 1), dtype=np.int32), np.array([filled], dtype=np.int32)
-    hashes = [(0, 1)] * 3
+    masked_as(Labelled.room(1, 4, 1), filled=4, drawable=1, rate=0.15)
     with pytest.raises(ValueError, match="rows of one length"):
-        compiled().mask_tokens(ids, of_row, SPECIAL, of_row[:drawable], *hashes, 0, 4, rate, 3, 0.8, 0.1, *few)
+        masked_as(Labelled.room(1, 4, 1), filled=filled, drawable=drawable, rate=rate)
+
+
+@pytest.mark.parametrize(
+    "room",
+    [
+        Labelled.room(2, 4, 1),
+        Labelled.room(1, 5, 1),
+        Labelled(*(np.empty(wide, dtype=np.int32) for wide in ((1, 4), (1, 2), (1, 1)))),
+        Labelled(*(np.empty(wide, dtype=np.int64) for wide in ((1, 4), (1, 1), (1, 1)))),
+        Labelled(*(np.empty(wide, dtype=np.int32) for wide in (4, 1, 1))),
+        Labelled(*(np.empty((1, 2 * wide), dtype=np.int32)[:, ::2] for wide in (4, 1, 1))),
+    ],
+)
+def test_room_that_masked_rows_do_not_fit_into_is_refused(room: Labelled) -> None:
+    with pytest.raises(ValueError, match="rows of one length"):
+        masked_as(room, filled=4, drawable=1, rate=0.15)
+
+
+def masked_as(room: Labelled, *, filled: int, drawable: int, rate: float) -> None:
+    """Mask a row of four positions."""
+    ids, of_row = np.zeros((1, 4), dtype=np.int32), np.array([filled], dtype=np.int32)
+    hashes = [(0, 1)] * 3
+    out = room.input_ids, room.label_positions, room.labels
+    compiled().mask_tokens(ids, of_row, SPECIAL, of_row[:drawable], *hashes, 0, rate, 3, 0.8, 0.1, *out)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_micro_batches_are_the_same(seed: int, both: Any) -> None:
+    generator = np.random.default_rng(seed)
+    for _ in range(10):
+        length, slots, count = (int(number) for number in generator.integers(1, [600, 40, 50]))
+        documents = generator.integers(1, length + 1, generator.integers(1, 60))
+        placements, _ = place(documents, 0, count, length, 0, "best_fit")
+        rows = assemble(placements, np.zeros(documents.sum(), np.int32), np.append(0, np.cumsum(documents)), length, [], [], 0)
+        made = TrainRows.unlabelled(rows, slots, generator.integers(0, 5, len(rows.input_ids)).astype(np.int32))
+        made.input_ids[:] = generator.integers(0, TOKENS, made.input_ids.shape)
+        made.label_positions[:] = generator.integers(0, length, made.labels.shape)
+        made.labels[:] = generator.integers(-100, TOKENS, made.labels.shape)
+        size = int(generator.integers(1, 40))
+        least = -(-len(made) // size)
+        for batch, expected in zip(*both(batches_of, made, size, least + int(generator.integers(2))), strict=True):
+            for name, tensor in vars(batch).items():
+                assert tensor.dtype == getattr(expected, name).dtype
+                assert torch.equal(tensor, getattr(expected, name))
+
+
+def batches_of(rows: TrainRows, size: int, count: int) -> list[Batch]:
+    return list(micro_batches(rows, size, count, 0, torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    ("starts", "length", "slots", "size", "rows"),
+    [
+        ([0, 4], 4, 1, 1, 1),
+        ([1], 4, 1, 1, 1),
+        ([0, 3, 2], 4, 1, 1, 1),
+        ([], 4, 1, 1, 1),
+        ([0], 4, 1, 0, 1),
+        ([0], 0, 3, 1, 1),
+        ([0], 8, -1, 1, 1),
+        ([0], 4, 1, 1, 2),
+    ],
+)
+def test_records_that_are_no_batches_are_refused(starts: list[int], length: int, slots: int, size: int, rows: int) -> None:
+    record = np.zeros((1, 7), dtype=np.int32)
+    made = [np.empty(rows * of_each, dtype=np.int64) for of_each in (4, 4, 1, 1, 1)]
+    with pytest.raises(ValueError, match="records, where their segments begin"):
+        compiled().widen(record, np.array(starts, dtype=np.int32), length, slots, size, *made)
 
 
 def test_too_little_memory_for_what_comes_out_is_refused() -> None:

@@ -88,15 +88,17 @@ def step_of(
 
 def _labelled(run: Run, plan: StreamPlan, step: int) -> tuple[TrainRows, range]:
     """Rows of a group with labels at the rate of a step, as a part of some; of all its rows while the rate stays."""
-    group, objective = run.group, plan.objective
-    rate = objective.rate(step)
+    group, objective, length = run.group, plan.objective, plan.layout.sequence_length
+    rate, slots = objective.rate(step), objective.label_slots(length)
     if rate not in group.labelled:
         draws = group.draws or objective.draw(group.rows, group.key)
         if objective.rate(step + 1) != rate:
             group.draws = draws
-            rows = gather([(group.rows, run.which)], plan.layout.sequence_length)
-            return TrainRows.of(rows, draws.label(run.which, rate), run.source), range(len(run.which))
-        labelled = TrainRows.of(group.rows, draws.label(range(len(group)), rate), run.source)
+            labelled = TrainRows.unlabelled(gather([(group.rows, run.which)], length), slots, run.source)
+            draws.label(run.which, rate, labelled.labelled)
+            return labelled, range(len(run.which))
+        labelled = TrainRows.unlabelled(group.rows, slots, run.source)
+        draws.label(range(len(group)), rate, labelled.labelled)
         group.draws, group.labelled = None, {rate: labelled}
     return group.labelled[rate], run.which
 

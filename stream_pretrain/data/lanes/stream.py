@@ -231,7 +231,8 @@ class StepStream:
                     raise item.error
                 assert item is not None
                 parts.append(item)
-            self._merged = merged(parts, self.memory)
+            # What a worker has made lies in memory that the next of its items takes.
+            self._merged = merged(parts, self.memory) if isinstance(self._workers, Workers) else parts[0]
             for worker in range(len(parts)):
                 self._workers.release(worker)
                 self._items[worker] = None

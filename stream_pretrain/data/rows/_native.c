@@ -1,4 +1,4 @@
-/* The inner loops of packing.py and masking.py, which do the same with numpy where this is not compiled. */
+/* The inner loops of packing.py, masking.py and batches.py, which do the same without them where this is not compiled. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -197,18 +197,20 @@ static inline uint64_t number_at(Hash hash, uint64_t place)
     return mixed(hash, place >> 1) >> (place & 1) * 32 & UINT32_MAX;
 }
 
+/* What masks a row, and room for one. */
 typedef struct {
     const uint8_t *special; /* by id */
     Py_ssize_t vocabulary;
     const int32_t *drawable;
     uint64_t drawable_count;
     Hash order, lots, replacements;
-    double rate, mask_share, random_share;
+    double rate;
+    uint64_t mask_below, random_below; /* numbers of lots, of 32 bits */
     int32_t mask_id;
-    Py_ssize_t length, slots;
+    Py_ssize_t slots;
     uint32_t random_bits; /* those of a key that are not its position */
-    uint32_t *keys, *scratch;
-    uint8_t *maskable; /* of the positions of a row, as the two before: room for one row */
+    uint32_t *keys, *chosen, *in_bin;
+    uint8_t *maskable;
 } Masking;
 
 enum { BIN_BITS = 8, BINS = 1 << BIN_BITS, IGNORED = -100 };
@@ -219,105 +221,136 @@ static int ascending(const void *one, const void *other)
     return (a > b) - (a < b);
 }
 
-/* The key of a rank, from 0, among the maskable ones; `bins` has their numbers by their first bits. */
-static uint32_t key_of_rank(const Masking *m, Py_ssize_t filled, const uint32_t *bins, uint32_t rank)
+/* Draw the keys of a row whose first place is this one, and count the maskable ones by their first bits; -1 for a strange id. */
+static Py_ssize_t draw_keys(const Masking *m, const int32_t *ids, Py_ssize_t filled, uint64_t place, uint32_t *bins)
 {
-    uint32_t bin = 0;
-    size_t found = 0;
-    for (; rank >= bins[bin]; bin++)
-        rank -= bins[bin];
-    for (Py_ssize_t i = 0; i < filled; i++) {
-        m->scratch[found] = m->keys[i];
-        found += m->maskable[i] & (m->keys[i] >> (32 - BIN_BITS) == bin);
-    }
-    qsort(m->scratch, found, sizeof *m->scratch, ascending);
-    return m->scratch[rank];
-}
-
-/* Mask a row, of which so many positions are filled, and whose first is this place; returns whether its ids are known. */
-static int mask_row(const Masking *m, int32_t *ids, Py_ssize_t filled, uint64_t place, int32_t *positions, int32_t *labels)
-{
-    uint32_t bins[BINS] = {0}, maskable = 0;
+    Py_ssize_t maskable = 0;
+    uint32_t *const numbers = m->chosen; /* which has room for them until it is needed */
     for (Py_ssize_t pair = 0; pair <= filled / 2; pair++) {
         const uint64_t two = mixed(m->order, (place >> 1) + (uint64_t)pair);
-        memcpy(m->scratch + 2 * pair, &two, sizeof two);
+        memcpy(numbers + 2 * pair, &two, sizeof two);
     }
     for (Py_ssize_t i = 0; i < filled; i++) {
         if (ids[i] < 0 || ids[i] >= m->vocabulary)
-            return 0;
-        m->keys[i] = (m->scratch[i + (Py_ssize_t)(place & 1)] & m->random_bits) | (uint32_t)i;
+            return -1;
+        m->keys[i] = (numbers[i + (Py_ssize_t)(place & 1)] & m->random_bits) | (uint32_t)i;
         m->maskable[i] = !m->special[ids[i]];
         bins[m->keys[i] >> (32 - BIN_BITS)] += m->maskable[i];
         maskable += m->maskable[i];
     }
-    const double wanted = rint(m->rate * maskable);
+    return maskable;
+}
+
+/* Choose the positions of the least maskable keys, so many of them, and perhaps a few more: returns how many, and the last key. */
+static Py_ssize_t choose(const Masking *m, Py_ssize_t filled, const uint32_t *bins, uint32_t budget, uint32_t *last)
+{
+    uint32_t bin = 0, rank = budget - 1;
+    Py_ssize_t count = 0, found = 0;
+    for (; rank >= bins[bin]; bin++)
+        rank -= bins[bin];
+    for (Py_ssize_t i = 0; i < filled; i++) {
+        m->chosen[count] = (uint32_t)i;
+        count += m->maskable[i] & (m->keys[i] >> (32 - BIN_BITS) <= bin);
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        m->in_bin[found] = m->keys[m->chosen[i]];
+        found += m->in_bin[found] >> (32 - BIN_BITS) == bin;
+    }
+    qsort(m->in_bin, (size_t)found, sizeof *m->in_bin, ascending);
+    *last = m->in_bin[rank];
+    return count;
+}
+
+/* Mask a row, of which so many positions are filled, and whose first is this place; returns whether its ids are known. */
+static int mask_row(const Masking *m, const int32_t *ids, Py_ssize_t filled, uint64_t place, int32_t *shown, int32_t *positions,
+                    int32_t *labels)
+{
+    uint32_t bins[BINS] = {0}, last = 0;
+    const Py_ssize_t maskable = draw_keys(m, ids, filled, place, bins);
+    if (maskable < 0)
+        return 0;
+    const double wanted = rint(m->rate * (double)maskable);
     const Py_ssize_t budget = wanted < (double)m->slots ? (Py_ssize_t)wanted : m->slots;
-    if (budget) {
-        const uint32_t last = key_of_rank(m, filled, bins, (uint32_t)budget - 1);
-        size_t chosen = 0;
-        for (Py_ssize_t i = 0; i < filled; i++) {
-            m->scratch[chosen] = (uint32_t)i;
-            chosen += m->maskable[i] & (m->keys[i] <= last);
-        }
-    }
-    for (Py_ssize_t slot = 0; slot < budget; slot++) {
-        const uint32_t i = m->scratch[slot];
-        const double lot = (double)number_at(m->lots, place + i) * 0x1p-32;
+    const Py_ssize_t count = budget ? choose(m, filled, bins, (uint32_t)budget, &last) : 0;
+    Py_ssize_t slot = 0;
+    for (Py_ssize_t at = 0; at < count; at++) {
+        const uint32_t i = m->chosen[at];
+        if (m->keys[i] > last)
+            continue;
+        const uint64_t lot = number_at(m->lots, place + i);
         positions[slot] = (int32_t)i;
-        labels[slot] = ids[i];
-        if (lot < m->mask_share)
-            ids[i] = m->mask_id;
-        else if (lot < m->mask_share + m->random_share)
-            ids[i] = m->drawable[number_at(m->replacements, place + i) * m->drawable_count >> 32];
+        labels[slot++] = ids[i];
+        shown[i] = lot < m->mask_below ? m->mask_id : ids[i];
+        if (m->mask_below <= lot && lot < m->random_below)
+            shown[i] = m->drawable[number_at(m->replacements, place + i) * m->drawable_count >> 32];
     }
-    for (Py_ssize_t slot = budget; slot < m->slots; slot++) {
+    for (; slot < m->slots; slot++) {
         positions[slot] = 0;
         labels[slot] = IGNORED;
     }
     return 1;
 }
 
+/* For PyArg_ParseTuple: rows that need not follow upon each other. */
+static int rows_of(PyObject *object, void *buffer)
+{
+    return PyObject_GetBuffer(object, buffer, PyBUF_WRITABLE | PyBUF_STRIDES) == 0;
+}
+
+static int32_t *row_at(const Py_buffer *rows, Py_ssize_t row)
+{
+    return (int32_t *)((char *)rows->buf + row * rows->strides[0]);
+}
+
 static PyObject *mask_tokens(PyObject *self, PyObject *args)
 {
     Py_buffer buffers[MOST_BUFFERS] = {0}, *input_ids = buffers, *filled = buffers + 1, *special = buffers + 2;
-    Py_buffer *drawable = buffers + 3, *label_positions = buffers + 4, *labels = buffers + 5;
+    Py_buffer *drawable = buffers + 3, *shown = buffers + 4, *positions = buffers + 5, *labels = buffers + 6;
     Masking m = {0};
     Py_ssize_t first_row, row = 0;
+    double mask_share, random_share;
     int known = 1;
-    if (!PyArg_ParseTuple(args, "w*y*y*y*(KK)(KK)(KK)nndiddw*w*", input_ids, filled, special, drawable, &m.order.state,
+    if (!PyArg_ParseTuple(args, "y*y*y*y*(KK)(KK)(KK)ndiddO&O&O&", input_ids, filled, special, drawable, &m.order.state,
                           &m.order.step, &m.lots.state, &m.lots.step, &m.replacements.state, &m.replacements.step, &first_row,
-                          &m.length, &m.rate, &m.mask_id, &m.mask_share, &m.random_share, label_positions, labels))
+                          &m.rate, &m.mask_id, &mask_share, &random_share, rows_of, shown, rows_of, positions, rows_of, labels))
         return released(buffers, NULL);
-    const Py_ssize_t rows = filled->len / 4;
+    const Py_ssize_t rows = filled->len / 4, length = shown->ndim == 2 ? shown->shape[1] : -1;
     const int32_t *filled_of = filled->buf;
     m.special = special->buf;
     m.vocabulary = special->len;
     m.drawable = drawable->buf;
     m.drawable_count = (uint64_t)drawable->len / 4;
-    m.slots = rows ? labels->len / (rows * 4) : 0;
-    int fit = input_ids->len == rows * m.length * 4 && labels->len == rows * m.slots * 4 && label_positions->len == labels->len;
+    m.mask_below = (uint64_t)ceil(mask_share * 0x1p32);
+    m.random_below = (uint64_t)ceil((mask_share + random_share) * 0x1p32);
+    int fit = input_ids->len == rows * length * 4 && 0 <= m.rate && m.rate <= 1 && (m.drawable_count > 0 || random_share <= 0);
+    for (Py_buffer *made = shown; made <= labels; made++)
+        fit = fit && made->ndim == 2 && made->shape[0] == rows && made->itemsize == 4 && made->strides[1] == 4;
     for (Py_ssize_t i = 0; i < rows; i++)
-        fit &= 0 <= filled_of[i] && filled_of[i] <= m.length;
-    fit &= m.drawable_count > 0 || m.random_share <= 0;
-    if (!fit || m.rate > 1) {
+        fit &= 0 <= filled_of[i] && filled_of[i] <= length;
+    if (!fit || positions->shape[1] != labels->shape[1]) {
         PyErr_SetString(PyExc_ValueError, "rows of one length, as many of labels, a rate and something to draw are expected");
         return released(buffers, NULL);
     }
-    uint64_t positions = 1;
-    while (positions < (uint64_t)m.length)
-        positions *= 2;
-    m.random_bits = (uint32_t)(((uint64_t)1 << 32) - positions);
-    m.keys = PyMem_Malloc((size_t)m.length * 9 + 8);
+    m.slots = labels->shape[1];
+    uint64_t places = 1;
+    while (places < (uint64_t)length)
+        places *= 2;
+    m.random_bits = (uint32_t)(((uint64_t)1 << 32) - places);
+    m.keys = PyMem_Malloc((size_t)length * 13 + 8);
     if (m.keys == NULL) {
         PyErr_NoMemory();
         return released(buffers, NULL);
     }
-    m.scratch = m.keys + m.length;
-    m.maskable = (uint8_t *)(m.scratch + m.length + 2);
+    m.in_bin = m.keys + length;
+    m.chosen = m.in_bin + length;
+    m.maskable = (uint8_t *)(m.chosen + length + 2);
     Py_BEGIN_ALLOW_THREADS;
-    for (; row < rows && known; row++)
-        known = mask_row(&m, (int32_t *)input_ids->buf + row * m.length, filled_of[row], (uint64_t)((first_row + row) * m.length),
-                         (int32_t *)label_positions->buf + row * m.slots, (int32_t *)labels->buf + row * m.slots);
+    for (; row < rows && known; row++) {
+        const int32_t *ids = (const int32_t *)input_ids->buf + row * length;
+        memcpy(row_at(shown, row), ids, (size_t)length * 4);
+        known = mask_row(&m, ids, filled_of[row], (uint64_t)((first_row + row) * length), row_at(shown, row),
+                         row_at(positions, row), row_at(labels, row));
+    }
     Py_END_ALLOW_THREADS;
     PyMem_Free(m.keys);
     if (!known) {
@@ -328,10 +361,55 @@ static PyObject *mask_tokens(PyObject *self, PyObject *args)
     return released(buffers, Py_None);
 }
 
+/* --- widen: records to the int64 tensors of micro-batches */
+
+static PyObject *widen(PyObject *self, PyObject *args)
+{
+    Py_buffer buffers[MOST_BUFFERS] = {0}, *records = buffers, *starts = buffers + 1, *input_ids = buffers + 2;
+    Py_buffer *position_ids = buffers + 3, *label_positions = buffers + 4, *labels = buffers + 5, *sources = buffers + 6;
+    Py_ssize_t length, slots, size;
+    if (!PyArg_ParseTuple(args, "y*y*nnnw*w*w*w*w*", records, starts, &length, &slots, &size, input_ids, position_ids,
+                          label_positions, labels, sources))
+        return released(buffers, NULL);
+    int fit = length > 0 && slots >= 0 && size > 0;
+    const Py_ssize_t width = length + 2 * slots + 1, rows = fit ? records->len / (width * 4) : 0, segments = starts->len / 4;
+    const int32_t *start = starts->buf;
+    fit &= segments > 0 ? start[0] == 0 : rows == 0;
+    for (Py_ssize_t i = 1; i < segments; i++)
+        fit &= start[i - 1] <= start[i] && start[i] < rows * length;
+    for (Py_buffer *made = input_ids; made <= sources; made++)
+        fit &= made->len == rows * (made <= position_ids ? length : slots) * 8;
+    if (!fit) {
+        PyErr_SetString(PyExc_ValueError, "records, where their segments begin, and memory for so many numbers are expected");
+        return released(buffers, NULL);
+    }
+    int64_t *ids = input_ids->buf, *position = position_ids->buf;
+    int64_t *labelled = label_positions->buf, *label = labels->buf, *source = sources->buf;
+    for (Py_ssize_t row = 0; row < rows; row++) {
+        const int32_t *record = (const int32_t *)records->buf + row * width;
+        const int64_t before = row % size * length;
+        for (Py_ssize_t i = 0; i < length; i++)
+            *ids++ = record[i];
+        for (Py_ssize_t i = 0; i < slots; i++) {
+            *labelled++ = record[length + i] + before;
+            *label++ = record[length + slots + i];
+            *source++ = record[width - 1];
+        }
+    }
+    for (Py_ssize_t i = 0; i < segments; i++) {
+        const int64_t tokens = (i + 1 < segments ? start[i + 1] : rows * length) - start[i];
+        for (int64_t token = 0; token < tokens; token++)
+            *position++ = token;
+    }
+    Py_INCREF(Py_None);
+    return released(buffers, Py_None);
+}
+
 static PyMethodDef functions[] = {
     {"place", place, METH_VARARGS, NULL},
     {"assemble", assemble, METH_VARARGS, NULL},
     {"mask_tokens", mask_tokens, METH_VARARGS, NULL},
+    {"widen", widen, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -340,7 +418,7 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, 
 PyMODINIT_FUNC PyInit__native(void)
 {
     PyObject *module = PyModule_Create(&definition);
-    if (module != NULL && PyModule_AddIntConstant(module, "VERSION", 2) < 0)
+    if (module != NULL && PyModule_AddIntConstant(module, "VERSION", 3) < 0)
         Py_CLEAR(module);
     return module;
 }

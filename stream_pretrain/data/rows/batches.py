@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from stream_pretrain.data.rows import native
 from stream_pretrain.data.rows.labels import IGNORED
 from stream_pretrain.data.rows.train_rows import Int32s, TrainRows, int32s
 
@@ -75,17 +76,12 @@ def _batches(
 
     starts: first positions of all segments; edges: number of the first one in each batch, and behind the last batch.
     """
-    length, slots, count = rows.length, rows.slots, len(records) * rows.length
-    input_ids, label_positions, labels, source = torch.split(records, [length, slots, slots, 1], dim=1)
-    positions = torch.arange(count, dtype=torch.int32, device=records.device)  # with int64, a mixed sum takes ten times as long
+    length, slots = rows.length, rows.slots
     begin = starts[edges[0] : edges[-1]] - row * length
-    of_segment = torch.repeat_interleave(begin, torch.diff(begin, append=begin.new_full((1,), count)), output_size=count)
+    shapes = [(size, length)] * 2 + [(size * slots,)] * 3
+    widened = zip(_widened(records, begin, length, slots, size), shapes, strict=True)
     batches = zip(
-        input_ids.long().view(-1, size, length),
-        (positions - of_segment).long().view(-1, size, length),
-        (label_positions + positions[::length, None] % (size * length)).long().view(-1, size * slots),
-        labels.long().view(-1, size * slots),
-        source.expand(-1, slots).long().view(-1, size * slots),
+        *(tensor.view(-1, *shape).unbind() for tensor, shape in widened),
         itertools.pairwise(edge - edges[0] for edge in edges),
         strict=True,
     )
@@ -94,3 +90,20 @@ def _batches(
         inside = begin[first:stop] - number * size * length
         cu_seq_lens = torch.constant_pad_nd(inside, (0, static + 1 - len(inside)), size * length)
         yield Batch(ids, position_ids, cu_seq_lens, labelled, of_labels, sources)
+
+
+def _widened(records: torch.Tensor, begin: torch.Tensor, length: int, slots: int, size: int) -> Sequence[torch.Tensor]:
+    """Ids, position ids, label positions, labels and their sources in int64, of all records one after another.
+
+    begin: where the segments begin in their positions.
+    """
+    count = len(records) * length
+    if native.compiled is not None and records.device.type == "cpu":
+        made = [torch.empty(len(records) * of_each, dtype=torch.int64) for of_each in (length, length, slots, slots, slots)]
+        native.compiled.widen(records.numpy(), begin.numpy(), length, slots, size, *(tensor.numpy() for tensor in made))
+        return made
+    input_ids, label_positions, labels, source = torch.split(records, [length, slots, slots, 1], dim=1)
+    positions = torch.arange(count, dtype=torch.int32, device=records.device)  # with int64, a mixed sum takes ten times as long
+    of_segment = torch.repeat_interleave(begin, torch.diff(begin, append=begin.new_full((1,), count)), output_size=count)
+    labelled = label_positions + positions[::length, None] % (size * length)
+    return [part.long() for part in (input_ids, positions - of_segment, labelled, labels, source.expand(-1, slots))]

@@ -56,10 +56,12 @@ class NextTokens:
 
     rows: Rows
 
-    def label(self, which: range, rate: float) -> Labelled:
+    def label(self, which: range, rate: float, out: Labelled | None = None) -> Labelled:
         """Every position predicts the token after it in its segment; the last position of a segment has no label."""
-        rows = gather([(self.rows, which)], self.rows.input_ids.shape[1])
+        length = self.rows.input_ids.shape[1]
+        rows = gather([(self.rows, which)], length)
         has_next = filled(rows).ravel()
         has_next[flat_starts(rows) + rows.segment_length - 1] = False
         labelled = np.flatnonzero(has_next)
-        return lay_out(rows.input_ids, labelled, rows.input_ids.take(labelled + 1), rows.input_ids.shape[1])
+        out = out or Labelled.room(len(which), length, length)
+        return lay_out(out, rows.input_ids, labelled, rows.input_ids.take(labelled + 1))

@@ -30,6 +30,11 @@ class Labelled:
     labels: NDArray[np.int32]
     """[R, P] what is to be predicted there, `IGNORED` where padded."""
 
+    @classmethod
+    def room(cls, rows: int, length: int, slots: int) -> Labelled:
+        """Memory for so many rows and labels."""
+        return cls(*(np.empty((rows, width), dtype=np.int32) for width in (length, slots, slots)))
+
     def cut(self, which: range) -> Labelled:
         """Neighbouring rows of these, as far as they are there."""
         here = slice(which.start, which.stop)
@@ -39,8 +44,11 @@ class Labelled:
 class Draws(Protocol):
     """The random part of the labels of some rows."""
 
-    def label(self, which: range, rate: float) -> Labelled:
-        """Label neighbouring rows, so large a share of their positions; each row as it would be alone."""
+    def label(self, which: range, rate: float, out: Labelled | None = None) -> Labelled:
+        """Label neighbouring rows, so large a share of their positions; each row as it would be alone.
+
+        out: where to, in place of memory of its own.
+        """
 
 
 def flat_starts(rows: Rows) -> NDArray[np.int64]:
@@ -60,13 +68,15 @@ def row_edges(positions: NDArray[np.int64], row_count: int, length: int) -> NDAr
     return np.searchsorted(positions, np.arange(row_count + 1) * length)
 
 
-def lay_out(input_ids: NDArray[np.int32], labelled: NDArray[np.int64], values: NDArray[np.int32], slots: int) -> Labelled:
-    """Moves the labels, given by ascending flat position, to the front of their row's slots."""
-    row_count, length = input_ids.shape
+def lay_out(out: Labelled, input_ids: NDArray[np.int32], labelled: NDArray[np.int64], values: NDArray[np.int32]) -> Labelled:
+    """Writes rows, and their labels, given by ascending flat position, to the front of their row's slots."""
+    (row_count, length), slots = input_ids.shape, out.labels.shape[1]
     count = np.diff(row_edges(labelled, row_count, length)).astype(np.int32)
     used = np.arange(slots, dtype=np.int32) < count[:, None]
-    positions = np.zeros((row_count, slots), dtype=np.int32)
-    positions[used] = labelled.astype(np.int32) - (np.arange(row_count, dtype=np.int32) * np.int32(length)).repeat(count)
-    labels = np.full((row_count, slots), IGNORED, dtype=np.int32)
-    labels[used] = values
-    return Labelled(input_ids, positions, labels)
+    row_starts = np.arange(row_count, dtype=np.int32) * np.int32(length)
+    out.input_ids[:] = input_ids
+    out.label_positions[:] = 0
+    out.label_positions[used] = labelled.astype(np.int32) - row_starts.repeat(count)
+    out.labels[:] = IGNORED
+    out.labels[used] = values
+    return out

@@ -62,7 +62,7 @@ class Masks:
             order = _SpanOrder.of(_Words.of(rows, vocabulary, maskable), numbers)
         return cls(rows, vocabulary, objective, numbers, np.count_nonzero(maskable, axis=1), order)
 
-    def label(self, which: range, rate: float) -> Labelled:
+    def label(self, which: range, rate: float, out: Labelled | None = None) -> Labelled:
         """Label `round(rate x maskable)` positions of each of these rows, at most P, and replace the tokens there.
 
         `token` labels exactly that many. `whole_word` and `span` take words or spans in their order and stop before the first
@@ -86,7 +86,7 @@ class Masks:
         input_ids = self.rows.input_ids[here].copy()
         labelled -= which.start * length
         input_ids.ravel()[labelled] = shown
-        return lay_out(input_ids, labelled, labels, slots)
+        return lay_out(out or Labelled.room(len(which), length, slots), input_ids, labelled, labels)
 
 
 @dataclass(frozen=True)
@@ -98,29 +98,28 @@ class CompiledMasks:
     objective: ObjectiveConfig
     numbers: Hashed
 
-    def label(self, which: range, rate: float) -> Labelled:
+    def label(self, which: range, rate: float, out: Labelled | None = None) -> Labelled:
         """As `Masks.label`."""
         assert native.compiled is not None
-        count, length = len(which), self.rows.input_ids.shape[1]
-        slots = label_slots(self.objective, length)
-        input_ids = self.rows.input_ids[which.start : which.stop].copy()
-        label_positions, labels = np.empty((2, count, slots), dtype=np.int32)
+        if out is None:
+            length = self.rows.input_ids.shape[1]
+            out = Labelled.room(len(which), length, label_slots(self.objective, length))
         native.compiled.mask_tokens(
-            input_ids,
+            self.rows.input_ids[which.start : which.stop],
             self.rows.filled[which.start : which.stop],
             self.vocabulary.special,
             self.vocabulary.drawable,
             *(self.numbers.generator(purpose) for purpose in (_ORDER, _LOT, _REPLACEMENT)),
             which.start,
-            length,
             rate,
             self.vocabulary.mask_id,
             self.objective.mask_share,
             self.objective.random_share,
-            label_positions,
-            labels,
+            out.input_ids,
+            out.label_positions,
+            out.labels,
         )
-        return Labelled(input_ids, label_positions, labels)
+        return out
 
 
 @dataclass(frozen=True)

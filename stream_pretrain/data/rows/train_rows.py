@@ -46,15 +46,20 @@ class TrainRows:
     @classmethod
     def of(cls, rows: Rows, labelled: Labelled, source: int | Int32s) -> TrainRows:
         """source: of all rows, or [R] of each."""
-        count, length = labelled.input_ids.shape
+        made = cls.unlabelled(rows, labelled.labels.shape[1], source)
+        for name, values in vars(labelled).items():
+            getattr(made.labelled, name)[:] = values
+        return made
+
+    @classmethod
+    def unlabelled(cls, rows: Rows, slots: int, source: int | Int32s) -> TrainRows:
+        """With segments and sources, and room for the rest: `labelled`."""
+        count, length = rows.input_ids.shape
         padded = np.flatnonzero(rows.filled < length)
         starts = np.concatenate([flat_starts(rows), padded * length + rows.filled[padded]])
         tokens = np.concatenate([rows.segment_length, np.zeros_like(padded)])
         order = np.argsort(starts)
-        made = cls._empty(count, length, labelled.labels.shape[1], len(starts), int32s)
-        made.input_ids[:] = labelled.input_ids
-        made.label_positions[:] = labelled.label_positions
-        made.labels[:] = labelled.labels
+        made = cls._empty(count, length, slots, len(starts), int32s)
         made.source[:] = source
         made.segment_start[:] = starts[order]
         made.segment_tokens[:] = tokens[order]
@@ -95,6 +100,11 @@ class TrainRows:
     def labels(self) -> Int32s:
         """[R, P] what is to be predicted there, `IGNORED` where padded."""
         return self.records[:, self.length + self.slots : -1]
+
+    @property
+    def labelled(self) -> Labelled:
+        """The rows with their labels, in this memory."""
+        return Labelled(self.input_ids, self.label_positions, self.labels)
 
     @property
     def source(self) -> Int32s:
