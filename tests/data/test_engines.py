@@ -155,6 +155,30 @@ def test_an_engine_that_fails_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose("auto", encoder).why == "nanotoken 0.1.0 fails: division by zero; the same command resumes with tokenizers"
 
 
+def test_an_engine_that_is_installed_and_cannot_be_loaded_is_not_chosen_and_asked_again_once_it_can(
+    nothing_known: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks_at("bamp", monkeypatch)
+    encoder = Encoder.of(word_tokenizer())
+    monkeypatch.setattr(engine_choice, "probes", lambda _: ["bara ball"])
+
+    def cannot_be_loaded(_: Broken, __: str) -> None:
+        raise ImportError("nanotoken_rs.abi3.so: failed to map segment")
+
+    why = "nanotoken 0.1.0 cannot be loaded: nanotoken_rs.abi3.so: failed to map segment"
+    for _ in range(2):  # before an answer is known, and after
+        with monkeypatch.context() as broken:
+            broken.setattr(Broken, "__init__", cannot_be_loaded)
+            assert choose("auto", encoder) == Choice("tokenizers", why)
+            with pytest.raises(ConfigError) as refused:
+                choose("nanotoken", encoder)
+            assert str(refused.value) == f"--data.engine nanotoken: {why}; give --data.engine auto"
+            with pytest.raises(EngineError) as failed:
+                replace(encoder, engine="nanotoken").build()
+            assert str(failed.value) == f"{why}; the same command resumes with tokenizers"
+        assert choose("auto", encoder) == Choice("nanotoken")
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "why"),
     [

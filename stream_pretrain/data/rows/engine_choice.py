@@ -59,23 +59,26 @@ def _unsupported(name: str, encoder: Encoder) -> str | None:
 
 def _fault(name: str, encoder: Encoder) -> str | None:
     """Why an installed engine cannot be used; None where it can."""
+    try:
+        engine = replace(encoder, engine=name).build()  # also where an answer is known: its package may be broken since then
+    except UnsupportedTokenizerError as error:
+        return f"{name} {version(name)} does not support {error}"
+    except EngineError as error:
+        return f"{name} {version(name)} cannot be loaded: {error.__cause__}"
+    assert isinstance(engine, FastEngine)
     key = engine_answers.key_of(encoder.serialized, name, version(name))
     answer = engine_answers.known(key)
     if answer is None:
         try:
-            answer = _difference(replace(encoder, engine=name))
-        except UnsupportedTokenizerError as error:
-            answer = f"{name} {version(name)} does not support {error}"
+            answer = _difference(engine)
         except EngineError as error:
             answer = str(error)
         engine_answers.keep(key, answer)
     return answer or None
 
 
-def _difference(encoder: Encoder) -> str:
-    """How an engine differs from `tokenizers`, in words; nothing where it does not. Raises: UnsupportedTokenizerError."""
-    engine = encoder.build()
-    assert isinstance(engine, FastEngine)
+def _difference(engine: FastEngine) -> str:
+    """How an engine differs from `tokenizers`, in words; nothing where it does not. Raises: EngineError."""
     own = [token.content for token in engine.plain.tokenizer.get_added_tokens_decoder().values()]
     texts = probes(own)
     for index in differing(engine, engine.plain, texts):

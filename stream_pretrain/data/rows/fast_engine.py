@@ -47,9 +47,14 @@ class FastEngine:
     that it continues a document."""
 
     def __init__(self, serialized: str, flat: type[Flat], version: str) -> None:
-        """serialized: the JSON of `tokenizers`. Raises: UnsupportedTokenizerError."""
+        """serialized: the JSON of `tokenizers`. Raises: UnsupportedTokenizerError; EngineError where the package fails."""
         self.serialized = serialized
-        self.flat = flat(serialized)
+        try:
+            self.flat = flat(serialized)
+        except UnsupportedTokenizerError:
+            raise
+        except Exception as error:  # packages document no errors, and one may be installed and broken
+            raise EngineError(f"{flat.name} {version} cannot be loaded: {error}; {WITHOUT_IT}") from error
         self.version = version
         self.plain = TokenizersEngine(serialized)
 
