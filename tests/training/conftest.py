@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import termios
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,3 +19,15 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     write_shard(folder / "s", documents(40, longest=40), "plain")
     return folder
+
+
+@pytest.fixture
+def screen() -> Iterator[Any]:
+    """A terminal of 80 columns and 24 lines."""
+    from tests.training.screens import Screen  # which skips the test where there is no pyte
+
+    master, slave = os.openpty()
+    termios.tcsetwinsize(master, (24, 80))
+    with open(slave, "w") as stream:
+        yield Screen(master, stream)
+    os.close(master)

@@ -1,12 +1,10 @@
 """What the terminal, and what a log file shows."""
 
+from __future__ import annotations
+
 import io
-import os
-import termios
-import tty
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TextIO
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +12,9 @@ from stream_pretrain.training.ranks.signals import Interrupted
 from stream_pretrain.training.report import progress as module
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.units import human_bytes, human_count, human_duration
+
+if TYPE_CHECKING:
+    from tests.training.screens import Screen
 
 METRICS = {
     "train/loss": 2.34561,
@@ -37,44 +38,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(module, "monotonic", clock)
     return clock
-
-
-@dataclass
-class Terminal:
-    stream: TextIO
-    master: int
-
-    def resize(self, columns: int) -> None:
-        termios.tcsetwinsize(self.master, (24, columns))
-
-    def received(self) -> str:
-        """What was written since the last call."""
-        self.stream.write("\0")  # what is written arrives in parts and later: this marks its end
-        self.stream.flush()
-        received = b""
-        while not received.endswith(b"\0"):
-            received += os.read(self.master, 65536)
-        return received[:-1].decode()
-
-
-@pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    master, slave = os.openpty()
-    tty.setraw(slave)  # "\n" arrives as it is written
-    with open(slave, "w") as stream:
-        yield Terminal(stream, master)
-    os.close(master)
-
-
-def visible(text: str) -> list[str]:
-    """The lines a terminal shows after this text, each overwritten from its start at a carriage return."""
-    lines = []
-    for line in text.split("\n"):
-        shown = ""
-        for part in line.split("\r"):
-            shown = part + shown[len(part) :]
-        lines.append(shown.rstrip())
-    return lines
 
 
 def test_a_log_file_gets_one_plain_line_each(clock: Clock) -> None:
@@ -137,8 +100,8 @@ def test_max_steps_are_all_steps_unless_the_epochs_end_first(clock: Clock) -> No
     assert stream.getvalue().endswith("step 60/~118  ETA 0.0 s\n")
 
 
-def test_a_terminal_shows_the_last_step_below_everything_else(clock: Clock, terminal: Terminal) -> None:
-    progress = Progress(terminal.stream)
+def test_a_terminal_shows_the_last_step_below_everything_else(clock: Clock, screen: Screen) -> None:
+    progress = Progress(screen.stream)
     with progress.phase("resolving corpus") as found:
         found("12 shards")
     progress.step(9, 20, 0.45, {"train/loss": 2.5})
@@ -146,42 +109,36 @@ def test_a_terminal_shows_the_last_step_below_everything_else(clock: Clock, term
     progress.notice("checkpoint: step 10")
     progress.step(11, None, 0.0, {})
     progress.close()
-    assert visible(terminal.received()) == ["resolving corpus… 12 shards (0.0 s)", "checkpoint: step 10", "step 11", ""]
+    assert screen.rows() == ["resolving corpus… 12 shards (0.0 s)", "checkpoint: step 10", "step 11"]
 
 
-def test_a_phase_shows_while_it_runs_and_gives_the_line_back_to_the_step(clock: Clock, terminal: Terminal) -> None:
-    progress = Progress(terminal.stream)
+def test_a_phase_shows_while_it_runs_and_gives_the_line_back_to_the_step(clock: Clock, screen: Screen) -> None:
+    progress = Progress(screen.stream)
     progress.step(10, None, 0.0, {"train/loss": 2.25})
     with progress.phase("evaluating"):
         progress.warning("slow")
-        assert visible(terminal.received()) == ["warning: slow", "evaluating…"]
+        assert screen.rows() == ["warning: slow", "evaluating…"]
         clock.seconds += 75
-    assert visible(terminal.received()) == ["evaluating… (1m15s)", "step 10  loss 2.250"]
+    assert screen.rows() == ["warning: slow", "evaluating… (1m15s)", "step 10  loss 2.250"]
 
 
-def test_a_phase_that_does_not_stay_leaves_no_line(clock: Clock, terminal: Terminal) -> None:
-    progress = Progress(terminal.stream)
+def test_a_phase_that_does_not_stay_leaves_no_line(clock: Clock, screen: Screen) -> None:
+    progress = Progress(screen.stream)
     progress.step(10, None, 0.0, {"train/loss": 2.25})
     with progress.phase("evaluating", stays=False):
-        assert visible(terminal.received()) == ["evaluating…"]
-    assert visible(terminal.received()) == ["step 10  loss 2.250"]
+        assert screen.rows() == ["evaluating…"]
+    assert screen.rows() == ["step 10  loss 2.250"]
     log = io.StringIO()
     with Progress(log).phase("evaluating", stays=False):
         pass
     assert log.getvalue() == ""
 
 
-def test_what_a_narrow_terminal_has_no_room_for_is_left_out_whole(terminal: Terminal) -> None:
-    terminal.resize(columns=17)
-    progress = Progress(terminal.stream)
-    progress.step(10, None, 0.0, {"train/loss": 2.25, "train/lr": 0.1})
-    assert terminal.received() == "\rstep 10"
-    terminal.resize(columns=20)
-    progress.step(11, None, 0.0, {"train/loss": 2.25, "train/lr": 0.1})
-    assert terminal.received() == "\rstep 11  loss 2.250"
-    terminal.resize(columns=7)
-    progress.step(12, None, 0.0, {})
-    assert terminal.received() == "\rstep 1"
+@pytest.mark.parametrize(("columns", "shown"), [(17, "step 10"), (20, "step 10  loss 2.250"), (7, "step 1")])
+def test_what_a_narrow_terminal_has_no_room_for_is_left_out_whole(screen: Screen, columns: int, shown: str) -> None:
+    screen.resize(columns)
+    Progress(screen.stream).step(10, None, 0.0, {"train/loss": 2.25, "train/lr": 0.1})
+    assert screen.rows() == [shown]
 
 
 @pytest.mark.parametrize(("error", "said"), [(KeyError, "failed"), (KeyboardInterrupt, "stopped"), (Interrupted, "stopped")])
@@ -205,12 +162,13 @@ def test_without_a_stream_nothing_is_shown(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr() == ("", "")
 
 
-def test_closing_ends_the_line_once(terminal: Terminal) -> None:
-    progress = Progress(terminal.stream)
+def test_closing_ends_the_line_once(screen: Screen) -> None:
+    progress = Progress(screen.stream)
     progress.step(1, None, 0.0, {})
     progress.close()
     progress.close()
-    assert terminal.received() == "\rstep 1\n"
+    screen.stream.write("$ ")
+    assert screen.rows() == ["step 1", "$"]
 
 
 def test_numbers_are_written_for_people() -> None:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import signal
-import termios
-from collections.abc import Iterator
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import TextIO
 
 import pytest
 
@@ -21,60 +17,7 @@ from stream_pretrain.training.report.progress import Progress
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.forks import ENVIRONMENT, trainers
 from tests.integration.jobs import lines, tiny_options
-
-pyte = pytest.importorskip("pyte", reason="needs pyte, which comes with: pip install '.[dev]'")
-
-
-class Screen:
-    """A terminal of 80x24 as a user sees it; programs write to `stream`."""
-
-    def __init__(self, master: int, stream: TextIO) -> None:
-        self._master, self.stream = master, stream
-        self._screen = pyte.HistoryScreen(80, 24, history=10_000, ratio=1.0)
-        self._bytes = pyte.ByteStream(self._screen)
-
-    def rows(self) -> list[str]:
-        """What stands on it after what was written so far, also what has left it at the top."""
-        self.stream.write("\0")  # what is written arrives in parts and later: this marks its end
-        self.stream.flush()
-        content = b""
-        while not content.endswith(b"\0"):
-            content += os.read(self._master, 65536)
-        return self._shown(content)
-
-    def until(self, said: str) -> None:
-        """Read on until this stands on it; OSError where every process has closed it before."""
-        self.stream.close()
-        while not any(said in row for row in self._shown(os.read(self._master, 65536))):
-            pass
-
-    def to_the_end(self) -> list[str]:
-        """All that is written until every process has closed it."""
-        self.stream.close()
-        content = b""
-        try:
-            while part := os.read(self._master, 65536):
-                content += part
-        except OSError:  # so Linux tells of the last one that closes it
-            pass
-        return self._shown(content)
-
-    def _shown(self, content: bytes) -> list[str]:
-        self._bytes.feed(content.rstrip(b"\0"))
-        left = ["".join(line[column].data for column in range(80)).rstrip() for line in self._screen.history.top]
-        rows = left + [line.rstrip() for line in self._screen.display]
-        while rows and not rows[-1]:
-            rows.pop()
-        return rows
-
-
-@pytest.fixture
-def screen() -> Iterator[Screen]:
-    master, slave = os.openpty()
-    termios.tcsetwinsize(master, (24, 80))
-    with open(slave, "w") as stream:
-        yield Screen(master, stream)
-    os.close(master)
+from tests.training.screens import Screen
 
 
 def test_the_line_of_a_long_run_fits_with_the_time_left_behind_the_step(
