@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import io
 import itertools
-import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ import numpy as np
 import orjson
 import torch
 import zstandard
-from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
-from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stream_pretrain.config import Config, DataConfig, EngineName, ObjectiveConfig, TrainConfig
 from stream_pretrain.data.chain import stream_plan
@@ -54,20 +55,8 @@ def documents(megabytes: float) -> Iterator[str]:
 
 def made_corpus(folder: Path, megabytes: float, shards: int = SHARDS) -> str:
     """So many megabytes of documents in compressed shards in a folder. Returns their glob."""
-    texts = list(documents(megabytes))
-    for shard in range(shards):
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts[shard::shards])
-        path = folder / f"part-{shard:05d}-of-{shards:05d}.jsonl.zst"
-        path.write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))
+    demo_corpus.write_shards(folder, "part", list(documents(megabytes)), shards)
     return f"{folder}/part-*.jsonl.zst"
-
-
-def train_tokenizer(texts: Iterable[str], folder: Path) -> Path:
-    """A WordPiece tokenizer trained on some texts, saved to a folder."""
-    trained = BertWordPieceTokenizer()
-    trained.train_from_iterator(texts, vocab_size=VOCABULARY, show_progress=False)
-    BertTokenizerFast(tokenizer_object=trained._tokenizer).save_pretrained(folder)
-    return folder
 
 
 def tokenizer_with_mask(tokenizer: str, texts: Iterable[str], folder: Path) -> str:
@@ -76,7 +65,7 @@ def tokenizer_with_mask(tokenizer: str, texts: Iterable[str], folder: Path) -> s
     tokenizer: "wordpiece", "bpe" (byte-level), or the folder of one.
     """
     if tokenizer == "wordpiece":
-        return str(train_tokenizer(texts, folder))
+        return demo_corpus.train_wordpiece(texts, VOCABULARY, folder)
     if tokenizer == "bpe":
         trained = ByteLevelBPETokenizer()
         trained.train_from_iterator(texts, vocab_size=VOCABULARY, show_progress=False)
@@ -88,6 +77,17 @@ def tokenizer_with_mask(tokenizer: str, texts: Iterable[str], folder: Path) -> s
     loaded.add_special_tokens({"mask_token": "<mask>", "pad_token": "<pad>"})
     loaded.save_pretrained(folder)
     return str(folder)
+
+
+def tokenizer_of(tokenizer: str, corpus: str, folder: Path) -> str:
+    """As `tokenizer_with_mask`, made below a folder for a corpus (a glob)."""
+    return tokenizer_with_mask(tokenizer, texts_of(min(glob.glob(corpus))), folder / "tokenizer")
+
+
+def inputs_of(options: Any, folder: Path, megabytes: float, shards: int = SHARDS) -> tuple[str, str]:
+    """The glob of the corpus and the folder of the tokenizer that `add_corpus` takes, made where they are not given."""
+    corpus = options.corpus or made_corpus(folder, megabytes, shards)
+    return corpus, tokenizer_of(options.tokenizer, corpus, folder)
 
 
 def texts_of(file: str) -> Iterator[str]:
@@ -158,11 +158,12 @@ def usual_recipe(documents: Any, columns: Sequence[str], tokenize: Tokenize, seq
     columns: all that the documents have.
     """
 
-    def group(examples: Mapping[str, list[list[int]]]) -> dict[str, list[list[int]]]:
-        joined = {name: list(itertools.chain.from_iterable(values)) for name, values in examples.items()}
-        total = len(joined["input_ids"]) // sequence_length * sequence_length
-        return {
-            name: [values[i : i + sequence_length] for i in range(0, total, sequence_length)] for name, values in joined.items()
-        }
-
+    group = partial(grouped_texts, sequence_length=sequence_length)
     return documents.map(tokenize, batched=True, remove_columns=list(columns)).map(group, batched=True)
+
+
+def grouped_texts(examples: Mapping[str, list[list[int]]], sequence_length: int) -> dict[str, list[list[int]]]:
+    """run_mlm's `group_texts`: examples joined and cut to equal rows, without the rest."""
+    joined = {name: list(itertools.chain.from_iterable(values)) for name, values in examples.items()}
+    rows = range(0, len(joined["input_ids"]) // sequence_length * sequence_length, sequence_length)
+    return {name: [values[row : row + sequence_length] for row in rows] for name, values in joined.items()}

@@ -14,7 +14,7 @@ import random
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -46,19 +46,30 @@ def docstrings(folder: Path) -> Iterator[str]:
                 yield ast.get_docstring(node) or ""
 
 
+def write_shards(folder: Path, name: str, texts: Sequence[str], shards: int) -> None:
+    """Write texts as compressed JSON lines, spread over some shards."""
+    for shard in range(shards):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts[shard::shards])
+        path = folder / f"{name}-{shard:05d}-of-{shards:05d}.jsonl.zst"
+        path.write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))
+
+
+def train_wordpiece(texts: Iterable[str], vocabulary: int, folder: Path) -> str:
+    """Train a WordPiece tokenizer and save it to a folder, whose path is returned."""
+    trained = BertWordPieceTokenizer()
+    trained.train_from_iterator(texts, vocab_size=vocabulary, show_progress=False)
+    BertTokenizerFast(tokenizer_object=trained._tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
 def main(folder: Path) -> None:
     if (folder / "model" / "config.json").exists():
         return
     texts = documents()
     for name in ("corpus", "tokenizer", "model"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    for shard in range(SHARDS):
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts[shard::SHARDS])
-        path = folder / "corpus" / f"python-docs-{shard:05d}-of-{SHARDS:05d}.jsonl.zst"
-        path.write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))
-    trained = BertWordPieceTokenizer()
-    trained.train_from_iterator(texts, vocab_size=VOCABULARY, show_progress=False)
-    BertTokenizerFast(tokenizer_object=trained._tokenizer).save_pretrained(folder / "tokenizer")
+    write_shards(folder / "corpus", "python-docs", texts, SHARDS)
+    train_wordpiece(texts, VOCABULARY, folder / "tokenizer")
     config = BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=128,

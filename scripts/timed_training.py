@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -13,9 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import zstandard
-from benchmarking import documents
-from tokenizers import BertWordPieceTokenizer
+from benchmarking import MASK_RATE, documents
+from demo_corpus import train_wordpiece, write_shards
 from transformers import BertConfig, BertTokenizerFast, ModernBertConfig, PreTrainedConfig
 
 from stream_pretrain.config import Config, DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
@@ -33,7 +31,6 @@ from stream_pretrain.training.state.parallelism import accelerate_for_one_run, a
 from stream_pretrain.training.steps.loop import StepResult, training_steps
 from stream_pretrain.training.steps.metrics import useful_flops
 
-MASK_RATE = 0.3
 LEARNING_RATE = 1e-4
 SHARDS = 4
 LONGEST_ROW = {"bert": 512, "modernbert": 8192}
@@ -101,12 +98,8 @@ def write_corpus(setting: Setting) -> None:
     """The shards and the tokenizer of a setting, in its folder."""
     Path(setting.corpus).mkdir()
     texts = list(documents(setting.megabytes))
-    for shard in range(SHARDS):
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts[shard::SHARDS])
-        (Path(setting.corpus) / f"part-{shard}.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))
-    trained = BertWordPieceTokenizer()
-    trained.train_from_iterator(texts[:5_000], vocab_size=setting.vocabulary, show_progress=False)
-    BertTokenizerFast(tokenizer_object=trained._tokenizer).save_pretrained(setting.tokenizer)
+    write_shards(Path(setting.corpus), "part", texts, SHARDS)
+    train_wordpiece(texts[:5_000], setting.vocabulary, Path(setting.tokenizer))
 
 
 def write_model(setting: Setting) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import datasets
 import torch
 from accelerate import Accelerator
-from timed_training import LEARNING_RATE, MASK_RATE, Clock, Measured, Setting
+from benchmarking import MASK_RATE, Tokenize, usual_recipe
+from timed_training import LEARNING_RATE, Clock, Measured, Setting
 from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
@@ -61,19 +62,7 @@ def padded(setting: Setting) -> Measured:
 def grouped(setting: Setting) -> Measured:
     """transformers.Trainer on the rows of run_mlm's group_texts."""
     tokenizer, model = _usual_model(setting)
-    length = setting.sequence_length
-
-    def group(examples: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
-        joined = {name: list(chain.from_iterable(values)) for name, values in examples.items()}
-        total = len(joined["input_ids"]) // length * length
-        return {name: [values[i : i + length] for i in range(0, total, length)] for name, values in joined.items()}
-
-    rows = _texts(setting).map(
-        lambda examples: tokenizer(examples["text"], return_special_tokens_mask=True, verbose=False),
-        batched=True,
-        remove_columns=["text"],
-    )
-    rows = rows.map(group, batched=True)
+    rows = usual_recipe(_texts(setting), ["text"], Tokenize(tokenizer), setting.sequence_length)
     tokens_of_row = statistics.mean(row.count(0) for row in rows["special_tokens_mask"])
     clock = Clock(setting)
 
