@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stream_pretrain.data.lanes.cursor import Skipped
 from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream import StepStream
@@ -27,7 +28,7 @@ Row = tuple[list[int], list[int], list[int]]
 def plan(tmp_path_factory: pytest.TempPathFactory) -> StreamPlan:
     folder = tmp_path_factory.mktemp("corpus")
     for i, (style, count) in enumerate([("plain", 200), ("zst", 30), ("zst-multi", 150), ("gz", 1), ("parquet", 90)]):
-        write_shard(folder / f"s{i}", documents(count, seed=i), style)
+        write_shard(folder / f"s{i}", ["", *documents(count, seed=i), " "], style)
     for i in range(5, 10):
         write_shard(folder / f"s{i}", documents(2, seed=i), ["plain", "gz"][i % 2])
     plan = plan_for(folder, lanes=12, global_batch_size=24)
@@ -50,8 +51,9 @@ def steps_over(plan: StreamPlan, world: int, workers: int) -> list[StepRows]:
         return [next_step(streams) for _ in range(STEPS)]
 
 
-def plain(step: StepRows) -> list[list[int]]:
-    return [value.tolist() for value in (step.lanes, step.cursors, step.row_lane, step.trained.buffer, step.origins)]
+def plain(step: StepRows) -> list[list[int] | tuple[Skipped, ...]]:
+    arrays = (step.lanes, step.cursors, step.row_lane, step.trained.buffer, step.origins)
+    return [*(value.tolist() for value in arrays), step.skipped]
 
 
 USUAL = [(1, 2), (2, 0), (2, 3), (3, 1), (4, 2)]
@@ -63,6 +65,7 @@ TOPOLOGIES = [
 @pytest.mark.parametrize(("world", "workers"), TOPOLOGIES)
 def test_the_rows_of_every_step_are_the_same(plan: StreamPlan, alone: list[StepRows], world: int, workers: int) -> None:
     assert [len(step.row_lane) for step in alone] == [24] * STEPS
+    assert max(len(step.skipped) for step in alone) > 2
     assert list(map(plain, steps_over(plan, world, workers))) == list(map(plain, alone))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.pinning import source_plans
 from stream_pretrain.data.lanes.reading_costs import memory_bound, reading_cost
+from stream_pretrain.data.lanes.worker_lanes import lanes_of_workers
 from stream_pretrain.data.transport.compression import Compression
 from stream_pretrain.errors import ConfigError
 from tests.corpora import documents, write_shard
@@ -50,6 +52,28 @@ def test_a_shard_that_lanes_of_several_processes_share_is_read_by_each(
     assert cost.amplification == times
     assert cost.resume_bytes == again * 100 * MIB
     assert cost.stored_bytes == count * 100 * MIB
+
+
+@pytest.mark.parametrize(
+    ("count", "lanes", "workers", "times"),
+    [
+        (3, 8, 2, 2.0),
+        (20, 64, 2, 1.20),
+        (20, 64, 8, 1.69),
+        (40, 64, 4, 1.25),
+        (64, 64, 8, 1.03),
+    ],  # neighbours: 2, 2, 4.2, 2.1, 1.3
+)
+def test_lanes_that_share_shards_are_read_by_one_worker_where_they_can_be(
+    count: int, lanes: int, workers: int, times: float
+) -> None:
+    shards = [Shard(f"/s{i}", f"s{i}", 100 * MIB + i * MIB // 10, None, "jsonl", "zstd") for i in range(count)]
+    plans = source_plans(CONFIG, pinned_of(shards, lanes, MIB))
+    assert reading_cost(plans, 1, workers).amplification == pytest.approx(times, abs=0.01)
+    for epochs in ([0], [1]):
+        dealt = lanes_of_workers(plans, range(lanes), workers, epochs)
+        assert sorted(itertools.chain(*dealt)) == list(range(lanes))
+        assert {len(own) for own in dealt} == {lanes // workers}
 
 
 def test_a_format_without_bytes_is_read_by_every_lane_that_shares_it() -> None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stream_pretrain.data.documents.windows import most_kept
-from stream_pretrain.data.lanes.row_layout import part_of, part_with
+from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.source_plan import SourcePlan
+from stream_pretrain.data.lanes.worker_lanes import lanes_of_workers
 from stream_pretrain.data.transport.members import CHUNK
 from stream_pretrain.data.transport.second_reading import HELD_BACK_BYTES
 from stream_pretrain.units import MIB
@@ -42,11 +43,11 @@ class ReadingCost:
 def reading_cost(sources: Sequence[SourcePlan], world: int, workers: int) -> ReadingCost:
     """Worked out for the first epoch. A zstd shard is taken for one frame: what it has is seen when it is opened."""
     stored = epoch = resume = requests = 0
+    processes = _processes(sources, sources[0].layout.lanes, world, max(workers, 1))
     for source in sources:
         units = range(len(source.units))
         sizes = [1 if (size := source.size_of(unit)) is None else size for unit in units]
         shared = [_is_shared(source, unit) for unit in units]
-        processes = [_process_of(lane, source.layout.lanes, world, max(workers, 1)) for lane in range(source.layout.lanes)]
         asked = [_requests(source, unit) for unit in units]
         read: set[tuple[int, object]] = set()
         alone: dict[int, int] = {}
@@ -93,11 +94,11 @@ def _is_shared(source: SourcePlan, unit: int) -> bool | None:
     return True if shard.compression != "none" else None
 
 
-def _process_of(lane: int, lanes: int, world: int, workers: int) -> tuple[int, int]:
-    """The rank that reads a lane, and its worker."""
-    rank = part_with(lane, lanes, world)
-    own = part_of(range(lanes), rank, world)
-    return rank, part_with(own.index(lane), len(own), workers)
+def _processes(sources: Sequence[SourcePlan], lanes: int, world: int, workers: int) -> list[tuple[int, int]]:
+    """[lanes] the rank that reads each lane, and its worker."""
+    ranks = [lanes_of_workers(sources, part_of(range(lanes), rank, world), workers) for rank in range(world)]
+    readers = {lane: (rank, worker) for rank, dealt in enumerate(ranks) for worker, own in enumerate(dealt) for lane in own}
+    return [readers[lane] for lane in range(lanes)]
 
 
 def memory_bound(sources: Sequence[SourcePlan], lanes: int) -> int:

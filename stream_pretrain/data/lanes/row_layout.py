@@ -27,12 +27,7 @@ class RowLayout:
 
 
 def part_of(numbers: range, part: int, parts: int) -> range:
-    """One of as many parts of neighbouring numbers, each as large as the others or one larger: the lanes of a rank, or of one
-    of its workers; the rows of a step that a rank trains on."""
+    """One of as many parts of neighbouring numbers, each as large as the others or one larger: the lanes of a rank; the rows of
+    a step that a rank trains on."""
     count = len(numbers)
     return numbers[count * part // parts : count * (part + 1) // parts]
-
-
-def part_with(index: int, count: int, parts: int) -> int:
-    """Which part of so many numbers has the one at an index."""
-    return ((index + 1) * parts - 1) // count

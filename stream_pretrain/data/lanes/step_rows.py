@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +43,12 @@ class StepRows:
     """[causes] what the workers spent on them, see `source_lane.CAUSES`."""
     sampled: NDArray[np.float64]
     """[sources, 2] tokens and bytes of the windows that were opened for them and before, see `SourceLane.sampled`."""
+
+    def origins_of(self, which: range) -> NDArray[np.int64]:
+        """[S', 3] those of the segments of neighbouring rows."""
+        segments, is_document = self.trained.segments_of(which), self.trained.segment_tokens > 0
+        first = int(np.count_nonzero(is_document[: segments.start]))
+        return self.origins[first : first + int(np.count_nonzero(is_document[segments]))]
 
     @property
     def row_lane(self) -> NDArray[np.int64]:
@@ -104,22 +112,41 @@ def _labelled(run: Run, plan: StreamPlan, step: int) -> tuple[TrainRows, range]:
 
 
 def merged(parts: Sequence[StepRows], memory: Callable[[int], Int32s] = int32s) -> StepRows:
-    """The rows of neighbouring lanes as one step: of the workers of a rank, or of all ranks, in the order of the lanes.
+    """The rows of some lanes as one step: of the workers of a rank, or of all ranks, in the order of the lanes.
 
     It shares no memory with the parts. memory: of what a model is trained on.
     """
-    lanes = np.concatenate([part.lanes for part in parts])
-    assert (np.diff(lanes) > 0).all()
     assert all(part.step == parts[0].step for part in parts)
+    lanes = np.concatenate([part.lanes for part in parts])
+    order = np.argsort(lanes)
+    assert (np.diff(lanes[order]) > 0).all()
+    runs = _runs(parts, order)
     return StepRows(
         step=parts[0].step,
         generation=parts[0].generation,
-        lanes=lanes,
-        given=np.concatenate([part.given for part in parts]),
-        cursors=np.concatenate([part.cursors for part in parts]),
-        trained=joined([(part.trained, range(len(part.trained))) for part in parts], memory),
-        skipped=tuple(skip for part in parts for skip in part.skipped),
-        origins=np.concatenate([part.origins for part in parts]),
+        lanes=lanes[order],
+        given=np.concatenate([part.given for part in parts])[order],
+        cursors=np.concatenate([part.cursors for part in parts])[order],
+        trained=joined([(part.trained, which) for part, which in runs], memory),
+        skipped=tuple(sorted((skip for part in parts for skip in part.skipped), key=_place)),
+        origins=np.concatenate([part.origins_of(which) for part, which in runs]),
         seconds=np.sum([part.seconds for part in parts], axis=0),
         sampled=np.sum([part.sampled for part in parts], axis=0),
     )
+
+
+def _place(skip: Skipped) -> tuple[int, int, int]:
+    return skip.epoch, skip.shard, skip.offset
+
+
+def _runs(parts: Sequence[StepRows], order: NDArray[np.int64]) -> list[tuple[StepRows, range]]:
+    """The rows of the parts in as few runs as may be. order: of the lanes of all parts, one part after the other."""
+    rows_of_lanes: list[tuple[int, range]] = []
+    for number, part in enumerate(parts):
+        edges = itertools.pairwise([0, *np.cumsum(part.given).tolist()])
+        rows_of_lanes += [(number, range(first, stop)) for first, stop in edges]
+    runs = [(parts[0], range(0))]  # of a rank without lanes, all that it has
+    for number, of_part in itertools.groupby((rows_of_lanes[lane] for lane in order.tolist()), key=itemgetter(0)):
+        rows = [which for _, which in of_part]
+        runs.append((parts[number], range(rows[0].start, rows[-1].stop)))
+    return runs

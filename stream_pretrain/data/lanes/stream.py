@@ -29,6 +29,7 @@ from stream_pretrain.data.lanes.rows_per_lane import LaneRows
 from stream_pretrain.data.lanes.step_rows import StepRows, merged, step_of
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors
+from stream_pretrain.data.lanes.worker_lanes import lanes_of_workers
 from stream_pretrain.data.lanes.workers import AHEAD_BYTES, InProcess, SharedMemory, Workers, cannot_start
 from stream_pretrain.data.rows.train_rows import Int32s, int32s
 from stream_pretrain.data.transport.store_memory import StoreMemory
@@ -163,7 +164,8 @@ class StepStream:
         """int64 [lanes], rows that each lane is asked for in the next step; none after all have ended."""
         self._generation = 0
         own = part_of(range(plan.layout.lanes), rank, world)
-        numbers = [part_of(own, worker, max(workers, 1)) for worker in range(max(workers, 1))]
+        epochs = [min(lane[source].epoch for lane in cursors) for source in range(len(plan.sources))]
+        numbers = lanes_of_workers(plan.sources, own, max(workers, 1), epochs)
         try:
             pipes = [multiprocessing.Pipe(duplex=False) for _ in numbers]
         except OSError as error:
