@@ -209,11 +209,9 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
                 memory=memory_for(self.device),
             )
         # What a run has for its signals, and to report that it waits, is here the caller's.
-        self._read, rows, _ = next_rows(self._stream, self._ranks, StopRequest(), Watchdog(self._ranks, warnings.warn))
-        count = torch.tensor([len(rows)])
-        if self.plan.can_end:
-            self._ranks.sum_on_cpu(count)
-        if not int(count):
+        following = next_rows(self._stream, self._ranks, StopRequest(), Watchdog(self._ranks, warnings.warn))
+        self._read, rows = following.read, following.trained
+        if following.have_ended:
             self.close()
             return False
         batches = micro_batches(rows, self._rows_of_batch, self.micro_batches_per_step, self.plan.encoder.pad, self.device)

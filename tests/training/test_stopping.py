@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import Interrupted
 from stream_pretrain.training.report.stop_messages import stopping
 from tests.corpora import documents, write_shard
@@ -39,11 +40,23 @@ def test_a_step_of_many_micro_batches_is_left_at_a_signal_as_if_it_had_not_begun
         assert all(torch.equal(weight, weights[name]) for name, weight in setup.parallel.bare.state_dict().items())
 
 
-def test_behind_the_last_row_a_request_is_answered_with_the_last_step(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("micro_batch_size", [8, 1])
+def test_behind_the_last_row_a_request_is_answered_with_the_last_step(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch_size: int
+) -> None:
     shard = write_shard(tmp_path / "s", documents(20), "plain")
-    with prepared(tiny_run(shard, model, tmp_path / "out", max_steps=None, max_epochs=1)) as setup:
+    config = tiny_run(shard, model, tmp_path / "out", max_steps=None, max_epochs=1, micro_batch_size=micro_batch_size)
+    answers = []
+    with prepared(config) as setup:
+        add_up = Ranks.sum
+
+        def answered_meanwhile(ranks: Ranks, values: torch.Tensor) -> None:
+            answers.append(setup.stop.last_step)
+            add_up(ranks, values)
+
+        monkeypatch.setattr(Ranks, "sum", answered_meanwhile)
         *_, last = steps_of(setup)
-        assert setup.stop.last_step == last.step
+        assert setup.stop.last_step == max(filter(None, answers)) == last.step
 
 
 def test_a_run_that_is_stopped_before_its_first_step_does_not_say_that_it_will_save() -> None:

@@ -132,20 +132,20 @@ class _Loop:
         """The next step: read its rows, compute gradients, update. Raises: Interrupted, TrainingError."""
         setup, totals = self._setup, self._setup.totals
         started = time.perf_counter()
-        read, rows, interrupted = next_rows(self._stream, setup.ranks, setup.stop, self._watchdog)
+        following = next_rows(self._stream, setup.ranks, setup.stop, self._watchdog)
         waited = time.perf_counter() - started
-        interrupted = interrupted or self._comes_too_soon()
+        read, rows, is_a_step = following.read, following.trained, not following.have_ended
+        interrupted = following.interrupted or self._comes_too_soon(is_a_step=is_a_step)
 
         known = self._known_before(rows)
         is_passed_over = is_passed(setup.start.passed, totals.step + 1)
-        gradients = self._no_gradients() if is_passed_over else self._gradients(rows, known[0])
+        gradients = self._gradients(rows, known[0]) if is_a_step and not is_passed_over else self._no_gradients()
         sums = self._summed(read, rows, known, gradients, interrupted=interrupted)
         if any(sums["abandons"]):
             raise Interrupted
-        if sums["rows"] == [0]:
+        if not is_a_step:
             totals.count_windows(sums["windows"])
             read.advance(setup.cursors)
-            setup.stop.last_step = totals.step  # there was no other
             return EndOfCorpus(read)
 
         [loss], [norm] = sums["loss"], sums["grad_norm"]
@@ -189,15 +189,15 @@ class _Loop:
             rows_trained=rows,
         )
 
-    def _comes_too_soon(self) -> bool:
+    def _comes_too_soon(self, *, is_a_step: bool) -> bool:
         """Whether to abandon a step of one micro-batch for a request to stop: once it has begun, ranks synchronise in it.
 
-        Raises: Interrupted for a single rank.
+        is_a_step: False behind the last one. Raises: Interrupted for a single rank.
         """
-        if self._count > 1:
+        if is_a_step and self._count > 1:
             return False
         try:
-            self._setup.stop.complete(self._setup.totals.step + 1)
+            self._setup.stop.complete(self._setup.totals.step + is_a_step)
         except Interrupted:
             if self._setup.ranks.world == 1:
                 raise

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,8 +28,22 @@ from stream_pretrain.training.ranks.signals import Interrupted, StopRequest
 from stream_pretrain.training.ranks.watchdog import Watchdog
 
 
-def next_rows(stream: StepStream, ranks: Ranks, stop: StopRequest, watchdog: Watchdog) -> tuple[StepRows, TrainRows, bool]:
-    """What this rank read of the next step, what it trains on, and whether a signal interrupted its wait for data.
+@dataclass(frozen=True)
+class NextRows:
+    """The rows of the next step."""
+
+    read: StepRows
+    """By this rank."""
+    trained: TrainRows
+    """By this rank."""
+    interrupted: bool
+    """Whether a signal ended the wait of this rank for data."""
+    have_ended: bool
+    """There is no such step: no rank has a row for it."""
+
+
+def next_rows(stream: StepStream, ranks: Ranks, stop: StopRequest, watchdog: Watchdog) -> NextRows:
+    """Read the next step, and exchange its rows with the other ranks.
 
     An interrupted rank has no rows, and takes part in the step to its end; where all agree on every step, all leave.
     Raises: Interrupted for a single rank, or where all leave; StreamPretrainError.
@@ -41,7 +56,8 @@ def next_rows(stream: StepStream, ranks: Ranks, stop: StopRequest, watchdog: Wat
                 given = _given_by_all(stream.given(read), ranks, interrupted=interrupted)
         if stream.settle(given):
             with watchdog.stage("exchanging rows with the other ranks"):
-                return read, _exchanged(read.trained, given, ranks, stream.memory), interrupted
+                trained = _exchanged(read.trained, given, ranks, stream.memory)
+            return NextRows(read, trained, interrupted, have_ended=not given.any())
 
 
 def rows_read(
