@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stream_pretrain.verification.recorded_steps import RecordedStep, Segment
+from stream_pretrain.verification.recorded_steps import RecordedSegment, RecordedStep
 
 TENSORS = ("model.safetensors", "optimizer.safetensors")
 
@@ -128,7 +128,7 @@ def _different_row(step: RecordedStep, expected: RecordedStep, shards: Sequence[
     return Difference(step.step, None, said)
 
 
-def _what_differs(found: Segment | None, wanted: Segment | None, shards: Sequence[str]) -> str:
+def _what_differs(found: RecordedSegment | None, wanted: RecordedSegment | None, shards: Sequence[str]) -> str:
     if found is None or wanted is None:
         one = found or wanted
         assert one is not None
@@ -140,5 +140,5 @@ def _what_differs(found: Segment | None, wanted: Segment | None, shards: Sequenc
     return f"other tokens or masks in {_named(found, shards)}"
 
 
-def _named(segment: Segment, shards: Sequence[str]) -> str:
+def _named(segment: RecordedSegment, shards: Sequence[str]) -> str:
     return f"the document of {shards[segment.shard]} at {segment.offset} (epoch {segment.epoch})"

@@ -1,10 +1,10 @@
-"""What a run trained on, step by step: written by its processes, read by the one that verifies."""
+"""What a run trained on, step by step: written by its processes, read by the verifying one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -20,8 +20,8 @@ KILLED = b'{"killed": true}\n'
 """The last line of a process that was killed on purpose, or whose worker was."""
 
 
-class Segment(NamedTuple):
-    """The part of a document in a row."""
+class RecordedSegment(NamedTuple):
+    """The part of a document in a row, and its digest."""
 
     epoch: int
     shard: int
@@ -46,7 +46,7 @@ class RecordedStep:
     labels: int
     rows: tuple[str, ...]
     """Digests of the rows that were trained on: ids, labels, positions of the labels, source and segments."""
-    segments: tuple[tuple[Segment, ...], ...]
+    segments: tuple[tuple[RecordedSegment, ...], ...]
     """Of each row, as they were read."""
     at: float
     """`time.monotonic` when the step was done."""
@@ -63,7 +63,7 @@ def line_of(result: StepResult, at: float) -> bytes:
         "loss": result.loss,
         "labels": result.labels,
         "rows": _digests(result.rows_trained),
-        "segments": list(_segments(result)),
+        "segments": _segments(result),
         "at": at,
     }
     return json.dumps(record).encode() + b"\n"
@@ -74,9 +74,9 @@ def steps_of(files: Sequence[Path]) -> tuple[dict[int, RecordedStep], bool]:
     ranks, killed = [], False
     for file in files:
         lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-        whole = list(takewhile(lambda line: line.endswith(b"\n"), lines))  # the last one is cut by a kill
-        killed = killed or KILLED in whole
-        ranks.append({record["step"]: record for line in whole if line != KILLED for record in [json.loads(line)]})
+        complete = list(takewhile(lambda line: line.endswith(b"\n"), lines))  # the last one is cut by a kill
+        killed = killed or KILLED in complete
+        ranks.append({record["step"]: record for line in complete if line != KILLED for record in [json.loads(line)]})
     first, *others = ranks
     shared = [step for step in first if all(step in other for other in others)]
     return {step: _of_all([rank[step] for rank in ranks]) for step in shared}, killed
@@ -88,7 +88,7 @@ def _of_all(ranks: Sequence[dict[str, Any]]) -> RecordedStep:
         loss=ranks[0]["loss"],
         labels=ranks[0]["labels"],
         rows=tuple(digest for rank in ranks for digest in rank["rows"]),
-        segments=tuple(tuple(Segment(*segment) for segment in row) for rank in ranks for row in rank["segments"]),
+        segments=tuple(tuple(RecordedSegment(*segment) for segment in row) for rank in ranks for row in rank["segments"]),
         at=max(rank["at"] for rank in ranks),
     )
 
@@ -102,23 +102,20 @@ def _digests(rows: TrainRows) -> list[str]:
     return found
 
 
-def _segments(result: StepResult) -> Iterator[list[list[int | str]]]:
+def _segments(result: StepResult) -> list[list[list[int | str]]]:
     """Of each row that was read, in the order of the lanes."""
     rows = result.rows_seen.trained
     labels = np.full((len(rows), rows.length), IGNORED, dtype=np.int32)
     row, slot = np.nonzero(rows.labels != IGNORED)
     labels[row, rows.label_positions[row, slot]] = rows.labels[row, slot]
     ids, labels_of = rows.input_ids.reshape(-1), labels.reshape(-1)
-    origins = iter(result.rows_seen.origins.tolist())
-    for number in range(len(rows)):
-        cut = rows.segments_of(range(number, number + 1))
-        of_row: list[list[int | str]] = []
-        for start, tokens in zip(rows.segment_start[cut].tolist(), rows.segment_tokens[cut].tolist(), strict=True):
-            if tokens:  # else padding, which has no origin
-                part = slice(start, start + tokens)
-                of_row.append([*next(origins), tokens, _digest(ids[part].tobytes(), labels_of[part].tobytes())])
-        yield of_row
-    assert next(origins, None) is None
+    found: list[list[list[int | str]]] = [[] for _ in range(len(rows))]
+    starts = rows.segment_start[rows.segment_tokens > 0].tolist()
+    for one, start in zip(result.rows_seen.segments(), starts, strict=True):
+        part = slice(start, start + one.tokens)
+        digest = _digest(ids[part].tobytes(), labels_of[part].tobytes())
+        found[one.row].append([one.epoch, one.shard, one.offset, one.tokens, digest])
+    return found
 
 
 def _digest(*parts: bytes) -> str:

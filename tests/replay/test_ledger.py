@@ -16,8 +16,7 @@ import pytest
 from stream_pretrain import cli
 from stream_pretrain.config import Config
 from stream_pretrain.data.documents.filters import is_heldout
-from stream_pretrain.data.lanes.step_rows import StepRows
-from stream_pretrain.replay.ledger import Segment, segments_of
+from stream_pretrain.data.lanes.step_rows import Segment, StepRows
 from stream_pretrain.replay.recorded_run import recorded_run
 from tests.corpora import documents, json_lines
 from tests.training.runs import run_here, write_tiny_modernbert
@@ -40,7 +39,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Consumed]:
 
     def recorded(rows: StepRows, cursors: Any) -> None:
         advance(rows, cursors)
-        consumed[rows.step + 1] = segments_of(rows, rows.step + 1)
+        consumed[rows.step + 1] = rows.segments()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StepRows, "advance", recorded)
@@ -97,7 +96,7 @@ def test_the_export_has_every_segment_of_the_run(
     records = pq.read_table(tmp_path / "all.parquet").to_pylist()
     expected = [
         {
-            "step": one.step, "row": one.row, "source": "ab"[one.source], "epoch": one.epoch,
+            "step": step, "row": one.row, "source": "ab"[one.source], "epoch": one.epoch,
             "shard": ("a.jsonl", "b.jsonl")[one.shard], "offset": one.offset, "tokens": one.tokens,
         }
         for step in range(1, 10)

@@ -12,7 +12,6 @@ import pytest
 
 from stream_pretrain import cli
 from stream_pretrain.data.lanes.step_rows import StepRows
-from stream_pretrain.replay.ledger import segments_of
 from tests.integration.jobs import lines, tiny_options
 from tests.training.runs import run_here, run_to_end
 
@@ -35,7 +34,7 @@ def watched(patch: pytest.MonkeyPatch, *, killed_in: int | None = None) -> Rows:
             raise ConnectionError("as if killed")
         advance(read, cursors)
         digest = hashlib.sha256(read.trained.input_ids.tobytes() + read.trained.labels.tobytes()).hexdigest()
-        rows[read.step + 1] = digest, sorted({(one.epoch, one.offset) for one in segments_of(read, read.step + 1)})
+        rows[read.step + 1] = digest, sorted({(one.epoch, one.offset) for one in read.segments()})
 
     patch.setattr(StepRows, "advance", recorded)
     return rows

@@ -20,7 +20,7 @@ from stream_pretrain.verification import trials
 from stream_pretrain.verification.comparing import compared
 from stream_pretrain.verification.moments import Moment
 from stream_pretrain.verification.proof import Proof
-from stream_pretrain.verification.recorded_steps import RecordedStep, Segment
+from stream_pretrain.verification.recorded_steps import RecordedSegment, RecordedStep
 from stream_pretrain.verification.reduced_model import reduced
 from stream_pretrain.verification.starts import Launch, Start, arguments_of
 from stream_pretrain.verification.table import lines_of
@@ -184,7 +184,7 @@ def test_the_whole_command_says_by_its_exit_code_whether_it_is_proven(program: s
 
 def step(number: int, *segments: tuple[int, int, str], loss: float = 2.0) -> RecordedStep:
     """With a row of each segment: offset, tokens and digest."""
-    rows = tuple((Segment(0, 0, offset, tokens, digest),) for offset, tokens, digest in segments)
+    rows = tuple((RecordedSegment(0, 0, offset, tokens, digest),) for offset, tokens, digest in segments)
     return RecordedStep(number, loss, 1, tuple(digest for _, _, digest in segments), rows, 0.0)
 
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,21 @@ from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors
 from stream_pretrain.data.rows.packing import gather
 from stream_pretrain.data.rows.train_rows import Int32s, TrainRows, int32s, joined
+
+
+class Segment(NamedTuple):
+    """A segment of a row of a step, by its document."""
+
+    row: int
+    """Of the step."""
+    source: int
+    epoch: int
+    shard: int
+    """Of all sources."""
+    offset: int
+    """Of the document: an uncompressed byte of a line format, otherwise a row number."""
+    tokens: int
+    """With special tokens."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,13 @@ class StepRows:
     def row_lane(self) -> NDArray[np.int64]:
         """[R] lane of each row."""
         return np.repeat(self.lanes, self.given)
+
+    def segments(self) -> list[Segment]:
+        """The segments of the rows, in order, without padding."""
+        rows, is_padding = self.trained, self.trained.segment_tokens == 0
+        row = rows.segment_start[~is_padding] // rows.length
+        columns = np.column_stack([row, rows.source[row], self.origins, rows.segment_tokens[~is_padding]])
+        return [Segment(*values) for values in columns.tolist()]
 
     def advance(self, cursors: list[LaneCursors]) -> None:
         """Set the cursors of the lanes to where they stand after these rows. cursors: of all lanes of the run."""
