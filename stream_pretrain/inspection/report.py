@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stream_pretrain.config import Config
 from stream_pretrain.data.corpus.file_formats import count_formats
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
+from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.lanes.mixture import Shares
 from stream_pretrain.data.lanes.pinning import requests_of_start, share_schedule
 from stream_pretrain.data.lanes.reading_costs import memory_bound, reading_cost
@@ -157,7 +158,9 @@ def plan_report(
         "windows": [sum(plan.windows_of(unit) for unit in range(len(plan.units))) for plan in plans],
         "window_bytes": [plan.read.window_bytes for plan in plans],
         "fullest_lane": [plan.fullest_lane for plan in plans],
+        "windows_are_estimated": any(_guesses_windows(shard) for shard in pinned.shards),
         "read_amplification": cost.amplification,
+        "amplification_is_least": any(map(_shares_row_groups, plans)),
         "resume_bytes": cost.resume_bytes,
         "requests_of_start": requests_of_start(config, pinned, resumes=resumes),
         "requests_of_epoch": cost.requests,
@@ -200,6 +203,17 @@ def plan_report(
             "output_bytes_at_most": output_bytes(config, checkpoint, model.model_bytes, steps, pinned),
         }
     return found
+
+
+def _guesses_windows(shard: Shard) -> bool:
+    """Whether only a reader finds out how many windows a shard has; those of Parquet end with row groups."""
+    return shard.format in ("parquet", "examples") or shard.content_bytes is None or shard.is_content_estimated
+
+
+def _shares_row_groups(plan: SourcePlan) -> bool:
+    """Whether lanes are in the same row groups, which each of their processes reads from the start."""
+    stripes = [stripe for lane in range(plan.layout.lanes) for stripe in plan.stripes(0, lane)]
+    return any(stripe.count > 1 and plan.shards_of(stripe.unit)[0].format == "parquet" for stripe in stripes)
 
 
 def output_bytes(config: Config, checkpoint: int, model: int, steps: float | None, pinned: PinnedCorpus) -> int:

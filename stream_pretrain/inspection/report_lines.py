@@ -104,12 +104,16 @@ def _said_of_files(label: str, files: Mapping[str, Any], what: str) -> Iterator[
 
 
 def _of_plan(plan: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    windows = f"{sum(plan['windows']):,} windows of up to {human_bytes(max(plan['window_bytes']))}"
-    yield "lanes", f"{plan['lanes']}, {windows}; the fullest lane has {max(plan['fullest_lane']):.2f} times the mean"
+    about = "~" if plan["windows_are_estimated"] else ""
+    windows = f"{about}{sum(plan['windows']):,} windows of up to {human_bytes(max(plan['window_bytes']))}"
+    yield "lanes", f"{plan['lanes']}, {windows}; the fullest lane has {about}{max(plan['fullest_lane']):.2f} times the mean"
     yield "ranks", f"any number; on {', '.join(map(str, plan['world_sizes_that_read_alike']))} each reads as many lanes"
-    again = f"a resume reads at most {human_bytes(plan['resume_bytes'])} again"
-    held = f"readers hold at most {human_bytes(plan['reader_bytes_per_worker'])} a worker"
-    yield "reading", f"an epoch reads the corpus {plan['read_amplification']:.2f} times; {again}; {held}"
+    least = "at least " if plan["amplification_is_least"] else ""
+    again = f"a resume reads again what was read ahead, and at most {human_bytes(plan['resume_bytes'])} before it"
+    if any("Parquet" in source["formats"] for source in sources):
+        again += ", and row groups from their start"
+    held = f"readers hold at most {human_bytes(plan['reader_bytes_per_worker'])} a worker, beside Python and the tokenizer"
+    yield "reading", f"an epoch reads the corpus {least}{plan['read_amplification']:.2f} times; {again}; {held}"
     if plan["requests_of_epoch"]:
         about = "at least" if plan["requests_are_least"] else "about"
         at_start = f"{plan['requests_of_start']:,} at the start, about single files"
@@ -125,7 +129,8 @@ def _of_plan(plan: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> I
     if "parameters" in plan:
         checkpoint = f"a checkpoint {human_bytes(plan['checkpoint_bytes'])}"
         most = human_bytes(plan["output_bytes_at_most"])
-        yield "output", f"{human_count(plan['parameters'])} parameters; {checkpoint}, OUT at most {most}"
+        beside = "beside the files of W&B, evaluation documents and lists of skipped ones"
+        yield "output", f"{human_count(plan['parameters'])} parameters; {checkpoint}, OUT at most {most} {beside}"
 
 
 def _bars(shown: Mapping[str, Sequence[int]]) -> Iterator[str]:

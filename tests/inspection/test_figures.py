@@ -7,8 +7,10 @@ import itertools
 import json
 import math
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,12 @@ from stream_pretrain import cli
 from stream_pretrain.arguments import parse
 from stream_pretrain.config import Config
 from stream_pretrain.data.chain import stream_plan
+from stream_pretrain.data.lanes import source_lane
 from stream_pretrain.data.lanes.pinning import pin
+from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.stream import StepStream
-from stream_pretrain.data.lanes.stream_state import first_cursors
+from stream_pretrain.data.lanes.stream_plan import StreamPlan
+from stream_pretrain.data.lanes.stream_state import LaneCursors, first_cursors
 from stream_pretrain.data.rows.train_rows import TrainRows
 from stream_pretrain.inspection.extrapolation import Extrapolation
 from stream_pretrain.inspection.sample import Sample
@@ -235,6 +240,52 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, P
 SMALL = [f"small-{number}.jsonl.zst" for number in range(12)]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a server is asked for by a run on one process."""
+
+    requests: int
+    sent: int
+    """Bytes."""
+    windows: int
+    rows: Counter[int]
+    """Of each lane."""
+    cursors: list[LaneCursors]
+    """Behind the last step."""
+    steps: int
+
+
+def reading(
+    server: tuple[Server, Path], plan: StreamPlan, cursors: list[LaneCursors], step: int = 0, *, until: int = sys.maxsize
+) -> Reading:
+    """Read the steps of a run from a server."""
+    served, folder = server
+    served.forget()
+    windows, rows, cursors = set[tuple[int, ...]](), Counter[int](), list(cursors)
+    begin = source_lane.TokenizedWindow.__init__
+
+    def opened(self: Any, documents: Any, key: Any, *others: Any) -> None:
+        windows.add(tuple(key))
+        begin(self, documents, key, *others)
+
+    with pytest.MonkeyPatch.context() as patch, StepStream(plan, cursors, step=step) as stream:
+        patch.setattr(source_lane.TokenizedWindow, "__init__", opened)
+        for found in stream:
+            if not len(found.trained):
+                break
+            found.advance(cursors)
+            rows.update(found.row_lane.tolist())
+            step += 1
+            if step == until:
+                break
+    sent = 0
+    for asked in served.log():
+        first, last = (int(number) if number else None for number in asked["range"].removeprefix("bytes=").split("-"))
+        size = (folder / asked["path"].lstrip("/")).stat().st_size
+        sent += min(size, size if last is None else last + 1) - (first or 0)
+    return Reading(len(served.log()), sent, len(windows), rows, cursors, step)
+
+
 @pytest.mark.parametrize(
     ("names", "lanes", "of_start", "of_epoch"),
     [
@@ -246,7 +297,7 @@ SMALL = [f"small-{number}.jsonl.zst" for number in range(12)]
     ],
     ids=["lines of several lanes", "lines of one lane", "compressed", "bundles", "Parquet"],
 )
-def test_requests_are_those_that_a_server_counts(
+def test_what_is_read_at_the_start_in_an_epoch_and_at_a_resume_is_what_a_server_counts(
     names: list[str],
     lanes: int,
     of_start: int,
@@ -255,25 +306,40 @@ def test_requests_are_those_that_a_server_counts(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    served, _ = server
+    served, folder = server
     (tmp_path / "list").write_text("\n".join(map(served.url, names)))
     options = [
         *(f"--dataset=@{tmp_path}/list", "--sequence-length=64", "--global-batch-size=32", "--max-epochs=1"),
         *("--data.window-bytes=16384", f"--lanes={lanes}"),
     ]
-    plan = inspected(capsys, *options)["plan"]
+    told = inspected(capsys, *options)["plan"]
     served.forget()
     pinned = pin(parse(options), world=1)
-    assert len(served.log()) == of_start == plan["requests_of_start"]
-    served.forget()
-    with StepStream(
-        stream_plan(parse([*options, "--workers=0"]), word_tokenizer(), pinned), first_cursors(pinned.lanes, 1)
-    ) as stream:
-        while len(next(stream).trained):
-            pass
-    assert len(served.log()) == of_epoch
-    least = of_epoch / 2 if plan["requests_are_least"] else 0.95 * of_epoch
-    assert least <= plan["requests_of_epoch"] <= of_epoch
+    assert len(served.log()) == of_start == told["requests_of_start"]
+    plan, first = stream_plan(parse([*options, "--workers=0"]), word_tokenizer(), pinned), first_cursors(pinned.lanes, 1)
+    epoch = reading(server, plan, first)
+    assert epoch.requests == of_epoch
+    least = of_epoch / 2 if told["requests_are_least"] else 0.95 * of_epoch
+    assert least <= told["requests_of_epoch"] <= of_epoch
+    is_parquet = names == ["rows.parquet"]
+    times = epoch.sent / sum((folder / name).stat().st_size for name in names)
+    assert told["amplification_is_least"] == is_parquet
+    assert told["read_amplification"] <= times <= (2 if is_parquet else 1.1 * told["read_amplification"])
+    assert told["windows_are_estimated"] == (is_parquet or names == ["one.jsonl.zst", "two.jsonl.gz"] or names == SMALL)
+    assert sum(told["windows"]) == pytest.approx(epoch.windows, rel=0.5 if told["windows_are_estimated"] else 0)
+    fullest = max(epoch.rows.values()) / (epoch.rows.total() / lanes)
+    assert max(told["fullest_lane"]) == pytest.approx(fullest, rel=0.1 if told["windows_are_estimated"] else 0.01)
+    half = reading(server, plan, first, until=epoch.steps // 2)
+    rest = reading(server, plan, half.cursors, half.steps)
+    assert half.rows + rest.rows == epoch.rows
+    again = half.sent + rest.sent - epoch.sent
+    if told["resume_bytes"]:
+        assert again == told["resume_bytes"], "such shards are read to their ends at once"
+    elif not is_parquet:  # of which row groups are read from their start
+        read_ahead = half.sent - sum(cursor.finished_bytes for [cursor] in half.cursors)
+        assert 0 < again <= 1.01 * read_ahead
+    of_ranks = {world: {len(part_of(range(lanes), rank, world)) for rank in range(world)} for world in range(1, lanes + 1)}
+    assert told["world_sizes_that_read_alike"] == [world for world, counts in of_ranks.items() if len(counts) == 1]
 
 
 def test_the_error_of_a_sample_is_that_of_a_ratio_over_shards() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,7 +52,7 @@ def reading_cost(sources: Sequence[SourcePlan], world: int, workers: int) -> Rea
         asked = [_requests(source, unit) for unit in units]
         read: set[tuple[int, object]] = set()
         alone: dict[int, int] = {}
-        last: set[tuple[int, object]] = set()
+        lanes_of: Counter[object] = Counter()
         for lane, process in enumerate(processes):
             # Lanes of a process share the reading of a unit that is entered at its start, except where it is read by itself.
             entered = [
@@ -61,12 +62,15 @@ def reading_cost(sources: Sequence[SourcePlan], world: int, workers: int) -> Rea
             ]
             read.update(entered)
             alone |= {stripe.unit: stripe.count for stripe in source.stripes(0, lane) if shared[stripe.unit] is None}
-            if entered:  # a lane is in one unit at a time, at worst in its largest
-                last.add(max(entered, key=lambda one: sizes[one[0]]))
+            lanes_of.update({how for _, how in entered})
         in_parts = sum(size for size, how in zip(sizes, shared, strict=True) if how is None)
         stored += sum(sizes)
         epoch += in_parts + sum(sizes[unit] for unit, _ in read)
-        resume += sum(sizes[unit] for unit, _ in last)
+        sizes_of: dict[object, list[int]] = {}
+        for unit, how in read:
+            sizes_of.setdefault(how, []).append(sizes[unit])
+        for how, lanes in lanes_of.items():  # a lane is in one unit at a time: at worst each in another one, the largest
+            resume += sum(sorted(sizes_of[how], reverse=True)[:lanes])
         requests += sum(asked[unit] for unit, _ in read)
         # Between two windows of a stripe lie those of other lanes.
         requests += sum(max(asked[unit], _jumps(source, unit, many)) for unit, many in alone.items() if asked[unit])
