@@ -1,4 +1,4 @@
-"""The commands, a module each: what it takes stands in its constants, and `run` does it."""
+"""The commands, a module each: its constants declare what it takes, `run` executes it."""
 
 from __future__ import annotations
 

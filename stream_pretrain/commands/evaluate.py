@@ -32,7 +32,7 @@ stream-pretrain evaluate bert-base-uncased runs/first/model \\
 
 
 def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer:  # noqa: ARG001
-    """Measure the models, one after the other."""
+    """Measure each model."""
     config, options = given.config, given.own["evaluate"]
     assert isinstance(options, COMMAND_GROUPS["evaluate"])
     if not given.operands:

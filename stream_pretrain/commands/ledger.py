@@ -28,7 +28,7 @@ stream-pretrain ledger runs/first --step 1200 --text
 """
 
 SHOWN_CHARACTERS = 200
-"""Of a text, on the terminal; --json has all of it."""
+"""Of a text, on the terminal; --json has the full text."""
 
 
 def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer:  # noqa: ARG001
@@ -37,8 +37,8 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
     assert isinstance(options, COMMAND_GROUPS["ledger"])
     if len(given.operands) != 1:
         raise ConfigError("ledger needs the folder of one run, such as runs/first")
-    asked = [name for name in ("step", "document", "export") if getattr(options, name) is not None]
-    if len(asked) != 1:
+    questions = [name for name in ("step", "document", "export") if getattr(options, name) is not None]
+    if len(questions) != 1:
         raise ConfigError("give one of --ledger.step N, --ledger.document SHARD:OFFSET and --ledger.export FILE")
     if options.steps is not None and options.step is not None:
         raise ConfigError("--ledger.steps bounds --ledger.document and --ledger.export: leave it out with --ledger.step")
@@ -47,7 +47,7 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
     transformers.utils.logging.disable_progress_bar()
     found = recorded_run(Path(given.operands[0]), given.config, [name for name in given.typed if name.startswith("data.")])
     progress.notice(f"the run {found.state}")
-    match asked[0]:
+    match questions[0]:
         case "step":
             return _step(found, options.step, given.config.data.workers, progress, with_text=options.text)
         case "document":

@@ -38,7 +38,7 @@ stream-pretrain verify-resume --dataset 'data/*.jsonl.zst' --model bert-base-unc
 """
 
 MATRIX = 1024
-"""Rows of a product that tells how fast this CPU is."""
+"""Rows of a matrix product, by which the speed of this CPU is measured."""
 
 
 def run(given: Invocation, command: Sequence[str], progress: Progress, launch: Launch = launched) -> Answer:  # noqa: ARG001
@@ -64,21 +64,21 @@ def run(given: Invocation, command: Sequence[str], progress: Progress, launch: L
     return Answer(list(lines_of(outcomes)), _record(outcomes, proof, model), code)
 
 
-def _folder(asked: str | None, stack: ExitStack) -> Path:
-    if asked is None:
+def _folder(path: str | None, stack: ExitStack) -> Path:
+    if path is None:
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verify-resume-")))
-    folder = Path(asked)
+    folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise ConfigError(f"--verify.folder {asked} is not empty: give another one")
+            raise ConfigError(f"--verify.folder {path} is not empty: give another one")
     except OSError as error:
-        raise ConfigError(f"--verify.folder {asked}: {error.strerror}") from error
+        raise ConfigError(f"--verify.folder {path}: {error.strerror}") from error
     return folder.absolute()
 
 
 def _cost(proof: Proof, config: Config, model: ReducedModel) -> list[str]:
-    """What the verification is going to do, and about what it takes."""
+    """What the verification will do, and an estimate of its cost."""
     rows, length, steps = config.train.global_batch_size, config.data.sequence_length, proof.options.run_steps
     labels = rows * length * (config.objective.mask_rate if config.objective.name == "mlm" else 1)
     flops = training_flops(model.settings, np.full(rows, length), int(labels))
@@ -86,7 +86,7 @@ def _cost(proof: Proof, config: Config, model: ReducedModel) -> list[str]:
     seconds = 1.5 * proof.starts * imports + (0 if proof.on_gpu else 1.5 * proof.runs * steps * flops / _flops_a_second())
     kept = human_bytes((3 if proof.options.folder is None else 2 * proof.runs) * 12 * model.parameters)
     return [
-        f"{model.said}, {human_count(model.parameters)} parameters, on {'a GPU' if proof.on_gpu else 'this CPU'}; "
+        f"{model.description}, {human_count(model.parameters)} parameters, on {'a GPU' if proof.on_gpu else 'this CPU'}; "
         f"{steps} steps of {rows:,} rows of {length:,} tokens",
         f"about {proof.runs} runs with {proof.starts} starts: {human_duration(seconds)} and {kept} of disk in {proof.folder}; "
         "fewer --verify.run-steps, or a smaller --global-batch-size, take less",
@@ -106,7 +106,7 @@ def _record(outcomes: Sequence[Outcome], proof: Proof, model: ReducedModel) -> d
     found = [outcome.comparison for outcome in outcomes]
     return {
         "proven": _all_proven(outcomes),
-        "model": model.said,
+        "model": model.description,
         "device": "gpu" if proof.on_gpu else "cpu",
         "steps": proof.options.run_steps,
         "rows_equal": all(comparison.rows_equal for comparison in found),

@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 def paired_difference(one: Ratio, base: Ratio) -> Interval | None:
     """The mean of one model minus that of another, on the same documents; None where one of them has nothing to count by.
 
-    The documents are drawn anew `RESAMPLES` times, with replacement, for both models together.
+    The documents are resampled `RESAMPLES` times, with replacement, for both models together.
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), percentile intervals.
     """
     counted = (one[1] > 0) | (base[1] > 0)

@@ -51,7 +51,7 @@ class Candidate:
         """With weights, on the CPU. Raises: ModelError."""
         loaded = load_model(self.model, self.objective.causal, self.tokenizer, sequence_length, seed=0)
         if loaded.new_head is not None:
-            raise ModelError(f"{self.name} has no language-model head, and a new one tells nothing: give a model that has one")
+            raise ModelError(f"{self.name} has no language-model head, and a new one is untrained: give a model that has one")
         return PretrainingModel(loaded.model).eval()
 
 
@@ -62,7 +62,8 @@ def candidates_of(names: Sequence[str], config: Config) -> list[Candidate]:
     if len(set(causal.values())) > 1:
         one, other = (next(name for name, kind in causal.items() if kind is wanted) for wanted in (True, False))
         raise ModelError(
-            f"{one} is a causal language model, {other} a masked one: their losses are of different tasks; evaluate them apart"
+            f"{one} is a causal language model, {other} a masked one: their losses are of different tasks; "
+            "evaluate them separately"
         )
     return [_candidate(model, causal[name], config) for name, model in models.items()]
 

@@ -26,7 +26,7 @@ class Documents:
 
 
 def documents_of(data: DataConfig, most: int, max_read_bytes: int, report: Callable[[str], None]) -> Documents:
-    """At most so many documents of each source, from up to `MOST_SHARDS` shards: the same at every call.
+    """At most `most` documents of each source, from up to `MOST_SHARDS` shards: the same at every call.
 
     Those held out of training alone where `heldout_fraction` is given. Raises: SourceError, TransportError.
     """

@@ -1,4 +1,4 @@
-"""What the features of a frozen model tell: logistic regression on the mean of the hidden states."""
+"""A linear probe of a frozen model: logistic regression on the mean of the hidden states."""
 
 from __future__ import annotations
 

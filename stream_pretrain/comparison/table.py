@@ -1,4 +1,4 @@
-"""The comparison of models as people read it."""
+"""The comparison of models, for the terminal."""
 
 from __future__ import annotations
 

@@ -60,13 +60,13 @@ def why_not_trained_on(plan: StreamPlan, number: int, offset: int, report: Calla
                     return f"not used: {skip.reason}"
             for damage in window.damaged:
                 if damage.member == member and damage.offset <= offset:
-                    return f"not used: behind damage in its shard ({damage.error})"
+                    return f"not used: after damage in its shard ({damage.error})"
             known = [*(there for _, there in found), *(skip.offset for skip in skips)]
             before = max([one for one in known if one < offset], default=before)
             if any(one > offset for one in known):
                 break
     except ContentError as error:
-        return f"not read here: behind damage in its shard ({error}); quarantine.jsonl of the run names what was skipped for it"
+        return f"not read here: after damage in its shard ({error}); quarantine.jsonl of the run names what was skipped for it"
     nearest = "" if before is None else f"; the one before it begins at {before}"
     return f"no document with text begins there{nearest}"
 
@@ -80,7 +80,7 @@ def _windows(plan: StreamPlan, numbers: Sequence[int], report: Callable[[str], N
 
 
 def document_name(plan: StreamPlan, number: int, offset: int) -> str:
-    """SHARD:OFFSET, behind SOURCE: where there are several."""
+    """SHARD:OFFSET, prefixed with SOURCE: where there are several."""
     return ":".join([*plan.named(number).values(), str(offset)])
 
 

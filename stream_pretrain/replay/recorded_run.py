@@ -1,4 +1,4 @@
-"""A run as its folder records it, whatever has become of it. Nothing in the folder is changed."""
+"""A run as its folder records it: running, finished or failed. Nothing in the folder is changed."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class RecordedRun:
     out: Path
     plan: StreamPlan
     state: str
-    """Of run.json, in words behind "the run"."""
+    """Of run.json, as a predicate of "the run"."""
     cursor_files: Mapping[int, Path]
-    """By step, oldest first: the stream.json behind it."""
+    """By step, oldest first: the stream.json after it."""
     first_step: int
     """Steps before the run, where it began from the checkpoint of another one."""
     passed: Passed = ()
@@ -101,8 +101,8 @@ def recorded_run(out: Path, given: Config, typed: Sequence[str]) -> RecordedRun:
     recorded = _record(out)
     passed = passed_in(trainer, checkpoint / "trainer.json")
     files = _cursor_files(out)
-    if (parent := recorded.get("parent")) and (behind := _parent_cursors(Path(parent))):
-        files = {**behind, **files}
+    if (parent := recorded.get("parent")) and (of_parent := _parent_cursors(Path(parent))):
+        files = {**of_parent, **files}
     first_step = min(files, default=0) if recorded.get("parent") else 0
     return RecordedRun(out, plan, _in_words(recorded, max(files, default=0)), files, first_step, passed)
 
@@ -122,9 +122,9 @@ def _refuse_other_folder(out: Path) -> None:
     raise CheckpointError(f"{out} is no folder of a run{f'; did you mean {around}?' if around else ''}")
 
 
-def _refuse_other_rows(own: Config, asked: Config) -> None:
+def _refuse_other_rows(own: Config, given: Config) -> None:
     """Raises: ConfigError where options that are given now would make other rows than the run had."""
-    was, now = (without_places(fixed_options(config)) for config in (own, asked))
+    was, now = (without_places(fixed_options(config)) for config in (own, given))
     for name, value in was.items():
         if now[name] != value:
             option = f"--{name.replace('_', '-')}"
@@ -143,7 +143,7 @@ def _refuse_other_options(config: Config, trainer: Mapping[str, Any], out: Path)
 
 
 def _record(out: Path) -> dict[str, Any]:
-    """run.json; a copy without it, or with a part of it, tells all but the state."""
+    """run.json; of a copy without it, or with a part of it, only the state is unknown."""
     try:
         return json_of(out / RUN)
     except DamagedCheckpointError:
@@ -216,7 +216,7 @@ def _in_words(recorded: Mapping[str, Any], last: int) -> str:
         return f"has no run.json that can be read; its last checkpoint is of step {last:,}"
     if state == "running":
         return (
-            f"is running, or killed, on {recorded.get('host')}: what is behind its last checkpoint, step {last:,}, is not known"
+            f"is running, or killed, on {recorded.get('host')}: what follows its last checkpoint, step {last:,}, is not known"
         )
     step = f"at step {recorded.get('step', last):,}"
     return f"has failed {step}: {recorded.get('error')}" if state == "failed" else f"is {state} {step}"
@@ -224,16 +224,16 @@ def _in_words(recorded: Mapping[str, Any], last: int) -> str:
 
 def steps_in(run: RecordedRun, words: str | None, option: str = "--ledger.steps") -> range:
     """Steps A:B, both included, or one step, of a run; all of them without words. Raises: ConfigError."""
-    whole = range(run.first_step + 1, run.last_step + 1)
+    known = range(run.first_step + 1, run.last_step + 1)
     if words is None:
         words = ":"
     match = re.fullmatch(r"([0-9]*)(?::([0-9]*))?", words.replace(",", ""))
     if match is None or not words:
         raise ConfigError(f"{option} {words}: give A:B, such as 900:1000, both included")
     last = match[1] if match[2] is None else match[2]
-    steps = range(int(match[1] or whole.start), int(last or whole.stop - 1) + 1)
+    steps = range(int(match[1] or known.start), int(last or known.stop - 1) + 1)
     if not steps:
-        raise ConfigError(f"{option} {words}: the first step is behind the last: give A:B, such as 900:1000")
-    if steps.start < whole.start or steps.stop > whole.stop:
-        raise ConfigError(f"{option} {words}: the run has cursors for steps {whole.start:,} to {whole.stop - 1:,}")
+        raise ConfigError(f"{option} {words}: the first step is after the last: give A:B, such as 900:1000")
+    if steps.start < known.start or steps.stop > known.stop:
+        raise ConfigError(f"{option} {words}: the run has cursors for steps {known.start:,} to {known.stop - 1:,}")
     return steps

@@ -1,4 +1,4 @@
-"""What a disturbed run trained on, beside what it should have."""
+"""What a disturbed run trained on, compared with the undisturbed one."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Difference:
 
     step: int
     row: int | None
-    said: str
-    """In words, with the document."""
+    message: str
+    """With the document."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,7 @@ def _different_row(step: RecordedStep, expected: RecordedStep, shards: Sequence[
         for segment, should in itertools.zip_longest(found, wanted):
             if segment != should:
                 return Difference(step.step, row, f"step {step.step}, row {row}: {_what_differs(segment, should, shards)}")
-    said = f"step {step.step}: the rows that were trained on are not those that were read"
-    return Difference(step.step, None, said)
+    return Difference(step.step, None, f"step {step.step}: the rows that were trained on are not those that were read")
 
 
 def _what_differs(found: RecordedSegment | None, wanted: RecordedSegment | None, shards: Sequence[str]) -> str:

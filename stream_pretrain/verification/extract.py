@@ -26,7 +26,7 @@ _AS_WRITTEN: dict[str, Any] = {
 
 
 def extracted(config: Config, documents: Sequence[int], folder: Path, report: Callable[[str], None]) -> Config:
-    """Write so many documents of each source to a folder; returns the options of a run on them. Raises: SourceError."""
+    """Write the first documents of each source to a folder; returns the options of a run on them. Raises: SourceError."""
     folder.mkdir()
     files = []
     for number, (source, count) in enumerate(zip(sources_of(config.data), documents, strict=True)):

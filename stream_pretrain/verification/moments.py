@@ -1,4 +1,4 @@
-"""When a process of a run is killed: chosen by the process that verifies, obeyed by the one that trains."""
+"""When a process of a run is killed: chosen by the verifying process, obeyed by the training one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Moment:
     """start: while the process starts; step: after a step; save, rename: while the checkpoint of a step is written, and when it
     is complete but has not got its name; worker: a data worker, after a step."""
     step: int = 0
-    """The end of this step, or of the next one where that is behind it already; of a save, the step that is saved."""
+    """The end of this step, or of the next one if it is past; of a save, the step that is saved."""
     seconds: float = 0.0
     """After that, or after the process started."""
     latest: int | None = None

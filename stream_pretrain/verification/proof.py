@@ -1,4 +1,4 @@
-"""A run that nothing happens to, and the same run killed, resumed and spread over processes in other ways.
+"""A run without disturbance, and the same run killed, resumed and spread over processes in other ways.
 
 undisturbed     N steps; what they train on is what every other run has to train on
 killed          at random moments, in saves, by the death of a worker, where an epoch ends: equal bit by bit
@@ -38,7 +38,7 @@ ROUNDING = {"fp32": 1e-4, "bf16": 2e-2}
 """Relative difference of losses that sums in another order may make."""
 LEAST_STEPS = 4
 LONGEST_SECONDS = 24 * 3600.0
-"""For the run that nothing happens to."""
+"""For the undisturbed run."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Outcome:
 
     @property
     def proven(self) -> bool:
-        """Whether all is as if nothing had happened."""
+        """Whether the run is the undisturbed one."""
         found = self.comparison
         same = found.rows_equal and found.losses_equal and self.weights_equal is not False
         return same and self.fault is None and not found.documents_lost and not found.documents_repeated
@@ -104,7 +104,7 @@ class Proof:
         return self.runs + self.options.kills + 8
 
     def outcomes(self) -> Iterator[Outcome]:
-        """What each trial shows, one after the other. Raises: ConfigError, TrainingError where an undisturbed run fails."""
+        """The trials in order, as they end. Raises: ConfigError, TrainingError where an undisturbed run fails."""
         baseline = self.undisturbed("undisturbed", self.config)
         left = (self.starts - 1) * (baseline.seconds_to_first_step + baseline.seconds * baseline.last / 2)
         self.progress.notice(f"at this speed, the other runs take about {human_duration(left)}")
@@ -214,7 +214,7 @@ def _into(config: Config, folder: Path) -> Config:
 
 
 def _for_verification(config: Config, steps: int) -> Config:
-    """The options of a run of a few steps that saves often, and neither evaluates nor tells anybody."""
+    """The options of a run of a few steps that saves often, and neither evaluates nor reports to Weights & Biases."""
     return replace(
         config,
         train=replace(config.train, max_steps=steps),

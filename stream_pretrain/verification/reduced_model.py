@@ -23,7 +23,7 @@ class ReducedModel:
     options: ModelConfig
     without_dropout: ModelConfig | None
     """None where dropout cannot be turned off; the same options where there is none."""
-    said: str
+    description: str
     settings: PreTrainedConfig
     """Which name its class."""
     parameters: int
@@ -42,7 +42,7 @@ def reduced(model: ModelConfig, *, causal: bool, full: bool, folder: Path) -> Re
         load_tokenizer(model).save_pretrained(folder / "tokenizer")
         tokenizer = str(folder / "tokenizer")
     has_own_code = getattr(settings, "auto_map", None) is not None
-    options, init, said = model, model.init_from or model.path, f"all of {name}"
+    options, init, description = model, model.init_from or model.path, f"all of {name}"
     can_be_written = not has_own_code and model.revision is None
     if not full:
         if has_own_code:
@@ -51,7 +51,7 @@ def reduced(model: ModelConfig, *, causal: bool, full: bool, folder: Path) -> Re
         settings, init, can_be_written = _cut(name, settings), None, True
         config = _written(settings, folder / "model")
         options = replace(model, path=None, config=config, tokenizer=tokenizer, init_from=None, revision=None)
-        said = f"{settings.num_hidden_layers} of {layers} layers of {name}"
+        description = f"{settings.num_hidden_layers} of {layers} layers of {name}"
         if settings.num_hidden_layers != layers:
             parameters = _parameters_of_cut(name, options, causal, parameters)
     without: ModelConfig | None = options
@@ -63,7 +63,7 @@ def reduced(model: ModelConfig, *, causal: bool, full: bool, folder: Path) -> Re
                 setattr(changed, dropout, 0.0)
             config = _written(changed, folder / "model-without-dropout")
             without = replace(options, path=None, config=config, tokenizer=tokenizer, init_from=init, revision=None)
-    return ReducedModel(options, without, said, settings, parameters)
+    return ReducedModel(options, without, description, settings, parameters)
 
 
 def _has_layers(settings: PreTrainedConfig) -> bool:
@@ -88,14 +88,14 @@ def _cut(name: str, settings: PreTrainedConfig) -> PreTrainedConfig:
     return cut
 
 
-def _parameters_of_cut(name: str, options: ModelConfig, causal: bool, whole: int) -> int:
-    """Parameters of the cut model, which are fewer than of the whole one. Raises: ModelError."""
+def _parameters_of_cut(name: str, options: ModelConfig, causal: bool, uncut: int) -> int:
+    """Parameters of the cut model, which has fewer than the uncut one. Raises: ModelError."""
     try:
         settings, parameters = sized_model(options, causal)
     except Exception as error:  # likewise
         raise _cannot_be_cut(name, _first_line(error)) from error
     shares_weights = hasattr(settings, "num_hidden_groups")  # ALBERT
-    if parameters >= whole and not shares_weights:
+    if parameters >= uncut and not shares_weights:
         raise _cannot_be_cut(name, f"a {settings.model_type} has as many weights with {LAYERS} layers as with all")
     return parameters
 

@@ -22,8 +22,8 @@ from stream_pretrain.verification.watched_run import VARIABLE, record_of, variab
 PROGRAM = ("-m", "stream_pretrain.verification.watched_run")
 
 Launch = Callable[[Sequence[str], Mapping[str, str], Path, float], int | None]
-"""Runs a command to its end, with these variables and a file for what it says; None for one that has not ended after so many
-seconds, and is killed."""
+"""Runs a command to its end, with environment variables, a log file and a limit in seconds; its exit code, None where it was
+killed at the limit."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a verification has shown, as people read it."""
+"""The results of a verification, for the terminal."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ def lines_of(outcomes: Sequence[Outcome]) -> Iterator[str]:
     yield ""
     wrong = [outcome for outcome in outcomes if not outcome.proven]
     for outcome in wrong:
-        for said in (outcome.fault, outcome.comparison.first_difference and outcome.comparison.first_difference.said):
-            if said:
-                yield f"{outcome.trial.name}: {said}"
+        if outcome.fault is not None:
+            yield f"{outcome.trial.name}: {outcome.fault}"
+        if (difference := outcome.comparison.first_difference) is not None:
+            yield f"{outcome.trial.name}: {difference.message}"
     if wrong:
         yield f"NOT proven: {len(wrong)} of {len(outcomes)} runs are not as if nothing had happened"
     else:

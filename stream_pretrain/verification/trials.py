@@ -1,4 +1,4 @@
-"""How a run is disturbed: when it is killed, and what is different when it goes on."""
+"""How a run is disturbed: when it is killed, and what changes when it resumes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from stream_pretrain.verification.recorded_steps import RecordedStep
 from stream_pretrain.verification.starts import Start
 
 AHEAD = 9
-"""Steps that a run may go on with what a dead worker has read ahead."""
+"""Steps that a run may continue with what a dead worker had prefetched."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A run that nothing has happened to: what all others are compared with."""
+    """The undisturbed run, which all others are compared with."""
 
     config: Config
     steps: dict[int, RecordedStep]
@@ -68,7 +68,7 @@ def killed_while_saving(baseline: Baseline, tolerance: float) -> Trial:
 
 
 def killed_worker(baseline: Baseline, tolerance: float) -> Trial | None:
-    """The kill of a data worker; None where the run would end with what it has read ahead."""
+    """The kill of a data worker; None where the run would end with what it had prefetched."""
     if baseline.last <= AHEAD + 1:
         return None
     config = _with_workers(baseline.config, max(1, baseline.config.data.workers))

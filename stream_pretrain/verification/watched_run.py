@@ -32,7 +32,7 @@ VARIABLE = "STREAM_PRETRAIN_WATCH"
 
 
 def variable(folder: Path, moment: Moment | None) -> str:
-    """What `VARIABLE` says: where to record, and when to kill."""
+    """The value of `VARIABLE`."""
     return json.dumps({"folder": str(folder), "moment": None if moment is None else asdict(moment)})
 
 
@@ -48,10 +48,11 @@ _EVENTS = {"save": "open", "rename": "os.rename"}
 class Watch:
     """The audit hook of a process."""
 
-    def __init__(self, asked: Mapping[str, Any], rank: int) -> None:
+    def __init__(self, watch: Mapping[str, Any], rank: int) -> None:
+        """watch: the value of `VARIABLE`."""
         self._process = os.getpid()
-        self._file = os.open(record_of(Path(asked["folder"]), rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        moment = None if asked["moment"] is None else Moment(**asked["moment"])
+        self._file = os.open(record_of(Path(watch["folder"]), rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        moment = None if watch["moment"] is None else Moment(**watch["moment"])
         self._moment = moment if moment is not None and moment.rank == rank else None
         self._armed = False
         if self._moment is not None and self._moment.where == "start":
@@ -97,11 +98,11 @@ class Watch:
 
 def main() -> None:
     """Run the command line, watched as `VARIABLE` says."""
-    asked = json.loads(os.environ[VARIABLE])
-    if asked["moment"] is not None and asked["moment"]["where"] == "worker":
-        # Else the few steps of the run are read ahead before the worker is missed; how far it reads changes no row.
+    watch = json.loads(os.environ[VARIABLE])
+    if watch["moment"] is not None and watch["moment"]["where"] == "worker":
+        # A worker that prefetches all of a short run is not missed when it dies; how far it prefetches changes no row.
         stream.steps_ahead = lambda *_, **__: stream.LEAST_STEPS_AHEAD
-    sys.addaudithook(Watch(asked, int(os.environ.get("RANK", "0"))))
+    sys.addaudithook(Watch(watch, int(os.environ.get("RANK", "0"))))
     runpy.run_module("stream_pretrain", run_name="__main__", alter_sys=True)
 
 

@@ -260,7 +260,7 @@ def test_a_model_is_judged_by_the_objective_that_it_was_trained_on_or_refused(
     )
     assert refused(capsys, masked, causal, *data)[1] == (
         f"error: {causal} is a causal language model, {masked} a masked one: their losses are of different tasks; "
-        "evaluate them apart"
+        "evaluate them separately"
     )
     decoder = tmp_path / "decoder"
     BertLMHeadModel(BertConfig(**SIZES, is_decoder=True)).save_pretrained(decoder)
@@ -396,7 +396,7 @@ def test_what_cannot_be_evaluated_is_refused_by_name(
     BertModel(BertConfig(**SIZES, intermediate_size=48, max_position_embeddings=64)).save_pretrained(encoder)
     word_tokenizer().save_pretrained(encoder)
     code, said = refused(capsys, str(encoder), "--dataset", data, "--sequence-length=64")
-    no_head = f"error: {encoder} has no language-model head, and a new one tells nothing: give a model that has one"
+    no_head = f"error: {encoder} has no language-model head, and a new one is untrained: give a model that has one"
     assert (code, said) == (1, no_head)
     assert refused(capsys, models[0], "--dataset", corpus(tmp_path / "b.jsonl", []))[1] == (
         "error: no document of the dataset to evaluate on"

@@ -149,7 +149,7 @@ def test_a_folder_that_is_running_half_copied_or_none_is_told_as_what_it_is(
     (copy / "run.json").write_text(json.dumps(state))
     assert cli.main(["ledger", str(copy), "--step=5", "--workers=0"]) == 0
     said = capsys.readouterr()
-    assert "the run is running, or killed, on node7: what is behind its last checkpoint, step 9, is not known\n" in said.err
+    assert "the run is running, or killed, on node7: what follows its last checkpoint, step 9, is not known\n" in said.err
     assert said.out.startswith(f"step 5: {len(documents_in(consumed[5]))} documents in 8 rows\n")
     (copy / "run.json").write_text(json.dumps(state | {"state": "failed", "step": 8, "error": "SourceError: gone"}))
     assert cli.main(["ledger", str(copy), "--step=5", "--workers=0"]) == 0
@@ -241,7 +241,7 @@ def test_questions_that_cannot_be_answered_are_refused(
         "error: --ledger.document a.jsonl: give SHARD:OFFSET, as --ledger.step shows it"
     )
     assert refused(capsys, out, "--ledger.document=a.jsonl:0", "--ledger.steps=5:3")[1] == (
-        "error: --ledger.steps 5:3: the first step is behind the last: give A:B, such as 900:1000"
+        "error: --ledger.steps 5:3: the first step is after the last: give A:B, such as 900:1000"
     )
     assert refused(capsys, out, "--step=1", "--ledger.steps=1:3")[1] == (
         "error: --ledger.steps bounds --ledger.document and --ledger.export: leave it out with --ledger.step"
@@ -352,7 +352,7 @@ def test_a_document_of_a_small_shard_is_told_with_the_reason_among_those_that_ar
     unused = [asked(capsys, tmp_path / "out", f"--ledger.document={name}") for name in ("b.jsonl:0", "c.jsonl.gz:0")]
     assert [one.get("why_not") for one in unused] == [
         "left out as a duplicate of one before it in its bundle of small shards",
-        f"not used: behind damage in its shard ({skipped['why'].removeprefix('rest of the shard skipped: ')})",
+        f"not used: after damage in its shard ({skipped['why'].removeprefix('rest of the shard skipped: ')})",
     ]
     first = len(json_lines([texts[3]]))
     [seen] = asked(capsys, tmp_path / "out", f"--ledger.document=b.jsonl:{first}")["seen"]

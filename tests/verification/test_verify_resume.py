@@ -143,8 +143,8 @@ def test_a_document_dropped_at_a_resume_is_named_with_its_step(proofs: Proofs, u
     difference = found.comparison.first_difference
     assert difference is not None
     assert difference.step in AFTER_THE_RESUME
-    assert difference.said.startswith(f"step {difference.step}, row {difference.row}: ")
-    assert ".jsonl" in difference.said
+    assert difference.message.startswith(f"step {difference.step}, row {difference.row}: ")
+    assert ".jsonl" in difference.message
     assert "NOT proven: 1 of 1" in list(lines_of([found]))[-1]
 
 
@@ -156,7 +156,7 @@ def test_masks_keyed_by_a_running_number_are_found_in_the_first_step_after_a_kil
     difference = found.comparison.first_difference
     assert difference is not None
     assert difference.step in AFTER_THE_RESUME
-    assert "other tokens or masks in the document of s" in difference.said
+    assert "other tokens or masks in the document of s" in difference.message
 
 
 @pytest.mark.long
@@ -229,7 +229,7 @@ def test_the_first_difference_is_said_and_documents_are_counted(
     starts: list[dict[int, RecordedStep]], said: str | None, lost: int, repeated: int
 ) -> None:
     found = compared(starts, EXPECTED, ["a"], 0.0)
-    assert (found.first_difference and found.first_difference.said) == said
+    assert (found.first_difference and found.first_difference.message) == said
     assert (found.documents_lost, found.documents_repeated) == (lost, repeated)
 
 
@@ -256,7 +256,7 @@ def test_a_model_is_cut_to_two_layers(settings: ModernBertConfig, causal: bool, 
     given = ModelConfig(path=str(tmp_path / "model"), init_from="weights")
     (tmp_path / "out").mkdir()
     found = reduced(given, causal=causal, full=False, folder=tmp_path / "out")
-    assert (found.settings.num_hidden_layers, found.said) == (2, f"2 of 5 layers of {tmp_path / 'model'}")
+    assert (found.settings.num_hidden_layers, found.description) == (2, f"2 of 5 layers of {tmp_path / 'model'}")
     assert found.options == ModelConfig(config=str(tmp_path / "out/model"), tokenizer=str(tmp_path / "model"))
 
 
