@@ -22,7 +22,7 @@ from stream_pretrain.config.validation import validate
 from stream_pretrain.data.chain import stream_plan
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.lanes.cursor_checks import refuse_impossible
-from stream_pretrain.data.lanes.pinning import found_again, pin
+from stream_pretrain.data.lanes.pinning import pin, relocate
 from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream import StepStream
@@ -293,7 +293,7 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         if not 0 <= batches < self.micro_batches_per_step or step < 0:
             raise CheckpointError(f"the state is {batches} micro-batches after step {step}, which no stream writes")
         was_pinned = PinnedCorpus.from_json(corpus)
-        pinned = self._on_first(lambda: found_again(self.config, was_pinned, self._ranks.world))
+        pinned = self._on_first(lambda: relocate(self.config, was_pinned, self._ranks.world))
         plan = self._plan_of(pinned)
         cursors = cursors_from(state, step, pinned.lanes)
         refuse_impossible(cursors, plan, step)

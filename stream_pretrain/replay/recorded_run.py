@@ -92,7 +92,7 @@ def recorded_run(out: Path, given: Config, typed: Sequence[str]) -> RecordedRun:
     _refuse_other_options(config, trainer, out)
     pinned = PinnedCorpus.from_json(json_of(checkpoint / "corpus.json"))
     try:
-        pinned = pinning.found_again(config, pinned, world=1)
+        pinned = pinning.relocate(config, pinned, world=1)
     except TransportError:
         raise
     except SourceError as error:

@@ -21,7 +21,7 @@ from stream_pretrain.data.lanes.bundles import bundles_of, not_in_bundles
 from stream_pretrain.data.lanes.cursor import Cursor, Skipped
 from stream_pretrain.data.lanes.cursor_checks import fault_of
 from stream_pretrain.data.lanes.lane import Lane
-from stream_pretrain.data.lanes.pinning import found_again, pin
+from stream_pretrain.data.lanes.pinning import pin, relocate
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.errors import CheckpointError, ContentError, SourceError, TransportError
 from tests.corpora import documents, json_lines, write_shard
@@ -101,7 +101,7 @@ def test_a_source_of_a_mixture_numbers_the_shards_of_its_bundles_among_those_of_
         )
         plan = stream_plan(config, TOKENIZER)
         assert [source.bundles for source in plan.sources] == [((0, 5),), ((0, 5),)]
-        assert [source.whole for source in plan.sources] == [max_epochs is None] * 2
+        assert [source.undealt for source in plan.sources] == [max_epochs is None] * 2
         met = set[tuple[int, int]]()
         for number in range(2):
             reading = lane(plan, number)
@@ -361,9 +361,9 @@ def test_the_bundles_of_a_run_are_pinned(tmp_path: Path) -> None:
     assert pinned.sources[0].bundles == ((0, 10), (10, 20))
     stored = json.loads(pinned.encoded)
     assert stored["version"] == 3
-    assert found_again(config, PinnedCorpus.from_json(stored), 1).sources == pinned.sources
+    assert relocate(config, PinnedCorpus.from_json(stored), 1).sources == pinned.sources
     stored["sources"][0]["bundles"] = [[0, 2], [5, 20]]
-    assert found_again(config, PinnedCorpus.from_json(stored), 1).sources[0].bundles == ((0, 2), (5, 20))
+    assert relocate(config, PinnedCorpus.from_json(stored), 1).sources[0].bundles == ((0, 2), (5, 20))
 
 
 def test_a_corpus_json_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes import content_sizes
-from stream_pretrain.data.lanes.pinning import found_again, pin, source_plans
+from stream_pretrain.data.lanes.pinning import pin, relocate, source_plans
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.transport import retrying
 from stream_pretrain.errors import DeadlineError
@@ -79,7 +79,7 @@ def test_of_a_large_local_corpus_headers_and_seek_tables_tell(tmp_path: Path, mo
 
 
 def test_of_many_shards_some_are_opened_evenly_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content_sizes, "MOST_ASKED", 2)
+    monkeypatch.setattr(content_sizes, "MOST_OPENED", 2)
     for number in range(4):
         (tmp_path / f"{number}.jsonl.zst").write_bytes(zstd_frame(LINES[: 10_000 * (number + 1)]))
     sizes = [path.stat().st_size for path in sorted(tmp_path.iterdir())]
@@ -124,7 +124,7 @@ def test_a_remote_shard_is_asked_once_for_its_first_bytes_and_not_again(remote: 
     assert sorted(asked) == [("/a.jsonl.zst", "bytes=0-17"), ("/b.jsonl.zst", "bytes=0-17")]
 
     server.forget()
-    again = found_again(config, PinnedCorpus.from_json(json.loads(pinned.encoded)), world=1)
+    again = relocate(config, PinnedCorpus.from_json(json.loads(pinned.encoded)), world=1)
     assert [shard.content_bytes for shard in again.shards] == [*sizes, None]
     assert {request["range"] for request in server.log()} == {"bytes=0-0"}
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stream_pretrain.config import Config, DataConfig, ObjectiveConfig, TrainConfig
 from stream_pretrain.data.chain import stream_plan
-from stream_pretrain.data.rows import engine_answers, engine_choice, engine_parity, engine_probes, installed_engines
+from stream_pretrain.data.rows import engine_choice, engine_parity, engine_probes, installed_engines, parity_cache
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.engine_choice import Choice, choose
 from stream_pretrain.data.rows.engine_parity import differing, excerpt, refuse_other_ids
@@ -214,18 +214,18 @@ def test_an_engine_that_is_not_installed_is_named_with_what_pip_takes(monkeypatc
 def test_a_damaged_cache_knows_nothing_and_is_replaced(content: bytes, nothing_known: Path) -> None:
     nothing_known.parent.mkdir(parents=True)
     nothing_known.write_bytes(content)
-    assert engine_answers.known("a") is None
-    engine_answers.keep("a", "")
-    engine_answers.keep("b", "differs")
-    assert (engine_answers.known("a"), engine_answers.known("b")) == ("", "differs")
+    assert parity_cache.lookup("a") is None
+    parity_cache.store("a", "")
+    parity_cache.store("b", "differs")
+    assert (parity_cache.lookup("a"), parity_cache.lookup("b")) == ("", "differs")
     assert [path.name for path in nothing_known.parent.iterdir()] == ["engines.json"]
 
 
 def test_a_cache_that_cannot_be_written_costs_a_check_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    engine_answers.keep("a", "")
-    assert engine_answers.known("a") is None
+    parity_cache.store("a", "")
+    assert parity_cache.lookup("a") is None
 
 
 def test_a_user_without_a_home_has_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,8 +233,8 @@ def test_a_user_without_a_home_has_no_cache(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)  # of no user, as in many containers
     monkeypatch.chdir(tmp_path)
-    engine_answers.keep("a", "")
-    assert engine_answers.known("a") is None
+    parity_cache.store("a", "")
+    assert parity_cache.lookup("a") is None
     assert choose("auto", Encoder.of(word_tokenizer())).name in ("nanotoken", "tokenizers")
     assert list(tmp_path.iterdir()) == []
 
@@ -243,19 +243,19 @@ def test_a_cache_on_a_full_disk_leaves_nothing_there(nothing_known: Path) -> Non
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        engine_answers.keep("a", "differs " * 1000)
+        parity_cache.store("a", "differs " * 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(nothing_known.parent.iterdir()) == []
 
 
 def test_another_version_of_anything_is_another_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {engine_answers.key_of("{}", "nanotoken", "0.1.0"), engine_answers.key_of("{}", "nanotoken", "0.1.1")}
-    asked |= {engine_answers.key_of("[]", "nanotoken", "0.1.0"), engine_answers.key_of("{}", "fastokens", "0.1.0")}
+    asked = {parity_cache.key_of("{}", "nanotoken", "0.1.0"), parity_cache.key_of("{}", "nanotoken", "0.1.1")}
+    asked |= {parity_cache.key_of("[]", "nanotoken", "0.1.0"), parity_cache.key_of("{}", "fastokens", "0.1.0")}
     monkeypatch.setattr(tokenizers, "__version__", "0.99.0")
-    asked.add(engine_answers.key_of("{}", "nanotoken", "0.1.0"))
+    asked.add(parity_cache.key_of("{}", "nanotoken", "0.1.0"))
     monkeypatch.setattr(engine_probes, "VERSION", 99)
-    asked.add(engine_answers.key_of("{}", "nanotoken", "0.1.0"))
+    asked.add(parity_cache.key_of("{}", "nanotoken", "0.1.0"))
     assert len(asked) == 6
 
 

@@ -36,16 +36,16 @@ def lane_rows(given: list[int], left: list[int | None]) -> LaneRows:
 
 def test_a_lane_that_ends_gives_what_it_has_and_the_others_the_rest() -> None:
     first = lane_rows([0, 0], [None, None])
-    assert first.asked(4).tolist() == [2, 2]
-    second = first.after(first.asked(4))
-    assert second.asked(4).tolist() == [2, 2]
+    assert first.requested(4).tolist() == [2, 2]
+    second = first.after(first.requested(4))
+    assert second.requested(4).tolist() == [2, 2]
     second = second.knowing(np.array([1, 2]), 4)  # lane 0 turns out to have one row
-    assert second.asked(4).tolist() == [1, 3]
-    third = second.after(second.asked(4))
-    assert (third.step, third.given.tolist(), third.asked(4).tolist()) == (2, [3, 5], [0, 4])
+    assert second.requested(4).tolist() == [1, 3]
+    third = second.after(second.requested(4))
+    assert (third.step, third.given.tolist(), third.requested(4).tolist()) == (2, [3, 5], [0, 4])
     last = third.knowing(np.array([0, 3]), 4)
-    assert last.asked(4).tolist() == [0, 3]
-    assert last.after(last.asked(4)).asked(4).tolist() == [0, 0]
+    assert last.requested(4).tolist() == [0, 3]
+    assert last.after(last.requested(4)).requested(4).tolist() == [0, 0]
 
 
 @given(
@@ -62,7 +62,7 @@ def test_rows_come_one_at_a_time_from_the_lane_that_has_given_the_fewest(
         if not able:
             break
         rows[min(able, key=lambda n: (lanes[n][0] + rows[n], n))] += 1
-    assert lane_rows([given for given, _ in lanes], [left for _, left in lanes]).asked(batch).tolist() == rows
+    assert lane_rows([given for given, _ in lanes], [left for _, left in lanes]).requested(batch).tolist() == rows
 
 
 def steps_of(

@@ -240,7 +240,7 @@ def test_a_source_leaves_after_its_epochs_and_the_others_share_its_part(tmp_path
 def test_a_source_too_small_for_every_lane_is_read_whole_by_each_in_its_own_order(tmp_path: Path) -> None:
     write_sources(tmp_path, a=300, tiny=12)
     plan = plan_for(tmp_path, {"a": {"weight": 1}, "tiny": {"weight": 1}}, lanes=4)
-    assert [source.whole for source in plan.sources] == [False, True]
+    assert [source.undealt for source in plan.sources] == [False, True]
     orders = []
     for number in range(4):
         reading, order = lane(plan, number), []
@@ -302,7 +302,7 @@ def test_a_lane_without_a_source_that_has_a_weight_goes_on_by_the_next_weights_t
 def test_an_epoch_of_all_sources_sees_every_document_once_and_ends(tmp_path: Path) -> None:
     write_sources(tmp_path, a=90, b=31, c=7)
     plan = plan_for(tmp_path, {"a": {"weight": 1}, "b": {"weight": 5}, "c": {"weight": 1}}, max_epochs=1, max_steps=None)
-    assert [source.whole for source in plan.sources] == [False, False, False]
+    assert [source.undealt for source in plan.sources] == [False, False, False]
     seen: Counter[tuple[int, int]] = Counter()
     for number in range(4):
         reading = lane(plan, number)

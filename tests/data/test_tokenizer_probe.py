@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stream_pretrain.data.rows import tokenizers_engine
 from stream_pretrain.data.rows.encoder import Encoder
-from stream_pretrain.data.rows.tokenizer_probe import note_on_engine, probe_texts, probed, refuse_unlike
+from stream_pretrain.data.rows.tokenizer_probe import note_on_engine, probe_texts, probed, refuse_mismatch
 from stream_pretrain.errors import CheckpointError, ModelError
 from tests.corpora import word_tokenizer
 
@@ -97,9 +97,9 @@ def test_an_upgrade_that_changes_no_id_is_said_and_one_that_does_is_refused(monk
 
 def test_ranks_that_give_other_ids_are_refused() -> None:
     engine = probed(Encoder.of(byte_level()), "here")
-    refuse_unlike([engine, replace(engine, version="0.99.0")])
+    refuse_mismatch([engine, replace(engine, version="0.99.0")])
     with pytest.raises(ModelError, match=r"tokenizers 0\.99\.0 of rank 1 gives other ids than .* of rank 0"):
-        refuse_unlike([engine, replace(engine, version="0.99.0", ids="others")])
+        refuse_mismatch([engine, replace(engine, version="0.99.0", ids="others")])
 
 
 @cache

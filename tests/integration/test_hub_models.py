@@ -107,7 +107,7 @@ def test_a_hub_that_is_busy_is_asked_again_by_those_that_read_from_it(hub: Asked
 
 
 @pytest.mark.parametrize(("fault", "attempts"), [("gaierror", 3), ("ConnectionRefusedError", 3), ("TimeoutError", 1)])
-def test_where_nobody_answers_the_cache_is_read_after_a_few_attempts(hub: AskedHub, fault: str, attempts: int) -> None:
+def test_where_is_unreachable_the_cache_is_read_after_a_few_attempts(hub: AskedHub, fault: str, attempts: int) -> None:
     cached, unknown = {"path": "org/tiny-bert-uncased"}, {"path": "org/tiny-bert-uncasd"}
     assert said(hub, cached) == [None]
     assert said(hub, cached, unknown, NOBODY=fault) == [

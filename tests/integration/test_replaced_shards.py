@@ -164,7 +164,7 @@ def test_many_web_files_are_pinned_at_the_first_start_and_compared_when_they_are
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(remote_files, "MOST_ASKED_AGAIN", 2)
+    monkeypatch.setattr(remote_files, "MOST_RECHECKED", 2)
     with caplog.at_level(logging.WARNING):
         corpus = pinned(listed)
     [said] = caplog.messages
@@ -182,7 +182,7 @@ def test_many_web_files_are_pinned_at_the_first_start_and_compared_when_they_are
 def test_of_many_web_files_one_that_is_signed_anew_is_read_by_its_new_url_and_not_asked_for_again(
     server: Server, listed: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_files, "MOST_ASKED_AGAIN", 2)
+    monkeypatch.setattr(remote_files, "MOST_RECHECKED", 2)
     corpus = pinned(listed)
     asked = len(server.log())
     (tmp_path / "list.txt").write_text((tmp_path / "list.txt").read_text().replace("b.jsonl", "b.jsonl?signature=new"))

@@ -478,7 +478,7 @@ def test_the_signature_of_a_url_stays_out_of_what_is_said_of_a_lost_connection(
     assert "secret" not in f"{caught.value} {caplog.text}"
 
 
-def test_a_server_that_nobody_answers_at_ends_the_first_read_at_once() -> None:
+def test_a_server_that_is_unreachable_at_ends_the_first_read_at_once() -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}/plain.jsonl"

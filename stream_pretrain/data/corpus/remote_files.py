@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 _HUB_PAGE = re.compile(r"https?://(?:huggingface|hf)\.co/datasets/(?P<id>[^/]+/[^/]+)/?(?:viewer.*|tree/.*|(?P<file>blob/.*))?")
 
-MOST_ASKED_AGAIN = 2000
+MOST_RECHECKED = 2000
 """Files on web servers whose size and ETag every start requests, which takes seconds; of more, only the first start does."""
 
 
@@ -114,10 +114,10 @@ def with_web_sizes(corpus: Corpus, data: DataConfig, pinned: Corpus | None = Non
     Raises: TransportError for a file that cannot be read.
     """
     unknown = [shard.url for shard in corpus.shards if shard.size is None and on_web(shard.url)]
-    if len(unknown) > MOST_ASKED_AGAIN:
+    if len(unknown) > MOST_RECHECKED:
         known = set() if pinned is None else {without_secrets(shard.url) for shard in pinned.shards}
         unknown = [url for url in unknown if without_secrets(url) not in known]
-    if len(unknown) > MOST_ASKED_AGAIN:
+    if len(unknown) > MOST_RECHECKED:
         logger.warning(
             "%s: asking servers for the size and ETag of %d files, one by one: some hundreds a second",
             without_secrets(corpus.dataset),

@@ -1,4 +1,4 @@
-"""How large the content of shards is, as far as they tell without being read."""
+"""Uncompressed sizes of shards, from headers, footers and small local files."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from stream_pretrain.errors import SourceError, TransportError
 from stream_pretrain.units import GIB, MIB
 from stream_pretrain.urls import is_remote, without_secrets
 
-MOST_ASKED = 2000
-"""Shards of a corpus that are opened. The others are taken to compress like these."""
+MOST_OPENED = 2000
+"""Shards of a corpus that are opened. The others are assumed to compress like these."""
 
 COUNTED_BYTES = 16 * MIB
 """Stored bytes of local shards that are decompressed, in a fraction of a second. A larger corpus has so many windows that one
@@ -41,21 +41,21 @@ FRAME_HEADER = 18
 """Bytes of the longest header of a zstd frame."""
 
 
-def with_content_bytes(corpus: Corpus, options: ReadOptions, enough: int) -> Corpus:
-    """A corpus with the uncompressed bytes of its shards of lines, and of the text of those of Parquet, where they tell them.
+def with_content_bytes(corpus: Corpus, options: ReadOptions, full_bundle: int) -> Corpus:
+    """A corpus with the known sizes of its shards: uncompressed bytes of lines, and of the text of Parquet.
 
-    Of a remote shard, the header of its first zstd frame is requested, or the footer. A shard that does not say how large it is
-    is taken to compress like the others of its compression; where none says it, nothing is known.
+    Of a remote shard, the header of its first zstd frame is requested, or the footer. A shard of unknown size is assumed to
+    compress like the others of its compression, if the size of any is known.
 
-    enough: uncompressed bytes that make a bundle; a remote shard that a bundle may hold is not worth a request. Raises:
-    TransportError for a store that does not answer by the deadline: what is known decides the windows of a run, and must not
-    depend on the network.
+    full_bundle: uncompressed bytes of a full bundle; a remote shard that a bundle may hold is not worth a request.
+    Raises: TransportError for a store that does not answer by the deadline: these sizes decide the windows of a run, and must
+    not depend on the network.
     """
     sized = [shard for shard in corpus.shards if shard.size is not None and shard.format != "examples"]
     plain = {shard.name: shard.size or 0 for shard in sized if shard.format != "parquet" and shard.compression == "none"}
     others = [shard for shard in sized if shard.name not in plain]
-    # A small file of Parquet says its text again in statistics, which its footer counts.
-    may_say = [shard for shard in others if not is_small(shard, enough) or _is_cheap(shard)]
+    # In a small Parquet file, statistics repeat the text, and the footer counts them.
+    may_say = [shard for shard in others if not is_small(shard, full_bundle) or _is_cheap(shard)]
     known = _content_bytes(may_say, options)
     stored, content = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for shard in may_say:
@@ -80,25 +80,25 @@ def _is_cheap(shard: Shard) -> bool:
 
 
 def _kind(shard: Shard) -> tuple[str, str]:
-    """What shards that compress alike have in common."""
+    """Shards of one kind compress alike."""
     return "parquet" if shard.format == "parquet" else "lines", shard.compression
 
 
-def tells_content(shard: Shard) -> bool:
-    """Whether a request tells how large the content of a shard in a store is."""
+def states_content_size(shard: Shard) -> bool:
+    """Whether one small request finds out the uncompressed size of a remote shard."""
     return shard.format == "parquet" or (shard.compression == "zstd" and shard.format != "examples")
 
 
 def _content_bytes(shards: Sequence[Shard], options: ReadOptions) -> dict[str, int]:
-    """Uncompressed bytes of the shards that tell them, by name. Asks at most `MOST_ASKED`, evenly spread."""
-    can_tell = [shard for shard in shards if tells_content(shard) or not is_remote(shard.url)]
-    count = min(MOST_ASKED, len(can_tell))
-    asked = [can_tell[number * len(can_tell) // count] for number in range(count)]
-    counted = [shard.size or 0 for shard in asked if shard.format != "parquet" and not is_remote(shard.url)]
+    """Uncompressed bytes by name, where they are known. Opens at most `MOST_OPENED` shards, evenly spread."""
+    candidates = [shard for shard in shards if states_content_size(shard) or not is_remote(shard.url)]
+    count = min(MOST_OPENED, len(candidates))
+    opened = [candidates[number * len(candidates) // count] for number in range(count)]
+    counted = [shard.size or 0 for shard in opened if shard.format != "parquet" and not is_remote(shard.url)]
     is_small = sum(counted) <= COUNTED_BYTES
     known: dict[str, int] = {}
 
-    def ask_some(some: Iterator[Shard], given_up: threading.Event) -> None:
+    def open_some(some: Iterator[Shard], given_up: threading.Event) -> None:
         with closing(Sessions()) as sessions:
             transport = replace(options.transport, sessions=sessions, given_up=given_up)
             for shard in some:
@@ -112,12 +112,12 @@ def _content_bytes(shards: Sequence[Shard], options: ReadOptions) -> dict[str, i
                         content = _stated(shard, transport) if shard.compression == "zstd" else None
                 except TransportError:
                     raise
-                except SourceError:  # damage, or another file: met again, and told, where the shard is read
+                except SourceError:  # damage, or another file: reported where the shard is read
                     continue
                 if content is not None:
                     known[shard.name] = content
 
-    side_by_side("ask for sizes", asked, ask_some)
+    side_by_side("content sizes", opened, open_some)
     return known
 
 
@@ -131,14 +131,14 @@ def _counted(shard: Shard, options: TransportOptions) -> int | None:
 
 
 def _stated(shard: Shard, options: TransportOptions) -> int | None:
-    """Uncompressed bytes of a zstd shard, by its first frame, or by its seek table; None where neither says it."""
+    """Uncompressed bytes of a zstd shard, from its first frame or its seek table; None where neither has them."""
     name = without_secrets(shard.url)
     with closing(StoredBytes(shard.url, name, shard.size, 0, options, shard.identity)) as data:
         try:
             of_frame = zstandard.frame_content_size(data.read_at(0, FRAME_HEADER))
         except zstandard.ZstdError:
             return None
-        # A frame that holds less than the file has is one of several.
+        # A frame with less content than the file has bytes is one of several.
         if of_frame >= data.total:
             return of_frame if of_frame <= data.total * MOST_EXPANSION else None
         frames = read_seek_table(data) if data.is_local else []

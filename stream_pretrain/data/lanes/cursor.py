@@ -13,7 +13,7 @@ class Cursor(NamedTuple):
     stripe: int = 0
     """Index into the stripes of the lane in this epoch."""
     compressed: int = 0
-    """Restart point of the window: a byte of the file, and its byte of the content."""
+    """Restart point of the window: an offset in the file, and the offset in the content that it decompresses to."""
     uncompressed: int = 0
     window: int = 0
     """Windows of the stripe before this one."""
@@ -24,9 +24,9 @@ class Cursor(NamedTuple):
     token: int = 0
     """...and this token of the piece."""
     taken: int = 0
-    """Rows of the group that were given out."""
+    """Rows of the group that were returned."""
     rows: int = 0
-    """Rows the lane has given out of the source since the run began."""
+    """Rows that the lane has returned of the source since the run began."""
     documents: int = 0
     """Documents that began in them."""
     read: int = 0
@@ -38,11 +38,11 @@ class Cursor(NamedTuple):
     filtered: int = 0
     """Documents filtered by length or as duplicates."""
     stripes: int = 0
-    """Stripes, and shards of bundles, that were skipped from some point on."""
+    """Stripes, and shards of bundles, of which the rest was skipped."""
     finished_bytes: int = 0
     """Bytes of the content of the windows that the lane read to their ends, in all epochs."""
     window_bytes: int = 0
-    """Of the window, those before the row."""
+    """Bytes of the content of the current window before the row."""
     credit: int = 0
     """How far the source is behind its share of the rows of the lane (mixture.py)."""
 
@@ -54,12 +54,12 @@ class Cursor(NamedTuple):
 
 @dataclass(frozen=True)
 class Skipped:
-    """Skipped documents, identified so that they are counted once, however often their window is read."""
+    """Skipped documents, identified so that they are counted once, even if their window is read again."""
 
     epoch: int
     shard: int
     offset: int
-    """Of the first of the documents."""
+    """Offset of the first document."""
     reason: str
     documents: int | None = 1
-    """How many; None for the rest of a stripe, where its shard does not tell."""
+    """Their number; None where it is unknown, as for the rest of most stripes."""

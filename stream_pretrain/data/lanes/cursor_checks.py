@@ -14,7 +14,7 @@ _MOST_WINDOWS = 2**32
 
 
 def refuse_impossible(cursors: Sequence[Sequence[Cursor]], plan: StreamPlan, step: int) -> None:
-    """Raises: CheckpointError for cursors that no run of this plan can have after a step, as far as sizes tell."""
+    """Raises: CheckpointError for cursors that no run of this plan can have after a step, as far as shard sizes show."""
     for number, lane in enumerate(cursors):
         where = f"stream.json: lane {number}"
         if len(lane) != len(plan.sources):
@@ -23,15 +23,15 @@ def refuse_impossible(cursors: Sequence[Sequence[Cursor]], plan: StreamPlan, ste
             fault = fault_of(source, number, cursor)
             if fault is not None:
                 raise _impossible(f"{where}, {f'source {source.name}, ' if source.name else ''}{fault}")
-    rows, asked = sum(cursor.rows for lane in cursors for cursor in lane), step * plan.layout.global_batch_size
+    rows, requested = sum(cursor.rows for lane in cursors for cursor in lane), step * plan.layout.global_batch_size
     # The last step of a run has fewer; one that is given more epochs afterwards has had several of these.
     ends = min(max(cursor.epoch for cursor in lane) for lane in cursors)
-    if not asked - ends * (plan.layout.global_batch_size - 1) <= rows <= asked:
+    if not requested - ends * (plan.layout.global_batch_size - 1) <= rows <= requested:
         raise _impossible(f"stream.json: the lanes have given {rows} rows in {step} steps of {plan.layout.global_batch_size}")
 
 
 def fault_of(source: SourcePlan, lane: int, cursor: Cursor) -> str | None:
-    """What is wrong with a single cursor."""
+    """What is wrong with a single cursor; None where it is possible."""
     for name, value in cursor._asdict().items():
         if value < 0 and name != "credit":
             return f"{name} is {value}"

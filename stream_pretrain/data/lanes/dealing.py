@@ -30,7 +30,7 @@ def deal(
     shared shards first and in the order common to all lanes, so that lanes of one process can share a decompression.
 
     sizes: bytes of each shard, None where unknown (taken as the mean of the known ones).
-    windows: windows of each shard as far as its size tells, with a fraction for a last one known to be smaller; a shard is not
+    windows: windows of each shard by its size, with a fraction for a last one that is known to be smaller; a shard is not
     cut into more stripes than that.
     first_shard: number of the first shard among those of all sources, so that each source is dealt in its own way.
     """
@@ -54,7 +54,7 @@ def deal(
 
 
 def share_before(first: int, count: int, windows: float) -> float:
-    """How much of a shard with so many windows lies in its stripes (0, count) up to the one before (first, count)."""
+    """The share of a shard of `windows` windows that is in its stripes (0, count) up to (first - 1, count)."""
     whole = math.ceil(windows)
     missing = whole - windows if (whole - 1) % count < first else 0
     return (whole // count * first + min(first, whole % count) - missing) / windows
@@ -90,7 +90,7 @@ def _deal_by_size(
 
 
 def known_sizes(sizes: Sequence[int | None]) -> NDArray[np.float64]:
-    """The sizes, with the mean of those that are known for the others."""
+    """The sizes, with the mean of the known ones in place of None."""
     known = [size for size in sizes if size is not None]
     mean = sum(known) / len(known) if known else 1.0
     return np.array([mean if size is None else size for size in sizes], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Rows that a lane tokenizes, packs and labels together, and its cursor behind each of them."""
+"""Rows that a lane tokenizes, packs and labels together, and its cursor after each of them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Group:
     origins: NDArray[np.int64]
     """[S, 3] epoch, shard and offset in it of the document of each segment."""
     begin: Cursor
-    """In front of the first row, with what was met on the way to it counted."""
+    """Before the first row, with the documents on the way to it counted."""
     end: Cursor
-    """Behind the last row."""
+    """After the last row."""
     first: int
-    """The first row that was not given out before; above 0 where a run goes on inside of the group."""
+    """The first row that was not returned before; above 0 where a run resumes inside of the group."""
     skipped: list[Skipped]
     """Documents that were skipped on the way to that row."""
     begins: NDArray[np.bool_]
@@ -35,21 +35,21 @@ class Group:
     content: tuple[int, int]
     """Bytes of the content of the window before the first row and up to the last, by the characters of the documents."""
     draws: Draws | None = None
-    """The random part of the labels, from when they are asked for."""
+    """The random part of the labels, once they are needed."""
     labelled: dict[float, TrainRows] = field(default_factory=dict)
-    """The rows with labels, at the rate they were last asked for with."""
+    """The rows with labels, at the rate of their last request."""
 
     def __len__(self) -> int:
         return len(self.rows.input_ids)
 
-    def cursor_behind(self, rows: int) -> Cursor:
-        """The cursor behind so many of the rows."""
+    def cursor_after(self, rows: int) -> Cursor:
+        """The cursor after this number of the rows."""
         if rows == len(self):
             return self.end
-        begin, (before, behind) = self.begin, self.content
+        begin, (before, after) = self.begin, self.content
         return begin._replace(
             taken=rows,
             rows=begin.rows + rows,
             documents=begin.documents + int(np.count_nonzero(self.begins[: self.rows.segments_of(range(rows)).stop])),
-            window_bytes=before + (behind - before) * rows // len(self),
+            window_bytes=before + (after - before) * rows // len(self),
         )

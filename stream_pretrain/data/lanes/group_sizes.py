@@ -10,13 +10,13 @@ from stream_pretrain.data.lanes.mixture import Shares
 from stream_pretrain.data.lanes.row_layout import RowLayout
 
 GROUP_POSITIONS = 65_536
-"""Of a full group: what a group costs by itself is small beside its rows."""
+"""Positions of a full group: its fixed cost is small compared with its rows."""
 
 POSITIONS_OF_ALL_LANES = 1 << 20
-"""Of a full group of every lane, at most: what a resume tokenizes again."""
+"""Positions of one full group of every lane, at most: a resume tokenizes them again."""
 
 FEWEST_ROWS = 16
-"""Of a full group, and of the first ones, which are small so that the first batch comes early."""
+"""Rows of the smallest full group, and of the first groups, which are small so that the first batch comes early."""
 
 MOST_ROWS = 128
 
@@ -28,23 +28,23 @@ def full_group_rows(sequence_length: int, lanes: int, share: float) -> int:
 
 
 def first_step_rows(first: Shares, layout: RowLayout) -> list[int]:
-    """The most rows that a lane gives of each source to the first step."""
+    """The most rows that a lane contributes of each source to the first step."""
     of_all = layout.lanes * sum(first.parts)
     return [math.ceil(Fraction(layout.global_batch_size * part, of_all)) for part in first.parts]
 
 
 @dataclass(frozen=True)
 class GroupSizes:
-    """Rows of the groups of a source: a function of how many rows the lane has given of it before."""
+    """Rows of the groups of a source: a function of the rows that the lane has returned of it before."""
 
     full: int
     """Rows of a full group."""
     first_step: int
-    """Rows that a lane gives of the source to the first step; no group reaches beyond them."""
+    """Rows that a lane contributes of the source to the first step; no group extends beyond them."""
     lanes: int
 
     def after(self, rows: int, lane: int) -> int:
-        """Rows of the group that a lane begins behind so many rows; a window that ends before gives fewer.
+        """Rows of the group that a lane begins after `rows` rows; fewer where the window ends before.
 
         Groups grow: 16, 32, 64 rows. The first full group ends earlier in each lane than in the next, so that lanes refill in
         different steps. With eight lanes, full groups of 128 rows and 32 rows of each lane in the first step:
@@ -63,6 +63,6 @@ class GroupSizes:
 
     @property
     def _full_from(self) -> int:
-        """Rows behind which groups of every lane are full."""
+        """Rows after which groups of every lane are full."""
         grown = (FEWEST_ROWS << ((self.full - 1) // FEWEST_ROWS).bit_length()) - FEWEST_ROWS
         return max(grown, self.first_step)

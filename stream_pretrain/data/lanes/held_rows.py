@@ -13,7 +13,7 @@ from stream_pretrain.errors import StreamPretrainError
 
 
 class RowsOfGroup(NamedTuple):
-    """Neighbouring rows of a group, and what was skipped on the way to them."""
+    """Neighbouring rows of a group, and the documents that were skipped on the way to them."""
 
     group: Group
     which: range
@@ -22,50 +22,50 @@ class RowsOfGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class _Held:
-    """What `SourceLane` gave: a group, or the end, which has the place of a row."""
+    """A group of `SourceLane`, or its end, which takes the place of a row."""
 
-    given: Group | SourceEnd
-    front: Cursor
-    """In front of it."""
+    item: Group | SourceEnd
+    before: Cursor
+    """The cursor before it."""
     start: int
-    """Rows that the lane has given before it."""
+    """Rows that the lane has returned before it."""
 
     @property
     def stop(self) -> int:
-        return self.start + (1 if isinstance(self.given, SourceEnd) else len(self.given) - self.given.first)
+        return self.start + (1 if isinstance(self.item, SourceEnd) else len(self.item) - self.item.first)
 
 
 class HeldRows:
-    """The rows of a `SourceLane`, in runs. Those behind the last `forget` can be given again, if they are held."""
+    """The rows of a `SourceLane`, in runs. Those after the last `forget` can be returned again, if they are held."""
 
     def __init__(self, source: SourceLane, *, hold: bool) -> None:
         self.source = source
         self.hold = hold
         self.position = 0
-        """Rows that were given since the lane was built, an end counted as one."""
+        """Rows that were returned since the lane was built; an end counts as one."""
         self._held: deque[_Held] = deque()
-        self._at = 0  # among what is held: what the next row is of
-        self._behind = source.cursor  # all that is held
-        self._error: StreamPretrainError | None = None  # behind all that is held
+        self._at = 0  # index in `_held` of the next row
+        self._after_held = source.cursor
+        self._error: StreamPretrainError | None = None  # raised after the last held row
 
     @property
     def cursor(self) -> Cursor:
         """The cursor of the lane in the source."""
         if self._at == len(self._held):
-            return self._behind
+            return self._after_held
         held = self._held[self._at]
         if self.position == held.start:
-            return held.front
-        assert isinstance(held.given, Group)
-        return held.given.cursor_behind(held.given.first + self.position - held.start)
+            return held.before
+        assert isinstance(held.item, Group)
+        return held.item.cursor_after(held.item.first + self.position - held.start)
 
     @property
     def ended(self) -> bool:
         """Whether all epochs are read."""
-        return self._at == len(self._held) and self.source.plan.ended(self._behind)
+        return self._at == len(self._held) and self.source.plan.ended(self._after_held)
 
     def next_rows(self, most: int) -> RowsOfGroup | SourceEnd:
-        """The next rows, one or more; at the end of the last epoch, once, what was skipped behind the last row.
+        """The next rows, at least one; at the end of the last epoch, once, what was skipped after the last row.
 
         Raises: as `SourceLane`.
         """
@@ -73,11 +73,11 @@ class HeldRows:
         if self._at == len(self._held):
             self._read()
         held = self._held[self._at]
-        if isinstance(held.given, SourceEnd):
+        if isinstance(held.item, SourceEnd):
             self.position += 1
             self._at += 1
-            return held.given
-        group, first = held.given, held.given.first + self.position - held.start
+            return held.item
+        group, first = held.item, held.item.first + self.position - held.start
         which = range(first, min(first + most, len(group)))
         self.position += len(which)
         if which.stop == len(group):
@@ -90,22 +90,22 @@ class HeldRows:
         if self._error is not None:
             raise self._error
         try:
-            given = self.source.next_group()
+            item = self.source.next_group()
         except StreamPretrainError as error:
-            self._error = error  # not waited for again where the lane returns
+            self._error = error  # raised at once if the lane rewinds and comes here again
             raise
-        self._held.append(_Held(given, self._behind, self.position))
-        self._behind = self.source.cursor
+        self._held.append(_Held(item, self._after_held, self.position))
+        self._after_held = self.source.cursor
 
     def rewind(self, position: int) -> None:
-        """Return to an earlier place."""
+        """Return to an earlier position."""
         self.position = position
         while self._at and self._held[self._at - 1].stop > position:
             self._at -= 1
         assert self._at == len(self._held) or self._held[self._at].start <= position
 
     def forget(self, position: int) -> None:
-        """Hold only rows behind a place."""
+        """Hold only rows after a position."""
         while self._held and self._held[0].stop <= position:
             self._held.popleft()
             self._at -= 1

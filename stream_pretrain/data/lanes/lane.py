@@ -24,7 +24,7 @@ class Run(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A place of a lane, for each source: how many of its rows were given since the lane was built, and its credit."""
+    """A position of a lane: for each source, the rows that were returned since the lane was built, and the credit."""
 
     positions: tuple[int, ...]
     credits: Sequence[int]
@@ -45,7 +45,7 @@ class Lane:
         self.step = 0
         self._credits: Sequence[int] = [cursor.credit for cursor in cursors]
         self._phases = phases_of(plan.layout.seed, number, plan.layout.lanes, len(plan.sources))
-        self._skipped: list[Skipped] = []  # behind the last row of a source, until they are reported
+        self._skipped: list[Skipped] = []  # after the last row of a source, until they are reported
 
     @property
     def cursors(self) -> list[Cursor]:
@@ -59,24 +59,24 @@ class Lane:
         return Place(tuple(source.position for source in self.sources), self._credits)
 
     def return_to(self, place: Place) -> None:
-        """Return to an earlier place, in a plan whose lanes can end; the lane gives the same rows again."""
+        """Return to an earlier position, in a plan whose lanes can end; the lane returns the same rows again."""
         for source, position in zip(self.sources, place.positions, strict=True):
             source.rewind(position)
         self._credits, self._skipped = place.credits, []
 
     def forget(self, place: Place) -> None:
-        """Give up places before this one."""
+        """Drop positions before this one."""
         for source, position in zip(self.sources, place.positions, strict=True):
             source.forget(position)
 
     def begin_step(self, step: int) -> None:
         """Set the step of the next rows, which decides their shares."""
         if len(self.plan.schedule) > 1 and step > 0 and self.plan.shares_at(step - 1) is not self.plan.shares_at(step):
-            self._credits = [0] * len(self.sources)  # the shares begin anew, whether or not the lane gives the step a row
+            self._credits = [0] * len(self.sources)  # even if the lane gives no row to the step
         self.step = step
 
     def take(self, count: int) -> list[Run]:
-        """The next rows, in runs; fewer at the end of all. What was skipped up to there is in `report_skipped`."""
+        """The next rows, in runs; fewer where all sources end. `report_skipped` has what was skipped on the way."""
         runs: list[Run] = []
         parts = self._parts()
         while count and parts:
@@ -84,10 +84,10 @@ class Lane:
                 chosen, credits, most = 0, self._credits, count
             else:
                 chosen, credits = choose(self._credits, parts, self._phases)
-                most = 1 if parts[chosen] < sum(parts) else count  # or nobody else's turn ever comes
+                most = 1 if parts[chosen] < sum(parts) else count  # all at once only where no other source has a share
             found = self.sources[chosen].next_rows(most)
             self._skipped += found.skipped
-            if isinstance(found, SourceEnd):  # it leaves, and the others share its part from here on
+            if isinstance(found, SourceEnd):  # from here on, the others share its part
                 self._credits = [0] * len(parts)
                 parts = self._parts()
                 continue
@@ -100,12 +100,12 @@ class Lane:
         return runs
 
     def _parts(self) -> Sequence[int]:
-        """What the source of the next row is chosen by; nothing at the end of all."""
+        """The parts by which the source of the next row is chosen; empty where all sources have ended."""
         ended = [source.ended for source in self.sources]
         return self.plan.parts_at(self.step, ended) if len(ended) > 1 else () if ended[0] else (1,)
 
     def take_seconds(self) -> list[float]:
-        """[causes] seconds spent on all sources since this was asked last, see `source_lane.CAUSES`."""
+        """[causes] seconds spent on all sources since the last call, see `source_lane.CAUSES`."""
         return list(map(sum, zip(*(source.source.take_seconds() for source in self.sources), strict=True)))
 
     @property
@@ -114,6 +114,6 @@ class Lane:
         return [source.source.sampled for source in self.sources]
 
     def report_skipped(self) -> list[Skipped]:
-        """What was skipped since the last row; given once, and again after a `return_to`."""
+        """What was skipped since the last row; reported once, and again after a `return_to`."""
         skipped, self._skipped = self._skipped, []
         return skipped

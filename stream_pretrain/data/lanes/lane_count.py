@@ -11,12 +11,12 @@ MOST_LANES = 64
 
 
 def lane_count(smallest_windows: int, readable_units: int, *, world: int, workers: int) -> int:
-    """The number of lanes of a new run that does not ask for another.
+    """The number of lanes of a new run with --lanes auto.
 
-    As many as have `WINDOWS_PER_LANE` windows each, at least 8 and one a rank, at most 64 or one a process.
+    As many as have `WINDOWS_PER_LANE` windows each; at least 8 and one a rank, at most 64 or one a process.
 
-    smallest_windows: windows of the corpus, were each as small as may be. readable_units: parts of it that can be read without
-    the others: lanes that share one are read by as many processes as there are, or decompress it several times.
+    smallest_windows: windows of the corpus, if each had the smallest size. readable_units: parts of it that can be read
+    independently: a part that several lanes share is read, and decompressed, by each of their processes.
     """
     processes = world * max(workers, 1)
     carried = max(FEWEST_LANES, processes, readable_units)

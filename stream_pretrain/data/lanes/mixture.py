@@ -23,11 +23,11 @@ import numpy as np
 from stream_pretrain.data.randomness import MIXTURE, keyed_generator
 
 PARTS = 1_000_000_000
-"""The weights that a user gives are rounded to integers of about this sum: credits are exact, and a million rows are still
-within a thousandth of one of what was asked for."""
+"""Weights are rounded to integers of about this sum, so that credits are exact; after a million rows, a source is still within
+a thousandth of a row of its share."""
 
 _ROWS_AHEAD = 4096
-"""The most rows for which due rows are counted, which bounds the cost of a choice; later ones are not preferred."""
+"""Rows ahead for which due rows are counted, which bounds the cost of a choice; a source that is due later is not preferred."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ def largest_shares(schedule: Sequence[Shares]) -> list[float]:
 def phases_of(seed: int, lane: int, lanes: int, sources: int) -> tuple[int, ...]:
     """How far behind its share each source is, in a lane, when it should give a row: 1 to PARTS, which is a whole row.
 
-    Spread evenly over the lanes, so that they do not all ask for a rare source in the same step.
+    Spread evenly over the lanes, so that they do not all take a rare source in the same step.
     """
     places = [keyed_generator(seed, MIXTURE, source).permutation(lanes)[lane] for source in range(sources)]
     return tuple((int(place) + 1) * PARTS // lanes for place in places)
 
 
 def choose(credits: Sequence[int], parts: Sequence[int], phases: Sequence[int]) -> tuple[int, tuple[int, ...]]:
-    """The source of the next row, and the credits behind it; a source without parts has left, or is not asked for now.
+    """The source of the next row, and the credits after it; a source without parts has ended, or has no share now.
 
     From credits of 0 on, no source is ever a whole row behind or ahead of its share.
     """
@@ -88,7 +88,7 @@ def choose(credits: Sequence[int], parts: Sequence[int], phases: Sequence[int]) 
 def _may_go_first(source: int, due: int, earned: Sequence[int], parts: Sequence[int]) -> bool:
     """Whether all rows of the others can still come in time when a source gives this row."""
     if earned[source] > sum(-credit for credit in earned if credit < 0):
-        return True  # all together they would be ahead by less than a row, and so no more rows are due than there are to give
+        return True  # the others together are ahead by less than a row: no more rows are due than can be given
     if due > _ROWS_AHEAD:
         return False
     rows = np.arange(due)[:, None]

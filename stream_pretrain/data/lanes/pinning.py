@@ -1,4 +1,4 @@
-"""What a run reads and how it is dealt: pinned at its first start, and found again at each resume."""
+"""What a run reads and how it is dealt: pinned at its first start, and relocated at each resume."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from stream_pretrain.config import Config, DataConfig, TextDocuments, sources_of, storage_options
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
-from stream_pretrain.data.corpus.remote_files import MOST_ASKED_AGAIN, with_web_sizes
+from stream_pretrain.data.corpus.remote_files import MOST_RECHECKED, with_web_sizes
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.corpus.unchanged_since_start import resolve_pinned
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.lanes.bundles import BUNDLES_PER_LANE, bundle_bytes, bundles_of, is_small, not_in_bundles
-from stream_pretrain.data.lanes.content_sizes import MOST_ASKED, tells_content, with_content_bytes
+from stream_pretrain.data.lanes.content_sizes import MOST_OPENED, states_content_size, with_content_bytes
 from stream_pretrain.data.lanes.group_sizes import first_step_rows, full_group_rows
 from stream_pretrain.data.lanes.lane_count import lane_count
 from stream_pretrain.data.lanes.mixture import Shares, largest_shares, parts_of
@@ -39,9 +39,9 @@ def pin(config: Config, world: int) -> PinnedCorpus:
     _refuse_idle_ranks(config, world)
     options = sources_of(config.data)
     shares = largest_shares(share_schedule(config.data))
-    enough = [bundle_bytes(config.data.sequence_length, most_window_bytes(config.data, share)) for share in shares]
-    corpora = [_sized(source, of_source) for source, of_source in zip(options, enough, strict=True)]
-    bundles = [bundles_of(corpus.shards, of_source) for corpus, of_source in zip(corpora, enough, strict=True)]
+    full_bundle = [bundle_bytes(config.data.sequence_length, most_window_bytes(config.data, share)) for share in shares]
+    corpora = [_sized(source, of_source) for source, of_source in zip(options, full_bundle, strict=True)]
+    bundles = [bundles_of(corpus.shards, of_source) for corpus, of_source in zip(corpora, full_bundle, strict=True)]
     lanes = _auto_lanes(config, corpora, bundles, world) if config.data.lanes == "auto" else config.data.lanes
     names = [source.name for source in config.data.sources] or [""]
     pinned = PinnedCorpus(
@@ -62,22 +62,22 @@ def pin(config: Config, world: int) -> PinnedCorpus:
 
 
 def requests_of_start(config: Config, pinned: PinnedCorpus, *, resumes: bool) -> int:
-    """Requests about single files before the first window is read, besides listings: what `_sized` asks servers for."""
+    """Requests about single files before the first window is read, besides listings: those of `_sized`."""
     options, shares = sources_of(config.data), largest_shares(share_schedule(config.data))
-    asked = 0
+    requests = 0
     for source, of_source, share in zip(pinned.sources, options, shares, strict=True):
-        enough = bundle_bytes(config.data.sequence_length, most_window_bytes(of_source, share))
+        full_bundle = bundle_bytes(config.data.sequence_length, most_window_bytes(of_source, share))
         before = [replace(shard, content_bytes=None) for shard in source.shards if is_remote(shard.url)]
         of_size = sum(on_web(shard.url) for shard in before)
-        of_content = sum(tells_content(shard) and not is_small(shard, enough) for shard in before)
-        asked += of_size if not resumes or of_size <= MOST_ASKED_AGAIN else 0
-        asked += 0 if resumes else min(MOST_ASKED, of_content)
-    return asked
+        of_content = sum(states_content_size(shard) and not is_small(shard, full_bundle) for shard in before)
+        requests += of_size if not resumes or of_size <= MOST_RECHECKED else 0
+        requests += 0 if resumes else min(MOST_OPENED, of_content)
+    return requests
 
 
-def _sized(source: DataConfig, enough: int) -> Corpus:
-    """The shards of a source, and how large they are. One that a bundle may hold is guessed where it is remote."""
-    return with_content_bytes(with_web_sizes(resolve(source), source), read_options(source, enough, 1.0), enough)
+def _sized(source: DataConfig, full_bundle: int) -> Corpus:
+    """The shards of a source with their sizes; the content of remote ones that a bundle may hold is estimated."""
+    return with_content_bytes(with_web_sizes(resolve(source), source), read_options(source, full_bundle, 1.0), full_bundle)
 
 
 def _refuse_idle_ranks(config: Config, world: int) -> None:
@@ -125,13 +125,13 @@ def share_schedule(data: DataConfig) -> tuple[Shares, ...]:
     return tuple(schedule)
 
 
-def found_again(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpus:
+def relocate(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpus:
     """The corpus of a resumed run, with its shards where they are now.
 
-    Raises: SourceError with the shards that differ, and as `refuse_unlike`.
+    Raises: SourceError with the shards that differ, and as `refuse_mismatch`.
     """
     _refuse_idle_ranks(config, world)
-    refuse_unlike(config, pinned)
+    refuse_mismatch(config, pinned)
     return replace(
         pinned,
         sources=tuple(
@@ -140,7 +140,7 @@ def found_again(config: Config, pinned: PinnedCorpus, world: int) -> PinnedCorpu
     )
 
 
-def refuse_unlike(config: Config, pinned: PinnedCorpus) -> None:
+def refuse_mismatch(config: Config, pinned: PinnedCorpus) -> None:
     """Refuse other sources, lanes or windows than the pinned ones. Raises: CheckpointError, ConfigError."""
     names = [source.name for source in config.data.sources] or [""]
     if [source.name for source in pinned.sources] != names:
@@ -157,7 +157,7 @@ def refuse_unlike(config: Config, pinned: PinnedCorpus) -> None:
 
 
 def row_layout(config: Config, lanes: int) -> RowLayout:
-    """How the rows of a run with so many lanes are laid out."""
+    """The layout of the rows of a run with this number of lanes."""
     return RowLayout(
         lanes=lanes,
         global_batch_size=config.train.global_batch_size,
@@ -168,7 +168,7 @@ def row_layout(config: Config, lanes: int) -> RowLayout:
 
 
 def source_plans(config: Config, pinned: PinnedCorpus) -> tuple[SourcePlan, ...]:
-    """What the lanes of a run read of each source."""
+    """The plan of each source."""
     plans: list[SourcePlan] = []
     first_shard = 0
     limits = [source.max_epochs for source in config.data.sources] or [None]
@@ -191,9 +191,9 @@ def source_plans(config: Config, pinned: PinnedCorpus) -> tuple[SourcePlan, ...]
             group_rows=source.group_rows,
             first_step_rows=first_step,
         )
-        # In a mixture every lane needs every source; one that is read a number of times must be dealt all the same.
+        # In a mixture, every lane needs every source; one with a limit of epochs is dealt all the same, to be read so often.
         windows = sum(plan.windows_of(unit) for unit in range(len(plan.units)))
-        plans.append(replace(plan, whole=len(pinned.sources) > 1 and plan.max_epochs is None and windows < pinned.lanes))
+        plans.append(replace(plan, undealt=len(pinned.sources) > 1 and plan.max_epochs is None and windows < pinned.lanes))
         first_shard += len(plan.shards)
     return tuple(plans)
 

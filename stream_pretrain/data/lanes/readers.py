@@ -13,18 +13,18 @@ from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.transport.store_memory import StoreMemory
 
 _Key: TypeAlias = tuple[int, int, int]
-"""Epoch and unit, and the lane where each reads by itself."""
+"""Epoch and unit, and the lane where each lane reads all units."""
 
 
 class Readers:
     """The open units of a source in one process: lanes which read stripes of the same shard share its decompression.
 
-    A lane follows the unit of its next stripe already while it reads the one before, so that what other lanes pass of that
-    stripe meanwhile is kept for it.
+    A lane also follows the unit of its next stripe while it reads the one before, so that windows of that stripe are kept for
+    it when other lanes pass them.
     """
 
     def __init__(self, plan: SourcePlan, memory: StoreMemory | None = None) -> None:
-        """memory: what the stream has learnt of its stores, where it has other sources as well."""
+        """memory: shared by the sources of a stream."""
         self.plan = plan
         self.memory = memory = memory or StoreMemory()
         self._options = replace(plan.read, transport=replace(plan.read.transport, memory=memory))
@@ -54,7 +54,7 @@ class Readers:
             self.open[key].follow(stripe, stripe.first)
 
     def _after(self, lane: int, epoch: int, stripe: Stripe) -> tuple[int, Stripe] | None:
-        """What a lane reads after a stripe, and in which epoch."""
+        """The epoch and stripe that a lane reads after this one; None at its end."""
         stripes = self.plan.stripes(epoch, lane)
         if stripe != stripes[-1]:
             return epoch, stripes[stripes.index(stripe) + 1]
@@ -63,4 +63,4 @@ class Readers:
         return next(((epoch + 1, first) for first in self.plan.stripes(epoch + 1, lane)), None)
 
     def _key(self, lane: int, epoch: int, stripe: Stripe) -> _Key:
-        return (epoch, stripe.unit, lane if self.plan.whole else 0)
+        return (epoch, stripe.unit, lane if self.plan.undealt else 0)

@@ -17,15 +17,15 @@ from stream_pretrain.units import MIB
 from stream_pretrain.urls import is_remote
 
 MOST_AMPLIFICATION = 4.0
-"""Above this, remote shards are read only with an explicit --lanes: somebody pays for the transfer."""
+"""Above this, remote shards are read only with an explicit --lanes: transfers cost money."""
 
 DECOMPRESSOR_BYTES = 8 * MIB
-"""The window that zstd asks for up to level 19 (frames written with --long ask for more), or pages of a Parquet column."""
+"""The window of zstd up to level 19 (that of frames written with --long is larger), or pages of a Parquet column."""
 
 
 @dataclass(frozen=True)
 class ReadingCost:
-    """Of an epoch, and of a start in its middle, with so many processes."""
+    """The cost of reading an epoch, and of a resume in its middle."""
 
     stored_bytes: int
     epoch_bytes: int
@@ -33,7 +33,7 @@ class ReadingCost:
     resume_bytes: int
     """The most stored bytes that a resume reads again, in shards that can only be read from the start."""
     requests: int
-    """To stores, for an epoch; at least, of Parquet, where each row group is a request."""
+    """Requests to stores for an epoch; a lower bound for Parquet, where each row group is a request."""
 
     @property
     def amplification(self) -> float:
@@ -42,19 +42,19 @@ class ReadingCost:
 
 
 def reading_cost(sources: Sequence[SourcePlan], world: int, workers: int) -> ReadingCost:
-    """Worked out for the first epoch. A zstd shard is taken for one frame: what it has is seen when it is opened."""
+    """The cost of the first epoch. A zstd shard is assumed to have one frame, since it is not opened here."""
     stored = epoch = resume = requests = 0
     processes = _processes(sources, sources[0].layout.lanes, world, max(workers, 1))
     for source in sources:
         units = range(len(source.units))
         sizes = [1 if (size := source.size_of(unit)) is None else size for unit in units]
         shared = [_is_shared(source, unit) for unit in units]
-        asked = [_requests(source, unit) for unit in units]
+        requested = [_requests(source, unit) for unit in units]
         read: set[tuple[int, object]] = set()
         alone: dict[int, int] = {}
         lanes_of: Counter[object] = Counter()
         for lane, process in enumerate(processes):
-            # Lanes of a process share the reading of a unit that is entered at its start, except where it is read by itself.
+            # Lanes of a process share one pass over a unit that is read from its start, unless each has a pass of its own.
             entered = [
                 (stripe.unit, process if shared[stripe.unit] else lane)
                 for stripe in source.stripes(0, lane)
@@ -71,29 +71,29 @@ def reading_cost(sources: Sequence[SourcePlan], world: int, workers: int) -> Rea
             sizes_of.setdefault(how, []).append(sizes[unit])
         for how, lanes in lanes_of.items():  # a lane is in one unit at a time: at worst each in another one, the largest
             resume += sum(sorted(sizes_of[how], reverse=True)[:lanes])
-        requests += sum(asked[unit] for unit, _ in read)
-        # Between two windows of a stripe lie those of other lanes.
-        requests += sum(max(asked[unit], _jumps(source, unit, many)) for unit, many in alone.items() if asked[unit])
+        requests += sum(requested[unit] for unit, _ in read)
+        # Between two windows of a stripe are those of other lanes.
+        requests += sum(max(requested[unit], _jumps(source, unit, many)) for unit, many in alone.items() if requested[unit])
     return ReadingCost(stored, epoch, resume, requests)
 
 
 def _jumps(source: SourcePlan, unit: int, stripes: int) -> int:
-    """Windows of a unit of lines that so many lanes share: each is asked for by itself."""
+    """Windows of a unit of lines that several lanes share: each is a request of its own."""
     [shard] = source.shards_of(unit)
     return source.windows_of(unit) if stripes > 1 and shard.format != "parquet" else 0
 
 
 def _requests(source: SourcePlan, unit: int) -> int:
-    """For a unit that is read from its start to its end; none for files of this machine."""
+    """Requests for a unit that is read from its start to its end; none for local files."""
     remote = [shard for shard in source.shards_of(unit) if is_remote(shard.url)]
     blocks = sum(max(1, math.ceil((shard.size or 0) / source.read.transport.block_bytes)) for shard in remote)
     return blocks + sum(shard.format == "parquet" for shard in remote)  # the footer
 
 
 def _is_shared(source: SourcePlan, unit: int) -> bool | None:
-    """Whether lanes of a process read a unit together, from its start, or each by itself; None where a stripe is read alone."""
+    """Whether lanes of a process share a pass over a unit from its start, or each has its own; None for seekable stripes."""
     shard, *others = source.shards_of(unit)
-    if others or shard.format == "examples" or source.whole:
+    if others or shard.format == "examples" or source.undealt:
         return False
     return True if shard.compression != "none" else None
 

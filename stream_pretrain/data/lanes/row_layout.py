@@ -27,7 +27,7 @@ class RowLayout:
 
 
 def part_of(numbers: range, part: int, parts: int) -> range:
-    """One of as many parts of neighbouring numbers, each as large as the others or one larger: the lanes of a rank; the rows of
-    a step that a rank trains on."""
+    """One of `parts` parts of neighbouring numbers, whose sizes differ by at most one: the lanes of a rank; the rows of a step
+    that a rank trains on."""
     count = len(numbers)
     return numbers[count * part // parts : count * (part + 1) // parts]

@@ -1,8 +1,8 @@
-"""How much of a run that its epochs end lies before a step, as a share of its rows.
+"""The progress of a run that ends with its epochs, as a share of its rows.
 
-The rows that are left are predicted by the bytes that are left of each source, and by the rows that its lanes made of a byte so
-far. Lanes give equally many rows, so one with fewer rows in a byte has read more and will end first: each is taken by itself,
-up to the end of its first epoch.
+Remaining rows are predicted from the remaining bytes of each source, and the rows per byte of its lanes so far. Lanes give
+equally many rows, so one with fewer rows per byte has read more and will end first: up to the end of its first epoch, each lane
+is predicted separately.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors
 
 DAMPING = 0.05
-"""Of an epoch of a lane: while it has read less, it is taken to be like the others rather than like what it has read."""
+"""Share of an epoch; a lane that has read less is assumed to be like the others rather than like what it has read."""
 
 
 def counts_of(plan: StreamPlan, cursors: Mapping[int, LaneCursors]) -> NDArray[np.float64]:
-    """[3, sources, lanes] rows that each lane has given, bytes it has read, and epochs it has ended; 0 for other lanes.
+    """[3, sources, lanes] rows that each lane has given, bytes it has read, and epochs it has completed; 0 for other lanes.
 
-    Integers, so that ranks add up to the same. Empty where epochs do not end the run.
+    Integers, so that the sum over ranks is exact. Empty where epochs do not end the run.
     """
     if not plan.epochs_end_it:
         return np.zeros((3, 0, 0))
@@ -36,9 +36,9 @@ def counts_of(plan: StreamPlan, cursors: Mapping[int, LaneCursors]) -> NDArray[n
 
 
 def progress(plan: StreamPlan, counts: NDArray[np.float64], step: int) -> float:
-    """Share of the rows of the run that lies before a step, about; 0 where epochs do not end the run.
+    """Approximate share of the rows of the run before a step; 0 where epochs do not end the run.
 
-    counts: `counts_of` all lanes, in front of the step.
+    counts: `counts_of` all lanes, before the step.
     """
     rows, read, epochs = counts
     if not (rows.any() and read.any()):
@@ -55,7 +55,7 @@ def progress(plan: StreamPlan, counts: NDArray[np.float64], step: int) -> float:
 def _rows_left(
     source: SourcePlan, in_a_byte: float, rows: NDArray[np.float64], read: NDArray[np.float64], epochs: NDArray[np.float64]
 ) -> float:
-    """Rows that lanes will give of a source, about, when those of all sources have made so many of a byte."""
+    """Approximate rows that lanes will give of a source. in_a_byte: rows per byte of all sources so far."""
     of_lane = source.bytes_of_epoch / len(rows)
     to_come = np.maximum((source.max_epochs or 0) - epochs, 0)
     if not to_come.any():
@@ -64,7 +64,7 @@ def _rows_left(
     by_source = (_sum(rows) + damping * in_a_byte) / (_sum(read) + damping)
     by_lane = (rows + damping * by_source) / (read + damping)
     of_any = _sum(by_lane) / len(rows)
-    # A lane has about as much in an epoch as the others; what it has in a later one may be what any of them has now.
+    # Lanes have about equal shares of an epoch; in a later one, a lane may have what any of them has now.
     now = np.where(to_come > 0, np.maximum(of_lane * (epochs + 1) - read, 0.0), 0.0)
     later = of_lane * np.maximum(to_come - 1, 0.0)
     if not (now.any() or later.any()):  # lanes that turn out to have more

@@ -160,7 +160,7 @@ class SourceLane:
         self.seconds[1] += time.perf_counter() - began - waited
         if found is None:
             if not self._at_start_of_window and not damaged:
-                raise self._astray(stripe, block)
+                raise self._no_such_place(stripe, block)
             self.readers.leave(self.number, cursor.epoch, stripe)
             # Where a run goes on, damage may be met in a window that was read in part before.
             self.cursor = self._after_stripe(cursor, damaged=damaged)
@@ -181,7 +181,7 @@ class SourceLane:
         if self.bytes_of_window:
             self.opened += self.window.characters, len(self.window), self.bytes_of_window
         if not self.window.has(cursor.next_document, cursor.piece):
-            raise self._astray(stripe, block)
+            raise self._no_such_place(stripe, block)
 
     def _refuse_other_ids(self, stripe: Stripe, block: int, documents: Documents) -> None:
         """Compare the engine with `tokenizers`, more closely where the run begins. Raises: EngineError."""
@@ -194,7 +194,7 @@ class SourceLane:
         first = FIRST_CHARACTERS // self.plan.layout.lanes if self.cursor.rows == 0 else 0
         refuse_other_ids(self.engine, documents.texts, self._key(SAMPLE, stripe, block), named, first_characters=first)
 
-    def _astray(self, stripe: Stripe, block: int) -> CheckpointError:
+    def _no_such_place(self, stripe: Stripe, block: int) -> CheckpointError:
         """The error of a resume from a place that does not exist."""
         where = f"{self.plan.shards_of(stripe.unit)[0].name}, window {block}"
         return CheckpointError(
@@ -234,7 +234,7 @@ class SourceLane:
     def _key(self, purpose: int, stripe: Stripe, block: int) -> tuple[int, ...]:
         """Key of a window's random numbers: its place in the corpus, and the lane where each reads it in its own way."""
         key = (self.plan.layout.seed, purpose, self.cursor.epoch, self._shard(stripe), block)
-        return (*key, self.number) if self.plan.whole else key
+        return (*key, self.number) if self.plan.undealt else key
 
     def _next_epoch(self) -> None:
         self.empty_epochs = self.empty_epochs + 1 if self.cursor.rows == self.rows_before_epoch else 0
@@ -242,7 +242,7 @@ class SourceLane:
         # A lane that was dealt nothing, or nothing with text, is dealt something in another epoch; bad documents stay bad.
         only_bad = (self.uncounted["skipped"] or self.uncounted["stripes"]) and not self.uncounted["empty"]
         if self.plan.max_epochs is None and self.empty_epochs >= (2 if only_bad else EMPTY_EPOCHS):
-            raise self._met_nothing(f"in {self.empty_epochs} epochs")
+            raise self._no_document_found(f"in {self.empty_epochs} epochs")
         self.cursor = self.cursor._replace(epoch=self.cursor.epoch + 1, stripe=0, window=0, compressed=0, uncompressed=0)
         self._begin_epoch(self.cursor.epoch, 0)
 
@@ -250,9 +250,9 @@ class SourceLane:
         """Raise SourceError where a lane meets no text for so long that there surely is none in the field."""
         met = self.uncounted
         if met["read"] >= HOPELESS_DOCUMENTS and met["empty"] + met["skipped"] == met["read"]:
-            raise self._met_nothing(f"in {met['read']:,} that it read")
+            raise self._no_document_found(f"in {met['read']:,} that it read")
 
-    def _met_nothing(self, where: str) -> SourceError:
+    def _no_document_found(self, where: str) -> SourceError:
         of = f" of source {self.plan.name}" if self.plan.name else ""
         nothing = f"lane {self.number} of {self.plan.layout.lanes} found no document{of} {where}"
         if self.unreported:
@@ -279,7 +279,7 @@ class SourceLane:
         if damaged:
             rest = self.plan.bytes_from(stripe, cursor.window)
             finished = max(cursor.bytes_read, min(finished + rest, (cursor.epoch + 1) * self.plan.bytes_of_epoch))
-        elif not self.plan.tells_bytes(stripe.unit):
+        elif not self.plan.knows_bytes(stripe.unit):
             finished += self.plan.bytes_from(stripe, 0)
         zeros = ("compressed", "uncompressed", "window", "next_document", "piece", "token", "taken", "window_bytes")
         return cursor._replace(stripe=cursor.stripe + 1, **dict.fromkeys(zeros, 0), finished_bytes=finished)
@@ -294,7 +294,7 @@ class SourceLane:
         stripe = self.stripes[cursor.stripe]
         block = stripe.first + cursor.window * stripe.count
         if cursor.token and cursor.token >= window.counts[:1].sum():
-            raise self._astray(stripe, block)
+            raise self._no_such_place(stripe, block)
         tokenized = window.tokenized()
         placements, left = place(tokenized.tokens, cursor.token, rows, layout.sequence_length, self._framing, layout.packing)
         after = window.position_of(tokenized, *left)
@@ -303,7 +303,7 @@ class SourceLane:
             self._report_without_tokens(window, without_tokens, stripe)
         if not len(placements):
             if cursor.taken:
-                raise self._astray(stripe, block)
+                raise self._no_such_place(stripe, block)
             self.cursor = self._after_window(cursor)
             return None
         encoder, offsets = self.encoder, np.zeros(len(tokenized.tokens) + 1, dtype=np.int64)
@@ -312,7 +312,7 @@ class SourceLane:
             placements, window.kept_ids(), offsets, layout.sequence_length, encoder.prefix, encoder.suffix, encoder.pad
         )
         if cursor.taken >= len(packed.input_ids):
-            raise self._astray(stripe, block)
+            raise self._no_such_place(stripe, block)
         group = self._group_of(packed, window, tokenized, after)
         self.seconds[2] += time.perf_counter() - began
         return group

@@ -21,7 +21,7 @@ from stream_pretrain.data.randomness import DEAL, keyed_generator
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """Everything but its number and cursor that decides the rows of a source in a lane: the same on all ranks."""
+    """Everything but the lane and its cursor that decides the rows of a source: the same on all ranks."""
 
     name: str
     shards: tuple[Shard, ...]
@@ -33,17 +33,17 @@ class SourcePlan:
     read: ReadOptions
     skip_bad_shards: bool = False
     bundles: tuple[tuple[int, int], ...] = ()
-    """Runs of small shards that are read together, each as the number of its first shard and the one behind its last."""
+    """Runs of small shards that are read together, each as the number of its first shard and the one after its last."""
     group_rows: int = FEWEST_ROWS
     """Rows of a full group."""
     first_step_rows: int = 0
-    """The most rows that a lane gives of it to the first step."""
-    whole: bool = False
+    """The most rows that a lane contributes of it to the first step."""
+    undealt: bool = False
     """Too small to deal: every lane reads all of it, in its own order and with its own masks."""
 
     @cached_property
     def units(self) -> tuple[range, ...]:
-        """What is dealt, as the numbers of its shards: one shard, or a bundle."""
+        """The units that are dealt, as the numbers of their shards: one shard, or a bundle."""
         stops = dict(self.bundles)
         units: list[range] = []
         while (first := units[-1].stop if units else 0) < len(self.shards):
@@ -52,7 +52,7 @@ class SourcePlan:
 
     @cached_property
     def group_sizes(self) -> GroupSizes:
-        """Rows of its groups."""
+        """The sizes of its groups."""
         return GroupSizes(self.group_rows, self.first_step_rows, self.layout.lanes)
 
     def shards_of(self, unit: int) -> tuple[Shard, ...]:
@@ -60,12 +60,12 @@ class SourcePlan:
         return self.shards[self.units[unit].start : self.units[unit].stop]
 
     def size_of(self, unit: int) -> int | None:
-        """Stored bytes of a unit; None where they are not known."""
+        """Stored bytes of a unit; None where they are unknown."""
         sizes = [shard.size for shard in self.shards_of(unit)]
         return None if None in sizes else sum(size or 0 for size in sizes)
 
     def windows_of(self, unit: int) -> int:
-        """Windows of a unit as far as its size tells."""
+        """Windows of a unit, estimated from its size."""
         known = self._known_windows(unit)
         if known is not None:
             return math.ceil(known)
@@ -76,7 +76,7 @@ class SourcePlan:
         return max(1, round(content / self.read.window_bytes))
 
     def _known_windows(self, unit: int) -> float | None:
-        """Windows of a unit with a fraction for the last one; None where these are not known, or not equally large."""
+        """Windows of a unit with a fraction for the last one; None where they are unknown, or of different sizes."""
         shard, *others = self.shards_of(unit)
         if others or (shard.format == "text" and self.read.text_documents == "file"):
             return 1.0
@@ -86,7 +86,7 @@ class SourcePlan:
 
     def stripes(self, epoch: int, lane: int) -> list[Stripe]:
         """What a lane reads in an epoch, in order."""
-        if self.whole:
+        if self.undealt:
             order = keyed_generator(self.layout.seed, DEAL, epoch, self.first_shard, lane).permutation(len(self.units))
             return [Stripe(unit) for unit in order.tolist()]
         if epoch not in self._dealt:
@@ -104,36 +104,36 @@ class SourcePlan:
         """Whether a lane has read all epochs of the source."""
         return self.max_epochs is not None and cursor.epoch >= self.max_epochs
 
-    def tells_bytes(self, unit: int) -> bool:
-        """Whether it is known which bytes of a unit its windows have."""
+    def knows_bytes(self, unit: int) -> bool:
+        """Whether the bytes of each window of a unit are known."""
         shard, *others = self.shards_of(unit)
         return self.size_of(unit) is not None and (bool(others) or shard.format != "examples")
 
     def bytes_of(self, unit: int, documents: Documents) -> int:
-        """Bytes of the content of a unit in a window; 0 where that is not known. Those of all windows add up to the unit."""
+        """Bytes of the content of a unit in a window; 0 where that is unknown. The windows add up to the unit."""
         shard, *others = self.shards_of(unit)
         if not others and shard.content_bytes is not None and not shard.is_content_estimated:
             return documents.content_bytes
-        if not self.tells_bytes(unit):
+        if not self.knows_bytes(unit):
             return 0
         begin, end = (self._sizes[unit] * stored // max(1, self.size_of(unit) or 0) for stored in documents.stored)
         return end - begin
 
     def bytes_from(self, stripe: Stripe, window: int) -> int:
-        """Bytes of the content of a stripe from a window on, about."""
+        """Approximate bytes of the content of a stripe from a window on."""
         before, until = (int(self._sizes[stripe.unit] * part) for part in self._part(stripe))
         windows = math.ceil((self.windows_of(stripe.unit) - stripe.first) / stripe.count)
         return (until - before) * max(0, windows - window) // windows
 
     def _part(self, stripe: Stripe) -> tuple[float, float]:
-        """The part of its unit that a stripe is, between 0 and 1."""
+        """Begin and end of a stripe in its unit, between 0 and 1."""
         windows = self._known_windows(stripe.unit) or stripe.count
         before, until = (share_before(first, stripe.count, windows) for first in (stripe.first, stripe.first + 1))
         return before, until
 
     @cached_property
     def fullest_lane(self) -> float:
-        """How much the lane with the most has in the first epoch, as a multiple of the mean."""
+        """Load of the fullest lane in the first epoch, as a multiple of the mean."""
         sizes, lanes = known_sizes(self._loads), np.zeros(self.layout.lanes)
         for lane in range(self.layout.lanes):
             for stripe in self.stripes(0, lane):
@@ -143,12 +143,12 @@ class SourcePlan:
 
     @cached_property
     def bytes_of_epoch(self) -> int:
-        """Bytes of the content of all shards, as far as it is known."""
+        """Bytes of the content of all shards, estimated where unknown."""
         return sum(self._sizes)
 
     @cached_property
     def _loads(self) -> list[int | None]:
-        """What lanes are levelled by: the content of each unit where it was found out of some, else stored bytes."""
+        """The sizes that are dealt evenly: the content of each unit where that of any is known, else stored bytes."""
         numbers = range(len(self.units))
         if all(shard.content_bytes is None for shard in self.shards):
             return [self.size_of(unit) for unit in numbers]
@@ -157,5 +157,5 @@ class SourcePlan:
 
     @cached_property
     def _sizes(self) -> list[int]:
-        """Bytes of the content of each unit, at least one; of one that is not known the mean of the others."""
+        """Bytes of the content of each unit, at least one; the mean of the others where they are unknown."""
         return [max(1, int(size)) for size in known_sizes(self._loads)]

@@ -85,18 +85,23 @@ class StepRows:
 
 
 def step_of(
-    lanes: Sequence[Lane], asked: Sequence[int], to_end: Sequence[bool], plan: StreamPlan, step: int = 0, generation: int = 0
+    lanes: Sequence[Lane],
+    requested: Sequence[int],
+    ends: Sequence[bool],
+    plan: StreamPlan,
+    step: int = 0,
+    generation: int = 0,
 ) -> StepRows:
-    """The next rows of some lanes, so many of each as it is asked for; fewer of one that has ended.
+    """The next rows of some lanes; fewer than requested of one that has ended.
 
-    to_end: whether these are known to be the last rows of a lane. What is skipped behind them is told with them.
+    ends: whether these are known to be the last rows of a lane. What is skipped after them is reported with them.
     """
     runs: list[Run] = []
     skipped: list[Skipped] = []
     given: list[int] = []  # by each lane
-    for lane, rows_asked, is_last in zip(lanes, asked, to_end, strict=True):
+    for lane, rows_requested, is_last in zip(lanes, requested, ends, strict=True):
         lane.begin_step(step)
-        of_lane = lane.take(rows_asked + is_last)  # behind the last row is what was skipped there
+        of_lane = lane.take(rows_requested + is_last)  # one more reads what is skipped after the last row
         skipped += lane.report_skipped()
         given.append(sum(len(run.which) for run in of_lane))
         runs += of_lane

@@ -48,7 +48,7 @@ class Deal:
     generation: int
     step: int
     ended: NDArray[np.int32]
-    """Lanes that gave less than they were asked for..."""
+    """Lanes that gave fewer rows than requested..."""
     given: NDArray[np.int32]
     """...and how many rows."""
 
@@ -97,7 +97,7 @@ class RowStream:
         """The rows of each step; None while a lane has ended and the step is not dealt again."""
         batch, numbers, deals = self.plan.layout.global_batch_size, [lane.number for lane in lanes], self.deals
         generation, lane_rows = 0, self.lane_rows
-        held: deque[tuple[LaneRows, list[Place]]] = deque()  # in front of the steps that may be dealt again
+        held: deque[tuple[LaneRows, list[Place]]] = deque()  # before each step that may be dealt again
         while True:
             is_short, failure = False, None
             while not is_short and not deals.poll():
@@ -107,17 +107,17 @@ class RowStream:
                     held.popleft()
                     for lane, place in zip(lanes, held[0][1], strict=True):
                         lane.forget(place)
-                asked = lane_rows.asked(batch)
-                to_end = (lane_rows.left == asked)[numbers].tolist()
+                requested = lane_rows.requested(batch)
+                ends = (lane_rows.left == requested)[numbers].tolist()
                 try:
-                    rows = step_of(lanes, asked[numbers].tolist(), to_end, self.plan, lane_rows.step, generation)
+                    rows = step_of(lanes, requested[numbers].tolist(), ends, self.plan, lane_rows.step, generation)
                 except StreamPretrainError as error:
-                    # Raised in the training process: in one line rather than behind a worker's traceback, and in its step.
+                    # Raised in the training process, at its step: one line rather than a worker's traceback.
                     failure = Failure(generation, error)
                     break
                 yield rows
-                is_short = bool((rows.given < asked[numbers]).any())
-                lane_rows = lane_rows.after(asked)
+                is_short = bool((rows.given < requested[numbers]).any())
+                lane_rows = lane_rows.after(requested)
             while not deals.poll():
                 yield failure
             deal: Deal = deals.recv()
@@ -126,7 +126,7 @@ class RowStream:
                 lane_rows, places = held.pop()
             for lane, place in zip(lanes, places, strict=True):
                 lane.return_to(place)
-            given = lane_rows.asked(batch)
+            given = lane_rows.requested(batch)
             given[deal.ended] = deal.given
             generation, lane_rows = deal.generation, lane_rows.knowing(given, batch)
 
@@ -160,8 +160,8 @@ class StepStream:
         self.nothing = step_of([], [], [], plan)
         """A step without rows."""
         self._lane_rows = LaneRows.before(step, cursors)
-        self.asked = self._lane_rows.asked(plan.layout.global_batch_size)
-        """int64 [lanes], rows that each lane is asked for in the next step; none after all have ended."""
+        self.requested = self._lane_rows.requested(plan.layout.global_batch_size)
+        """int64 [lanes], rows that are requested of each lane in the next step; none after all have ended."""
         self._generation = 0
         own = part_of(range(plan.layout.lanes), rank, world)
         epochs = [min(lane[source].epoch for lane in cursors) for source in range(len(plan.sources))]
@@ -196,7 +196,7 @@ class StepStream:
             end.close()
 
     def read(self) -> StepRows:
-        """What the lanes of this rank give to the next step: fewer rows than asked for where one has ended."""
+        """The rows of the lanes of this rank in the next step: fewer than requested where one has ended."""
         rows, self._merged = self.peek(), None
         return rows
 
@@ -245,16 +245,16 @@ class StepStream:
 
         given: int64 [lanes] rows of the lanes of all ranks, so that all ranks settle alike.
         """
-        batch, is_whole = self.plan.layout.global_batch_size, bool((given == self.asked).all())
+        batch, is_whole = self.plan.layout.global_batch_size, bool((given == self.requested).all())
         if is_whole:
-            self._lane_rows = self._lane_rows.after(self.asked)
+            self._lane_rows = self._lane_rows.after(self.requested)
         else:
             self._deal_again(given)
-        self.asked = self._lane_rows.asked(batch)
+        self.requested = self._lane_rows.requested(batch)
         return is_whole
 
     def _deal_again(self, given: NDArray[np.int64]) -> None:
-        ended = np.flatnonzero(given < self.asked)
+        ended = np.flatnonzero(given < self.requested)
         self._generation += 1
         deal = Deal(self._generation, self._lane_rows.step, ended.astype(np.int32), given[ended].astype(np.int32))
         for deals in self._deals:

@@ -35,7 +35,7 @@ class StreamPlan:
         return next(source for source in reversed(self.sources) if source.first_shard <= shard)
 
     def named(self, shard: int) -> dict[str, str]:
-        """A shard in records: its name, and that of its source where there are several, which may have shards of one name."""
+        """A shard in records: its name, and that of its source in a mixture, whose sources may have shards of the same name."""
         source = self.source_of(shard).name
         return {**({"source": source} if source else {}), "shard": self.shards[shard].name}
 
@@ -44,9 +44,9 @@ class StreamPlan:
         return shares_at(self.schedule, step)
 
     def parts_at(self, step: int, ended: Sequence[bool]) -> Sequence[int]:
-        """The parts that a lane chooses the rows of a step by, of the sources that have not ended in it.
+        """The parts of the sources in a step, 0 for those that have ended in the lane.
 
-        Where none of them has one, the next shares that give one come early; without such a change, nothing.
+        Where no source has one, the next change of the schedule that gives one applies early; empty without such a change.
         """
         now = self.shares_at(step)
         for shares in self.schedule[self.schedule.index(now) :]:
@@ -63,7 +63,7 @@ class StreamPlan:
 
     @property
     def epochs_end_it(self) -> bool:
-        """Whether the run ends with the epochs of its sources, if not before."""
+        """Whether the run ends with the epochs of its sources at the latest."""
         return all(source.max_epochs is not None for source in self.sources)
 
     def has_share(self, source: int, step: int) -> bool:

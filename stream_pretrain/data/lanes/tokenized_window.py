@@ -1,4 +1,4 @@
-"""The shuffled documents of a window, tokenized as far as its groups needed."""
+"""The shuffled documents of a window, tokenized as its groups need them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from stream_pretrain.data.rows.pieces import PIECE_CHARACTERS
 
 @dataclass(frozen=True)
 class Tokenized:
-    """The documents that the kept tokens are of, in order: those with a token."""
+    """The documents with kept tokens, in order."""
 
     documents: NDArray[np.int64]
     """[D] numbers in the shuffled window."""
     pieces: NDArray[np.int64]
-    """[D] the first piece of each that is kept."""
+    """[D] the first kept piece of each."""
     tokens: NDArray[np.int64]
     """[D] kept tokens of each."""
 
@@ -53,7 +53,7 @@ class TokenizedWindow:
         # Of the pieces from the one that a group begins with up to the first that is not tokenized:
         self.first = self.next = 0
         self.counts = np.empty(0, dtype=np.int64)  # tokens of each
-        self.ids = [np.empty(0, dtype=np.int32)]  # in parts that belong behind each other
+        self.ids = [np.empty(0, dtype=np.int32)]  # in consecutive parts
         self.tokens = 0
         self._tokenized: Tokenized | None = None
 
@@ -62,7 +62,7 @@ class TokenizedWindow:
         return len(self.offsets)
 
     def begin_group(self, document: int, piece: int) -> None:
-        """Forget the tokens before a piece of a document; begin to tokenize there if none are kept."""
+        """Drop the tokens before a piece of a document; tokenize from there on if none are kept."""
         first = self._piece(document, piece)
         if first > self.next:
             self.next = first
@@ -96,7 +96,7 @@ class TokenizedWindow:
         return int(self.characters_to[-1])
 
     def characters_before(self, document: int, piece: int, token: int) -> int:
-        """Characters before a token of a piece of a document, about; a piece is kept where the token is not its first."""
+        """Approximate characters before a token of a piece of a document, which must be kept unless the token is its first."""
         begin = self._piece(document, piece)
         characters = int(self.characters_to[begin])
         if token:
@@ -105,7 +105,7 @@ class TokenizedWindow:
 
     @property
     def has_more(self) -> bool:
-        """Whether pieces are left that were not tokenized yet."""
+        """Whether there are pieces that were not tokenized yet."""
         return self.next < len(self.characters_to) - 1
 
     @property
@@ -115,11 +115,11 @@ class TokenizedWindow:
         return len(documents) - int(self.has_more and self._document_of(self.next) in documents[-1:])
 
     def positions(self, framing: int) -> int:
-        """Positions the kept tokens need at the least."""
+        """Positions that the kept tokens need at least."""
         return self.tokens + framing * len(self.tokenized().documents)
 
     def next_texts(self, characters: int) -> tuple[list[str], list[bool]]:
-        """Pieces that were not tokenized yet, of at least so many characters in all; and which continue a document."""
+        """The next pieces to tokenize, of at least this number of characters in total; and which continue a document."""
         target = self.characters_to[self.next] + characters
         stop = min(max(self.next + 1, int(np.searchsorted(self.characters_to, target))), len(self.characters_to) - 1)
         pieces, self.next = np.arange(self.next, stop), stop
@@ -129,7 +129,7 @@ class TokenizedWindow:
         return texts, (self.first_pieces[np.searchsorted(self.first_pieces, pieces)] > pieces).tolist()
 
     def append(self, ids: NDArray[np.int32], counts: NDArray[np.int64], document_end: tuple[int, ...]) -> None:
-        """Take the tokens of the pieces that `next_texts` gave last; document_end comes behind those of each document."""
+        """Add the tokens of the last `next_texts`; document_end is appended to those of each document."""
         self.counts = np.concatenate([self.counts, counts])
         if document_end:
             ended = self._ended_with(len(counts))
@@ -141,13 +141,13 @@ class TokenizedWindow:
         self._tokenized = None
 
     def _ended_with(self, count: int) -> NDArray[np.int64]:
-        """The last pieces, among the kept ones, of the documents with tokens that end in the last so many pieces."""
+        """The last pieces, as indices of kept ones, of the documents with tokens that end in the last `count` pieces."""
         before = self.next - count
         first, stop = np.searchsorted(self.first_pieces[1:], (before, self.next), side="right").tolist()
         begins = self.first_pieces[first:stop] - self.first
         ends = self.first_pieces[first + 1 : stop + 1] - self.first
         tokens_to = np.append(0, np.cumsum(self.counts))
-        # A group only begins within a document that the one before had tokens of.
+        # A group begins within a document only if the group before had tokens of it.
         has_tokens = (begins < 0) | (tokens_to[ends] > tokens_to[np.maximum(begins, 0)])
         last: NDArray[np.int64] = ends[has_tokens] - 1
         return last
@@ -165,19 +165,19 @@ class TokenizedWindow:
         return self._tokenized
 
     def position_of(self, tokenized: Tokenized, index: int, token: int) -> tuple[int, int, int] | None:
-        """Document, piece and token in it, of a token of the document at an index; None behind the last of the window."""
+        """Document, piece and token in it, of a token of the document at an index; None at the end of the window."""
         if index == len(tokenized.documents):
             assert not self.has_more
             return None
         document, piece = int(tokenized.documents[index]), int(tokenized.pieces[index])
-        if token > 0:  # else with the pieces in front that the tokenizer makes nothing of: there the document begins
+        if token > 0:  # else the document begins with its first piece, which may have no tokens
             while token >= self.counts[piece - self.first]:
                 token -= int(self.counts[piece - self.first])
                 piece += 1
         return document, piece - int(self.first_pieces[document]), token
 
     def origins_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64 [D, 2] which shard of the unit each document is of, and where it stands in that."""
+        """int64 [D, 2] the shard of each document within the unit, and its offset there."""
         origins = np.zeros((len(documents), 2), dtype=np.int64)
         if self.members is not None:
             origins[:, 0] = self.members[documents]
@@ -187,7 +187,7 @@ class TokenizedWindow:
     def documents_without_tokens(
         self, tokenized: Tokenized, first: int, after: tuple[int, int, int] | None
     ) -> NDArray[np.int64]:
-        """The documents from the first up to `after` that the tokenizer makes nothing of."""
+        """The documents without tokens, from the first up to `after`."""
         stop = len(self) if after is None else after[0]
         with_tokens = tokenized.documents[: np.searchsorted(tokenized.documents, stop)]
         if len(with_tokens) == stop - first:

@@ -16,32 +16,32 @@ WINDOW_ROWS = 128
 BYTES_PER_TOKEN = 4
 
 LEAST_WINDOW_ROWS = 50
-"""The fewest rows that a window fills: the last one is half empty, on average."""
+"""Rows of the smallest window: the last row is half empty on average."""
 
 WINDOWS_PER_LANE = 8
-"""The fewest windows of a lane, in a corpus that is large enough: more windows make lanes more even."""
+"""The fewest windows of a lane, in a corpus that is large enough: more windows balance the lanes better."""
 
 EVEN_WINDOWS = 16
-"""Windows of a lane with which the fullest nearly always has at most 1.05 times the mean: of 40 made-up corpora, one in twenty
-was dealt worse; with 8 windows, one in three."""
+"""Windows of a lane with which the fullest lane nearly always has at most 1.05 times the mean: of 40 synthetic corpora, one in
+twenty was dealt worse; with 8 windows, one in three."""
 
 SMALLEST_BLOCK_BYTES = 512 * 1024
-"""Bytes of one request for a source that gives few of the rows; one that gives all is asked for the block of the transport."""
+"""Bytes of one request for a source with a small share; a source with all rows has the block of the transport."""
 
 
 def full_window_bytes(sequence_length: int) -> int:
-    """The window of a source that gives all rows, of a corpus that is large enough."""
+    """The window of a source with all rows, in a corpus that is large enough."""
     return max(FULL_WINDOW_BYTES, WINDOW_ROWS * sequence_length * BYTES_PER_TOKEN)
 
 
 def most_window_bytes(data: DataConfig, share: float) -> int:
-    """The window of a source: the smaller its share of the rows, so that all windows of a lane have the size of one."""
+    """The largest window of a source, in proportion to its share: all windows of a lane together have the size of one."""
     full = full_window_bytes(data.sequence_length) if data.window_bytes == "auto" else data.window_bytes
     return full if share == 1 else max(SMALLEST_WINDOW_BYTES, int(full * share))
 
 
 def window_bytes(data: DataConfig, corpus: Corpus, lanes: int, share: float) -> int:
-    """The window of a source: what is most, unless its corpus is too small for that."""
+    """The window of a source: the largest, unless its corpus is too small for that."""
     most, content = most_window_bytes(data, share), content_bytes(corpus)
     if data.window_bytes != "auto" or content is None:
         return most
@@ -54,19 +54,19 @@ def least_window_bytes(sequence_length: int) -> int:
 
 
 def content_bytes(corpus: Corpus) -> int | None:
-    """Uncompressed bytes of a corpus, as far as they are known; None where the size of a shard is not."""
+    """Uncompressed bytes of a corpus, estimated where needed; None where the stored size of a shard is unknown."""
     if any(shard.size is None for shard in corpus.shards):
         return None
     return sum(content_of(shard) or 0 for shard in corpus.shards)
 
 
 def content_of(shard: Shard) -> int | None:
-    """Uncompressed bytes of a shard, as they were found out or as text usually compresses; None where no size is known."""
+    """Uncompressed bytes of a shard, else an estimate by its compression; None where its stored size is unknown."""
     if shard.size is None:
         return None
     return int(shard.size * expansion_of(shard.compression)) if shard.content_bytes is None else shard.content_bytes
 
 
 def request_bytes(share: float) -> int:
-    """Bytes of one request for a source: the smaller its share of the rows, so that a lane does not hold a block of each."""
+    """Bytes of one request for a source: in proportion to its share, so that a lane does not hold a full block of each."""
     return max(SMALLEST_BLOCK_BYTES, int(BLOCK_BYTES * share))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from stream_pretrain.config import EngineName
-from stream_pretrain.data.rows import engine_answers
+from stream_pretrain.data.rows import parity_cache
 from stream_pretrain.data.rows.encoder import FLAT, Encoder
 from stream_pretrain.data.rows.engine_parity import differing, excerpt
 from stream_pretrain.data.rows.engine_probes import probes
@@ -60,20 +60,20 @@ def _unsupported(name: str, encoder: Encoder) -> str | None:
 def _fault(name: str, encoder: Encoder) -> str | None:
     """Why an installed engine cannot be used; None where it can."""
     try:
-        engine = replace(encoder, engine=name).build()  # also where an answer is known: its package may be broken since then
+        engine = replace(encoder, engine=name).build()  # also where the result is cached: its package may be broken by now
     except UnsupportedTokenizerError as error:
         return f"{name} {version(name)} does not support {error}"
     except EngineError as error:
         return f"{name} {version(name)} cannot be loaded: {error.__cause__}"
     assert isinstance(engine, FastEngine)
-    key = engine_answers.key_of(encoder.serialized, name, version(name))
-    answer = engine_answers.known(key)
+    key = parity_cache.key_of(encoder.serialized, name, version(name))
+    answer = parity_cache.lookup(key)
     if answer is None:
         try:
             answer = _difference(engine)
         except EngineError as error:
             answer = str(error)
-        engine_answers.keep(key, answer)
+        parity_cache.store(key, answer)
     return answer or None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_pretrain.data.randomness import keyed_generator
-from stream_pretrain.data.rows import engine_answers
+from stream_pretrain.data.rows import parity_cache
 from stream_pretrain.data.rows.engine import Engine
 from stream_pretrain.data.rows.fast_engine import WITHOUT_IT, FastEngine
 from stream_pretrain.errors import EngineError
@@ -56,7 +56,7 @@ def refuse_other_ids(
     for number in differing(engine, engine.plain, compared.values()):
         index = chosen[number]
         why = f"{engine.other_ids} for {excerpt(engine, engine.plain, compared[index])}"
-        engine_answers.keep(engine_answers.key_of(engine.serialized, engine.name, engine.version), why)
+        parity_cache.store(parity_cache.key_of(engine.serialized, engine.name, engine.version), why)
         raise EngineError(f"{named(index)}: {why}; {WITHOUT_IT}")
 
 

@@ -54,7 +54,7 @@ def note_on_engine(engine: EngineRecord, recorded: EngineRecord) -> str | None:
     return None if was == now else f"the run began with {was}, and resumes with {now}: the ids are the same"
 
 
-def refuse_unlike(engines: Sequence[EngineRecord]) -> None:
+def refuse_mismatch(engines: Sequence[EngineRecord]) -> None:
     """Refuse ranks whose ids differ. Raises: ModelError."""
     for rank, engine in enumerate(engines):
         if engine.ids != engines[0].ids:

@@ -101,7 +101,7 @@ class Retrying:
         return True
 
     def _transient(self, error: Exception) -> TransientError:
-        if nobody_answers(error) and not self._reached:
+        if is_unreachable(error) and not self._reached:
             raise TransportError(
                 f"{self._name}: no server answers ({in_words(error)}); check the network and the name"
             ) from error
@@ -121,7 +121,7 @@ def retried(ask: Callable[[], T], name: str, deadline: float) -> T:
     raise AssertionError("ends by an answer or an error")
 
 
-def nobody_answers(error: BaseException) -> bool:
+def is_unreachable(error: BaseException) -> bool:
     """Whether a connection was refused, or the name of the server does not resolve."""
     return any(isinstance(cause, (ConnectionRefusedError, socket.gaierror)) for cause in causes(error))
 

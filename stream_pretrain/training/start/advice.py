@@ -19,9 +19,9 @@ def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
     """Warnings about options that cost time, memory or bandwidth."""
     lanes = plan.layout.lanes
     for source in plan.sources:
-        if source.whole:
+        if source.undealt:
             yield f"source {source.name} is too small to split over {lanes} lanes: each lane reads all of it, in its own order"
-    dealt = [source for source in plan.sources if not source.whole]
+    dealt = [source for source in plan.sources if not source.undealt]
     uneven = max(dealt, key=lambda source: source.fullest_lane, default=None)
     if uneven is not None and uneven.fullest_lane > LEVEL:
         of = f" of source {uneven.name}" if uneven.name else ""

@@ -14,7 +14,7 @@ from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.rows.encoder import Encoder
-from stream_pretrain.data.rows.tokenizer_probe import EngineRecord, note_on_engine, probed, refuse_unlike
+from stream_pretrain.data.rows.tokenizer_probe import EngineRecord, note_on_engine, probed, refuse_mismatch
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.report.progress import Progress
@@ -70,7 +70,7 @@ def plan_on_all_ranks(
 def _pinned(config: Config, saved: Saved | None, world: int) -> PinnedCorpus:
     if saved is None:
         return pinning.pin(config, world)
-    return pinning.found_again(config, PinnedCorpus.from_json(saved.corpus), world)
+    return pinning.relocate(config, PinnedCorpus.from_json(saved.corpus), world)
 
 
 def _engine_of_all_ranks(
@@ -83,7 +83,7 @@ def _engine_of_all_ranks(
     name = config.model.tokenizer or config.model.path
     assert name is not None, "validated: a model from scratch has a tokenizer"
     engine = probed(encoder, name)
-    refuse_unlike(ranks.gather(engine))
+    refuse_mismatch(ranks.gather(engine))
     if trainer is None:
         return engine
     if trainer["tokenizer"] != encoder.fingerprint:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stream_pretrain.config import Config, fixed_options, flatten, shown_options
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
-from stream_pretrain.data.lanes.pinning import found_again, refuse_unlike
+from stream_pretrain.data.lanes.pinning import refuse_mismatch, relocate
 from stream_pretrain.training.files.manifest import json_of
 from stream_pretrain.training.files.out_files import METRICS, MODEL
 from stream_pretrain.training.files.records import has_evaluation
@@ -56,6 +56,6 @@ def refuse_other_corpus(config: Config, checkpoint: Path) -> None:
     pinned = PinnedCorpus.from_json(json_of(checkpoint / "corpus.json"))
     was, now = read_trainer(checkpoint)["fixed"], shown_options(fixed_options(config))
     if all(was.get(name) == now[name] for name in ("data.dataset", "data.sources")):
-        refuse_unlike(config, pinned)
+        refuse_mismatch(config, pinned)
     else:
-        found_again(config, pinned, world=1)
+        relocate(config, pinned, world=1)

@@ -50,7 +50,7 @@ def next_rows(stream: StepStream, ranks: Ranks, stop: StopRequest, watchdog: Wat
     """
     while True:
         read, interrupted = rows_read(stream, ranks, stop, watchdog)
-        given = stream.asked
+        given = stream.requested
         if stream.plan.can_end:
             with watchdog.stage("agreeing on rows with the other ranks"):
                 given = _given_by_all(stream.given(read), ranks, interrupted=interrupted)
