@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from stream_pretrain.data.documents import lines as line_documents
 from stream_pretrain.data.documents.document import Skip
@@ -164,12 +165,58 @@ NINE_BAD = [b"bad"] * 9
             "Name one with --data.text-field, or several with --data.text-template",
         ),
         ([*NINE_BAD, b"bad"], "no document in its first window; 10 lines skipped, the first at byte 0: not JSON"),
+        ([b'{"text": "a"}{"text": "b"}'], "has several objects on a line, not JSON lines: jq -c . s.jsonl > s.lines.jsonl"),
+        (
+            [b'{"text": "a"} {"text": "b"}' * 2000],
+            "has several objects on a line, not JSON lines: jq -c . s.jsonl > s.lines.jsonl",
+        ),
+        ([b"<!DOCTYPE html>", b"<p>Log in</p>"], "looks like an HTML page, not JSON lines: fetch it again"),
+        ([b"<?xml version='1.0'?><Error/>"], "looks like an XML answer of a server, not JSON lines: fetch it again"),
+        (['{"text": "a"}'.encode("utf-32")], "is UTF-32, not UTF-8: convert it"),
     ],
 )
 def test_a_shard_that_is_not_what_it_seems_is_named_with_what_it_is(tmp_path: Path, content: list[bytes], said: str) -> None:
     with pytest.raises(ContentError) as error:
         read(lines(tmp_path, *content))
     assert str(error.value) == f"s.jsonl: {said}"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("s.jsonl.gz", gzip.compress(gzip.compress(b'{"text": "a"}')), "is compressed twice, its content is gzip again"),
+        ("s.txt.gz", gzip.compress(zstandard.compress(b"a\nb")), "is compressed twice, its content is zstd again"),
+        ("s.jsonl.zst", zstandard.compress(b"PAR1" + bytes(range(256))), "holds Parquet, not lines"),
+        (
+            "s.jsonl.gz",
+            gzip.compress(b"a.jsonl".ljust(257, b"\0") + b'ustar\0\n{"text": "a"}\n'),
+            "holds a tar archive, not lines",
+        ),
+        ("s.txt", "plain words\nand more\n".encode("utf-16-le") * 9, "is UTF-16, not UTF-8: convert it"),
+    ],
+)
+def test_content_that_is_no_text_is_named_though_some_of_its_lines_may_be(
+    name: str, content: bytes, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ContentError, match=rf"^{name}: {said}"):
+        read(tmp_path / name)
+
+
+def test_a_line_of_several_objects_that_is_longer_than_allowed_is_not_one_bad_line(tmp_path: Path) -> None:
+    path = lines(tmp_path, b'{"text": "a"}' * 1000)
+    with pytest.raises(ContentError, match=r"^s\.jsonl: has several objects on a line, not JSON lines: jq -c"):
+        read(path, max_line_bytes=1000)
+
+
+def test_blank_lines_in_front_of_the_documents_are_not_looked_at_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = []
+    monkeypatch.setattr(line_documents.json, "loads", parsed.append)
+    path = lines(tmp_path, *[b""] * 9000, b'{"text": "a"}')
+    assert read(path) == ([(9000, "a")], [])
+    assert len(parsed) == 1
 
 
 def test_a_few_bad_lines_at_the_start_of_a_shard_are_only_counted(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import dataclasses
 import errno
 import gzip
 import os
@@ -19,7 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stream_pretrain.data.transport.compression import Compression, compression_of
+from stream_pretrain.data.transport.compression import CODECS, Compression, compression_of
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard_bytes import ShardBytes
@@ -169,6 +170,41 @@ def test_windows_up_to_2_gib_are_decompressed(window_log: int, tmp_path: Path) -
 def test_a_larger_window_is_refused_with_the_memory_it_needs(window_log: int, needed: str, tmp_path: Path) -> None:
     _, message = content_before_error(write(tmp_path, with_window(zstd_stream(b"text\n"), window_log)))
     assert f"needs {needed} of memory to decompress" in message
+
+
+def test_a_frame_that_needs_a_dictionary_says_so(tmp_path: Path) -> None:
+    dictionary = zstandard.train_dictionary(1000, [words(100, seed) for seed in range(100)])
+    frame = zstandard.ZstdCompressor(dict_data=dictionary).compress(b"text\n")
+    content, message = content_before_error(write(tmp_path, zstd_frame(b"text\n") + frame))
+    assert content == b"text\n"
+    assert message.endswith(
+        f"it needs a dictionary (id {dictionary.dict_id()}), which is not supported; recompress it without one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "compression"),
+    [
+        (zstandard.ZstdError("zstd decompressor error: Allocation error : not enough memory"), "zstd"),
+        (RuntimeError("LZ4F_decompress failed with code: ERROR_allocation_failed"), "lz4"),
+        (MemoryError("Can't allocate memory to decompress data"), "gzip"),
+    ],
+)
+def test_a_lack_of_memory_is_no_damage_of_the_shard(
+    error: Exception, compression: Compression, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hungry:
+        eof, needs_input, unused_data = False, True, b""
+
+        def decompress(self, *_: object, **__: object) -> bytes:
+            raise error
+
+    hungry = dataclasses.replace(CODECS[compression], decoders=lambda: Hungry)
+    monkeypatch.setitem(CODECS, compression, hungry)  # type: ignore[arg-type]
+    path = write(tmp_path, COMPRESS[compression](b"text\n"), compression)
+    with closing(shard(path)) as opened, pytest.raises(SourceError, match="there is too little memory to decompress") as caught:
+        opened.read()
+    assert not isinstance(caught.value, ContentError), "which --data.on-bad-shard skip would pass over"
 
 
 @pytest.mark.parametrize("compression", COMPRESSED)

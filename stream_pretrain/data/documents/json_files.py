@@ -18,6 +18,9 @@ _SEARCHED = 128 * 1024
 _LIST = re.compile(r'("(?:[^"\\]|\\.)+")\s*:\s*\[\s*\{')
 """A field that holds a list of objects, with its quotes, as far as the object in its beginning."""
 
+_OBJECT = re.compile(r"[ \t]*\{")
+"""Another one behind an object, on the same line."""
+
 
 def json_fault(content: bytes, shard: Shard, fields: Sequence[str], *, usable: bool) -> str | None:
     """What a file of JSON is that is not JSON lines, and how to convert it; None for JSON lines, and for no JSON.
@@ -29,6 +32,8 @@ def json_fault(content: bytes, shard: Shard, fields: Sequence[str], *, usable: b
     first, newline, behind = content.lstrip().partition(b"\n")
     line = first.decode("utf-8", "replace").strip()
     goes_on, broken = _goes_on_or_is_broken(line, cut=not newline)
+    if broken and not usable and _OBJECT.match(line, _end_of_value(line)):
+        return f"has several objects on a line, not JSON lines: {_command(shard, '.')}"
     if broken or not line.startswith(("[", "{")):
         return None
     if line.startswith("["):
@@ -53,6 +58,14 @@ def _goes_on_or_is_broken(line: str, *, cut: bool) -> tuple[bool, bool]:
     except (ValueError, RecursionError):  # an integer of too many digits, or too deep
         return False, True
     return False, False
+
+
+def _end_of_value(line: str) -> int:
+    """Where the JSON value that a line begins with ends; the end of the line where it begins with none."""
+    try:
+        return json.JSONDecoder().raw_decode(line)[1]
+    except (ValueError, RecursionError):
+        return len(line)
 
 
 def _records(text: str, field: str) -> str | None:

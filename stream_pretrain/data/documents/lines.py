@@ -28,6 +28,7 @@ from stream_pretrain.data.documents.text_fields import (
     text_getter,
     wrong_field,
 )
+from stream_pretrain.data.transport.compression import CODECS, HTML, XML, binary_format, looks_like
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.errors import ContentError, SourceError
@@ -102,11 +103,11 @@ class LineDocuments:
             return bytes(content.read()).removeprefix(BYTE_ORDER_MARK)[:HEAD_BYTES]
 
     def _check_first_window(self, lines: bytes, documents: Documents) -> None:
-        fault = None
-        if lines.startswith((b"\xff\xfe", b"\xfe\xff")):
-            fault = "is UTF-16, not UTF-8: convert it"
-        elif self.shard.format == "jsonl":
-            fault = self._json_fault(lines, documents)
+        is_first_too_long = bool(documents.skips) and not documents.texts and not lines.strip()  # it is not in `lines`
+        content = self._head() if is_first_too_long else lines
+        fault = other_encoding(content) or self._other_format(content[:512])
+        if fault is None and self.shard.format == "jsonl":
+            fault = self._json_fault(content, documents)
         if fault is None and nothing_usable(documents):
             first = documents.skips[0]
             fault = (
@@ -116,15 +117,24 @@ class LineDocuments:
         if fault is not None:
             raise ContentError(f"{self.shard.name}: {fault}")
 
-    def _json_fault(self, lines: bytes, documents: Documents) -> str | None:
+    def _other_format(self, head: bytes) -> str | None:
+        """What the content of a compressed shard is, where it certainly is no text."""
+        match binary_format(head):
+            case None:
+                return None
+            case found if found in CODECS:
+                return f"is compressed twice, its content is {found} again: decompress it once"
+            case found:
+                return f"holds {found}, not lines"
+
+    def _json_fault(self, content: bytes, documents: Documents) -> str | None:
         bad = documents.skips[0].reason if documents.skips and not documents.texts and not documents.filtered else None
         fault = None
         if documents.skips or not documents.texts:
-            content = lines if lines.strip() else self._head()  # a first line that is too long is not in `lines`
             fault = json_fault(content, self.shard, self.options.fields, usable=bool(documents.texts))
         if fault is None and bad is not None:
-            fault = diagnose(lines)
-        return fault or wrong_field(_objects(lines), self.options.fields, bad)
+            fault = diagnose(content)
+        return fault or wrong_field(_objects(content), self.options.fields, bad)
 
 
 _SPLIT_AT_ONCE = 4096
@@ -178,7 +188,7 @@ def json_text(options: ReadOptions) -> Callable[[bytes], str]:
 
 def _objects(lines: bytes) -> Iterator[object]:
     """The values of the lines that are JSON."""
-    for line in lines.split(b"\n"):
+    for _, line in lines_with_offsets(lines, 0, 0):
         with suppress(BadDocumentError):
             yield _parse_leniently(line)
 
@@ -193,12 +203,22 @@ def _parse_leniently(line: bytes) -> Any:
         raise BadDocumentError("not JSON") from None
 
 
+def other_encoding(head: bytes) -> str | None:
+    """What text is in place of UTF-8, by the first bytes of a shard: its mark, or zeros in every other byte."""
+    if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "is UTF-32, not UTF-8: convert it"
+    zeros = [head[first:200:2].count(0) for first in (0, 1)]
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or (max(zeros) > 20 and min(zeros) < 5):
+        return "is UTF-16, not UTF-8: convert it"
+    return None
+
+
 def diagnose(lines: bytes) -> str | None:
     """What is wrong with a .jsonl shard that starts without a usable line, and what to do; None where that is unknown."""
-    head = lines[:65536].lstrip()
-    first = head.split(b"\n", 1)[0].strip()
-    if head[:200].count(b"\x00") > 20:
+    first = lines[:65536].lstrip().split(b"\n", 1)[0].strip()
+    if lines[:200].count(0) > 20:
         return "is UTF-16, not UTF-8: convert it"
     if b"\r" in first:
         return "ends its lines with CR alone: convert them to LF"
-    return None
+    found = looks_like(lines[:512])
+    return f"looks like {found}, not JSON lines: fetch it again" if found in (HTML, XML) else None

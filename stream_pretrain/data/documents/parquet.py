@@ -16,10 +16,12 @@ from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import Documents, ReadOptions
 from stream_pretrain.data.documents.filters import nothing_usable, usable_documents
 from stream_pretrain.data.documents.parquet_columns import text_columns
+from stream_pretrain.data.documents.parquet_footer import look_at_chunks
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.documents.text_fields import NOT_UTF8, BadDocumentError, text_getter
 from stream_pretrain.data.documents.windows import Windows
 from stream_pretrain.data.transport.compression import PARQUET_MAGIC, looks_like
+from stream_pretrain.data.transport.decoders import no_memory
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.retrying import in_words
 from stream_pretrain.data.transport.second_reading import TwoReadings, read_twice, wrong_content
@@ -31,6 +33,10 @@ from stream_pretrain.urls import is_remote
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+
+_ENCRYPTED_MAGIC = b"PARE"
+"""Of a Parquet file whose footer is encrypted."""
 
 
 class ParquetDocuments:
@@ -154,6 +160,8 @@ class ParquetWindows(Windows[_Rows]):
                 head = file.read(64)
                 if not head or head.startswith(PARQUET_MAGIC):
                     raise
+                if head.startswith(_ENCRYPTED_MAGIC):
+                    raise ContentError(f"{self.shard.name}: is encrypted, which is not supported: decrypt it") from error
                 raise ContentError(f"{self.shard.name}: is no Parquet file: it looks like {looks_like(head)}") from error
             self.size = file.seek(0, os.SEEK_END)
         return metadata
@@ -216,10 +224,12 @@ class ParquetWindows(Windows[_Rows]):
 
     def _cut(self) -> list[_Slice]:
         metadata = self.metadata
-        try:
-            self.columns = text_columns(metadata, self.options.fields, numbers=self.options.text_template is not None)
-        except ContentError as error:
-            raise ContentError(f"{self.shard.name}: {error}") from error
+        with self.damage("its footer is damaged, or the text is encrypted"):
+            try:
+                self.columns = text_columns(metadata, self.options.fields, numbers=self.options.text_template is not None)
+            except ContentError as error:
+                raise ContentError(f"{self.shard.name}: {error}") from error
+            look_at_chunks(metadata, self.paths())
         groups_of_text = list(_row_groups(metadata, self.columns))
         self.rows_to = [0, *itertools.accumulate(rows for rows, _ in groups_of_text)]
         self.text_to = [0, *itertools.accumulate(size for _, size in groups_of_text)]
@@ -232,14 +242,23 @@ class ParquetWindows(Windows[_Rows]):
             row += rows
         return slices
 
+    def paths(self) -> list[str]:
+        """The columns of the text, as Arrow calls them."""
+        return [self.metadata.schema.column(column).path for column in self.columns]
+
     @contextmanager
     def damage(self, what: str) -> Iterator[None]:
-        """Turn an error of Arrow into a ContentError that names the shard and the place."""
+        """Turn an error of Arrow into one that names the shard and the place. A name that is not UTF-8 is damage, too.
+
+        Raises: ContentError; SourceError for a lack of memory, which is no property of the shard.
+        """
         import pyarrow as pa
 
         try:
             yield
-        except (pa.ArrowException, OSError) as error:
+        except MemoryError as error:  # of Arrow, too
+            raise no_memory(self.shard.name, error) from error
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ContentError(f"{self.shard.name}: {what} ({in_words(error)})") from error
 
 
@@ -349,7 +368,7 @@ class _RowPass:
         self.held, self.stop, self.groups = [], 0, window.groups
         if self.windows.is_remote and len(window.groups) > 1:
             self.source.hold(*self.windows.span(window.groups))
-        paths = [self.windows.metadata.schema.column(column).path for column in self.windows.columns]
+        paths = self.windows.paths()
         self.batches = self.file.iter_batches(window.batch, row_groups=[*window.groups], columns=paths, use_threads=False)
 
     def _drop_before(self, row: int) -> None:

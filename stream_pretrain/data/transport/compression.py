@@ -82,6 +82,7 @@ def expansion_of(compression: Compression) -> float:
 
 
 LFS_POINTER = "a Git LFS pointer in place of the data (run `git lfs pull`, or give the URL of the data)"
+HTML, XML = "an HTML page", "an XML answer of a server"
 PARQUET_MAGIC = b"PAR1"
 
 
@@ -91,6 +92,8 @@ def binary_format(head: bytes) -> str | None:
         return LFS_POINTER
     if re.match(rb"BZh[1-9]1AY&SY", head):
         return "bz2"
+    if head[257:262] == b"ustar":
+        return "a tar archive"
     magics = {name: codec.magic for name, codec in CODECS.items() if name != "bz2"}  # its three letters may begin a text
     magics |= {"zip": b"PK\x03\x04", "Parquet": PARQUET_MAGIC}
     return next((name for name, magic in magics.items() if head.startswith(magic)), None)
@@ -102,9 +105,9 @@ def looks_like(head: bytes) -> str:
         return found
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page"
+        return HTML
     if start.startswith(b"<?xml"):
-        return "an XML answer of a server"
+        return XML
     if not head.strip(b"\0"):
         return "only zero bytes"
     if start[:1] in (b"{", b"["):

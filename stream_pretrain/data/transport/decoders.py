@@ -27,6 +27,13 @@ class DamageError(Exception):
         self.what = what
 
 
+def no_memory(name: str, error: Exception) -> SourceError:
+    """The error where this machine has too little memory for a shard, which is no damage: elsewhere it may be read."""
+    return SourceError(
+        f"{name}: there is too little memory to decompress it ({error}): free some, or give fewer --workers or --lanes"
+    )
+
+
 class Decoder(Protocol):
     """Decompresses one member. Used by one thread."""
 
@@ -165,6 +172,10 @@ class ZstdFrame:
         if window <= MOST_MEMORY:  # above, zstandard does not even describe the frame
             parameters = zstandard.get_frame_parameters(header)
             window, self._has_checksum = parameters.window_size, parameters.has_checksum
+            if parameters.dict_id:
+                raise DamageError(
+                    f"it needs a dictionary (id {parameters.dict_id}), which is not supported; recompress it without one"
+                )
         if window > MOST_MEMORY:
             raise DamageError(
                 f"it needs {window / GIB:.1f} GiB of memory to decompress, and {MOST_MEMORY // GIB} GiB is the most that is "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import re
 import zlib
 from collections.abc import Iterator
 
@@ -25,7 +26,7 @@ CUT = "it is not finished where the shard ends: the shard was cut short"
 def decode(data: StoredBytes, decoder: Decoder) -> Iterator[bytes]:
     """The content of the member that starts here, in pieces of at most about `CHUNK` bytes; `data` is behind it then.
 
-    Raises: DamageError, behind all good content.
+    Raises: DamageError, behind all good content; MemoryError.
     """
     while not decoder.eof:
         needs_input = decoder.needs_input
@@ -34,6 +35,8 @@ def decode(data: StoredBytes, decoder: Decoder) -> Iterator[bytes]:
             content = [decoder.decompress(piece, max_length=CHUNK)]
         # bz2 raises OSError, lz4 RuntimeError
         except (zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError, EOFError, RuntimeError) as error:
+            if re.search("not enough memory|allocation", str(error), re.IGNORECASE):  # as zstandard and lz4 say it
+                raise MemoryError(str(error)) from error
             raise DamageError(str(error).removeprefix("zstd decompressor error: ")) from error
         data.advance(len(piece) - len(decoder.unused_data or b"" if decoder.eof else b""))
         if content[0]:

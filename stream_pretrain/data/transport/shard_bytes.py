@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from stream_pretrain.data.transport.compression import CODECS, LFS_POINTER, Compression, binary_format, looks_like
-from stream_pretrain.data.transport.decoders import DamageError
+from stream_pretrain.data.transport.decoders import DamageError, no_memory
 from stream_pretrain.data.transport.members import CHUNK, CUT, SLICE, decode, is_skippable, joined, skip_skippable
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
@@ -186,6 +186,8 @@ class ShardBytes:
                 ) from damage
             except DamageError as damage:
                 raise self._damaged(start, damage.reason, damage.what) from damage.__cause__
+            except MemoryError as error:
+                raise no_memory(self._name, error) from error
         self._check_size()
         del self._decoder  # with the memory that it needs: a lane may be long in its last window
 
