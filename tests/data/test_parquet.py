@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 import threading
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.documents import parquet
 from stream_pretrain.data.documents.document import DocumentReader, Documents, ReadOptions
 from stream_pretrain.data.documents.reader import open_reader
 from stream_pretrain.data.documents.stripe import Stripe
@@ -25,7 +27,7 @@ from stream_pretrain.data.transport import store, stored_bytes
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard_bytes import ShardFile
-from stream_pretrain.errors import ContentError
+from stream_pretrain.errors import ContentError, SourceError
 from stream_pretrain.units import MIB
 from tests.data.shards import EVERY_WINDOW
 from tests.integration.http_server import serve
@@ -229,6 +231,75 @@ def test_a_damaged_page_is_noticed_by_its_checksum(tmp_path: Path) -> None:
     with pytest.raises(ContentError, match=r"^s.parquet: row group 0 is damaged \(.*CRC checksum"):
         reader.read(EVERY_WINDOW, 0, RestartPoint())
     reader.leave(EVERY_WINDOW)
+
+
+def windows(path: Path) -> list[Documents]:
+    reader = opened(path, MIB)
+    reader.follow(EVERY_WINDOW, 0)
+    found = []
+    while (window := reader.read(EVERY_WINDOW, len(found), RestartPoint())) is not None:
+        found.append(window)
+    reader.leave(EVERY_WINDOW)
+    return found
+
+
+def test_a_footer_that_would_end_the_process_is_damage(tmp_path: Path) -> None:
+    """Arrow translates no exception of a chunk that Python asks for."""
+    path = tmp_path / "s.parquet"
+    Table([["a text"], ["another"]], {}).write(path)
+    content = path.read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    damaged = []
+    for bit in range(27 * 8, 31 * 8):  # whether a column is repeated, and its name
+        flipped = bytearray(content)
+        flipped[footer + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with suppress(ContentError):
+            windows(path)
+            continue
+        damaged.append(bit)
+    assert set(damaged) >= {224, *range(232, 239)}, "of which each ends a process that asks for the chunk"
+
+
+def test_a_column_whose_name_is_damaged_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    Table([["a text"]], {"store_schema": False}).write(path)
+    path.write_bytes(path.read_bytes().replace(b"text", b"te\xf8t"))
+    with pytest.raises(ContentError, match=r"^s\.parquet: .*UnicodeDecodeError"):
+        windows(path)
+
+
+@pytest.mark.parametrize(
+    ("plaintext_footer", "said"),
+    [
+        (True, r"its footer is damaged, or the text is encrypted \(OSError: Cannot decrypt ColumnMetadata"),
+        (False, "is encrypted, which is not supported: decrypt it"),
+    ],
+)
+def test_an_encrypted_file_says_so(plaintext_footer: bool, said: str, tmp_path: Path) -> None:
+    encryption = pytest.importorskip("pyarrow.parquet.encryption")
+
+    class Keys(encryption.KmsClient):  # type: ignore[misc, name-defined]
+        def wrap_key(self, key: bytes, _: str) -> bytes:
+            return base64.b64encode(key)
+
+    configuration = encryption.EncryptionConfiguration("a", column_keys={"b": ["text"]}, plaintext_footer=plaintext_footer)
+    factory = encryption.CryptoFactory(lambda _: Keys())
+    properties = factory.file_encryption_properties(encryption.KmsConnectionConfig(), configuration)
+    Table([["a text"]], {"encryption_properties": properties}).write(tmp_path / "s.parquet")
+    with pytest.raises(ContentError, match=f"^s.parquet: {said}"):
+        windows(tmp_path / "s.parquet")
+
+
+def test_a_lack_of_memory_is_no_damage_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise pa.ArrowMemoryError("malloc of size 4294967296 failed")
+
+    Table([["a text"]], {}).write(tmp_path / "s.parquet")
+    monkeypatch.setattr(parquet._RowPass, "_enter", refuse)
+    with pytest.raises(SourceError, match=r"^s\.parquet: there is too little memory to decompress it \(malloc of") as caught:
+        windows(tmp_path / "s.parquet")
+    assert not isinstance(caught.value, ContentError), "which --data.on-bad-shard skip would pass over"
 
 
 def test_the_rows_before_the_damage_of_a_row_group_are_read_by_every_lane_and_after_every_start(large: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any, ClassVar
@@ -13,13 +15,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus import resolve
-from stream_pretrain.data.transport import retrying
+from stream_pretrain.data.transport import http, retrying
 from stream_pretrain.data.transport.http import sizes_and_identities
 from stream_pretrain.data.transport.http_session import retry_after
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard_bytes import ShardBytes
-from stream_pretrain.errors import StreamPretrainError, TransportError
+from stream_pretrain.errors import DeadlineError, StreamPretrainError, TransportError
 from tests.integration.raw_server import Answer, answering, dripping
 
 CONTENT = b"".join(b'{"text": "line %03d"}\n' % number for number in range(500))
@@ -74,6 +76,112 @@ def test_a_server_of_which_nothing_else_comes_ends_at_the_deadline_and_leaves_no
             sizes_and_identities([url], TransportOptions(retry_deadline=0.2, read_timeout=0.3))
     assert "\n" not in str(caught.value)
     assert [thread for thread in threading.enumerate() if thread.name in ("read ahead", "ask servers")] == []
+
+
+def one_by_one(connection: socket.socket) -> None:
+    """Sends a byte of the file now and then."""
+    connection.sendall(part(RANGE)[:-4096])
+    for byte in CONTENT[:4096]:
+        connection.sendall(bytes([byte]))
+        time.sleep(0.02)
+
+
+def test_a_server_that_sends_byte_by_byte_is_left_for_another_connection() -> None:
+    with answering(CONTENT, [one_by_one]) as url, shard(url) as opened:
+        assert content_of(opened) == CONTENT
+
+
+def test_a_server_that_only_sends_byte_by_byte_ends_at_the_deadline() -> None:
+    with (
+        answering(CONTENT, [one_by_one], always=True) as url,
+        shard(url, deadline=1.0) as opened,
+        pytest.raises(DeadlineError, match=r"nothing from compressed byte \d+ on .*--data\.retry-deadline"),
+    ):
+        opened.read()
+
+
+def test_a_slow_reader_is_not_taken_for_a_slow_server() -> None:
+    whole_file = OK + b"Content-Length: %d\r\n\r\n" % SIZE + CONTENT  # whose body stays open from read to read
+    with answering(CONTENT, [whole_file]) as url, shard(url) as opened:
+        read = b""
+        while chunk := opened.read():
+            read += chunk
+            time.sleep(0.2)
+    assert read == CONTENT
+
+
+def test_an_empty_file_is_empty_though_its_server_knows_no_range_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    answers = [b"HTTP/1.1 416 Range Not Satisfiable\r\nContent-Length: 9\r\n\r\n<Error/>\n", OK + b"Content-Length: 0\r\n\r\n"]
+    with answering(CONTENT, answers) as url, shard(url) as opened:
+        assert content_of(opened) == b""
+    with answering(CONTENT, answers) as url:
+        assert sizes_and_identities([url], TransportOptions(retry_deadline=20.0)) == [(0, "size:0")]
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("page", [b"Content-Type: text/html", b"Content-Type: text/html; charset=utf-8"])
+def test_a_page_in_place_of_the_file_ends_a_start_and_is_waited_for_in_a_run(page: bytes) -> None:
+    portal = OK + page + b"\r\nContent-Length: 15\r\n\r\n<html>Log in..."
+    with answering(CONTENT, [part(RANGE, b"Content-Length: 4096"), portal]) as url, shard(url) as opened:
+        assert content_of(opened) == CONTENT
+    with (
+        answering(CONTENT, [portal]) as url,
+        shard(url) as opened,
+        pytest.raises(TransportError, match="check the URL, a login"),
+    ):
+        opened.read()
+
+
+@contextmanager
+def proxied(monkeypatch: pytest.MonkeyPatch, scheme: str, proxy: str, deadline: float = 20.0) -> Iterator[ShardBytes]:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("all_proxy", proxy)
+    with shard(f"{scheme}://example.invalid/a.jsonl", deadline) as opened:
+        yield opened
+
+
+REFUSING = {
+    "a login": ("http", b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "the proxy wants a login (HTTP 407)"),
+    "a tunnel that needs a login": (
+        "https",
+        b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n",
+        "the proxy refuses the connection (Tunnel connection failed: 407 Proxy Authentication Required)",
+    ),
+    "a forbidden tunnel": (
+        "https",
+        b"HTTP/1.1 403 Forbidden\r\n\r\n",
+        "the proxy refuses the connection (Tunnel connection failed: 403 Forbidden)",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSING)
+def test_a_proxy_that_refuses_ends_a_start_at_once_with_the_variables_that_name_it(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheme, answer, said = REFUSING[what]
+    with answering(CONTENT, [answer], always=True) as url:
+        proxy = url.removesuffix("/shard.jsonl").replace("//", "//user:secret@")
+        with proxied(monkeypatch, scheme, proxy) as opened, pytest.raises(TransportError) as caught:
+            opened.read()
+    assert str(caught.value).startswith(f"{scheme}://example.invalid/a.jsonl: {said}; check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY")
+
+
+@pytest.mark.parametrize("proxy", ["socks9://127.0.0.1:1", "nonsense:port"])
+def test_a_proxy_that_is_none_is_not_taken_for_a_wrong_url(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with proxied(monkeypatch, "http", proxy) as opened, pytest.raises(TransportError, match="check HTTP_PROXY, HTTPS_PROXY"):
+        opened.read()
+
+
+def test_a_proxy_whose_headers_drip_in_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_CONNECT_TIMEOUT", 0.3)
+    monkeypatch.setattr(retrying, "_BACKOFF_CAP", 1.0)
+    with answering(CONTENT, [ENDLESS["a header"]], always=True) as url:
+        proxy = url.removesuffix("/shard.jsonl")
+        with proxied(monkeypatch, "https", proxy, 0.5) as opened, pytest.raises(DeadlineError, match="timed out"):
+            opened.read()
 
 
 def whole(*headers: bytes) -> bytes:
@@ -143,6 +251,14 @@ ENDING: dict[str, tuple[bytes, str]] = {
     "a redirect to what is not UTF-8": (redirect(b"Location: http://\xff\xfe/x"), "invalid request"),
     "a redirect to a name too long for a host": (redirect(b"Location: http://" + b"a" * 300 + b"/x"), "invalid request"),
     "a redirect to a host that nobody knows": (redirect(b"Location: http://nowhere.invalid/x"), "no server answers"),
+    "two codings that nobody asked for": (
+        whole(b"Content-Encoding: gzip, br"),
+        "sends it with Content-Encoding: gzip, br, alth",
+    ),
+    "a coding of old": (
+        whole(b"Content-Encoding: X-Compress"),
+        "sends it with Content-Encoding: compress, although asked not to",
+    ),
     "a range that is none": (part(b"Content-Length: 4096", b"Content-Range: bytes nonsense"), "its Range support is broken"),
     "a range from behind its end": (part(b"Content-Range: bytes 9-3/10"), "its Range support is broken"),
     "a range of endless digits": (part(b"Content-Range: bytes 0-" + b"9" * 5000 + b"/10"), "its Range support is broken"),

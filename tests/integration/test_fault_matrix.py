@@ -74,6 +74,7 @@ FAULTS = {
     "an HTML page with status 200": Fault(
         ({"do": "html"},), {"Hub": "ends: `HTML page`", "web": "ends: `HTML page`", "S3": SAME}
     ),
+    "an HTML page with status 200, after an answer": Fault(({"do": "none"}, {"do": "html"})),
     "the content changes": Fault(({"do": "reset", "after": 5_000, "replace_with": "other"},), CHANGED),
 }
 

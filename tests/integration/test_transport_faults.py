@@ -215,9 +215,12 @@ def test_a_file_that_is_not_there_is_not_retried(server: Server) -> None:
 
 @pytest.mark.parametrize("name", SHARDS)
 def test_an_html_page_with_status_200_is_not_taken_for_the_shard(name: str, server: Server) -> None:
-    server.inject(name, {"do": "none"}, {"do": "html"})
-    with opened(server, name) as shard, pytest.raises(TransportError, match="an HTML page instead of the shard"):
+    server.inject(name, {"do": "html"})
+    with opened(server, name) as shard, pytest.raises(TransportError, match="an HTML page instead of the shard; check the URL"):
         content_of(shard)
+    server.inject(name, {"do": "none"}, {"do": "html"})
+    with opened(server, name) as shard:
+        assert content_of(shard) == text(), "it stood in the way for a while"
 
 
 def test_what_a_server_compresses_by_itself_is_not_taken_for_the_shard(server: Server) -> None:
@@ -226,6 +229,12 @@ def test_what_a_server_compresses_by_itself_is_not_taken_for_the_shard(server: S
     with (
         opened(server, "plain.jsonl") as shard,
         pytest.raises(TransportError, match=r"with Content-Encoding: gzip, .* turn that off"),
+    ):
+        shard.read()
+    server.inject("members.jsonl.gz", {"do": "none", "ranges": False, "encoding": "gzip, gzip"})
+    with (
+        opened(server, "members.jsonl.gz") as shard,
+        pytest.raises(TransportError, match="Content-Encoding: gzip, gzip, al"),
     ):
         shard.read()
     server.inject("members.jsonl.gz", *compressed)  # so servers tell what the file itself is

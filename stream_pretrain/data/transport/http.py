@@ -12,12 +12,20 @@ from typing import Any
 import requests
 
 from stream_pretrain.data.transport.compression import compression_of
-from stream_pretrain.data.transport.http_session import RedirectError, Session, content_range, natural_number, retry_after
+from stream_pretrain.data.transport.http_session import (
+    LEAST_BYTES,
+    RedirectError,
+    Session,
+    content_range,
+    natural_number,
+    retry_after,
+)
 from stream_pretrain.data.transport.identity import bare_etag
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.retrying import (
     ASK_FOR_ACCESS,
     CHECK_ID,
+    CHECK_PROXY,
     CHECK_TOKEN,
     TransientError,
     in_words,
@@ -34,6 +42,9 @@ from stream_pretrain.urls import without_secrets
 _PIECE = 64 * KIB
 
 _CONNECT_TIMEOUT = 30.0
+
+_ENCODINGS = ("gzip", "deflate", "br", "zstd", "compress", "dcb", "dcz")
+"""Values of Content-Encoding that change the bytes; objects of stores also have others there, such as utf-8."""
 
 
 def sizes_and_identities(urls: Sequence[str], options: TransportOptions) -> list[tuple[int | None, str | None]]:
@@ -139,7 +150,7 @@ class HttpFile:
             self._position += min(len(piece), wanted)
             if self._position == self._end:
                 self.reset_body()
-            if useful or self._position > self._furthest:
+            if useful or self._position >= self._furthest + LEAST_BYTES:
                 self._furthest = max(self._furthest, self._position)
                 start += len(useful)
                 yield useful
@@ -171,20 +182,11 @@ class HttpFile:
 
         Raises: TransientError for an answer that may be another one later, TransportError for one that may not.
         """
-        if self._session is None:
-            self._session = Session(self._user_headers)
         url, headers = self._target or (self._url, self._headers)
-        ranged = {**headers, "Range": f"bytes={start}-{stop - 1}"}
-        try:
-            response = self._session.open(url, ranged, self._timeout)
-        except RedirectError as error:
-            raise TransportError(f"{self._name}: {error}; check the URL, a login or a proxy") from error
-        except ValueError as error:
-            if isinstance(error, requests.exceptions.InvalidHeader) and error.request is not None:
-                raise TransientError(in_words(error)) from error  # of the answer, such as two lengths
-            raise TransportError(
-                f"{self._name}: invalid request ({in_words(error)}); check the URL, and where its server redirects to"
-            ) from error
+        response = self._answer(url, {**headers, "Range": f"bytes={start}-{stop - 1}"})
+        if response.status_code == 416 and "Content-Range" not in response.headers:  # as stores answer for an empty file
+            response.close()
+            response = self._answer(url, headers)
         self._response = response
         if is_busy(response.status_code):
             raise TransientError(f"HTTP {response.status_code}", wait=retry_after(response.headers))
@@ -202,19 +204,24 @@ class HttpFile:
             raise TransportError(
                 f"{self._name}: access refused (HTTP {response.status_code}); {ASK_FOR_ACCESS if gated else CHECK_TOKEN}"
             )
+        if response.status_code == 407:
+            raise TransportError(f"{self._name}: the proxy wants a login (HTTP 407); {CHECK_PROXY}")
         if response.status_code in (404, 410):
             raise TransportError(f"{self._name}: not found (HTTP {response.status_code}); {CHECK_ID}")
         if response.status_code not in (200, 206):
             raise TransportError(f"{self._name}: the server answers HTTP {response.status_code} to a GET with Range")
         if response.headers.get("Content-Type", "").startswith("text/html"):
-            raise TransportError(
-                f"{self._name}: the server answers with an HTML page instead of the shard; check the URL, a login or a proxy"
-            )
-        encoding = response.headers.get("Content-Encoding", "").lower().removeprefix("x-")
+            page = "the server answers with an HTML page instead of the shard"
+            if self._memory.reached:  # a login or maintenance page may stand in the way for a while
+                raise TransientError(page)
+            raise TransportError(f"{self._name}: {page}; check the URL, a login or a proxy")
+        encodings = [
+            name.strip().removeprefix("x-") for name in response.headers.get("Content-Encoding", "").lower().split(",")
+        ]
         # Many servers name the compression of the file itself so; anything else is an encoding of the server's own.
-        if encoding in ("gzip", "deflate", "br", "zstd") and encoding != compression_of(self._name):
+        if (own := [name for name in encodings if name in _ENCODINGS]) and own != [compression_of(self._name)]:
             raise TransportError(
-                f"{self._name}: the server sends it with Content-Encoding: {encoding}, although asked not to; "
+                f"{self._name}: the server sends it with Content-Encoding: {', '.join(own)}, although asked not to; "
                 "turn that off, or name the file after its compression"
             )
         coding = response.headers.get("Transfer-Encoding", "").lower()
@@ -225,9 +232,9 @@ class HttpFile:
         if response.status_code == 200:
             known_total = self._total_of_full_body(response)
             self._position, self._end = 0, known_total
-            if self.seekable:
+            if self.seekable and known_total != 0:
                 self._memory.warn_of_ignored_range(urllib.parse.urlsplit(response.url).netloc)
-            self.seekable = False
+                self.seekable = False
         else:
             if first is None or end is None or not first <= start < end:
                 raise TransportError(
@@ -243,6 +250,23 @@ class HttpFile:
         self._remember(response, known_total)
         if response.history:
             self._target = (response.url, dict(response.request.headers))
+
+    def _answer(self, url: str, headers: Mapping[str, str | bytes]) -> requests.Response:
+        """The answer to a GET. Raises: as _request()."""
+        if self._session is None:
+            self._session = Session(self._user_headers)
+        try:
+            return self._session.open(url, headers, self._timeout)
+        except RedirectError as error:
+            raise TransportError(f"{self._name}: {error}; check the URL, a login or a proxy") from error
+        except ValueError as error:
+            if isinstance(error, requests.exceptions.InvalidHeader) and error.request is not None:
+                raise TransientError(in_words(error)) from error  # of the answer, such as two lengths
+            if isinstance(error, requests.exceptions.InvalidProxyURL) or "SOCKS" in str(error):
+                raise TransportError(f"{self._name}: no way to the proxy ({in_words(error)}); {CHECK_PROXY}") from error
+            raise TransportError(
+                f"{self._name}: invalid request ({in_words(error)}); check the URL, and where its server redirects to"
+            ) from error
 
     def _total_of_full_body(self, response: requests.Response) -> int | None:
         """Bytes of a body that is all of the file; None where the size is unknown and chunks mark the end."""

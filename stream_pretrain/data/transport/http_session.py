@@ -17,10 +17,16 @@ import requests.adapters
 import urllib3
 import urllib3.connection
 
+from stream_pretrain.units import KIB
+
 MOST_REDIRECTS = 20
 
 LONGEST_WAIT = 86400.0
 """Seconds; a server that asks for a longer wait is not obeyed."""
+
+
+LEAST_BYTES = KIB
+"""Of a file: fewer in a read timeout count as silence, as from a server that sends one a second."""
 
 
 class RedirectError(ValueError):
@@ -138,9 +144,9 @@ class _DeadlineReader(io.RawIOBase):
         self._patience = connection.gettimeout()
         self.begin()
 
-    def begin(self) -> None:
-        """Start the deadline anew."""
-        self._until = None if self._patience is None else time.monotonic() + self._patience
+    def begin(self, spent: float = 0.0) -> None:
+        """Start the deadline anew; spent: seconds of it that are over already."""
+        self._until = None if self._patience is None else time.monotonic() + self._patience - spent
 
     def readable(self) -> bool:
         return True
@@ -163,7 +169,7 @@ class _DeadlineReader(io.RawIOBase):
 
 
 class _Response(http.client.HTTPResponse):
-    """An answer whose headers, and whose next bytes of the file, have to come within the read timeout.
+    """An answer whose headers, and whose next LEAST_BYTES of the file, have to come within the read timeout.
 
     The timeout of a socket counts from any byte to the next, those of an endless header or of chunk sizes included.
     """
@@ -172,6 +178,7 @@ class _Response(http.client.HTTPResponse):
         super().__init__(sock, *arguments, **options)
         self._timed = _DeadlineReader(self.fp.detach(), sock)
         self.fp = io.BufferedReader(self._timed)
+        self._bytes, self._spent = 0, 0.0  # of the file that are awaited: so many have come, in so many seconds
 
     def begin(self) -> None:
         self._timed.begin()
@@ -180,8 +187,13 @@ class _Response(http.client.HTTPResponse):
             raise http.client.HTTPException("its headers cannot be parsed")
 
     def read1(self, n: int = -1) -> bytes:
-        self._timed.begin()
-        return super().read1(n)
+        self._timed.begin(self._spent)  # the time between two calls is not that of the server
+        began = time.monotonic()
+        piece = super().read1(n)
+        self._bytes, self._spent = self._bytes + len(piece), self._spent + time.monotonic() - began
+        if self._bytes >= LEAST_BYTES:
+            self._bytes, self._spent = 0, 0.0
+        return piece
 
     def _read_next_chunk_size(self) -> int:
         size: int = super()._read_next_chunk_size()  # type: ignore[misc]

@@ -19,8 +19,8 @@ BLOCK_BYTES = 8 * MIB
 class TransportOptions:
     """How shards are fetched.
 
-    Units: seconds; `retry_deadline` counts the time without a single new byte, `read_timeout` the silence after which a
-    connection is taken for dead.
+    Units: seconds; `retry_deadline` counts the time without a new KiB, `read_timeout` that after which a connection is taken
+    for dead.
     """
 
     storage_options: Mapping[str, Any] = field(default_factory=dict)

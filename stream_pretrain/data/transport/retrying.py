@@ -110,6 +110,9 @@ class Retrying:
                 f"{self._name}: no connection ({in_words(error)}); check the URL, the clock, and the certificates of this "
                 "machine (REQUESTS_CA_BUNDLE, SSL_CERT_FILE)"
             ) from error
+        refused = next((str(cause) for cause in causes(error) if str(cause).startswith("Tunnel connection failed: 4")), None)
+        if refused is not None and not self._reached:
+            raise TransportError(f"{self._name}: the proxy refuses the connection ({refused}); {CHECK_PROXY}") from error
         return fault_of(error, self._name)
 
 
@@ -229,6 +232,8 @@ def fault_of(error: Exception, name: str) -> TransientError:
 
 
 CHECK_ID = "check the id, path and revision; what is private looks like this to a token without access (HF_TOKEN)"
+
+CHECK_PROXY = "check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY (socks: pip install pysocks) and NO_PROXY"
 
 ASK_FOR_ACCESS = "the dataset is gated: ask for access on its page on the Hub, and give the token of that account in HF_TOKEN"
 

@@ -16,6 +16,7 @@ from functools import partial
 from huggingface_hub import get_token, hf_hub_url
 
 from stream_pretrain.data.transport.http import HttpFile, http_headers
+from stream_pretrain.data.transport.http_session import LEAST_BYTES
 from stream_pretrain.data.transport.local_file import LocalFile
 from stream_pretrain.data.transport.object_store import FsspecFile
 from stream_pretrain.data.transport.options import TransportOptions
@@ -51,8 +52,8 @@ class StoredBytes:
     Used by one thread. A read-ahead has a thread of its own, at most one at a time, and the store is that thread's until its
     block is there; to abandon the block is to leave it the store and to go on with a duplicate.
 
-    Raises, wherever it reads: DeadlineError after `retry_deadline` seconds without a new byte; TransportError at once where
-    trying again cannot help; SourceError where the file was replaced.
+    Raises, wherever it reads: DeadlineError after `retry_deadline` seconds without LEAST_BYTES new ones; TransportError at once
+    where trying again cannot help; SourceError where the file was replaced.
     """
 
     def __init__(
@@ -223,6 +224,7 @@ class StoredBytes:
         received: bytes | bytearray = b""
         retrying = Retrying(self._name, self._deadline, reached=self._memory.reached, pause=cancelled.wait)
         retrying.byte = start
+        counted = 0  # of `received`, as progress
         for attempt in retrying:
             if cancelled.is_set():
                 break
@@ -232,7 +234,9 @@ class StoredBytes:
                         received = bytearray(received)
                     received += piece
                     self._memory.reached = True
-                    retrying.progress()
+                    if not piece or len(received) >= counted + LEAST_BYTES:
+                        retrying.progress()
+                        counted = len(received)
                     retrying.byte = start + len(received)
                     if cancelled.is_set():
                         break
