@@ -28,7 +28,7 @@ def windows_of(path: Path, stripe: Stripe = EVERY_WINDOW, **options: object) -> 
     reader = open_reader(shard_of(path), replace(OPTIONS, **options))
     reader.follow(stripe, stripe.first)
     windows: list[Documents] = []
-    while (found := reader.read(stripe, stripe.first + len(windows) * stripe.count, RestartPoint())) is not None:
+    while (found := reader.read(stripe, stripe.block(len(windows)), RestartPoint())) is not None:
         windows.append(found)
     assert reader.leave(stripe)
     return windows

@@ -126,7 +126,7 @@ def expected_windows(
 def read_all(windows: LineWindows, stripe: Stripe = EVERY_WINDOW) -> list[Window]:
     windows.follow(stripe, stripe.first)
     found: list[Window] = []
-    while (window := windows.read(stripe, stripe.first + len(found) * stripe.count, RestartPoint())) is not None:
+    while (window := windows.read(stripe, stripe.block(len(found)), RestartPoint())) is not None:
         found.append(window)
     return found
 

@@ -204,7 +204,7 @@ class ParquetWindows(Windows[_Rows]):
         behind = (
             self.slices[later].groups[0]
             for later in range(block + 1, len(self.slices))
-            if self.slices[later].groups[0] >= groups.stop and any(later % s.count == s.first for s in self.next_of)
+            if self.slices[later].groups[0] >= groups.stop and any(stripe.has(later) for stripe in self.next_of)
         )
         return [self._part(number, self.columns[0]) for number in (*groups, *itertools.islice(behind, 1))]
 

@@ -15,3 +15,11 @@ class Stripe:
     unit: int
     first: int = 0
     count: int = 1
+
+    def block(self, window: int) -> int:
+        """The number in the unit of a window of the stripe."""
+        return self.first + window * self.count
+
+    def has(self, block: int) -> bool:
+        """Whether a window of the unit belongs to the stripe."""
+        return block % self.count == self.first

@@ -79,7 +79,7 @@ class Windows(ABC, Generic[W]):
     def leave(self, stripe: Stripe) -> bool:
         """Deregister the lane of a stripe; true where no lane of the process reads the shard any more."""
         del self.next_of[stripe]
-        self.kept = {block: window for block, window in self.kept.items() if block % stripe.count != stripe.first}
+        self.kept = {block: window for block, window in self.kept.items() if not stripe.has(block)}
         while len(self.passes) > len(self.next_of):
             self.passes.pop(0).close()
         return not self.next_of
@@ -142,7 +142,7 @@ class Windows(ABC, Generic[W]):
     def _keeps(self, block: int, reader: Stripe) -> bool:
         """Whether the pass that reads for `reader` keeps the window of a block on its way."""
         for stripe, next_block in self.next_of.items():
-            if stripe != reader and block % stripe.count == stripe.first and block >= next_block:
-                kept = [b for b in self.kept if b % stripe.count == stripe.first]
+            if stripe != reader and stripe.has(block) and block >= next_block:
+                kept = [b for b in self.kept if stripe.has(b)]
                 return block not in kept and len(kept) < self.most_kept
         return False

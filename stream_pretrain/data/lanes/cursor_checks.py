@@ -62,10 +62,10 @@ def fault_of(source: SourcePlan, lane: int, cursor: Cursor) -> str | None:
     if shard.compression == "none":
         if cursor.uncompressed != cursor.compressed:
             return f"uncompressed is {cursor.uncompressed}, but {shard.name} is not compressed"
-        last = stripe.first + (cursor.window - 1) * stripe.count
+        last = stripe.block(cursor.window - 1)
         if cursor.window and last * source.read.window_bytes >= shard.size:
             return f"window is {cursor.window}, but {shard.name} has fewer"
-    block = stripe.first + cursor.window * stripe.count
+    block = stripe.block(cursor.window)
     if cursor.uncompressed > max(block * source.read.window_bytes - 1, 0):
         return f"uncompressed is {cursor.uncompressed}, behind where window {block} of {shard.name} begins"
     return None

@@ -1,4 +1,4 @@
-"""The texts of a window while they wait for their turn: in few bytes, and no longer than they are needed."""
+"""The texts of a window until they are tokenized, in little memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ PART_CHARACTERS = 8192
 
 
 class ShuffledText:
-    """Texts one behind the other, read once from the front. Parts of them that were read are dropped."""
+    """Consecutive texts, read once from the front. Parts that were read are dropped."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._parts: deque[tuple[int, str | bytes]] = deque()
-        """Where each part stops, in characters, and what is in it."""
+        """The end of each part, in characters, and its text."""
         self._part = ""
         self._start = self._stop = 0  # of the part that is read
         held: list[str] = []
@@ -31,9 +31,9 @@ class ShuffledText:
         self._parts.append((stop, _compact("".join(held))))
 
     def between(self, edges: Sequence[int]) -> list[str]:
-        """The texts between neighbouring edges: ascending counts of the characters in front, which no later call goes behind.
+        """The texts between neighbouring edges, which are offsets in characters; they ascend, also from call to call.
 
-        No text that was given may lie across one of them.
+        No text that was given to the constructor may contain an edge.
         """
         texts: list[str] = []
         while len(texts) < len(edges) - 1:
@@ -45,7 +45,7 @@ class ShuffledText:
         return texts
 
     def _open(self, edge: int) -> None:
-        """Go on to the part that ends at an edge or behind it."""
+        """Move to the part that ends at an edge or after it."""
         while self._stop < edge:
             self._start = self._stop
             self._stop, part = self._parts.popleft()

@@ -37,13 +37,16 @@ from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import CheckpointError, ContentError, SourceError
 
 CAUSES = ("network", "reading", "tokenizing")
-"""What a lane spends its time on: waiting for a store; decompressing and parsing; tokenizing and packing."""
+"""Where a lane spends its time: waiting for a store; decompressing and parsing; tokenizing and packing."""
 
 EMPTY_EPOCHS = 64
-"""A lane that is dealt no document with text in this many epochs on end gives up..."""
+"""Consecutive epochs without a document with text after which a lane gives up..."""
 
 HOPELESS_DOCUMENTS = 100_000
-"""...as does one in which so many have none, one after the other: the field is wrong, and to read all of it may take days."""
+"""...and consecutive documents without text: the field is wrong, and reading on may take days."""
+
+
+_START_OF_WINDOW = dict.fromkeys(("next_document", "piece", "token", "taken", "window_bytes"), 0)
 
 
 class SourceEnd(NamedTuple):
@@ -64,13 +67,13 @@ class SourceLane:
         self.engine = engine
         self.readers = readers
         self.cursor = cursor
-        """In front of the first row of the next group that was not given out before."""
+        """The cursor before the first row of the next group that was not returned before."""
         self.reader: DocumentReader | None = None
         self.window: TokenizedWindow | None = None
         self.bytes_of_window = 0  # of its content
         self.unreported: list[Skipped] = []
         self.uncounted: Counter[str] = Counter()
-        """What was met since the last group, by the field of the cursor that counts it."""
+        """Counts since the last group, by the field of the cursor that they are added to."""
         self.seconds = [0.0] * len(CAUSES)
         self.empty_epochs = 0
         self.rows_before_epoch = cursor.rows
@@ -82,11 +85,11 @@ class SourceLane:
 
     @property
     def ended(self) -> bool:
-        """Whether all the epochs that were asked for are read."""
+        """Whether all epochs are read."""
         return self.plan.ended(self.cursor)
 
     def next_group(self) -> Group | SourceEnd:
-        """The next group; at the end of the last epoch, once, what was skipped behind the last row."""
+        """The next group; at the end of the last epoch, once, what was skipped after the last row."""
         while not self.ended:
             if self.window is None:
                 self._open_window()
@@ -103,20 +106,20 @@ class SourceLane:
         return skipped
 
     def _counted(self, cursor: Cursor) -> Cursor:
-        """A cursor behind what was met since the last group."""
+        """A cursor with the counts since the last group added."""
         if self.uncounted:
             cursor = cursor._replace(**{name: getattr(cursor, name) + count for name, count in self.uncounted.items()})
             self.uncounted.clear()
         return cursor
 
     def take_seconds(self) -> list[float]:
-        """[causes] seconds spent since this was asked last."""
+        """[causes] seconds spent since the last call."""
         seconds, self.seconds = self.seconds, [0.0] * len(CAUSES)
         return seconds
 
     @property
     def sampled(self) -> tuple[float, float]:
-        """[2] tokens, about, of the windows that were opened by now, and bytes of their content; 0 where they are unknown."""
+        """[2] approximate tokens of the windows opened so far, and bytes of their content; 0 where they are unknown."""
         (characters, documents, content), (seen, tokens) = self.opened.tolist(), self.tokenized.tolist()
         framing = self._framing + len(self.encoder.document_end)
         return (characters * tokens / seen + documents * framing, content) if seen else (0.0, 0.0)
@@ -132,8 +135,8 @@ class SourceLane:
 
     def _follow(self, stripe: int) -> None:
         if stripe < len(self.stripes):
-            block = self.stripes[stripe].first + self.cursor.window * self.stripes[stripe].count
-            self.reader = self.readers.follow(self.number, self.cursor.epoch, self.stripes[stripe], block)
+            followed = self.stripes[stripe]
+            self.reader = self.readers.follow(self.number, self.cursor.epoch, followed, followed.block(self.cursor.window))
         else:
             self.reader = None
 
@@ -144,7 +147,7 @@ class SourceLane:
             self._next_epoch()
             return
         stripe = self.stripes[cursor.stripe]
-        block = stripe.first + cursor.window * stripe.count
+        block = stripe.block(cursor.window)
         began, waited, damaged = time.perf_counter(), self.readers.memory.seconds_waiting, False
         try:
             found = self.reader.read(stripe, block, RestartPoint(cursor.compressed, cursor.uncompressed))
@@ -162,7 +165,7 @@ class SourceLane:
             if not self._at_start_of_window and not damaged:
                 raise self._no_such_place(stripe, block)
             self.readers.leave(self.number, cursor.epoch, stripe)
-            # Where a run goes on, damage may be met in a window that was read in part before.
+            # After a resume, damage may be found in a window that was read in part before.
             self.cursor = self._after_stripe(cursor, damaged=damaged)
             self._follow(self.cursor.stripe)
             return
@@ -195,7 +198,7 @@ class SourceLane:
         refuse_other_ids(self.engine, documents.texts, self._key(SAMPLE, stripe, block), named, first_characters=first)
 
     def _no_such_place(self, stripe: Stripe, block: int) -> CheckpointError:
-        """The error of a resume from a place that does not exist."""
+        """The error of a resume from a place that the shard does not have."""
         where = f"{self.plan.shards_of(stripe.unit)[0].name}, window {block}"
         return CheckpointError(
             f"lane {self.number} would resume at a place that {where} does not have: the checkpoint or the shard is of another "
@@ -204,12 +207,12 @@ class SourceLane:
 
     @property
     def _at_start_of_window(self) -> bool:
-        """Whether no row of the cursor's window was given out; else what it holds is in the cursor's counts already."""
+        """Whether no row of the window was returned; otherwise its documents are in the counts of the cursor already."""
         cursor = self.cursor
         return cursor.next_document == cursor.piece == cursor.token == cursor.taken == 0
 
     def _report(self, stripe: Stripe, counted: str, skips: Sequence[Skip]) -> None:
-        """Name what no row is made of, and count it in a field of the cursor."""
+        """Record documents that no row is made of, and count them in a field of the cursor."""
         first = self._shard(stripe)
         self.unreported += [
             Skipped(self.cursor.epoch, first + skip.member, skip.offset, skip.reason, skip.documents) for skip in skips
@@ -217,13 +220,13 @@ class SourceLane:
         self.uncounted[counted] += sum(skip.documents for skip in skips)
 
     def _skip_rest_of(self, stripe: Stripe, block: int, error: ContentError) -> None:
-        """Name and count what a stripe holds from a window on that cannot be read."""
+        """Record and count the rest of a stripe, from a window on that cannot be read."""
         assert self.reader is not None
         documents = self.reader.documents_from(stripe, block if self._at_start_of_window else block + stripe.count)
         self._report_rest("stripe", self._shard(stripe), self.reader.offset_of(block), error, documents)
 
     def _report_rest(self, what: str, shard: int, offset: int, error: ContentError, documents: int | None) -> None:
-        """Name and count the rest of a stripe, or of a shard of a bundle; `documents` is None where nobody knows how many."""
+        """Record and count the rest of a stripe, or of a shard of a bundle; `documents` is None where the number is unknown."""
         self.unreported.append(Skipped(self.cursor.epoch, shard, offset, f"rest of the {what} skipped: {error}", documents))
         self.uncounted.update(stripes=1, read=documents or 0, skipped=documents or 0)
 
@@ -232,14 +235,14 @@ class SourceLane:
         return self.plan.first_shard + self.plan.units[stripe.unit].start
 
     def _key(self, purpose: int, stripe: Stripe, block: int) -> tuple[int, ...]:
-        """Key of a window's random numbers: its place in the corpus, and the lane where each reads it in its own way."""
+        """Key of a window's random numbers: its place in the corpus, and the lane if every lane reads it."""
         key = (self.plan.layout.seed, purpose, self.cursor.epoch, self._shard(stripe), block)
         return (*key, self.number) if self.plan.undealt else key
 
     def _next_epoch(self) -> None:
         self.empty_epochs = self.empty_epochs + 1 if self.cursor.rows == self.rows_before_epoch else 0
         self.rows_before_epoch = self.cursor.rows
-        # A lane that was dealt nothing, or nothing with text, is dealt something in another epoch; bad documents stay bad.
+        # A lane that was dealt nothing, or nothing with text, may get some in another epoch; bad documents stay bad.
         only_bad = (self.uncounted["skipped"] or self.uncounted["stripes"]) and not self.uncounted["empty"]
         if self.plan.max_epochs is None and self.empty_epochs >= (2 if only_bad else EMPTY_EPOCHS):
             raise self._no_document_found(f"in {self.empty_epochs} epochs")
@@ -247,7 +250,7 @@ class SourceLane:
         self._begin_epoch(self.cursor.epoch, 0)
 
     def _refuse_hopeless(self) -> None:
-        """Raise SourceError where a lane meets no text for so long that there surely is none in the field."""
+        """Raises: SourceError where a lane has found no text for so long that the field must be wrong."""
         met = self.uncounted
         if met["read"] >= HOPELESS_DOCUMENTS and met["empty"] + met["skipped"] == met["read"]:
             raise self._no_document_found(f"in {met['read']:,} that it read")
@@ -267,11 +270,8 @@ class SourceLane:
 
     def _after_window(self, cursor: Cursor) -> Cursor:
         self.window = None
-        return cursor._replace(
-            window=cursor.window + 1,
-            **dict.fromkeys(("next_document", "piece", "token", "taken", "window_bytes"), 0),
-            finished_bytes=cursor.finished_bytes + self.bytes_of_window,
-        )
+        finished = cursor.finished_bytes + self.bytes_of_window
+        return cursor._replace(window=cursor.window + 1, **_START_OF_WINDOW, finished_bytes=finished)
 
     def _after_stripe(self, cursor: Cursor, *, damaged: bool) -> Cursor:
         self.window = None
@@ -281,18 +281,18 @@ class SourceLane:
             finished = max(cursor.bytes_read, min(finished + rest, (cursor.epoch + 1) * self.plan.bytes_of_epoch))
         elif not self.plan.knows_bytes(stripe.unit):
             finished += self.plan.bytes_from(stripe, 0)
-        zeros = ("compressed", "uncompressed", "window", "next_document", "piece", "token", "taken", "window_bytes")
-        return cursor._replace(stripe=cursor.stripe + 1, **dict.fromkeys(zeros, 0), finished_bytes=finished)
+        start = {"stripe": cursor.stripe + 1, "compressed": 0, "uncompressed": 0, "window": 0, **_START_OF_WINDOW}
+        return cursor._replace(**start, finished_bytes=finished)
 
     def _open_group(self, window: TokenizedWindow) -> Group | None:
-        """Tokenize and pack the documents from the cursor on; None where none is left that has tokens: the window ends."""
+        """Tokenize and pack the documents from the cursor on; None at the end of the window, where no tokens are left."""
         began = time.perf_counter()
         cursor, layout = self.cursor, self.plan.layout
         rows = self.plan.group_sizes.after(cursor.rows - cursor.taken, self.number)
         window.begin_group(cursor.next_document, cursor.piece)
         self._tokenize_for(window, rows)
         stripe = self.stripes[cursor.stripe]
-        block = stripe.first + cursor.window * stripe.count
+        block = stripe.block(cursor.window)
         if cursor.token and cursor.token >= window.counts[:1].sum():
             raise self._no_such_place(stripe, block)
         tokenized = window.tokenized()
@@ -318,7 +318,7 @@ class SourceLane:
         return group
 
     def _group_of(self, rows: Rows, window: TokenizedWindow, tokenized: Tokenized, after: tuple[int, int, int] | None) -> Group:
-        """These rows as a group, with the cursor behind it. after: where the next one begins; None behind the window."""
+        """These rows as a group. after: where the next group begins; None at the end of the window."""
         cursor, stripe = self.cursor, self.stripes[self.cursor.stripe]
         begins = rows.segment_token == 0
         if cursor.piece > 0:  # the first document has begun in a group before
@@ -331,35 +331,34 @@ class SourceLane:
             window.characters_before(cursor.next_document, cursor.piece, cursor.token),
             window.characters if after is None else window.characters_before(*after),
         )
-        before, behind = (self.bytes_of_window * count // max(1, window.characters) for count in characters)
+        bytes_before, bytes_after = (self.bytes_of_window * count // max(1, window.characters) for count in characters)
         begin = self._counted(cursor)._replace(
             taken=0,
             rows=cursor.rows - cursor.taken,
             documents=cursor.documents - int(np.count_nonzero(begins[: rows.segments_of(range(cursor.taken)).stop])),
-            window_bytes=before,
+            window_bytes=bytes_before,
         )
         end = begin._replace(
             rows=begin.rows + len(rows.input_ids),
             documents=begin.documents + int(np.count_nonzero(begins)),
-            window_bytes=behind,
+            window_bytes=bytes_after,
         )
         place = None if after is None else dict(zip(("next_document", "piece", "token"), after, strict=True))
         end = self._after_window(end) if place is None else end._replace(**place)
-        block = stripe.first + cursor.window * stripe.count
         return Group(
             rows=rows,
-            key=(*self._key(MASK, stripe, block), cursor.next_document, cursor.piece, cursor.token),
+            key=(*self._key(MASK, stripe, stripe.block(cursor.window)), cursor.next_document, cursor.piece, cursor.token),
             origins=origins.take(rows.segment_document, axis=0),
             begin=begin,
             end=end,
             first=cursor.taken,
             skipped=self._report_skipped(),
             begins=begins,
-            content=(before, behind),
+            content=(bytes_before, bytes_after),
         )
 
     def _report_without_tokens(self, window: TokenizedWindow, documents: NDArray[np.int64], stripe: Stripe) -> None:
-        """Name and count documents that the tokenizer makes nothing of: one entry for each shard, at its first of them."""
+        """Record and count documents without tokens: one entry for each shard, at the first of them."""
         if len(documents) == 0:
             return
         shards, offsets = window.origins_of(documents).T
@@ -374,7 +373,7 @@ class SourceLane:
         )
 
     def _tokenize_for(self, window: TokenizedWindow, rows: int) -> None:
-        """Tokenize as many documents as so many rows may need."""
+        """Tokenize as many documents as this number of rows may need."""
         layout = self.plan.layout
         needed = self.cursor.token + rows * layout.sequence_length + SMALLEST_FRAGMENT + 1
         while window.has_more and (missing := needed - window.positions(self._framing)) > 0:

@@ -1,4 +1,4 @@
-"""The rows of every step, read by the data workers of this rank, with the cursors that stand behind them.
+"""The rows of every step, read by the data workers of this rank, with the cursors after them.
 
 Lanes are dealt to ranks, and a rank's lanes to its workers. A worker gives one item a step: as many rows of its lanes as the
 least-rows rule asks for, and where those lanes stand after them. The trainer takes one item of each worker a step and keeps the

@@ -189,7 +189,7 @@ class InProcess(Generic[T]):
         self._items = [iter(source) for source in sources]
 
     def has_sent(self, worker: int) -> bool:  # noqa: ARG002
-        """No item is made before it is asked for."""
+        """No item is made before it is needed."""
         return False
 
     def receive(self, worker: int) -> T:
@@ -290,17 +290,17 @@ class _Outbox:
         self._unreleased.popleft()
 
     def _free(self, size: int, end: int) -> int | None:
-        """Where so many bytes are free behind those of the last item, or from the beginning of the memory on."""
+        """Offset of `size` free bytes after those of the last item, or at the beginning of the memory."""
         taken = [place for place in self._unreleased if place is not None]
         if not taken:
             return 0
-        (first, _), (last, behind) = taken[0], taken[-1]
-        free = [(behind, end), (0, first)] if first <= last else [(behind, first)]
+        (first, _), (last, after) = taken[0], taken[-1]
+        free = [(after, end), (0, first)] if first <= last else [(after, first)]
         return next((start for start, stop in free if start + size <= stop), None)
 
 
 def _places(first: int, sizes: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Begin and end of arrays that lie one behind the other."""
+    """Begin and end of consecutive arrays."""
     for size in sizes:
         yield first, first + size
         first += _aligned(size)
