@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.forks import ENVIRONMENT, trainers
+
 LAUNCH = Path(__file__).resolve().parents[1] / "configs" / "launch"
 
 
@@ -172,6 +174,6 @@ def launched(out: Path, torchrun: str) -> int:
 
 
 def test_the_options_of_torchrun_in_the_launch_files_exist() -> None:
-    known = subprocess.check_output([sys.executable, "-m", "torch.distributed.run", "--help"], text=True)
+    known = trainers().run(["-m", "torch.distributed.run", "--help"], ENVIRONMENT).stdout
     for option in ("--signals-to-handle", "--rdzv-endpoint", "--rdzv-backend", "--rdzv-id", "--standalone", "--nproc-per-node"):
         assert option in known

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stream_pretrain.data.lanes.dealing import LEVEL
+from tests.forks import ENVIRONMENT, trainers
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def simulate(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "simulate_scaling", *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = trainers().run([str(ROOT / "scripts" / "simulate_scaling"), *arguments], ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
