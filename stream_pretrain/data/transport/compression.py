@@ -29,7 +29,7 @@ class Codec:
     member: str
     """What messages call a member."""
     expansion: float
-    """Uncompressed bytes for a compressed byte, as text usually compresses: estimates the windows of a shard."""
+    """Uncompressed bytes per compressed byte of typical text: estimates the windows of a shard."""
     command: str
     """Writes the content of a file to its standard output."""
     decoders: Callable[[], Callable[[], Decoder]]
@@ -77,7 +77,7 @@ def compression_of(name: str) -> Compression:
 
 
 def expansion_of(compression: Compression) -> float:
-    """Uncompressed bytes for a stored byte of text, usually."""
+    """Uncompressed bytes per stored byte of typical text."""
     return CODECS[compression].expansion if compression in CODECS else 1.0
 
 

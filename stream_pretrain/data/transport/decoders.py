@@ -47,7 +47,7 @@ class Decoder(Protocol):
 
     @property
     def unused_data(self) -> Sized | None:
-        """Input behind the end of the member."""
+        """Input after the end of the member."""
 
     def decompress(self, data: bytes | memoryview, /, max_length: int) -> bytes:
         """At most about `max_length` bytes of content. Where input is needed, b"" says that the shard has ended.

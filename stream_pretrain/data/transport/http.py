@@ -96,7 +96,7 @@ class HttpFile:
     A body stays open between calls and is read forward: a server that ignores Range sends all of the file, and `seekable` is
     false then. The target of a redirect is used until it fails: signed URLs expire, and the Hub counts requests.
 
-    Invariant: `_position` is the offset in the file of the next byte of `_unread` and the body behind it, and the body must
+    Invariant: `_position` is the offset in the file of the next byte of `_unread`, which the body continues; the body must
     end at `_end`, where that is known. A body that ends elsewhere is a fault, not the end of the file.
     """
 
@@ -130,7 +130,7 @@ class HttpFile:
         self._position = 0
         self._furthest = 0  # the highest `_position` so far
         self._end: int | None = None
-        self._unread = b""  # received, and behind what was asked for
+        self._unread = b""  # received beyond the requested bytes
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
         while start < self._bound(stop):

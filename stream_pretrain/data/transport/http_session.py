@@ -1,4 +1,4 @@
-"""Requests to web servers, whose headers may make no sense, drip in, or never end."""
+"""Requests to web servers, whose headers may be malformed, slow, or endless."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stream_pretrain.units import KIB
 MOST_REDIRECTS = 20
 
 LONGEST_WAIT = 86400.0
-"""Seconds; a server that asks for a longer wait is not obeyed."""
+"""Seconds; longer waits that a server requests are ignored."""
 
 
 LEAST_BYTES = KIB
@@ -103,7 +103,7 @@ def _unchanged(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 def natural_number(header: str) -> int | None:
-    """The number in a header; None where there is none, or an absurd one."""
+    """The number in a header; None where it is missing or absurd."""
     return int(header) if re.fullmatch(r"[0-9]{1,18}", header.strip()) else None
 
 
@@ -116,7 +116,7 @@ def content_range(header: str) -> tuple[int | None, int | None, int | None]:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait: Retry-After (seconds or a date), or the reset in the Hub's RateLimit."""
+    """Seconds to wait that a server requests: Retry-After (seconds or a date), or the reset in the Hub's RateLimit."""
     asked = headers.get("Retry-After", "").strip()
     wait: float | None = None
     if re.fullmatch(r"[0-9]{1,18}(\.[0-9]+)?", asked):

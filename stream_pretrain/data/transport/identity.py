@@ -1,4 +1,4 @@
-"""What distinguishes a file from another one of the same name."""
+"""Values that distinguish a file from another one of the same name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def identity_of(info: Mapping[str, Any]) -> dict[str, str]:
-    """The surest value, by its kind, that fsspec has of an object and that changes with its content; no modification time."""
+    """The most reliable value, by kind, in fsspec's info of an object that changes with its content; no modification time."""
     values = {
         "md5": info.get("md5Hash"),
         "crc32c": info.get("crc32c"),
@@ -18,5 +18,5 @@ def identity_of(info: Mapping[str, Any]) -> dict[str, str]:
 
 
 def bare_etag(etag: str | None) -> str | None:
-    """An ETag without quotes, and without the mark of a weak one, which answers may or may not have."""
+    """An ETag without quotes, and without the mark of a weak one, which responses may or may not have."""
     return etag if etag is None else etag.removeprefix("W/").strip('"')

@@ -24,9 +24,9 @@ CUT = "it is not finished where the shard ends: the shard was cut short"
 
 
 def decode(data: StoredBytes, decoder: Decoder) -> Iterator[bytes]:
-    """The content of the member that starts here, in pieces of at most about `CHUNK` bytes; `data` is behind it then.
+    """The content of the member that starts here, in pieces of at most about `CHUNK` bytes; `data` is then at its end.
 
-    Raises: DamageError, behind all good content; MemoryError.
+    Raises: DamageError, after all good content; MemoryError.
     """
     while not decoder.eof:
         needs_input = decoder.needs_input
@@ -46,7 +46,7 @@ def decode(data: StoredBytes, decoder: Decoder) -> Iterator[bytes]:
 
 
 def joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Small pieces joined; those before an error are given out first."""
+    """Small pieces joined; those before an error are returned first."""
     held: list[bytes] = []
     size = 0
     try:
@@ -66,7 +66,7 @@ def joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _all_of(held: list[bytes]) -> bytes:
-    """Pieces as one, which are held no more."""
+    """All pieces joined; the list is emptied."""
     content = held[0] if len(held) == 1 else b"".join(held)
     held.clear()
     return content

@@ -1,4 +1,4 @@
-"""Files of all other stores, through fsspec."""
+"""Files in all other stores, through fsspec."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FsspecFile:
     seekable = True
 
     def __init__(self, url: str, name: str, storage_options: dict[str, Any], patience: float, known: dict[str, str]):
-        """patience: seconds that a call may take; known: what earlier answers said of the object, by kind."""
+        """patience: seconds that a call may take; known: the identity in earlier responses, by kind."""
         self.total: int | None = None
         self._patience = patience
         self._name = name
@@ -64,9 +64,9 @@ class FsspecFile:
             yield content
 
     def _within_patience(self, call: Callable[..., T], *arguments: Any) -> T:
-        """The result of a call to a library that may wait without end, as where headers drip in.
+        """The result of a call to a library without a timeout of its own.
 
-        An abandoned call goes on in its thread: it has its arguments, and changes nothing of this file.
+        An abandoned call continues in its thread: it has its arguments, and does not change this object.
         """
         answer = in_thread("store", call, *arguments)
         try:
@@ -100,7 +100,7 @@ class _Opened:
     path: str
     info: Mapping[str, Any]
     file: Any
-    """Of S3: it asks for each range of the object that it was opened for, by its ETag; a path is what it is by then."""
+    """For S3: requests ranges of the object that was opened, by its ETag; the path may have another one by then."""
 
     def range(self, start: int, stop: int) -> bytes:
         if self.file is None:
@@ -115,5 +115,5 @@ def _open(filesystem: Any, path: str) -> _Opened:
     if hasattr(filesystem, "call_s3"):
         file = filesystem.open(path, "rb", cache_type="none")
         return _Opened(filesystem, path, file.details, file)
-    filesystem.invalidate_cache(path)  # a listing from the start of the run tells nothing of today
+    filesystem.invalidate_cache(path)  # the listing may be from the start of the run
     return _Opened(filesystem, path, filesystem.info(path), None)

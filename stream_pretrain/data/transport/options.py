@@ -1,4 +1,4 @@
-"""How the bytes of shards are fetched."""
+"""Options for fetching the bytes of shards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stream_pretrain.data.transport.store_memory import StoreMemory
 from stream_pretrain.units import MIB
 
 BLOCK_BYTES = 8 * MIB
-"""Stored bytes that one request asks a remote store for."""
+"""Stored bytes of one request to a remote store."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class TransportOptions:
     block_bytes: int = BLOCK_BYTES
     read_timeout: float = 60.0
     memory: StoreMemory = field(default_factory=StoreMemory, compare=False, repr=False)
-    """What was learnt of the stores; `Readers` give each stream its own."""
+    """What is known of the stores; `Readers` give each stream its own."""
     sessions: Sessions | None = field(default=None, compare=False, repr=False)
-    """Where many small files are read one after the other: connections that are used again."""
+    """Connections to reuse, where many small files are read."""
     given_up: threading.Event | None = field(default=None, compare=False, repr=False)
-    """Set where nobody waits for the bytes any more: what is asked for then gives fewer of them."""
+    """Set once the bytes are no longer needed: reads then return fewer of them."""

@@ -1,4 +1,4 @@
-"""Faults of transport: which may pass, how long to wait, when to give up."""
+"""Faults of transport: which are transient, how long to wait, when to give up."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BACKOFF_BASE, _BACKOFF_CAP = 0.5, 60.0
 
 
 class TransientError(Exception):
-    """A fault of transport that may pass; `wait` is how long the server asked to wait, in seconds."""
+    """A transient fault of transport; `wait` is the wait that the server requested, in seconds."""
 
     def __init__(self, cause: str, wait: float | None = None, *, at_once: bool = False):
         super().__init__(cause)
@@ -38,7 +38,7 @@ class TransientError(Exception):
         self.at_once = at_once
 
     def wait_after(self, tries: int) -> float:
-        """Seconds until the next try: growing exponentially, with jitter, and at least what the server asked for."""
+        """Seconds until the next attempt: exponential backoff with jitter, at least the wait that the server requested."""
         if self.at_once and tries == 0:
             return 0.0
         # not the module's generator: its state belongs to the training
@@ -47,7 +47,7 @@ class TransientError(Exception):
 
 
 class Retrying:
-    """One operation on a store, tried again after faults that may pass: the only loop that waits for a server.
+    """One operation on a store, retried after transient faults: the only loop that waits for a server.
 
         for attempt in Retrying("a.jsonl", deadline=1800.0):
             with attempt:
@@ -60,12 +60,12 @@ class Retrying:
     def __init__(
         self, name: str, deadline: float, *, reached: bool = False, pause: Callable[[float], object] = time.sleep
     ) -> None:
-        """reached: whether a store has answered before; pause: waits so many seconds, or until the operation is cancelled."""
+        """reached: whether a store has responded before; pause: waits some seconds, or until the operation is cancelled."""
         self._name, self._deadline, self._reached, self._pause = name, deadline, reached, pause
         self._tries, self._since = 0, time.monotonic()
         self._failed = False
         self.byte: int | None = None
-        """The compressed byte that is asked for, to be named in messages."""
+        """The compressed byte that is requested, for messages."""
 
     def progress(self) -> None:
         """Note that new bytes have come: the deadline and the growing waits start anew."""
@@ -130,7 +130,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def is_busy(status: int) -> bool:
-    """Whether a server that answers with this status may answer otherwise later."""
+    """Whether a server with this status may respond otherwise later."""
     return status in (408, 425, 429) or status >= 500
 
 
@@ -141,12 +141,12 @@ def status_of(error: BaseException) -> int | None:
         for key in ("status_code", "status", "code"):
             if isinstance(value := getattr(holder, key, None), int):
                 return value
-    behind = getattr(error.__cause__, "response", None)  # what s3fs has of botocore
-    return behind.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(behind, dict) else None
+    cause = getattr(error.__cause__, "response", None)  # s3fs wraps botocore
+    return cause.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(cause, dict) else None
 
 
 def in_words(error: BaseException) -> str:
-    """What happened, in one clause: of a network, with the host, and without what HTTP libraries wrap around it.
+    """An error in one clause: of a network, with the host, and without the wrapping of HTTP libraries.
 
     Queries of URLs are left out: a signed one opens the file to anybody.
     """
@@ -207,7 +207,7 @@ def _host_of(error: BaseException) -> str | None:
 
 
 def fault_of(error: Exception, name: str) -> TransientError:
-    """The fault behind an error of a library, if it may pass. Raises TransportError where trying again cannot help."""
+    """The transient fault that an error of a library stands for. Raises TransportError where a retry cannot help."""
     words = in_words(error)
     status = status_of(error)
     if isinstance(error, OfflineModeIsEnabled):

@@ -1,7 +1,7 @@
-"""Damage is believed once it is met twice: what a proxy or a network card changed once is right at the second reading.
+"""Remote content that looks damaged is read a second time: a proxy or a network card may have changed bytes in transit.
 
-The second reading decides. It starts where the damaged part starts, and has to agree with what the first one gave out before
-it met the damage: the run may have trained on it.
+The second reading decides. It starts at the start of the damaged part, and must agree with the content that was returned before
+the damage was found: the run may have trained on it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 B = TypeVar("B", bytes, memoryview)
 
 HELD_BACK_BYTES = MIB
-"""Content is given out once so much more of its part has been read without damage, or all of it."""
+"""Content is returned after this many more bytes of its part were read without damage, or all of them."""
 
 _DIGESTED_BYTES = MIB  # with a digest of their own: how precisely a difference is located
 
@@ -59,10 +59,10 @@ class _Digests:
 
 
 class TwoReadings:
-    """The readings of one part of a shard: a second one only where the first met damage. Used by one thread."""
+    """The readings of one part of a shard: a second one only where the first found damage. Used by one thread."""
 
     def __init__(self, name: str, part: str, place: Callable[[int], str]) -> None:
-        """part: as messages call it; place: what they call an offset in its content."""
+        """part: its name in messages; place: the name of an offset in its content."""
         self._name = name
         self._part = part
         self._place = place
@@ -70,16 +70,16 @@ class TwoReadings:
 
     @property
     def size(self) -> int:
-        """Bytes that were given out."""
+        """Bytes that were returned."""
         return self._given.size
 
     def record(self, content: B) -> B:
-        """Record content of the first reading that is given out now."""
+        """Record content of the first reading that is returned now."""
         self._given.add(content)
         return content
 
     def first(self, chunks: Iterable[B]) -> Iterator[B]:
-        """The first reading, delayed by HELD_BACK_BYTES: most damage is met before the bytes that it changed are given out."""
+        """The first reading, delayed by HELD_BACK_BYTES: most damage is found before the bytes that it changed are returned."""
         held: deque[B] = deque()
         size = 0
         for chunk in chunks:
@@ -92,9 +92,9 @@ class TwoReadings:
             yield self.record(held.popleft())
 
     def second(self, damage: str, chunks: Iterable[B]) -> Iterator[B]:
-        """The second reading, behind what the first one gave out before it met `damage`.
+        """The second reading, after the bytes that the first one returned before it found `damage`.
 
-        Raises: TransportError where what was given out is something else now.
+        Raises: TransportError where the bytes that were returned differ.
         """
         seen = _Digests()
         for chunk in chunks:
@@ -116,7 +116,7 @@ class TwoReadings:
 
 
 def wrong_content(name: str, part: str, damage: str, place: str, since: float) -> TransportError:
-    """The error for content that was given out wrong, from `place` on and `since` a time (seconds since 1970)."""
+    """The error for wrong content that was returned, from `place` on and `since` a time (seconds since 1970)."""
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
     return TransportError(
         f"{name}: {part} was damaged in transit ({damage.removeprefix(f'{name}: ')}): a second reading differs from {place} "
@@ -127,7 +127,7 @@ def wrong_content(name: str, part: str, damage: str, place: str, since: float) -
 
 
 def read_twice(read: Callable[[], T], name: str, part: str) -> T:
-    """A part that is given out at once as a whole; read a second time where it is damaged."""
+    """A part that is returned at once; read a second time where it is damaged."""
     try:
         return read()
     except ContentError as damage:
@@ -137,7 +137,7 @@ def read_twice(read: Callable[[], T], name: str, part: str) -> T:
 
 
 def read_until_two_agree(read: Callable[[], T]) -> T | None:
-    """What two readings in a row agree on, for content without a checksum; None where no two of four do."""
+    """Content without a checksum, once two consecutive readings agree; None where no two of four do."""
     found = read()
     for _ in range(3):
         before, found = found, read()

@@ -11,7 +11,7 @@ from stream_pretrain.units import KIB
 
 
 def read_seek_table(data: StoredBytes) -> list[RestartPoint]:
-    """Where the frames start, and where the last one ends; empty where there is no table that fits the shard.
+    """Where the frames start, and where the last one ends; empty where the shard has no table that fits it.
 
     Source: zstd/contrib/seekable_format/zstd_seekable_compression_format.md.
     """

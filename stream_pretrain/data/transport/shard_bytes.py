@@ -44,7 +44,7 @@ class ShardBytes:
     Offsets are uncompressed bytes. `position` is that of the next byte of read(). `restart` is where the member starts that the
     last chunk is of: a pure function of the shard and the offset of the chunk, wherever reading started.
 
-    Raises: ContentError where the shard is damaged, behind all good bytes before the damage, and again at every later read;
+    Raises: ContentError where the shard is damaged, after all good bytes before the damage, and again at every later read;
     TransportError where the bytes cannot be fetched; SourceError where the file was replaced.
     """
 
@@ -65,7 +65,7 @@ class ShardBytes:
         self._name = without_secrets(url)
         self._size = size
         self._data = StoredBytes(url, self._name, size, restart.compressed, options or TransportOptions(), identity)
-        self._decoded = restart.uncompressed  # offset behind the last byte of the decoder
+        self._decoded = restart.uncompressed  # offset after the last byte of the decoder
         self._is_plain = compression == "none"
         if not self._is_plain:
             self._codec = CODECS[compression]
@@ -96,7 +96,7 @@ class ShardBytes:
     def skip_to(self, offset: int) -> None:
         """Make the next read() start at this offset, which is not before `position`, or at the end of the shard.
 
-        Damage on the way is skipped where there is a seek table, since a pass that starts behind it does not meet it either.
+        Damage on the way is skipped where there is a seek table, since a pass that starts after it does not find it either.
         """
         assert offset >= self.position, "bytes are only skipped forward"
         if not self._is_plain:
@@ -124,14 +124,14 @@ class ShardBytes:
         self.position = min(offset, self._decoded)
 
     def prefetch(self, offset: int) -> None:
-        """Fetch what skip_to() will move to next, of a plain shard, meanwhile."""
+        """In a plain shard, fetch ahead what skip_to() will move to next."""
         if self._is_plain:
             self._data.prefetch(offset)
 
     def stored_bytes_before(self, offset: int) -> int:
         """Stored bytes before an uncompressed offset that was read, or not skipped, by now; offsets do not go back.
 
-        Between the pieces that a decoder gives at once, as if it had compressed each byte alike.
+        Interpolated within a piece that the decoder returns at once.
         """
         if self._is_plain:
             return min(offset, self._decoded)
@@ -194,7 +194,7 @@ class ShardBytes:
     def _content_of_member(self) -> Iterator[bytes]:
         """The content of the member that starts here, if something good follows it; none of padding or a skippable frame.
 
-        Raises: DamageError, behind all good content.
+        Raises: DamageError, after all good content.
         """
         codec, data = self._codec, self._data
         head = bytes(data.peek(_HEAD))
@@ -228,12 +228,12 @@ class ShardBytes:
         self._pieces.append((self._member.uncompressed, self._member.compressed))
 
     def _noted(self, piece: bytes) -> bytes:
-        """A piece of the content of a member, with a note of where it ends."""
+        """A piece of the content of a member; notes where it ends."""
         self._pieces.append((self._pieces[-1][0] + len(piece), self._data.position))
         return piece
 
     def _member_of_store(self, start: RestartPoint) -> Iterator[bytes]:
-        """The same for a remote shard: a damaged member is read once more before the damage is believed."""
+        """The same for a remote shard: a damaged member is read a second time."""
         readings = TwoReadings(
             self._name,
             f"the {self._codec.member} that begins at compressed byte {start.compressed}",
@@ -314,7 +314,7 @@ class ShardBytes:
 
 
 class NoMemberError(DamageError):
-    """Where a member should start, something else does."""
+    """Something else begins where a member should."""
 
     def __init__(self, reason: str, head: bytes):
         super().__init__(reason)
@@ -364,7 +364,7 @@ class ShardFile(io.RawIOBase):
         return self._at
 
     def hold(self, start: int, stop: int) -> None:
-        """Fetch a part at once that will be read in small pieces, unless it is more than a block; kept until the next one."""
+        """Fetch a part at once that will be read in small pieces, unless it is larger than a block; kept until the next one."""
         self._held = 0, b""
         if stop - start <= self._block_bytes:
             self._held = start, self._data.read_range(start, stop, None)

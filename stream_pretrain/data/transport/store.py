@@ -1,4 +1,4 @@
-"""What every store offers of a file."""
+"""The interface of a store: one file, by ranges of its bytes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class Store(Protocol):
     """One file as it is stored. Offsets are stored bytes. Used by one thread at a time; opened by the first read."""
 
     total: int | None
-    """Size of the file, once an answer has said it."""
+    """Size of the file, once a response has it."""
     seekable: bool
-    """Whether skipping costs less than reading what lies between."""
+    """Whether skipping costs less than reading the bytes between."""
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
         """Bytes [start, stop) as they arrive, fewer only at the end of the file; b"" as a sign of life while others arrive.

@@ -1,4 +1,4 @@
-"""What a stream knows of its stores. Another stream, or another run of the same process, has a memory of its own."""
+"""What a stream knows of its stores. Another stream, or another run in the same process, has its own memory."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ logger = logging.getLogger(__name__)
 
 
 class StoreMemory:
-    """What the stores of one stream have said, shared by its readers and the threads that read ahead for them."""
+    """What is known of the stores of one stream, shared by its readers and their read-ahead threads."""
 
     def __init__(self) -> None:
         self.reached = False
-        """Whether any store has answered; until then, a host that refuses connections may be a typing error."""
+        """Whether any store has responded; until then, a host that refuses connections may be a typing error."""
         self.seconds_waiting = 0.0
-        """How long the readers have waited for bytes."""
+        """Time that the readers have waited for bytes."""
         self._known: dict[str, dict[str, str]] = {}
         self._without_ranges: set[str] = set()
 
     def known_of(self, url: str, identity: str | None) -> dict[str, str]:
-        """What is known of a file, by kind: what it was pinned by, and what earlier answers said of it, in any epoch."""
+        """The identity of a file, by kind: as pinned, and as in earlier responses, in any epoch."""
         kind, _, value = (identity or "").partition(":")
         known = self._known.setdefault(url, {})
         if kind:
@@ -31,7 +31,7 @@ class StoreMemory:
         return known
 
     def forget(self, url: str) -> None:
-        """Forget what answers said of a file."""
+        """Forget the identity of a file."""
         self._known.pop(url, None)
 
     def warn_of_ignored_range(self, server: str) -> None:
@@ -45,7 +45,7 @@ class StoreMemory:
 
 
 def refuse_replaced(name: str, known: dict[str, str], answer: Mapping[str, str]) -> None:
-    """Add to `known` what a store says of a file, by kind. Raises SourceError where it said something else before."""
+    """Add the identity in a response to `known`, by kind. Raises SourceError where it differs from an earlier one."""
     for kind, value in answer.items():
         if (was := known.setdefault(kind, value)) != value:
             raise SourceError(

@@ -1,4 +1,4 @@
-"""The bytes of a file as its store has them: retried, prefetched and buffered."""
+"""The stored bytes of a file: retried, prefetched and buffered."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class _ReadAhead:
 
 
 class StoredBytes:
-    """The bytes of one file as its store has them, behind a buffer.
+    """The stored bytes of one file, with a buffer.
 
     Offsets and counts are stored (compressed) bytes. `position` is the next byte of peek(); the buffer holds it at `_index`.
     Of a remote file that is read in order, the next block is fetched ahead.
 
     Used by one thread. A read-ahead has a thread of its own, at most one at a time, and the store is that thread's until its
-    block is there; to abandon the block is to leave it the store and to go on with a duplicate.
+    block is there; abandoning the block leaves it the store, and continues with a duplicate.
 
     Raises, wherever it reads: DeadlineError after `retry_deadline` seconds without LEAST_BYTES new ones; TransportError at once
     where trying again cannot help; SourceError where the file was replaced.
@@ -77,7 +77,7 @@ class StoredBytes:
 
     @property
     def known_total(self) -> int | None:
-        """Size of the file, once an answer has said it."""
+        """Size of the file, once a response has it."""
         return self._store.total
 
     @property
@@ -94,13 +94,13 @@ class StoredBytes:
         return memoryview(self._buffer)[self._index : self._index + count]
 
     def advance(self, count: int) -> None:
-        """Consume this much of what was peeked; a negative count gives back what a decoder did not use of it."""
+        """Consume `count` of the bytes that were peeked; a negative count returns bytes that a decoder did not use."""
         self.position += count
         self._index += count
         assert 0 <= self._index <= len(self._buffer)
 
     def skip_to(self, offset: int) -> None:
-        """Move forward to this byte; what lies between is transferred only where it is on its way already."""
+        """Move forward to this byte; the bytes between are transferred only if they are requested already."""
         assert offset >= self.position
         if self._ahead is not None and 0 <= offset - self._ahead.start < self._block_bytes:
             self._buffer, self._index, self.position = b"", 0, self._ahead.start
@@ -119,19 +119,19 @@ class StoredBytes:
             self._read_ahead(offset, offset + self._block_bytes)
 
     def seek(self, offset: int) -> None:
-        """Move to any byte, without the block that is on its way."""
+        """Move to any byte; a read-ahead is cancelled."""
         self._cancel()
         self._buffer, self._index, self.position = b"", 0, offset
 
     def reopen(self) -> None:
-        """Forget what answers said of the file, which may have been said of another one, and open it anew."""
+        """Forget the identity of the file, which may be that of another one, and open it again."""
         self._cancel()
         self._store.close()
         self._memory.forget(self._url)
         self._store = self._open()
 
     def reread_from(self, offset: int) -> None:
-        """Move to this byte, and ask for it over a new connection."""
+        """Move to this byte, and request it over a new connection."""
         self.seek(offset)
         self._store.reset()
 
@@ -152,7 +152,7 @@ class StoredBytes:
         if len(content) < stop - start:
             self._cancel()
             content += self._fetch_now(start + len(content), stop)
-        if len(content) > stop - start:  # more was fetched ahead than is asked for
+        if len(content) > stop - start:  # more was fetched ahead than is requested
             rest: Future[bytes | bytearray] = Future()
             rest.set_result(content[stop - start :])
             self._ahead = _ReadAhead(stop, threading.Event(), rest)
@@ -165,7 +165,7 @@ class StoredBytes:
         self._store.close()
 
     def _refill(self) -> bool:
-        """Fetch the block behind the buffer; false at the end of the file."""
+        """Fetch the block after the buffer; false at the end of the file."""
         start = self.position + len(self._buffer) - self._index
         block = self._fetched_ahead(start)
         if block is None:
@@ -212,7 +212,7 @@ class StoredBytes:
         self._ahead = _ReadAhead(start, cancelled, in_thread("read ahead", self._fetch, self._store, cancelled, start, stop))
 
     def _cancel(self) -> None:
-        """Abandon the block that is on its way, without waiting for it: its server may be stalled."""
+        """Abandon the read-ahead without waiting for it: its server may be stalled."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None and not ahead.block.done():
             store, self._store = self._store, self._store.duplicate()

@@ -13,20 +13,20 @@ from typing import Any, Self, TypeVar
 T = TypeVar("T")
 
 AT_ONCE = 16
-"""Files of stores that are asked for at the same time: one by one, they would take as many round trips as there are."""
+"""Concurrent requests for small files: one after the other, each would take a round trip."""
 
 
 def in_thread(name: str, call: Callable[..., T], *arguments: Any) -> Future[T]:
-    """The result of a call in a thread of its own, which keeps no process alive."""
+    """The result of a call in its own daemon thread."""
     future: Future[T] = Future()
     threading.Thread(target=_run, name=name, args=(future, partial(call, *arguments)), daemon=True).start()
     return future
 
 
 def side_by_side(name: str, items: Sequence[T], work: Callable[[Iterator[T], threading.Event], None]) -> None:
-    """Run `work` in up to AT_ONCE threads, each with a part of the items. Raises what the first that fails raises.
+    """Run `work` in up to AT_ONCE threads, each with a part of the items. Raises the error of the first that fails.
 
-    The parts end once a thread has failed, or the caller is interrupted; the event that `work` gets is set then.
+    When a thread fails, or the caller is interrupted, the parts end, and the event that `work` gets is set.
     """
     given_up = threading.Event()
 
@@ -49,7 +49,7 @@ def _run(future: Future[T], call: Callable[[], T]) -> None:
 
 
 class OneThread:
-    """A thread for calls one after the other, since libraries keep state by thread. It ends with the block."""
+    """One thread for all calls, since libraries keep state by thread. It ends with the `with` block."""
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
