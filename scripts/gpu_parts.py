@@ -201,7 +201,9 @@ def _attention_of_one_document(query: Tensor, key: Tensor, value: Tensor, layer:
 def waits(setting: Setting) -> Iterator[Figures]:
     """How often the host waits for the device in a step of several micro-batches: once, eager and compiled."""
     wrong = []
-    for architecture, mode in itertools.product(("bert", "modernbert"), ("eager", "compiled")):
+    for mode, architecture in itertools.product(
+        ("eager", "compiled"), ("bert", "modernbert")
+    ):  # what is compiled takes longest
         few_layers = replace(setting, architecture=architecture, layers=min(3, setting.layers), batch=8, micro_batch=4)
         write_model(few_layers)
         with prepared_run(config_of(few_layers, compile_it=setting.cuda and mode == "compiled")) as (setup, stream):
@@ -290,21 +292,25 @@ def _run_python(command: Sequence[str], variables: Mapping[str, str], log: Path)
 
 
 def train(setting: Setting) -> Iterator[Figures]:
-    """Useful tokens a second, eager and then compiled, and the largest micro-batch (eager: compiled code takes less memory)."""
+    """Useful tokens a second, eager and then compiled, and the largest micro-batch (eager: compiled code takes less memory).
+
+    That comes last: a GPU without memory may not answer as torch expects.
+    """
     write_model(setting)
     yield {"architecture": setting.architecture, "rows": setting.batch, "sequence_length": setting.sequence_length}
-    yield from _eager(setting)
-    gc.collect()
-    if setting.cuda:  # on a CPU, what `waits` compiles is enough
-        with prepared_run(config_of(setting, compile_it=True)) as (setup, stream):
-            yield {"compiled": _speed(setting, setup, stream)}
-
-
-def _eager(setting: Setting) -> Iterator[Figures]:
+    for mode in ("eager", "compiled") if setting.cuda else ("eager",):  # on a CPU, what `waits` compiles is enough
+        with prepared_run(config_of(setting, compile_it=mode == "compiled")) as (setup, stream):
+            yield {mode: _speed(setting, setup, stream)}
+        _free_memory(setting.cuda)
     with prepared_run(config_of(setting, compile_it=False)) as (setup, stream):
-        yield {"eager": _speed(setting, setup, stream)}
         slots = next(stream).trained.slots
-        yield {"largest_micro_batch": largest(partial(_fits, setup, setting.sequence_length, slots), setting.cuda)}
+        yield {"largest_micro_batch": largest(partial(_fits, setup, setting, slots), setting.cuda)}
+
+
+def _free_memory(cuda: bool) -> None:
+    gc.collect()
+    if cuda:
+        torch.cuda.empty_cache()
 
 
 def _speed(setting: Setting, setup: Setup, stream: StepStream) -> Figures:
@@ -332,16 +338,15 @@ def largest(fits: Callable[[int], bool], limited: bool = True) -> int | None:
     return max(itertools.takewhile(fits, sizes), default=None)
 
 
-def _fits(setup: Setup, length: int, slots: int, rows: int) -> bool:
+def _fits(setup: Setup, setting: Setting, slots: int, rows: int) -> bool:
     """Whether a step with one micro-batch of so many rows finds memory on the device."""
     try:
-        _step(setup, _batch(setup.parallel.device, length, slots, rows))
+        _step(setup, _batch(setup.parallel.device, setting.sequence_length, slots, rows))
         found_memory = True
     except torch.OutOfMemoryError:
         found_memory = False
     setup.parallel.optimizer.zero_grad()
-    gc.collect()
-    torch.cuda.empty_cache()
+    _free_memory(setting.cuda)
     return found_memory
 
 

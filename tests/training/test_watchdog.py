@@ -28,7 +28,7 @@ def test_the_outer_stage_counts_anew_after_an_inner_one() -> None:
         stage = watchdog._stage
         assert stage is not None
         assert stage[0] == "computing"
-        assert "rank 0 has been computing" in said.get(timeout=120)
+        assert "this process has been computing for" in said.get(timeout=120)
 
 
 def test_short_stages_and_no_stage_at_all_are_not_reported() -> None:

@@ -18,7 +18,8 @@ class Watchdog:
     """Reports a stage of this rank that lasts longer than `seconds`, then at twice that time, and so on. It ends nothing."""
 
     def __init__(self, ranks: Ranks, report: Callable[[str], None], seconds: float = STALL_SECONDS) -> None:
-        self._rank, self._report, self._seconds = ranks.index, report, seconds
+        self._who = "this process" if ranks.world == 1 else f"rank {ranks.index}"
+        self._report, self._seconds = report, seconds
         self._stage: tuple[str, float] | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -51,5 +52,5 @@ class Watchdog:
             name, since = stage
             lasted = time.monotonic() - since
             if lasted >= due:
-                self._report(f"rank {self._rank} has been {name} for {human_duration(lasted)}")
+                self._report(f"{self._who} has been {name} for {human_duration(lasted)}")
                 due *= 2
