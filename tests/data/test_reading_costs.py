@@ -25,7 +25,7 @@ from tests.corpora import documents, write_shard
 from tests.data.plans import pinned_of
 from tests.integration.http_server import serve
 
-MIB = 1 << 20
+KIB, MIB = 1 << 10, 1 << 20
 CONFIG = Config(data=DataConfig(dataset="x"), train=TrainConfig(max_steps=1, global_batch_size=64))
 
 
@@ -97,12 +97,31 @@ def with_options(**options: object) -> Config:
     return Config(data=DataConfig(**options), train=TrainConfig(max_steps=1, global_batch_size=64))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("compression", "file_format"), [("zstd", "jsonl"), ("none", "parquet")])
-def test_the_memory_of_a_worker_is_bounded_by_its_lanes(compression: Compression, file_format: Format) -> None:
-    plan = source_plans(CONFIG, corpus_of(8, 100 * MIB, compression, file_format))
-    of_a_lane = 2 * 8 * MIB + (8 + 1) * MIB + 9 * MIB  # two blocks, the decompressor and what it gives, windows
-    assert memory_bound(plan, 1) == of_a_lane + 3 * MIB  # and the window that is opened
-    assert memory_bound(plan, 64) == 64 * of_a_lane + 3 * MIB
+def test_the_memory_of_a_worker_is_bounded_by_its_lanes() -> None:
+    plan = source_plans(CONFIG, corpus_of(8, 100 * MIB, "none", "parquet"))
+    # Two blocks, pages and what they give, the window of the lane and those that are kept for it; and the one that is opened.
+    assert memory_bound(plan, 1) == (2 * 8 + 8 + 1 + 1 + 2 * 4) * MIB + 3 * MIB
+    assert memory_bound(plan, 16) == 16 * (2 * 8 + 8 + 1 + 1 + 2 * 4) * MIB + 3 * MIB
+    assert memory_bound(plan, 64) == 64 * (2 * 2 + 8 + 1 + 1 + 2 * 2) * MIB + 3 * MIB, "as many lanes share what 16 have"
+    assert memory_bound(plan, 1024) == 1024 * (2 * MIB // 2 + (8 + 1 + 1 + 2 * 2) * MIB) + 3 * MIB
+
+
+def test_small_windows_lower_what_lanes_keep_for_each_other() -> None:
+    def kept(window_bytes: int, lanes: int) -> int:
+        shard = Shard("/s", "s", 100 * MIB, None, "jsonl", "zstd")
+        [plan] = source_plans(CONFIG, pinned_of([shard] * 8, 64, window_bytes))
+        read = plan.read_by(lanes)
+        return lanes * read.most_kept * window_bytes
+
+    assert [kept(window, 64) for window in (4 * MIB, MIB, MIB // 4, MIB // 64)] == [512 * MIB, 128 * MIB, 64 * MIB, 64 * MIB]
+    assert [kept(MIB // 4, lanes) for lanes in (1, 8, 16, 32)] == [4 * MIB, 32 * MIB, 64 * MIB, 64 * MIB]
+
+
+def test_a_process_with_many_lanes_asks_for_smaller_blocks_and_its_requests_are_counted_so() -> None:
+    shard = Shard("https://here.test/s.jsonl.zst", "s", 80 * MIB, None, "jsonl", "zstd")
+    plans = source_plans(CONFIG, pinned_of([shard] * 64, 64, MIB))
+    assert [plans[0].read_by(lanes).transport.block_bytes // MIB for lanes in (1, 16, 32, 64)] == [8, 8, 4, 2]
+    assert [reading_cost(plans, 1, workers).requests for workers in (1, 2, 4)] == [64 * 40, 64 * 20, 64 * 10]
 
 
 def test_what_is_held_back_of_a_compressed_shard_in_a_store_counts() -> None:
@@ -111,8 +130,8 @@ def test_what_is_held_back_of_a_compressed_shard_in_a_store_counts() -> None:
     assert memory_bound(plan, 1) == 2 * 8 * MIB + (8 + 1) * MIB + 9 * MIB + 3 * MIB + MIB
 
 
-def test_a_plain_shard_has_no_decompressor_and_keeps_no_windows_for_others() -> None:
-    assert memory_bound(source_plans(CONFIG, corpus_of(8, 100 * MIB, "none")), 1) == 2 * 8 * MIB + MIB + 3 * MIB
+def test_a_plain_file_of_this_machine_has_no_decompressor_and_keeps_no_windows_for_others() -> None:
+    assert memory_bound(source_plans(CONFIG, corpus_of(8, 100 * MIB, "none")), 1) == 2 * KIB * 64 + MIB + 3 * MIB
 
 
 WATCHED = """

@@ -7,7 +7,7 @@ import itertools
 import random
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,14 +29,6 @@ from tests.data.shards import EVERY_WINDOW
 NO_LIMIT = 1 << 40
 
 
-@pytest.fixture(autouse=True, scope="module")
-def two_windows_are_kept() -> Iterator[None]:
-    """As of windows of the usual size; more of such small ones would be."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stream_pretrain.data.documents.windows.KEPT_BYTES", 0)
-        yield
-
-
 @dataclass
 class Memory:
     """A shard in memory: frames begin at some of its bytes, and a read gives a few bytes of one frame."""
@@ -47,6 +39,7 @@ class Memory:
     damaged_at: int | None = None
     opened: int = 0
     closed: int = 0
+    most_kept: int = 2
 
     def windows(self, window_bytes: int, *, compressed: bool = True, max_line_bytes: int = NO_LIMIT) -> LineWindows:
         return LineWindows(
@@ -54,6 +47,7 @@ class Memory:
             compressed=compressed,
             window_bytes=window_bytes,
             max_line_bytes=max_line_bytes,
+            most_kept=self.most_kept,
         )
 
     def open(self, restart: RestartPoint) -> MemoryBytes:
@@ -250,9 +244,8 @@ def test_a_lane_too_far_behind_gets_a_pass_of_its_own_and_the_right_windows() ->
     assert memory.closed == 2
 
 
-def test_a_shard_of_small_windows_is_read_once_by_lanes_that_are_far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream_pretrain.data.documents.windows.KEPT_BYTES", 200)
-    memory = Memory(b"".join(b"%04d\n" % i for i in range(80)))
+def test_a_shard_of_small_windows_is_read_once_by_lanes_that_are_far_apart() -> None:
+    memory = Memory(b"".join(b"%04d\n" % i for i in range(80)), most_kept=10)
     windows = memory.windows(20)
     fast, slow = Stripe(0, 0, 2), Stripe(0, 1, 2)
     windows.follow(fast, 0)

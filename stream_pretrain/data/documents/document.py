@@ -8,6 +8,7 @@ from typing import Protocol
 
 from stream_pretrain.config import TextDocuments, template_fields
 from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.documents.windows import KEPT_BYTES, most_kept
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import ContentError
@@ -111,6 +112,13 @@ class ReadOptions:
     max_characters: int | None = None
     drop_duplicates: bool = False
     text_documents: TextDocuments = "line"
+    kept_bytes: int = KEPT_BYTES
+    """Of windows that lanes of a process keep for each other, for each lane."""
+
+    @property
+    def most_kept(self) -> int:
+        """The most windows that are kept for a lane."""
+        return most_kept(self.kept_bytes, self.window_bytes)
 
     @property
     def fields(self) -> list[str]:

@@ -44,9 +44,15 @@ class LineWindows(Windows[Window]):
     """The windows of a shard of lines. A compressed shard is decompressed once for all lanes; a plain one is seekable."""
 
     def __init__(
-        self, open_bytes: Callable[[RestartPoint], ShardBytes], *, compressed: bool, window_bytes: int, max_line_bytes: int
+        self,
+        open_bytes: Callable[[RestartPoint], ShardBytes],
+        *,
+        compressed: bool,
+        window_bytes: int,
+        max_line_bytes: int,
+        most_kept: int = 2,
     ) -> None:
-        super().__init__(shared=compressed, window_bytes=window_bytes)
+        super().__init__(shared=compressed, most_kept=most_kept)
         self.open_bytes = open_bytes
         self.window_bytes = window_bytes
         self.max_line_bytes = max_line_bytes

@@ -58,6 +58,7 @@ class LineDocuments:
             compressed=shard.compression != "none",
             window_bytes=options.window_bytes,
             max_line_bytes=options.max_line_bytes,
+            most_kept=options.most_kept,
         )
         self.follow = self.windows.follow
         self.leave = self.windows.leave

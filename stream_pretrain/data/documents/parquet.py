@@ -137,7 +137,7 @@ class ParquetWindows(Windows[_Rows]):
     """Batches in a window, so that not much more than a window is held."""
 
     def __init__(self, shard: Shard, options: ReadOptions) -> None:
-        super().__init__(shared=True, window_bytes=options.window_bytes)
+        super().__init__(shared=True, most_kept=options.most_kept)
         self.shard = shard
         self.options = options
         self.size = shard.size

@@ -15,16 +15,16 @@ from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import ContentError
 
 KEPT_BYTES = 4 * 1024 * 1024
-"""Bytes of windows that are kept in memory for each stripe, or two windows where they are larger."""
+"""Bytes of windows that are kept in memory for each stripe, where a process has few lanes; two windows if these are larger."""
 
 W = TypeVar("W")
 
 W_co = TypeVar("W_co", covariant=True)
 
 
-def most_kept(window_bytes: int) -> int:
+def most_kept(kept_bytes: int, window_bytes: int) -> int:
     """Windows that are kept in memory for each stripe."""
-    return max(2, KEPT_BYTES // window_bytes)
+    return max(2, kept_bytes // window_bytes)
 
 
 class Pass(Protocol[W_co]):
@@ -56,9 +56,9 @@ class Windows(ABC, Generic[W]):
     and no window in `kept` lies before `next_of` its stripe.
     """
 
-    def __init__(self, *, shared: bool, window_bytes: int) -> None:
+    def __init__(self, *, shared: bool, most_kept: int) -> None:
         self.shared = shared
-        self.most_kept = most_kept(window_bytes)
+        self.most_kept = most_kept
         self.next_of: dict[Stripe, int] = {}
         self.kept: dict[int, W] = {}
         self.passes: list[Pass[W]] = []

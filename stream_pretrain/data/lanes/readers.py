@@ -23,11 +23,12 @@ class Readers:
     it when other lanes pass them.
     """
 
-    def __init__(self, plan: SourcePlan, memory: StoreMemory | None = None) -> None:
-        """memory: shared by the sources of a stream."""
+    def __init__(self, plan: SourcePlan, memory: StoreMemory | None = None, lanes: int = 1) -> None:
+        """memory: shared by the sources of a stream. lanes: of the process."""
         self.plan = plan
         self.memory = memory = memory or StoreMemory()
-        self._options = replace(plan.read, transport=replace(plan.read.transport, memory=memory))
+        read = plan.read_by(lanes)
+        self._options = replace(read, transport=replace(read.transport, memory=memory))
         self.open: dict[_Key, DocumentReader] = {}
         self._next: dict[_Key, set[Stripe]] = defaultdict(set)
 

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stream_pretrain.data.documents.windows import most_kept
+from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.lanes.worker_lanes import lanes_of_workers
 from stream_pretrain.data.transport.members import CHUNK
 from stream_pretrain.data.transport.second_reading import HELD_BACK_BYTES
+from stream_pretrain.data.transport.stored_bytes import LOCAL_BLOCK
 from stream_pretrain.units import MIB
 from stream_pretrain.urls import is_remote
 
@@ -44,12 +45,15 @@ class ReadingCost:
 def reading_cost(sources: Sequence[SourcePlan], world: int, workers: int) -> ReadingCost:
     """The cost of the first epoch. A zstd shard is assumed to have one frame, since it is not opened here."""
     stored = epoch = resume = requests = 0
-    processes = _processes(sources, sources[0].layout.lanes, world, max(workers, 1))
+    lanes = sources[0].layout.lanes
+    processes = _processes(sources, lanes, world, max(workers, 1))
+    lanes_of_process = -(-lanes // (world * max(workers, 1)))
     for source in sources:
         units = range(len(source.units))
         sizes = [1 if (size := source.size_of(unit)) is None else size for unit in units]
         shared = [_is_shared(source, unit) for unit in units]
-        requested = [_requests(source, unit) for unit in units]
+        block_bytes = source.read_by(lanes_of_process).transport.block_bytes
+        requested = [_requests(source, unit, block_bytes) for unit in units]
         read: set[tuple[int, object]] = set()
         alone: dict[int, int] = {}
         lanes_of: Counter[object] = Counter()
@@ -83,10 +87,10 @@ def _jumps(source: SourcePlan, unit: int, stripes: int) -> int:
     return source.windows_of(unit) if stripes > 1 and shard.format != "parquet" else 0
 
 
-def _requests(source: SourcePlan, unit: int) -> int:
+def _requests(source: SourcePlan, unit: int, block_bytes: int) -> int:
     """Requests for a unit that is read from its start to its end; none for local files."""
     remote = [shard for shard in source.shards_of(unit) if is_remote(shard.url)]
-    blocks = sum(max(1, math.ceil((shard.size or 0) / source.read.transport.block_bytes)) for shard in remote)
+    blocks = sum(max(1, math.ceil((shard.size or 0) / block_bytes)) for shard in remote)
     return blocks + sum(shard.format == "parquet" for shard in remote)  # the footer
 
 
@@ -109,18 +113,19 @@ def memory_bound(sources: Sequence[SourcePlan], lanes: int) -> int:
     """The most bytes that the readers of `lanes` lanes in one process hold, without the tokenizer and Python."""
     # The window that is opened is there as bytes and, at two bytes a character, as documents, before it is the text of a lane.
     opened = 3 * max(source.read.window_bytes for source in sources)
-    return opened + sum(lanes * _bytes_of_reader(source, source.read.transport.block_bytes) for source in sources)
+    return opened + sum(lanes * _bytes_of_reader(source, source.read_by(lanes)) for source in sources)
 
 
-def _bytes_of_reader(source: SourcePlan, block_bytes: int) -> int:
+def _bytes_of_reader(source: SourcePlan, read: ReadOptions) -> int:
     shared = any(shard.compression != "none" or shard.format == "parquet" for shard in source.shards)
+    in_blocks = any(is_remote(shard.url) or shard.format == "parquet" for shard in source.shards)
     # A block and the one read ahead; the text of a window; those that others keep for the lane, of the stripe that it reads and
     # of its next one; what is decompressed at once, of which the window may have little.
-    windows = 1 + (2 * most_kept(source.read.window_bytes) if shared else 0)
+    windows = 1 + (2 * read.most_kept if shared else 0)
     held = any(shard.compression != "none" and is_remote(shard.url) for shard in source.shards)
     return (
-        2 * block_bytes
+        2 * (read.transport.block_bytes if in_blocks else LOCAL_BLOCK)
         + (DECOMPRESSOR_BYTES + CHUNK if shared else 0)
         + (HELD_BACK_BYTES if held else 0)
-        + windows * source.read.window_bytes
+        + windows * read.window_bytes
     )

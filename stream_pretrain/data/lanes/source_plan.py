@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +15,7 @@ from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.dealing import deal, known_sizes, share_before
 from stream_pretrain.data.lanes.group_sizes import FEWEST_ROWS, GroupSizes
 from stream_pretrain.data.lanes.row_layout import RowLayout
-from stream_pretrain.data.lanes.window_sizes import content_of
+from stream_pretrain.data.lanes.window_sizes import FULL_LANES, SMALLEST_BLOCK_BYTES, content_of
 from stream_pretrain.data.randomness import DEAL, keyed_generator
 
 
@@ -54,6 +54,13 @@ class SourcePlan:
     def group_sizes(self) -> GroupSizes:
         """The sizes of its groups."""
         return GroupSizes(self.group_rows, self.first_step_rows, self.layout.lanes)
+
+    def read_by(self, lanes: int) -> ReadOptions:
+        """How a process with so many lanes reads: the more there are, the less each holds of what it does not use yet."""
+        part, transport = min(1.0, FULL_LANES / lanes), self.read.transport
+        block_bytes = max(min(SMALLEST_BLOCK_BYTES, transport.block_bytes), int(transport.block_bytes * part))
+        kept_bytes = int(self.read.kept_bytes * part)
+        return replace(self.read, kept_bytes=kept_bytes, transport=replace(transport, block_bytes=block_bytes))
 
     def shards_of(self, unit: int) -> tuple[Shard, ...]:
         """The shards of a unit: more than one of a bundle."""

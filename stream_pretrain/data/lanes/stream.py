@@ -86,7 +86,7 @@ class RowStream:
         try:
             engine = self.plan.encoder.build()
             memory = StoreMemory()
-            readers = [Readers(source, memory) for source in self.plan.sources]
+            readers = [Readers(source, memory, len(self.numbers)) for source in self.plan.sources]
             lanes = [Lane(self.plan, number, engine, readers, self.cursors[number]) for number in self.numbers]
         except StreamPretrainError as error:
             while True:  # a worker that left would leave the trainer with items out of turn

@@ -28,6 +28,9 @@ twenty was dealt worse; with 8 windows, one in three."""
 SMALLEST_BLOCK_BYTES = 512 * 1024
 """Bytes of one request for a source with a small share; a source with all rows has the block of the transport."""
 
+FULL_LANES = 16
+"""Lanes of a process with blocks of full size that keep as much for each other as helps. More of them hold no more together."""
+
 
 def full_window_bytes(sequence_length: int) -> int:
     """The window of a source with all rows, in a corpus that is large enough."""

@@ -29,7 +29,8 @@ from stream_pretrain.urls import is_remote
 
 logger = logging.getLogger(__name__)
 
-_LOCAL_BLOCK = 256 * KIB
+LOCAL_BLOCK = 64 * KIB
+"""Bytes of a file of this machine that are read at once."""
 
 _NEVER = threading.Event()
 
@@ -69,7 +70,7 @@ class StoredBytes:
         self._open = partial(open_store, url, name, size, options, identity)
         self._store = self._open()
         self.is_local = isinstance(self._store, LocalFile)
-        self._block_bytes = min(options.block_bytes, _LOCAL_BLOCK) if self.is_local else options.block_bytes
+        self._block_bytes = min(options.block_bytes, LOCAL_BLOCK) if self.is_local else options.block_bytes
         self._buffer: bytes | bytearray = b""
         self._index = 0
         self._previous_end: int | None = None
