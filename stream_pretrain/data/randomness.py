@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 
 # The purpose stands in the key behind the seed: two uses of the same place never share a stream.
@@ -31,7 +32,18 @@ def keyed_generator(*key: int) -> np.random.Generator:
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
     """
-    return np.random.Generator(np.random.Philox(key=_hash(key)))
+    return np.random.Generator(np.random.Philox(_Key(_hash(key))))  # type: ignore[arg-type]
+
+
+class _Key(ISeedSequence):
+    """A key of Philox as its seed: where it is given as a key, numpy first asks the system for random bits, and drops them."""
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[np.uint32 | np.uint64]:
+        assert (n_words, dtype) == (2, np.uint64)
+        return np.array([self.key & (1 << 64) - 1, self.key >> 64], dtype=np.uint64)
 
 
 def _hash(key: tuple[int, ...]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -170,23 +170,42 @@ def batches_of(rows: TrainRows, size: int, count: int) -> list[Batch]:
 
 
 @pytest.mark.parametrize(
-    ("starts", "length", "slots", "size", "rows"),
+    "changed",
     [
-        ([0, 4], 4, 1, 1, 1),
-        ([1], 4, 1, 1, 1),
-        ([0, 3, 2], 4, 1, 1, 1),
-        ([], 4, 1, 1, 1),
-        ([0], 4, 1, 0, 1),
-        ([0], 0, 3, 1, 1),
-        ([0], 8, -1, 1, 1),
-        ([0], 4, 1, 1, 2),
+        {"starts": [0, 8]},  # one row of four positions is left for padding
+        {"starts": [1]},
+        {"starts": [0, 3, 2]},
+        {"starts": []},
+        {"first": 4},
+        {"first": -4, "starts": [-4]},
+        {"size": 0},
+        {"size": 3},
+        {"length": 0, "slots": 3},
+        {"length": 8, "slots": -1},
+        {"room": [8, 8, 2, 2, 2, 2]},  # of which `cu_seq_lens` needs three
+        {"room": [8, 7, 3, 2, 2, 2]},
+        {"room": [8, 8, 3, 2, 2, 1]},
     ],
 )
-def test_records_that_are_no_batches_are_refused(starts: list[int], length: int, slots: int, size: int, rows: int) -> None:
-    record = np.zeros((1, 7), dtype=np.int32)
-    made = [np.empty(rows * of_each, dtype=np.int64) for of_each in (4, 4, 1, 1, 1)]
+def test_records_that_are_no_batch_are_refused(changed: dict[str, Any]) -> None:
+    fill_batch()
     with pytest.raises(ValueError, match="records, where their segments begin"):
-        compiled().widen(record, np.array(starts, dtype=np.int32), length, slots, size, *made)
+        fill_batch(**changed)
+
+
+def fill_batch(
+    starts: Sequence[int] = (0,),
+    first: int = 0,
+    size: int = 2,
+    length: int = 4,
+    slots: int = 1,
+    room: Sequence[int] = (8, 8, 3, 2, 2, 2),
+) -> None:
+    """A record as a batch of two rows."""
+    kinds = [np.int64, np.int64, np.int32, np.int64, np.int64, np.int64]
+    made = [np.empty(count, dtype=kind) for count, kind in zip(room, kinds, strict=True)]
+    record = np.zeros(7, dtype=np.int32)
+    compiled().fill_batch(record, np.array(starts, dtype=np.int32), first, size, length, slots, 0, *made)
 
 
 def test_too_little_memory_for_what_comes_out_is_refused() -> None:

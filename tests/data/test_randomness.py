@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
@@ -52,6 +53,13 @@ def test_the_number_of_a_place_does_not_depend_on_which_others_are_asked_for(sta
     assert run[1:].tolist() == numbers.run(purpose, range(start + 1, start + count)).tolist()
     if count:
         assert numbers.at(purpose, np.array([start + count - 1])).tolist() == [run[-1]]
+
+
+@pytest.mark.parametrize("key", [(), (0,), (1, -2, 1 << 70)])
+def test_a_generator_is_philox_with_the_hash_of_its_key(key: tuple[int, ...]) -> None:
+    digest = hashlib.blake2b(",".join(map(str, key)).encode(), digest_size=16).digest()
+    philox = np.random.Philox(key=int.from_bytes(digest, "little"))
+    assert uniform_uint64(keyed_generator(*key), 9).tolist() == philox.random_raw(9).tolist()
 
 
 def test_numbers_in_turn_are_those_of_the_generator() -> None:

@@ -88,7 +88,7 @@ class TokenizedWindow:
         return int(self.first_pieces[document]) + piece
 
     def _document_of(self, piece: int) -> int:
-        return int(np.searchsorted(self.first_pieces, piece, side="right")) - 1
+        return int(self.first_pieces.searchsorted(piece, side="right")) - 1
 
     @property
     def characters(self) -> int:

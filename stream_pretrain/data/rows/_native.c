@@ -11,7 +11,7 @@
 #error "two numbers are cut from 64 bits as a little-endian processor has them"
 #endif
 
-enum { MOST_BUFFERS = 7 };
+enum { MOST_BUFFERS = 8 };
 
 /* Release buffers, and pass on an answer, which is NULL where an exception is set. */
 static PyObject *released(Py_buffer *buffers, PyObject *answer)
@@ -224,21 +224,29 @@ static int ascending(const void *one, const void *other)
 /* Draw the keys of a row whose first place is this one, and count the maskable ones by their first bits; -1 for a strange id. */
 static Py_ssize_t draw_keys(const Masking *m, const int32_t *ids, Py_ssize_t filled, uint64_t place, uint32_t *bins)
 {
-    Py_ssize_t maskable = 0;
-    uint32_t *const numbers = m->chosen; /* which has room for them until it is needed */
+    const Py_ssize_t vocabulary = m->vocabulary;
+    const uint8_t *const special = m->special;
+    const uint32_t random_bits = m->random_bits;
+    uint32_t *const numbers = m->chosen, *const drawn = numbers + (place & 1); /* until positions are chosen, there is room */
+    uint32_t *restrict keys = m->keys;
+    uint8_t *restrict maskable = m->maskable;
+    Py_ssize_t count = 0;
     for (Py_ssize_t pair = 0; pair <= filled / 2; pair++) {
         const uint64_t two = mixed(m->order, (place >> 1) + (uint64_t)pair);
         memcpy(numbers + 2 * pair, &two, sizeof two);
     }
     for (Py_ssize_t i = 0; i < filled; i++) {
-        if (ids[i] < 0 || ids[i] >= m->vocabulary)
+        const int32_t id = ids[i];
+        if (id < 0 || id >= vocabulary)
             return -1;
-        m->keys[i] = (numbers[i + (Py_ssize_t)(place & 1)] & m->random_bits) | (uint32_t)i;
-        m->maskable[i] = !m->special[ids[i]];
-        bins[m->keys[i] >> (32 - BIN_BITS)] += m->maskable[i];
-        maskable += m->maskable[i];
+        const uint32_t key = (drawn[i] & random_bits) | (uint32_t)i;
+        const uint8_t is_maskable = !special[id];
+        keys[i] = key;
+        maskable[i] = is_maskable;
+        bins[key >> (32 - BIN_BITS)] += is_maskable;
+        count += is_maskable;
     }
-    return maskable;
+    return count;
 }
 
 /* Choose the positions of the least maskable keys, so many of them, and perhaps a few more: returns how many, and the last key. */
@@ -361,46 +369,50 @@ static PyObject *mask_tokens(PyObject *self, PyObject *args)
     return released(buffers, Py_None);
 }
 
-/* --- widen: records to the int64 tensors of micro-batches */
+/* --- fill_batch: neighbouring records to the tensors of a micro-batch */
 
-static PyObject *widen(PyObject *self, PyObject *args)
+static PyObject *fill_batch(PyObject *self, PyObject *args)
 {
     Py_buffer buffers[MOST_BUFFERS] = {0}, *records = buffers, *starts = buffers + 1, *input_ids = buffers + 2;
-    Py_buffer *position_ids = buffers + 3, *label_positions = buffers + 4, *labels = buffers + 5, *sources = buffers + 6;
-    Py_ssize_t length, slots, size;
-    if (!PyArg_ParseTuple(args, "y*y*nnnw*w*w*w*w*", records, starts, &length, &slots, &size, input_ids, position_ids,
-                          label_positions, labels, sources))
+    Py_buffer *position_ids = buffers + 3, *cu_seq_lens = buffers + 4, *label_positions = buffers + 5, *labels = buffers + 6;
+    Py_buffer *sources = buffers + 7;
+    Py_ssize_t first, size, length, slots;
+    int pad;
+    if (!PyArg_ParseTuple(args, "y*y*nnnniw*w*w*w*w*w*", records, starts, &first, &size, &length, &slots, &pad, input_ids,
+                          position_ids, cu_seq_lens, label_positions, labels, sources))
         return released(buffers, NULL);
-    int fit = length > 0 && slots >= 0 && size > 0;
+    int fit = first >= 0 && size >= 0 && length > 0 && slots >= 0;
     const Py_ssize_t width = length + 2 * slots + 1, rows = fit ? records->len / (width * 4) : 0, segments = starts->len / 4;
+    const Py_ssize_t positions = size * length, edges = cu_seq_lens->len / 4;
     const int32_t *start = starts->buf;
-    fit &= segments > 0 ? start[0] == 0 : rows == 0;
+    fit = fit && rows <= size && (segments > 0 ? start[0] == first : rows == 0) && segments + size - rows < edges;
     for (Py_ssize_t i = 1; i < segments; i++)
-        fit &= start[i - 1] <= start[i] && start[i] < rows * length;
-    for (Py_buffer *made = input_ids; made <= sources; made++)
-        fit &= made->len == rows * (made <= position_ids ? length : slots) * 8;
+        fit = fit && start[i - 1] <= start[i] && start[i] < first + rows * length;
+    fit = fit && input_ids->len == positions * 8 && position_ids->len == positions * 8;
+    for (Py_buffer *made = label_positions; made <= sources; made++)
+        fit = fit && made->len == size * slots * 8;
     if (!fit) {
-        PyErr_SetString(PyExc_ValueError, "records, where their segments begin, and memory for so many numbers are expected");
+        PyErr_SetString(PyExc_ValueError, "records, where their segments begin, and room for a batch are expected");
         return released(buffers, NULL);
     }
-    int64_t *ids = input_ids->buf, *position = position_ids->buf;
+    int64_t *id = input_ids->buf, *position = position_ids->buf;
     int64_t *labelled = label_positions->buf, *label = labels->buf, *source = sources->buf;
-    for (Py_ssize_t row = 0; row < rows; row++) {
-        const int32_t *record = (const int32_t *)records->buf + row * width;
-        const int64_t before = row % size * length;
+    for (Py_ssize_t row = 0; row < size; row++) {
+        const int32_t *record = row < rows ? (const int32_t *)records->buf + row * width : NULL; /* or padding without labels */
         for (Py_ssize_t i = 0; i < length; i++)
-            *ids++ = record[i];
+            *id++ = record ? record[i] : pad;
         for (Py_ssize_t i = 0; i < slots; i++) {
-            *labelled++ = record[length + i] + before;
-            *label++ = record[length + slots + i];
-            *source++ = record[width - 1];
+            *labelled++ = row * length + (record ? record[length + i] : 0);
+            *label++ = record ? record[length + slots + i] : IGNORED;
+            *source++ = record ? record[width - 1] : 0;
         }
     }
-    for (Py_ssize_t i = 0; i < segments; i++) {
-        const int64_t tokens = (i + 1 < segments ? start[i + 1] : rows * length) - start[i];
-        for (int64_t token = 0; token < tokens; token++)
+    int32_t *edge = cu_seq_lens->buf;
+    for (Py_ssize_t i = 0; i < edges; i++) /* those of segments, of rows of padding, and the last one again */
+        edge[i] = (int32_t)(i < segments ? start[i] - first : i - segments < size - rows ? (rows + i - segments) * length : positions);
+    for (Py_ssize_t i = 1; i < edges; i++)
+        for (int64_t token = 0; token < edge[i] - edge[i - 1]; token++)
             *position++ = token;
-    }
     Py_INCREF(Py_None);
     return released(buffers, Py_None);
 }
@@ -409,7 +421,7 @@ static PyMethodDef functions[] = {
     {"place", place, METH_VARARGS, NULL},
     {"assemble", assemble, METH_VARARGS, NULL},
     {"mask_tokens", mask_tokens, METH_VARARGS, NULL},
-    {"widen", widen, METH_VARARGS, NULL},
+    {"fill_batch", fill_batch, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -418,7 +430,7 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, 
 PyMODINIT_FUNC PyInit__native(void)
 {
     PyObject *module = PyModule_Create(&definition);
-    if (module != NULL && PyModule_AddIntConstant(module, "VERSION", 3) < 0)
+    if (module != NULL && PyModule_AddIntConstant(module, "VERSION", 4) < 0)
         Py_CLEAR(module);
     return module;
 }

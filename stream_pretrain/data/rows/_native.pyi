@@ -26,14 +26,17 @@ def mask_tokens(
     labels: Any,
     /,
 ) -> None: ...
-def widen(
+def fill_batch(
     records: Any,
     starts: Any,
+    first: int,
+    size: int,
     length: int,
     slots: int,
-    size: int,
+    pad: int,
     input_ids: Any,
     position_ids: Any,
+    cu_seq_lens: Any,
     label_positions: Any,
     labels: Any,
     sources: Any,

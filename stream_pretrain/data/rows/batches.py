@@ -50,6 +50,9 @@ def micro_batches(rows: TrainRows, size: int, count: int, pad: int, device: torc
     """
     missing, length, slots = size * count - len(rows), rows.length, rows.slots
     assert missing >= 0
+    if native.compiled is not None and device.type == "cpu":
+        yield from (_compiled_batch(rows, range(first, first + size), pad) for first in range(0, size * count, size))
+        return
     buffer = torch.from_numpy(rows.buffer)
     if device.type == "cuda":
         buffer = buffer.pin_memory()  # as it is, where its memory is pinned
@@ -69,6 +72,30 @@ def micro_batches(rows: TrainRows, size: int, count: int, pad: int, device: torc
         yield from _batches(records[here], starts, edges[number : number + at_once + 1].tolist(), here.start, rows, size)
 
 
+def _compiled_batch(rows: TrainRows, which: range, pad: int) -> Batch:
+    """These rows as a batch, filled up with padding, in memory of its own."""
+    assert native.compiled is not None
+    size, length, slots, here = len(which), rows.length, rows.slots, range(rows.count)[which.start : which.stop]
+    starts = rows.segment_start[rows.segments_of(here)]
+    batch = Batch(
+        input_ids=torch.empty((size, length), dtype=torch.int64),
+        position_ids=torch.empty((size, length), dtype=torch.int64),
+        cu_seq_lens=torch.empty(_edges(len(starts) + size - len(here)), dtype=torch.int32),
+        label_positions=torch.empty(size * slots, dtype=torch.int64),
+        labels=torch.empty(size * slots, dtype=torch.int64),
+        label_sources=torch.empty(size * slots, dtype=torch.int64),
+    )
+    made = (tensor.numpy() for tensor in vars(batch).values())
+    records = rows.records[here.start : here.stop]
+    native.compiled.fill_batch(records, starts, here.start * length, size, length, slots, pad, *made)
+    return batch
+
+
+def _edges(segments: int) -> int:
+    """Entries of `cu_seq_lens`: behind one, a power of two, so that there are few shapes to compile."""
+    return 1 + (1 << (segments - 1).bit_length())
+
+
 def _batches(
     records: torch.Tensor, starts: torch.Tensor, edges: Sequence[int], row: int, rows: TrainRows, size: int
 ) -> Iterator[Batch]:
@@ -76,34 +103,21 @@ def _batches(
 
     starts: first positions of all segments; edges: number of the first one in each batch, and behind the last batch.
     """
-    length, slots = rows.length, rows.slots
+    length, slots, count = rows.length, rows.slots, len(records) * rows.length
+    input_ids, label_positions, labels, source = torch.split(records, [length, slots, slots, 1], dim=1)
+    positions = torch.arange(count, dtype=torch.int32, device=records.device)  # with int64, a mixed sum takes ten times as long
     begin = starts[edges[0] : edges[-1]] - row * length
-    shapes = [(size, length)] * 2 + [(size * slots,)] * 3
-    widened = zip(_widened(records, begin, length, slots, size), shapes, strict=True)
+    of_segment = torch.repeat_interleave(begin, torch.diff(begin, append=begin.new_full((1,), count)), output_size=count)
     batches = zip(
-        *(tensor.view(-1, *shape).unbind() for tensor, shape in widened),
+        input_ids.long().view(-1, size, length),
+        (positions - of_segment).long().view(-1, size, length),
+        (label_positions + positions[::length, None] % (size * length)).long().view(-1, size * slots),
+        labels.long().view(-1, size * slots),
+        source.expand(-1, slots).long().view(-1, size * slots),
         itertools.pairwise(edge - edges[0] for edge in edges),
         strict=True,
     )
     for number, (ids, position_ids, labelled, of_labels, sources, (first, stop)) in enumerate(batches):
-        static = 1 << (stop - first - 1).bit_length()  # a power of two: few shapes to compile
         inside = begin[first:stop] - number * size * length
-        cu_seq_lens = torch.constant_pad_nd(inside, (0, static + 1 - len(inside)), size * length)
+        cu_seq_lens = torch.constant_pad_nd(inside, (0, _edges(stop - first) - len(inside)), size * length)
         yield Batch(ids, position_ids, cu_seq_lens, labelled, of_labels, sources)
-
-
-def _widened(records: torch.Tensor, begin: torch.Tensor, length: int, slots: int, size: int) -> Sequence[torch.Tensor]:
-    """Ids, position ids, label positions, labels and their sources in int64, of all records one after another.
-
-    begin: where the segments begin in their positions.
-    """
-    count = len(records) * length
-    if native.compiled is not None and records.device.type == "cpu":
-        made = [torch.empty(len(records) * of_each, dtype=torch.int64) for of_each in (length, length, slots, slots, slots)]
-        native.compiled.widen(records.numpy(), begin.numpy(), length, slots, size, *(tensor.numpy() for tensor in made))
-        return made
-    input_ids, label_positions, labels, source = torch.split(records, [length, slots, slots, 1], dim=1)
-    positions = torch.arange(count, dtype=torch.int32, device=records.device)  # with int64, a mixed sum takes ten times as long
-    of_segment = torch.repeat_interleave(begin, torch.diff(begin, append=begin.new_full((1,), count)), output_size=count)
-    labelled = label_positions + positions[::length, None] % (size * length)
-    return [part.long() for part in (input_ids, positions - of_segment, labelled, labels, source.expand(-1, slots))]

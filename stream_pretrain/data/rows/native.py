@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-VERSION = 3
+VERSION = 4
 """Of what they take and give: others, which an earlier install has left behind, are not used."""
 
 

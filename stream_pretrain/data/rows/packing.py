@@ -59,7 +59,7 @@ class Rows:
     @cached_property
     def _first_segments(self) -> list[int]:
         """First segment of each row, and the number of segments."""
-        edges: list[int] = np.searchsorted(self.segment_row, np.arange(len(self.input_ids) + 1)).tolist()
+        edges: list[int] = self.segment_row.searchsorted(np.arange(len(self.input_ids) + 1, dtype=np.int32)).tolist()
         return edges
 
 
@@ -79,23 +79,25 @@ def place(
     """
     assert capacity > framing
     rests = np.array(lengths, dtype=np.int64)
-    rests[:1] -= first_token
+    if first_token:
+        rests[:1] -= first_token
     smallest = min(SMALLEST_FRAGMENT, max(1, (capacity - framing) // 2))
     most = 1 if packing == "none" else len(rests)
     if packing == "best_fit":
         positions = int(rests.sum()) + framing * len(rests)
         rows = max(1, min(rows, positions // capacity))
         # How many documents, in order, certainly fit even if some are split.
-        needed = np.cumsum(rests + framing * (1 + rests // (capacity - framing)))
-        whole = int(np.searchsorted(needed, FILLED_WITH_WHOLE * rows * capacity, side="right"))
+        needed = (rests + framing * (1 + rests // (capacity - framing))).cumsum()
+        whole = int(needed.searchsorted(FILLED_WITH_WHOLE * rows * capacity, side="right"))
         while True:
             placements, left_over, over = _placed(rests, _stable_order(-rests[:whole]), rows, capacity, framing, smallest, most)
             if not over:
                 break
-            whole = min(whole - 1, int(np.searchsorted(needed, needed[whole - 1] - over)))  # the last are left for the gaps
+            whole = min(whole - 1, int(needed.searchsorted(needed[whole - 1] - over)))  # the last are left for the gaps
     else:
         placements, left_over, _ = _placed(rests, None, rows, capacity, framing, smallest, most)
-    placements[placements[:, 1] == 0, 2:] += first_token
+    if first_token:
+        placements[placements[:, 1] == 0, 2:] += first_token
     return placements, left_over if left_over[0] else (0, first_token + left_over[1])
 
 
@@ -331,7 +333,7 @@ def assemble(
     """
     placed = placements[_stable_order(placements[:, 0])]
     if native.compiled is not None:
-        rows = int(np.count_nonzero(placed[1:, 0] != placed[:-1, 0])) + len(placed[:1])
+        rows = np.count_nonzero(placed[1:, 0] != placed[:-1, 0]) + len(placed[:1])
         grid, segments = np.empty((rows, capacity), dtype=np.int32), np.empty((5, len(placed)), dtype=np.int32)
         special = (np.array(tokens, dtype=np.int32) for tokens in (prefix, suffix))
         native.compiled.assemble(placed, ids, offsets, *special, capacity, pad, grid, segments)

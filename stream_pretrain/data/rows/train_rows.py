@@ -55,14 +55,15 @@ class TrainRows:
     def unlabelled(cls, rows: Rows, slots: int, source: int | Int32s) -> TrainRows:
         """With segments and sources, and room for the rest: `labelled`."""
         count, length = rows.input_ids.shape
-        padded = np.flatnonzero(rows.filled < length)
-        starts = np.concatenate([flat_starts(rows), padded * length + rows.filled[padded]])
-        tokens = np.concatenate([rows.segment_length, np.zeros_like(padded)])
-        order = np.argsort(starts)
-        made = cls._empty(count, length, slots, len(starts), int32s)
+        filled = rows.filled
+        padded = (filled < length).nonzero()[0]
+        # Padding begins where nothing else does, and so the first half of these decides their order.
+        segments = np.concatenate([flat_starts(rows) << 32 | rows.segment_length, padded * length + filled[padded] << 32])
+        segments.sort()
+        made = cls._empty(count, length, slots, len(segments), int32s)
         made.source[:] = source
-        made.segment_start[:] = starts[order]
-        made.segment_tokens[:] = tokens[order]
+        made.segment_start[:] = segments >> 32
+        made.segment_tokens[:] = segments & 0xFFFFFFFF
         return made
 
     @classmethod
@@ -140,7 +141,8 @@ class TrainRows:
     @cached_property
     def _first_segments(self) -> list[int]:
         """First segment of each row, and the number of segments."""
-        edges: list[int] = np.searchsorted(self.segment_start, np.arange(self.count + 1) * self.length).tolist()
+        row_starts = np.arange(self.count + 1, dtype=np.int32) * np.int32(self.length)
+        edges: list[int] = self.segment_start.searchsorted(row_starts).tolist()
         return edges
 
     def cut(self, which: range) -> TrainRows:
