@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -261,6 +262,29 @@ def test_a_folder_that_is_lost_is_written_no_more_and_every_wait_ends(
         out.record_saved(7)
         assert sorted(tmp_path.rglob("*")) == left
         assert state is None or (path / "run.json").read_bytes() == state
+
+
+def test_a_folder_that_another_machine_takes_over_is_written_no_more_and_its_lock_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when this process was stopped for a minute, or both began at the same moment, where locks reach one machine alone."""
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.01)
+    with stop_on_signals() as stop, RunDirectory.own(tmp_path, [], unexpected) as out:
+        decide_start(config(), out, unexpected, COMMAND)
+        beaten = threading.Event()
+        monkeypatch.setattr(lock, "_write_owner", lambda _: beaten.set())
+        assert beaten.wait(60)
+        owner(tmp_path, "elsewhere", age=0)
+        said = f"{tmp_path} was taken over by process 12 on elsewhere: this run writes nothing more to it"
+        with pytest.raises(CheckpointError, match=re.escape(said)):
+            out.raise_if_lost()
+        with suppress(Interrupted), stop.interruptible():
+            time.sleep(60)
+        assert stop.signal == "SIGTERM"
+        state = (tmp_path / "run.json").read_bytes()
+        out.record("failed", error="CheckpointError: lost")
+        assert (tmp_path / "run.json").read_bytes() == state
+    assert json.loads((tmp_path / "lock").read_text())["host"] == "elsewhere"
 
 
 def test_a_disk_that_has_no_room_for_the_lock_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

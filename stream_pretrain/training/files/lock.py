@@ -31,14 +31,16 @@ DEAD_AFTER_SECONDS = 60.0
 """Without a heartbeat for this long, an owner on another machine is dead."""
 LEASE_SECONDS = 120.0
 """How long a file server may keep the lock of a machine that it has lost."""
+HOST = socket.gethostname()
+"""Asked once: a machine that gets another name meanwhile is no other one."""
 
 
 @contextmanager
 def held(out: Path, report: Callable[[str], None]) -> Iterator[int]:
     """Hold OUT/lock during the block; yields its open descriptor.
 
-    Waits for up to a minute, and reports it, where the heartbeat of another machine is recent. When OUT or its lock is removed
-    during the block, this process sends itself SIGTERM, which interrupts any wait.
+    Waits for up to a minute, and reports it, where the heartbeat of another machine is recent. When OUT is lost during
+    the block (`why_lost`), this process sends itself SIGTERM, which interrupts any wait.
     Raises: CheckpointError when OUT is in use or its lock cannot be written.
     """
     descriptor = _acquire(out, report)
@@ -51,7 +53,8 @@ def held(out: Path, report: Callable[[str], None]) -> Iterator[int]:
         released.set()
         heartbeat.join()
         try:
-            os.ftruncate(descriptor, 0)
+            if why_lost(out, descriptor) is None:
+                os.ftruncate(descriptor, 0)
         except OSError as error:  # not raised, to show how the run ended: a start on another machine waits for a minute
             report(f"{out / LOCK} still names this process: {error.strerror}")
         finally:
@@ -62,7 +65,7 @@ def refuse_in_use(out: Path) -> None:
     """Refuse an OUT whose owner lives, by its heartbeat, without a try to lock it. Raises: CheckpointError."""
     owner = _owner(out)
     if owner is not None and _silence(owner) < DEAD_AFTER_SECONDS:
-        here = owner["host"] == socket.gethostname()
+        here = owner["host"] == HOST
         if not here or psutil.pid_exists(owner["pid"]):
             _refuse(out, owner)
 
@@ -74,7 +77,7 @@ def _acquire(out: Path, report: Callable[[str], None]) -> int:
     try:
         owner = _owner(out)
         enforced = _flock(descriptor, out, owner, report)
-        if owner is not None and not (enforced and owner["host"] == socket.gethostname()):
+        if owner is not None and not (enforced and owner["host"] == HOST):
             _wait_until_dead(out, owner, report)
         if not is_at(out / LOCK, descriptor):
             raise CheckpointError(f"{out / 'lock'} was removed while this process waited for it: run the same command again")
@@ -103,6 +106,23 @@ def is_at(lock: Path, descriptor: int) -> bool:
     except OSError as error:  # a file server that does not answer proves nothing
         return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
     return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
+
+
+def why_lost(out: Path, descriptor: int) -> str | None:
+    """Why this process does not own OUT any more, by its open lock; None where it does."""
+    if not is_at(out / LOCK, descriptor):
+        return (
+            f"{out} or its lock was removed or replaced during the run, which writes nothing more to it: "
+            "restore it if you can, then run the same command again"
+        )
+    try:
+        owner = _owner_in(os.pread(descriptor, 4096, 0))
+    except OSError:  # proves nothing either
+        return None
+    # Where locks do not reach other machines: both began at once, or this one was stopped for longer than DEAD_AFTER_SECONDS.
+    if owner is not None and (owner["host"], owner["pid"]) != (HOST, os.getpid()):
+        return f"{out} was taken over by process {owner['pid']} on {owner['host']}: this run writes nothing more to it"
+    return None
 
 
 def _flock(descriptor: int, out: Path, owner: dict[str, Any] | None, report: Callable[[str], None]) -> bool:
@@ -171,6 +191,10 @@ def _owner(out: Path) -> dict[str, Any] | None:
             content = retried(lambda: os.pread(lock.fileno(), 4096, 0))
         except OSError as error:
             raise unreadable(out / LOCK, error) from error
+    return _owner_in(content)
+
+
+def _owner_in(content: bytes) -> dict[str, Any] | None:
     try:
         owner = parsed(content)
     except ValueError:  # empty, or torn by a power loss
@@ -181,7 +205,7 @@ def _owner(out: Path) -> dict[str, Any] | None:
 
 
 def _write_owner(descriptor: int) -> None:
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+    owner = {"host": HOST, "pid": os.getpid(), "time": time.time()}
     content = json.dumps(owner).ljust(255).encode() + b"\n"  # of one size, so that no reader sees a mix of two
     if os.pwrite(descriptor, content, 0) < len(content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -189,7 +213,7 @@ def _write_owner(descriptor: int) -> None:
 
 def _beat(descriptor: int, out: Path, released: threading.Event, report: Callable[[str], None]) -> None:
     while not released.wait(HEARTBEAT_SECONDS):
-        if not is_at(out / LOCK, descriptor):
+        if why_lost(out, descriptor) is not None:
             os.kill(os.getpid(), signal.SIGTERM)
             return
         try:

@@ -21,9 +21,9 @@ from stream_pretrain.errors import CheckpointError
 from stream_pretrain.non_utf8_names import escaped, in_shell
 from stream_pretrain.training.files.atomic_files import replace_file, writing_out
 from stream_pretrain.training.files.atomic_folders import repair
-from stream_pretrain.training.files.lock import held, is_at
+from stream_pretrain.training.files.lock import held, why_lost
 from stream_pretrain.training.files.manifest import json_of
-from stream_pretrain.training.files.out_files import CHECKPOINTS, FILES, LOCK, METRICS, MODEL, RUN
+from stream_pretrain.training.files.out_files import CHECKPOINTS, FILES, METRICS, MODEL, RUN
 from stream_pretrain.training.files.retried_reads import read_object
 from stream_pretrain.training.files.versions import program
 from stream_pretrain.training.start.auto_learning_rate import Chosen, chosen_for
@@ -75,16 +75,17 @@ class RunDirectory:
 
     @property
     def is_lost(self) -> bool:
-        """Whether OUT or its lock was removed or replaced, so that another process may own OUT now."""
-        return self._lock is not None and not is_at(self.path / LOCK, self._lock)
+        """Whether OUT or its lock was removed, replaced or taken over, so that another process may own OUT now."""
+        return self._why_lost is not None
+
+    @property
+    def _why_lost(self) -> str | None:
+        return None if self._lock is None else why_lost(self.path, self._lock)
 
     def raise_if_lost(self) -> None:
         """Call it before each write to OUT. Raises: CheckpointError when this process no longer owns OUT."""
-        if self.is_lost:
-            raise CheckpointError(
-                f"{self.path} or its lock was removed or replaced during the run, which writes nothing more to it: "
-                "restore it if you can, then run the same command again"
-            )
+        if (why := self._why_lost) is not None:
+            raise CheckpointError(why)
 
     def begin(self, *, step: int, max_steps: int | None, parent: str | None, skip_steps: Sequence[str] = ()) -> None:
         """Record in run.json that the run trains from `step`. Raises: CheckpointError when OUT cannot be written."""
