@@ -1,7 +1,7 @@
-"""The reader of a bundle: small shards, one after the other, whose documents are shuffled and packed together.
+"""The reader of a bundle: consecutive small shards whose documents are shuffled and packed together.
 
-Each shard is read by the reader of its own format, which compares its identity and finds its damage. What it gives is marked
-with its place in the bundle.
+Each shard is read by the reader of its format, which compares its identity and finds its damage. Its documents and skips are
+marked with its number in the bundle.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WHOLE = Stripe(0)
 
 @dataclass(frozen=True)
 class _Member:
-    """What a shard of a bundle holds."""
+    """The content of a shard of a bundle."""
 
     windows: Sequence[Documents]
     damage: Damage | None
@@ -43,15 +43,15 @@ class BundleDocuments:
         self.open_reader = open_reader
 
     def follow(self, stripe: Stripe, block: int) -> None:
-        """A bundle has one stripe, and all of it is read at once."""
+        """Nothing to register: a bundle has one stripe, and is read at once."""
 
     def leave(self, stripe: Stripe) -> bool:  # noqa: ARG002 (the only one)
         return True
 
     def read(self, stripe: Stripe, block: int, restart: RestartPoint) -> Documents | None:  # noqa: ARG002 (the only one)
-        """See `DocumentReader`. The restart point of a bundle is (0, texts that it held when it was first read).
+        """See `DocumentReader`. The restart point of a bundle is (0, number of its texts when it was first read).
 
-        Damage does not raise ContentError but is told, unless the window is then another one than a run has read part of.
+        Damage is returned in the window; ContentError only where the window has changed since a run read part of it.
         """
         if block > 0:
             return None
@@ -72,11 +72,11 @@ class BundleDocuments:
         return None
 
     def _members(self) -> Iterator[_Member]:
-        """What the shards hold, in their order. `datasets` and local files are not waited for side by side."""
-        apart = [i for i, shard in enumerate(self.shards) if is_remote(shard.url) and shard.format != "examples"]
-        read_apart = self._side_by_side(apart)
+        """The content of the shards, in order. Remote ones are read concurrently, unless by `datasets`."""
+        remote = [i for i, shard in enumerate(self.shards) if is_remote(shard.url) and shard.format != "examples"]
+        fetched = self._side_by_side(remote)
         for number in range(len(self.shards)):
-            yield read_apart.pop(number) if number in read_apart else self._member(number, self.options)
+            yield fetched.pop(number) if number in fetched else self._member(number, self.options)
 
     def _side_by_side(self, numbers: Sequence[int]) -> dict[int, _Member]:
         """Some of the shards, read by several threads."""
@@ -94,7 +94,7 @@ class BundleDocuments:
         try:
             side_by_side("bundle", numbers, read_some)
         finally:
-            memory.seconds_waiting = waited + time.perf_counter() - began  # not the sum of what all threads have waited
+            memory.seconds_waiting = waited + time.perf_counter() - began  # not the sum over threads
         return found
 
     def _member(self, number: int, options: ReadOptions) -> _Member:
@@ -114,7 +114,7 @@ class BundleDocuments:
         return _Member(windows, None)
 
     def _joined(self, members: Iterator[_Member]) -> Documents:
-        """The documents of all shards in their order; of copies the first."""
+        """The documents of all shards in order, without duplicates if they are dropped."""
         texts: list[str] = []
         offsets: list[int] = []
         of_member: list[int] = []

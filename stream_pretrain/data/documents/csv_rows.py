@@ -1,6 +1,6 @@
 """Where the rows of a CSV file end: at LF or CRLF, as its header does. A lone CR is text of a cell.
 
-pandas ends a row at LF, CRLF or CR, unless it is given one character. It is given LF; the CR that a CRLF then leaves behind the
+pandas ends a row at LF, CRLF or CR, unless it is given one character. It is given LF; the CR that CRLF then leaves in the
 last cell of a row is removed here.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 HEAD_BYTES = 256 * 1024
-"""Of a file, at most, in which its header is searched."""
+"""Bytes at the start of a file in which its header is searched."""
 
 _BLANK_LINES = re.compile(rb"[\r\n]*")
 
@@ -77,5 +77,5 @@ def _without_cr(cell: Any) -> Any:
 
 
 def _is_empty(cell: object) -> bool:
-    """Whether a row has no such cell, or an empty one, in whatever way pandas says so."""
+    """Whether a cell is missing or empty, in any representation of pandas."""
     return cell in ("", None) or cell != cell  # NaN is not itself

@@ -23,18 +23,18 @@ class Skip:
     reason: str
     documents: int = 1
     member: int = 0
-    """Which shard of its unit they are of."""
+    """Number of their shard within the unit."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What of a bundle cannot be read: the rest of one of its shards."""
+    """The rest of a shard of a bundle that cannot be read."""
 
     member: int
     offset: int
-    """Of the first document that is missing, as `Skip` counts."""
+    """Of the first missing document, as in `Skip`."""
     documents: int | None
-    """How many are missing; None where the shard does not tell."""
+    """How many are missing; None where that is unknown."""
     error: ContentError
 
 
@@ -46,28 +46,28 @@ class Documents:
     offsets: list[int]
     """Where each text is in the shard: an uncompressed byte of a line format, otherwise a row number."""
     skips: list[Skip]
-    """Documents that could not be used, one by one."""
+    """Documents that could not be used, one entry each."""
     restart: RestartPoint
     filtered: int = 0
     """Documents left out by their length, or as duplicates within the window."""
     empty: tuple[Skip, ...] = ()
     """Documents without text, one entry for each reason."""
     stored: tuple[int, int] = (0, 0)
-    """Stored bytes of the shard before the window and up to its end, the same whoever reads it."""
+    """Stored bytes of the shard before the window and up to its end, independent of who reads it."""
     content_bytes: int = 0
-    """Of the content of the shard, those that the documents take, used or not; the windows of a shard add up to its content."""
+    """Bytes of the content of the shard in its documents, used or not; the windows of a shard add up to its content."""
     members: Sequence[int] = ()
-    """Which shard of its unit each text is of; empty where the unit is one shard."""
+    """Number of the shard of each text within the unit; empty where the unit is one shard."""
     damaged: tuple[Damage, ...] = ()
-    """What of a bundle is missing here."""
+    """The missing parts of a bundle."""
 
     @property
     def read(self) -> int:
-        """How many documents were found in the window, used or not."""
+        """Number of documents in the window, used or not."""
         return len(self.texts) + len(self.skips) + self.filtered + sum(one.documents for one in self.empty)
 
     def origin_of(self, index: int) -> tuple[int, int]:
-        """Which shard of the unit a text is of, and its offset there."""
+        """Number of the shard of a text within the unit, and the offset there."""
         return self.members[index] if self.members else 0, self.offsets[index]
 
 
@@ -79,15 +79,15 @@ class DocumentReader(Protocol):
     """
 
     def follow(self, stripe: Stripe, block: int) -> None:
-        """Register a lane that will read this stripe from this window on; repeated when it comes to it."""
+        """Register a lane that will read this stripe from this window on; called again when it begins to."""
 
     def leave(self, stripe: Stripe) -> bool:
         """Deregister the lane of a stripe; true where no lane of the process reads the unit any more."""
 
     def read(self, stripe: Stripe, block: int, restart: RestartPoint) -> Documents | None:
-        """A window of the stripe, the same whoever reads it; None where the unit ends before it.
+        """A window of the stripe, independent of who reads it; None where the unit ends before it.
 
-        restart: that of this window or of one before it; the nearer it is, the less is decompressed twice.
+        restart: that of this window or of an earlier one; the closer it is, the less is decompressed twice.
         Raises: ContentError for a damaged or unusable shard, TransportError, SourceError for one that was replaced.
         """
 
@@ -95,7 +95,7 @@ class DocumentReader(Protocol):
         """Where a window starts: an uncompressed byte of a line format, otherwise a row number."""
 
     def documents_from(self, stripe: Stripe, block: int) -> int | None:
-        """How many documents a stripe holds from a window on; None where the format does not say."""
+        """Number of documents of a stripe from a window on; None where the format does not have it."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which documents are trained on: they are dropped here for their length, as duplicates, without text, or as held out."""
+"""Which documents are trained on: others are dropped here for their length, as duplicates, without text, or as held out."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def usable_documents(
 
 
 def nothing_usable(documents: Documents) -> bool:
-    """Whether all documents of a window are bad, and so many that the shard is not what its name says."""
+    """Whether all documents of a window are bad, and too many for a shard of the format in its name."""
     return not documents.texts and not documents.filtered and len(documents.skips) >= MANY
 
 
@@ -76,6 +76,6 @@ def without_held_out(documents: Documents, heldout_fraction: float) -> Documents
 
 
 def is_heldout(text: str, fraction: float) -> bool:
-    """Whether a document is held out for evaluation: by its text alone, so that its duplicates are too."""
+    """Whether a document is held out for evaluation: by its text alone, so that its duplicates are, too."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2.0**64

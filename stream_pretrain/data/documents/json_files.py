@@ -13,10 +13,10 @@ from stream_pretrain.data.transport.compression import CODECS
 from stream_pretrain.non_utf8_names import in_shell
 
 _SEARCHED = 128 * 1024
-"""Of a file, in which fields are looked for."""
+"""Bytes at the start of a file in which fields are searched."""
 
 _LIST = re.compile(r'("(?:[^"\\]|\\.)+")\s*:\s*\[\s*\{')
-"""A field that holds a list of objects, with its quotes, as far as the object in its beginning."""
+"""A field that holds a list of objects, with its quotes, up to the start of the first object."""
 
 _OBJECT = re.compile(r"[ \t]*\{")
 """Another one behind an object, on the same line."""

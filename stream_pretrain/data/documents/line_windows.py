@@ -22,7 +22,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """Of UTF-8, in front of the first line."""
 
 SPARE_BYTES = 512 * KIB
-"""Of memory that a pass may keep without need, so that it does not copy what it holds at every window."""
+"""Unused memory that a buffer may keep, so that it is not copied at every window."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Window:
     restart: RestartPoint
     """Where reading this window again can start."""
     overlong: int | None = None
-    """Offset of a last line that is longer than allowed and not in `lines`."""
+    """Offset of a last line that is too long, and not in `lines`."""
     stored: tuple[int, int] = field(default=(0, 0), compare=False)
     """Stored bytes of the shard before the block and up to its end."""
 
@@ -60,12 +60,12 @@ class LineWindows(Windows[Window]):
     def open_pass(self, stripe: Stripe, block: int, restart: RestartPoint) -> LinePass:
         return LinePass(self, self.open_bytes(restart), stripe, block)
 
-    def comes_by(self, passed: int, block: int, restart: RestartPoint) -> bool:  # noqa: ARG002
+    def passes_block(self, passed: int, block: int, restart: RestartPoint) -> bool:  # noqa: ARG002
         return _begin(passed, self.window_bytes) >= restart.uncompressed
 
 
 def _begin(block: int, window_bytes: int) -> int:
-    """Where reading a block starts: at the byte before it, which says whether a line starts at its first."""
+    """Where reading a block starts: at the byte before it, which shows whether a line starts at its first byte."""
     return max(block * window_bytes - 1, 0)
 
 
@@ -106,7 +106,7 @@ class LinePass:
                 self.stream.prefetch(following)
         begin, end = block * self.window_bytes, (block + 1) * self.window_bytes
         self._drop_before(min(_begin(block + 1, self.window_bytes), self.start + len(self.buffer)))
-        if sys.getsizeof(self.buffer) - len(self.buffer) > SPARE_BYTES:  # it keeps the memory of what is dropped, up to half
+        if sys.getsizeof(self.buffer) - len(self.buffer) > SPARE_BYTES:  # a bytearray keeps the memory of dropped bytes
             self.buffer = bytearray(self.buffer)
         return replace(window, stored=(self.stream.stored_bytes_before(begin), self.stream.stored_bytes_before(end - 1)))
 
@@ -137,7 +137,7 @@ class LinePass:
         return Window(line, lines, restart, overlong)
 
     def _end_of_last_line(self, line: int, end: int) -> tuple[int, int | None]:
-        """Where the lines that start in [line, end) stop, and the offset of a last one that is too long and left out."""
+        """Where the lines that start in [line, end) stop, and the offset of a last one that is too long, and left out."""
         searched = end - 1 - self.start
         last = self.buffer.rfind(b"\n", line - self.start, searched) + 1 or line - self.start
         while (found := self.buffer.find(b"\n", searched)) < 0 and len(self.buffer) - last <= self.max_line_bytes:
@@ -173,7 +173,7 @@ class LinePass:
         return found[1]
 
     def _has(self, offset: int) -> bool:
-        """Whether the shard has a byte at an offset, which is in the buffer then."""
+        """Whether the shard has a byte at an offset; if so, it is in the buffer."""
         while self.start + len(self.buffer) <= offset:
             if not self._fill():
                 return False

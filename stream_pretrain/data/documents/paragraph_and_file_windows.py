@@ -55,19 +55,19 @@ class _ParagraphPass(LinePass):
         first = line if block == 0 else self.start + blank_lines[0].start() if blank_lines else None
         paragraph = self.start + blank_lines[-1].end() if blank_lines else line  # that `last` belongs to, unless it is blank
         stop, overlong = last, None
-        following = self._behind_blank(last)
+        following = self._after_blank(last)
         if following is not None:
             first = last if first is None else first
             paragraph = stop = following
         if first is None:
             return Window(end, b"", restart)
-        if following is None or (self._has(following) and self._behind_blank(following) is None):
+        if following is None or (self._has(following) and self._after_blank(following) is None):
             stop, overlong = self._end_of_paragraph(paragraph, stop)
         content = bytes(memoryview(self.buffer)[first - self.start : stop - self.start])
         return Window(first, content, restart, overlong)
 
-    def _behind_blank(self, line: int) -> int | None:
-        """Where the line behind a blank line starts; None for a line that is not blank."""
+    def _after_blank(self, line: int) -> int | None:
+        """Where the line after a blank line starts; None for a line that is not blank."""
         searched = line
         while (found := _NOT_BLANK.search(self.buffer, searched - self.start)) is None:
             searched = self.start + len(self.buffer)
@@ -79,7 +79,7 @@ class _ParagraphPass(LinePass):
         return offset + 1 if found[0] == b"\n" and offset - line <= self.max_line_bytes else None
 
     def _end_of_paragraph(self, paragraph: int, line: int) -> tuple[int, int | None]:
-        """Where a paragraph stops, from a line of it on, and its offset where it is too long and left out."""
+        """Where a paragraph stops, searched from one of its lines on, and its offset where it is too long, and left out."""
         searched = line
         while True:
             newline = self.buffer.find(b"\n", searched - self.start)
@@ -87,7 +87,7 @@ class _ParagraphPass(LinePass):
             if searched - (newline >= 0) - paragraph > self.max_line_bytes:
                 # It is not buffered to its end: the next windows, in which no blank line starts, skip it.
                 return paragraph, paragraph
-            if newline >= 0 and self._behind_blank(searched) is not None:
+            if newline >= 0 and self._after_blank(searched) is not None:
                 return searched, None
             if newline < 0 and not self._fill():
                 return searched, None

@@ -125,7 +125,7 @@ class _Slice:
 
     @property
     def place(self) -> str:
-        """What messages call the groups."""
+        """The groups, in messages."""
         first, last = self.groups[0], self.groups[-1]
         return f"row group {first}" if first == last else f"row groups {first} to {last}"
 
@@ -134,7 +134,7 @@ class ParquetWindows(Windows[_Rows]):
     """The windows of a Parquet shard, for every lane of this process that reads a stripe of it."""
 
     BATCHES = 4
-    """Batches in a window, so that not much more than a window is held."""
+    """Batches per window, so that not much more than a window is held."""
 
     def __init__(self, shard: Shard, options: ReadOptions) -> None:
         super().__init__(shared=True, most_kept=options.most_kept)
@@ -169,7 +169,7 @@ class ParquetWindows(Windows[_Rows]):
     def open_pass(self, stripe: Stripe, block: int, restart: RestartPoint) -> _RowPass:  # noqa: ARG002
         return _RowPass(self, stripe, block)
 
-    def comes_by(self, passed: int, block: int, restart: RestartPoint) -> bool:  # noqa: ARG002
+    def passes_block(self, passed: int, block: int, restart: RestartPoint) -> bool:  # noqa: ARG002
         return block < len(self.slices) and self.slices[passed].groups == self.slices[block].groups
 
     def open(self) -> tuple[ShardFile, pq.ParquetFile]:
@@ -184,12 +184,12 @@ class ParquetWindows(Windows[_Rows]):
         )
 
     def stored_bytes_of(self, begin: int, end: int) -> tuple[int, int]:
-        """Stored bytes before some rows and up to their end, as if all rows were alike."""
+        """Stored bytes before some rows and up to their end, as if all rows had the same size."""
         rows, size = max(1, self.metadata.num_rows), self.size or 0
         return size * begin // rows, size * end // rows
 
     def text_bytes_before(self, row: int) -> int:
-        """Uncompressed bytes of the text before a row, as if the rows of a row group were alike."""
+        """Uncompressed bytes of the text before a row, as if the rows of a row group had the same size."""
         group = bisect.bisect_right(self.rows_to, row) - 1
         if group == len(self.rows_to) - 1:
             return self.text_to[-1]
@@ -201,15 +201,15 @@ class ParquetWindows(Windows[_Rows]):
         if len(self.options.fields) > 1:
             return []  # Arrow alternates between columns
         groups = self.slices[block].groups
-        behind = (
+        later_groups = (
             self.slices[later].groups[0]
             for later in range(block + 1, len(self.slices))
             if self.slices[later].groups[0] >= groups.stop and any(stripe.has(later) for stripe in self.next_of)
         )
-        return [self._part(number, self.columns[0]) for number in (*groups, *itertools.islice(behind, 1))]
+        return [self._part(number, self.columns[0]) for number in (*groups, *itertools.islice(later_groups, 1))]
 
     def span(self, groups: range) -> tuple[int, int]:
-        """Where the text of some row groups is in the file, with what other columns have in between."""
+        """Where the text of some row groups is in the file, including other columns between them."""
         starts, stops = zip(*(self._part(group, column) for group in groups for column in self.columns), strict=True)
         return min(starts), max(stops)
 
@@ -263,7 +263,7 @@ class ParquetWindows(Windows[_Rows]):
 
 
 def text_bytes(shard: Shard, options: ReadOptions) -> int:
-    """Uncompressed bytes of the text of a shard, by its footer. Raises: as reading it does."""
+    """Uncompressed bytes of the text of a shard, from its footer. Raises: as reading it does."""
     return ParquetWindows(shard, options).text_to[-1]
 
 
@@ -275,7 +275,7 @@ def _row_groups(metadata: pq.FileMetaData, columns: Sequence[int]) -> Iterator[t
 
 
 def _joined(row_groups: Sequence[tuple[int, int]], window_bytes: int) -> list[tuple[range, int, int]]:
-    """The row groups, neighbours together as long as they fit into a window, with their rows and the bytes of their text."""
+    """The row groups with their rows and the bytes of their text; neighbours that fit into a window are joined."""
     joined: list[tuple[range, int, int]] = []
     for number, (rows, size) in enumerate(row_groups):
         if joined and joined[-1][2] + size <= window_bytes:
@@ -287,7 +287,7 @@ def _joined(row_groups: Sequence[tuple[int, int]], window_bytes: int) -> list[tu
 
 
 class _RowPass:
-    """A pass over row groups, each, or those that are joined, from its start."""
+    """A pass over row groups: each, or those that are joined, is read from its start."""
 
     def __init__(self, windows: ParquetWindows, stripe: Stripe, block: int) -> None:
         self.windows = windows
@@ -296,7 +296,7 @@ class _RowPass:
         self.source, self.file = windows.open()
         self.groups: range | None = None
         self.batches: Iterator[pa.RecordBatch] = iter(())
-        self.given: dict[int, int] = {}  # offset of each block of the groups in what was given out of them
+        self.given: dict[int, int] = {}  # offset of each block in the content of the groups that was returned
         self.readings: TwoReadings | None = None
         self.held: list[pa.RecordBatch] = []  # the last batches of the groups, up to...
         self.stop = 0  # ...this row of them
@@ -339,7 +339,7 @@ class _RowPass:
         return self._read(block)
 
     def _place(self, offset: int) -> str:
-        """The row that content at this offset of what was given out starts at, as messages call it."""
+        """The row, in messages, at an offset of the content that was returned."""
         block = max((block for block, begin in self.given.items() if begin <= offset), default=self.block)
         return f"row {self.windows.slices[block].row}"
 
@@ -378,7 +378,7 @@ class _RowPass:
 
 
 def _content(rows: _Rows) -> memoryview:
-    """The content of rows as bytes that do not depend on batches."""
+    """The content of rows as bytes, independent of the batches."""
     import pyarrow as pa
 
     written = pa.BufferOutputStream()

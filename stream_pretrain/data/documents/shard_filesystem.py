@@ -22,7 +22,7 @@ PROTOCOL = "shard"
 
 
 def shard_url(shard: Shard) -> str:
-    """What `datasets` opens: the name without the ending of a compression, since it gets the content."""
+    """The URL for `datasets`: the name without the ending of a compression, since it reads the content."""
     name = shard.name if shard.compression == "none" else posixpath.splitext(shard.name)[0]
     return f"{PROTOCOL}://{urllib.parse.quote(name)}"  # quoted: fsspec gives meanings to signs
 
@@ -39,7 +39,7 @@ class ShardFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
         self.transport = transport
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """From the listing that found the shard, without a request."""
+        """From the listing, without a request."""
         size = self.shard.size if self.shard.compression == "none" else None
         return {"name": self._strip_protocol(path), "type": "file", "size": size}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Stripe:
     """Windows first, first + count, first + 2 count... of a unit; by default, all of them.
 
-    A unit is a shard, or a bundle of small ones, which is always read whole.
+    A unit is a shard, or a bundle of small ones, which is always read completely.
     """
 
     unit: int

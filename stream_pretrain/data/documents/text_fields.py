@@ -21,7 +21,7 @@ BETWEEN_PARTS = "\n\n"
 NOT_UTF8, NO_FIELD, NULL, BLANK = "not UTF-8", "no field", "text is null", "text is blank"
 
 MANY = 10
-"""If so many documents at the start of a shard are all unusable, the shard or the options are wrong."""
+"""If the first documents of a shard, at least this many, are all unusable, the shard or the options are wrong."""
 
 _FIELDS_SHOWN = 20
 
@@ -32,11 +32,11 @@ _ABSENT = object()
 
 
 class BadDocumentError(Exception):
-    """A document that cannot be used; the message is the reason that it is counted under."""
+    """A document that cannot be used; the message is the reason in records."""
 
 
 class NoTextError(Exception):
-    """A document without text, which is no fault."""
+    """A document without text, which is no error."""
 
     def __init__(self, reason: str, value: object = None) -> None:
         """value: the document, where it lacks a field."""
@@ -153,7 +153,7 @@ def encodable(text: str) -> str:
 
 
 def kind_of(value: object) -> str:
-    """What a value is, in words: a number, an object with fields a, b, a list of numbers."""
+    """A value in words: a number, an object with fields a, b, a list of numbers."""
     if isinstance(value, list):
         kinds = dict.fromkeys(_kind(one, plural=True) for one in value)
         return f"a list of {' and '.join(kinds)}" if kinds else "an empty list"
@@ -184,7 +184,7 @@ def _kind(value: object, *, plural: bool) -> str:
 def wrong_field(values: Iterable[object], fields: Sequence[str], bad: str | None, *, many: int = MANY) -> str | None:
     """What is wrong with the chosen fields, by the first documents of a shard; None where nothing is.
 
-    many: so many documents without a field, and none with it, are a wrong field.
+    many: documents without a field, and none with it, from which on the field is wrong.
     bad: why the first document was skipped, where none has text.
     """
     lacking: Counter[str] = Counter()

@@ -37,7 +37,7 @@ class Pass(Protocol[W_co]):
 
     @property
     def blocks(self) -> int:
-        """How many windows the shard has; known once read() has met its end."""
+        """Number of windows of the shard; known once read() has reached its end."""
 
     def read(self, block: int) -> W_co | None:
         """A window, `block >= self.block`; None where the shard ends before it. Raises as ShardBytes or ShardFile does."""
@@ -48,9 +48,9 @@ class Pass(Protocol[W_co]):
 class Windows(ABC, Generic[W]):
     """The windows of one shard, for every lane of this process that reads a stripe of it. Used by one thread.
 
-    A shard that cannot be entered at every window is `shared`: read once for all lanes. A window that a pass meets on its way
-    to another lane's is kept for its lane, at most `most_kept` for each; a lane too far behind or ahead for that gets a pass of
-    its own, from its own restart point. Otherwise each stripe has its own pass.
+    A shard that is not seekable to every window is `shared`: read once for all lanes. A window that a pass reads on its way to
+    that of another lane is kept for its lane, at most `most_kept` for each; a lane too far behind or ahead for that gets its
+    own pass, from its own restart point. Otherwise each stripe has its own pass.
 
     A stripe is read in order, from the block that follow() names. Invariants: there are no more passes than followed stripes,
     and no window in `kept` lies before `next_of` its stripe.
@@ -62,15 +62,15 @@ class Windows(ABC, Generic[W]):
         self.next_of: dict[Stripe, int] = {}
         self.kept: dict[int, W] = {}
         self.passes: list[Pass[W]] = []
-        self.blocks: int | None = None  # of the shard, once a pass has met its end
+        self.blocks: int | None = None  # of the shard, once a pass has reached its end
 
     @abstractmethod
     def open_pass(self, stripe: Stripe, block: int, restart: RestartPoint) -> Pass[W]:
         """A pass with `block` next, from the restart point of this block or of one before it."""
 
     @abstractmethod
-    def comes_by(self, passed: int, block: int, restart: RestartPoint) -> bool:
-        """Whether a new pass to `block` from `restart` reads the block `passed` on its way."""
+    def passes_block(self, passed: int, block: int, restart: RestartPoint) -> bool:
+        """Whether a new pass from `restart` to `block` reads the block `passed` on its way."""
 
     def follow(self, stripe: Stripe, block: int) -> None:
         """Register a lane that will read this stripe from this block on."""
@@ -87,8 +87,8 @@ class Windows(ABC, Generic[W]):
     def read(self, stripe: Stripe, block: int, restart: RestartPoint) -> W | None:
         """The window of a block of the stripe; None where the shard ends before it.
 
-        restart: that of this window or of one before it in the shard.
-        Raises: ContentError for damage on the way: the pass is closed, and other lanes meet the damage by themselves;
+        restart: that of this window or of an earlier one.
+        Raises: ContentError for damage on the way: the pass is closed, and other lanes find the damage for themselves;
         TransportError, SourceError.
         """
         window = self.kept.pop(block, None)
@@ -106,13 +106,13 @@ class Windows(ABC, Generic[W]):
                     if window is None:
                         break
                     self.kept[passed] = window
-        except ContentError:  # in the window of another lane, which meets it by itself; there may be a way around it
+        except ContentError:  # in the window of another lane, which finds it for itself; a seek table may lead around it
             self._close_pass(reading)
             reading = self.open_pass(stripe, block, restart)
             self.passes.append(reading)
         try:
             window = reading.read(block)
-        except ContentError:  # nothing behind the damage is read; another lane meets it by itself
+        except ContentError:  # nothing after the damage is read; other lanes find it for themselves
             self._close_pass(reading)
             raise
         if window is None:
@@ -134,7 +134,7 @@ class Windows(ABC, Generic[W]):
             earliest = block
             if self.shared:  # the lanes start at different blocks: the pass starts at the first that any of them needs
                 awaited = (b for b in self.next_of.values() if b not in self.kept and b < block)
-                earliest = min((b for b in awaited if self.comes_by(b, block, restart)), default=block)
+                earliest = min((b for b in awaited if self.passes_block(b, block, restart)), default=block)
             reading = self.open_pass(stripe, earliest, restart)
         self.passes.append(reading)  # the least recently used pass comes first
         return reading
