@@ -399,13 +399,13 @@ def test_a_plain_file_is_read_from_any_byte(tmp_path: Path) -> None:
     content = random.Random(0).randbytes(5_000_000)
     path = write(tmp_path, content, "none")
     with closing(shard(path, RestartPoint(77, 77))) as opened:
-        assert opened.read() == content[77 : 77 + 256 * KIB]
+        assert opened.read() == content[77 : 77 + 64 * KIB]
         assert opened.restart == RestartPoint(77, 77)
         opened.skip_to(4_000_000)
         rest = chunks_of(opened)
-        assert rest[0] == (RestartPoint(4_000_000, 4_000_000), content[4_000_000 : 4_000_000 + 256 * KIB])
+        assert rest[0] == (RestartPoint(4_000_000, 4_000_000), content[4_000_000 : 4_000_000 + 64 * KIB])
         assert b"".join(chunk for _, chunk in rest) == content[4_000_000:]
-        assert opened.compressed_bytes_read == 256 * KIB + 1_000_000
+        assert opened.compressed_bytes_read == 64 * KIB + 1_000_000
         opened.skip_to(9_000_000)
         assert opened.read() == b""
         assert opened.position == len(content)
