@@ -1,16 +1,16 @@
-"""The way from the bytes of a corpus to the rows of a step, in one place. Nothing in data/ knows of models or training.
+"""The chain from the bytes of a corpus to the rows of a step. Nothing in data/ depends on models or training.
 
-    resolve    corpus/     what to read: ids, globs, URLs           -> shards
-    pin        lanes/      how many lanes, how large windows        -> what a run never changes
+    resolve    corpus/     ids, globs, URLs                         -> shards
+    pin        lanes/      number of lanes, size of windows         -> what a run never changes
     deal       lanes/      which lane reads what in an epoch        -> stripes of shards
     read       transport/  bytes of a shard from a restart point
     window     documents/  bytes cut at the ends of documents       -> texts
     tokenize   rows/       texts of a shuffled window               -> ids
     pack       rows/       ids of documents                         -> rows
-    label      rows/       what of a row is predicted               -> masks and labels
-    stream     lanes/      the rows of a step, over ranks and workers, each with the cursor behind it
+    label      rows/       positions to predict                     -> masks and labels
+    stream     lanes/      the rows of a step, over ranks and workers, with the cursors after them
 
-The only state is a cursor for each lane and source; it travels with the rows it stands behind.
+The only state is a cursor for each lane and source; it travels with the rows before it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 
 def stream_plan(config: Config, tokenizer: PreTrainedTokenizerFast, pinned: PinnedCorpus | None = None) -> StreamPlan:
-    """All that decides the rows of a run; `StepStream(plan, cursors)` reads them.
+    """The plan of the rows of a run; `StepStream(plan, cursors)` reads them.
 
-    pinned: the corpus of a run that goes on, or of the other ranks; else it is resolved.
+    pinned: the corpus of a resumed run, or of the first rank; without it, the corpus is resolved.
     Raises: SourceError, ConfigError, ModelError, before any shard is read.
 
     A shard of six lines of 26 bytes, read in windows of 52 bytes by two lanes. Lane 1 is dealt the first and the last window,
-    lane 0 the one between them; a row holds one document. Beside each row is the cursor of its lane behind the step: windows
+    lane 0 the one between them; a row holds one document. Beside each row is the cursor of its lane after the step: windows
     read, the document of the shuffled window that the group of rows begins with, and rows taken of the group. In the last step,
     lane 0 has ended and lane 1 gives both rows.
 
@@ -67,7 +67,7 @@ def stream_plan(config: Config, tokenizer: PreTrainedTokenizerFast, pinned: Pinn
 
 
 def refuse_short_rows(sequence_length: int, encoder: Encoder, objective: Objective) -> None:
-    """Refuse rows in which, full as they may be, no token gets a label. Raises: ConfigError."""
+    """Refuse rows that are too short for a label. Raises: ConfigError."""
     framing = len(encoder.prefix) + len(encoder.suffix)
     needed = objective.shortest_row(framing)
     if sequence_length < needed:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 
-# The purpose stands in the key behind the seed: two uses of the same place never share a stream.
+# The purpose follows the seed in the key: two uses of the same place never share a stream.
 DEAL = 1  # which shard goes to which lane
 ORDER = 2  # documents within a window
 MIXTURE = 3  # the phases of the lanes in the mixture
@@ -73,7 +73,7 @@ class Numbers(Protocol):
 
 @dataclass(frozen=True)
 class InTurn:
-    """The next numbers of a generator, whatever they are asked for."""
+    """The next numbers of a generator, for any purpose and place."""
 
     generator: np.random.Generator
 
@@ -89,10 +89,10 @@ _BLOCK = 16_384  # numbers that are hashed at once: with their scratch they stay
 
 @dataclass(frozen=True)
 class Hashed:
-    """A hash of the place: the numbers of a key do not depend on which of them are asked for, nor in which order.
+    """A hash of the place: the numbers of a key do not depend on which of them are requested, nor on the order.
 
-    Each purpose is a SplitMix64 generator of its own, whose state and odd step are the 128 bits of a hash of its key: the
-    number of a place is its output after so many steps, and takes as many operations as that of any other.
+    Each purpose has its own SplitMix64 generator, whose state and odd step are the 128 bits of a hash of its key: the number
+    of a place is its output after that number of steps, which takes the same time for any place.
 
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
     """
@@ -117,7 +117,7 @@ class Hashed:
         return bits >> 64, bits & (1 << 64) - 1 | 1
 
     def _mixed(self, purpose: int, counts: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """The output after so many steps, written in place of their number."""
+        """The output after these counts of steps, written in place."""
         state, step = map(np.uint64, self.generator(purpose))
         scratch = np.empty(_BLOCK, dtype=np.uint64)
         for first in range(0, len(counts), _BLOCK):

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from stream_pretrain.data.corpus.file_formats import has_known_ending
 
-# Beside the shards of a corpus, with the ending of a shard.
+# Files with the ending of a shard that are none.
 _NOT_SHARDS = re.compile(
     r"(readme|licen[cs]e|notice|changelog)(\..*)?|(config|state|dataset_infos?|dataset_dict)\.json", re.IGNORECASE
 )
 
-# Written by a run into its folder, with the ending of a shard.
+# Files of a run in its folder with the ending of a shard.
 _OF_A_RUN = re.compile(
     r"(best|checkpoints|cursors|model|wandb)/.*|(metrics|quarantine|bad_steps|passed_over|evaluation)\.jsonl|(run|evaluation)\.json"
 )
@@ -29,7 +29,7 @@ def is_shard(name: str) -> bool:
 
 
 def without_runs(names: Iterable[str], is_run: Callable[[str], bool]) -> list[str]:
-    """The files that no run wrote: not in the folder of a run, nor the records of one where its folder is the listed one.
+    """The files that no run wrote: not in the folder of a run; nor records, if the listed folder is that of a run.
 
     is_run: whether a folder, by its path in the listed one, is that of a run.
     """

@@ -11,7 +11,7 @@ from typing import Literal
 from stream_pretrain.data.transport.compression import compression_of
 
 Format = Literal["jsonl", "text", "parquet", "examples"]
-"""What reads a shard (documents/reader.py); "examples" is what `datasets` parses."""
+"""The reader of a shard (documents/reader.py); `datasets` parses "examples"."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class FileFormat:
 
     read_as: Format
     label: str
-    """What messages call it."""
+    """Its name in messages."""
     builder: str
-    """Of `datasets`: for "examples", and for every format with --data.reader datasets."""
+    """The builder of `datasets`, for "examples", and for every format with --data.reader datasets."""
     endings: tuple[str, ...]
     """In lower case; the ending of a compression may follow."""
 

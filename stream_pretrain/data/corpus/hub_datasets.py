@@ -22,7 +22,7 @@ HUB_URL = re.compile(r"hf://datasets/(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>refs/
 
 
 def commits_of(corpus: Corpus) -> dict[str, str]:
-    """The commit of each Hub dataset of a corpus, by id; without those that it has at several commits."""
+    """The commit of each Hub dataset of a corpus, by id; without datasets that it has at several commits."""
     found: dict[str, set[str]] = {}
     for shard in corpus.shards:
         if hub := HUB_URL.fullmatch(shard.url):
@@ -68,7 +68,7 @@ def list_hub_dataset(
 
 
 def hub_token(data: DataConfig) -> str | None:
-    """The token of a dataset of its own; None leaves it to the client of the Hub."""
+    """The token in the options of a dataset; None for the default of the client."""
     token: str | None = storage_options(data.storage_options).get("token")
     return token
 
@@ -84,7 +84,7 @@ def _splits_on_hub(builder: Any, filesystem: Any, root: str, data_dir: str | Non
 
 
 def _infos_of(filesystem: Any, paths: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What the listings of their folders say of some files."""
+    """The entries of some files in the listings of their folders."""
     listed = {
         info["name"]: info
         for folder in sorted({posixpath.dirname(path) for path in paths})

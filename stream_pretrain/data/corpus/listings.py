@@ -1,4 +1,4 @@
-"""What a place lists: files below a folder or of a pattern, links followed, each file once."""
+"""Files below a folder or matching a pattern: links are followed, and each file is listed once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Listing:
 
 
 def refuse_options(entry: str, data: DataConfig, *options: str) -> None:
-    """Refuse options that choose a part of a dataset, for an entry without such parts. Raises: SourceError."""
+    """Refuse options that select a part of a dataset, for an entry without such parts. Raises: SourceError."""
     for option in options:
         if getattr(data, option) is not None:
             raise SourceError(f"{entry}: --data.{option.replace('_', '-')} does not apply to it: leave the option out")
@@ -53,7 +53,7 @@ def at_least_one(names: Iterable[str], entry: str, otherwise: str = "no shard th
 
 
 def warn_of_several_formats(entry: str, names: Collection[str]) -> None:
-    """Warn of files that may be in a folder by chance."""
+    """Warn of files of another format, which may be in a folder by accident."""
     counts = count_formats(names)
     most = min(counts, key=lambda label: (-counts[label], label))
     if few := [name for name in names if format_label(name) != most]:
@@ -81,7 +81,7 @@ def matching_files(root: Path, pattern: str) -> list[str]:
 
 
 def files_below(root: Path) -> Iterator[str]:
-    """The files below a folder, by their paths in it; not in hidden folders. Links are followed unless they form a circle.
+    """The files below a folder, by their paths in it; not in hidden folders. Links are followed unless they form a cycle.
 
     Raises: SourceError for a folder that cannot be read, since its shards would be missing.
     """
@@ -98,7 +98,7 @@ def files_below(root: Path) -> Iterator[str]:
 
 
 def leads_back(folder: Path) -> bool:
-    """Whether a folder is a link to one that it is in."""
+    """Whether a folder is a link to one of its parents."""
     return folder.is_symlink() and any(map(folder.samefile, folder.parents))
 
 

@@ -39,7 +39,7 @@ from stream_pretrain.errors import SourceError
 
 
 def list_local_files(entry: str, root: Path, names: Iterable[str], data: DataConfig, *, named: bool = False) -> Listing:
-    """Files by their paths below `root`; a file that the user has `named` only needs a known ending."""
+    """Files by their paths below `root`. named: by the user, so that only the ending matters."""
     base = Path(os.path.abspath(root))
     shards = at_least_one((name for name in names if named or is_shard(name)), entry)
     if named:
@@ -68,7 +68,7 @@ def list_local_glob(entry: str, root: Path, pattern: str, data: DataConfig) -> L
 
 
 def list_folder(entry: str, folder: Path, data: DataConfig) -> Listing:
-    """A folder, with the splits of its card or names; without either, all shards below it are one split."""
+    """A folder, with splits by its card or by names; otherwise, all shards below it are one split."""
     root = folder / (data.data_dir or "")
     if not root.is_dir():
         raise SourceError(f"{entry}: there is no folder {data.data_dir} in it")

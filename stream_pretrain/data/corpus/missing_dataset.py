@@ -1,4 +1,4 @@
-"""A dataset that is not there is refused before anything heavy is imported: by a look at this machine, or one question."""
+"""Refuses a dataset that does not exist before anything heavy is imported, with at most one request."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from stream_pretrain.errors import SourceError
 from stream_pretrain.urls import is_remote
 
 PATIENCE_SECONDS = 10.0
-"""For the answer of the Hub; the listing has more."""
+"""Timeout of the request to the Hub; the listing has a longer one."""
 
 
 def refuse_absent(data: DataConfig, *, dataset: str | None = None) -> None:
-    """Refuse a path, a glob or a Hub dataset that is not there; `dataset` replaces the configured one.
+    """Refuse a path, a glob or a Hub dataset that does not exist; `dataset` replaces the configured one.
 
-    What else may be wrong, also with a network, is found when it is listed. Raises: SourceError.
+    Other faults, also of the network, are found when the dataset is listed. Raises: SourceError.
     """
     data = other_dataset(data, dataset)
     assert data.dataset is not None, "validated before"
@@ -45,7 +45,7 @@ def _look_for(entry: str, data: DataConfig) -> None:
         return
     if glob.has_magic(entry):
         root, pattern = split_pattern(path.as_posix())
-        if "**" not in pattern:  # which may take long to look for, and would have to be done twice
+        if "**" not in pattern:  # which may take long, and is listed later anyway
             at_least_one(matching_files(Path(root), pattern), entry, "no file matches")
     elif may_be_on_hub(entry):
         _ask_hub(entry, entry, data)
@@ -60,5 +60,5 @@ def _ask_hub(entry: str, dataset_id: str, data: DataConfig) -> None:
             answer.result(PATIENCE_SECONDS)
         except SourceError:
             raise
-        except Exception:  # of the network, or of what is between: the listing asks again, and says what is wrong
+        except Exception:  # of the network: the listing requests it again, and reports what is wrong
             return

@@ -1,4 +1,4 @@
-"""What is pinned at the first start of a run, in `corpus.json`: its corpora, lanes and windows."""
+"""The part of a run that is pinned at its first start, in `corpus.json`: its corpora, lanes and windows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PinnedSource(Corpus):
 
 @dataclass(frozen=True)
 class PinnedCorpus:
-    """What a run reads, in how many lanes: pinned at its first start, `corpus.json` in every checkpoint."""
+    """The sources of a run and its number of lanes: pinned at its first start, `corpus.json` in every checkpoint."""
 
     sources: tuple[PinnedSource, ...]
     lanes: int
@@ -54,7 +54,7 @@ class PinnedCorpus:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> PinnedCorpus:
-        """Back from `encoded`. Raises: CheckpointError."""
+        """The inverse of `encoded`. Raises: CheckpointError."""
         if value.get("version") != CORPUS_VERSION:
             raise CheckpointError(
                 f"corpus.json: of version {value.get('version')}, this program reads version {CORPUS_VERSION}: resume with the "
@@ -70,7 +70,7 @@ class PinnedCorpus:
 
 
 def _fault_of(source: PinnedSource) -> str | None:
-    """What no run pins."""
+    """Why no run has such a source; None where one may have."""
     names = [shard.name for shard in source.shards]
     sizes = [size or 0 for shard in source.shards for size in (shard.size, shard.content_bytes)]
     if not names or sorted(set(names)) != names or min(source.window_bytes, source.group_rows) < 1 or min(sizes) < 0:

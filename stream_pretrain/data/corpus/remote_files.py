@@ -1,4 +1,4 @@
-"""Files, folders and patterns at URLs, on web servers and in the stores that fsspec knows."""
+"""Files, folders and patterns at URLs: on web servers, and in the stores of fsspec."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 _HUB_PAGE = re.compile(r"https?://(?:huggingface|hf)\.co/datasets/(?P<id>[^/]+/[^/]+)/?(?:viewer.*|tree/.*|(?P<file>blob/.*))?")
 
 MOST_RECHECKED = 2000
-"""Files on web servers whose size and ETag every start requests, which takes seconds; of more, only the first start does."""
+"""Files on web servers whose sizes and ETags every start requests, which takes seconds; with more, only the first start."""
 
 
 def list_url(url: str, data: DataConfig) -> Listing:
@@ -109,8 +109,8 @@ def _list_literally(filesystem: Any, path: str) -> dict[str, dict[str, Any]]:
 def with_web_sizes(corpus: Corpus, data: DataConfig, pinned: Corpus | None = None) -> Corpus:
     """A corpus with the sizes and identities of its files on web servers, which have no listings.
 
-    pinned: the corpus of the first start. Of many files, only those that it lacks are requested: the others are compared with
-    it when they are opened.
+    pinned: the corpus of the first start. If there are many files, only new ones are requested: the others are compared when
+    they are opened.
     Raises: TransportError for a file that cannot be read.
     """
     unknown = [shard.url for shard in corpus.shards if shard.size is None and on_web(shard.url)]

@@ -59,7 +59,7 @@ def resolve(
 
 
 def other_dataset(data: DataConfig, dataset: str | None) -> DataConfig:
-    """The options for another dataset, if there is one: those that name parts of the configured dataset do not count."""
+    """The options for another dataset, if one is given, without those that select a part of the configured one."""
     if dataset is None:
         return data
     return dataclasses.replace(data, dataset=dataset, name=None, split="train", revision=None, data_files=None, data_dir=None)
@@ -103,7 +103,7 @@ def entries_of(dataset: str) -> list[str]:
 
 
 LEAST_PATIENCE = 60.0
-"""Seconds that a remote listing may take, however short the deadline of a retry is."""
+"""Seconds that a remote listing may take, even with a shorter --data.retry-deadline."""
 
 
 def _list(entry: str, data: DataConfig, commits: Mapping[str, str], thread: OneThread) -> Listing:
@@ -115,23 +115,23 @@ def _list(entry: str, data: DataConfig, commits: Mapping[str, str], thread: OneT
 
 
 def with_lower_scheme(entry: str) -> str:
-    """An entry whose scheme, where it is a URL, is in lower case."""
+    """The entry, with the scheme of a URL in lower case."""
     scheme, separator, rest = entry.partition("://")
     return scheme.lower() + separator + rest if separator else entry
 
 
 def local_path(entry: str) -> Path:
-    """Where an entry lies, if it is on this machine."""
+    """The path of a local entry."""
     return Path(os.path.expanduser(entry.removeprefix("file://")))
 
 
 def no_such_path(entry: str) -> SourceError:
-    """What is said of an entry that is neither on this machine nor may be on the Hub."""
+    """The error for an entry that does not exist here and cannot be on the Hub."""
     return SourceError(f"{entry}: there is no such file or folder{_how_to_give(entry) or did_you_mean(entry)}")
 
 
 def _how_to_give(entry: str) -> str:
-    """How to give what is no path, where it seems to be several paths or a part of a Hub dataset; else empty."""
+    """Advice on an entry that seems to be several paths, or a part of a Hub dataset; empty for others."""
     words = re.split(r"[,\s]+", entry)
     if len(words) > 1 and all(word and os.path.exists(local_path(word)) for word in words):
         return "; list several in a file, one a line, and give @FILE"
@@ -144,18 +144,18 @@ _PART_OF_HUB = re.compile(r"(?P<id>(?P<org>\w[\w.-]*)/\w[\w.-]*)[:@/][\w./-]+", 
 
 
 def did_you_mean(entry: str) -> str:
-    """A question that names the path on this machine that is spelt much like an entry; empty where there is none."""
+    """A suggestion of a local path that is spelt like an entry; empty where there is none."""
     found = nearest_path(local_path(entry))
     return "" if found is None else f"; did you mean {found}?"
 
 
 def may_be_on_hub(entry: str) -> bool:
-    """Whether an entry that is not here is looked for on the Hub: not what is named as a shard of a folder that is here."""
+    """Whether an entry that does not exist here may be on the Hub, and is no shard in an existing folder."""
     return HUB_ID.fullmatch(entry) is not None and not (has_known_ending(entry) and local_path(entry).parent.is_dir())
 
 
 def _list_local(entry: str, data: DataConfig) -> Listing | None:
-    """A local file, folder or glob; None where `entry` is none. There is no deadline for a disk."""
+    """A local file, folder or glob, without a deadline; None for another entry."""
     if is_remote(entry):
         return None
     path = local_path(entry)
@@ -178,7 +178,7 @@ def _list_remote_in_time(url: str, data: DataConfig, commits: Mapping[str, str],
     deadline = max(data.retry_deadline, LEAST_PATIENCE)
 
     def find() -> Listing:
-        """In a thread, since a library may wait without end, as where headers drip in."""
+        """In a thread, since a library may have no timeout."""
         answer = thread.call(lambda: _list_remote(url, data, commits))
         try:
             return answer.result(deadline)
@@ -196,7 +196,7 @@ def _list_remote_in_time(url: str, data: DataConfig, commits: Mapping[str, str],
 
 
 def _list_remote(entry: str, data: DataConfig, commits: Mapping[str, str]) -> Listing:
-    """A dataset of the Hub, by its URL or id, or what lies at another URL."""
+    """A dataset of the Hub, by its URL or id, or files at another URL."""
     if hub := HUB_URL.fullmatch(entry.rstrip("/")):
         revision = urllib.parse.unquote(hub["revision"] or "") or data.revision
         return list_hub_dataset(entry, hub["id"], revision, hub["path"], data, commits)

@@ -24,7 +24,7 @@ class Shard:
     name: str
     """Path relative to the corpus, which messages show, and which stays the same when the corpus moves."""
     size: int | None
-    """Stored (compressed) bytes, if the listing says."""
+    """Stored (compressed) bytes, if the listing has them."""
     identity: str | None
     """`KIND:VALUE` that changes with the content, from the listing, or from the ends of a local file."""
     format: Format
@@ -32,10 +32,10 @@ class Shard:
     builder: str | None = None
     """Of `datasets`, for format "examples"."""
     content_bytes: int | None = None
-    """Uncompressed bytes of a shard of lines, or of the text in one of Parquet, where the first start of the run found them out
+    """Uncompressed bytes of a shard of lines, or of the text of Parquet, if they were known at the first start of the run
     (content_sizes.py)."""
     is_content_estimated: bool = False
-    """Whether they are not its own, but follow from those of other shards."""
+    """Whether they are estimated from other shards."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Corpus:
     shards: tuple[Shard, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values, without secrets of URLs, with names escaped that are not UTF-8."""
+        """As JSON values, without secrets of URLs; names that are not UTF-8 are escaped."""
         shards = [{**dataclasses.asdict(shard), "url": escaped(without_secrets(shard.url))} for shard in self.shards]
         return {"dataset": escaped(without_secrets(self.dataset)), "revision": self.revision, "shards": shards}
 
 
 def sorted_shards(files: Mapping[str, Shard]) -> tuple[Shard, ...]:
-    """The shards by name; one that is not UTF-8 is escaped, since it is written into records and checkpoints."""
+    """The shards by name; a name that is not UTF-8 is escaped, since records and checkpoints contain it."""
     by_name: dict[str, Shard] = {}
     for name, shard in files.items():
         if by_name.setdefault(escaped(name), shard) is not shard:
@@ -66,7 +66,7 @@ def sorted_shards(files: Mapping[str, Shard]) -> tuple[Shard, ...]:
 def shard_at(
     url: str, name: str, size: int | None, identity: str | None, data: DataConfig, builder: str | None = None
 ) -> Shard:
-    """The shard at `url`; its ending says how it is read, else `builder` does."""
+    """The shard at `url`, read by the format of its ending, else by `builder`."""
     known = BY_ENDING.get(ending_of(name))
     read_as: Format = "examples" if known is None or data.reader == "datasets" else known.read_as
     if read_as == "examples":

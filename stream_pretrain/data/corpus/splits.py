@@ -41,7 +41,7 @@ class Splits:
     left_out: Collection[str]
     """Shards that are in no split."""
     of_other_formats: Collection[str]
-    """Shards that only their format keeps out of a split, since `datasets` takes files of one."""
+    """Shards that are in no split only because of their format, since `datasets` reads files of one."""
 
 
 def choose_split(entry: str, split: str, splits: Splits) -> Sequence[str]:
@@ -101,7 +101,7 @@ def _in_folder(name: str, split: str) -> bool:
 
 
 def of_most_frequent_format(names: Sequence[str]) -> list[str]:
-    """The files of the format of the most frequent ending; of equals, the one that `datasets` prefers."""
+    """The files of the format of the most frequent ending; ties as in `datasets`."""
     endings = Counter(map(ending_of, names))
     preferred = (".csv", ".json", ".jsonl", ".arrow", ".parquet")
     preference = {ending: preferred.index(ending) if ending in preferred else -1 for ending in endings}
@@ -119,8 +119,8 @@ def dataset_builder(entry: str, location: str, data: DataConfig, **chosen: str |
     try:
         return datasets.load_dataset_builder(location, data.name, **chosen)
     except datasets.exceptions.DatasetNotFoundError as error:
-        said = " ".join(str(error).split()).rstrip(".")
-        raise SourceError(f"{entry}: {said}; set HF_TOKEN to the token of an account with access") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise SourceError(f"{entry}: {reason}; set HF_TOKEN to the token of an account with access") from error
     except (FileNotFoundError, ValueError, RuntimeError) as error:  # the last for a dataset with a loading script
         raise SourceError(f"{entry}: {' '.join(str(error).split())}") from error
 

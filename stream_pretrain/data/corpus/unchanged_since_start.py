@@ -1,4 +1,4 @@
-"""Whether the corpus of a run that is resumed is still the one of its first start, wherever it is now."""
+"""Checks that the corpus of a resumed run is that of its first start, even if it has moved."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stream_pretrain.urls import without_secrets
 
 
 def resolve_pinned(pinned: PinnedSource, data: DataConfig) -> PinnedSource:
-    """A pinned corpus at its current place. Hub datasets stay at their pinned commits.
+    """A pinned corpus at its current location. Hub datasets stay at their pinned commits.
 
     A shard gets its current URL, and where it has moved its current identity. Its size stays as pinned, since dealing depends
     on it.
@@ -34,12 +34,12 @@ def resolve_pinned(pinned: PinnedSource, data: DataConfig) -> PinnedSource:
 
 
 def _has_moved(was: Shard, now: Shard) -> bool:
-    """Whether a shard has another URL, apart from its signature."""
+    """Whether a shard has another URL, ignoring its signature."""
     return escaped(without_secrets(was.url)) != escaped(without_secrets(now.url))
 
 
 def check_unchanged(pinned: Corpus, found: Corpus) -> None:
-    """Refuse a corpus that is not the one of the first start; the same content at another place passes.
+    """Refuse a corpus that differs from that of the first start; it may have moved.
 
     Raises: SourceError with the first shards that are missing, new or changed.
     """
