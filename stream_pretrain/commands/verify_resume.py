@@ -51,8 +51,12 @@ def run(given: Invocation, command: Sequence[str], progress: Progress, launch: L
         raise ConfigError(f"--verify.run-steps must be at least {LEAST_STEPS}, not {options.run_steps}")
     transformers.utils.logging.disable_progress_bar()
     with ExitStack() as stack:
-        # Ends the runs and deletes their folder, as Ctrl-C does.
-        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
+        for name in (signal.SIGTERM, signal.SIGHUP):
+            before = signal.getsignal(name)
+            if before != signal.SIG_IGN:  # nohup
+                # Ends the runs and deletes their folder, as Ctrl-C does.
+                stack.callback(signal.signal, name, before)
+                signal.signal(name, signal.default_int_handler)
         folder = _folder(options.folder, stack)
         causal = objective_named(config.objective.name).causal
         model = reduced(config.model, causal=causal, full=options.full_model, folder=folder)

@@ -51,7 +51,7 @@ class Ended:
 def run_start(start: Start, folder: Path, launch: Launch, deadline: float) -> Ended:
     """Run a start to its end; it records to a folder, which is made. deadline: seconds."""
     folder.mkdir(parents=True)
-    torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={start.ranks}", "--standalone"]
+    torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={start.ranks}", "--standalone", f"--log-dir={folder}"]
     command = [sys.executable, *(torchrun if start.ranks > 1 else []), *PROGRAM, *arguments_of(start.config)]
     began, log = time.monotonic(), folder / "log.txt"
     code = launch(command, {**os.environ, VARIABLE: variable(folder, start.moment)}, log, deadline)

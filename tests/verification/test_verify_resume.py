@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from transformers import AlbertConfig, FunnelConfig, GPT2Config, ModernBertConfig, T5Config
 
@@ -22,7 +28,7 @@ from stream_pretrain.verification.moments import Moment
 from stream_pretrain.verification.proof import Proof
 from stream_pretrain.verification.recorded_steps import RecordedSegment, RecordedStep
 from stream_pretrain.verification.reduced_model import reduced
-from stream_pretrain.verification.starts import Launch, Start, arguments_of
+from stream_pretrain.verification.starts import Launch, Start, arguments_of, launched
 from stream_pretrain.verification.table import lines_of
 from stream_pretrain.verification.trials import Baseline, Trial
 from tests.command_lines import with_last
@@ -180,6 +186,27 @@ def test_the_whole_command_says_by_its_exit_code_whether_it_is_proven(program: s
     assert [trials_run[name]["weights_equal"] for name in list(trials_run)[-2:]] == [None, None]
     assert any("at the end of an epoch" in line and "equal" in line for line in answer.lines) or code
     assert answer.lines[-1].startswith("proven: 7 runs" if code == 0 else "NOT proven: ")
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda name: name.name)
+def test_a_signal_ends_the_start_under_way_and_leaves_nothing(
+    name: signal.Signals, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+
+    def signalled(_command: Sequence[str], variables: Mapping[str, str], log: Path, deadline: float) -> int | None:
+        sleeps = [sys.executable, "-S", "-c", "import time; time.sleep(100)"]
+        threading.Timer(0.2, os.kill, (os.getpid(), name)).start()
+        try:
+            return launched(sleeps, variables, log, deadline)
+        finally:
+            assert [child for child in psutil.Process().children() if "time.sleep(100)" in child.cmdline()] == []
+
+    with pytest.raises(KeyboardInterrupt):
+        verify_resume.run(invocation(with_last([*arguments_of(config_of(inputs))])), [], Progress(None), signalled)
+    assert list(tmp_path.iterdir()) == []
+    assert {one: signal.getsignal(one) for one in before} == before
 
 
 def step(number: int, *segments: tuple[int, int, str], loss: float = 2.0) -> RecordedStep:
