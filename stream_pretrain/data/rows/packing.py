@@ -6,7 +6,7 @@ Documents are split, never truncated. Every segment has its own special tokens.
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ SMALLEST_FRAGMENT = 16
 """Documents are not split into fragments of fewer tokens."""
 
 MOST_ROWS_COMPILED = 1024
-"""Into more rows, numpy places documents faster: compiled, each looks at every row."""
+"""Into more rows, Python places documents faster: the compiled loop looks at every row for each."""
 
 FILLED_WITH_WHOLE = 0.985
 """Share of the positions that best fit fills with documents of its choice, so that all of them fit."""
@@ -132,190 +132,73 @@ def _placed(
             lengths, order, free, framing, smallest, most, largest_first is not None, placements
         )
         return placements[:count], tuple(left_over), over
-    placed, free_rows = _Placed(), [(capacity, row) for row in range(rows)]
-    if largest_first is not None:
-        over, free_rows = _place_best(placed, lengths.take(order), rows, capacity, framing, smallest)
-        if over:
-            return placed.array(order, lengths), (0, 0), over
-    left_over = _fill(placed, lengths, len(order), free_rows, framing, smallest, most)
-    return placed.array(np.append(order, np.arange(len(order), len(lengths))), lengths), left_over, 0
+    placing = _Placing(rows, capacity, framing, smallest)
+    over = sum(placing.place_best(document, int(lengths[document])) for document in order.tolist())
+    left_over = (0, 0)
+    if not over:
+        emptiest_first = placing.free[::-1] if largest_first is not None else placing.free
+        left_over = placing.fill(emptiest_first, lengths.tolist(), len(order), most)
+    return np.array(placing.placements, dtype=np.int64).reshape(-1, 4), left_over, over
 
 
-class _Placed:
-    """Placements, with one entry for neighbours of a sequence of documents that are placed whole in one row."""
+class _Placing:
+    """The same as `_native.c`, several times slower."""
 
-    def __init__(self) -> None:
-        self.entries: list[int] = []  # three numbers each: row, first document of the sequence, documents
-        self.parts: list[int] = []  # of documents that are not placed whole, three numbers each: entry, first token, last + 1
-
-    def whole(self, row: int, first: int, count: int) -> None:
-        """Neighbouring documents."""
-        self.entries += row, first, count
-
-    def part(self, row: int, document: int, start: int, stop: int) -> None:
-        """Some of the tokens of a document."""
-        self.parts += len(self.entries) // 3, start, stop
-        self.entries += row, document, 1
-
-    def array(self, sequence: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[S, 4] for the documents of a sequence."""
-        rows, firsts, counts = np.array(self.entries, dtype=np.int64).reshape(-1, 3).T
-        before = counts.cumsum() - counts
-        placements = np.zeros((int(counts.sum()), 4), dtype=np.int64)
-        placements[:, 0] = rows.repeat(counts)
-        document = sequence.take(np.arange(len(placements)) + (firsts - before).repeat(counts))
-        placements[:, 1] = document
-        placements[:, 3] = lengths.take(document)
-        parts = np.array(self.parts, dtype=np.int64).reshape(-1, 3)
-        placements[before.take(parts[:, 0]), 2:] = parts[:, 1:]
-        return placements
-
-
-class _FreeRows:
-    """Rows by their free positions; without those that have no room for any token."""
-
-    def __init__(self, rows: int, capacity: int, framing: int) -> None:
+    def __init__(self, rows: int, capacity: int, framing: int, smallest: int) -> None:
         self.framing = framing
-        self.free = [capacity]
-        """Numbers of free positions, in ascending order."""
-        self.rows = [list(range(rows))]
-        """The rows with each, in ascending order."""
+        self.smallest = smallest
+        self.free = [(capacity, row) for row in range(rows)]
+        """(free positions, row) in ascending order."""
+        self.placements: list[tuple[int, int, int, int]] = []
 
-    def take(self, which: int, most: int) -> list[int]:
-        """Take the first rows, at most so many, with the number of free positions at an index."""
-        of_free = self.rows[which]
-        if most < len(of_free):
-            self.rows[which] = of_free[most:]
-            return of_free[:most]
-        del self.free[which], self.rows[which]
-        return of_free
-
-    def take_emptiest(self, most: int) -> list[int]:
-        """Take the last rows, at most so many, with the most free positions."""
-        of_free = self.rows[-1]
-        if most < len(of_free):
-            self.rows[-1] = of_free[:-most]
-            return of_free[-most:]
-        del self.free[-1], self.rows[-1]
-        return of_free
-
-    def put(self, free: int, rows: list[int]) -> None:
-        """Put back rows with so many free positions."""
-        if free <= self.framing:
-            return
-        index = bisect_left(self.free, free)
-        if index < len(self.free) and self.free[index] == free:
-            self.rows[index] = sorted(self.rows[index] + rows)
-        else:
-            self.free.insert(index, free)
-            self.rows.insert(index, rows)
-
-
-def _place_best(
-    placed: _Placed, descending: NDArray[np.int64], rows: int, capacity: int, framing: int, smallest: int
-) -> tuple[int, list[tuple[int, int]]]:
-    """Place documents of these lengths, whole or split; returns the tokens that the rows are too fragmented for, and
-    (free positions, row) of the rows with room in descending order.
-    """
-    left, over, count = _FreeRows(rows, capacity, framing), 0, len(descending)
-    edges = [0, *(1 + np.flatnonzero(descending[1:] != descending[:-1])).tolist(), count] if count else []
-    for first, stop in itertools.pairwise(edges):
-        over += _place_alike(placed, left, first, stop, int(descending[first]), smallest)
-    free = zip(reversed(left.free), reversed(left.rows), strict=True)
-    return over, [(positions, row) for positions, of_free in free for row in reversed(of_free)]
-
-
-def _place_alike(placed: _Placed, left: _FreeRows, first: int, stop: int, length: int, smallest: int) -> int:
-    """Place documents of one length into the fullest rows with room; returns the tokens that no row has room for."""
-    over, positions = 0, length + left.framing
-    while first < stop:
-        which = bisect_left(left.free, positions)
-        if which == len(left.free):
-            over += _split(placed, left, first, length, smallest)
-            first += 1
-            continue
-        free = left.free[which]
-        count = min(free // positions, stop - first)  # a row that has just got one is the fullest with room for the next
-        rows = left.take(which, (stop - first) // count)
-        left.put(free - count * positions, rows)
-        for row in rows:
-            placed.whole(row, first, count)
-            first += count
-    return over
-
-
-def _split(placed: _Placed, left: _FreeRows, document: int, length: int, smallest: int) -> int:
-    """Place a document that no row has room for in parts; returns the tokens that are left of it."""
-    framing, token = left.framing, 0
-    smallest_gap = smallest + framing
-    while left.free and left.free[-1] < length - token + framing:
-        free = left.free[-1]
-        take = _most_of(length - token, free - framing, smallest)
-        if not take:
-            return length - token
-        alike = (length - token - smallest) // take  # rows that are filled to the end in the same way
-        gap = free - framing - take
-        if 0 < gap < smallest_gap:
-            take = max(take - (smallest_gap - gap), smallest)  # then a fragment can fill it
-        rows = left.take_emptiest(alike)
-        left.put(free - take - framing, rows)
-        for row in reversed(rows):
-            placed.part(row, document, token, token + take)
+    def place_best(self, document: int, length: int) -> int:
+        """Place a document in the fullest row with room, or in parts where none has; returns the tokens that are left of it."""
+        token = 0
+        while (which := bisect_left(self.free, (length - token + self.framing,))) == len(self.free):
+            room = self.free[-1][0] - self.framing
+            take = self._most_of(length - token, room)
+            if room <= 0 or take == 0:
+                return length - token
+            if 0 < (gap := room - take) < self.smallest + self.framing:  # a fragment can fill a larger one
+                take = max(take - (self.smallest + self.framing - gap), self.smallest)
+            self._put(-1, document, token, token + take)
             token += take
-    if not left.free:
-        return length - token
-    which = bisect_left(left.free, length - token + framing)
-    free = left.free[which]
-    rows = left.take(which, 1)
-    left.put(free - (length - token) - framing, rows)
-    placed.part(rows[0], document, token, length)
-    return 0
+        self._put(which, document, token, length)
+        return 0
 
+    def fill(self, free: Sequence[tuple[int, int]], lengths: Sequence[int], document: int, most: int) -> tuple[int, int]:
+        """Fill rows, at most `most` documents in each, with the documents in order from one on.
 
-def _fill(
-    placed: _Placed,
-    lengths: NDArray[np.int64],
-    document: int,
-    free: list[tuple[int, int]],
-    framing: int,
-    smallest: int,
-    most: int,
-) -> tuple[int, int]:
-    """Fill rows, one after another, with the documents in order from one on; returns the (document, token) to go on with.
-
-    free: (free positions, row) of each row; most: documents of a row.
-    """
-    token, passed = 0, document
-    ends = [0, *np.cumsum(lengths[passed:] + framing).tolist()]
-    for left, row in free:
-        room = most
-        while document < len(lengths) and room:
-            before = ends[document - passed]
-            fitting = 0 if token else min(bisect_right(ends, before + left) - 1 - (document - passed), room)
-            if fitting:
-                placed.whole(row, document, fitting)
-                left -= ends[document + fitting - passed] - before
-                document, room = document + fitting, room - fitting
-                continue
-            rest = int(lengths[document]) - token
-            take = _most_of(rest, left - framing, smallest)
-            if not take:
-                break
-            placed.part(row, document, token, token + take)
-            if take < rest:
+        Returns the first (document, token) that was not placed.
+        """
+        token = 0
+        for room, row in free:
+            for _ in range(most):
+                if document == len(lengths):
+                    return document, token
+                rest = lengths[document] - token
+                take = self._most_of(rest, room - self.framing)
+                if take == 0:
+                    break
+                self.placements.append((row, document, token, token + take))
+                room -= take + self.framing
                 token += take
-                break
-            left -= take + framing
-            document, token, room = document + 1, 0, room - 1
-    return document, token
+                if take < rest:
+                    break
+                document, token = document + 1, 0
+        return document, token
 
+    def _put(self, which: int, document: int, start: int, stop: int) -> None:
+        free, row = self.free.pop(which)
+        insort(self.free, (free - (stop - start) - self.framing, row))
+        self.placements.append((row, document, start, stop))
 
-def _most_of(rest: int, room: int, smallest: int) -> int:
-    """How many of the `rest` tokens of a document to place: all, a fragment that leaves another, or none."""
-    if rest <= room:
-        return rest
-    take = min(room, rest - smallest)
-    return take if take >= smallest else 0
+    def _most_of(self, rest: int, room: int) -> int:
+        """How many of the `rest` tokens of a document to place: all, a fragment that leaves another, or none."""
+        if rest <= room:
+            return rest
+        take = min(room, rest - self.smallest)
+        return take if take >= self.smallest else 0
 
 
 def assemble(
