@@ -195,7 +195,7 @@ def misplaced(argument: str, last: str = "") -> str | None:
 def _several(value: str, option: str) -> str | None:
     """What to do where another value of an option is given, if it is one of several paths or datasets."""
     path = Path(value)
-    if _exists(path):
+    if value and _exists(path):
         pattern = path.parent / f"*{''.join(path.suffixes)}"
         return f"if the shell has expanded a pattern, quote it: '{pattern}'"
     if NAMES[option] in ("data.dataset", "eval.dataset"):
@@ -236,7 +236,8 @@ def _read_file(path: Path) -> list[_Option]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"--config {path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+        tabs = "; indent with spaces, not tabs" if r"'\t'" in str(error) else ""
+        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}{tabs}") from error
     if content is None:
         return []
     if not isinstance(content, dict):
@@ -252,12 +253,16 @@ def _flatten(mapping: dict[str, Any], prefix: str, origin: str) -> Iterator[_Opt
     for key, value in mapping.items():
         if str(key).startswith("--"):
             raise ConfigError(f"{origin}{key}: in a file the name is {key.lstrip('-')}")
+        if key == "<<":
+            raise ConfigError(f"{origin}{prefix}<<: nothing is merged here: write the options out")
         name = f"{prefix}{key}".replace("_", "-")
         if name in ALL_GROUPS and value in (None, "null"):
             continue
         if isinstance(value, dict) and name in ALL_GROUPS:
             yield from _flatten(value, f"{name}.", origin)
             continue
+        if name in ALL_GROUPS and name not in NAMES:
+            raise ConfigError(f"{origin}{name} is a group: give its options below it, or one as {name}.OPTION")
         if isinstance(value, dict) and name not in NAMES:
             raise ConfigError(f"{origin}unknown group {name}{suggestion(name, sorted(ALL_GROUPS), '')}")
         option = _resolve(name, origin)
@@ -328,7 +333,9 @@ def _value(value: Any, kind: Any, where: str) -> Any:
         with contextlib.suppress(ValueError):
             if float in kinds:
                 return float(value)
-    raise ConfigError(f"{where}: {shown(value)} is not {expected(kind)}")
+    written_out = _without_unit(value) if isinstance(value, str) and {int, float} & set(kinds) else None
+    instead = f": give {written_out}" if written_out and (int in kinds or "." in written_out) else ""
+    raise ConfigError(f"{where}: {shown(value)} is not {expected(kind)}{instead}")
 
 
 def _path(value: Any, option: dataclasses.Field[Any], where: str) -> Any:
@@ -363,6 +370,17 @@ def _whole_number(value: str | float) -> int | None:
         if float(value).is_integer():
             return int(float(value))
     return None
+
+
+_UNITS = {"%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def _without_unit(value: str) -> str | None:
+    """A number that people write with a unit or with commas, as options take it; None for another text."""
+    match = re.fullmatch(r"(\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?) ?(%|[kmg](?:i?b)?)?", value.strip(), re.IGNORECASE)
+    if match is None:
+        return None
+    return f"{float(match[1].replace(',', '')) * _UNITS.get((match[2] or '').lower(), 1):.12g}"
 
 
 def _record_type(kind: Any) -> Any:

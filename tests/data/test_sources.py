@@ -20,6 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus import resolve as resolving
+from stream_pretrain.data.corpus.missing_dataset import refuse_absent
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.corpus.unchanged_since_start import check_unchanged
@@ -213,16 +214,47 @@ def test_a_glob_that_matches_nothing_is_named(tmp_path: Path) -> None:
         resolve(DataConfig(dataset=str(tmp_path / "nothing-*.jsonl")))
 
 
-def test_a_folder_without_shards_is_named_with_the_endings_there_are(tmp_path: Path) -> None:
-    write(tmp_path, "README.md")
-    with pytest.raises(SourceError, match=r"no shard there; shards end in \.jsonl \.json .* compressed or not"):
+@pytest.mark.parametrize(
+    ("files", "there"),
+    [
+        ([], ""),
+        (["README.md"], ", only README.md"),
+        (["README.md", "b.sh", "a.py"], ", only README.md, a.py, b.sh"),
+        (
+            ["README.md", "texts.ZIP", "x.bin"],
+            ", texts.ZIP is an archive, which cannot be streamed: unpack it, and give the folder",
+        ),
+        (["all.tgz"], ", all.tgz is an archive, which cannot be streamed: unpack it, and give the folder"),
+        (
+            ["a.docx", "b.html"],
+            ", a.docx is not plain text: extract that, for example into JSON lines with a field text",
+        ),
+    ],
+)
+def test_a_folder_without_shards_says_what_is_there_and_what_to_do_with_it(
+    tmp_path: Path, files: list[str], there: str
+) -> None:
+    write(tmp_path, *files)
+    with pytest.raises(SourceError) as caught:
         resolve(DataConfig(dataset=str(tmp_path)))
+    endings = ".jsonl .json .ndjson .txt .text .parquet .csv .tsv .arrow .tar"
+    assert str(caught.value) == f"{tmp_path}: no shard there{there}; shards end in {endings}, compressed or not"
 
 
-def test_a_file_of_unknown_format_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, "corpus.docx")
-    with pytest.raises(SourceError, match=r"corpus\.docx: the ending says no format"):
-        resolve(DataConfig(dataset=str(tmp_path / "corpus.docx")))
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("corpus.bin", "the ending says no format"),
+        ("corpus.zip", "corpus.zip is an archive, which cannot be streamed: unpack it, and give the folder"),
+        ("corpus.docx", "corpus.docx is not plain text: extract that, "),
+    ],
+)
+def test_a_file_of_unknown_format_is_refused_at_once_and_says_why(tmp_path: Path, name: str, said: str) -> None:
+    write(tmp_path, name)
+    data = DataConfig(dataset=str(tmp_path / name))
+    for look in (resolve, refuse_absent):
+        with pytest.raises(SourceError, match=f"{re.escape(name)}: {re.escape(said)}"):
+            look(data)
 
 
 def test_a_path_that_is_not_there_is_refused_without_asking_the_hub() -> None:
@@ -413,7 +445,7 @@ def test_a_url_that_is_none_is_refused() -> None:
 def test_no_password_and_no_signature_gets_into_names_and_messages(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as raised:
         resolve(DataConfig(dataset="https://me:secret@nowhere.invalid/a.docx?signature=secret"))
-    assert str(raised.value).startswith("https://nowhere.invalid/a.docx: the ending says no format")
+    assert str(raised.value).startswith("https://nowhere.invalid/a.docx: a.docx is not plain text")
     (tmp_path / "list.txt").write_text("https://me:secret@one.invalid/a.jsonl?x=secret\nhttps://two.invalid/a.jsonl\n")
     corpus = resolve(DataConfig(dataset=f"@{tmp_path}/list.txt"))
     assert [shard.name for shard in corpus.shards] == ["one.invalid/a.jsonl", "two.invalid/a.jsonl"]

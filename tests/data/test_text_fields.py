@@ -162,6 +162,23 @@ def test_documents_without_text_that_lack_the_field_are_named_with_the_fields_of
     assert found.empty == (Skip(14, "no field text; fields seen: url, doc.n", 2),)
 
 
+@pytest.mark.parametrize(
+    ("field", "option"),
+    [
+        ("contents", "--data.text-field content"),
+        ("Content", "--data.text-field content"),
+        ("body", "--data.text-field doc.body"),
+        ("xyzzy", "--data.text-field"),
+    ],
+)
+def test_a_wrong_field_is_answered_by_the_one_that_may_be_meant(tmp_path: Path, field: str, option: str) -> None:
+    documents = [{"content": "a", "doc": {"body": "b"}}] * 10
+    with pytest.raises(ContentError) as caught:
+        read_as("lines", tmp_path, documents, text_field=field)
+    said = f"has no text in field '{field}'; fields seen: content, doc.body. Name one with {option}, or several with "
+    assert said in str(caught.value)
+
+
 @pytest.mark.parametrize("least", [0, 1])
 @pytest.mark.parametrize("form", ["lines", "datasets"])
 def test_a_field_that_none_of_many_documents_has_is_the_wrong_one(tmp_path: Path, form: str, least: int) -> None:

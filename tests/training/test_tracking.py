@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -100,6 +100,36 @@ def test_disabled_does_not_import_wandb(
     with Tracker.open(run, tmp_path, config={}, resumed_step=None, report=pytest.fail) as tracker:
         tracker.log(1, {"train/loss": 0.5})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("value", ["true", "1", "YES"])
+def test_the_variable_that_turned_it_off_in_transformers_turns_it_off_here_and_one_line_says_so(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_DISABLED", value)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # an import would fail
+    said: list[str] = []
+    with Tracker.open(RunConfig(), tmp_path, config={}, resumed_step=None, report=said.append):
+        pass
+    assert said == ["W&B is off, by the variable WANDB_DISABLED"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "option", "wanted"),
+    [
+        ({"WANDB_DISABLED": "true"}, "offline", "offline"),
+        ({"WANDB_DISABLED": "false"}, "auto", "auto"),
+        ({"WANDB_MODE": "dryrun"}, "auto", "offline"),
+        ({"WANDB_MODE": "run"}, "auto", "online"),
+        ({"WANDB_MODE": "disabled", "WANDB_DISABLED": "false"}, "auto", "disabled"),
+    ],
+)
+def test_an_option_wins_over_the_variables_and_old_names_of_modes_are_known(
+    variables: dict[str, str], option: Any, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert tracking._wanted(RunConfig(wandb=option)) == wanted
 
 
 def test_without_a_key_the_run_is_offline_and_one_line_says_so(clients: Forks, tmp_path: Path) -> None:

@@ -48,6 +48,20 @@ def has_known_ending(name: str) -> bool:
     return ending_of(name) in BY_ENDING
 
 
+_ARCHIVES = (".zip", ".tgz", ".tbz2", ".txz", ".7z", ".rar")
+_MARKED_UP = (".pdf", ".html", ".htm", ".xml", ".epub", ".doc", ".docx", ".odt")
+
+
+def why_no_shard(name: str) -> str | None:
+    """Why a file that may well hold a corpus is no shard, and what to do with it."""
+    ending = posixpath.splitext(name)[1].lower()
+    if ending in _ARCHIVES:
+        return f"{name} is an archive, which cannot be streamed: unpack it, and give the folder"
+    if ending in _MARKED_UP:
+        return f"{name} is not plain text: extract that, for example into JSON lines with a field text"
+    return None
+
+
 def format_label(name: str) -> str:
     """The format of a file as messages call it; "other" for an unknown ending."""
     return BY_ENDING[ending_of(name)].label if has_known_ending(name) else "other"

@@ -15,7 +15,14 @@ from pathlib import Path
 from fsspec.utils import glob_translate
 
 from stream_pretrain.config import DataConfig
-from stream_pretrain.data.corpus.file_formats import BY_ENDING, count_formats, format_label, show_counts
+from stream_pretrain.data.corpus.file_formats import (
+    BY_ENDING,
+    count_formats,
+    format_label,
+    has_known_ending,
+    show_counts,
+    why_no_shard,
+)
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.errors import SourceError
 from stream_pretrain.units import first_of
@@ -44,12 +51,21 @@ def refuse_options(entry: str, data: DataConfig, *options: str) -> None:
         raise SourceError(f"{entry}: there is no split {data.split!r}, only train")
 
 
-def at_least_one(names: Iterable[str], entry: str, otherwise: str = "no shard there") -> list[str]:
-    """The names. Raises: SourceError, with `otherwise`, where there is none."""
+def at_least_one(
+    names: Iterable[str], entry: str, otherwise: str = "no shard there", *, beside: Collection[str] = ()
+) -> list[str]:
+    """The names. Raises: SourceError, with `otherwise`, where there is none; beside: files that are no shards."""
     listed = list(names)
     if not listed:
+        if beside:
+            otherwise += f", {next(filter(None, map(why_no_shard, sorted(beside))), f'only {first_of(sorted(beside))}')}"
         raise SourceError(f"{entry}: {otherwise}; shards end in {' '.join(BY_ENDING)}, compressed or not")
     return listed
+
+
+def refuse_unknown_ending(entry: str, name: str) -> None:
+    """Refuse a file that no reader is known for. Raises: SourceError."""
+    at_least_one(filter(has_known_ending, [name]), entry, why_no_shard(name) or "the ending says no format")
 
 
 def warn_of_several_formats(entry: str, names: Collection[str]) -> None:

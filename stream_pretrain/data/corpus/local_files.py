@@ -12,13 +12,13 @@ from fsspec.utils import glob_translate
 
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus.corpus_files import is_run_below, is_shard, without_runs
-from stream_pretrain.data.corpus.file_formats import has_known_ending
 from stream_pretrain.data.corpus.listings import (
     Listing,
     at_least_one,
     files_below,
     matching_files,
     refuse_options,
+    refuse_unknown_ending,
     unique_files,
 )
 from stream_pretrain.data.corpus.shard import Shard, shard_at
@@ -43,7 +43,7 @@ def list_local_files(entry: str, root: Path, names: Iterable[str], data: DataCon
     base = Path(os.path.abspath(root))
     shards = at_least_one((name for name in names if named or is_shard(name)), entry)
     if named:
-        at_least_one(filter(has_known_ending, shards), entry, "the ending says no format")
+        refuse_unknown_ending(entry, shards[0])
     return Listing(base.as_posix(), {name: local_shard(base / name, name, data) for name in shards})
 
 
@@ -75,7 +75,8 @@ def list_folder(entry: str, folder: Path, data: DataConfig) -> Listing:
     if data.data_files is not None:
         refuse_options(entry, data, "name", "revision")
         return list_local_glob(f"{entry}/{data.data_files}", root, data.data_files, data)
-    names: Sequence[str] = at_least_one(filter(is_shard, without_runs(files_below(root), is_run_below(root))), entry)
+    files = list(without_runs(files_below(root), is_run_below(root)))
+    names: Sequence[str] = at_least_one(filter(is_shard, files), entry, beside=files)
     if data.name is not None or has_configs(root):
         names = choose_split(entry, data.split, _splits_of_card(entry, root, names, data))
     elif any(map(names_split, names)):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus.hub_datasets import HUB_URL, hub_token, pinned_revision
-from stream_pretrain.data.corpus.listings import at_least_one, matching_files, split_pattern
+from stream_pretrain.data.corpus.listings import at_least_one, matching_files, refuse_unknown_ending, split_pattern
 from stream_pretrain.data.corpus.resolve import (
     entries_of,
     local_path,
@@ -42,6 +42,8 @@ def refuse_absent(data: DataConfig, *, dataset: str | None = None) -> None:
 def _look_for(entry: str, data: DataConfig) -> None:
     path = local_path(entry)
     if os.path.exists(path):
+        if path.is_file():
+            refuse_unknown_ending(entry, path.name)
         return
     if glob.has_magic(entry):
         root, pattern = split_pattern(path.as_posix())

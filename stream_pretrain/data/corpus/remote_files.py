@@ -18,6 +18,7 @@ from stream_pretrain.data.corpus.listings import (
     Listing,
     at_least_one,
     refuse_options,
+    refuse_unknown_ending,
     split_pattern,
 )
 from stream_pretrain.data.corpus.shard import Corpus, shard_at
@@ -49,7 +50,7 @@ def list_url(url: str, data: DataConfig) -> Listing:
         raise SourceError(f"{entry}: is a page of the Hub: give {file}{page['id']}")
     if on_web(url) and "*" not in unsigned(url):  # a web server has no listings
         name = posixpath.basename(urllib.parse.unquote(parts.path))
-        at_least_one(filter(has_known_ending, [name]), entry, "the ending says no format")
+        refuse_unknown_ending(entry, name)
         return Listing(entry.rpartition("/")[0], {name: shard_at(url, name, None, None, data)})
     filesystem, path = filesystem_at(url, entry, storage_options(data.storage_options))
     files = list_files(filesystem, path.rstrip("/"), entry)

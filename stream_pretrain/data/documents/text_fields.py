@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import string
 from collections import Counter
@@ -223,12 +224,20 @@ def _has_field(value: object, names: Sequence[str]) -> bool:
 
 def no_text(fields: Sequence[str], seen: Iterable[str]) -> str:
     """The message for fields without text, with those that are there."""
-    return f"has no text in field {' or '.join(map(repr, fields))}; {name_one_of(seen)}"
+    names = list(seen)
+    near = [name for field in fields for name in _like(field, names)]
+    return f"has no text in field {' or '.join(map(repr, fields))}; {name_one_of(names, ''.join(near[:1]))}"
 
 
-def name_one_of(seen: Iterable[str]) -> str:
-    """The fields that are there, and the options that name them."""
-    return f"{_fields_seen(seen)}. Name one with --data.text-field, or several with --data.text-template"
+def name_one_of(seen: Iterable[str], likely: str = "") -> str:
+    """The fields that are there, and the options that name them; likely: the one that may be meant."""
+    option = f"--data.text-field {likely}".rstrip()
+    return f"{_fields_seen(seen)}. Name one with {option}, or several with --data.text-template"
+
+
+def _like(field: str, names: Sequence[str]) -> Sequence[str]:
+    """The names that end in this field, or else the one that is spelt most alike."""
+    return [name for name in names if name.endswith(f".{field}")] or difflib.get_close_matches(field, names, 1)
 
 
 def _fields_seen(seen: Iterable[str]) -> str:

@@ -306,8 +306,19 @@ def refuse_wandb(run: RunConfig) -> None:
         _choose_mode(run, Path(), lambda _: None)
 
 
+def _is_disabled() -> bool:
+    """By a variable of older versions of transformers."""
+    return os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on")
+
+
 def _wanted(run: RunConfig) -> str:
-    return run.wandb if run.wandb != "auto" else os.environ.get("WANDB_MODE") or "auto"
+    """The mode that the option asks for, or where it is auto the environment."""
+    if run.wandb != "auto":
+        return run.wandb
+    if _is_disabled():
+        return "disabled"
+    mode = os.environ.get("WANDB_MODE") or "auto"
+    return {"dryrun": "offline", "run": "online"}.get(mode, mode)  # older names of the client
 
 
 def _choose_mode(run: RunConfig, out: Path, report: Callable[[str], None]) -> tuple[Mode, str | None]:
@@ -316,6 +327,8 @@ def _choose_mode(run: RunConfig, out: Path, report: Callable[[str], None]) -> tu
         case "offline":
             return "offline", None
         case "disabled":
+            if run.wandb == "auto" and _is_disabled():
+                report("W&B is off, by the variable WANDB_DISABLED")
             return "disabled", None
         case "auto" | "online":
             try:
