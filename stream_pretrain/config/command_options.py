@@ -26,7 +26,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class LedgerConfig:
-    """What is asked about the documents of a run."""
+    """Questions about the documents of a run."""
 
     step: int | None = option(None, bounds="positive")
     """Show the documents that this step trained on."""

@@ -1,7 +1,7 @@
-"""Models by name: what a name is, here and on the Hub, and what to do about one that leads to nothing.
+"""Models by name, here and on the Hub, and errors for names that lead to none.
 
-The Hub is asked once before the libraries ask it for file after file: where nobody answers, they try each of them again for
-half a minute, and to them a wrong name is a file that is missing.
+One request checks the name before the libraries request file after file: without a connection, they retry each file for half a
+minute, and they report a wrong name as a missing file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MOST_COMPARED = 100
 
 
 def only_cached(name: str, revision: str | None) -> bool:
-    """Whether the model must come from the cache of this machine, since nobody answers at the Hub or it is not to be asked.
+    """Whether the model must come from the cache of this machine, since the Hub is unreachable, or offline mode is set.
 
     Raises: ModelError for a name that is no folder here and no model of the Hub, or for a revision that the model has not.
     """
@@ -57,8 +57,8 @@ def only_cached(name: str, revision: str | None) -> bool:
                 raise ModelError(
                     f"{name}: the Hub refuses your token: set another HF_TOKEN, or log in with `hf auth login`"
                 ) from error
-            return False  # it is busy or out of order: the libraries that ask next try again
-        except Exception as error:  # that of an HTTP library, of which the Hub's client has changed more than once
+            return False  # it is busy or out of order: the libraries retry
+        except Exception as error:  # of an HTTP library, which the Hub's client has changed more than once
             faults = [cause for cause in causes(error) if isinstance(cause, OSError)]
             if not faults:
                 raise
@@ -71,7 +71,7 @@ def only_cached(name: str, revision: str | None) -> bool:
 
 
 def refuse_missing(name: str, revision: str | None, error: BaseException) -> None:
-    """Say what to do where an error comes from the Hub, or from the cache. Raises: ModelError."""
+    """Raises: ModelError with advice for an error of the Hub or of the cache."""
     page = f"{constants.ENDPOINT}/{name}"
     for cause in causes(error):
         match cause:
@@ -98,7 +98,7 @@ def refuse_missing(name: str, revision: str | None, error: BaseException) -> Non
 
 
 def not_cached(name: str) -> ModelError:
-    """The error for a model that is neither here nor in the cache, where the Hub cannot be asked."""
+    """The error for a model that is neither here nor in the cache, while the Hub is unreachable."""
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
     way_out = "unset it" if constants.HF_HUB_OFFLINE else "check the network"
     near = _nearest_here(name) or _nearest_cached(name)
@@ -109,7 +109,7 @@ def not_cached(name: str) -> ModelError:
 
 
 def refuse_file(name: str) -> None:
-    """Raise ModelError where a folder is needed, and the name is that of a file."""
+    """Raises: ModelError where the name is that of a file, not of a folder."""
     if os.path.isfile(name):
         raise ModelError(f"{name} is a file: give the folder of the model or tokenizer that it belongs to")
 
@@ -121,7 +121,7 @@ def _no_such_folder(name: str) -> ModelError:
 
 
 def _refuse_run_folder(folder: Path) -> None:
-    """Raise ModelError for a folder of a run, or of its checkpoints, which has models in it and is none."""
+    """Raises: ModelError for a folder of a run, or of its checkpoints, which contains models and is none."""
     if (folder / "config.json").exists() or (folder / "tokenizer.json").exists():
         return
     patterns = ("model", "checkpoints/step-*", "best/step-*", "step-*")
@@ -138,7 +138,7 @@ def _did_you_mean(name: str | None) -> str:
 
 
 def _nearest_here(name: str) -> str | None:
-    """The path of a model that is spelt much like this one."""
+    """The path of a model that is spelt like this one."""
     found = nearest_path(Path(name))
     is_model = found is not None and any((found / file).exists() for file in ("config.json", "tokenizer.json"))
     return str(found) if is_model else None
@@ -150,7 +150,7 @@ def _nearest_cached(name: str) -> str | None:
 
 
 def _nearest_on_hub(name: str) -> str | None:
-    """The id of a model that is spelt much like this one, of those that are used most."""
+    """The id of a popular model that is spelt like this one."""
     first, *more = re.split(r"[-_.]", name.rpartition("/")[2])
     search = first if more else first[: max(3, len(first) * 2 // 3)]
     try:

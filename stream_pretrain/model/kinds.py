@@ -1,4 +1,4 @@
-"""What a model is by its configuration, before its weights are read: a masked or a causal language model, or none."""
+"""The kind of a model by its configuration, before its weights are read: masked, causal, or no language model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def is_causal(settings: PreTrainedConfig) -> bool:
 def refuse_other_head(name: str, settings: PreTrainedConfig) -> None:
     """Refuse a model that was trained for something else, such as classes of texts. Raises: ModelError.
 
-    Its weights do not tell: a head that is tied to the embedding is there all the same.
+    Its weights do not show it: a head that is tied to the embedding always exists.
     """
     if settings.is_encoder_decoder:
         raise ModelError(

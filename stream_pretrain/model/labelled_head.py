@@ -1,7 +1,7 @@
 """The language-model head on the labelled positions only.
 
-Hidden states become logits position by position, so a hook on the encoder drops positions without a label: the same loss and
-gradients in 15-30 % of the head's time and memory.
+The head works position by position, so a hook on the encoder drops positions without a label: the same loss and gradients in
+15-30 % of the head's time and memory.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class LoadedModel:
     """float32 weights on the CPU, packed attention set, attention dropout 0."""
     tokenizer: PreTrainedTokenizerFast
     notes: tuple[str, ...]
-    """What was changed or added, one line each."""
+    """Changes and additions, one line each."""
     original_settings: dict[str, Any]
     """Settings that training changes and an export restores."""
     passthrough: Passthrough
@@ -107,14 +107,14 @@ def load_model(
             settings.vocab_size = vocabulary
             model = _from_scratch(name, config, settings, kind)
 
-    passthrough, said = passthrough_of(config, tokenizer, model, unexpected, local_files_only)
-    notes += said
+    passthrough, of_exports = passthrough_of(config, tokenizer, model, unexpected, local_files_only)
+    notes += of_exports
     model.config.architectures = [type(model).__name__]
     refuse_beyond_positions(model, name, sequence_length)
     notes += choose_attention(model, sequence_length, kind == "causal", tokenizer.mask_token_id)
     if causal and kind == "masked":
         notes += make_causal(model, sequence_length, tokenizer.mask_token_id)
-        original_settings["is_decoder"] = True  # tells `evaluate` what it was trained on
+        original_settings["is_decoder"] = True  # `evaluate` reads it
     notes += _leave_out_unused(model, name)
     if config.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:

@@ -96,7 +96,7 @@ def test_rows_are_the_same_with_every_engine(name: str, tmp_path: Path) -> None:
     plan = stream_plan(config, TOKENIZERS[name]())
     fast = replace(plan, encoder=replace(plan.encoder, engine=name))
     assert fast.encoder.build().name == name
-    assert fast.encoder.build().tells_beginnings == (name == "fastokens")
+    assert fast.encoder.build().depends_on_start == (name == "fastokens")
     seen, cursors = ledger(plan, 60, workers=0)
     assert ledger(fast, 60, workers=0) == (seen, cursors)
     _, halfway = ledger(fast, 30, workers=0)

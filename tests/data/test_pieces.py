@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from stream_pretrain.data.rows import pieces
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.mlm import Mlm
-from stream_pretrain.data.rows.pieces import PIECE_CHARACTERS, kept_whole, piece_edges
+from stream_pretrain.data.rows.pieces import PIECE_CHARACTERS, piece_edges, uncut_pattern
 from tests.corpora import documents, json_lines, word_tokenizer
 from tests.data.plans import lane, plan_for, row_of
 
@@ -110,7 +110,7 @@ def test_pieces_cover_the_text_and_none_is_long(parts: list[tuple[str, int]]) ->
     ],
 )
 def test_a_token_that_is_recognised_in_a_text_is_not_cut(token: AddedToken, text: str, cut: int) -> None:
-    assert piece_edges(text, kept_whole([token]))[1] == cut
+    assert piece_edges(text, uncut_pattern([token]))[1] == cut
 
 
 # --- Tokenizers that put a space in front of a text ------------------------------------------------------------------

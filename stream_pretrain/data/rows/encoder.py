@@ -1,4 +1,4 @@
-"""The part of a tokenizer that rows need."""
+"""The properties of a tokenizer that rows need."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class Encoder:
     kept: tuple[int, ...] = ()
     """Ids of special tokens that the user added and documents may contain."""
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What differs from the tokenizer file, one line each."""
+    """Differences from the tokenizer file, one line each."""
     engine: str = field(default="tokenizers", compare=False)
-    """The package that tokenizes: the ids are the same."""
+    """The package that tokenizes; it does not change the ids."""
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast, special_tokens: SpecialTokens = "text") -> Encoder:
-        """From a loaded fast tokenizer. An objective keeps the special tokens that it uses (`framed`). Raises: ModelError."""
+        """From a loaded fast tokenizer. An objective selects the special tokens that it uses (`framed`). Raises: ModelError."""
         file = for_documents(tokenizer, special_tokens)
         serialized, built = file.serialized, plain_tokenizer(file.serialized)
         pieces = pieces_like_special_tokens(built)
@@ -76,7 +76,7 @@ class Encoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything in the tokenizer that decides the ids."""
+        """A hash of everything in the tokenizer that affects the ids."""
         content = json.loads(self.serialized)
         vocabulary = [content["model"].pop(name, None) for name in ("vocab", "merges")]
         framing = [self.prefix, self.suffix, self.document_end, self.pad]
@@ -98,7 +98,7 @@ class Encoder:
 
 
 def _without_unset(value: Any) -> Any:
-    """Settings without null and false ones, which a later version of `tokenizers` may add."""
+    """Settings without null and false values, which a later version of `tokenizers` may add."""
     if isinstance(value, dict):
         return {name: _without_unset(inner) for name, inner in value.items() if inner is not None and inner is not False}
     return [_without_unset(inner) for inner in value] if isinstance(value, list) else value

@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 
 
 class Engine(Protocol):
-    """Makes ids of texts, as a pure function. One per process that reads, used by one thread."""
+    """Tokenizes texts, as a pure function. One per reading process, used by one thread."""
 
     @property
     def name(self) -> str:
-        """Of the package that makes the ids; checkpoints keep name and version."""
+        """Name of the package; checkpoints record name and version."""
 
     @property
     def version(self) -> str: ...
 
     @property
-    def tells_beginnings(self) -> bool:
-        """Whether a text has other ids at the start of a document than inside of it."""
+    def depends_on_start(self) -> bool:
+        """Whether a text has other ids at the start of a document than within it."""
 
     def encode(self, texts: Sequence[str], continues: Sequence[bool] = ()) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Concatenated ids of all texts, int32 [tokens], and the number of tokens of each, int64 [texts].
@@ -31,7 +31,7 @@ class Engine(Protocol):
         """
 
     def piece_edges(self, text: str) -> list[int]:
-        """Where a long document is cut into pieces: [0, ..., len(text)]; a pure function of the text."""
+        """Offsets that cut a long document into pieces: [0, ..., len(text)]; a pure function of the text."""
 
     def forget(self) -> None:
         """Clear caches."""

@@ -15,12 +15,12 @@ from stream_pretrain.data.rows.installed_engines import installed, refuse_uninst
 from stream_pretrain.errors import ConfigError, EngineError
 
 AUTO = ("nanotoken", "fastokens")
-"""Engines that `auto` may take; no two support the same tokenizer."""
+"""Candidates of `auto`; no two support the same tokenizer."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine, and why it is no fast one."""
+    """An engine, and why it is not a fast one."""
 
     name: str
     why: str = ""
@@ -49,7 +49,7 @@ def choose(asked: EngineName, encoder: Encoder) -> Choice:
 
 
 def _unsupported(name: str, encoder: Encoder) -> str | None:
-    """What of a tokenizer an engine does not support, installed or not; None where it supports all."""
+    """Why an engine does not support a tokenizer, installed or not; None where it does."""
     try:
         FLAT[name].check(encoder.serialized)
     except UnsupportedTokenizerError as error:
@@ -78,7 +78,7 @@ def _fault(name: str, encoder: Encoder) -> str | None:
 
 
 def _difference(engine: FastEngine) -> str:
-    """How an engine differs from `tokenizers`, in words; nothing where it does not. Raises: EngineError."""
+    """How an engine differs from `tokenizers`; empty where it does not. Raises: EngineError."""
     own = [token.content for token in engine.plain.tokenizer.get_added_tokens_decoder().values()]
     texts = probes(own)
     for index in differing(engine, engine.plain, texts):

@@ -1,4 +1,4 @@
-"""Whether a fast engine gives the ids of `tokenizers`: compared at the start, and for a sample of the documents on the way."""
+"""Compares the ids of a fast engine with `tokenizers`: at the start, and for a sample of the documents of a run."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from stream_pretrain.data.rows.fast_engine import WITHOUT_IT, FastEngine
 from stream_pretrain.errors import EngineError
 
 BATCH_CHARACTERS = 1 << 18
-"""Compared at once: bounds the memory."""
+"""Characters that are compared at once, which bounds the memory."""
 
 SAMPLED = 1 / 2000
-"""Chance of a document to be compared on the way: about 0.05 % of the bytes."""
+"""Probability that a document is compared: about 0.05 % of the bytes."""
 
 FIRST_CHARACTERS = 1 << 16
-"""Compared before the first row of a run, over all lanes."""
+"""Characters that all lanes compare before the first row of a run."""
 
 _SHOWN = 40
 """Characters of a text that a message shows."""
 
 
 def differing(engine: Engine, plain: Engine, texts: Iterable[str]) -> Iterator[int]:
-    """Which texts have other ids, cut into pieces as the stream does. Raises: EngineError where the engine fails."""
+    """Indices of texts with other ids, cut into pieces as in the stream. Raises: EngineError where the engine fails."""
     for first, batch in _batches(texts):
         ours, theirs = (_ids(one, batch) for one in (engine, plain))
         for number, (our, their) in enumerate(zip(ours, theirs, strict=True)):
@@ -39,10 +39,10 @@ def differing(engine: Engine, plain: Engine, texts: Iterable[str]) -> Iterator[i
 def refuse_other_ids(
     engine: Engine, texts: Sequence[str], key: Sequence[int], named: Callable[[int], str], *, first_characters: int = 0
 ) -> None:
-    """Compare a sample of the documents of a window, before any of its rows. What differs is known from then on.
+    """Compare a sample of the documents of a window before its rows; a difference is stored in the parity cache.
 
-    key: of the window; the sample is a function of it. named: name of a document. first_characters: as many of the first
-    documents are compared as well. Raises: EngineError with the name of a document.
+    key: of the window; it decides the sample. named: the name of a document. first_characters: this part of the first
+    documents is compared as well. Raises: EngineError with the name of a document.
     """
     if not isinstance(engine, FastEngine):
         return
@@ -84,7 +84,7 @@ def _ids(engine: Engine, texts: Sequence[str]) -> list[NDArray[np.int32]]:
 
 
 def excerpt(engine: Engine, plain: Engine, text: str) -> str:
-    """The part of a text that makes a difference, about as short as can be, for a message: escaped, with its code points."""
+    """A short part of a text with a difference, for a message: escaped, with its code points."""
 
     def differs(part: str) -> bool:
         return next(differing(engine, plain, [part]), None) is not None

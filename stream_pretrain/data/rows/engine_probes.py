@@ -1,4 +1,4 @@
-"""Texts that engines are compared with: 5,000 fixed ones over all scripts, and those of a tokenizer's own tokens."""
+"""Texts that engines are compared on: 5,000 fixed ones in all scripts, and some with the tokens of a tokenizer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stream_pretrain.data.randomness import PROBE, keyed_generator, uniform_uint
 from stream_pretrain.data.rows.tokenizer_probe import probe_texts
 
 VERSION = 1
-"""Raised when the texts change: what is known of an engine is known of these."""
+"""Raised when the texts change: results of comparisons are valid for these."""
 
 COUNT = 5000
 
@@ -18,7 +18,7 @@ _LONGEST = 48
 _MOST_DRAWS = 2 * COUNT * (1 + _LONGEST)
 _MEGABYTE = 1 << 20
 
-# Blocks of Unicode, literal, so that the texts do not depend on the Unicode version of Python. Unassigned code points are in.
+# Blocks of Unicode, literal, so that the texts do not depend on the Unicode version of Python; with unassigned code points.
 _BLOCKS = (
     *((0x20, 0x7F), (0xA0, 0x250), (0x250, 0x300), (0x370, 0x400), (0x400, 0x530), (0x530, 0x590), (0x590, 0x600)),
     *((0x600, 0x700), (0x700, 0x750), (0x750, 0x800), (0x800, 0x8A0), (0x8A0, 0x900), (0x900, 0x980), (0x980, 0xA00)),
@@ -34,7 +34,7 @@ _BLOCKS = (
     *((0x1FB00, 0x20000), (0x20000, 0x2EBF0), (0x2F800, 0x2FA20), (0x30000, 0x323B0), (0xE0000, 0xE01F0)),
 )
 
-# What tokenizers treat in a way of its own; each line is a pool that whole texts are drawn from.
+# Characters and words that tokenizers treat specially; texts are drawn from one pool each.
 _POOLS = (
     [*"aeioucnsyAEIOUCNSY", *map(chr, (*range(0x300, 0x370), *range(0x1AB0, 0x1AD0), *range(0x20D0, 0x20F1)))],
     [*"가각힣\u1112\u1161\u11ab\u3131", *map(chr, range(0x1100, 0x1200, 7)), *map(chr, range(0xAC00, 0xD7A4, 997)), " "],
@@ -89,7 +89,7 @@ def probes(own: Sequence[str] = ()) -> list[str]:
 
 
 def _of_block(draws: Iterator[int], first: int, stop: int) -> str:
-    """Characters of a block, some of them replaced: by a space, a letter of ASCII, or a combining mark."""
+    """Characters of a block, some of them replaced by a space, an ASCII letter, or a combining mark."""
     characters = []
     for _ in range(1 + next(draws) % _LONGEST):
         kind, number = next(draws) % 16, next(draws)

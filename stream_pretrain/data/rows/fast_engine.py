@@ -64,12 +64,12 @@ class FastEngine:
 
     @property
     def other_ids(self) -> str:
-        """For a message, behind which comes a text."""
+        """Start of a message, which a text follows."""
         return f"{self.name} {self.version} gives other ids than tokenizers {self.plain.version}"
 
     @property
-    def tells_beginnings(self) -> bool:
-        return self.plain.tells_beginnings
+    def depends_on_start(self) -> bool:
+        return self.plain.depends_on_start
 
     def forget(self) -> None:
         self.flat.forget()
@@ -80,7 +80,7 @@ class FastEngine:
 
     def encode(self, texts: Sequence[str], continues: Sequence[bool] = ()) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """As `Engine.encode`. Raises: EngineError where the package fails."""
-        if not any(continues) or not self.tells_beginnings:
+        if not any(continues) or not self.depends_on_start:
             return self._of_flat(texts)
         ids, lengths = self._of_flat(["" if within else text for text, within in zip(texts, continues, strict=True)])
         parts = np.split(ids, np.cumsum(lengths)[:-1])
@@ -96,9 +96,9 @@ class FastEngine:
 
 
 def documents_only(serialized: str) -> str:
-    """The tokenizer, the JSON of `tokenizers`, without what does not concern the ids of documents.
+    """The tokenizer, the JSON of `tokenizers`, without parts that do not affect the ids of documents.
 
-    Special tokens are taken out, so that their names in a text are text.
+    Special tokens are removed, so that their names in a text are text.
     """
     content: dict[str, Any] = json.loads(serialized)
     added = [token for token in content["added_tokens"] if not token["special"]]
@@ -122,13 +122,13 @@ def refuse_unknown_parts(serialized: str, model: str, parts: frozenset[str]) -> 
 
 
 def _overlap(special: str, other: str) -> bool:
-    """Whether `other` may begin within a match of `special`: `tokenizers` passes over both, since it finds that match first."""
+    """Whether `other` may begin within a match of `special`, which `tokenizers` finds first, so that it misses both."""
     tails = (special[start:] for start in range(len(special)))
     return any(tail.startswith(other) or other.startswith(tail) for tail in tails)
 
 
 def _types(stage: dict[str, Any] | None) -> Iterator[str]:
-    """The types of a stage, or of those in it."""
+    """The type of a stage, or the types of its parts."""
     if stage is None:
         return
     if stage["type"] == "Sequence":

@@ -36,4 +36,4 @@ class Fastokens:
         return np.frombuffer(ids, dtype=np.int32), np.diff(stops)
 
     def forget(self) -> None:
-        """It has no cache that could be cleared."""
+        """It has no cache to clear."""

@@ -1,4 +1,4 @@
-"""What a model is trained to predict: which special tokens frame documents, and which labels rows have.
+"""Objectives: which special tokens frame documents, and which labels rows have.
 
 An objective is a frozen dataclass in its own module, with
     name               as in `--objective.name`

@@ -1,4 +1,4 @@
-"""Where a long document is cut into pieces for tokenization: a pure function of its text and of tokens not to cut."""
+"""Cuts a long document into pieces for tokenization: a pure function of its text and of tokens that must not be cut."""
 
 from __future__ import annotations
 
@@ -38,22 +38,21 @@ _NEIGHBOURS = 8
 """Characters on either side that a normalizer may combine across a cut."""
 
 _LONGEST_RUN = 256
-"""The most white space that is searched beside a token that absorbs it."""
+"""The most white space beside a token that absorbs it."""
 
 
-def piece_edges(text: str, whole: re.Pattern[str] | None = None) -> list[int]:
-    """Where a document is cut into pieces: [0, ..., len(text)].
+def piece_edges(text: str, uncut: re.Pattern[str] | None = None) -> list[int]:
+    """Offsets that cut a document into pieces: [0, ..., len(text)].
 
-    Tokenizers are slower than linear on megabytes without white space, and a long document must not be tokenized whole for
-    the few rows of one group. A cut is before the last white space in the second half of a piece; where there is none,
-    before punctuation, after an ideograph, or else between two characters that no normalizer combines. No match of `whole`
-    is cut.
+    Tokenizers are slower than linear on megabytes without white space, and a group of a few rows should not tokenize all of a
+    long document. A cut is before the last white space in the second half of a piece; where there is none, before
+    punctuation, after an ideograph, or else between two characters that no normalizer combines. No match of `uncut` is cut.
     """
     edges = [0]
     while len(text) - edges[-1] > PIECE_CHARACTERS:
         half, end = edges[-1] + PIECE_CHARACTERS // 2, edges[-1] + PIECE_CHARACTERS
         cut = _place(text, half, end)
-        span = None if whole is None else _span_across(text, cut, whole)
+        span = None if uncut is None else _span_across(text, cut, uncut)
         if span is not None:
             cut = span[0] if span[0] > half else min(span[1], end)
         edges.append(cut)
@@ -61,14 +60,14 @@ def piece_edges(text: str, whole: re.Pattern[str] | None = None) -> list[int]:
     return edges
 
 
-def kept_whole(tokens: Iterable[AddedToken]) -> re.Pattern[str] | None:
-    """Text that must not be cut: added tokens that are recognised in a text, with the context that decides it."""
+def uncut_pattern(tokens: Iterable[AddedToken]) -> re.Pattern[str] | None:
+    """Text that must not be cut: added tokens that are recognised in a text, with the context that they depend on."""
     patterns = []
     for token in tokens:
         before = rf"[{WHITE}]*" if token.lstrip else r"\w*" if token.single_word else ""
-        behind = rf"[{WHITE}]*" if token.rstrip else r"\w*" if token.single_word else ""
+        after = rf"[{WHITE}]*" if token.rstrip else r"\w*" if token.single_word else ""
         content = re.escape(token.content)
-        patterns.append(before + (f"(?i:{content})" if token.normalized else content) + behind)
+        patterns.append(before + (f"(?i:{content})" if token.normalized else content) + after)
     return re.compile("|".join(sorted(patterns, key=len, reverse=True))) if patterns else None
 
 
@@ -84,13 +83,13 @@ def _place(text: str, half: int, end: int) -> int:
 
 
 def _separates(text: str, cut: int) -> bool:
-    """Whether a cut separates no characters that belong together, by a normalizer or on screen."""
-    before, behind = text[cut - 1], text[cut]
-    if before.isascii() and behind.isascii():
-        return before + behind != "\r\n"
-    if before == "\u200d" or _JOINERS.match(behind) or unicodedata.category(behind)[0] == "M":
+    """Whether a cut separates no characters that a normalizer or a reader combines."""
+    before, after = text[cut - 1], text[cut]
+    if before.isascii() and after.isascii():
+        return before + after != "\r\n"
+    if before == "\u200d" or _JOINERS.match(after) or unicodedata.category(after)[0] == "M":
         return False
-    if _FLAGS.match(before) and _FLAGS.match(behind):
+    if _FLAGS.match(before) and _FLAGS.match(after):
         return False
     left, right = text[cut - _NEIGHBOURS : cut], text[cut : cut + _NEIGHBOURS]
     return all(
@@ -99,8 +98,8 @@ def _separates(text: str, cut: int) -> bool:
     )
 
 
-def _span_across(text: str, cut: int, whole: re.Pattern[str]) -> tuple[int, int] | None:
+def _span_across(text: str, cut: int, uncut: re.Pattern[str]) -> tuple[int, int] | None:
     """The span of a match that a cut would split; None if there is none."""
-    reach = len(whole.pattern) + _LONGEST_RUN
-    spans = (found.span() for found in whole.finditer(text, max(0, cut - reach), cut + reach))
+    reach = len(uncut.pattern) + _LONGEST_RUN
+    spans = (found.span() for found in uncut.finditer(text, max(0, cut - reach), cut + reach))
     return next((span for span in spans if span[0] < cut < span[1]), None)

@@ -1,4 +1,4 @@
-"""The tokenizer file as it is used for documents: deterministic, with the special tokens that documents may contain."""
+"""The tokenizer file, adapted to documents: deterministic, with the special tokens that documents may contain."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TokenizerFile:
     kept: tuple[int, ...]
     """Ids of special tokens that are recognised in documents."""
     notes: tuple[str, ...]
-    """What differs from the original, one line each."""
+    """Differences from the original, one line each."""
 
 
 def for_documents(tokenizer: PreTrainedTokenizerFast, special_tokens: SpecialTokens) -> TokenizerFile:
@@ -95,7 +95,7 @@ def _names(tokens: Sequence[dict[str, Any]]) -> str:
 
 
 def pieces_like_special_tokens(tokenizer: Tokenizer) -> list[str]:
-    """Special tokens that the model makes of their text as ordinary pieces: Unigram, and BPE with such merges."""
+    """Special tokens that the model also produces from text: Unigram, and BPE with such merges."""
     unknown = getattr(tokenizer.model, "unk_token", None)  # any text may become the unknown token
     found = []
     for token_id, token in tokenizer.get_added_tokens_decoder().items():
@@ -107,7 +107,7 @@ def pieces_like_special_tokens(tokenizer: Tokenizer) -> list[str]:
 
 
 def without_pieces(serialized: str, names: Sequence[str]) -> str:
-    """The tokenizer with these pieces renamed to strings that no text has; ids stay."""
+    """The tokenizer with these pieces renamed to strings that no text contains; ids stay the same."""
     content = json.loads(serialized)
     model = content["model"]
     renamed = {name: f"\uffff{name}\uffff" for name in names}
@@ -153,7 +153,7 @@ def stages_within_a_text(tokenizer: Tokenizer) -> tuple[Normalizer | None, PreTo
 
 
 def _within(stage: dict[str, Any]) -> dict[str, Any] | None:
-    """A stage without its effect on the start of a text; None where it has no other."""
+    """A stage without its effect on the start of a text; None where it has no other effect."""
     match stage["type"]:
         case "Sequence":
             parts = "normalizers" if "normalizers" in stage else "pretokenizers"

@@ -67,7 +67,7 @@ def refuse_mismatch(engines: Sequence[EngineRecord]) -> None:
 def _ids(engine: Engine, texts: Sequence[str]) -> bytes:
     """The ids and lengths of some texts, as documents and as pieces that continue one, as bytes."""
     answers = [engine.encode(texts)]
-    if engine.tells_beginnings:
+    if engine.depends_on_start:
         answers.append(engine.encode(texts[:_WRITTEN], [True] * _WRITTEN))
     return b"".join(ids.tobytes() + lengths.tobytes() for ids, lengths in answers)
 

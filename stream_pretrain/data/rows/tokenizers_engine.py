@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer, Normalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, PreTokenizer
 
-from stream_pretrain.data.rows.pieces import WHITE, kept_whole, piece_edges
+from stream_pretrain.data.rows.pieces import WHITE, piece_edges, uncut_pattern
 from stream_pretrain.data.rows.tokenizer_file import stages_within_a_text
 
 # Characters that a normalizer may combine with their neighbours, with short plain text between them: a call per word of a text
@@ -44,10 +44,10 @@ class TokenizersEngine:
         self.normalize: Callable[[str], str] | None = None
         normalizer = self.tokenizer.normalizer
         added = self.tokenizer.get_added_tokens_decoder().values()
-        self.whole = kept_whole(token for token in added if not token.special)
+        self.uncut = uncut_pattern(token for token in added if not token.special)
         of_bert = isinstance(normalizer, BertNormalizer) and isinstance(self.tokenizer.pre_tokenizer, BertPreTokenizer)
         # Added tokens may be matched before normalization, and other pre-tokenizers may need original offsets.
-        if of_bert and self.whole is None:
+        if of_bert and self.uncut is None:
             self.normalize = _bert_normalize(normalizer)
             self.tokenizer.normalizer = None
 
@@ -56,7 +56,7 @@ class TokenizersEngine:
         return tokenizers.__version__
 
     @property
-    def tells_beginnings(self) -> bool:
+    def depends_on_start(self) -> bool:
         return self.within is not None
 
     def forget(self) -> None:
@@ -65,7 +65,7 @@ class TokenizersEngine:
             clear()
 
     def piece_edges(self, text: str) -> list[int]:
-        return piece_edges(text, self.whole)
+        return piece_edges(text, self.uncut)
 
     def encode(self, texts: Sequence[str], continues: Sequence[bool] = ()) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         if any(continues) and self.within is not None:
@@ -84,7 +84,7 @@ class TokenizersEngine:
 
     @cached_property
     def within(self) -> WithinText | None:
-        """How pieces that continue a document are tokenized; None where like any text."""
+        """The tokenizer of pieces that continue a document; None where they need no other."""
         stages = stages_within_a_text(self.tokenizer)
         if stages is None:
             return None
@@ -101,7 +101,7 @@ class WithinText:
     """A tokenizer for pieces that continue a text. Many tokenizers put a space before a text, some before every word."""
 
     tokenizer: Tokenizer
-    """The one for whole texts."""
+    """The one for complete texts."""
     stages: tuple[Normalizer | None, PreTokenizer | None]
     """Its stages without their effect on the start of a text..."""
     reach: Reach
@@ -117,12 +117,12 @@ class WithinText:
         return head + self._encode(text[end:])
 
     def faults(self) -> int:
-        """How many test texts have other ids in two pieces: probed, since stages do not tell their effect."""
+        """Number of test texts with other ids in two pieces: probed, since stages do not show their effect."""
         found = 0
         for first, second in _CUT_TEXTS:
-            whole, pieces = self._encode(first + second), self._encode(first) + self.ids(second)
+            uncut, pieces = self._encode(first + second), self._encode(first) + self.ids(second)
             same_words = not _WHITE.match(second)  # cut inside of a word, the tokens differ, but not the text
-            found += self.tokenizer.decode(whole) != self.tokenizer.decode(pieces) if same_words else whole != pieces
+            found += self.tokenizer.decode(uncut) != self.tokenizer.decode(pieces) if same_words else uncut != pieces
         return found
 
     def _encode(self, text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""What masking needs of a tokenizer."""
+"""The properties of a tokenizer that masking needs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from stream_pretrain.errors import ModelError
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What masking needs of a tokenizer, as arrays over its V ids."""
+    """The properties of a tokenizer that masking needs, as arrays over its V ids."""
 
     mask_id: int
     special: NDArray[np.bool_]
     """[V] ids that are never masked."""
     drawable: NDArray[np.int32]
-    """Ids for random replacement: those in use but for special ones, also where documents keep these."""
+    """Ids for random replacement: those in use except special tokens, even if documents keep these."""
     opens: NDArray[np.uint8]
     """[V] class of the first character of a token (words.py); empty where words are not needed."""
     closes: NDArray[np.uint8]
@@ -33,7 +33,7 @@ class Vocabulary:
     ) -> Vocabulary:
         """From a loaded fast tokenizer; word boundaries only if `selection` needs them.
 
-        kept: special tokens that documents keep. Each is content and a word: masked like others, but never a replacement.
+        kept: special tokens that documents keep. Each is content and a word of its own: masked, but never a replacement.
         Raises: ModelError where the tokenizer has no mask token, or its ids have no word boundaries.
         """
         if tokenizer.mask_token_id is None:
