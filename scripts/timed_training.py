@@ -21,11 +21,11 @@ from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.rows.batches import memory_for
 from stream_pretrain.model.flops import peak_bf16_flops
 from stream_pretrain.model.pretraining import PretrainingModel
+from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import ignore_in_worker, stop_on_signals
 from stream_pretrain.training.ranks.watchdog import Watchdog
 from stream_pretrain.training.report.progress import Progress
-from stream_pretrain.training.start.run_directory import RunDirectory
 from stream_pretrain.training.start.setup import Setup, prepare
 from stream_pretrain.training.state.parallelism import accelerate_for_one_run, accelerator_for
 from stream_pretrain.training.steps.loop import StepResult, training_steps

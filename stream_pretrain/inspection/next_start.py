@@ -10,8 +10,9 @@ from typing import Any
 from stream_pretrain.config import Config, run_directory
 from stream_pretrain.training.files.lock import refuse_in_use
 from stream_pretrain.training.files.out_files import CHECKPOINTS
+from stream_pretrain.training.files.run_directory import RunDirectory, refuse_no_files
 from stream_pretrain.training.report.progress import Progress
-from stream_pretrain.training.start.run_directory import RunDirectory, Start, found_start, refuse_no_files
+from stream_pretrain.training.start.resume import Start, find_start
 from stream_pretrain.training.state.checkpoint import Saved, read
 from stream_pretrain.training.steps.finished_run import lacks_evaluation, refuse_other_corpus
 
@@ -64,7 +65,7 @@ def next_start(config: Config, command: Sequence[str], progress: Progress) -> Ne
     refuse_in_use(path)
     out = RunDirectory(path, command, progress.warning)
     finished = out.finished_at(config.train)
-    start = found_start(config, out, progress.warning, command)
+    start = find_start(config, out, progress.warning, command)
     applied = start.applied(config)
     is_finished = finished == start.step and start.checkpoint is not None and not lacks_evaluation(config, out, start.step)
     if is_finished:

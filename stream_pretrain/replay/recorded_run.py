@@ -24,7 +24,7 @@ from stream_pretrain.training.files.out_files import CHECKPOINTS, CURSORS, MODEL
 from stream_pretrain.training.start.engine import engine_of
 from stream_pretrain.training.start.kept_defaults import kept_options, with_options
 from stream_pretrain.training.start.passed_steps import Passed, passed_in
-from stream_pretrain.training.start.run_directory import changed_options, refuse_other_version
+from stream_pretrain.training.start.resume import changed_options, refuse_other_version
 from stream_pretrain.training.state.checkpoint import read_trainer
 
 

@@ -15,11 +15,11 @@ from transformers import ModernBertConfig
 from stream_pretrain import cli
 from stream_pretrain.config import Config, DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
 from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import stop_on_signals
 from stream_pretrain.training.ranks.watchdog import Watchdog
 from stream_pretrain.training.report.progress import Progress
-from stream_pretrain.training.start.run_directory import RunDirectory
 from stream_pretrain.training.start.setup import Setup, prepare
 from stream_pretrain.training.state.parallelism import accelerator_for
 from stream_pretrain.training.steps.loop import StepResult, training_steps

@@ -10,7 +10,8 @@ from transformers import BertConfig
 
 from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig, defaults, fixed_options
 from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
-from stream_pretrain.training.start.run_directory import RunDirectory, Start, decide_start
+from stream_pretrain.training.files.run_directory import RunDirectory
+from stream_pretrain.training.start.resume import Start, decide_start
 from stream_pretrain.training.state import checkpoint
 from stream_pretrain.training.state.checkpoint import Snapshot
 from tests.training.checkpoints import tokenizer, trainer_of, unexpected

@@ -28,7 +28,7 @@ from stream_pretrain.training.state.parallelism import accelerator_for
 from stream_pretrain.training.ranks.signals import StopRequest
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.ranks.ranks import Ranks
-from stream_pretrain.training.start.run_directory import RunDirectory
+from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.ranks.watchdog import Watchdog
 
 torch.set_default_dtype(torch.float64)

@@ -19,9 +19,9 @@ from stream_pretrain.training.files import manifest, retried_reads
 from stream_pretrain.training.files.manifest import file_of
 from stream_pretrain.training.files.records import has_evaluation, trim_after
 from stream_pretrain.training.files.retried_reads import read_object
+from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.report.tracking import _read_record
 from stream_pretrain.training.start.engine import _kept
-from stream_pretrain.training.start.run_directory import RunDirectory
 from tests.training.checkpoints import unexpected
 
 READERS: dict[str, Callable[[Path], Any]] = {

@@ -18,10 +18,10 @@ import pytest
 
 from stream_pretrain.config import RunConfig, fixed_options
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.training.files import lock
+from stream_pretrain.training.files import lock, run_directory
+from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.ranks.signals import Interrupted, stop_on_signals
-from stream_pretrain.training.start import run_directory
-from stream_pretrain.training.start.run_directory import RunDirectory, Start, decide_start
+from stream_pretrain.training.start.resume import Start, decide_start
 from tests.forks import ENVIRONMENT, trainers
 from tests.training.checkpoints import flip_a_bit, unexpected
 from tests.training.starts import COMMAND, config, save, start
@@ -56,7 +56,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     program = """
 import sys, time
 from pathlib import Path
-from stream_pretrain.training.start.run_directory import RunDirectory
+from stream_pretrain.training.files.run_directory import RunDirectory
 with RunDirectory.own(Path(sys.argv[1]), [], print):
     print("owned", flush=True)
     time.sleep(600)

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from stream_pretrain.errors import ConfigError
+from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import stop_on_signals
 from stream_pretrain.training.report.progress import Progress
-from stream_pretrain.training.start.run_directory import RunDirectory
 from stream_pretrain.training.start.setup import prepare
 from stream_pretrain.training.state.parallelism import accelerator_for
 from tests.corpora import documents, write_shard

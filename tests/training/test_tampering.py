@@ -21,13 +21,13 @@ from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.rows.tokenizer_probe import EngineRecord
 from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.model.loading import LoadedModel
+from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import stop_on_signals
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.start import corpus as start_corpus
 from stream_pretrain.training.start import model as start_model
 from stream_pretrain.training.start import setup as start
-from stream_pretrain.training.start.run_directory import RunDirectory
 from stream_pretrain.training.state.checkpoint import BackgroundWriter
 from stream_pretrain.training.state.parallelism import accelerate_for_one_run, accelerator_for
 from stream_pretrain.training.steps.saving import begin_save

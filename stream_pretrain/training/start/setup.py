@@ -23,6 +23,7 @@ from stream_pretrain.training.evaluation.evaluation_documents import evaluation_
 from stream_pretrain.training.files.options_file import write_options
 from stream_pretrain.training.files.out_files import BEST, RECORDS
 from stream_pretrain.training.files.records import trim_after
+from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import StopRequest
 from stream_pretrain.training.report.progress import Progress, rate_in_words
@@ -32,7 +33,7 @@ from stream_pretrain.training.start.kept_defaults import with_options
 from stream_pretrain.training.start.model import load_on_all_ranks, ready_to_train
 from stream_pretrain.training.start.optimizer import learning_rate
 from stream_pretrain.training.start.passed_steps import count_up_to
-from stream_pretrain.training.start.run_directory import RunDirectory, Start, decide_start
+from stream_pretrain.training.start.resume import Start, decide_start
 from stream_pretrain.training.state.best_checkpoint import forget_after
 from stream_pretrain.training.state.checkpoint import Saved, read
 from stream_pretrain.training.state.parallelism import DataParallel

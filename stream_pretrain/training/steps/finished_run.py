@@ -11,10 +11,11 @@ from stream_pretrain.data.lanes.pinning import refuse_mismatch, relocate
 from stream_pretrain.training.files.manifest import json_of
 from stream_pretrain.training.files.out_files import METRICS, MODEL
 from stream_pretrain.training.files.records import has_evaluation
+from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.ranks.signals import StopRequest
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.report.tracking import Tracker
-from stream_pretrain.training.start.run_directory import RunDirectory, found_start
+from stream_pretrain.training.start.resume import find_start
 from stream_pretrain.training.state.checkpoint import copy_model, read_trainer
 
 
@@ -30,7 +31,7 @@ def complete_finished(
         step = out.finished_at(config.train)
         if step is None or lacks_evaluation(config, out, step):
             return None
-        start = found_start(config, out, progress.warning, command)
+        start = find_start(config, out, progress.warning, command)
         if start.checkpoint is None or start.step != step:  # the last checkpoint is damaged
             return None
         config = start.applied(config)

@@ -14,6 +14,7 @@ from stream_pretrain.errors import CheckpointError, LostRankError, StreamPretrai
 from stream_pretrain.redaction import Secrets
 from stream_pretrain.terminal import say
 from stream_pretrain.training.files.out_files import BEST, CHECKPOINTS
+from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.ranks.launcher import tell_launcher
 from stream_pretrain.training.ranks.peers import NO_HEARTBEAT, POLL_SECONDS, SILENT_POLLS, STOPPED, Ending, Peers
 from stream_pretrain.training.ranks.ranks import Ranks
@@ -21,7 +22,6 @@ from stream_pretrain.training.ranks.signals import Interrupted, StopRequest
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.report.stop_messages import stopped, stopping
 from stream_pretrain.training.start.engine import is_of_engine, keep_tokenizers
-from stream_pretrain.training.start.run_directory import RunDirectory
 from stream_pretrain.training.start.setup import Setup
 from stream_pretrain.training.state.checkpoint import BackgroundWriter, checkpoint_name, newest
 

@@ -1,189 +1,28 @@
-"""OUT: its owner, run.json, and where a start resumes from."""
+"""Where a start resumes from: --resume, the checkpoints of OUT, and the options that must not have changed."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from stream_pretrain import exit_codes
-from stream_pretrain.config import ALIASES, Config, TrainConfig, defaults, fixed_options, flatten, steps_to_skip, without_places
+from stream_pretrain.config import ALIASES, Config, defaults, fixed_options, flatten, steps_to_skip, without_places
 from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.non_utf8_names import escaped, in_shell
-from stream_pretrain.training.files.atomic_files import replace_file, writing_out
+from stream_pretrain.non_utf8_names import in_shell
+from stream_pretrain.training.files.atomic_files import writing_out
 from stream_pretrain.training.files.atomic_folders import repair
-from stream_pretrain.training.files.lock import held, why_lost
 from stream_pretrain.training.files.manifest import json_of
-from stream_pretrain.training.files.out_files import CHECKPOINTS, FILES, METRICS, MODEL, RUN
-from stream_pretrain.training.files.retried_reads import read_object
-from stream_pretrain.training.files.versions import program
+from stream_pretrain.training.files.out_files import CHECKPOINTS, METRICS, MODEL, RUN
+from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.start.auto_learning_rate import Chosen, chosen_for
 from stream_pretrain.training.start.kept_defaults import in_words, kept_options, with_options
 from stream_pretrain.training.start.passed_steps import Passed, is_passed, passed_in, steps_in_words
 from stream_pretrain.training.state.checkpoint import checkpoints_in, latest, newest_intact, read_trainer, verify
 from stream_pretrain.urls import HIDDEN
-
-USUAL_CODES = {
-    "running": None,
-    "preempted": exit_codes.RESUMES,
-    "finished": exit_codes.FINISHED,
-    "failed": exit_codes.FAILED,
-}
-"""Exit codes by state; after a kill the state is still `running`."""
-
-
-class RunDirectory:
-    """OUT, for the process that owns it: the first rank."""
-
-    def __init__(self, path: Path, command: Sequence[str], report: Callable[[str], None], lock: int | None = None) -> None:
-        """lock: the open descriptor of OUT/lock."""
-        self.path = path
-        self._lock = lock
-        self._command, self._report = list(command), report
-        self._run: dict[str, Any] | None = None
-        self._before: dict[str, Any] = {}
-        self._writing = threading.RLock()  # checkpoints are recorded by their own thread
-
-    @classmethod
-    @contextmanager
-    def own(cls, path: Path, command: Sequence[str], report: Callable[[str], None]) -> Iterator[Self]:
-        """Create OUT if need be, and lock it during the block.
-
-        Raises: CheckpointError when OUT is in use or cannot be written.
-        """
-        with writing_out(path):
-            path.mkdir(parents=True, exist_ok=True)
-            if not os.access(path, os.W_OK):
-                raise PermissionError(errno.EACCES, "it is not writable")
-            refuse_no_files(path)
-        with held(path, report) as lock:
-            yield cls(path, command, report, lock)
-
-    @property
-    def is_owned(self) -> bool:
-        """Whether this process may change OUT."""
-        return self._lock is not None
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether OUT or its lock was removed, replaced or taken over, so that another process may own OUT now."""
-        return self._why_lost is not None
-
-    @property
-    def _why_lost(self) -> str | None:
-        return None if self._lock is None else why_lost(self.path, self._lock)
-
-    def raise_if_lost(self) -> None:
-        """Call it before each write to OUT. Raises: CheckpointError when this process no longer owns OUT."""
-        if (why := self._why_lost) is not None:
-            raise CheckpointError(why)
-
-    def begin(self, *, step: int, max_steps: int | None, parent: str | None, skip_steps: Sequence[str] = ()) -> None:
-        """Record in run.json that the run trains from `step`. Raises: CheckpointError when OUT cannot be written."""
-        now = _now()
-        self._before = self.recorded()
-        self._run = {
-            "state": "running",
-            "step": step,
-            "max_steps": max_steps,
-            "started": self._before.get("started", now),
-            "updated": now,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "command": in_shell(self._command),
-            "parent": parent,
-            **({"skip_steps": list(skip_steps)} if skip_steps else {}),
-            **program(),
-        }
-        with writing_out(self.path):
-            self._write()
-
-    def record(
-        self, state: str, *, step: int | None = None, error: str | None = None, exit_code: int | None = None, **facts: Any
-    ) -> None:
-        """Record a state in run.json, and facts such as `world`; does nothing before `begin`.
-
-        exit_code: where it is not the usual one of the state.
-        """
-        if self._run is not None:
-            with self._writing:
-                code = USUAL_CODES[state] if exit_code is None else exit_code
-                ends = {} if code is None else {"exit_code": code}
-                self._run |= {"state": state, **ends, "updated": _now(), **facts}
-                if step is not None:
-                    self._run["step"] = step
-                if error is not None:
-                    self._run["error"] = escaped(error)
-                self._write_or_report()
-
-    def record_saved(self, step: int) -> None:
-        """Record a checkpoint of this step in run.json."""
-        assert self._run is not None
-        with self._writing:
-            self._run |= {"step": step, "updated": _now()}
-            self._write_or_report()
-
-    def record_refusal(self, error: str, exit_code: int) -> None:
-        """Record that a start failed before it trained; a run that was finished or preempted stays so."""
-        if self._run is not None and self._before.get("state") in ("finished", "preempted"):
-            self._run = self._before
-            self._write_or_report()
-        else:
-            self.record("failed", error=error, exit_code=exit_code)
-
-    def finished_at(self, train: TrainConfig) -> int | None:
-        """The step at which the run is finished, by run.json and also by these options; else None."""
-        recorded = self._before if self._run is not None else self.recorded()
-        step = recorded.get("step")
-        if recorded.get("state") != "finished" or not isinstance(step, int):
-            return None
-        same_end = recorded.get("max_steps") == train.max_steps and recorded.get("max_epochs") == train.max_epochs
-        ends = (train.max_epochs is not None and same_end) or (train.max_steps is not None and step >= train.max_steps)
-        return step if ends else None
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the end is recorded: whatever happens to processes of the run later changes nothing."""
-        return self.has_finished or (self._run is not None and self._run["state"] == "preempted")
-
-    @property
-    def has_finished(self) -> bool:
-        return self._run is not None and self._run["state"] == "finished"
-
-    def recorded(self) -> dict[str, Any]:
-        """The content of run.json; empty where there is none. Raises: CheckpointError."""
-        path, advice = self.path / RUN, "delete it, a run needs only its checkpoints"
-        content = read_object(path, advice) or {}
-        if not isinstance(content.get("parent"), str | None):
-            raise CheckpointError(f"{path} has no path as parent: {advice}")
-        return content
-
-    def _write_or_report(self) -> None:
-        if self.is_lost:
-            return  # `raise_if_lost` reports that
-        try:
-            self._write()
-        except OSError as failure:  # not raised, so as not to hide the error of the run, such as a full disk
-            self._report(f"{self.path / 'run.json'} cannot be written: {failure.strerror}")
-
-    def _write(self) -> None:
-        replace_file(self.path / RUN, [json.dumps(self._run, indent=2).encode(), b"\n"])
-
-
-def refuse_no_files(out: Path) -> None:
-    """Refuse an OUT where something else has the name of a file. Raises: CheckpointError."""
-    for name in FILES:
-        if (out / name).exists() and not (out / name).is_file():
-            raise CheckpointError(f"{out / name} is not a file: remove it, or give another --output-dir")
 
 
 @dataclass(frozen=True)
@@ -209,38 +48,28 @@ class Start:
 
 def decide_start(config: Config, out: RunDirectory, report: Callable[[str], None], command: Sequence[str]) -> Start:
     """Follow --resume, and record the run as running. Called by the owner of OUT. Raises: CheckpointError."""
-    start = found_start(config, out, report, command)
+    start = find_start(config, out, report, command)
     max_steps = start.applied(config).train.max_steps
     out.begin(step=start.step, max_steps=max_steps, parent=start.parent, skip_steps=steps_in_words(start.passed))
     return start
 
 
-def found_start(config: Config, out: RunDirectory, report: Callable[[str], None], command: Sequence[str]) -> Start:
+def find_start(config: Config, out: RunDirectory, report: Callable[[str], None], command: Sequence[str]) -> Start:
     """Follow --resume, without a record; where this process does not own OUT, without a change.
 
     auto resumes from the newest intact checkpoint; no refuses a used OUT; a PATH begins a new run from that checkpoint, which
     the same command resumes later.
     Raises: CheckpointError, also for a changed fixed option.
     """
-    resume, path = config.run.resume, out.path
+    path, recorded = out.path, out.recorded()
     if out.is_owned:
         with writing_out(path):
             repair(path / MODEL)
-    recorded = out.recorded()
     has_checkpoints = any((path / CHECKPOINTS).glob("step-*"))
-    used = has_checkpoints or (path / MODEL).exists() or _size(path / METRICS) > 0
     if not recorded and not has_checkpoints and (path / MODEL).exists():
         raise CheckpointError(f"{path / 'model'} would be replaced, but no run wrote it: give another --output-dir")
-    if resume == "no":
-        if used:
-            raise CheckpointError(f"{path} has a run: resume it with --resume auto, or give another --output-dir")
-        parent = None
-    elif resume == "auto":
-        parent = recorded.get("parent")
-    else:
-        parent = str(Path(resume).resolve())
-        if used and recorded.get("parent") != parent:
-            raise CheckpointError(f"{path} has another run, and --resume {resume} begins a new one: give another --output-dir")
+    is_used = has_checkpoints or (path / MODEL).exists() or _size(path / METRICS) > 0
+    parent = _parent(config.run.resume, path, recorded.get("parent"), is_used=is_used)
     checkpoint = latest(path / CHECKPOINTS, report) if out.is_owned else _seen(path / CHECKPOINTS, report)
     if checkpoint is None and parent is not None:
         checkpoint = Path(parent)
@@ -253,7 +82,7 @@ def found_start(config: Config, out: RunDirectory, report: Callable[[str], None]
     passed = passed_in(recorded, path / RUN)  # of a start that has not saved yet
     if checkpoint is not None:
         trainer = read_trainer(checkpoint)
-        new_out = path if not used else _unused(path)
+        new_out = _unused(path) if is_used else path
         new_run = _new_run(config, trainer["fixed"], command, checkpoint, new_out)
         refuse_other_version(checkpoint, trainer, "resume with", f", or {new_run}")
         kept = kept_options(config, trainer, checkpoint)
@@ -266,9 +95,23 @@ def found_start(config: Config, out: RunDirectory, report: Callable[[str], None]
     if skipped is not None and skipped not in passed:
         done = range(skipped.start, min(skipped.stop, step + 1))
         if (trained := next((one for one in done if not is_passed(passed, one)), None)) is not None:
-            raise CheckpointError(_stands_behind(config, step, trained, path, command))
+            raise CheckpointError(_already_trained(config, step, trained, path, command))
         passed = (*passed, skipped)
     return Start(step, checkpoint, parent, chosen, passed, kept)
+
+
+def _parent(resume: str, out: Path, recorded: str | None, *, is_used: bool) -> str | None:
+    """The checkpoint of another run to begin from, by --resume and by run.json. Raises: CheckpointError."""
+    if resume == "auto":
+        return recorded
+    if resume == "no":
+        if is_used:
+            raise CheckpointError(f"{out} has a run: resume it with --resume auto, or give another --output-dir")
+        return None
+    parent = str(Path(resume).resolve())
+    if is_used and recorded != parent:
+        raise CheckpointError(f"{out} has another run, and --resume {resume} begins a new one: give another --output-dir")
+    return parent
 
 
 def _seen(checkpoints: Path, report: Callable[[str], None]) -> Path | None:
@@ -320,7 +163,7 @@ def _with_usual(config: Config, was: Mapping[str, Any]) -> dict[str, Any]:
     return without_places({**usual, **was})
 
 
-def _stands_behind(config: Config, step: int, trained: int, out: Path, command: Sequence[str]) -> str:
+def _already_trained(config: Config, step: int, trained: int, out: Path, command: Sequence[str]) -> str:
     """The error where a step to pass over is trained on already, with the command for a run that passes over it."""
     option = f"--train.skip-steps {config.train.skip_steps}"
     fault = f"{option}: the run is at step {step:,}, and has trained on step {trained:,}"
@@ -370,7 +213,3 @@ def _unused(out: Path) -> Path:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
