@@ -19,6 +19,11 @@ def lines_of(outcomes: Sequence[Outcome]) -> Iterator[str]:
             yield f"{outcome.trial.name}: {outcome.fault}"
         if (difference := outcome.comparison.first_difference) is not None:
             yield f"{outcome.trial.name}: {difference.message}"
+        elif outcome.fault is None and outcome.weights_equal is False:
+            yield (
+                f"{outcome.trial.name}: all rows and losses are equal, but the weights or the state of the optimizer after "
+                f"step {outcome.trial.baseline.last} are not"
+            )
     if wrong:
         yield f"NOT proven: {len(wrong)} of {len(outcomes)} runs are not as if nothing had happened"
     else:

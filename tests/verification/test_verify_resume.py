@@ -25,7 +25,7 @@ from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.verification import trials
 from stream_pretrain.verification.comparing import compared
 from stream_pretrain.verification.moments import Moment
-from stream_pretrain.verification.proof import Proof
+from stream_pretrain.verification.proof import Outcome, Proof
 from stream_pretrain.verification.recorded_steps import RecordedSegment, RecordedStep
 from stream_pretrain.verification.reduced_model import reduced
 from stream_pretrain.verification.starts import Launch, Start, arguments_of, launched
@@ -139,6 +139,95 @@ from stream_pretrain.data.rows.mlm import Mlm
 draw, number = Mlm.draw, count()
 Mlm.draw = lambda self, rows, key: draw(self, rows, (*key, next(number)))
 """
+
+
+AFTER = """
+from stream_pretrain.training.start import setup
+restored, resumed = setup.restored, []
+def noted(*given):
+    resumed.append(True)
+    return restored(*given)
+setup.restored = noted
+"""
+"""Begins a program whose fault comes with a resume."""
+
+REPEATS = """
+from stream_pretrain.data.lanes.source_lane import SourceLane
+begin = SourceLane.__init__
+def again(self, *given):
+    *others, cursor = given
+    begin(self, *others, cursor._replace(next_document=0, piece=0, token=0, taken=0) if cursor.rows else cursor)
+SourceLane.__init__ = again
+"""
+
+SWAPS_LANES = """
+from stream_pretrain.data.lanes.source_plan import SourcePlan
+stripes = SourcePlan.stripes
+SourcePlan.stripes = lambda self, epoch, lane: stripes(self, epoch, lane ^ 1 if resumed and lane < 2 else lane)
+"""
+
+WRONG_LABEL = """
+from stream_pretrain.data.lanes import stream
+read = stream.step_of
+def wrong(*given, **options):
+    rows = read(*given, **options)
+    if resumed and len(rows.trained):
+        rows.trained.labels[0, 0] ^= 1
+    return rows
+stream.step_of = wrong
+"""
+
+FORGETS_OPTIMIZER = """
+from stream_pretrain.training.state.parallelism import DataParallel
+DataParallel.load_optimizer = lambda self, file, *, updates: None
+"""
+
+OTHER_DROPOUT = """
+from stream_pretrain.training.steps import loop
+seed = loop._seed
+loop._seed = lambda *key: seed(*key, 1) if resumed else seed(*key)
+"""
+
+OTHER_RATE = """
+from stream_pretrain.training.steps import loop
+rate = loop.learning_rate
+loop.learning_rate = lambda train, step, progress: rate(train, step + bool(resumed), progress + bool(resumed) / train.max_steps)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("program", "rows_equal", "repeated", "message"),
+    [
+        (REPEATS, False, True, "the document of s"),
+        (AFTER + SWAPS_LANES, False, False, "in the place of the document of s"),
+        (AFTER + WRONG_LABEL, False, False, "other tokens or masks in the document of s"),
+        (FORGETS_OPTIMIZER, True, False, "the loss is "),
+        (AFTER + OTHER_DROPOUT, True, False, "the loss is "),
+        (AFTER + OTHER_RATE, True, False, "the loss is "),
+    ],
+    ids=["a document again", "lanes swapped", "one label", "optimizer", "dropout", "learning rate"],
+)
+def test_what_a_resume_does_wrong_is_in_the_table(
+    program: str, rows_equal: bool, repeated: bool, message: str, proofs: Proofs, undisturbed: Baseline
+) -> None:
+    found = proofs(program).outcome(one_kill(undisturbed))
+    assert (found.proven, found.fault) == (False, None)
+    assert (found.comparison.rows_equal, found.comparison.losses_equal, found.weights_equal) == (rows_equal, False, False)
+    assert bool(found.comparison.documents_repeated) == repeated
+    difference = found.comparison.first_difference
+    assert difference is not None
+    assert message in difference.message
+    assert difference.step in (range(5, 9) if "loop.learning_rate" in program else (*AFTER_THE_RESUME, 4, 6))
+
+
+def test_a_difference_of_the_weights_alone_is_said(undisturbed: Baseline) -> None:
+    equal = compared([undisturbed.steps], undisturbed.steps, ["a"], 0.0)
+    [*_, message, last] = lines_of([Outcome(one_kill(undisturbed), equal, False, 1, [1.0], None)])
+    assert (
+        message == "killed: all rows and losses are equal, but the weights or the state of the optimizer after step 8 are not"
+    )
+    assert last == "NOT proven: 1 of 1 runs are not as if nothing had happened"
 
 
 def test_a_document_dropped_at_a_resume_is_named_with_its_step(proofs: Proofs, undisturbed: Baseline) -> None:
