@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -62,9 +63,13 @@ class StepRows:
 
     def origins_of(self, which: range) -> NDArray[np.int64]:
         """[S', 3] those of the segments of neighbouring rows."""
-        segments, is_document = self.trained.segments_of(which), self.trained.segment_tokens > 0
-        first = int(np.count_nonzero(is_document[: segments.start]))
-        return self.origins[first : first + int(np.count_nonzero(is_document[segments]))]
+        segments = self.trained.segments_of(which)
+        return self.origins[self._origins_before[segments.start] : self._origins_before[segments.stop]]
+
+    @cached_property
+    def _origins_before(self) -> list[int]:
+        """Origins of the segments before each, and of all: padding has none."""
+        return [0, *np.cumsum(self.trained.segment_tokens > 0).tolist()]
 
     @property
     def row_lane(self) -> NDArray[np.int64]:
