@@ -407,6 +407,9 @@ def test_a_list_names_one_dataset_a_line(tmp_path: Path) -> None:
 def test_a_list_that_is_not_there_or_empty_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"list\.txt: there is no such file"):
         resolve(DataConfig(dataset=f"@{tmp_path}/list.txt"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match=r"pipe: is not a file: a list is read again at a resume"):
+        resolve(DataConfig(dataset=f"@{tmp_path}/pipe"))
     (tmp_path / "list.txt").write_text("# nothing\n")
     with pytest.raises(SourceError, match=r"list\.txt: names no dataset"):
         resolve(DataConfig(dataset=f"@{tmp_path}/list.txt"))

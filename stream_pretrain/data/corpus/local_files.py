@@ -50,14 +50,14 @@ def list_local_files(entry: str, root: Path, names: Iterable[str], data: DataCon
 def local_shard(path: Path, name: str, data: DataConfig) -> Shard:
     """The shard at a local path, with its identity."""
     try:
-        descriptor = open_file(str(path))
+        descriptor, found = open_file(str(path))
         try:
-            size, ends = ends_of(descriptor)
+            ends = ends_of(descriptor, found.st_size)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
-    return shard_at(str(path), name, size, f"ends:{ends}", data)
+    return shard_at(str(path), name, found.st_size, f"ends:{ends}", data)
 
 
 def list_local_glob(entry: str, root: Path, pattern: str, data: DataConfig) -> Listing:

@@ -89,7 +89,8 @@ def entries_of(dataset: str) -> list[str]:
         return [dataset]
     file = Path(dataset[1:]).expanduser()
     if not file.is_file():
-        raise SourceError(f"@{file}: there is no such file")
+        what = "is not a file: a list is read again at a resume" if file.exists() else "there is no such file"
+        raise SourceError(f"@{file}: {what}")
     try:
         content = file.read_text("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -13,18 +14,11 @@ from stream_pretrain.errors import SourceError, TransportError
 _ENDS = 64 * 1024
 """Bytes at each end of a file that identify it."""
 
-_NO_FILES = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-_NO_FILES[stat.S_IFDIR] = "a folder"
 
-
-def open_file(path: str) -> int:
-    """A descriptor of a file. Raises: TransportError for what is not there, and for what is no file: a pipe may never open."""
+def open_file(path: str) -> tuple[int, os.stat_result]:
+    """A descriptor of a file. Raises: TransportError for what is not there, and for what is no file; OSError."""
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):
-            kind = _NO_FILES.get(stat.S_IFMT(mode), "something else")
-            raise TransportError(f"{path}: is {kind}, not a file, which can be read more than once: leave it out")
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would be waited for
     except FileNotFoundError as error:
         if os.path.islink(path):
             target = os.readlink(path)
@@ -32,13 +26,29 @@ def open_file(path: str) -> int:
         raise TransportError(f"{path}: is not there: restore it, or leave it out") from error
     except PermissionError as error:
         raise TransportError(f"{path}: this user may not read it: change its permissions (chmod), or leave it out") from error
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise _no_file(path, "a socket") from error
+        raise
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise _no_file(path, _NO_FILES.get(stat.S_IFMT(found.st_mode), "a device"))
+    return descriptor, found
 
 
-def ends_of(descriptor: int) -> tuple[int, str]:
-    """Size of a file, and `SIZE:HASH` of its first and last bytes, which changes with most changes of the content."""
-    size = os.fstat(descriptor).st_size
-    ends = os.pread(descriptor, _ENDS, 0) + os.pread(descriptor, _ENDS, max(0, size - _ENDS))
-    return size, f"{size}:{hashlib.sha256(ends).hexdigest()}"
+_NO_FILES = {stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a folder"}
+
+
+def _no_file(path: str, kind: str) -> TransportError:
+    return TransportError(f"{path}: is {kind}, not a file, which can be read more than once: leave it out")
+
+
+def ends_of(descriptor: int, size: int) -> str:
+    """`SIZE:HASH` of the first and last bytes of a file, which changes with most changes of its content."""
+    first = os.pread(descriptor, _ENDS, 0)
+    last = first if size <= _ENDS else os.pread(descriptor, _ENDS, size - _ENDS)
+    return f"{size}:{hashlib.sha256(first + last).hexdigest()}"
 
 
 class LocalFile:
@@ -57,9 +67,10 @@ class LocalFile:
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
         """Raises: SourceError for a file that is not the pinned one, or no longer there; what `os` raises otherwise."""
         if self._descriptor is None:
-            self._descriptor, self._compared = open_file(self._path), None
-            self.total = os.fstat(self._descriptor).st_size
-        self._refuse_changed(self._descriptor)
+            self._descriptor, found = open_file(self._path)
+            self.total, self._compared = found.st_size, None
+        if self._pinned is not None:
+            self._refuse_changed(self._descriptor, self._pinned)
         assert self.total is not None
         stop = min(stop, self.total)
         while start < stop:
@@ -71,15 +82,14 @@ class LocalFile:
             start += len(piece)
             yield piece
 
-    def _refuse_changed(self, descriptor: int) -> None:
+    def _refuse_changed(self, descriptor: int, pinned: str) -> None:
         now = os.fstat(descriptor)
         state = now.st_size, now.st_mtime_ns
-        if self._pinned is None or state == self._compared:
+        if state == self._compared:
             return
-        size, ends = ends_of(descriptor)
-        if ends != self._pinned:
-            was = self._pinned.partition(":")[0]
-            how = "its first or last bytes are others" if str(size) == was else f"it had {was} bytes, and has {size}"
+        if ends_of(descriptor, now.st_size) != pinned:
+            was, now_is = pinned.partition(":")[0], str(now.st_size)
+            how = "its first or last bytes are others" if was == now_is else f"it had {was} bytes, and has {now_is}"
             raise SourceError(f"{self._path}: was changed since the run began ({how}); restore it or start a new run")
         self._compared = state
 

@@ -15,11 +15,15 @@ from stream_pretrain.data.transport.store import Store
 from stream_pretrain.data.transport.store_memory import refuse_replaced
 from stream_pretrain.data.transport.threads import in_thread
 from stream_pretrain.errors import SourceError, TransportError
+from stream_pretrain.urls import on_web
 
 
 def filesystem_at(url: str, name: str, storage_options: dict[str, Any]) -> tuple[Any, str]:
     """The filesystem of a URL, and the path in it. Raises: SourceError that calls the URL `name`."""
     try:
+        if on_web(url):  # by the same proxies as its files
+            client = {"trust_env": True, **storage_options.pop("client_kwargs", {})}
+            return fsspec.filesystem("http", client_kwargs=client, **storage_options), url
         filesystem, path = fsspec.url_to_fs(url, **storage_options)
     except ImportError as error:
         missing = error.__cause__ if isinstance(error.__cause__, ImportError) else error
