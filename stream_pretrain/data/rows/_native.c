@@ -280,7 +280,8 @@ static int mask_row(const Masking *m, const int32_t *ids, Py_ssize_t filled, uin
     const double wanted = rint(m->rate * (double)maskable);
     const Py_ssize_t budget = wanted < (double)m->slots ? (Py_ssize_t)wanted : m->slots;
     const Py_ssize_t count = budget ? choose(m, filled, bins, (uint32_t)budget, &last) : 0;
-    Py_ssize_t slot = 0;
+    uint32_t *const random = m->in_bin; /* positions, since the last key is known */
+    Py_ssize_t slot = 0, randoms = 0;
     for (Py_ssize_t at = 0; at < count; at++) {
         const uint32_t i = m->chosen[at];
         if (m->keys[i] > last)
@@ -289,9 +290,11 @@ static int mask_row(const Masking *m, const int32_t *ids, Py_ssize_t filled, uin
         positions[slot] = (int32_t)i;
         labels[slot++] = ids[i];
         shown[i] = lot < m->mask_below ? m->mask_id : ids[i];
-        if (m->mask_below <= lot && lot < m->random_below)
-            shown[i] = m->drawable[number_at(m->replacements, place + i) * m->drawable_count >> 32];
+        random[randoms] = i;
+        randoms += (m->mask_below <= lot) & (lot < m->random_below);
     }
+    for (Py_ssize_t at = 0; at < randoms; at++) /* by themselves: each waits for its part of a large table */
+        shown[random[at]] = m->drawable[number_at(m->replacements, place + random[at]) * m->drawable_count >> 32];
     for (; slot < m->slots; slot++) {
         positions[slot] = 0;
         labels[slot] = IGNORED;
