@@ -215,6 +215,29 @@ os.kill(os.getpid(), 9)
     assert [json.loads(line)["step"] for line in record] == list(range(1, 51))
 
 
+@pytest.mark.parametrize("steps", [0, 2000])
+def test_a_client_that_hangs_is_given_up_in_one_line(clients: Forks, tmp_path: Path, steps: int) -> None:
+    """It takes a while until nothing more can be handed over to it."""
+    said = run_python(
+        clients,
+        f"""
+import os, psutil, signal
+from stream_pretrain.training.report import tracking
+tracking.LOG_TIMEOUT_SECONDS = tracking.FINISH_TIMEOUT_SECONDS = tracking.CLIENT_EXIT_TIMEOUT_SECONDS = 0.5
+tracker = open_tracker("offline")
+for client in psutil.Process().children(recursive=True):
+    os.kill(client.pid, signal.SIGSTOP)
+for step in range({steps}):
+    tracker.log(step, {{f"train/{{name}}": step + 0.03125 for name in range(20)}})
+tracker.finish("finished")
+""",
+        tmp_path,
+    )
+    stopped = [line for line in said.splitlines() if line.startswith("W&B stopped: ")]
+    assert len(stopped) == 1
+    assert stopped[0].endswith("; OUT/metrics.jsonl has every metric")
+
+
 def test_the_steps_of_a_file_are_read_up_to_where_it_is_damaged(clients: Forks, tmp_path: Path) -> None:
     run_python(
         clients,

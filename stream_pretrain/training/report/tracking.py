@@ -11,7 +11,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -32,6 +32,7 @@ from stream_pretrain.typed_json import from_json
 Mode = Literal["online", "offline", "disabled"]
 
 CONNECT_TIMEOUT_SECONDS = 30
+LOG_TIMEOUT_SECONDS = 60  # a line is handed over to the client at once: one that does not take it hangs
 FINISH_TIMEOUT_SECONDS = 15  # a launcher kills 30 s after SIGTERM, and the last checkpoint comes first
 CLIENT_EXIT_TIMEOUT_SECONDS = 3
 
@@ -233,7 +234,8 @@ class WandbView:
         if not self._working:
             return
         try:
-            self._run.log({"train/step": step, **metrics})
+            with _client_killed_after(LOG_TIMEOUT_SECONDS):
+                self._run.log({"train/step": step, **metrics})
         # OSError: the process of the client is dead. wandb.Error: it refuses. The client itself retries outages.
         except (wandb.Error, OSError) as error:
             self._fail(error)
@@ -245,9 +247,10 @@ class WandbView:
         exit_code = 0 if state == "finished" else 1
         try:
             try:
-                if state == "preempted":
-                    self._run.mark_preempting()
-                self._run.finish(exit_code=exit_code)
+                with _client_killed_after(FINISH_TIMEOUT_SECONDS + CLIENT_EXIT_TIMEOUT_SECONDS):
+                    if state == "preempted":
+                        self._run.mark_preempting()
+                    self._run.finish(exit_code=exit_code)
                 if self._mode == "online" and self._working:  # the server has all steps
                     _keep_step(self._out / WANDB_SENT, self._last)
             finally:
@@ -284,12 +287,18 @@ def _end_client(exit_code: int = 0) -> None:
     """End the process of the client, by force where it still waits for a server."""
     import wandb
 
-    killer = threading.Timer(CLIENT_EXIT_TIMEOUT_SECONDS, _kill_client)
+    with _client_killed_after(CLIENT_EXIT_TIMEOUT_SECONDS), suppress(SystemExit):  # its process failed, or was killed here
+        wandb.teardown(exit_code)
+
+
+@contextmanager
+def _client_killed_after(seconds: float) -> Iterator[None]:
+    """Kill the process of the client if the block takes longer: where it is stopped, or waits for a disk, no call returns."""
+    killer = threading.Timer(seconds, _kill_client)
+    killer.daemon = True
     killer.start()
     try:
-        wandb.teardown(exit_code)
-    except SystemExit:
-        pass  # how the client reports that its process failed, or was killed here
+        yield
     finally:
         killer.cancel()
 
