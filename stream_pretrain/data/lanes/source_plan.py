@@ -57,7 +57,7 @@ class SourcePlan:
 
     def read_by(self, lanes: int) -> ReadOptions:
         """How a process with so many lanes reads: the more there are, the less each holds of what it does not use yet."""
-        part, transport = min(1.0, FULL_LANES / lanes), self.read.transport
+        part, transport = FULL_LANES / max(FULL_LANES, lanes), self.read.transport
         block_bytes = max(min(SMALLEST_BLOCK_BYTES, transport.block_bytes), int(transport.block_bytes * part))
         kept_bytes = int(self.read.kept_bytes * part)
         return replace(self.read, kept_bytes=kept_bytes, transport=replace(transport, block_bytes=block_bytes))
