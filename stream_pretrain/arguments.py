@@ -34,6 +34,7 @@ from stream_pretrain.config import (
 )
 from stream_pretrain.config.option_types import expected, members, shown
 from stream_pretrain.errors import ConfigError
+from stream_pretrain.nearest_names import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,7 +304,7 @@ def suggestion(name: str, known: Sequence[str], prefix: str) -> str:
     """The valid name that is spelt most alike, or else one that begins with these words."""
     nearest = difflib.get_close_matches(name, known, 1, 0.75)  # at 0.7, --token would be --tokenizer, which it is not
     nearest = nearest or [word for word in known if name and word.startswith(f"{name}-")]
-    return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
+    return did_you_mean(f"{prefix}{nearest[0]}") if nearest else ""
 
 
 def _value(value: Any, kind: Any, where: str) -> Any:

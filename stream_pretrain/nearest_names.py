@@ -1,10 +1,15 @@
-"""What a misspelt name may mean: the names that are spelt most alike."""
+"""Suggestions for misspelt names."""
 
 from __future__ import annotations
 
 import difflib
 import os
 from pathlib import Path
+
+
+def did_you_mean(name: object) -> str:
+    """A question that ends a message; empty without a name."""
+    return f"; did you mean {name}?" if name else ""
 
 
 def nearest_path(name: Path) -> Path | None:

@@ -16,7 +16,7 @@ import pytest
 
 from stream_pretrain import commands
 from stream_pretrain.arguments import Invocation, invocation, parse
-from stream_pretrain.config import ALIASES, NAMES, SYNONYMS, validate
+from stream_pretrain.config import NAMES, SHORT, SYNONYMS, validate
 from stream_pretrain.help import declaration_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,7 +98,7 @@ def test_the_table_of_short_names_is_that_of_the_program() -> None:
     for group, names_of_group in re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE):
         for short, name in re.findall(r"`--([\w-]+)`(?: \(`--([\w.-]+)`\))?", names_of_group):
             found[short] = name or f"{group}.{short}"
-    assert found == {alias: name.replace("_", "-") for alias, name in ALIASES.items()}
+    assert found == SHORT
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))

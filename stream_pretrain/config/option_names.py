@@ -10,7 +10,7 @@ from collections import ChainMap, Counter
 from functools import cache
 
 from stream_pretrain.config.command_options import COMMAND_GROUPS
-from stream_pretrain.config.options import ALIASES, GROUPS, fields_of
+from stream_pretrain.config.options import GROUPS, fields_of
 
 FLAGS = ("config", "debug", "dry-run", "help", "json", "version")
 """Flags of the command line, which are not options of a run."""
@@ -20,7 +20,8 @@ ALL_GROUPS = ChainMap(COMMAND_GROUPS, GROUPS)
 
 _FIELDS = {name.replace("_", "-"): option for name, option in fields_of(ALL_GROUPS).items()}
 DOTTED = tuple(_FIELDS)
-SHORT = {short: dotted.replace("_", "-") for short, dotted in ALIASES.items()}
+SHORT: dict[str, str] = {short: dotted for dotted, option in _FIELDS.items() if (short := option.metadata.get("short"))}
+"""Short names of common options."""
 
 _COUNTS = Counter(dotted.partition(".")[2] for dotted in DOTTED)
 LAST = {

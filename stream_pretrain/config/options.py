@@ -377,12 +377,6 @@ def fields_of(groups: Mapping[str, Any]) -> dict[str, dataclasses.Field[Any]]:
     return {f"{group}.{option.name}": option for group, options in groups.items() for option in dataclasses.fields(options)}
 
 
-ALIASES: dict[str, str] = {
-    short: dotted for dotted, option in fields_of(GROUPS).items() if (short := option.metadata.get("short")) is not None
-}
-"""Short names of common options."""
-
-
 def flatten(config: Config) -> dict[str, Any]:
     """All options by dotted name; records as plain dictionaries, text that is not UTF-8 escaped."""
     return {f"{group}.{name}": _plain(value) for group in GROUPS for name, value in vars(getattr(config, group)).items()}

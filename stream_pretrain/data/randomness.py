@@ -51,14 +51,9 @@ def _hash(key: tuple[int, ...]) -> int:
     return int.from_bytes(hashlib.blake2b(",".join(map(str, key)).encode(), digest_size=16).digest(), "little")
 
 
-def uniform_uint64(generator: np.random.Generator, count: int) -> NDArray[np.uint64]:
-    """`count` independent uniform uint64: the raw output, which numpy promises never to change."""
-    return np.asarray(generator.bit_generator.random_raw(count), dtype=np.uint64)
-
-
 def uniform_uint32(generator: np.random.Generator, count: int) -> NDArray[np.uint32]:
-    """`count` independent uniform uint32: the raw output, each 64 bits cut in two."""
-    return uniform_uint64(generator, (count + 1) // 2).astype("<u8", copy=False).view("<u4")[:count]
+    """`count` independent uniform uint32: the raw output, which numpy promises never to change, each 64 bits cut in two."""
+    return np.asarray(generator.bit_generator.random_raw((count + 1) // 2), dtype="<u8").view("<u4")[:count]
 
 
 class Numbers(Protocol):

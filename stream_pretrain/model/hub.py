@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from stream_pretrain.errors import ModelError, causes
-from stream_pretrain.nearest_names import nearest_path
+from stream_pretrain.nearest_names import did_you_mean, nearest_path
 
 ANSWER_SECONDS = 5.0
 PAUSES = (0.5, 1.0)
@@ -86,7 +86,7 @@ def refuse_missing(name: str, revision: str | None, error: BaseException) -> Non
             case RepositoryNotFoundError():
                 near = _nearest_here(name) or _nearest_on_hub(name)
                 raise ModelError(
-                    f"{name} is neither a folder here nor a model on the Hub{_did_you_mean(near) or ': check the name'}"
+                    f"{name} is neither a folder here nor a model on the Hub{did_you_mean(near) or ': check the name'}"
                     " (a private one needs HF_TOKEN)"
                 ) from error
             case HFValidationError():
@@ -104,7 +104,7 @@ def not_cached(name: str) -> ModelError:
     near = _nearest_here(name) or _nearest_cached(name)
     return ModelError(
         f"{name} is neither a folder here nor in the cache of this machine, and {reason}: {way_out}, "
-        f"or give a folder{_did_you_mean(near)}"
+        f"or give a folder{did_you_mean(near)}"
     )
 
 
@@ -117,7 +117,7 @@ def refuse_file(name: str) -> None:
 def _no_such_folder(name: str) -> ModelError:
     at = re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)[@:]([\w./-]+)", name)
     way_out = f"; a revision is given apart: {at[1]} with --model.revision {at[2]}" if at else ""
-    return ModelError(f"no such file or folder: {name}{_did_you_mean(_nearest_here(name)) or way_out}")
+    return ModelError(f"no such file or folder: {name}{did_you_mean(_nearest_here(name)) or way_out}")
 
 
 def _refuse_run_folder(folder: Path) -> None:
@@ -131,10 +131,6 @@ def _refuse_run_folder(folder: Path) -> None:
         raise ModelError(f"{folder} is the folder of a run{instead or ', without a model'}")
     if instead and models[-1].parent == folder:
         raise ModelError(f"{folder} has checkpoints in it{instead}")
-
-
-def _did_you_mean(name: str | None) -> str:
-    return f"; did you mean {name}?" if name else ""
 
 
 def _nearest_here(name: str) -> str | None:

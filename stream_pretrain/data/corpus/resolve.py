@@ -32,7 +32,7 @@ from stream_pretrain.data.corpus.shard import Corpus, Shard, sorted_shards
 from stream_pretrain.data.transport.retrying import retried
 from stream_pretrain.data.transport.threads import OneThread
 from stream_pretrain.errors import DeadlineError, SourceError
-from stream_pretrain.nearest_names import nearest_path
+from stream_pretrain.nearest_names import did_you_mean, nearest_path
 from stream_pretrain.urls import is_remote, without_secrets
 
 
@@ -128,7 +128,9 @@ def local_path(entry: str) -> Path:
 
 def no_such_path(entry: str) -> SourceError:
     """The error for an entry that does not exist here and cannot be on the Hub."""
-    return SourceError(f"{entry}: there is no such file or folder{_how_to_give(entry) or did_you_mean(entry)}")
+    return SourceError(
+        f"{entry}: there is no such file or folder{_how_to_give(entry) or did_you_mean(nearest_path(local_path(entry)))}"
+    )
 
 
 def _how_to_give(entry: str) -> str:
@@ -142,12 +144,6 @@ def _how_to_give(entry: str) -> str:
 
 
 _PART_OF_HUB = re.compile(r"(?P<id>(?P<org>\w[\w.-]*)/\w[\w.-]*)[:@/][\w./-]+", re.ASCII)
-
-
-def did_you_mean(entry: str) -> str:
-    """A suggestion of a local path that is spelt like an entry; empty where there is none."""
-    found = nearest_path(local_path(entry))
-    return "" if found is None else f"; did you mean {found}?"
 
 
 def may_be_on_hub(entry: str) -> bool:
@@ -191,7 +187,7 @@ def _list_remote_in_time(url: str, data: DataConfig, commits: Mapping[str, str],
                 f"same command again, or raise --data.retry-deadline (now {data.retry_deadline:g} s)"
             ) from None
 
-    near = "" if is_remote(url) else did_you_mean(url)
+    near = "" if is_remote(url) else did_you_mean(nearest_path(local_path(url)))
     name = f"{url} (no file or folder here{near})" if near or "/" not in url else without_secrets(url)
     return retried(find, name, data.retry_deadline)
 

@@ -46,11 +46,6 @@ def parts_of(weights: Sequence[float]) -> tuple[int, ...]:
     return tuple(max(1, round(weight / total * PARTS)) if weight else 0 for weight in weights)
 
 
-def shares_at(schedule: Sequence[Shares], step: int) -> Shares:
-    """The shares of a step."""
-    return next(shares for shares in reversed(schedule) if shares.from_step <= step)
-
-
 def largest_shares(schedule: Sequence[Shares]) -> list[float]:
     """The largest share of the rows that each source has in the schedule, 0 to 1."""
     of_source = zip(*([part / sum(shares.parts) for part in shares.parts] for shares in schedule), strict=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from stream_pretrain.data.corpus.shard import Shard
-from stream_pretrain.data.lanes.mixture import Shares, shares_at
+from stream_pretrain.data.lanes.mixture import Shares
 from stream_pretrain.data.lanes.row_layout import RowLayout
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.rows.encoder import Encoder
@@ -41,7 +41,7 @@ class StreamPlan:
 
     def shares_at(self, step: int) -> Shares:
         """The shares of a step."""
-        return shares_at(self.schedule, step)
+        return next(shares for shares in reversed(self.schedule) if shares.from_step <= step)
 
     def parts_at(self, step: int, ended: Sequence[bool]) -> Sequence[int]:
         """The parts of the sources in a step, 0 for those that have ended in the lane.

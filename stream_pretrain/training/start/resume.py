@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from stream_pretrain.config import ALIASES, Config, defaults, fixed_options, flatten, steps_to_skip, without_places
+from stream_pretrain.config import SHORT, Config, defaults, fixed_options, flatten, steps_to_skip, without_places
 from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.non_utf8_names import in_shell
@@ -192,7 +192,7 @@ def _secrets(command: str) -> str:
 
 def _command(command: Sequence[str], replaced: Mapping[str, str | Literal[False]]) -> str:
     """The command with other values of options by their short names; False: without the option."""
-    names = {f"--{name.replace('_', '-')}" for short in replaced for name in (short, ALIASES.get(short, short))}
+    names = {f"--{name}" for short in replaced for name in (short, SHORT.get(short, short))}
     kept: list[str] = []
     words = iter(command)
     for word in words:
