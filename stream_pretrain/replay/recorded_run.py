@@ -14,6 +14,7 @@ from stream_pretrain.config import Config, ModelConfig, fixed_options, without_p
 from stream_pretrain.data.chain import stream_plan
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.lanes import pinning
+from stream_pretrain.data.lanes.cursor_checks import refuse_impossible
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors
 from stream_pretrain.errors import CheckpointError, ConfigError, DamagedCheckpointError, ModelError, SourceError, TransportError
@@ -55,12 +56,19 @@ class RecordedRun:
         """
         faults: list[str] = []
         for known in sorted((of for of in self.cursor_files if of <= step), reverse=True):
+            file = self.cursor_files[known]
             try:
-                state = json_of(self.cursor_files[known])
+                state = json_of(file)
             except DamagedCheckpointError as error:
                 faults.append(str(error))
                 continue
-            return known, cursors_from(state, known, self.plan.layout.lanes), faults
+            try:
+                cursors = cursors_from(state, known, self.plan.layout.lanes)
+                refuse_impossible(cursors, self.plan, known)
+            except CheckpointError as error:
+                faults.append(f"{file}: {error}")
+                continue
+            return known, cursors, faults
         if self.first_step:
             raise CheckpointError(
                 f"the cursors of step {step:,} are not in {self.out}, which began at step {self.first_step:,} from the "

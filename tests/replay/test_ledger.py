@@ -268,6 +268,25 @@ def test_questions_that_cannot_be_answered_are_refused(
     )
 
 
+def test_cursors_that_no_run_writes_are_told_and_earlier_ones_are_taken(
+    finished: tuple[Path, Consumed], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, consumed = finished
+    shutil.copytree(out, copy := tmp_path / "copy")
+    file = copy / "cursors/step-00000004.json"
+    written = file.read_text()
+    for number, place in (("rows", 1), ("stripe", 1000), ("compressed", 10**6)):
+        state = json.loads(written)
+        state["lanes"][0]["sources"][0][state["fields"].index(number)] += place
+        file.write_text(json.dumps(state))
+        assert cli.main(["ledger", str(copy), "--step=5", "--workers=0"]) == 0
+        said = capsys.readouterr()
+        [warning] = [line for line in said.err.splitlines() if line.startswith("warning: ")]
+        assert warning.startswith(f"warning: {file}: stream.json: ")
+        assert warning.endswith("; reading from earlier cursors")
+        assert said.out.startswith(f"step 5: {len(documents_in(consumed[5]))} documents in 8 rows\n")
+
+
 def test_cursors_that_cannot_be_read_are_told_and_earlier_ones_are_taken(
     finished: tuple[Path, Consumed], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
