@@ -25,7 +25,7 @@ class Pass:
     positions: int
     """Of the batches."""
     start_seconds: float
-    """Processor time before the first batch is asked for: tokenizer, listing and plan."""
+    """Processor time before the first batch is requested: tokenizer, listing and plan."""
     processor_seconds: float
     """From then on: user and system time, of the process and of all that it started."""
     busiest_seconds: float

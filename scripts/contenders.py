@@ -69,10 +69,10 @@ def stream(given: Given, engine: EngineName = "auto", workers: int = 0) -> Batch
     return read()
 
 
-def engine_of(tokenizer: str, asked: EngineName) -> EngineName:
+def engine_of(tokenizer: str, option: EngineName) -> EngineName:
     """The engine that a run would take, checked once for all that follow. Raises: ConfigError."""
     encoder = Encoder.of(AutoTokenizer.from_pretrained(tokenizer))
-    name: EngineName = choose(asked, encoder).name
+    name: EngineName = choose(option, encoder).name
     return name
 
 
@@ -101,7 +101,7 @@ def _counted(collate: Any, examples: list[dict[str, list[int]]]) -> tuple[int, A
     return sum(example["special_tokens_mask"].count(0) for example in examples), collate(examples)
 
 
-# --- What nobody can do without
+# --- What every pipeline has to do
 
 
 def encode_batch_fast(given: Given) -> Batches:

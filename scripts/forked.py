@@ -31,7 +31,7 @@ class Ended:
 def in_fork(function: Callable[[], Iterable[Any]], seconds: float | None = None) -> Ended:
     """Run a function to its end in a fork, or until its time is up: then it is killed with the processes that it has started.
 
-    What it gives has to fit into JSON. This process must not have asked torch for a GPU.
+    What it yields has to fit into JSON. This process must not have initialised CUDA.
     """
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as printed:

@@ -86,7 +86,7 @@ class Measured:
     wall_seconds: float
     processor_seconds: float
     waiting_seconds: float | None = None
-    """For data; only this package says so."""
+    """For data; only this package reports it."""
     slowest_over_median: float | None = None
     """Of the steps: above 2 something was compiled while the clock ran."""
     tokens_a_segment: float | None = None
@@ -187,7 +187,7 @@ def steps_of(setup: Setup, stream: StepStream) -> Iterator[StepResult]:
 
 
 class Clock:
-    """Told of every step; counts from the end of the warm-up to the last step."""
+    """Counts steps and tokens from the end of the warm-up to the last step."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -197,7 +197,7 @@ class Clock:
         self.seconds = (0.0, 0.0)
 
     def tick(self, tokens: Any) -> bool:
-        """A step has ended that trained on so many tokens; returns whether it was the last."""
+        """Count a step of `tokens`; whether it was the last."""
         self.step += 1
         if self.step > self.setting.warmup:
             self.tokens = self.tokens + tokens
@@ -225,7 +225,7 @@ def train(setting: Setting, without: Ingredient | None = None) -> Measured:
     config = config_of(setting, compile_it=setting.cuda and without != "compile", packing=without != "packing")
     with prepared_run(config) as (setup, stream):
         bare = setup.parallel.bare
-        if without == "varlen attention":  # the mask [L, L] of each row says which documents are apart
+        if without == "varlen attention":  # a mask [L, L] of each row isolates its documents
             bare.model.set_attn_implementation("sdpa")
             bare.by_mask = True
         if without == "fused AdamW":

@@ -58,7 +58,7 @@ class JoinedRows(IterableDataset):
         for text in self.texts:
             for name, values in joined.items():
                 values += text[name]
-            whole = len(joined["input_ids"]) // self.sequence_length * self.sequence_length
-            for first in range(0, whole, self.sequence_length):
+            end = len(joined["input_ids"]) // self.sequence_length * self.sequence_length
+            for first in range(0, end, self.sequence_length):
                 yield {name: values[first : first + self.sequence_length] for name, values in joined.items()}
-            joined = {name: values[whole:] for name, values in joined.items()}
+            joined = {name: values[end:] for name, values in joined.items()}
