@@ -1,4 +1,14 @@
-"""Word boundaries from token ids alone."""
+"""Word boundaries from token ids alone.
+
+WordPiece: a token with the prefix ## continues a word, every other token begins one; equal to the tokenizer's `word_ids`.
+
+Byte-level BPE and SentencePiece: a word is a run of letters, of digits or of other characters, with the space before it, as
+in the pattern of GPT-2. Whether a token begins one follows from its first character and the last one of the token before. It
+differs from `word_ids` on purpose where those serve masking badly: words of SentencePiece include punctuation, and are
+sentences in scripts without spaces, where every token is a word here; those of GPT-2 end at combining marks (Hindi). It
+differs by necessity in contractions and runs of white space: 0.1 to 0.6 % of the words of English prose, measured with the
+tokenizer of GPT-2.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_pretrain.errors import ModelError
-
-#
-# WordPiece: a token with the prefix ## continues a word, every other one begins one; equal to the tokenizer's own `word_ids`.
-#
-# Byte-level BPE and SentencePiece: a word is a run of letters, of digits or of other signs with the space in front of it, as
-# in the pattern of GPT-2. Whether a token begins one follows from its first character and the last one of the token before.
-# It differs from `word_ids` on purpose where those serve masking badly: SentencePiece's own words keep punctuation, and are
-# whole sentences in scripts written without spaces, where every token is a word here; GPT-2's end at combining marks (Hindi).
-# And it differs by necessity in contractions and runs of white space: at 0.1 to 0.6 % of the words of English prose, measured
-# with GPT-2's tokenizer.
 
 CLASSES = 8
 
