@@ -6,7 +6,6 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,8 +19,10 @@ def look_at_chunks(metadata: pq.FileMetaData, columns: Sequence[str]) -> None:
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(_Unread(), metadata=metadata, pre_buffer=True)
-    with suppress(_UnreadError):
+    try:
         next(file.iter_batches(1, columns=[*columns], use_threads=False), None)
+    except _UnreadError as error:
+        error.__traceback__ = None  # Arrow keeps the error, and would keep all that the calls here refer to, open files too
 
 
 class _UnreadError(Exception):
