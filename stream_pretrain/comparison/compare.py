@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -26,6 +27,9 @@ from stream_pretrain.training.evaluation.evaluation import packed_documents
 
 LENGTHS = {"up to 128 tokens": (1, 129), "129 to 512 tokens": (129, 513), "more than 512 tokens": (513, sys.maxsize)}
 """Documents by their tokens, counted by the tokenizer of each model."""
+
+MOST_NATS = 700.0
+"""Of a loss whose perplexity is a number."""
 
 Phase = Callable[[str], AbstractContextManager[Callable[[str], None]]]
 """Shows what is done now, and how far it is."""
@@ -74,6 +78,8 @@ def judge(
         likelihoods = likelihoods_of(
             model, encoder, texts, candidate.mask_id, most_tokens=length, batch_rows=batch_rows, report=report
         )
+        if not np.isfinite(likelihoods.bits).all():
+            raise ModelError(f"{name}: the likelihood of a text is not a finite number: give another model")
     folds: list[float] = []
     if labelled is not None:
         with phase(f"{name}: probe") as report:
@@ -116,7 +122,7 @@ def _means(losses: DocumentLosses, *, causal: bool) -> dict[str, Any]:
     """Without labels, there is no mean."""
     documents, labels = int((losses.labels > 0).sum()), int(losses.labels.sum())
     loss, accuracy = (losses.mean_loss, losses.accuracy) if labels else (None, None)
-    perplexity = {"perplexity": None if loss is None else float(np.exp(loss))} if causal else {}
+    perplexity = {"perplexity": None if loss is None or loss > MOST_NATS else math.exp(loss)} if causal else {}
     return {"loss": loss, "accuracy": accuracy, **perplexity, "documents": documents, "labels": labels}
 
 

@@ -105,6 +105,8 @@ def _validate_evaluation_sets(config: Config) -> None:
             raise ConfigError(f"{where} split names one of --dataset, but the corpus is a mixture: give a dataset")
     if sets and not any(one.weight for one in sets):
         raise ConfigError("--eval.sets: no set has a weight")
+    if not math.isfinite(sum(one.weight for one in sets)):
+        raise ConfigError("--eval.sets: the sum of the weights must be finite: give smaller ones")
 
 
 def _validate_run(run: RunConfig, evaluation: EvalConfig) -> None:

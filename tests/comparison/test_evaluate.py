@@ -33,7 +33,8 @@ from transformers import (
 
 from stream_pretrain import cli
 from stream_pretrain.comparison.bootstrap import paired_difference
-from stream_pretrain.comparison.losses import document_losses
+from stream_pretrain.comparison.compare import _means
+from stream_pretrain.comparison.losses import DocumentLosses, document_losses
 from stream_pretrain.comparison.probe import FOLDS
 from stream_pretrain.comparison.pseudo_likelihood import CHARACTERS, Likelihoods, beginnings, first_token
 from stream_pretrain.config import Config, ModelConfig, ObjectiveConfig
@@ -241,6 +242,12 @@ def test_without_a_token_that_is_predicted_there_are_no_bits_per_byte_and_no_dif
     nothing = Likelihoods(np.zeros(2), np.zeros(2, dtype=np.int64))
     assert nothing.bits_per_byte is None
     assert paired_difference((nothing.bits, nothing.bytes), (np.ones(2), np.ones(2))) is None
+
+
+def test_a_loss_beyond_every_perplexity_has_none() -> None:
+    counts = np.ones(1, dtype=np.int64)
+    means = [_means(DocumentLosses(np.array([loss]), counts, counts, counts), causal=True) for loss in (2.0, 1e4)]
+    assert [one["perplexity"] for one in means] == [pytest.approx(math.e**2), None]
 
 
 def test_a_model_is_judged_by_the_objective_that_it_was_trained_on_or_refused(

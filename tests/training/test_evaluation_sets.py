@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,12 @@ def test_a_run_with_one_set_goes_on_with_it(arguments: list[str], held: dict[str
         ([{"name": "a"}], [], "--eval.sets: a: give a dataset, a split of the corpus, or both"),
         ([{"name": "a", "split": "x", "weight": -1}], [], "--eval.sets: a: weight must not be negative, not -1.0"),
         ([{"name": "a", "split": "x", "weight": 0}], [], "--eval.sets: no set has a weight"),
+        ([{"name": "a", "split": "x", "weight": math.nan}], [], "--eval.sets: a: weight must be finite, not nan"),
+        (
+            [{"name": "a", "split": "x", "weight": 1e308}, {"name": "b", "split": "x", "weight": 1e308}],
+            [],
+            "--eval.sets: the sum of the weights must be finite: give smaller ones",
+        ),
         ([{"name": "a", "wieght": 1}], [], "--eval.sets: record 1: unknown key wieght; did you mean weight?"),
         ([{"split": "x"}], [], "--eval.sets: record 1: name is missing"),
         ([{"name": "a", "split": "x"}], ["--eval-every=0"], "--eval.sets needs --eval-every"),
@@ -142,6 +149,15 @@ def test_wrong_records_are_one_line(
     refused = run_here([*arguments, "--max-steps=2", f"--output-dir={tmp_path / 'out'}", sets(*records), *more])
     assert refused.returncode in (1, 2)
     assert [line.partition("error: ")[2] for line in refused.stderr.splitlines() if "error: " in line] == [said]
+
+
+def test_a_set_of_shards_that_are_trained_on_is_told(arguments: list[str], held: dict[str, str], tmp_path: Path) -> None:
+    [corpus] = [word.partition("=")[2] for word in arguments if word.startswith("--dataset=")]
+    both = sets({"name": "seen", "dataset": corpus}, {"name": "other", "dataset": held["a"]})
+    done = run_to_end([*arguments, "--max-steps=1", both, f"--output-dir={tmp_path / 'out'}"])
+    assert [line.partition("warning: ")[2] for line in done.splitlines() if "evaluation set" in line and "warning" in line] == [
+        "evaluation set seen has shards that are trained on: its loss says little of other documents"
+    ]
 
 
 def test_secrets_of_sets_are_hidden_everywhere_and_sets_do_not_name_the_run() -> None:

@@ -86,12 +86,17 @@ def evaluation_documents(
     wanted, recorded = Origin.of_options(config.eval), Origin.read(out)
     kept = _kept(config.eval, recorded, out)
     began = None if kept is None else recorded or wanted
+    trained_on = {shard.url for shard in plan.shards}
     texts, are_new = {}, False
     for one in _sets(config.eval):
         if kept is not None and one.name in kept:
             texts[one.name] = kept[one.name]
             continue
         are_new = True
+        if one.name in corpora and any(shard.url in trained_on for shard in corpora[one.name].shards):
+            progress.warning(
+                f"{_set_in_words(one.name)} has shards that are trained on: its loss says little of other documents"
+            )
         with progress.phase(f"collecting {_set_in_words(one.name)}") as found:
             texts[one.name] = _collected(config, plan, one, corpora.get(one.name), found, progress.warning)
             found(f"{len(texts[one.name])} documents")
