@@ -121,6 +121,7 @@ def test_the_variable_that_turned_it_off_in_transformers_turns_it_off_here_and_o
         ({"WANDB_DISABLED": "false"}, "auto", "auto"),
         ({"WANDB_MODE": "dryrun"}, "auto", "offline"),
         ({"WANDB_MODE": "run"}, "auto", "online"),
+        ({"WANDB_MODE": "Offline"}, "auto", "offline"),
         ({"WANDB_MODE": "disabled", "WANDB_DISABLED": "false"}, "auto", "disabled"),
     ],
 )

@@ -326,7 +326,7 @@ def _wanted(run: RunConfig) -> str:
         return run.wandb
     if _is_disabled():
         return "disabled"
-    mode = os.environ.get("WANDB_MODE") or "auto"
+    mode = os.environ.get("WANDB_MODE", "").lower() or "auto"
     return {"dryrun": "offline", "run": "online"}.get(mode, mode)  # older names of the client
 
 

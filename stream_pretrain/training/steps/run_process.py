@@ -84,7 +84,7 @@ class RunProcess:
 
     def answer(self, name: str) -> None:
         """Say at once what a signal does."""
-        if self.out.has_ended and self._setup is not None:
+        if self.out.has_ended and self._setup is not None and self._setup.totals.step:
             self._progress.notice("all is saved; Ctrl-C again leaves at once")
         elif not self.out.is_lost:  # reported as the error of the run
             self._progress.notice(stopping(name, self._stop.last_step, alone=self._ranks.world == 1))
