@@ -61,6 +61,29 @@ def signalled(function: Callable[..., Any], call: int) -> Callable[..., Any]:
     return called
 
 
+def test_one_during_which_another_machine_takes_the_folder_over_is_not_recorded(
+    arguments: list[str], undisturbed: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, calls = evaluation.evaluate, iter(range(9))
+
+    def taken_over(*given: Any, **options: Any) -> Any:
+        if next(calls) == 2:
+            (tmp_path / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 12, "time": 0.0}))
+        return evaluate(*given, **options)
+
+    command = [*arguments, f"--output-dir={tmp_path}"]
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation, "evaluate", taken_over)
+        done = run_here(command)
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        f"error: {tmp_path} was taken over by process 12 on elsewhere: this run writes nothing more to it\n"
+    )
+    assert record(tmp_path) == undisturbed[:4]
+    run_to_end(command)
+    assert record(tmp_path) == undisturbed
+
+
 @pytest.mark.parametrize("step", [4, 6, pytest.param(3, marks=long)])
 def test_one_that_falls_on_a_stop(
     arguments: list[str], undisturbed: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int

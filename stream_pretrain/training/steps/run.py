@@ -172,6 +172,7 @@ class _Run:
     def _evaluate(self) -> dict[str, float | int]:
         with self._watchdog.stage("evaluating"):
             metrics: dict[str, float | int] = {**self._evaluations.run()}
+        self._setup.out.raise_if_lost()  # since it took a while
         self._is_stopped = not metrics
         return metrics
 
