@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
+import re
 from pathlib import Path
 
+import pytest
+
+from stream_pretrain.arguments import parse
+from stream_pretrain.data.chain import stream_plan
+from stream_pretrain.data.lanes.pinning import pin
+from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.data.lanes.stream_state import first_cursors
 from stream_pretrain.training.files.records import append, best_evaluation
 from stream_pretrain.training.report.summary import HeldOut, held_out_in_words, summary
 from stream_pretrain.training.state.totals import Totals
+from stream_pretrain.units import human_count
+from stream_pretrain.verification.comparing import TENSORS
+from tests.command_lines import with_last
+from tests.corpora import documents, json_lines, word_tokenizer
+from tests.integration.jobs import tiny_options
+from tests.training.runs import run_to_end
 
 
 def test_a_held_out_loss_comes_with_its_perplexity_and_the_best_one() -> None:
@@ -42,6 +58,34 @@ def test_a_summary_tells_this_start_from_the_run() -> None:
         "loss 2.3457, held-out loss 2.2000, perplexity 9.03, best 2.1000 at step 9,600",
         "documents not trained on: 3 skipped, 4,567 filtered",
     ]
+
+
+def test_the_figures_of_a_run_before_and_behind_it_are_those_of_its_rows(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_bytes(json_lines([*documents(120), "", "x"]) + b"no JSON\n")
+    arguments = tiny_options(
+        tmp_path / "s.jsonl", model, tmp_path / "out", "--max-epochs=1", "--save-every=8", "--data.max-bad-fraction=1",
+        "--data.min-characters=2", "--global-batch-size=8",
+    )  # fmt: skip
+    lines = run_to_end(arguments)
+    config = parse(with_last([*arguments, "--workers=0"]))
+    pinned = pin(config, world=1)
+    with StepStream(stream_plan(config, word_tokenizer(), pinned), first_cursors(pinned.lanes, 1)) as stream:
+        steps = list(itertools.takewhile(lambda step: len(step.trained), stream))
+    tokens = sum(step.trained.tokens for step in steps)
+    read = {tuple(origin) for step in steps for origin in step.origins.tolist()}
+    assert f"\nsteps 1-{len(steps)} in " in lines
+    assert f" tok/s); {human_count(tokens)} tokens, {len(read)} documents in all\n" in lines
+    assert "\ndocuments not trained on: 1 skipped, 2 filtered\n" in lines
+    last = json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[-1])
+    assert f"\nloss {last['train/loss']:.4f}\n" in lines
+    [about] = re.findall(r"\ncorpus +~([0-9.]+)k tokens, 1 epoch\n", lines)
+    assert float(about) * 1000 == pytest.approx(tokens, rel=0.1)
+    [told, kept, all_of_them] = re.findall(r"([0-9]+) kB x ([0-9]) kept = ([0-9]+) kB", lines)[0]
+    checkpoints = list((tmp_path / "out/checkpoints").glob("step-*"))
+    assert (len(checkpoints), int(all_of_them)) == (int(kept), pytest.approx(int(kept) * int(told), abs=2))
+    tensors = [(folder / name).stat().st_size for folder in checkpoints for name in TENSORS]
+    headers = 16_384 * len(tensors)
+    assert 0 < sum(tensors) - 1000 * int(all_of_them) < headers, "the figure is of weights and moments alone"
 
 
 def test_a_summary_says_no_more_than_there_was() -> None:
