@@ -25,3 +25,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.corpora import write_tiny_bert  # which imports transformers
 
     return write_tiny_bert(tmp_path_factory.mktemp("model"))
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Names a parameter of bytes by its argument: a gzip has the time, and every process has to collect the same names."""
+    return argname if isinstance(val, bytes) else None
