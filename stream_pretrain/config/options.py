@@ -114,7 +114,7 @@ class DataConfig:
     """best_fit: several documents per row, chosen to fill it; concat: documents in reading order; none: one per row, padded."""
     # Values of "auto", here and below, depend on the machine and are pinned in corpus.json.
     lanes: int | Auto = option("auto", short="lanes", bounds="positive", may_change=True)
-    """Fixed sub-streams of the corpus, dealt to ranks and workers; divides the global batch, never changes in a run."""
+    """Fixed sub-streams of the corpus, dealt to ranks and workers; the number never changes in a run."""
     workers: int = option(
         1, short="workers", bounds="not negative", may_change=True, synonyms="num-workers dataloader-num-workers num-proc"
     )
