@@ -323,9 +323,9 @@ class SourceLane:
         begins = rows.segment_token == 0
         if cursor.piece > 0:  # the first document has begun in a group before
             begins &= rows.segment_document > 0
-        origins = np.empty((len(begins), 3), dtype=np.int64)
+        origins = np.empty((len(tokenized.documents), 3), dtype=np.int64)
         origins[:, 0] = cursor.epoch
-        origins[:, 1:] = window.origins.take(tokenized.documents.take(rows.segment_document), axis=0)
+        origins[:, 1:] = window.origins_of(tokenized.documents)
         origins[:, 1] += self._shard(stripe)
         characters = (
             window.characters_before(cursor.next_document, cursor.piece, cursor.token),
@@ -348,7 +348,7 @@ class SourceLane:
         return Group(
             rows=rows,
             key=(*self._key(MASK, stripe, stripe.block(cursor.window)), cursor.next_document, cursor.piece, cursor.token),
-            origins=origins,
+            origins=origins.take(rows.segment_document, axis=0),
             begin=begin,
             end=end,
             first=cursor.taken,
@@ -361,7 +361,7 @@ class SourceLane:
         """Record and count documents without tokens: one entry for each shard, at the first of them."""
         if len(documents) == 0:
             return
-        shards, offsets = window.origins[documents].T
+        shards, offsets = window.origins_of(documents).T
         found, counts = np.unique(shards, return_counts=True)
         self._report(
             stripe,

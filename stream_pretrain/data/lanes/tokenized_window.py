@@ -36,11 +36,8 @@ class TokenizedWindow:
     def __init__(self, documents: Documents, key: Sequence[int], piece_edges: Callable[[str], list[int]]) -> None:
         order = keyed_generator(*key).permutation(len(documents.texts))
         texts = [documents.texts[text] for text in order.tolist()]
-        self.origins = np.zeros((len(order), 2), dtype=np.int64)
-        """[D, 2] the shard of each document within the unit, and its offset there."""
-        if documents.members:
-            self.origins[:, 0] = np.array(documents.members, dtype=np.int64)[order]
-        self.origins[:, 1] = np.array(documents.offsets, dtype=np.int64)[order]
+        self.offsets = np.array(documents.offsets, dtype=np.int64)[order]
+        self.members = np.array(documents.members, dtype=np.int64)[order] if documents.members else None
         pieces = np.ones(len(order), dtype=np.int64)
         long = [number for number, text in enumerate(texts) if len(text) > PIECE_CHARACTERS]
         for number in reversed(long):
@@ -62,7 +59,7 @@ class TokenizedWindow:
 
     def __len__(self) -> int:
         """Documents."""
-        return len(self.origins)
+        return len(self.offsets)
 
     def begin_group(self, document: int, piece: int) -> None:
         """Drop the tokens before a piece of a document; tokenize from there on if none are kept."""
@@ -178,6 +175,14 @@ class TokenizedWindow:
                 token -= int(self.counts[piece - self.first])
                 piece += 1
         return document, piece - int(self.first_pieces[document]), token
+
+    def origins_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 [D, 2] the shard of each document within the unit, and its offset there."""
+        origins = np.zeros((len(documents), 2), dtype=np.int64)
+        if self.members is not None:
+            origins[:, 0] = self.members[documents]
+        origins[:, 1] = self.offsets[documents]
+        return origins
 
     def documents_without_tokens(
         self, tokenized: Tokenized, first: int, after: tuple[int, int, int] | None
