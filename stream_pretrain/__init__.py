@@ -4,7 +4,7 @@
 
 Imports point one way. The program is `stream-pretrain`, or `python -m stream_pretrain`; from Python,
 `stream_pretrain.cli.main([...])` takes the same arguments. `TokenStream` and `prepare` are for training loops of your own. This
-module imports nothing until it is asked for: the program has to answer signals first.
+module imports nothing before one of its names is used: the program has to handle signals first.
 """
 
 from importlib import import_module

@@ -43,10 +43,10 @@ from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.report.stop_messages import stopped
 
 
-def main(argv: Sequence[str] | None = None, begins: Callable[[], None] = lambda: None) -> int:
+def main(argv: Sequence[str] | None = None, before_command: Callable[[], None] = lambda: None) -> int:
     """Run one command; returns an exit code of `exit_codes`.
 
-    begins: called when the command takes signals itself.
+    before_command: called when the command takes over, with handlers of its own for signals.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None, begins: Callable[[], None] = lambda:
         sys.argv[1:] = map(escaped, without_secrets(arguments))
     with unfailing_stderr(), clear_stderr(Secrets.of(values_of(arguments), [], os.environ)) as stderr:
         try:
-            return _run(arguments, stderr, begins)
+            return _run(arguments, stderr, before_command)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return exit_codes.of_stopped_process("SIGINT")
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None, begins: Callable[[], None] = lambda:
             return exit_codes.of_error(error)
 
 
-def _run(arguments: list[str], stderr: ClearStream, begins: Callable[[], None]) -> int:
+def _run(arguments: list[str], stderr: ClearStream, before_command: Callable[[], None]) -> int:
     command = "train"
     options = arguments
     if arguments and not arguments[0].startswith("-"):
@@ -101,8 +101,8 @@ def _run(arguments: list[str], stderr: ClearStream, begins: Callable[[], None]) 
         command, arguments = "inspect", of_the_run(arguments)
     shown = [PROGRAM, *without_secrets(arguments)]
     if command == "train":
-        return _train(given.config, shown, begins)
-    begins()
+        return _train(given.config, shown, before_command)
+    before_command()
     progress = Progress(sys.stderr)
     answer: Answer = _module(command, progress).run(given, shown, progress)
     if given.as_json:
@@ -127,11 +127,11 @@ def _module(command: str, progress: Progress) -> ModuleType:
         return importlib.import_module(f"{commands.__name__}.{command.replace('-', '_')}")
 
 
-def _train(config: Config, given: Sequence[str], begins: Callable[[], None]) -> int:
+def _train(config: Config, given: Sequence[str], before_command: Callable[[], None]) -> int:
     """Start or resume a run, with signals that stop it, and what can be refused at once refused."""
     from stream_pretrain.training.ranks.signals import stop_on_signals
 
-    begins()
+    before_command()
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
         progress = Progress(sys.stderr if os.environ.get("RANK", "0") == "0" else None)
         stop.answer(lambda name: _leave(name, run_directory(config), given, progress), exit_codes.of_stopped_process)

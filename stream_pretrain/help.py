@@ -40,7 +40,7 @@ class Declaration:
     """What a command takes, as the constants of its module say."""
 
     summary: str
-    """First line of the docstring, behind the name."""
+    """First line of the docstring, after the name of the command."""
     groups: tuple[str, ...]
     """GROUPS: groups of options."""
     also: tuple[str, ...]

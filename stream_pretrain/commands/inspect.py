@@ -24,7 +24,7 @@ from stream_pretrain.inspection.next_start import next_start
 from stream_pretrain.inspection.report import GPUS, plan_report, source_report, warnings_of
 from stream_pretrain.inspection.report_lines import lines_of
 from stream_pretrain.inspection.sample import sample_of
-from stream_pretrain.inspection.shown_rows import LEGEND, lines_of_rows, next_rows
+from stream_pretrain.inspection.shown_rows import LEGEND, first_rows, lines_of_rows
 from stream_pretrain.inspection.unread_files import unread_files
 from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.evaluation.evaluation_documents import evaluation_corpora
@@ -55,22 +55,22 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
     has_tokenizer = config.model.path is not None or config.model.tokenizer is not None
     if options.rows and not has_tokenizer:
         raise ConfigError("--inspect.rows needs a tokenizer: give --model or --model.tokenizer")
-    coming = next_start(config, command, progress) if given.dry_run else None
+    upcoming = next_start(config, command, progress) if given.dry_run else None
     saved = None
-    if coming is not None:
-        if coming.is_finished:
-            return Answer([coming.said], {"start": coming.to_json()})
-        config, saved = coming.config, coming.saved
+    if upcoming is not None:
+        if upcoming.is_finished:
+            return Answer([upcoming.in_words], {"start": upcoming.to_json()})
+        config, saved = upcoming.config, upcoming.saved
     ranks, out = Ranks(), run_directory(config)
     pinned = pin_on_all_ranks(config, saved, ranks, progress)
-    if coming is not None:
+    if upcoming is not None:
         evaluation_corpora(config, out)  # refuses what is not there
     tokenizer = load_tokenizer(config.model) if has_tokenizer else None
     plans, plan, framing, cursors = source_plans(config, pinned), None, None, None
     if tokenizer is not None:
         plan = plan_on_all_ranks(config, tokenizer, pinned, saved, out, ranks, progress).plan
         encoder = plan.encoder
-        framing = len(encoder.prefix) + len(encoder.suffix) + len(encoder.document_end)
+        framing = encoder.framing + len(encoder.document_end)
         cursors = first_cursors(pinned.lanes, len(pinned.sources)) if saved is None else restored(saved, plan)[0]
     model = None if plan is None or tokenizer is None else _model_cost(config, plan, tokenizer)
     sources = []
@@ -83,10 +83,10 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
     planned = plan_report(config, pinned, plans, sources, model, resumes=saved is not None)
     rows, refused = list[str](), None
     if plan is not None and tokenizer is not None and cursors is not None and options.rows:
-        step = 0 if coming is None else coming.start.step
+        step = 0 if upcoming is None else upcoming.start.step
         try:
-            shown = next_rows(plan, step, cursors, options.rows)
-        except StreamPretrainError as error:  # what is known of the corpus is told all the same
+            shown = first_rows(plan, step, cursors, options.rows)
+        except StreamPretrainError as error:  # the report of the corpus is shown all the same
             shown, refused = None, error
         if shown is not None:
             rows = list(_lines_of(shown, tokenizer, causal=plan.objective.causal, as_json=given.as_json))
@@ -95,7 +95,7 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
         *([] if refused is None else [f"a run is refused: {refused}"]),
         *([] if plan is None else advice(plan, ranks, config.data.workers)),
     ]
-    start = None if coming is None else coming.to_json()
+    start = None if upcoming is None else upcoming.to_json()
     report: dict[str, Any] = {"start": start, "sources": sources, "plan": planned, "rows": rows, "warnings": warnings}
     samples = [source["sample"] for source in sources]
     damaged = config.data.on_bad_shard == "error" and any(sample["damaged"] for sample in samples)

@@ -48,30 +48,30 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
     state: Literal["preempted", "finished"] = "finished"
     with ExitStack() as stack:
         stack.callback(progress.close)
-        this = RunProcess(config, command, ranks, stop, progress)
-        peers = stack.enter_context(between_ranks(ranks, stop, this.give_up, warn))
-        stop.answer(this.answer, lambda name: this.quit_at_once(name, peers))
+        process = RunProcess(config, command, ranks, stop, progress)
+        peers = stack.enter_context(between_ranks(ranks, stop, process.give_up, warn))
+        stop.answer(process.answer, lambda name: process.quit_at_once(name, peers))
         watchdog = stack.enter_context(Watchdog(ranks, warn))
         try:
             with watchdog.stage("starting"):
                 with stop.interruptible():
-                    ranks.from_first(lambda: this.own_folder(stack))
-                already = ranks.from_first(lambda: complete_finished(config, command, progress, stop, this.out))
+                    ranks.from_first(lambda: process.own_folder(stack))
+                already = ranks.from_first(lambda: complete_finished(config, command, progress, stop, process.out))
                 if already is None:
-                    setup = prepare(config, command, accelerator, ranks, progress, stop, this.out)
-                    this.begin(setup)
+                    setup = prepare(config, command, accelerator, ranks, progress, stop, process.out)
+                    process.begin(setup)
             if already is None:
-                state = train(setup, this.writer, watchdog, stack)
+                state = train(setup, process.writer, watchdog, stack)
         except SystemExit:  # the first rank reports why
             announced = peers.wait_for_ending(patience=ACKNOWLEDGE_SECONDS)
             if announced is not None and announced != STOPPED:
                 tell_launcher(announced.why, announced.exit_code)
             raise
         except BaseException as error:
-            explained = this.explained(error, peers)
+            explained = process.explained(error, peers)
             own_ending = ending_of(explained, ranks, secrets)
             announced = peers.announce(own_ending)
-            this.record_end(announced or own_ending)
+            process.record_end(announced or own_ending)
             peers.leave()  # cleanup, such as a checkpoint in progress, may take longer than the others wait
             if announced is not None and announced != STOPPED:
                 tell_launcher(announced.why, announced.exit_code)
@@ -88,10 +88,10 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
             peers.leave()
     if state == "preempted":
         stop.wait_for_answer()
-        progress.notice(this.last_line(stop.signal or "a signal to another rank"))
+        progress.notice(process.last_line(stop.signal or "a signal to another rank"))
     else:
         done = "finished" if already is None else f"already finished at step {already:,}"
-        progress.notice(f"{done}; the model is in {this.out.path / MODEL}")
+        progress.notice(f"{done}; the model is in {process.out.path / MODEL}")
     if ranks.world > 1:
         # At exit: here, the last reference would be that of DDP, which then waits for threads that need its lock.
         atexit.register(torch.distributed.destroy_process_group)

@@ -71,19 +71,19 @@ def candidates_of(names: Sequence[str], config: Config) -> list[Candidate]:
 def _is_causal(name: str, model: ModelConfig, config: Config) -> bool:
     settings = read_config(name, model, only_cached(name, None))
     refuse_other_head(name, settings)
-    causal, asked = is_causal(settings) or _recorded_objective(Path(name).absolute()) == "clm", config.objective.name
-    objective, kind = KINDS[causal]
-    if "objective.name" in config.given and asked != objective:
+    causal = is_causal(settings) or _recorded_objective(Path(name).absolute()) == "clm"
+    requested, (objective, kind) = config.objective.name, KINDS[causal]
+    if "objective.name" in config.given and requested != objective:
         older = "; if it is an encoder that was trained with clm, put is_decoder: true into its config.json"
         raise ModelError(
-            f"{name} is a {kind} language model ({settings.model_type}), which --objective.name {asked} cannot judge: "
+            f"{name} is a {kind} language model ({settings.model_type}), which --objective.name {requested} cannot judge: "
             f"give --objective.name {objective}, or another model{'' if causal else older}"
         )
     return causal
 
 
 def _recorded_objective(model: Path) -> str | None:
-    """What a checkpoint was trained with, or OUT/model by the checkpoints beside it: configurations did not always tell."""
+    """What a checkpoint was trained with, or OUT/model by the checkpoints beside it; earlier configurations do not have it."""
     checkpoints = sorted((model.parent / CHECKPOINTS).glob("step-*"), reverse=True) if model.name == MODEL else []
     for checkpoint in [model] if (model / "trainer.json").is_file() else checkpoints:
         with suppress(CheckpointError):  # then that of an older one

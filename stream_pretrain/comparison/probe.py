@@ -74,7 +74,7 @@ def features(
     """
     bare = model.model
     ids, lengths = encoder.build().encode(texts)
-    widest = most_tokens - len(encoder.prefix) - len(encoder.suffix)
+    widest = most_tokens - encoder.framing
     means: dict[int, NDArray[np.float32]] = {}
     before = 0
     for number, length in enumerate(lengths.tolist()):

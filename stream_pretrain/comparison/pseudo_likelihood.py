@@ -58,7 +58,7 @@ def likelihoods_of(
     """
     device = next(model.parameters()).device
     ids, lengths = encoder.build().encode(texts)
-    widest = most_tokens - len(encoder.prefix) - len(encoder.suffix)
+    widest = most_tokens - encoder.framing
     needs_context = mask_id is None and not encoder.prefix
     bits, counted = np.zeros(len(texts)), np.zeros(len(texts), dtype=np.int64)
     before = 0
@@ -108,10 +108,10 @@ def _of_masked(model: PretrainingModel, row: torch.Tensor, places: torch.Tensor,
     return _loss(model, rows, number * len(row) + places, row[places])
 
 
-def _loss(model: PretrainingModel, rows: torch.Tensor, places: torch.Tensor, answers: torch.Tensor) -> float:
+def _loss(model: PretrainingModel, rows: torch.Tensor, places: torch.Tensor, targets: torch.Tensor) -> float:
     count, length = rows.shape
     positions = torch.arange(length, device=rows.device).repeat(count, 1)
     starts = torch.arange(0, count * length + 1, length, device=rows.device, dtype=torch.int32)
     with torch.autocast(rows.device.type, torch.bfloat16, enabled=rows.device.type == "cuda"):
         logits = model.logits(rows, positions, starts, places)
-    return float(F.cross_entropy(logits.float(), answers, reduction="sum"))
+    return float(F.cross_entropy(logits.float(), targets, reduction="sum"))

@@ -68,7 +68,7 @@ def stream_plan(config: Config, tokenizer: PreTrainedTokenizerFast, pinned: Pinn
 
 def refuse_short_rows(sequence_length: int, encoder: Encoder, objective: Objective) -> None:
     """Refuse rows that are too short for a label. Raises: ConfigError."""
-    framing = len(encoder.prefix) + len(encoder.suffix)
+    framing = encoder.framing
     needed = objective.shortest_row(framing)
     if sequence_length < needed:
         raise ConfigError(

@@ -23,7 +23,7 @@ class Extrapolation:
     @property
     def scale(self) -> float:
         """How many times the sample the source is."""
-        return 1.0 if self.sample.whole else self.content_bytes / self.sample.content_bytes
+        return 1.0 if self.sample.is_complete else self.content_bytes / self.sample.content_bytes
 
     @property
     def unread(self) -> float:
@@ -31,14 +31,14 @@ class Extrapolation:
         return max(0.0, 1 - 1 / self.scale)
 
     def error(self, count: Callable[[NDArray[np.int64]], float]) -> float | None:
-        """Two standard errors of what follows from a count of the documents in each window, relative; 0 of a whole sample.
+        """Two standard errors of what follows from a count of the documents in each window, relative; 0 of a complete one.
 
         That of a ratio of sums over clusters (Cochran, Sampling Techniques, 6.4): shards, since the documents of one are alike,
         or windows where one shard was read. None where there is one of these, or nothing was counted.
         """
-        if self.sample.whole:
+        if self.sample.is_complete:
             return 0.0
-        shards, sizes = np.array(self.sample.of_windows, dtype=np.float64).T
+        shards, sizes = np.array(self.sample.window_origins, dtype=np.float64).T
         counts = np.array([count(lengths) for lengths in self.sample.windows])
         clusters = np.unique(shards, return_inverse=True)[1]
         if clusters.max() == 0:

@@ -61,7 +61,7 @@ def model_cost(
     settings, parameters = sized_model(config.model, objective.causal)
     rates = [objective.rate(int(step)) for step in np.linspace(0, (config.train.max_steps or 1) - 1, RATES)]
     # The last token of a segment has no next one; special tokens are not masked.
-    unlabelled = 1 if objective.causal else len(encoder.prefix) + len(encoder.suffix)
+    unlabelled = 1 if objective.causal else encoder.framing
     peaks = {gpu: peak for gpu in gpus if (peak := peak_bf16_flops(gpu)) is not None}
     written = len(tokenizer.backend_tokenizer.to_str(pretty=True).encode())
     return ModelCost(parameters, written, settings, float(np.mean(rates)), unlabelled, peaks)

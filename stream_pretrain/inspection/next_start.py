@@ -31,8 +31,8 @@ class NextStart:
     """Whether nothing is left to do."""
 
     @property
-    def said(self) -> str:
-        """In words."""
+    def in_words(self) -> str:
+        """For people."""
         step, last, found = self.start.step, self.config.train.max_steps, self.start.checkpoint
         if self.is_finished:
             return f"{self.out} is finished at step {step:,}: nothing is left to train"
@@ -47,7 +47,7 @@ class NextStart:
     def to_json(self) -> dict[str, Any]:
         """For --json."""
         return {
-            "said": self.said,
+            "said": self.in_words,
             "output_dir": str(self.out),
             "step": self.start.step,
             "checkpoint": None if self.start.checkpoint is None else str(self.start.checkpoint),

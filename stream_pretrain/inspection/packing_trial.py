@@ -40,12 +40,12 @@ def packed(
         while first < len(left):
             # No more documents than the rows may hold: a lane tokenizes no more either.
             needed = int(np.searchsorted(np.cumsum(left[first:]), group * length + token)) + 1
-            placements, (behind, token) = place(left[first : first + needed], token, group, length, framing, packing)
+            placements, (done, token) = place(left[first : first + needed], token, group, length, framing, packing)
             if not len(placements):
                 break
             rows += len(np.unique(placements[:, 0]))
             of_segments.append(placements[:, 3] - placements[:, 2] + framing)
-            first += behind
+            first += done
     lengths = np.concatenate(of_segments)
     tokens, segments = int(lengths.sum()), len(lengths)
     shown = Packed(length, rows, tokens, tokens / max(1, rows * length), segments / max(1, rows), segments / max(1, documents))

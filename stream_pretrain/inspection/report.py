@@ -70,24 +70,7 @@ def source_report(
         "stored_bytes": None if any(s.size is None for s in shards) else sum(s.size or 0 for s in shards),
         "content_bytes": total,
         "is_content_estimated": any(shard.content_bytes is None or shard.is_content_estimated for shard in shards),
-        "sample": {
-            "shards": sample.shards,
-            "is_whole": sample.whole and not sample.damaged,
-            "is_sampled": not sample.whole,
-            "has_no_text": sample.whole and not sample.documents,
-            "content_bytes": sample.content_bytes,
-            "read_in_the_middle": sample.in_the_middle,
-            "documents": sample.documents,
-            "read": sample.read,
-            "skipped": sample.skipped,
-            "examples_skipped": sample.examples,
-            "empty": sample.empty,
-            "filtered": sample.filtered,
-            "held_out": sample.held_out,
-            "duplicates": sample.duplicates,
-            "damaged": sample.damaged,
-            "characters": sample.characters,
-        },
+        "sample": _sample_report(sample),
         "scripts": {name: count / max(1, sum(sample.scripts.values())) for name, count in sample.scripts.most_common()},
     }
     if len(lengths):
@@ -98,34 +81,64 @@ def source_report(
         }
         found[f"histogram_of_{unit}"] = histogram(lengths)
     if framing is not None and lengths.sum():
-        tokens, length = int(lengths.sum()), config.data.sequence_length
-        trials = {
-            one: packed(sample.windows, one, framing, config.data.packing, plan.layout.lanes)
-            for one in _lengths(length, framing)
-        }
+        found |= _token_report(plan, sample, framing, model, config, total)
+    return found
+
+
+def _sample_report(sample: Sample) -> dict[str, Any]:
+    """What was read of a source."""
+    return {
+        "shards": sample.shards,
+        "is_whole": sample.is_complete and not sample.damaged,
+        "is_sampled": not sample.is_complete,
+        "has_no_text": sample.is_complete and not sample.documents,
+        "content_bytes": sample.content_bytes,
+        "read_in_the_middle": sample.enterable,
+        "documents": sample.documents,
+        "read": sample.read,
+        "skipped": sample.skipped,
+        "examples_skipped": sample.examples,
+        "empty": sample.empty,
+        "filtered": sample.filtered,
+        "held_out": sample.held_out,
+        "duplicates": sample.duplicates,
+        "damaged": sample.damaged,
+        "characters": sample.characters,
+    }
+
+
+def _token_report(
+    plan: SourcePlan, sample: Sample, framing: int, model: ModelCost | None, config: Config, content_bytes: int | None
+) -> dict[str, Any]:
+    """How the documents fill rows, and how many documents, tokens and rows the source has. content_bytes: of the source."""
+    lengths, length = sample.lengths, config.data.sequence_length
+    tokens = int(lengths.sum())
+    trials = {
+        one: packed(sample.windows, one, framing, config.data.packing, plan.layout.lanes) for one in _lengths(length, framing)
+    }
+    found: dict[str, Any] = {
+        "bytes_per_token": sample.text_bytes / tokens,
+        "unknown_tokens": sample.unknown / tokens,
+        "longer_than_a_row": float((lengths > length - framing).mean()),
+        "packing": [asdict(trial) for trial, _ in trials.values()],
+    }
+    own, segments = trials.get(length, (None, lengths))
+    if own is not None and model is not None:
+        found["flops_per_row"] = model.flops_of(segments) / own.rows
+    if own is not None and (sample.is_complete or (content_bytes is not None and sample.content_bytes)):
+        of_all = Extrapolation(sample, content_bytes or 0)
+        error = of_all.error(lambda window: float(window.sum()))
+        # The windows that were not read may be of other lengths, which split documents and fill rows otherwise.
+        split = of_all.unread * (own.tokens - tokens - framing * sample.documents) / own.tokens
+        by_order = max(ROWS_BY_ORDER, len(sample.windows) / own.rows)
         found |= {
-            "bytes_per_token": sample.text_bytes / tokens,
-            "unknown_tokens": sample.unknown / tokens,
-            "longer_than_a_row": float((lengths > length - framing).mean()),
-            "packing": [asdict(trial) for trial, _ in trials.values()],
+            "documents": sample.documents * of_all.scale,
+            "documents_error": of_all.error(len),
+            "tokens": own.tokens * of_all.scale,
+            "tokens_error": None if error is None else error + split + TOKENS_BY_ORDER,
+            "rows": own.rows * of_all.scale,
+            "rows_error": None if error is None else error + split + of_all.unread * (1 - own.real) + by_order,
         }
-        own, segments = trials.get(length, (None, sample.lengths))
-        if own is not None and model is not None:
-            found["flops_per_row"] = model.flops_of(segments) / own.rows
-        if own is not None and (sample.whole or (total is not None and sample.content_bytes)):
-            of_all = Extrapolation(sample, total or 0)
-            error = of_all.error(lambda window: float(window.sum()))
-            # The windows that were not read may be of other lengths, which split documents and fill rows otherwise.
-            split = of_all.unread * (own.tokens - tokens - framing * sample.documents) / own.tokens
-            by_order = max(ROWS_BY_ORDER, len(sample.windows) / own.rows)
-            found |= {
-                "documents": sample.documents * of_all.scale,
-                "documents_error": of_all.error(len),
-                "tokens": own.tokens * of_all.scale,
-                "tokens_error": None if error is None else error + split + TOKENS_BY_ORDER,
-                "rows": own.rows * of_all.scale,
-                "rows_error": None if error is None else error + split + of_all.unread * (1 - own.real) + by_order,
-            }
     return found
 
 
@@ -171,37 +184,44 @@ def plan_report(
     }
     if any(not source.get("tokens") for source in sources):
         return found
-    fills = [source["tokens"] / (source["rows"] * layout.sequence_length) for source in sources]
-    tokens = [float(source["tokens"]) for source in sources]
-    limits = [plan.max_epochs for plan in plans]
-    steps, of_epochs = _steps(config, [source["rows"] for source in sources], limits)
-    if steps is not None:
-        shares = _mean_shares(share_schedule(config.data), steps)
-        rows = [steps * layout.global_batch_size * share for share in shares]
-        if of_epochs:  # the last source goes on alone, whatever its share is
-            rows = [source["rows"] * (limit or 0) for source, limit in zip(sources, limits, strict=True)]
-        read = [of_source * layout.sequence_length * fill for of_source, fill in zip(rows, fills, strict=True)]
-        epochs = [of_source / one for of_source, one in zip(read, tokens, strict=True)]
-        found |= {
-            "steps": steps,
-            "steps_error": _error_of_sum(sources, "rows") if of_epochs else 0.0,
-            "tokens_of_run": sum(read),
-            "epochs": [one if limit is None else min(one, limit) for one, limit in zip(epochs, limits, strict=True)],
-        }
-        if model is not None:
-            flops = sum(of_source * source["flops_per_row"] for of_source, source in zip(rows, sources, strict=True))
-            found |= {
-                "flops": flops,
-                "gpu_hours": {gpu: flops / (model.peaks[gpu] * MFU) / 3600 for gpu in GPUS},
-                "mfu": MFU,
-            }
+    run = _run_report(config, plans, sources, model)
+    found |= run
     if model is not None:
         checkpoint = model.checkpoint_bytes + len(pinned.encoded)
         found |= {
             "parameters": model.parameters,
             "checkpoint_bytes": checkpoint,
-            "output_bytes_at_most": output_bytes(config, checkpoint, model.model_bytes, steps, pinned),
+            "output_bytes_at_most": output_bytes(config, checkpoint, model.model_bytes, run.get("steps"), pinned),
         }
+    return found
+
+
+def _run_report(
+    config: Config, plans: Sequence[SourcePlan], sources: Sequence[Mapping[str, Any]], model: ModelCost | None
+) -> dict[str, Any]:
+    """Steps, tokens, epochs and FLOPs of the run; empty where its steps are not known."""
+    layout = plans[0].layout
+    fills = [source["tokens"] / (source["rows"] * layout.sequence_length) for source in sources]
+    tokens = [float(source["tokens"]) for source in sources]
+    limits = [plan.max_epochs for plan in plans]
+    steps, of_epochs = _steps(config, [source["rows"] for source in sources], limits)
+    if steps is None:
+        return {}
+    shares = _mean_shares(share_schedule(config.data), steps)
+    rows = [steps * layout.global_batch_size * share for share in shares]
+    if of_epochs:  # the last source goes on alone, whatever its share is
+        rows = [source["rows"] * (limit or 0) for source, limit in zip(sources, limits, strict=True)]
+    read = [of_source * layout.sequence_length * fill for of_source, fill in zip(rows, fills, strict=True)]
+    epochs = [of_source / one for of_source, one in zip(read, tokens, strict=True)]
+    found: dict[str, Any] = {
+        "steps": steps,
+        "steps_error": _error_of_sum(sources, "rows") if of_epochs else 0.0,
+        "tokens_of_run": sum(read),
+        "epochs": [one if limit is None else min(one, limit) for one, limit in zip(epochs, limits, strict=True)],
+    }
+    if model is not None:
+        flops = sum(of_source * source["flops_per_row"] for of_source, source in zip(rows, sources, strict=True))
+        found |= {"flops": flops, "gpu_hours": {gpu: flops / (model.peaks[gpu] * MFU) / 3600 for gpu in GPUS}, "mfu": MFU}
     return found
 
 
@@ -231,7 +251,7 @@ def output_bytes(config: Config, checkpoint: int, model: int, steps: float | Non
 
 
 def _mean_shares(schedule: Sequence[Shares], steps: float) -> list[float]:
-    """The share of the rows that each source has over so many steps."""
+    """The mean share of the rows that each source has in the first `steps` steps."""
     begins = [min(shares.from_step, steps) for shares in schedule]
     spans = np.diff([*begins, steps]) / steps
     parts = np.array([shares.parts for shares in schedule], dtype=np.float64)
@@ -243,7 +263,7 @@ def _fill(source: Mapping[str, Any], length: int) -> float | None:
 
 
 def _steps(config: Config, rows: Sequence[float], limits: Sequence[int | None]) -> tuple[float | None, bool]:
-    """Steps of the run, and whether so many epochs of the sources, of so many rows each, end it."""
+    """Steps of the run, and whether epochs end it. rows: of an epoch of each source; limits: epochs of each."""
     most = config.train.max_steps
     if None in limits:
         return most, False

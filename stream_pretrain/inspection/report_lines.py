@@ -58,8 +58,8 @@ def _of_source(source: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     left_out = [f"{sample[kind]:,} {kind.replace('_', ' ')}" for kind in unused if sample[kind]]
     found = [
         ("compression", f"{kinds}; {sample['read_in_the_middle']} of {sample['shards']} can be entered in their middle"),
-        *_said_of_files("empty shards", source["empty_shards"], "0 bytes"),
-        *_said_of_files("not read", source["not_read"], _kinds_in_words(source["not_read"])),
+        *_files("empty shards", source["empty_shards"], "0 bytes"),
+        *_files("not read", source["not_read"], _kinds_in_words(source["not_read"])),
         ("read", f"{human_bytes(sample['content_bytes'])}: {part}"),
         ("documents", "; ".join([f"{sample['documents']:,} with text", *left_out])),
         *(("", f"skipped: {example}") for example in sample["examples_skipped"]),
@@ -97,7 +97,7 @@ def _kinds_in_words(unread: Mapping[str, Any]) -> str:
     return kinds if unread["is_all"] else f"{kinds} and more"
 
 
-def _said_of_files(label: str, files: Mapping[str, Any], what: str) -> Iterator[tuple[str, str]]:
+def _files(label: str, files: Mapping[str, Any], what: str) -> Iterator[tuple[str, str]]:
     if files["count"]:
         more = files["count"] - len(files["first"])
         yield label, f"{what}: {', '.join(files['first'])}{f' and {more:,} more' if more else ''}"
@@ -121,8 +121,7 @@ def _of_plan(plan: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> I
     if "steps" in plan:
         epochs = [f"{source['name']} {one:.2f}".strip() for source, one in zip(sources, plan["epochs"], strict=True)]
         steps = _with_error(plan, "steps", lambda number: f"{math.ceil(number):,}")
-        said = f"{steps} steps, ~{human_count(plan['tokens_of_run'])} tokens"
-        yield "run", f"{said}; epochs: {', '.join(epochs)}"
+        yield "run", f"{steps} steps, ~{human_count(plan['tokens_of_run'])} tokens; epochs: {', '.join(epochs)}"
     if "gpu_hours" in plan:
         hours = ", ".join(f"{gpu} {human_duration(3600 * one)}" for gpu, one in plan["gpu_hours"].items())
         yield "compute", f"~{plan['flops']:.1e} FLOPs; at an MFU of {plan['mfu']:.0%} on one GPU: {hours}"

@@ -34,10 +34,10 @@ class Sample:
 
     shards: int = 0
     """How many shards were read from."""
-    in_the_middle: int = 0
-    """Shards that are read from more than one place: a resume need not begin at their start."""
-    whole: bool = True
-    """Whether all of the source was read, but what lies behind damage in a shard."""
+    enterable: int = 0
+    """Shards that can be read from more than one place: a resume need not begin at their start."""
+    is_complete: bool = True
+    """Whether all of the source was read, except what follows damage in a shard."""
     read: int = 0
     """Documents, used or not."""
     content_bytes: int = 0
@@ -54,8 +54,8 @@ class Sample:
     """Shards that cannot be read, with the reason."""
     windows: list[NDArray[np.int64]] = field(default_factory=list)
     """Tokens of the documents of each window, without special tokens; characters without a tokenizer."""
-    of_windows: list[tuple[int, int]] = field(default_factory=list)
-    """Of each of them: the number of the shard or bundle that it is of, and bytes of its content."""
+    window_origins: list[tuple[int, int]] = field(default_factory=list)
+    """Of each window: the number of its shard or bundle, and the bytes of its content."""
     characters: int = 0
     text_bytes: int = 0
     """In UTF-8."""
@@ -78,11 +78,11 @@ class Sample:
 def sample_of(
     plan: SourcePlan, encoder: Encoder | None, unknown_id: int | None, most_bytes: int, report: Callable[[str], None]
 ) -> Sample:
-    """Read at most about so many bytes of content. A damaged shard is noted, and the next one read. Raises: TransportError."""
+    """Read about `most_bytes` of content at most. A damaged shard is noted, and the next one read. Raises: TransportError."""
     sample, engine = Sample(), None if encoder is None else encoder.build()
     units = len(plan.units)
     chosen = np.unique(np.linspace(0, units - 1, min(units, MOST_UNITS)).astype(int)).tolist()
-    sample.whole = len(chosen) == units
+    sample.is_complete = len(chosen) == units
     seen: set[int] = set()
     for place, unit in enumerate(chosen):
         shards = plan.shards_of(unit)
@@ -92,7 +92,7 @@ def sample_of(
                 trained = without_held_out(window, plan.heldout_fraction).texts
                 sample.held_out += len(window.texts) - len(trained)
                 _count_texts(sample, trained, engine, unknown_id, seen)
-                sample.of_windows.append((unit, window.content_bytes))
+                sample.window_origins.append((unit, window.content_bytes))
         except ContentError as error:
             sample.damaged.append(str(error))
         sample.shards += len(shards)
@@ -118,14 +118,14 @@ def _read(sample: Sample, shards: Sequence[Shard], options: ReadOptions, most_by
             yield window
             restart, read = window.restart, read + window.content_bytes
             if read >= most_bytes and not _is_all_of(shards, read):
-                sample.whole = False
+                sample.is_complete = False
                 return
     finally:
-        sample.in_the_middle += enterable
+        sample.enterable += enterable
 
 
 def _is_all_of(shards: Sequence[Shard], read: int) -> bool:
-    """Whether so many bytes of content are known to be all of a shard, as those of a bundle are."""
+    """Whether `read` bytes of content are known to be all of a shard; a bundle is always read completely."""
     shard, *others = shards
     is_known = shard.format in ("jsonl", "text") and not shard.is_content_estimated
     return bool(others) or (is_known and read == shard.content_bytes)

@@ -1,4 +1,4 @@
-"""What lies where a corpus lies, and is not read: cards, other formats, splits and configurations, hidden files."""
+"""Files beside a corpus that are not read: cards, other formats, splits and configurations, hidden files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MOST_FOLDERS = 1000
 """Folders of a place that are listed: each is a request where it is a store."""
 
 SHOWN = 3
-"""Names that are told."""
+"""Names that are shown."""
 
 Listed: TypeAlias = Callable[[str], tuple[list[str], list[str]]]
 """Names of the folders and of the files in a folder, by its path in a place; "" is the place itself."""
@@ -168,6 +168,6 @@ def _kind_of(path: str) -> str:
     if name.startswith("."):
         return "hidden"
     ending = posixpath.splitext(name)[1]
-    if has_known_ending(name) and ending_of(name) != ending.lower():  # behind it is that of a compression
+    if has_known_ending(name) and ending_of(name) != ending.lower():  # the last one is that of a compression
         return ending_of(name) + ending
     return ending or "without an ending"

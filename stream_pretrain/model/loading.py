@@ -26,11 +26,11 @@ from stream_pretrain.model.positions import evaluating, ordinary_token_ids, padd
 from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.non_utf8_names import utf8_name
 
-# Names of the dropout of attention probabilities, by model family.
 ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+"""Names of the dropout of attention probabilities, by model family."""
 
-# An embedding that grows is padded to a multiple of this, for faster matrix products.
 _VOCABULARY_MULTIPLE = 64
+"""An embedding that grows is padded to a multiple of this, for faster matrix products."""
 
 
 @dataclass(frozen=True)
@@ -71,25 +71,14 @@ def load_model(
     local_files_only = local_files_only or only_cached(name, config.revision)
     settings = read_config(name, config, local_files_only)
     kind = kind_to_load(settings, causal)
-    if not causal and is_only_causal(settings):
-        raise ModelError(
-            f"{name} is a causal language model ({settings.model_type}), which --objective.name mlm cannot train: "
-            "give --objective.name clm, or another model"
-        )
-    if not causal and tokenizer.mask_token_id is None:
-        raise ModelError(
-            f"the tokenizer of {tokenizer.name_or_path} has no mask token, which --objective.name mlm needs: "
-            "give a --model.tokenizer that has one, or --objective.name clm"
-        )
+    if not causal:
+        _refuse_without_masks(name, settings, tokenizer)
     original_settings, notes = _prepare(settings, kind, causal)
     if config.path is None:
         _take_special_tokens(settings, tokenizer)
     known = settings.vocab_size
     vocabulary = vocabulary or _vocabulary(config, tokenizer, known, local_files_only)
-    if vocabulary > known:
-        notes.append(f"the embedding grows from {known} to {vocabulary} tokens: the new rows are untrained")
-    elif vocabulary < known:
-        notes.append(f"the embedding has {vocabulary} tokens, as the tokenizer needs, not {known}")
+    notes += _notes_of_vocabulary(known, vocabulary)
 
     unexpected: set[str] = set()
     new_head: str | None = None
@@ -117,10 +106,35 @@ def load_model(
         original_settings["is_decoder"] = True  # `evaluate` reads it
     notes += _leave_out_unused(model, name)
     if config.gradient_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            raise ModelError(f"{name} does not support --model.gradient-checkpointing: leave the option out")
+        _refuse_without_checkpointing(model, name)
         recompute_activations(model)
     return LoadedModel(model, tokenizer, tuple(notes), original_settings, passthrough, new_head)
+
+
+def _refuse_without_masks(name: str, settings: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Refuse a model or a tokenizer that cannot be used with masks. Raises: ModelError."""
+    if is_only_causal(settings):
+        raise ModelError(
+            f"{name} is a causal language model ({settings.model_type}), which --objective.name mlm cannot train: "
+            "give --objective.name clm, or another model"
+        )
+    if tokenizer.mask_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {tokenizer.name_or_path} has no mask token, which --objective.name mlm needs: "
+            "give a --model.tokenizer that has one, or --objective.name clm"
+        )
+
+
+def _notes_of_vocabulary(known: int, vocabulary: int) -> list[str]:
+    """What a change of the size of the embedding means to the user."""
+    if vocabulary > known:
+        return [f"the embedding grows from {known} to {vocabulary} tokens: the new rows are untrained"]
+    return [f"the embedding has {vocabulary} tokens, as the tokenizer needs, not {known}"] if vocabulary < known else []
+
+
+def _refuse_without_checkpointing(model: PreTrainedModel, name: str) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise ModelError(f"{name} does not support --model.gradient-checkpointing: leave the option out")
 
 
 def sized_model(config: ModelConfig, causal: bool) -> tuple[PreTrainedConfig, int]:

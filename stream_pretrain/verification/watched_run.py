@@ -2,7 +2,8 @@
 
     python -m stream_pretrain.verification.watched_run --dataset ...
 
-It sees the run through audit hooks (PEP 578): the training itself is that of any other run.
+It sees the run through audit hooks (PEP 578): the training itself is that of any other run, except that workers prefetch only
+LEAST_STEPS_AHEAD steps where one of them is to be killed.
 """
 
 from __future__ import annotations

@@ -343,15 +343,15 @@ def test_what_is_read_at_the_start_in_an_epoch_and_at_a_resume_is_what_a_server_
 
 
 def test_the_error_of_a_sample_is_that_of_a_ratio_over_shards() -> None:
-    sample = Sample(shards=3, whole=False, content_bytes=300)
+    sample = Sample(shards=3, is_complete=False, content_bytes=300)
     sample.windows = [np.array([2, 3]), np.array([5]), np.array([4, 4, 4]), np.array([9])]
-    sample.of_windows = [(0, 50), (0, 50), (1, 100), (2, 100)]
+    sample.window_origins = [(0, 50), (0, 50), (1, 100), (2, 100)]
     of_all = Extrapolation(sample, content_bytes=600)
     assert (of_all.scale, of_all.unread) == (2.0, 0.5)
     # Per byte 31/300 tokens; shards have 10, 12 and 9, each of 100 bytes: residuals -1/3, 5/3, -4/3.
     expected = 2 * math.sqrt(0.5 * 3 / 2 * (1 / 9 + 25 / 9 + 16 / 9)) / 31
     assert of_all.error(lambda lengths: float(lengths.sum())) == pytest.approx(expected)
-    assert Extrapolation(Sample(shards=1, whole=True), 600).error(len) == 0.0
-    one = Sample(shards=1, whole=False, content_bytes=50)
-    one.windows, one.of_windows = [np.array([2])], [(0, 50)]
+    assert Extrapolation(Sample(shards=1, is_complete=True), 600).error(len) == 0.0
+    one = Sample(shards=1, is_complete=False, content_bytes=50)
+    one.windows, one.window_origins = [np.array([2])], [(0, 50)]
     assert Extrapolation(one, 600).error(len) is None

@@ -19,7 +19,7 @@ _LIST = re.compile(r'("(?:[^"\\]|\\.)+")\s*:\s*\[\s*\{')
 """A field that holds a list of objects, with its quotes, up to the start of the first object."""
 
 _OBJECT = re.compile(r"[ \t]*\{")
-"""Another one behind an object, on the same line."""
+"""An object that follows another one on the same line."""
 
 
 def json_fault(content: bytes, shard: Shard, fields: Sequence[str], *, usable: bool) -> str | None:
@@ -29,7 +29,7 @@ def json_fault(content: bytes, shard: Shard, fields: Sequence[str], *, usable: b
     fields: those of the text.
     usable: whether any line is a document, as the last object of a list may be.
     """
-    first, newline, behind = content.lstrip().partition(b"\n")
+    first, newline, rest = content.lstrip().partition(b"\n")
     line = first.decode("utf-8", "replace").strip()
     goes_on, broken = _goes_on_or_is_broken(line, cut=not newline)
     if broken and not usable and _OBJECT.match(line, _end_of_value(line)):
@@ -40,7 +40,7 @@ def json_fault(content: bytes, shard: Shard, fields: Sequence[str], *, usable: b
         return None if usable and not goes_on else f"is one JSON array, not JSON lines: {_command(shard, '.[]')}"
     if usable and not (goes_on and line.endswith(("{", "["))):
         return None
-    if not goes_on and behind.strip():
+    if not goes_on and rest.strip():
         return None  # objects, a line each
     records = _records(content[:_SEARCHED].decode("utf-8", "replace"), fields[0].split(".")[0])
     if records is not None:
@@ -49,7 +49,7 @@ def json_fault(content: bytes, shard: Shard, fields: Sequence[str], *, usable: b
 
 
 def _goes_on_or_is_broken(line: str, *, cut: bool) -> tuple[bool, bool]:
-    """Whether JSON starts in a line and ends behind it, or behind where it is cut; and whether the line is no JSON at all."""
+    """Whether JSON starts in a line and ends after it, or after its cut; and whether the line is no JSON at all."""
     try:
         json.loads(line)
     except json.JSONDecodeError as error:

@@ -55,16 +55,16 @@ def with_content_bytes(corpus: Corpus, options: ReadOptions, full_bundle: int) -
     plain = {shard.name: shard.size or 0 for shard in sized if shard.format != "parquet" and shard.compression == "none"}
     others = [shard for shard in sized if shard.name not in plain]
     # In a small Parquet file, statistics repeat the text, and the footer counts them.
-    may_say = [shard for shard in others if not is_small(shard, full_bundle) or _is_cheap(shard)]
-    known = _content_bytes(may_say, options)
+    inspected = [shard for shard in others if not is_small(shard, full_bundle) or _is_cheap(shard)]
+    known = _content_bytes(inspected, options)
     stored, content = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-    for shard in may_say:
+    for shard in inspected:
         if shard.name in known:
             stored[_kind(shard)] += shard.size or 0
             content[_kind(shard)] += known[shard.name]
     estimated = {
         shard.name: (shard.size or 0) * content[_kind(shard)] // stored[_kind(shard)]
-        for shard in may_say
+        for shard in inspected
         if shard.name not in known and stored[_kind(shard)]
     }
     found = {**plain, **known, **estimated}
@@ -95,7 +95,7 @@ def _content_bytes(shards: Sequence[Shard], options: ReadOptions) -> dict[str, i
     count = min(MOST_OPENED, len(candidates))
     opened = [candidates[number * len(candidates) // count] for number in range(count)]
     counted = [shard.size or 0 for shard in opened if shard.format != "parquet" and not is_remote(shard.url)]
-    is_small = sum(counted) <= COUNTED_BYTES
+    counts_local = sum(counted) <= COUNTED_BYTES
     known: dict[str, int] = {}
 
     def open_some(some: Iterator[Shard], given_up: threading.Event) -> None:
@@ -106,7 +106,7 @@ def _content_bytes(shards: Sequence[Shard], options: ReadOptions) -> dict[str, i
                     content: int | None
                     if shard.format == "parquet":
                         content = text_bytes(shard, replace(options, transport=transport))
-                    elif is_small and not is_remote(shard.url):
+                    elif counts_local and not is_remote(shard.url):
                         content = _counted(shard, transport)
                     else:
                         content = _stated(shard, transport) if shard.compression == "zstd" else None

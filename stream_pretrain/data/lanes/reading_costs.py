@@ -73,8 +73,8 @@ def reading_cost(sources: Sequence[SourcePlan], world: int, workers: int) -> Rea
         sizes_of: dict[object, list[int]] = {}
         for unit, how in read:
             sizes_of.setdefault(how, []).append(sizes[unit])
-        for how, lanes in lanes_of.items():  # a lane is in one unit at a time: at worst each in another one, the largest
-            resume += sum(sorted(sizes_of[how], reverse=True)[:lanes])
+        for how, count in lanes_of.items():  # a lane is in one unit at a time: at worst each in another one, the largest
+            resume += sum(sorted(sizes_of[how], reverse=True)[:count])
         requests += sum(requested[unit] for unit, _ in read)
         # Between two windows of a stripe are those of other lanes.
         requests += sum(max(requested[unit], _jumps(source, unit, many)) for unit, many in alone.items() if requested[unit])

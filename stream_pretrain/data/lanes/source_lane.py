@@ -121,13 +121,8 @@ class SourceLane:
     def sampled(self) -> tuple[float, float]:
         """[2] approximate tokens of the windows opened so far, and bytes of their content; 0 where they are unknown."""
         (characters, documents, content), (seen, tokens) = self.opened.tolist(), self.tokenized.tolist()
-        framing = self._framing + len(self.encoder.document_end)
+        framing = self.encoder.framing + len(self.encoder.document_end)
         return (characters * tokens / seen + documents * framing, content) if seen else (0.0, 0.0)
-
-    @property
-    def _framing(self) -> int:
-        """Special tokens of a segment."""
-        return len(self.encoder.prefix) + len(self.encoder.suffix)
 
     def _begin_epoch(self, epoch: int, stripe: int) -> None:
         self.stripes = self.plan.stripes(epoch, self.number) if not self.ended else []
@@ -296,7 +291,8 @@ class SourceLane:
         if cursor.token and cursor.token >= window.counts[:1].sum():
             raise self._no_such_place(stripe, block)
         tokenized = window.tokenized()
-        placements, left = place(tokenized.tokens, cursor.token, rows, layout.sequence_length, self._framing, layout.packing)
+        framing = self.encoder.framing
+        placements, left = place(tokenized.tokens, cursor.token, rows, layout.sequence_length, framing, layout.packing)
         after = window.position_of(tokenized, *left)
         if cursor.taken == 0:
             without_tokens = window.documents_without_tokens(tokenized, cursor.next_document, after)
@@ -376,7 +372,7 @@ class SourceLane:
         """Tokenize as many documents as this number of rows may need."""
         layout = self.plan.layout
         needed = self.cursor.token + rows * layout.sequence_length + SMALLEST_FRAGMENT + 1
-        while window.has_more and (missing := needed - window.positions(self._framing)) > 0:
+        while window.has_more and (missing := needed - window.positions(self.encoder.framing)) > 0:
             if layout.packing == "none" and window.complete_documents > rows:
                 return
             texts, continues = window.next_texts(math.ceil(missing * self.characters_per_token))

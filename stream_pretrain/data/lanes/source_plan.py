@@ -56,7 +56,7 @@ class SourcePlan:
         return GroupSizes(self.group_rows, self.first_step_rows, self.layout.lanes)
 
     def read_by(self, lanes: int) -> ReadOptions:
-        """How a process with so many lanes reads: the more there are, the less each holds of what it does not use yet."""
+        """How a process with `lanes` lanes reads: with more than FULL_LANES, blocks are smaller and fewer windows kept."""
         part, transport = FULL_LANES / max(FULL_LANES, lanes), self.read.transport
         block_bytes = max(min(SMALLEST_BLOCK_BYTES, transport.block_bytes), int(transport.block_bytes * part))
         kept_bytes = int(self.read.kept_bytes * part)

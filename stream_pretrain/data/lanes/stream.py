@@ -58,7 +58,7 @@ class Failure:
     """What a worker gives in place of the rows of a step that it cannot read, and of all that come after it; or its death."""
 
     generation: int
-    error: StreamPretrainError
+    error: Exception
 
 
 class RowStream:
@@ -135,7 +135,7 @@ class StepStream:
     """The steps of a rank, one `StepRows` each, for the training process.
 
     With one rank, it is iterated over. Several ranks `read` what their lanes give to a step, agree on what all have given, and
-    `settle` it: the step is whole, or it is read again.
+    `settle` it: the step is complete, or it is read again.
     """
 
     def __init__(
@@ -203,7 +203,9 @@ class StepStream:
     def peek(self) -> StepRows:
         """What `read` gives next."""
         for worker in self._missing:
+            self._raise_failure()  # before another worker is waited for
             self._items[worker] = self._next_item(worker)
+        self._raise_failure()
         return self._merge()
 
     def prepare(self) -> None:
@@ -214,7 +216,7 @@ class StepStream:
                     return
                 try:
                     self._items[worker] = self._received(worker)
-                except StreamPretrainError as error:  # raised with the step that it is of
+                except Exception as error:  # raised with the step that it is of
                     self._items[worker] = Failure(self._generation, error)
         if not any(isinstance(item, Failure) for item in self._items):
             self._merge()
@@ -224,15 +226,16 @@ class StepStream:
         """Workers whose item of the next step was not received."""
         return [] if self._merged is not None else [worker for worker, item in enumerate(self._items) if item is None]
 
+    def _raise_failure(self) -> None:
+        for item in self._items:
+            if isinstance(item, Failure):
+                raise item.error
+
     def _merge(self) -> StepRows:
         """The next step, when all items of it are there."""
         if self._merged is None:
-            parts: list[StepRows] = []
-            for item in self._items:
-                if isinstance(item, Failure):
-                    raise item.error
-                assert item is not None
-                parts.append(item)
+            parts = [item for item in self._items if isinstance(item, StepRows)]
+            assert len(parts) == len(self._items)
             # What a worker has made lies in memory that the next of its items takes.
             self._merged = merged(parts, self.memory) if isinstance(self._workers, Workers) else parts[0]
             for worker in range(len(parts)):
@@ -241,17 +244,17 @@ class StepStream:
         return self._merged
 
     def settle(self, given: NDArray[np.int64]) -> bool:
-        """Whether the step that was read is whole, so that the next one comes; else it is dealt, and has to be read, again.
+        """Whether the step that was read is complete; else it is dealt again, and has to be read again.
 
         given: int64 [lanes] rows of the lanes of all ranks, so that all ranks settle alike.
         """
-        batch, is_whole = self.plan.layout.global_batch_size, bool((given == self.requested).all())
-        if is_whole:
+        batch, is_complete = self.plan.layout.global_batch_size, bool((given == self.requested).all())
+        if is_complete:
             self._lane_rows = self._lane_rows.after(self.requested)
         else:
             self._deal_again(given)
         self.requested = self._lane_rows.requested(batch)
-        return is_whole
+        return is_complete
 
     def _deal_again(self, given: NDArray[np.int64]) -> None:
         ended = np.flatnonzero(given < self.requested)

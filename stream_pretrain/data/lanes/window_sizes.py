@@ -29,7 +29,7 @@ SMALLEST_BLOCK_BYTES = 512 * 1024
 """Bytes of one request for a source with a small share; a source with all rows has the block of the transport."""
 
 FULL_LANES = 16
-"""Lanes of a process with blocks of full size that keep as much for each other as helps. More of them hold no more together."""
+"""The most lanes of a process with blocks of full size and all useful windows kept; more lanes share what these would hold."""
 
 
 def full_window_bytes(sequence_length: int) -> int:

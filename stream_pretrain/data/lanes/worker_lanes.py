@@ -18,9 +18,9 @@ _Unit: TypeAlias = tuple[int, int]
 def lanes_of_workers(
     sources: Sequence[SourcePlan], lanes: range, workers: int, epochs: Sequence[int] | None = None
 ) -> list[list[int]]:
-    """The lanes of each worker, as many as of the others or one more: those that share shards in one process, where they can.
+    """The lanes of each worker; their numbers differ by one at most. Lanes that share shards go to one worker where possible.
 
-    A worker takes one lane after the other: always that which adds the fewest bytes of shards that it does not read yet.
+    Greedy: a worker takes lanes one by one, always the one that adds the fewest bytes of shards that it does not read yet.
 
     epochs: of each source, the one that the lanes share shards in; the first by default.
     """

@@ -80,14 +80,14 @@ def _opened(file: Any, size: int) -> SharedMemory:
 
 @dataclass(frozen=True)
 class _Failed:
-    """What a worker gives after an error that is no item."""
+    """What a worker sends after an error that is not in an item."""
 
-    said: str
+    traceback: str
     no_memory: bool
 
 
 class WorkerError(Exception):
-    """An error in a worker that is none of the user: its traceback."""
+    """A bug in a worker: its traceback."""
 
 
 class Workers(Generic[T]):
@@ -129,7 +129,7 @@ class Workers(Generic[T]):
         _close(memory)
 
     def has_sent(self, worker: int) -> bool:
-        """Whether `receive` would not wait: for its next item, or to tell its death."""
+        """Whether `receive` would not wait: the next item of a worker is there, or its death."""
         return self._connections[worker].poll()
 
     def receive(self, worker: int) -> T:
@@ -150,11 +150,11 @@ class Workers(Generic[T]):
             return item
         if item.no_memory:
             raise _died("no memory left")
-        raise WorkerError(item.said)
+        raise WorkerError(item.traceback)
 
     def release(self, worker: int) -> None:
         """Let a worker reuse the memory of its oldest item."""
-        with suppress(ConnectionError):  # its death is told where its next item is received
+        with suppress(ConnectionError):  # its death is reported when its next item is received
             self._connections[worker].send_bytes(b"")
 
     def close(self) -> None:

@@ -92,7 +92,7 @@ def _compiled_batch(rows: TrainRows, which: range, pad: int) -> Batch:
 
 
 def _edges(segments: int) -> int:
-    """Entries of `cu_seq_lens`: behind one, a power of two, so that there are few shapes to compile."""
+    """Entries of `cu_seq_lens`: after one, a power of two, so that there are few shapes to compile."""
     return 1 + (1 << (segments - 1).bit_length())
 
 
@@ -101,7 +101,7 @@ def _batches(
 ) -> Iterator[Batch]:
     """The batches of neighbouring records, the first of which is this row.
 
-    starts: first positions of all segments; edges: number of the first one in each batch, and behind the last batch.
+    starts: first positions of all segments; edges: number of the first one in each batch, and after the last batch.
     """
     length, slots, count = rows.length, rows.slots, len(records) * rows.length
     input_ids, label_positions, labels, source = torch.split(records, [length, slots, slots, 1], dim=1)

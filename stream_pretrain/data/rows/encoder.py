@@ -74,13 +74,18 @@ class Encoder:
             notes=file.notes,
         )
 
+    @property
+    def framing(self) -> int:
+        """Special tokens of a segment."""
+        return len(self.prefix) + len(self.suffix)
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of everything in the tokenizer that affects the ids."""
         content = json.loads(self.serialized)
         vocabulary = [content["model"].pop(name, None) for name in ("vocab", "merges")]
-        framing = [self.prefix, self.suffix, self.document_end, self.pad]
-        hashed = json.dumps([framing, vocabulary, _without_unset(content)], sort_keys=True)
+        special = [self.prefix, self.suffix, self.document_end, self.pad]
+        hashed = json.dumps([special, vocabulary, _without_unset(content)], sort_keys=True)
         return hashlib.sha256(hashed.encode()).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -30,16 +30,16 @@ class Choice:
         return f"tokenizing with {self.name} {version(self.name)}{self.why and f': {self.why}'}"
 
 
-def choose(asked: EngineName, encoder: Encoder) -> Choice:
+def choose(requested: EngineName, encoder: Encoder) -> Choice:
     """The engine for --data.engine. Raises: ConfigError where the one that it names cannot be used."""
-    if asked == "tokenizers":
-        return Choice(asked)
-    if asked != "auto":
-        refuse_uninstalled(asked)
-        fault = _unsupported(asked, encoder) or _fault(asked, encoder)
+    if requested == "tokenizers":
+        return Choice(requested)
+    if requested != "auto":
+        refuse_uninstalled(requested)
+        fault = _unsupported(requested, encoder) or _fault(requested, encoder)
         if fault is not None:
-            raise ConfigError(f"--data.engine {asked}: {fault}; give --data.engine auto")
-        return Choice(asked)
+            raise ConfigError(f"--data.engine {requested}: {fault}; give --data.engine auto")
+        return Choice(requested)
     unsupported = {name: _unsupported(name, encoder) for name in AUTO}
     for name, reason in unsupported.items():
         if reason is None:

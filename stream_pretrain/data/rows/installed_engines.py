@@ -16,7 +16,7 @@ def installed(name: str) -> str | None:
         return None
 
 
-def refuse_uninstalled(asked: EngineName) -> None:
+def refuse_uninstalled(requested: EngineName) -> None:
     """Refuse an engine that is named and not installed. Raises: ConfigError."""
-    if asked != "auto" and installed(asked) is None:
-        raise ConfigError(f"--data.engine {asked} is not installed: pip install {asked}, or give --data.engine auto")
+    if requested != "auto" and installed(requested) is None:
+        raise ConfigError(f"--data.engine {requested} is not installed: pip install {requested}, or give --data.engine auto")

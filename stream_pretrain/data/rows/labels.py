@@ -32,7 +32,7 @@ class Labelled:
 
     @classmethod
     def room(cls, rows: int, length: int, slots: int) -> Labelled:
-        """Memory for so many rows and labels."""
+        """Memory for the rows and their labels."""
         return cls(*(np.empty((rows, width), dtype=np.int32) for width in (length, slots, slots)))
 
     def cut(self, which: range) -> Labelled:

@@ -91,7 +91,7 @@ class Masks:
 
 @dataclass(frozen=True)
 class CompiledMasks:
-    """The masks of the tokens of some rows, as `Masks` has them: compiled, they are drawn as they are asked for."""
+    """The masks of the tokens of some rows, as `Masks` has them: compiled, and drawn on demand."""
 
     rows: Rows
     vocabulary: Vocabulary
@@ -144,7 +144,7 @@ class _TokenOrder:
         keys = numbers.run(_ORDER, range(row_count * length)).reshape(row_count, length)
         keys &= np.uint32((1 << 32) - (1 << position_bits))
         keys |= np.arange(length, dtype=np.uint32)
-        keys |= _all_bits(~maskable)  # behind the others
+        keys |= _all_bits(~maskable)  # after the others
         smallest = np.partition(keys, slots - 1, axis=1)[:, :slots].copy()
         smallest.sort(axis=1)
         positions = np.flatnonzero((keys <= smallest[:, -1:]) & maskable)
@@ -283,7 +283,7 @@ class _SpanOrder:
         rank = self.rank[here] - np.uint32(here.start)
         rank |= _all_bits(self.span_tokens[here] > budget.repeat(slots_of_row))
 
-        # A word belongs to the first span that covers it; one that is too long comes behind all others.
+        # A word belongs to the first span that covers it; one that is too long comes after all others.
         first_span = rank.copy()
         for offset in range(1, LONGEST_SPAN):
             rank |= _all_bits(self.span_words[here] == offset)

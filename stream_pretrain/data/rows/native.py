@@ -1,6 +1,6 @@
 """The inner loops of packing, masking and tensors, compiled: several times as fast as with numpy, and the same to the bit.
 
-They are there where a C compiler was, when the package was installed.
+They exist if there was a C compiler when the package was installed.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from types import ModuleType
 
 VERSION = 4
-"""Of what they take and give: others, which an earlier install has left behind, are not used."""
+"""Of their arguments and results; loops of another version, left by an earlier install, are not used."""
 
 
 def _compiled() -> ModuleType | None:

@@ -18,7 +18,7 @@ Int32s = NDArray[np.int32]
 
 
 def int32s(count: int) -> Int32s:
-    """Memory for so many integers."""
+    """Memory for `count` integers."""
     return np.empty(count, dtype=np.int32)
 
 

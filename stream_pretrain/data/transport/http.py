@@ -112,7 +112,7 @@ class HttpFile:
         session: Session | None = None,
     ):
         """name: the URL without secrets; size: as listed, in bytes; read_timeout: seconds without a byte of the file;
-        known: what earlier answers said, by kind, which an answer that differs is refused by; session: the caller's.
+        known: the identity in earlier responses, by kind; a response with another one is refused. session: the caller's.
         """
         self.total: int | None = None
         self.seekable = True
@@ -199,6 +199,31 @@ class HttpFile:
             if start < known_total:
                 raise TransientError(f"HTTP 416 for bytes {start}-{stop - 1} of {known_total}")
             return
+        self._refuse_useless(response)
+        if response.status_code == 200:
+            known_total = self._total_of_full_body(response)
+            self._position, self._end = 0, known_total
+            if self.seekable and known_total != 0:
+                self._memory.warn_of_ignored_range(urllib.parse.urlsplit(response.url).netloc)
+                self.seekable = False
+        else:
+            if first is None or end is None or not first <= start < end:
+                raise TransportError(
+                    f"{self._name}: asked for bytes {start}-{stop - 1}, the server answers with "
+                    f"Content-Range {response.headers.get('Content-Range', 'missing')!r}; its Range support is broken"
+                )
+            if known_total is not None and known_total < end:
+                raise TransientError(f"Content-Range {response.headers['Content-Range'][:80]!r}")
+            known_total = next((size for size in (known_total, self.total, self._size) if size is not None), None)
+            if known_total is None:
+                raise TransportError(f"{self._name}: the server does not say how large the file is (Content-Range .../*)")
+            self._position, self._end = first, end
+        self._remember(response, known_total)
+        if response.history:
+            self._target = (response.url, _without_range(response.request))
+
+    def _refuse_useless(self, response: requests.Response) -> None:
+        """Refuse a response without the bytes of the file. Raises: as _request()."""
         if response.status_code in (401, 403):
             gated = response.headers.get("X-Error-Code") == "GatedRepo"
             raise TransportError(
@@ -225,31 +250,9 @@ class HttpFile:
                 "turn that off, or name the file after its compression"
             )
         coding = response.headers.get("Transfer-Encoding", "").lower()
-        if coding != "chunked" and re.search(
-            "chunked|gzip|deflate|compress", coding
-        ):  # their frames would be taken for the file
+        # Their frames would be taken for the file.
+        if coding != "chunked" and re.search("chunked|gzip|deflate|compress", coding):
             raise TransientError(f"Transfer-Encoding {coding[:40]!r}")
-        if response.status_code == 200:
-            known_total = self._total_of_full_body(response)
-            self._position, self._end = 0, known_total
-            if self.seekable and known_total != 0:
-                self._memory.warn_of_ignored_range(urllib.parse.urlsplit(response.url).netloc)
-                self.seekable = False
-        else:
-            if first is None or end is None or not first <= start < end:
-                raise TransportError(
-                    f"{self._name}: asked for bytes {start}-{stop - 1}, the server answers with "
-                    f"Content-Range {response.headers.get('Content-Range', 'missing')!r}; its Range support is broken"
-                )
-            if known_total is not None and known_total < end:
-                raise TransientError(f"Content-Range {response.headers['Content-Range'][:80]!r}")
-            known_total = next((size for size in (known_total, self.total, self._size) if size is not None), None)
-            if known_total is None:
-                raise TransportError(f"{self._name}: the server does not say how large the file is (Content-Range .../*)")
-            self._position, self._end = first, end
-        self._remember(response, known_total)
-        if response.history:
-            self._target = (response.url, dict(response.request.headers))
 
     def _answer(self, url: str, headers: Mapping[str, str | bytes]) -> requests.Response:
         """The answer to a GET. Raises: as _request()."""
@@ -276,11 +279,10 @@ class HttpFile:
         if known is not None or response.raw.chunked:
             return known
         assert self._session is not None
-        headers = {name: value for name, value in response.request.headers.items() if name != "Range"}
-        asked = self._session.head(response.url, headers=headers, timeout=self._timeout)
-        if is_busy(asked.status_code):
-            raise TransientError(f"HTTP {asked.status_code}", wait=retry_after(asked.headers))
-        length = _content_length(asked) if asked.status_code == 200 else None
+        head = self._session.head(response.url, headers=_without_range(response.request), timeout=self._timeout)
+        if is_busy(head.status_code):
+            raise TransientError(f"HTTP {head.status_code}", wait=retry_after(head.headers))
+        length = _content_length(head) if head.status_code == 200 else None
         if length is None:
             raise TransportError(
                 f"{self._name}: the server does not say how large the file is, so a connection that breaks would look like "
@@ -304,3 +306,8 @@ def _content_length(response: requests.Response) -> int | None:
     if length is None:
         raise TransientError(f"Content-Length {header[:40]!r}")
     return length
+
+
+def _without_range(request: requests.PreparedRequest) -> dict[str, str | bytes]:
+    """Headers of a request for the complete file."""
+    return {name: value for name, value in request.headers.items() if name != "Range"}

@@ -117,11 +117,11 @@ def content_range(header: str) -> tuple[int | None, int | None, int | None]:
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait that a server requests: Retry-After (seconds or a date), or the reset in the Hub's RateLimit."""
-    asked = headers.get("Retry-After", "").strip()
+    header = headers.get("Retry-After", "").strip()
     wait: float | None = None
-    if re.fullmatch(r"[0-9]{1,18}(\.[0-9]+)?", asked):
-        wait = float(asked)
-    elif (moment := _moment(asked)) is not None:
+    if re.fullmatch(r"[0-9]{1,18}(\.[0-9]+)?", header):
+        wait = float(header)
+    elif (moment := _moment(header)) is not None:
         wait = max(0.0, moment - time.time())
     elif reset := re.search(r"\br=0\b.*\bt=([0-9]{1,18})", headers.get("RateLimit", "")):
         wait = float(reset[1])
@@ -178,12 +178,12 @@ class _Response(http.client.HTTPResponse):
         super().__init__(sock, *arguments, **options)
         self._timed = _DeadlineReader(self.fp.detach(), sock)
         self.fp = io.BufferedReader(self._timed)
-        self._bytes, self._spent = 0, 0.0  # of the file that are awaited: so many have come, in so many seconds
+        self._bytes, self._spent = 0, 0.0  # received of the next LEAST_BYTES of the file, and seconds spent on them
 
     def begin(self) -> None:
         self._timed.begin()
         super().begin()
-        if self.msg.defects or self.msg.get_payload():  # the headers behind such a line are lost
+        if self.msg.defects or self.msg.get_payload():  # the headers after such a line are lost
             raise http.client.HTTPException("its headers cannot be parsed")
 
     def read1(self, n: int = -1) -> bytes:

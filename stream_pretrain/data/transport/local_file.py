@@ -34,6 +34,7 @@ def open_file(path: str) -> tuple[int, os.stat_result]:
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
         raise _no_file(path, _NO_FILES.get(stat.S_IFMT(found.st_mode), "a device"))
+    os.set_blocking(descriptor, True)
     return descriptor, found
 
 
@@ -46,9 +47,19 @@ def _no_file(path: str, kind: str) -> TransportError:
 
 def ends_of(descriptor: int, size: int) -> str:
     """`SIZE:HASH` of the first and last bytes of a file, which changes with most changes of its content."""
-    first = os.pread(descriptor, _ENDS, 0)
-    last = first if size <= _ENDS else os.pread(descriptor, _ENDS, size - _ENDS)
+    first = _read(descriptor, 0, min(size, _ENDS))
+    last = first if size <= _ENDS else _read(descriptor, size - _ENDS, size)
     return f"{size}:{hashlib.sha256(first + last).hexdigest()}"
+
+
+def _read(descriptor: int, start: int, stop: int) -> bytes:
+    """Raises: OSError where bytes are missing, also EIO: a file system that is mounted over a network may answer short."""
+    content = b""
+    while piece := os.pread(descriptor, stop - start - len(content), start + len(content)):
+        content += piece
+    if len(content) < stop - start:
+        raise OSError(errno.EIO, f"ends at {start + len(content)} of {stop} bytes")
+    return content
 
 
 class LocalFile:
@@ -57,7 +68,7 @@ class LocalFile:
     seekable = True
 
     def __init__(self, path: str, pinned: str | None = None):
-        """pinned: what `ends_of` said of it when the run began."""
+        """pinned: its `ends_of` when the run began."""
         self.total: int | None = None
         self._path = path
         self._pinned = pinned

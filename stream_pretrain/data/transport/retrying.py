@@ -61,7 +61,8 @@ class Retrying:
         self, name: str, deadline: float, *, reached: bool = False, pause: Callable[[float], object] = time.sleep
     ) -> None:
         """reached: whether a store has responded before; pause: waits some seconds, or until the operation is cancelled."""
-        self._name, self._deadline, self._reached, self._pause = name, deadline, reached, pause
+        self._name, self._deadline, self._pause = name, deadline, pause
+        self.reached = reached
         self._tries, self._since = 0, time.monotonic()
         self._failed = False
         self.byte: int | None = None
@@ -69,7 +70,7 @@ class Retrying:
 
     def progress(self) -> None:
         """Note that new bytes have come: the deadline and the growing waits start anew."""
-        self._reached = True
+        self.reached = True
         self._tries, self._since = 0, time.monotonic()
 
     def __iter__(self) -> Iterator[Retrying]:
@@ -101,17 +102,17 @@ class Retrying:
         return True
 
     def _transient(self, error: Exception) -> TransientError:
-        if is_unreachable(error) and not self._reached:
+        if is_unreachable(error) and not self.reached:
             raise TransportError(
                 f"{self._name}: no server answers ({in_words(error)}); check the network and the name"
             ) from error
-        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(error)) and not self._reached:
+        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(error)) and not self.reached:
             raise TransportError(
                 f"{self._name}: no connection ({in_words(error)}); check the URL, the clock, and the certificates of this "
                 "machine (REQUESTS_CA_BUNDLE, SSL_CERT_FILE)"
             ) from error
         refused = next((str(cause) for cause in causes(error) if str(cause).startswith("Tunnel connection failed: 4")), None)
-        if refused is not None and not self._reached:
+        if refused is not None and not self.reached:
             raise TransportError(f"{self._name}: the proxy refuses the connection ({refused}); {CHECK_PROXY}") from error
         return fault_of(error, self._name)
 

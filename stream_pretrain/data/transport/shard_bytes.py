@@ -209,11 +209,11 @@ class ShardBytes:
         elif head.startswith(codec.magic):
             self._begin_notes()
             yield from map(self._noted, decode(data, self._decoder()))
-            behind = bytes(data.peek(_HEAD))
-            begins = behind.startswith(codec.magic) or codec.magic.startswith(behind)
-            padded = codec.is_zero_padded and behind[:1] == b"\0"
-            if not (begins or padded or (codec.has_skippable_frames and is_skippable(behind))):
-                raise NoMemberError(f"no {codec.member} begins where it ends", behind)
+            following = bytes(data.peek(_HEAD))
+            begins = following.startswith(codec.magic) or codec.magic.startswith(following)
+            padded = codec.is_zero_padded and following[:1] == b"\0"
+            if not (begins or padded or (codec.has_skippable_frames and is_skippable(following))):
+                raise NoMemberError(f"no {codec.member} begins where it ends", following)
         else:
             raise NoMemberError(f"no {codec.member} began there", head)
 

@@ -234,7 +234,7 @@ class StoredBytes:
                     if received and isinstance(received, bytes):  # a single piece, as of a local file, is not copied
                         received = bytearray(received)
                     received += piece
-                    self._memory.reached = True
+                    self._memory.reached = retrying.reached = True
                     if not piece or len(received) >= counted + LEAST_BYTES:
                         retrying.progress()
                         counted = len(received)

@@ -160,10 +160,9 @@ def packed_documents(texts: Sequence[str], encoder: Encoder, objective: Objectiv
     if not len(present):
         return None
     counts = lengths[present].tolist()
-    framing = len(encoder.prefix) + len(encoder.suffix)
-    most_rows = sum(-(-count // (length - framing)) for count in counts)
+    most_rows = sum(-(-count // (length - encoder.framing)) for count in counts)
     packing: Packing = "none" if layout.packing == "none" else "concat"
-    placements, left = place(counts, 0, most_rows + 1, length, framing, packing)
+    placements, left = place(counts, 0, most_rows + 1, length, encoder.framing, packing)
     assert left == (len(counts), 0), "every document of the evaluation set has its rows"
     edges = np.concatenate([[0], np.cumsum(lengths[present])])
     rows = assemble(placements, ids, edges, length, encoder.prefix, encoder.suffix, encoder.pad)

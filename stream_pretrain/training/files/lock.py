@@ -32,15 +32,16 @@ DEAD_AFTER_SECONDS = 60.0
 LEASE_SECONDS = 120.0
 """How long a file server may keep the lock of a machine that it has lost."""
 HOST = socket.gethostname()
-"""Asked once: a machine that gets another name meanwhile is no other one."""
+"""Read once, so that a machine that is renamed during a run still owns its lock."""
 
 
 @contextmanager
 def held(out: Path, report: Callable[[str], None]) -> Iterator[int]:
     """Hold OUT/lock during the block; yields its open descriptor.
 
-    Waits for up to a minute, and reports it, where the heartbeat of another machine is recent. When OUT is lost during
-    the block (`why_lost`), this process sends itself SIGTERM, which interrupts any wait.
+    Waits, and reports it: for up to a minute where the heartbeat of another machine is recent, for up to two where a file
+    server keeps the lock of a process without a heartbeat. When OUT is lost during the block (`why_lost`), this process sends
+    itself SIGTERM, which interrupts any wait.
     Raises: CheckpointError when OUT is in use or its lock cannot be written.
     """
     descriptor = _acquire(out, report)

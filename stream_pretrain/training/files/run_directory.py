@@ -164,7 +164,7 @@ class RunDirectory:
         try:
             self._write()
         except OSError as failure:  # not raised, so as not to hide the error of the run, such as a full disk
-            self._report(f"{self.path / 'run.json'} cannot be written: {failure.strerror}")
+            self._report(f"{self.path / RUN} cannot be written: {failure.strerror}")
 
     def _write(self) -> None:
         replace_file(self.path / RUN, [json.dumps(self._run, indent=2).encode(), b"\n"])

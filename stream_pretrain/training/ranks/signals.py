@@ -154,7 +154,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         yield request
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: one that Python cannot install again
         signal.set_wakeup_fd(descriptor)
         sent.send(b"\0")  # closing it is not enough: a forked process may have it open
         thread.join()

@@ -174,35 +174,9 @@ class WandbView:
             report(f"W&B is off: its files in {out} cannot be used ({_one_line(error)}); {METRICS} has every metric")
             return None
 
-        def start(mode: Literal["online", "offline"]) -> Any:
-            import wandb  # takes a second
-
-            wandb.setup(settings=wandb.Settings(mode=mode, silent=True))
-            started = wandb.init(
-                project=run.wandb_project,
-                entity=run.wandb_entity,
-                name=run.wandb_name or out.resolve().name,
-                id=run_id,
-                resume="allow",
-                dir=out,
-                mode=mode,
-                config=config,
-                settings=wandb.Settings(
-                    silent=True,
-                    console="off",
-                    init_timeout=CONNECT_TIMEOUT_SECONDS,
-                    finish_timeout=FINISH_TIMEOUT_SECONDS,
-                    finish_timeout_raises=True,
-                    **repository(),  # else the client records the URL of the remote with its secrets
-                ),
-            )
-            started.define_metric("train/step")
-            started.define_metric("*", step_metric="train/step")
-            return started
-
         upload = f"upload with: wandb sync {out / WANDB}/offline-run-*-{run_id}"
         try:
-            started = start(mode)
+            started = _start_client(run, out, run_id, mode, config)
             if mode == "online":
                 sent = started.summary.get("train/step")
                 _keep_step(sent_path, sent)
@@ -229,15 +203,13 @@ class WandbView:
 
     def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Give metrics to the client, which sends them from its own process."""
-        import wandb
-
         if not self._working:
             return
         try:
             with _client_killed_after(LOG_TIMEOUT_SECONDS):
                 self._run.log({"train/step": step, **metrics})
-        # OSError: the process of the client is dead. wandb.Error: it refuses. The client itself retries outages.
-        except (wandb.Error, OSError) as error:
+        # Any exception: it refuses, its process is dead, or a private one of its. The client itself retries outages.
+        except Exception as error:
             self._fail(error)
         else:
             self._last = max(step, self._last or 0)
@@ -263,6 +235,34 @@ class WandbView:
         if self._working:
             self._working = False
             self._report(f"W&B stopped: {_one_line(error)}; {self._out / METRICS} has every metric")
+
+
+def _start_client(run: RunConfig, out: Path, run_id: str, mode: Literal["online", "offline"], config: dict[str, Any]) -> Any:
+    """The run of the client. Raises: any exception, also private types of the client."""
+    import wandb  # takes a second
+
+    wandb.setup(settings=wandb.Settings(mode=mode, silent=True))
+    started = wandb.init(
+        project=run.wandb_project,
+        entity=run.wandb_entity,
+        name=run.wandb_name or out.resolve().name,
+        id=run_id,
+        resume="allow",
+        dir=out,
+        mode=mode,
+        config=config,
+        settings=wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=CONNECT_TIMEOUT_SECONDS,
+            finish_timeout=FINISH_TIMEOUT_SECONDS,
+            finish_timeout_raises=True,
+            **repository(),  # else the client records the URL of the remote with its secrets
+        ),
+    )
+    started.define_metric("train/step")
+    started.define_metric("*", step_metric="train/step")
+    return started
 
 
 def _has_all(out: Path, mode: Mode) -> bool:
@@ -316,7 +316,7 @@ def refuse_wandb(run: RunConfig) -> None:
 
 
 def _is_disabled() -> bool:
-    """By a variable of older versions of transformers."""
+    """Whether WANDB_DISABLED, a variable of transformers, turns W&B off."""
     return os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on")
 
 

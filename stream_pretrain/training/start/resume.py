@@ -67,7 +67,7 @@ def find_start(config: Config, out: RunDirectory, report: Callable[[str], None],
             repair(path / MODEL)
     has_checkpoints = any((path / CHECKPOINTS).glob("step-*"))
     if not recorded and not has_checkpoints and (path / MODEL).exists():
-        raise CheckpointError(f"{path / 'model'} would be replaced, but no run wrote it: give another --output-dir")
+        raise CheckpointError(f"{path / MODEL} would be replaced, but no run wrote it: give another --output-dir")
     is_used = has_checkpoints or (path / MODEL).exists() or _size(path / METRICS) > 0
     parent = _parent(config.run.resume, path, recorded.get("parent"), is_used=is_used)
     checkpoint = latest(path / CHECKPOINTS, report) if out.is_owned else _seen(path / CHECKPOINTS, report)

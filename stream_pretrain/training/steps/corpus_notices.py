@@ -90,7 +90,8 @@ class CorpusNotices:
 
     def _record_skipped(self, rows: StepRows, step: int) -> None:
         plan = self._setup.plan
-        skips = [skip for skipped in self._setup.ranks.gather(rows.skipped) for skip in skipped]
+        gathered = [skip for skipped in self._setup.ranks.gather(rows.skipped) for skip in skipped]
+        skips = sorted(gathered, key=lambda skip: (skip.epoch, skip.shard, skip.offset))
         if self._setup.ranks.is_first:
             append(
                 self._setup.out.path / QUARANTINE,

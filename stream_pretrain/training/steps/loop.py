@@ -192,7 +192,7 @@ class _Loop:
     def _comes_too_soon(self, *, is_a_step: bool) -> bool:
         """Whether to abandon a step of one micro-batch for a request to stop: once it has begun, ranks synchronise in it.
 
-        is_a_step: False behind the last one. Raises: Interrupted for a single rank.
+        is_a_step: False after the last one. Raises: Interrupted for a single rank.
         """
         if is_a_step and self._count > 1:
             return False
@@ -247,7 +247,8 @@ class _Loop:
         counts["stops"] = [int(self._setup.stop.requested)]
         counts["abandons"] = [int(interrupted or not gradients.is_complete)]
         sums = torch.cat([gradients.losses, self._on_device(list(itertools.chain(*counts.values())))])
-        self._stream.prepare()  # while the device computes
+        if not interrupted:  # by a signal, which may have taken an item of a worker with it
+            self._stream.prepare()  # while the device computes
         with self._watchdog.stage("waiting for the device and the other ranks"):
             self._setup.ranks.sum(sums)
             # The one place where the host waits for the device.
