@@ -444,6 +444,22 @@ def test_the_death_of_a_worker_is_told_with_the_step_that_is_missing_and_not_whe
         assert second.is_alive()
 
 
+def test_any_error_that_is_met_while_a_step_is_prepared_is_raised_with_that_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(worker: int) -> None:
+        raise RuntimeError(f"a bug met by worker {worker}")
+
+    write_shard(tmp_path / "s", documents(300), "zst")
+    with StepStream(plan_for(tmp_path), first_cursors(4), workers=2) as stream:
+        next(stream)
+        monkeypatch.setattr(stream._workers, "receive", fail)
+        monkeypatch.setattr(stream._workers, "has_sent", lambda worker: worker == 0)
+        stream.prepare()
+        with pytest.raises(RuntimeError, match="a bug met by worker 0"):  # and the other worker is not waited for
+            next(stream)
+
+
 def test_workers_that_stall_are_gone_when_another_one_has_died(tmp_path: Path) -> None:
     write_shard(tmp_path / "s", documents(300), "zst")
     plan = plan_for(tmp_path)

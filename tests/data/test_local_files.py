@@ -178,6 +178,25 @@ def test_what_is_no_file_is_named_where_it_is_listed(change: Callable[[Path], No
     assert str(caught.value) == f"{tmp_path}/{NONE[change]}"
 
 
+def test_a_file_system_that_answers_short_changes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_bytes(OLD)
+    [shard] = resolve(DataConfig(dataset=str(tmp_path))).shards
+    read = os.pread
+    monkeypatch.setattr(os, "pread", lambda descriptor, count, start: read(descriptor, min(count, 1000), start))
+    assert resolve(DataConfig(dataset=str(tmp_path))).shards == (shard,)
+    assert len(list(texts_of(shard))) == 20_000
+
+
+def test_a_fault_in_the_middle_of_what_identifies_a_file_does_not_pass_for_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(OLD)
+    [shard] = resolve(DataConfig(dataset=str(tmp_path))).shards
+    read, short = os.pread, [OLD[:1000], b""]
+    monkeypatch.setattr(os, "pread", lambda *arguments: short.pop(0) if short else read(*arguments))
+    assert len(list(texts_of(shard))) == 20_000
+
+
 def test_a_folder_with_the_name_of_a_shard_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl.zst").mkdir()
     (tmp_path / "x.jsonl.zst" / "a.jsonl").write_bytes(OLD)
