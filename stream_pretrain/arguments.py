@@ -35,6 +35,7 @@ from stream_pretrain.config import (
 from stream_pretrain.config.option_types import expected, members, shown
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.nearest_names import did_you_mean
+from stream_pretrain.units import without_unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,7 +336,7 @@ def _value(value: Any, kind: Any, where: str) -> Any:
             if float in kinds:
                 return float(value)
     is_number = isinstance(value, str) and {int, float} & set(kinds)
-    instead = f": give {plain}" if is_number and (plain := _without_unit(value, integer=int in kinds)) else ""
+    instead = f": give {plain}" if is_number and (plain := without_unit(value, integer=int in kinds)) else ""
     raise ConfigError(f"{where}: {shown(value)} is not {expected(kind)}{instead}")
 
 
@@ -371,17 +372,6 @@ def _whole_number(value: str | float) -> int | None:
         if float(value).is_integer():
             return int(float(value))
     return None
-
-
-_UNITS = {"%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-
-
-def _without_unit(value: str, *, integer: bool) -> str | None:
-    """A number with commas or a unit in plain form, 10k as 10000 (integer) or 15% as 0.15; None for anything else."""
-    match = re.fullmatch(r"(\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?) ?(%|[kmg](?:i?b)?)?", value.strip(), re.IGNORECASE)
-    if match is None or not (match[2] or "," in match[1]) or (match[2] == "%") is integer:
-        return None
-    return f"{float(match[1].replace(',', '')) * _UNITS.get((match[2] or '').lower(), 1):.12g}"
 
 
 def _record_type(kind: Any) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
+
+_UNITS = {"%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def human_count(number: float) -> str:
@@ -43,6 +46,14 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     for first, *others in rows:
         cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
         yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
+
+
+def without_unit(value: str, *, integer: bool) -> str | None:
+    """A number with commas or a unit in plain form, 10k as 10000 (integer) or 15% as 0.15; None for anything else."""
+    match = re.fullmatch(r"(\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?) ?(%|[kmg](?:i?b)?)?", value.strip(), re.IGNORECASE)
+    if match is None or not (match[2] or "," in match[1]) or (match[2] == "%") is integer:
+        return None
+    return f"{float(match[1].replace(',', '')) * _UNITS.get((match[2] or '').lower(), 1):.12g}"
 
 
 def _scaled(number: float, units: tuple[str, ...]) -> str:
