@@ -106,7 +106,8 @@ def load_model(
         original_settings["is_decoder"] = True  # `evaluate` reads it
     notes += _leave_out_unused(model, name)
     if config.gradient_checkpointing:
-        _refuse_without_checkpointing(model, name)
+        if not model.supports_gradient_checkpointing:
+            raise ModelError(f"{name} does not support --model.gradient-checkpointing: leave the option out")
         recompute_activations(model)
     return LoadedModel(model, tokenizer, tuple(notes), original_settings, passthrough, new_head)
 
@@ -130,11 +131,6 @@ def _notes_of_vocabulary(known: int, vocabulary: int) -> list[str]:
     if vocabulary > known:
         return [f"the embedding grows from {known} to {vocabulary} tokens: the new rows are untrained"]
     return [f"the embedding has {vocabulary} tokens, as the tokenizer needs, not {known}"] if vocabulary < known else []
-
-
-def _refuse_without_checkpointing(model: PreTrainedModel, name: str) -> None:
-    if not model.supports_gradient_checkpointing:
-        raise ModelError(f"{name} does not support --model.gradient-checkpointing: leave the option out")
 
 
 def sized_model(config: ModelConfig, causal: bool) -> tuple[PreTrainedConfig, int]:

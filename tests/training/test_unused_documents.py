@@ -59,19 +59,6 @@ def quarantine(corpus: Path) -> list[dict[str, Any]]:
     return lines(Path(f"{corpus}-out", "quarantine.jsonl"))
 
 
-def test_skipped_documents_are_recorded_in_the_same_order_with_any_number_of_workers(model: Path, tmp_path: Path) -> None:
-    write_with_bad_lines(tmp_path / "corpus", every=140)
-    records = []
-    for workers in (0, 2):
-        corpus = tmp_path / str(workers)
-        corpus.symlink_to(tmp_path / "corpus")
-        done = train(corpus, model, "--global-batch-size=32", "--lanes=8", "--data.window-bytes=4096", f"--workers={workers}")
-        assert done.returncode == 0, done.stderr
-        records.append(quarantine(corpus))
-    assert len(records[0]) == 24
-    assert records[0] == records[1]
-
-
 def test_documents_without_text_end_no_run_and_are_named_a_window_at_a_time(model: Path, tmp_path: Path) -> None:
     without = itertools.cycle([{"text": ""}, {"text": None}, {"url": "x"}, {"text": []}, {"text": "\u200b"}])
     texts = [{"text": text} for text in documents(1500, longest=2)]
