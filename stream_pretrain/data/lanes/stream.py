@@ -236,8 +236,7 @@ class StepStream:
         if self._merged is None:
             parts = [item for item in self._items if isinstance(item, StepRows)]
             assert len(parts) == len(self._items)
-            # What a worker has made lies in memory that the next of its items takes.
-            self._merged = merged(parts, self.memory) if isinstance(self._workers, Workers) else parts[0]
+            self._merged = merged(parts, self.memory) if self._workers.reuses_memory else parts[0]
             for worker in range(len(parts)):
                 self._workers.release(worker)
                 self._items[worker] = None

@@ -93,6 +93,9 @@ class WorkerError(Exception):
 class Workers(Generic[T]):
     """Processes that each make items, which are received from each in their order."""
 
+    reuses_memory = True
+    """Whether the arrays of an item are valid only until it is released."""
+
     def __init__(
         self,
         sources: Sequence[Iterable[T]],
@@ -184,6 +187,8 @@ class Workers(Generic[T]):
 
 class InProcess(Generic[T]):
     """The same for items that the trainer makes itself, when it wants them."""
+
+    reuses_memory = False
 
     def __init__(self, sources: Sequence[Iterable[T]]) -> None:
         self._items = [iter(source) for source in sources]
