@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,10 @@ def run_json(out: Path) -> dict[str, object]:
     return content
 
 
-def owner(out: Path, host: str, age: float) -> None:
+def owner(out: Path, host: str, age: float, pid: int = 12, reach: str = "another kernel/1") -> None:
     out.mkdir(exist_ok=True)
-    (out / "lock").write_text(json.dumps({"host": host, "pid": 12, "time": time.time() - age}))
+    record = {"host": host, "pid": pid, "time": time.time() - age, "reach": reach, "token": "another"}
+    (out / "lock").write_text(json.dumps(record))
 
 
 # Ownership
@@ -99,6 +101,42 @@ def test_an_owner_on_another_machine_that_beats_is_respected(tmp_path: Path) -> 
         pass
 
 
+@pytest.mark.parametrize("elsewhere", ["another kernel/{device}", "{kernel}/7"])
+def test_an_owner_in_another_container_with_the_same_host_name_and_pid_is_respected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: str
+) -> None:
+    """On another machine, or with a mount of its own: locks reach neither. The pid is often 1, and the name given to both."""
+    kernel, device = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), tmp_path.stat().st_dev
+    twin = partial(owner, tmp_path, socket.gethostname(), pid=os.getpid(), reach=elsewhere.format(kernel=kernel, device=device))
+    twin(age=5)
+    with (
+        pytest.raises(CheckpointError, match=f"in use by process {os.getpid()} on {socket.gethostname()}"),
+        RunDirectory.own(tmp_path, [], lambda line: twin(age=0)),
+    ):
+        pass
+    monkeypatch.setattr(lock, "DEAD_AFTER_SECONDS", 0.0)
+    with RunDirectory.own(tmp_path, [], unexpected) as out:
+        out.raise_if_lost()
+        twin(age=0)
+        with pytest.raises(CheckpointError, match=f"was taken over by process {os.getpid()} on {socket.gethostname()}"):
+            out.raise_if_lost()
+
+
+def test_a_killed_owner_in_another_container_of_this_machine_is_not_waited_for(tmp_path: Path) -> None:
+    kernel, device = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), tmp_path.stat().st_dev
+    owner(tmp_path, "elsewhere", age=5, reach=f"{kernel}/{device}")
+    with RunDirectory.own(tmp_path, [], unexpected):
+        pass
+
+
+def test_an_owner_of_an_earlier_version_is_waited_for(tmp_path: Path) -> None:
+    lines: list[str] = []
+    (tmp_path / "lock").write_text(json.dumps({"host": socket.gethostname(), "pid": 12, "time": time.time() - 59}))
+    with RunDirectory.own(tmp_path, [], lines.append):
+        pass
+    assert lines == [f"{tmp_path} was in use by process 12 on {socket.gethostname()}: waiting 1 s for its next heartbeat"]
+
+
 def test_an_owner_on_another_machine_that_leaves_is_not_waited_for(tmp_path: Path) -> None:
     owner(tmp_path, "elsewhere", age=0)
     with RunDirectory.own(tmp_path, [], lambda line: (tmp_path / "lock").write_text("")):
@@ -150,11 +188,11 @@ def test_without_locks_in_the_file_system_the_beat_decides_on_one_machine_too(
 
 def test_the_owner_beats_and_takes_itself_out_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beaten = threading.Event()
-    say = lock._write_owner
+    beat = lock.Held.beat
     monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.01)
     with RunDirectory.own(tmp_path, [], unexpected):
         first = json.loads((tmp_path / "lock").read_text())
-        monkeypatch.setattr(lock, "_write_owner", lambda descriptor: (say(descriptor), beaten.set()))
+        monkeypatch.setattr(lock.Held, "beat", lambda held: (beat(held), beaten.set()))
         assert beaten.wait(60)
         assert json.loads((tmp_path / "lock").read_text())["time"] > first["time"]
         assert first["pid"] == os.getpid()
@@ -169,12 +207,12 @@ def test_a_beat_that_fails_is_reported_and_does_not_end_the_run(tmp_path: Path, 
         lines.append(line)
         reported.set()
 
-    def fail(descriptor: int) -> None:
+    def fail(held: lock.Held) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.01)
     with RunDirectory.own(tmp_path, [], report):
-        monkeypatch.setattr(lock, "_write_owner", fail)
+        monkeypatch.setattr(lock.Held, "beat", fail)
         assert reported.wait(60)
     assert lines[0] == f"the heartbeat in {tmp_path / 'lock'} cannot be written: [Errno 5] Input/output error"
 
@@ -272,7 +310,7 @@ def test_a_folder_that_another_machine_takes_over_is_written_no_more_and_its_loc
     with stop_on_signals() as stop, RunDirectory.own(tmp_path, [], unexpected) as out:
         decide_start(config(), out, unexpected, COMMAND)
         beaten = threading.Event()
-        monkeypatch.setattr(lock, "_write_owner", lambda _: beaten.set())
+        monkeypatch.setattr(lock.Held, "beat", lambda _: beaten.set())
         assert beaten.wait(60)
         owner(tmp_path, "elsewhere", age=0)
         said = f"{tmp_path} was taken over by process 12 on elsewhere: this run writes nothing more to it"

@@ -1,7 +1,7 @@
-"""OUT/lock: one process owns OUT; its host, pid and heartbeat are in the file.
+"""OUT/lock: one process owns OUT; its host, pid, token and heartbeat are in the file.
 
 `flock` keeps out other processes of the same machine. For file systems whose locks do not reach other machines there is the
-heartbeat: a time in the file, which the owner renews.
+heartbeat: a time in the file, which the owner renews. Host and pid are for messages: those of two containers may be the same.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,63 +33,102 @@ DEAD_AFTER_SECONDS = 60.0
 """Without a heartbeat for this long, an owner on another machine is dead."""
 LEASE_SECONDS = 120.0
 """How long a file server may keep the lock of a machine that it has lost."""
-HOST = socket.gethostname()
-"""Read once, so that a machine that is renamed during a run still owns its lock."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """OUT/lock, held by this process."""
+
+    out: Path
+    descriptor: int
+    token: str
+    """Random, and no other owner's."""
+
+    @property
+    def why_lost(self) -> str | None:
+        """Why this process does not own OUT any more; None where it does."""
+        if not is_at(self.out / LOCK, self.descriptor):
+            return (
+                f"{self.out} or its lock was removed or replaced during the run, which writes nothing more to it: "
+                "restore it if you can, then run the same command again"
+            )
+        try:
+            owner = _owner_in(os.pread(self.descriptor, 4096, 0))
+        except OSError:  # proves nothing either
+            return None
+        # Where locks do not reach the other: both began at once, or this one was stopped for longer than DEAD_AFTER_SECONDS.
+        if owner is not None and owner.get("token") != self.token:
+            return f"{self.out} was taken over by process {owner['pid']} on {owner['host']}: this run writes nothing more to it"
+        return None
+
+    def beat(self) -> None:
+        """Write this owner and the time into the lock. Raises: OSError."""
+        owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "time": time.time(),
+            "reach": _reach(self.descriptor),
+            "token": self.token,
+        }
+        content = json.dumps(owner).ljust(255).encode() + b"\n"  # of one size, so that no reader sees a mix of two
+        if os.pwrite(self.descriptor, content, 0) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextmanager
-def held(out: Path, report: Callable[[str], None]) -> Iterator[int]:
-    """Hold OUT/lock during the block; yields its open descriptor.
+def held(out: Path, report: Callable[[str], None]) -> Iterator[Held]:
+    """Hold OUT/lock during the block.
 
     Waits, and reports it: for up to a minute where the heartbeat of another machine is recent, for up to two where a file
-    server keeps the lock of a process without a heartbeat. When OUT is lost during the block (`why_lost`), this process sends
-    itself SIGTERM, which interrupts any wait.
+    server keeps the lock of a process without a heartbeat. When OUT is lost during the block (`Held.why_lost`), this process
+    sends itself SIGTERM, which interrupts any wait.
     Raises: CheckpointError when OUT is in use or its lock cannot be written.
     """
-    descriptor = _acquire(out, report)
+    lock = _acquire(out, report)
     released = threading.Event()
-    heartbeat = threading.Thread(target=_beat, args=(descriptor, out, released, report), name="heartbeat", daemon=True)
+    heartbeat = threading.Thread(target=_beat, args=(lock, released, report), name="heartbeat", daemon=True)
     heartbeat.start()
     try:
-        yield descriptor
+        yield lock
     finally:
         released.set()
         heartbeat.join()
         try:
-            if why_lost(out, descriptor) is None:
-                os.ftruncate(descriptor, 0)
+            if lock.why_lost is None:
+                os.ftruncate(lock.descriptor, 0)
         except OSError as error:  # not raised, to show how the run ended: a start on another machine waits for a minute
             report(f"{out / LOCK} still names this process: {error.strerror}")
         finally:
-            os.close(descriptor)
+            os.close(lock.descriptor)
 
 
 def refuse_in_use(out: Path) -> None:
     """Refuse an OUT whose owner lives, by its heartbeat, without a try to lock it. Raises: CheckpointError."""
     owner = _owner(out)
     if owner is not None and _silence(owner) < DEAD_AFTER_SECONDS:
-        here = owner["host"] == HOST
+        here = owner.get("reach") == _reach(out / LOCK)
         if not here or psutil.pid_exists(owner["pid"]):
             _refuse(out, owner)
 
 
-def _acquire(out: Path, report: Callable[[str], None]) -> int:
-    """Lock OUT/lock; returns its open descriptor. The system releases the lock when the process ends."""
+def _acquire(out: Path, report: Callable[[str], None]) -> Held:
+    """Lock OUT/lock. The system releases the lock when the process ends."""
     with writing_out(out):
         descriptor = _open_lock(out / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         owner = _owner(out)
         enforced = _flock(descriptor, out, owner, report)
-        if owner is not None and not (enforced and owner["host"] == HOST):
+        if owner is not None and not (enforced and owner.get("reach") == _reach(descriptor)):
             _wait_until_dead(out, owner, report)
         if not is_at(out / LOCK, descriptor):
             raise CheckpointError(f"{out / 'lock'} was removed while this process waited for it: run the same command again")
+        lock = Held(out, descriptor, secrets.token_hex(8))
         with writing_out(out):
-            _write_owner(descriptor)
+            lock.beat()
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
+    return lock
 
 
 def _open_lock(lock: Path, flags: int) -> int:
@@ -109,21 +150,13 @@ def is_at(lock: Path, descriptor: int) -> bool:
     return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
 
 
-def why_lost(out: Path, descriptor: int) -> str | None:
-    """Why this process does not own OUT any more, by its open lock; None where it does."""
-    if not is_at(out / LOCK, descriptor):
-        return (
-            f"{out} or its lock was removed or replaced during the run, which writes nothing more to it: "
-            "restore it if you can, then run the same command again"
-        )
+def _reach(lock: int | Path) -> str:
+    """How far a lock on this file reaches for certain: this kernel, and of it this mounted file system."""
     try:
-        owner = _owner_in(os.pread(descriptor, 4096, 0))
-    except OSError:  # proves nothing either
-        return None
-    # Where locks do not reach other machines: both began at once, or this one was stopped for longer than DEAD_AFTER_SECONDS.
-    if owner is not None and (owner["host"], owner["pid"]) != (HOST, os.getpid()):
-        return f"{out} was taken over by process {owner['pid']} on {owner['host']}: this run writes nothing more to it"
-    return None
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # of Linux alone, and not in every sandbox
+        kernel = socket.gethostname()
+    return f"{kernel}/{os.stat(lock).st_dev}"
 
 
 def _flock(descriptor: int, out: Path, owner: dict[str, Any] | None, report: Callable[[str], None]) -> bool:
@@ -200,24 +233,16 @@ def _owner_in(content: bytes) -> dict[str, Any] | None:
         owner = parsed(content)
     except ValueError:  # empty, or torn by a power loss
         return None
-    kinds = {"host": str, "pid": int, "time": float}
-    is_owner = isinstance(owner, dict) and {name: type(value) for name, value in owner.items()} == kinds
-    return owner if is_owner else None
+    kinds = {"host": str, "pid": int, "time": float}  # an earlier version wrote no more
+    return owner if isinstance(owner, dict) and all(type(owner.get(name)) is kind for name, kind in kinds.items()) else None
 
 
-def _write_owner(descriptor: int) -> None:
-    owner = {"host": HOST, "pid": os.getpid(), "time": time.time()}
-    content = json.dumps(owner).ljust(255).encode() + b"\n"  # of one size, so that no reader sees a mix of two
-    if os.pwrite(descriptor, content, 0) < len(content):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _beat(descriptor: int, out: Path, released: threading.Event, report: Callable[[str], None]) -> None:
+def _beat(lock: Held, released: threading.Event, report: Callable[[str], None]) -> None:
     while not released.wait(HEARTBEAT_SECONDS):
-        if why_lost(out, descriptor) is not None:
+        if lock.why_lost is not None:
             os.kill(os.getpid(), signal.SIGTERM)
             return
         try:
-            _write_owner(descriptor)
+            lock.beat()
         except OSError as error:  # the next checkpoint decides whether the disk is usable
-            report(f"the heartbeat in {out / LOCK} cannot be written: {error}")
+            report(f"the heartbeat in {lock.out / LOCK} cannot be written: {error}")

@@ -18,7 +18,7 @@ from stream_pretrain.config import TrainConfig
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.non_utf8_names import escaped, in_shell
 from stream_pretrain.training.files.atomic_files import replace_file, writing_out
-from stream_pretrain.training.files.lock import held, why_lost
+from stream_pretrain.training.files.lock import Held, held
 from stream_pretrain.training.files.out_files import FILES, RUN
 from stream_pretrain.training.files.retried_reads import read_object
 from stream_pretrain.training.files.versions import program
@@ -35,8 +35,7 @@ USUAL_CODES = {
 class RunDirectory:
     """OUT, for the process that owns it: the first rank."""
 
-    def __init__(self, path: Path, command: Sequence[str], report: Callable[[str], None], lock: int | None = None) -> None:
-        """lock: the open descriptor of OUT/lock."""
+    def __init__(self, path: Path, command: Sequence[str], report: Callable[[str], None], lock: Held | None = None) -> None:
         self.path = path
         self._lock = lock
         self._command, self._report = list(command), report
@@ -71,7 +70,7 @@ class RunDirectory:
 
     @property
     def _why_lost(self) -> str | None:
-        return None if self._lock is None else why_lost(self.path, self._lock)
+        return None if self._lock is None else self._lock.why_lost
 
     def raise_if_lost(self) -> None:
         """Call it before each write to OUT. Raises: CheckpointError when this process no longer owns OUT."""
