@@ -13,7 +13,7 @@ from functools import partial
 
 import psutil
 from contenders import Batches, Contender, Given
-from forked import in_fork
+from forked import given_by
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,8 @@ def in_turns(contenders: Mapping[str, Contender], given: Given, rounds: int, sec
 
 def cold_pass(contender: Contender, given: Given) -> Pass:
     """One reading in a process of its own. Raises: SystemExit if it fails."""
-    ended = in_fork(partial(_measured, contender, given))
-    if ended.fault is not None:
-        raise SystemExit(f"{ended.log}\n{ended.fault}")
-    return Pass(**ended.items[0])
+    [pass_] = given_by(partial(_measured, contender, given))
+    return Pass(**pass_)
 
 
 def spread(rounds: Sequence[Round], value: Callable[[Round], float]) -> tuple[float, float, float]:

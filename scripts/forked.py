@@ -59,6 +59,14 @@ def in_fork(function: Callable[[], Iterable[Any]], seconds: float | None = None)
     return Ended([item for kind, item in lines if kind == "item"], fault, log, time.perf_counter() - began)
 
 
+def given_by(function: Callable[[], Iterable[Any]], seconds: float | None = None) -> list[Any]:
+    """What a function gives in a fork. Raises: SystemExit with its log where it fails."""
+    ended = in_fork(function, seconds)
+    if ended.fault is not None:
+        raise SystemExit(f"{ended.log}\n{ended.fault}")
+    return ended.items
+
+
 def _run(function: Callable[[], Iterable[Any]], given: Any, printed: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.setpgid(0, 0)  # so that it can be killed with what it has started

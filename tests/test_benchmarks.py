@@ -38,15 +38,6 @@ def test_the_resume_benchmark_ends_with_the_seconds_of_every_kind_of_shard(tmp_p
     assert all(math.isfinite(value) and value > 0 for value in figures.values()), figures
 
 
-def test_the_packing_benchmark_has_its_figures_for_every_length(tmp_path: Path) -> None:
-    figures = figures_of("bench_packing", tmp_path)
-    assert figures.keys() == {"real_token_fraction", "segments_per_document", "packing_fraction"}
-    assert all(list(of_length) == ["128", "512", "2048", "8192"] for of_length in figures.values())
-    assert all(0.97 < fraction <= 1 for fraction in figures["real_token_fraction"].values())
-    assert all(segments >= 1 for segments in figures["segments_per_document"].values())
-    assert all(0 < fraction < 1 for fraction in figures["packing_fraction"].values())
-
-
 def test_the_stream_is_measured_with_tokenizers_and_with_a_fast_engine(tmp_path: Path) -> None:
     figures = figures_of("bench_stream", tmp_path)
     with_tokenizers = figures.pop("with_tokenizers")
