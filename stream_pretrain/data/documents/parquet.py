@@ -296,7 +296,7 @@ class _RowPass:
         self.source, self.file = windows.open()
         self.groups: range | None = None
         self.batches: Iterator[pa.RecordBatch] = iter(())
-        self.given: dict[int, int] = {}  # offset of each block in the content of the groups that was returned
+        self.given: list[int] = []  # blocks of the groups that were returned
         self.readings: TwoReadings | None = None
         self.held: list[pa.RecordBatch] = []  # the last batches of the groups, up to...
         self.stop = 0  # ...this row of them
@@ -317,14 +317,14 @@ class _RowPass:
             return self._read(block)
         window = self.windows.slices[block]
         if self.readings is None or window.groups != self.groups:
-            self.given = {}
-            self.readings = TwoReadings(self.windows.shard.name, window.place, self._place)
+            self.given = []
+            self.readings = TwoReadings(self.windows.shard.name, window.place)
         try:
             rows = self._read(block)
         except ContentError as damage:
             rows = self._read_again(block, self.readings, str(damage))
-        self.given[block] = self.readings.size
-        self.readings.record(_content(rows))
+        self.given.append(block)
+        self.readings.record(_content(rows), f"row {rows.row}")
         return rows
 
     def _read_again(self, block: int, readings: TwoReadings, damage: str) -> _Rows:
@@ -337,11 +337,6 @@ class _RowPass:
             raise wrong_content(self.windows.shard.name, "the end of the file", damage, "row 0", self.windows.opened)
         deque(readings.second(damage, (_content(self._read(number)) for number in (*self.given, block))), maxlen=0)
         return self._read(block)
-
-    def _place(self, offset: int) -> str:
-        """The row, in messages, at an offset of the content that was returned."""
-        block = max((block for block, begin in self.given.items() if begin <= offset), default=self.block)
-        return f"row {self.windows.slices[block].row}"
 
     def _read(self, block: int) -> _Rows:
         import pyarrow as pa

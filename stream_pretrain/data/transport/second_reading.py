@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import xxhash
@@ -26,93 +27,60 @@ B = TypeVar("B", bytes, memoryview)
 HELD_BACK_BYTES = MIB
 """Content is returned after this many more bytes of its part were read without damage, or all of them."""
 
-_DIGESTED_BYTES = MIB  # with a digest of their own: how precisely a difference is located
+
+def held_back(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same, delayed by HELD_BACK_BYTES: most damage is found before the bytes that it changed are returned."""
+    held: deque[bytes] = deque()
+    size = 0
+    for chunk in chunks:
+        held.append(chunk)
+        size += len(chunk)
+        while size - len(held[0]) >= HELD_BACK_BYTES:
+            size -= len(held[0])
+            yield held.popleft()
+    while held:
+        yield held.popleft()
 
 
-class _Digests:
-    """Digests of content, one a MiB, and when (seconds since 1970) the first byte of each was added."""
+@dataclass(frozen=True)
+class _Returned:
+    """A chunk of the first reading that was returned."""
 
-    def __init__(self) -> None:
-        self.size = 0
-        self.times: list[float] = []
-        self._digests: list[bytes] = []
-        self._last = xxhash.xxh3_128()
-
-    def add(self, content: bytes | memoryview) -> None:
-        view = memoryview(content)
-        while view:
-            if self.size % _DIGESTED_BYTES == 0:
-                self.times.append(time.time())
-            piece = view[: _DIGESTED_BYTES - self.size % _DIGESTED_BYTES]
-            self._last.update(piece)
-            self.size += len(piece)
-            view = view[len(piece) :]
-            if self.size % _DIGESTED_BYTES == 0:
-                self._digests.append(self._last.digest())
-                self._last = xxhash.xxh3_128()
-
-    def differ_at(self, other: _Digests) -> int | None:
-        """Offset of the first MiB that differs."""
-        pairs = zip([*self._digests, self._last.digest()], [*other._digests, other._last.digest()], strict=False)
-        different = next((number for number, (mine, others) in enumerate(pairs) if mine != others), None)
-        return None if different is None else different * _DIGESTED_BYTES
+    digest: bytes
+    place: str
+    """Where it begins, in messages."""
+    time: float
+    """Seconds since 1970."""
 
 
 class TwoReadings:
-    """The readings of one part of a shard: a second one only where the first found damage. Used by one thread."""
+    """The readings of one part of a shard: a second one only where the first found damage. Used by one thread.
 
-    def __init__(self, name: str, part: str, place: Callable[[int], str]) -> None:
-        """part: its name in messages; place: the name of an offset in its content."""
+    Equal content comes in equal chunks.
+    """
+
+    def __init__(self, name: str, part: str) -> None:
+        """part: its name in messages."""
         self._name = name
         self._part = part
-        self._place = place
-        self._given = _Digests()
+        self._returned: list[_Returned] = []
 
-    @property
-    def size(self) -> int:
-        """Bytes that were returned."""
-        return self._given.size
-
-    def record(self, content: B) -> B:
-        """Record content of the first reading that is returned now."""
-        self._given.add(content)
-        return content
-
-    def first(self, chunks: Iterable[B]) -> Iterator[B]:
-        """The first reading, delayed by HELD_BACK_BYTES: most damage is found before the bytes that it changed are returned."""
-        held: deque[B] = deque()
-        size = 0
-        for chunk in chunks:
-            held.append(chunk)
-            size += len(chunk)
-            while size - len(held[0]) >= HELD_BACK_BYTES:
-                size -= len(held[0])
-                yield self.record(held.popleft())
-        while held:
-            yield self.record(held.popleft())
+    def record(self, chunk: bytes | memoryview, place: str) -> None:
+        """Record a chunk of the first reading that is returned now."""
+        self._returned.append(_Returned(xxhash.xxh3_128_digest(chunk), place, time.time()))
 
     def second(self, damage: str, chunks: Iterable[B]) -> Iterator[B]:
-        """The second reading, after the bytes that the first one returned before it found `damage`.
+        """The second reading, after the chunks that the first one returned before it found `damage`.
 
-        Raises: TransportError where the bytes that were returned differ.
+        Raises: TransportError where the chunks that were returned differ.
         """
-        seen = _Digests()
-        for chunk in chunks:
-            left = self.size - seen.size
-            seen.add(chunk[:left])
-            if left and len(chunk) >= left:
-                self._compare(seen, damage)
-            if rest := chunk[left:]:
-                yield rest
-        if seen.size < self.size:
-            self._compare(seen, damage)
+        rest = iter(chunks)
+        for returned in self._returned:
+            chunk = next(rest, None)
+            if chunk is None or xxhash.xxh3_128_digest(chunk) != returned.digest:
+                raise wrong_content(self._name, self._part, damage, returned.place, returned.time)
+        yield from rest
         _warn_of_passing_damage(self._name, self._part, damage)
-
-    def _compare(self, seen: _Digests, damage: str) -> None:
-        if (offset := self._given.differ_at(seen)) is not None:
-            raise wrong_content(
-                self._name, self._part, damage, self._place(offset), self._given.times[offset // _DIGESTED_BYTES]
-            )
 
 
 def wrong_content(name: str, part: str, damage: str, place: str, since: float) -> TransportError:

@@ -26,7 +26,7 @@ from stream_pretrain.data.transport.decoders import DamageError, no_memory
 from stream_pretrain.data.transport.members import CHUNK, CUT, SLICE, decode, is_skippable, joined, skip_skippable
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.second_reading import TwoReadings, read_until_two_agree
+from stream_pretrain.data.transport.second_reading import TwoReadings, held_back, read_until_two_agree
 from stream_pretrain.data.transport.seek_table import read_seek_table
 from stream_pretrain.data.transport.stored_bytes import StoredBytes
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError, TransportError
@@ -234,13 +234,11 @@ class ShardBytes:
 
     def _member_of_store(self, start: RestartPoint) -> Iterator[bytes]:
         """The same for a remote shard: a damaged member is read a second time."""
-        readings = TwoReadings(
-            self._name,
-            f"the {self._codec.member} that begins at compressed byte {start.compressed}",
-            lambda offset: f"uncompressed byte {start.uncompressed + offset}",
-        )
+        readings = TwoReadings(self._name, f"the {self._codec.member} that begins at compressed byte {start.compressed}")
         try:
-            yield from readings.first(joined(self._content_of_member()))
+            for chunk in held_back(joined(self._content_of_member())):
+                readings.record(chunk, f"uncompressed byte {self._decoded}")
+                yield chunk
             return
         except DamageError as damage:
             reason = damage.reason
