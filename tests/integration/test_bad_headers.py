@@ -115,7 +115,7 @@ def test_an_empty_file_is_empty_though_its_server_knows_no_range_of_it(caplog: p
     with answering(CONTENT, answers) as url, shard(url) as opened:
         assert content_of(opened) == b""
     with answering(CONTENT, answers) as url:
-        assert sizes_and_identities([url], TransportOptions(retry_deadline=20.0)) == [(0, "size:0")]
+        assert sizes_and_identities([url], TransportOptions(retry_deadline=20.0)) == {url: (0, "size:0")}
     assert caplog.messages == []
 
 
@@ -222,7 +222,7 @@ def test_an_answer_that_makes_no_sense_is_asked_for_again(what: str) -> None:
         assert content_of(opened) == CONTENT
     with answering(CONTENT, [PASSING[what]]) as url:
         options = TransportOptions(retry_deadline=20.0, read_timeout=0.3)
-        assert sizes_and_identities([url], options) == [(SIZE, f"size:{SIZE}")]
+        assert sizes_and_identities([url], options) == {url: (SIZE, f"size:{SIZE}")}
 
 
 @pytest.mark.parametrize("what", PASSING)

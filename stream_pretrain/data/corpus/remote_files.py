@@ -127,7 +127,7 @@ def with_web_sizes(corpus: Corpus, data: DataConfig, pinned: Corpus | None = Non
     if not unknown:
         return corpus
     options = TransportOptions(storage_options(data.storage_options), data.retry_deadline)
-    answers = dict(zip(unknown, sizes_and_identities(unknown, options), strict=True))
+    answers = sizes_and_identities(unknown, options)
     shards = []
     for shard in corpus.shards:
         size, identity = answers.get(shard.url, (shard.size, shard.identity))

@@ -6,16 +6,14 @@ marked with its number in the bundle.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import Damage, DocumentReader, Documents, ReadOptions, Skip
 from stream_pretrain.data.documents.stripe import Stripe
-from stream_pretrain.data.transport.http_session import Sessions
+from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.threads import side_by_side
 from stream_pretrain.errors import ContentError
@@ -82,17 +80,13 @@ class BundleDocuments:
         """Some of the shards, read by several threads."""
         found: dict[int, _Member] = {}
 
-        def read_some(some: Iterator[int], given_up: threading.Event) -> None:
-            with closing(Sessions()) as sessions:
-                transport = replace(self.options.transport, sessions=sessions, given_up=given_up)
-                options = replace(self.options, transport=transport)
-                for number in some:
-                    found[number] = self._member(number, options)
+        def read(number: int, transport: TransportOptions) -> None:
+            found[number] = self._member(number, replace(self.options, transport=transport))
 
         began, memory = time.perf_counter(), self.options.transport.memory
         waited = memory.seconds_waiting
         try:
-            side_by_side("bundle", numbers, read_some)
+            side_by_side("bundle", numbers, self.options.transport, read)
         finally:
             memory.seconds_waiting = waited + time.perf_counter() - began  # not the sum over threads
         return found

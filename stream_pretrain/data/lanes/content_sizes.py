@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -14,7 +13,6 @@ from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.documents.parquet import text_bytes
 from stream_pretrain.data.lanes.bundles import is_small
-from stream_pretrain.data.transport.http_session import Sessions
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.seek_table import read_seek_table
 from stream_pretrain.data.transport.shard_bytes import ShardBytes
@@ -98,26 +96,23 @@ def _content_bytes(shards: Sequence[Shard], options: ReadOptions) -> dict[str, i
     counts_local = sum(counted) <= COUNTED_BYTES
     known: dict[str, int] = {}
 
-    def open_some(some: Iterator[Shard], given_up: threading.Event) -> None:
-        with closing(Sessions()) as sessions:
-            transport = replace(options.transport, sessions=sessions, given_up=given_up)
-            for shard in some:
-                try:
-                    content: int | None
-                    if shard.format == "parquet":
-                        content = text_bytes(shard, replace(options, transport=transport))
-                    elif counts_local and not is_remote(shard.url):
-                        content = _counted(shard, transport)
-                    else:
-                        content = _stated(shard, transport) if shard.compression == "zstd" else None
-                except TransportError:
-                    raise
-                except SourceError:  # damage, or another file: reported where the shard is read
-                    continue
-                if content is not None:
-                    known[shard.name] = content
+    def open_one(shard: Shard, transport: TransportOptions) -> None:
+        content: int | None
+        try:
+            if shard.format == "parquet":
+                content = text_bytes(shard, replace(options, transport=transport))
+            elif counts_local and not is_remote(shard.url):
+                content = _counted(shard, transport)
+            else:
+                content = _stated(shard, transport) if shard.compression == "zstd" else None
+        except TransportError:
+            raise
+        except SourceError:  # damage, or another file: reported where the shard is read
+            return
+        if content is not None:
+            known[shard.name] = content
 
-    side_by_side("content sizes", opened, open_some)
+    side_by_side("content sizes", opened, options.transport, open_one)
     return known
 
 

@@ -6,6 +6,7 @@ import copy
 import re
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,7 @@ from stream_pretrain.data.transport.retrying import (
     retried,
 )
 from stream_pretrain.data.transport.store import Store
-from stream_pretrain.data.transport.store_memory import StoreMemory, refuse_replaced
+from stream_pretrain.data.transport.store_memory import refuse_replaced
 from stream_pretrain.data.transport.threads import side_by_side
 from stream_pretrain.errors import SourceError, TransportError
 from stream_pretrain.units import KIB
@@ -47,36 +48,28 @@ _ENCODINGS = ("gzip", "deflate", "br", "zstd", "compress", "dcb", "dcz")
 """Values of Content-Encoding that change the bytes; objects of stores also have others there, such as utf-8."""
 
 
-def sizes_and_identities(urls: Sequence[str], options: TransportOptions) -> list[tuple[int | None, str | None]]:
+def sizes_and_identities(urls: Sequence[str], options: TransportOptions) -> dict[str, tuple[int | None, str | None]]:
     """Size and identity (`KIND:VALUE`) of each file, None where its server says none. Asks each for its first byte.
 
     Raises: TransportError for the first file that cannot be read.
     """
     headers = http_headers(dict(options.storage_options))
-    found: list[tuple[int | None, str | None]] = [(None, None)] * len(urls)
+    found: dict[str, tuple[int | None, str | None]] = {}
 
-    def ask_for_some(numbers: Iterator[int], _: object) -> None:
-        with Session(headers) as session:
-            for number in numbers:
-                url, name = urls[number], without_secrets(urls[number])
-                ask = partial(_size_and_etag, url, name, headers, options, session)
-                known = retried(ask, name, options.retry_deadline)
-                kind = next((kind for kind in ("etag", "size") if kind in known), None)
-                found[number] = int(known["size"]) if "size" in known else None, f"{kind}:{known[kind]}" if kind else None
+    def ask(url: str, own: TransportOptions) -> None:
+        name = without_secrets(url)
+        known = retried(partial(_size_and_etag, url, name, headers, own), name, own.retry_deadline)
+        kind = next((kind for kind in ("etag", "size") if kind in known), None)
+        found[url] = int(known["size"]) if "size" in known else None, f"{kind}:{known[kind]}" if kind else None
 
-    side_by_side("ask servers", range(len(urls)), ask_for_some)
+    side_by_side("ask servers", urls, options, ask)
     return found
 
 
-def _size_and_etag(
-    url: str, name: str, headers: Mapping[str, str], options: TransportOptions, session: Session
-) -> dict[str, str]:
+def _size_and_etag(url: str, name: str, headers: Mapping[str, str], options: TransportOptions) -> dict[str, str]:
     """What a server says of a file, by kind. Not by HEAD, which a URL that is signed for GET refuses."""
-    file = HttpFile(url, name, headers, None, options.read_timeout, options.memory, {}, session)
-    try:
+    with closing(HttpFile(url, name, headers, None, options, {})) as file:
         next(file.pieces(0, 1), None)
-    finally:
-        file.reset_body()
     return file.known
 
 
@@ -106,25 +99,23 @@ class HttpFile:
         name: str,
         headers: Mapping[str, str],
         size: int | None,
-        read_timeout: float,
-        memory: StoreMemory,
+        options: TransportOptions,
         known: dict[str, str],
-        session: Session | None = None,
     ):
-        """name: the URL without secrets; size: as listed, in bytes; read_timeout: seconds without a byte of the file;
-        known: the identity in earlier responses, by kind; a response with another one is refused. session: the caller's.
+        """name: the URL without secrets; size: as listed, in bytes; known: the identity in earlier responses, by kind; a
+        response with another one is refused.
         """
         self.total: int | None = None
         self.seekable = True
         self.known = known
-        self._memory = memory
+        self._memory = options.memory
         self._url = url
         self._name = name
         self._size = size
         self._user_headers = headers
         self._headers = {**headers, "Accept-Encoding": "identity"}
-        self._timeout = (_CONNECT_TIMEOUT, read_timeout)
-        self._session = self._given = session
+        self._timeout = (_CONNECT_TIMEOUT, options.read_timeout)
+        self._session = self._given = None if options.sessions is None else options.sessions.of(headers)
         self._target: tuple[str, Mapping[str, str | bytes]] | None = None  # of the last redirect
         self._response: requests.Response | None = None  # whose body is being read
         self._position = 0

@@ -63,7 +63,8 @@ class Retrying:
         """reached: whether a store has responded before; pause: waits some seconds, or until the operation is cancelled."""
         self._name, self._deadline, self._pause = name, deadline, pause
         self.reached = reached
-        self._tries, self._since = 0, time.monotonic()
+        self.tries, self._since = 0, time.monotonic()
+        """Attempts that have failed since the last success or `progress()`."""
         self._failed = False
         self.byte: int | None = None
         """The compressed byte that is requested, for messages."""
@@ -71,7 +72,7 @@ class Retrying:
     def progress(self) -> None:
         """Note that new bytes have come: the deadline and the growing waits start anew."""
         self.reached = True
-        self._tries, self._since = 0, time.monotonic()
+        self.tries, self._since = 0, time.monotonic()
 
     def __iter__(self) -> Iterator[Retrying]:
         self._failed = True
@@ -85,8 +86,8 @@ class Retrying:
         if not isinstance(error, Exception) or isinstance(error, StreamPretrainError):
             return False
         fault = error if isinstance(error, TransientError) else self._transient(error)
-        wait = fault.wait_after(self._tries)
-        self._tries += 1
+        wait = fault.wait_after(self.tries)
+        self.tries += 1
         silent = time.monotonic() - self._since
         if silent + wait > self._deadline:
             nothing = "no good answer" if self.byte is None else f"nothing from compressed byte {self.byte} on"

@@ -7,9 +7,8 @@ import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,7 +22,6 @@ from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.retrying import Retrying
 from stream_pretrain.data.transport.store import Store
 from stream_pretrain.data.transport.threads import in_thread
-from stream_pretrain.errors import StreamPretrainError
 from stream_pretrain.units import KIB
 from stream_pretrain.urls import is_remote
 
@@ -229,7 +227,9 @@ class StoredBytes:
         for attempt in retrying:
             if cancelled.is_set():
                 break
-            with attempt, _resetting(store):
+            with attempt:
+                if attempt.tries:
+                    store.reset()
                 for piece in store.pieces(start + len(received), stop):
                     if received and isinstance(received, bytes):  # a single piece, as of a local file, is not copied
                         received = bytearray(received)
@@ -244,18 +244,6 @@ class StoredBytes:
         return received
 
 
-@contextmanager
-def _resetting(store: Store) -> Iterator[None]:
-    """Drop the connection after a fault."""
-    try:
-        yield
-    except StreamPretrainError:
-        raise
-    except Exception:
-        store.reset()
-        raise
-
-
 def open_store(url: str, name: str, size: int | None, options: TransportOptions, identity: str | None) -> Store:
     """The store of a URL, which connects at the first read. Raises SourceError for options that it does not have."""
     storage_options = dict(options.storage_options)
@@ -264,7 +252,7 @@ def open_store(url: str, name: str, size: int | None, options: TransportOptions,
         return LocalFile(url.removeprefix("file://"), known.get("ends"))
     scheme = url.split("://")[0]
     if scheme in ("http", "https"):
-        return _http_file(url, name, http_headers(storage_options), size, options, known)
+        return HttpFile(url, name, http_headers(storage_options), size, options, known)
     if scheme == "hf" and (found := _HUB_FILE.fullmatch(url)):
         kind, repository, revision, path = found.groups()
         resolve = hf_hub_url(
@@ -277,15 +265,8 @@ def open_store(url: str, name: str, size: int | None, options: TransportOptions,
         token = storage_options.get("token") or get_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # At a commit, a file stays the same; how the Hub stores it, which decides the ETag, may change in the months of a run.
-        return _http_file(resolve, name, headers, size, options, {})
+        return HttpFile(resolve, name, headers, size, options, {})
     return FsspecFile(url, name, storage_options, max(options.retry_deadline, options.read_timeout), known)
-
-
-def _http_file(
-    url: str, name: str, headers: Mapping[str, str], size: int | None, options: TransportOptions, known: dict[str, str]
-) -> HttpFile:
-    session = None if options.sessions is None else options.sessions.of(headers)
-    return HttpFile(url, name, headers, size, options.read_timeout, options.memory, known, session)
 
 
 _HUB_FILE = re.compile(r"hf://(?!buckets/)(?:(datasets|spaces|models)/)?([^/@]+/[^/@]+)(?:@((?:refs/\w+/)?[^/]+))?/(.+)")

@@ -1,14 +1,18 @@
-"""Threads that wait for servers: for calls that may never return, and for many at the same time."""
+"""Threads that wait for servers: for calls that may never return, and for many files at the same time."""
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Self, TypeVar
+
+from stream_pretrain.data.transport.http_session import Sessions
+from stream_pretrain.data.transport.options import TransportOptions
 
 T = TypeVar("T")
 
@@ -23,17 +27,22 @@ def in_thread(name: str, call: Callable[..., T], *arguments: Any) -> Future[T]:
     return future
 
 
-def side_by_side(name: str, items: Sequence[T], work: Callable[[Iterator[T], threading.Event], None]) -> None:
-    """Run `work` in up to AT_ONCE threads, each with a part of the items. Raises the error of the first that fails.
+def side_by_side(name: str, items: Sequence[T], options: TransportOptions, read: Callable[[T, TransportOptions], None]) -> None:
+    """Read each item in one of up to AT_ONCE threads, which keep their connections. Raises the error of the first that fails.
 
-    When a thread fails, or the caller is interrupted, the parts end, and the event that `work` gets is set.
+    When a thread fails, or the caller is interrupted, the others end, too.
     """
     given_up = threading.Event()
 
-    def work_on_some(first: int) -> None:
-        work(itertools.takewhile(lambda _: not given_up.is_set(), items[first::AT_ONCE]), given_up)
+    def read_some(first: int) -> None:
+        with closing(Sessions()) as sessions:
+            own = replace(options, sessions=sessions, given_up=given_up)
+            for item in items[first::AT_ONCE]:
+                if given_up.is_set():
+                    break
+                read(item, own)
 
-    working = [in_thread(name, work_on_some, first) for first in range(min(AT_ONCE, len(items)))]
+    working = [in_thread(name, read_some, first) for first in range(min(AT_ONCE, len(items)))]
     try:
         for done in as_completed(working):
             done.result()
