@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import Damage, DocumentReader, Documents, ReadOptions, Skip
@@ -22,15 +22,7 @@ from stream_pretrain.urls import is_remote
 _WHOLE = Stripe(0)
 
 
-@dataclass(frozen=True)
-class _Member:
-    """The content of a shard of a bundle."""
-
-    windows: Sequence[Documents]
-    damage: Damage | None
-
-
-class BundleDocuments:
+class BundleDocuments(DocumentReader):
     """The documents of some small shards, as one window."""
 
     def __init__(
@@ -66,19 +58,16 @@ class BundleDocuments:
     def offset_of(self, block: int) -> int:  # noqa: ARG002
         return 0
 
-    def documents_from(self, stripe: Stripe, block: int) -> int | None:  # noqa: ARG002
-        return None
-
-    def _members(self) -> Iterator[_Member]:
-        """The content of the shards, in order. Remote ones are read concurrently, unless by `datasets`."""
+    def _members(self) -> Iterator[list[Documents]]:
+        """The windows of the shards, in order. Remote ones are read concurrently, unless by `datasets`."""
         remote = [i for i, shard in enumerate(self.shards) if is_remote(shard.url) and shard.format != "examples"]
         fetched = self._side_by_side(remote)
         for number in range(len(self.shards)):
             yield fetched.pop(number) if number in fetched else self._member(number, self.options)
 
-    def _side_by_side(self, numbers: Sequence[int]) -> dict[int, _Member]:
+    def _side_by_side(self, numbers: Sequence[int]) -> dict[int, list[Documents]]:
         """Some of the shards, read by several threads."""
-        found: dict[int, _Member] = {}
+        found: dict[int, list[Documents]] = {}
 
         def read(number: int, transport: TransportOptions) -> None:
             found[number] = self._member(number, replace(self.options, transport=transport))
@@ -91,7 +80,8 @@ class BundleDocuments:
             memory.seconds_waiting = waited + time.perf_counter() - began  # not the sum over threads
         return found
 
-    def _member(self, number: int, options: ReadOptions) -> _Member:
+    def _member(self, number: int, options: ReadOptions) -> list[Documents]:
+        """The windows of a shard; damage is in one of its own, the last."""
         reader = self.open_reader(self.shards[number], options)
         windows: list[Documents] = []
         restart = RestartPoint()
@@ -101,13 +91,13 @@ class BundleDocuments:
                 windows.append(window)
                 restart = window.restart
         except ContentError as error:
-            offset = reader.offset_of(len(windows))
-            return _Member(windows, Damage(number, offset, reader.documents_from(_WHOLE, len(windows)), error))
+            offset, missing = reader.offset_of(len(windows)), reader.documents_from(_WHOLE, len(windows))
+            windows.append(Documents([], [], [], restart, damaged=(Damage(number, offset, missing, error),)))
         finally:
             reader.leave(_WHOLE)
-        return _Member(windows, None)
+        return windows
 
-    def _joined(self, members: Iterator[_Member]) -> Documents:
+    def _joined(self, members: Iterator[list[Documents]]) -> Documents:
         """The documents of all shards in order, without duplicates if they are dropped."""
         texts: list[str] = []
         offsets: list[int] = []
@@ -117,8 +107,8 @@ class BundleDocuments:
         damaged: list[Damage] = []
         filtered = content_bytes = 0
         seen = set[str]()
-        for number, member in enumerate(members):
-            for window in member.windows:
+        for number, windows in enumerate(members):
+            for window in windows:
                 for text, offset in zip(window.texts, window.offsets, strict=True):
                     if text in seen:
                         filtered += 1
@@ -132,8 +122,7 @@ class BundleDocuments:
                 empty += [replace(skip, member=number) for skip in window.empty]
                 filtered += window.filtered
                 content_bytes += window.content_bytes
-            if member.damage is not None:
-                damaged.append(member.damage)
+                damaged += window.damaged
         return Documents(
             texts,
             offsets,

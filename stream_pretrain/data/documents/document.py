@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from stream_pretrain.config import TextDocuments, template_fields
 from stream_pretrain.data.documents.stripe import Stripe
-from stream_pretrain.data.documents.windows import KEPT_BYTES, most_kept
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import ContentError
+from stream_pretrain.units import MIB
+
+KEPT_BYTES = 4 * MIB
+"""Bytes of windows that are kept in memory for each stripe, where a process has few lanes; two windows if these are larger."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ class Documents:
     """The missing parts of a bundle."""
 
     @property
+    def all_bad(self) -> str | None:
+        """Why the first document was skipped, where all of them were."""
+        return self.skips[0].reason if self.skips and not self.texts and not self.filtered else None
+
+    @property
     def read(self) -> int:
         """Number of documents in the window, used or not."""
         return len(self.texts) + len(self.skips) + self.filtered + sum(one.documents for one in self.empty)
@@ -71,19 +79,22 @@ class Documents:
         return self.members[index] if self.members else 0, self.offsets[index]
 
 
-class DocumentReader(Protocol):
+class DocumentReader(ABC):
     """The documents of one unit in windows, for the lanes of this process. Used by one thread.
 
     A lane calls follow() for its stripe, then read() for each of its windows in order, and leave() at the end. `block` is the
     number of a window in the shard.
     """
 
+    @abstractmethod
     def follow(self, stripe: Stripe, block: int) -> None:
         """Register a lane that will read this stripe from this window on; called again when it begins to."""
 
+    @abstractmethod
     def leave(self, stripe: Stripe) -> bool:
         """Deregister the lane of a stripe; true where no lane of the process reads the unit any more."""
 
+    @abstractmethod
     def read(self, stripe: Stripe, block: int, restart: RestartPoint) -> Documents | None:
         """A window of the stripe, independent of who reads it; None where the unit ends before it.
 
@@ -91,11 +102,13 @@ class DocumentReader(Protocol):
         Raises: ContentError for a damaged or unusable shard, TransportError, SourceError for one that was replaced.
         """
 
+    @abstractmethod
     def offset_of(self, block: int) -> int:
         """Where a window starts: an uncompressed byte of a line format, otherwise a row number."""
 
-    def documents_from(self, stripe: Stripe, block: int) -> int | None:
+    def documents_from(self, stripe: Stripe, block: int) -> int | None:  # noqa: ARG002 (of Parquet)
         """Number of documents of a stripe from a window on; None where the format does not have it."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -118,7 +131,7 @@ class ReadOptions:
     @property
     def most_kept(self) -> int:
         """The most windows that are kept for a lane."""
-        return most_kept(self.kept_bytes, self.window_bytes)
+        return max(2, self.kept_bytes // self.window_bytes)
 
     @property
     def fields(self) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.csv_rows import HEAD_BYTES, CsvRows, csv_rows
-from stream_pretrain.data.documents.document import Documents, ReadOptions
+from stream_pretrain.data.documents.document import DocumentReader, Documents, ReadOptions
 from stream_pretrain.data.documents.filters import nothing_usable, usable_documents
 from stream_pretrain.data.documents.shard_filesystem import PROTOCOL, shard_url
 from stream_pretrain.data.documents.stripe import Stripe
@@ -25,7 +25,7 @@ from stream_pretrain.data.transport.shard_bytes import ShardBytes, ShardFile
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError, causes
 
 
-class ExampleDocuments:
+class ExampleDocuments(DocumentReader):
     """Examples of any format that `datasets` streams. A window is `EXAMPLES` of them in a row. Offsets are example numbers.
 
     There are no restart points: a resume, and each stripe, reads the shard from its start.
@@ -53,9 +53,10 @@ class ExampleDocuments:
             return None
         documents = usable_documents(enumerate(examples, first), self._text_of, RestartPoint(), self.options)
         if block == 0:
-            bad = documents.skips[0].reason if documents.skips and not documents.texts and not documents.filtered else None
+            bad = documents.all_bad
             # All rows of a table have the same columns.
-            fault = wrong_field(examples, self.options.fields, bad, many=1 if self.shard.builder in ("csv", "arrow") else MANY)
+            many = 1 if self.shard.builder in ("csv", "arrow") else MANY
+            fault = wrong_field(examples, self.options.fields, bad, many=many)
             if fault is None and nothing_usable(documents):
                 fault = f"no document in its first window; example {documents.skips[0].offset}: {bad}"
             if fault is not None:
@@ -64,9 +65,6 @@ class ExampleDocuments:
 
     def offset_of(self, block: int) -> int:
         return block * self.EXAMPLES
-
-    def documents_from(self, stripe: Stripe, block: int) -> int | None:  # noqa: ARG002
-        return None
 
     def _text_of(self, example: Mapping[str, Any]) -> str:
         return encodable(self.text_of(example))

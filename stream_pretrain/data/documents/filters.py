@@ -59,7 +59,7 @@ def usable_documents(
 
 def nothing_usable(documents: Documents) -> bool:
     """Whether all documents of a window are bad, and too many for a shard of the format in its name."""
-    return not documents.texts and not documents.filtered and len(documents.skips) >= MANY
+    return documents.all_bad is not None and len(documents.skips) >= MANY
 
 
 def without_held_out(documents: Documents, heldout_fraction: float) -> Documents:

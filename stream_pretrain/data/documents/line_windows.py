@@ -40,30 +40,6 @@ class Window:
     """Stored bytes of the shard before the block and up to its end."""
 
 
-class LineWindows(Windows[Window]):
-    """The windows of a shard of lines. A compressed shard is decompressed once for all lanes; a plain one is seekable."""
-
-    def __init__(
-        self,
-        open_bytes: Callable[[RestartPoint], ShardBytes],
-        *,
-        compressed: bool,
-        window_bytes: int,
-        max_line_bytes: int,
-        most_kept: int = 2,
-    ) -> None:
-        super().__init__(shared=compressed, most_kept=most_kept)
-        self.open_bytes = open_bytes
-        self.window_bytes = window_bytes
-        self.max_line_bytes = max_line_bytes
-
-    def open_pass(self, stripe: Stripe, block: int, restart: RestartPoint) -> LinePass:
-        return LinePass(self, self.open_bytes(restart), stripe, block)
-
-    def passes_block(self, passed: int, block: int, restart: RestartPoint) -> bool:  # noqa: ARG002
-        return _begin(passed, self.window_bytes) >= restart.uncompressed
-
-
 def _begin(block: int, window_bytes: int) -> int:
     """Where reading a block starts: at the byte before it, which shows whether a line starts at its first byte."""
     return max(block * window_bytes - 1, 0)
@@ -189,3 +165,29 @@ class LinePass:
         self.chunks.append((self.start + len(self.buffer), self.stream.restart))
         self.buffer += data
         return True
+
+
+class LineWindows(Windows[Window]):
+    """The windows of a shard of lines. A compressed shard is decompressed once for all lanes; a plain one is seekable."""
+
+    def __init__(
+        self,
+        open_bytes: Callable[[RestartPoint], ShardBytes],
+        pass_over: type[LinePass] = LinePass,
+        *,
+        compressed: bool,
+        window_bytes: int,
+        max_line_bytes: int,
+        most_kept: int = 2,
+    ) -> None:
+        super().__init__(shared=compressed, most_kept=most_kept)
+        self.open_bytes = open_bytes
+        self.pass_over = pass_over
+        self.window_bytes = window_bytes
+        self.max_line_bytes = max_line_bytes
+
+    def open_pass(self, stripe: Stripe, block: int, restart: RestartPoint) -> LinePass:
+        return self.pass_over(self, self.open_bytes(restart), stripe, block)
+
+    def passes_block(self, passed: int, block: int, restart: RestartPoint) -> bool:  # noqa: ARG002
+        return _begin(passed, self.window_bytes) >= restart.uncompressed

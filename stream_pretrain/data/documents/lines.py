@@ -13,11 +13,11 @@ import orjson
 from stream_pretrain.config import TextDocuments
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.csv_rows import HEAD_BYTES
-from stream_pretrain.data.documents.document import Documents, ReadOptions, Skip
+from stream_pretrain.data.documents.document import DocumentReader, Documents, ReadOptions, Skip
 from stream_pretrain.data.documents.filters import nothing_usable, usable_documents
 from stream_pretrain.data.documents.json_files import json_fault
-from stream_pretrain.data.documents.line_windows import BYTE_ORDER_MARK, LineWindows
-from stream_pretrain.data.documents.paragraph_and_file_windows import FileWindows, ParagraphWindows, one_document, paragraphs
+from stream_pretrain.data.documents.line_windows import BYTE_ORDER_MARK, LinePass, LineWindows
+from stream_pretrain.data.documents.paragraph_and_file_windows import FilePass, ParagraphPass, one_document, paragraphs
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.documents.text_fields import (
     BLANK,
@@ -38,13 +38,13 @@ from stream_pretrain.errors import ContentError, SourceError
 class _Unit:
     """What a document is: a line, a paragraph or a file."""
 
-    windows: type[LineWindows]
+    pass_over: type[LinePass]
     split: Callable[[bytes, int, int], Iterator[tuple[int, bytes]]]
     """(bytes of a window, their offset in the shard, most bytes of a line) -> documents with their offsets in the shard."""
     too_long: str
 
 
-class LineDocuments:
+class LineDocuments(DocumentReader):
     """JSON lines (an object a line) or plain text (a document is a line, a paragraph or the file). Only LF ends a line."""
 
     def __init__(self, shard: Shard, options: ReadOptions) -> None:
@@ -53,16 +53,21 @@ class LineDocuments:
         self.shard = shard
         self.options = options
         self.unit = _UNITS[options.text_documents if shard.format == "text" else "line"]
-        self.windows = self.unit.windows(
+        self.windows = LineWindows(
             self._open,
+            self.unit.pass_over,
             compressed=shard.compression != "none",
             window_bytes=options.window_bytes,
             max_line_bytes=options.max_line_bytes,
             most_kept=options.most_kept,
         )
-        self.follow = self.windows.follow
-        self.leave = self.windows.leave
         self.text_of: Callable[[bytes], str] = plain_text if shard.format == "text" else json_text(options)
+
+    def follow(self, stripe: Stripe, block: int) -> None:
+        self.windows.follow(stripe, block)
+
+    def leave(self, stripe: Stripe) -> bool:
+        return self.windows.leave(stripe)
 
     def _open(self, restart: RestartPoint) -> ShardBytes:
         transport = self.options.transport
@@ -89,9 +94,6 @@ class LineDocuments:
 
     def offset_of(self, block: int) -> int:
         return block * self.options.window_bytes
-
-    def documents_from(self, stripe: Stripe, block: int) -> int | None:  # noqa: ARG002
-        return None
 
     def _text_of_short(self, line: bytes) -> str:
         if len(line) > self.options.max_line_bytes:
@@ -129,7 +131,7 @@ class LineDocuments:
                 return f"holds {found}, not lines"
 
     def _json_fault(self, content: bytes, documents: Documents) -> str | None:
-        bad = documents.skips[0].reason if documents.skips and not documents.texts and not documents.filtered else None
+        bad = documents.all_bad
         fault = None
         if documents.skips or not documents.texts:
             fault = json_fault(content, self.shard, self.options.fields, usable=bool(documents.texts))
@@ -157,9 +159,9 @@ def lines_with_offsets(lines: bytes, offset: int, longest: int) -> Iterator[tupl
 
 
 _UNITS: dict[TextDocuments, _Unit] = {
-    "line": _Unit(LineWindows, lines_with_offsets, "line too long"),
-    "blank-line": _Unit(ParagraphWindows, paragraphs, "paragraph too long"),
-    "file": _Unit(FileWindows, one_document, "file too long"),
+    "line": _Unit(LinePass, lines_with_offsets, "line too long"),
+    "blank-line": _Unit(ParagraphPass, paragraphs, "paragraph too long"),
+    "file": _Unit(FilePass, one_document, "file too long"),
 }
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from stream_pretrain.data.documents.line_windows import LinePass, LineWindows, Window
-from stream_pretrain.data.documents.stripe import Stripe
+from stream_pretrain.data.documents.line_windows import LinePass, Window
 from stream_pretrain.data.transport.restart_point import RestartPoint
 
 _NOT_BLANK = re.compile(rb"[^ \t\r\x0b\x0c]")  # LF ends the blank line
@@ -38,15 +37,8 @@ def _blank_line(longest: int, end: bytes) -> re.Pattern[bytes]:
     return re.compile(rb"(?:(?m:^)|(?<=\A\xef\xbb\xbf))[ \t\r\x0b\x0c]{0,%d}+" % longest + end)
 
 
-class ParagraphWindows(LineWindows):
-    """The windows of a shard of paragraphs."""
-
-    def open_pass(self, stripe: Stripe, block: int, restart: RestartPoint) -> _ParagraphPass:
-        return _ParagraphPass(self, self.open_bytes(restart), stripe, block)
-
-
-class _ParagraphPass(LinePass):
-    """The `lines` of its windows start at the first blank line and end with the last paragraph."""
+class ParagraphPass(LinePass):
+    """A pass over a shard of paragraphs: its windows start at the first blank line and end with the last paragraph."""
 
     def _window_of(self, block: int, line: int, end: int, restart: RestartPoint) -> Window:
         last = self.buffer.rfind(b"\n", line - self.start, end - 1 - self.start) + 1 + self.start
@@ -93,14 +85,9 @@ class _ParagraphPass(LinePass):
                 return searched, None
 
 
-class FileWindows(LineWindows):
-    """The one window of a shard that is one document."""
+class FilePass(LinePass):
+    """A pass over a shard that is one document, in one window."""
 
-    def open_pass(self, stripe: Stripe, block: int, restart: RestartPoint) -> _FilePass:
-        return _FilePass(self, self.open_bytes(restart), stripe, block)
-
-
-class _FilePass(LinePass):
     @property
     def blocks(self) -> int:
         return 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stream_pretrain.data.corpus.shard import Shard
-from stream_pretrain.data.documents.document import Documents, ReadOptions
+from stream_pretrain.data.documents.document import DocumentReader, Documents, ReadOptions
 from stream_pretrain.data.documents.filters import nothing_usable, usable_documents
 from stream_pretrain.data.documents.parquet_columns import text_columns
 from stream_pretrain.data.documents.parquet_footer import look_at_chunks
@@ -39,7 +39,7 @@ _ENCRYPTED_MAGIC = b"PARE"
 """Of a Parquet file whose footer is encrypted."""
 
 
-class ParquetDocuments:
+class ParquetDocuments(DocumentReader):
     """Rows of a Parquet shard. A window is a slice of a row group, which can only be read from its start, or all of several
     neighbours that are no larger than a window together. Offsets are rows.
 
@@ -49,26 +49,17 @@ class ParquetDocuments:
     def __init__(self, shard: Shard, options: ReadOptions) -> None:
         self.shard = shard
         self.options = options
-        self.windows: ParquetWindows | None = None
-        self.followed: dict[Stripe, int] = {}
+        self.windows = ParquetWindows(shard, options)
         self.text_of = text_getter(options.text_field, options.text_template)
 
     def follow(self, stripe: Stripe, block: int) -> None:
-        self.followed[stripe] = block
-        if self.windows is not None:
-            self.windows.follow(stripe, block)
+        self.windows.follow(stripe, block)
 
     def leave(self, stripe: Stripe) -> bool:
-        del self.followed[stripe]
-        if self.windows is not None:
-            self.windows.leave(stripe)
-        return not self.followed
+        return self.windows.leave(stripe)
 
     def read(self, stripe: Stripe, block: int, restart: RestartPoint) -> Documents | None:
-        if self.windows is None:
-            self.windows = ParquetWindows(self.shard, self.options)
-            for follower, first in self.followed.items():
-                self.windows.follow(follower, first)
+        self.windows.open_footer()
         window = self.windows.read(stripe, block, restart)
         if window is None:
             return None
@@ -87,12 +78,10 @@ class ParquetDocuments:
         return documents
 
     def offset_of(self, block: int) -> int:
-        return 0 if self.windows is None else self.windows.slices[block].row  # unknown before its metadata is read
+        return self.windows.slices[block].row if self.windows.is_cut else 0
 
     def documents_from(self, stripe: Stripe, block: int) -> int | None:
-        if self.windows is None:
-            return None
-        return sum(window.count for window in self.windows.slices[block :: stripe.count])
+        return sum(window.count for window in self.windows.slices[block :: stripe.count]) if self.windows.is_cut else None
 
     def _text_of(self, names: Sequence[str], row: tuple[pa.Scalar, ...]) -> str:
         try:
@@ -141,11 +130,17 @@ class ParquetWindows(Windows[_Rows]):
         self.shard = shard
         self.options = options
         self.size = shard.size
-        self.opened = time.time()
         self.is_remote = is_remote(shard.url)
-        read = self.read_metadata
-        self.metadata = read_twice(read, shard.name, "the end of the file") if self.is_remote else read()
-        self.slices = self._cut()
+        self.is_cut = False
+        """Whether the footer was read, which says what the windows are."""
+
+    def open_footer(self) -> None:
+        """Read the footer, and cut the shard into windows, at the first call."""
+        if not self.is_cut:
+            self.opened, read = time.time(), self.read_metadata
+            self.metadata = read_twice(read, self.shard.name, "the end of the file") if self.is_remote else read()
+            self.slices = self._cut()
+            self.is_cut = True
 
     def read_metadata(self) -> pq.FileMetaData:
         """The footer of the file."""
@@ -264,7 +259,9 @@ class ParquetWindows(Windows[_Rows]):
 
 def text_bytes(shard: Shard, options: ReadOptions) -> int:
     """Uncompressed bytes of the text of a shard, from its footer. Raises: as reading it does."""
-    return ParquetWindows(shard, options).text_to[-1]
+    windows = ParquetWindows(shard, options)
+    windows.open_footer()
+    return windows.text_to[-1]
 
 
 def _row_groups(metadata: pq.FileMetaData, columns: Sequence[int]) -> Iterator[tuple[int, int]]:

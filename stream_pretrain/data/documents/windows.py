@@ -14,17 +14,9 @@ from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.errors import ContentError
 
-KEPT_BYTES = 4 * 1024 * 1024
-"""Bytes of windows that are kept in memory for each stripe, where a process has few lanes; two windows if these are larger."""
-
 W = TypeVar("W")
 
 W_co = TypeVar("W_co", covariant=True)
-
-
-def most_kept(kept_bytes: int, window_bytes: int) -> int:
-    """Windows that are kept in memory for each stripe."""
-    return max(2, kept_bytes // window_bytes)
 
 
 class Pass(Protocol[W_co]):
