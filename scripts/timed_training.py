@@ -26,7 +26,7 @@ from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import ignore_in_worker, stop_on_signals
 from stream_pretrain.training.ranks.watchdog import Watchdog
 from stream_pretrain.training.report.progress import Progress
-from stream_pretrain.training.start.setup import Setup, prepare
+from stream_pretrain.training.start.setup import Setup, set_up
 from stream_pretrain.training.state.parallelism import accelerate_for_one_run, accelerator_for
 from stream_pretrain.training.steps.loop import StepResult, training_steps
 from stream_pretrain.training.steps.metrics import useful_flops
@@ -168,7 +168,7 @@ def prepared_run(config: Config, within: str | None = None) -> Iterator[tuple[Se
         stop_on_signals() as stop,
         RunDirectory.own(Path(folder) / "out", [], lambda _: None) as out,
     ):
-        setup = prepare(config, [], accelerator_for(config), Ranks(), Progress(None), stop, out)
+        setup = set_up(config, [], accelerator_for(config), Ranks(), Progress(None), stop, out)
         with StepStream(
             setup.plan,
             setup.cursors,

@@ -22,7 +22,7 @@ from stream_pretrain.training.ranks.signals import StopRequest
 from stream_pretrain.training.ranks.watchdog import Watchdog
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.start.advice import allow_many_open_files
-from stream_pretrain.training.start.setup import prepare
+from stream_pretrain.training.start.setup import set_up
 from stream_pretrain.training.state.parallelism import accelerate_for_one_run, accelerator_for, collective_timeout
 from stream_pretrain.training.steps.finished_run import complete_finished
 from stream_pretrain.training.steps.run import train
@@ -58,7 +58,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
                     ranks.from_first(lambda: process.own_folder(stack))
                 already = ranks.from_first(lambda: complete_finished(config, command, progress, stop, process.out))
                 if already is None:
-                    setup = prepare(config, command, accelerator, ranks, progress, stop, process.out)
+                    setup = set_up(config, command, accelerator, ranks, progress, stop, process.out)
                     process.begin(setup)
             if already is None:
                 state = train(setup, process.writer, watchdog, stack)

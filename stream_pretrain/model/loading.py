@@ -6,14 +6,21 @@ import copy
 import os
 import pickle
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
@@ -47,6 +54,18 @@ class LoadedModel:
     passthrough: Passthrough
     new_head: str | None = None
     """Why there is a head that was never trained."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """The content of a folder that `from_pretrained` reads."""
+
+    weights: Mapping[str, Tensor]
+    """Tied weights once; with untrained weights that came with the model."""
+    settings: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Content by name of files that are exported as they came with the model and its tokenizer."""
 
 
 def load_model(
@@ -152,21 +171,19 @@ def recompute_activations(model: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def export_state(loaded: LoadedModel, model: nn.Module) -> tuple[dict[str, Tensor], PreTrainedConfig]:
-    """Weights and configuration for `from_pretrained`: the content of model.safetensors and config.json.
+def export_of(loaded: LoadedModel, model: nn.Module) -> Export:
+    """The model as it is now. The tensors are live: copy them before the next step.
 
-    model: the unwrapped PretrainingModel, or the model in it. The tensors are live: copy them before the next step. Tied
-    weights are stored once. Includes untrained weights that came with the model.
+    model: the unwrapped PretrainingModel, or the model in it.
     """
     bare = model.model if isinstance(model, PretrainingModel) else model
     assert isinstance(bare, PreTrainedModel), "unwrap the model before exporting it"
     tied = bare.all_tied_weights_keys
-    state = {key: tensor.detach() for key, tensor in bare.state_dict().items() if key not in tied}
-    state |= loaded.passthrough.weights
+    weights = {key: tensor.detach() for key, tensor in bare.state_dict().items() if key not in tied}
     settings = copy.deepcopy(bare.config)
     for option, value in loaded.original_settings.items():
         setattr(settings, option, value)
-    return state, settings
+    return Export(weights | dict(loaded.passthrough.weights), settings, loaded.tokenizer, loaded.passthrough.files)
 
 
 def _leave_out_unused(model: PreTrainedModel, name: str) -> list[str]:

@@ -43,7 +43,7 @@ from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.objective import objective_of
 from stream_pretrain.data.rows.packing import Packing
 from stream_pretrain.model.kinds import is_causal
-from stream_pretrain.model.loading import export_state, load_model
+from stream_pretrain.model.loading import export_of, load_model
 from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.training.evaluation.evaluation import packed_documents
 from tests.corpora import VOCABULARY, documents, json_lines, word_tokenizer
@@ -274,7 +274,7 @@ def test_a_model_is_judged_by_the_objective_that_it_was_trained_on_or_refused(
     assert is_causal(AutoConfig.from_pretrained(decoder))
     scratch = ModelConfig(config=str(write_tiny_modernbert(tmp_path / "modernbert")))
     loaded = load_model(scratch, True, word_tokenizer(), 64, seed=0)
-    assert is_causal(export_state(loaded, loaded.model)[1]), "an encoder that was trained on next tokens"
+    assert is_causal(export_of(loaded, loaded.model).settings), "an encoder that was trained on next tokens"
 
 
 def test_a_model_of_another_task_is_refused_though_its_head_is_tied_to_the_embedding(

@@ -17,7 +17,7 @@ from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.isolation import isolation_fault
 from stream_pretrain.model.kinds import refuse_other_head
-from stream_pretrain.model.loading import LoadedModel, export_state, load_model
+from stream_pretrain.model.loading import LoadedModel, export_of, load_model
 from stream_pretrain.model.packed_attention import PACKED_ATTENTION, one_document
 from stream_pretrain.model.positions import first_position
 from stream_pretrain.model.pretraining import PretrainingModel
@@ -397,7 +397,7 @@ def test_a_model_that_was_trained_for_next_tokens_sees_what_follows_again_when_i
     loaded = load(saved(tmp_path, is_decoder=True))
     assert "bert becomes bidirectional: is_decoder is unset and exported" in loaded.notes
     assert isolation_fault(PretrainingModel(loaded.model), 24, True, None) is not None, "a token sees those that follow it"
-    _, settings = export_state(loaded, loaded.model)
+    settings = export_of(loaded, loaded.model).settings
     assert settings.is_decoder is False
 
 
@@ -412,7 +412,7 @@ def test_attention_dropout_is_off_while_training_and_kept_in_exports(tmp_path: P
     assert loaded.model.bert.encoder.layer[0].attention.self.dropout.p == 0.0
     assert loaded.model.bert.encoder.layer[0].output.dropout.p == 0.1
     assert any(note.startswith("attention_probs_dropout_prob is 0 while training") for note in loaded.notes)
-    _, settings = export_state(loaded, loaded.model)
+    settings = export_of(loaded, loaded.model).settings
     assert settings.attention_probs_dropout_prob == 0.1
     assert settings.use_cache is True
     assert loaded.model.config.attention_probs_dropout_prob == 0.0
@@ -432,7 +432,7 @@ def test_an_encoder_trained_for_next_tokens_becomes_causal(tmp_path: Path, famil
     loaded = load(saved(tmp_path, family), CLM)  # the probe refuses a model whose tokens see those that follow
     assert type(loaded.model).__name__ == kind
     assert f"{family} becomes causal: is_decoder is set and exported" in loaded.notes
-    assert export_state(loaded, loaded.model)[1].is_decoder is True
+    assert export_of(loaded, loaded.model).settings.is_decoder is True
     assert isolation_fault(PretrainingModel(loaded.model), 24, causal=True, mask_token_id=None) is None
 
 
@@ -444,7 +444,8 @@ def test_an_encoder_without_a_causal_form_is_causal_while_it_trains_and_bidirect
     assert f"{family} becomes causal while it trains: its exports are when given a causal attention_mask" in loaded.notes
     assert isolation_fault(PretrainingModel(loaded.model), 24, causal=True, mask_token_id=None) is None
 
-    state, settings = export_state(loaded, loaded.model)
+    export = export_of(loaded, loaded.model)
+    state, settings = export.weights, export.settings
     settings.save_pretrained(tmp_path / "export")
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "export" / "model.safetensors")
     exported = AutoModelForMaskedLM.from_pretrained(tmp_path / "export")
@@ -498,7 +499,7 @@ def test_a_model_stored_in_half_precision_becomes_float32(tmp_path: Path, family
     for loaded in (pretrained, scratch):
         assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
         assert {buffer.dtype for buffer in loaded.model.buffers()} <= {torch.float32, torch.int64}
-        assert export_state(loaded, loaded.model)[1].dtype == torch.float32
+        assert export_of(loaded, loaded.model).settings.dtype == torch.float32
     for found, expected in zip(pretrained.model.parameters(), stored.parameters(), strict=True):
         assert torch.equal(found, expected.float())
 
@@ -526,7 +527,7 @@ def test_the_spare_bias_of_an_untied_head_is_left_out_of_training_and_exported(
     loaded = load(saved(tmp_path, family, tie_word_embeddings=False))
     assert f"not trained, as the loss does not depend on them: {unused}" in loaded.notes
     assert [name for name, weight in loaded.model.named_parameters() if not weight.requires_grad] == [unused]
-    assert unused in export_state(loaded, loaded.model)[0]
+    assert unused in export_of(loaded, loaded.model).weights
 
 
 def test_a_model_whose_layers_take_turns_is_refused_rather_than_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -578,7 +579,8 @@ def test_a_model_is_trained_as_a_whole_and_exported_with_nothing_missing_and_equ
             weight.add_(0.01)
     trained = PretrainingModel(loaded.model)
 
-    state, settings = export_state(loaded, trained)
+    export = export_of(loaded, trained)
+    state, settings = export.weights, export.settings
     (tmp_path / "export").mkdir()
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "export" / "model.safetensors")
     settings.save_pretrained(tmp_path / "export")
@@ -598,7 +600,7 @@ def test_a_model_is_trained_as_a_whole_and_exported_with_nothing_missing_and_equ
 
 def test_tied_weights_are_exported_once(tmp_path: Path) -> None:
     loaded = load(saved(tmp_path))
-    state, _ = export_state(loaded, loaded.model)
+    state = export_of(loaded, loaded.model).weights
     assert "bert.embeddings.word_embeddings.weight" in state
     assert "cls.predictions.decoder.weight" not in state
     assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)

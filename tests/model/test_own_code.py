@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from stream_pretrain import cli
 from stream_pretrain.arguments import parse
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ConfigError, ModelError
-from stream_pretrain.model.loading import export_state, load_model
+from stream_pretrain.model.loading import export_of, load_model
 from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.state.checkpoint import write_model
 from tests.corpora import documents, json_lines, word_tokenizer
@@ -101,10 +102,8 @@ def test_an_export_has_the_code_that_its_model_needs(own_model: Path, options: l
     config = parse([*(option.format(own_model) for option in options), "--model.trust-remote-code"]).model
     loaded = load_model(config, MLM, load_tokenizer(config), 24, 0)
     out = own_model.parent / "export"
-    weights, settings = export_state(loaded, loaded.model)
-    write_model(
-        {name: weight.clone() for name, weight in weights.items()}, settings, loaded.tokenizer, out, loaded.passthrough.files
-    )
+    export = export_of(loaded, loaded.model)
+    write_model(replace(export, weights={name: weight.clone() for name, weight in export.weights.items()}), out)
     assert type(AutoModelForMaskedLM.from_pretrained(out, trust_remote_code=True)).__name__ == "OwnModel"
 
 

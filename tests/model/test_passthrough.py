@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertForPre
 
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
-from stream_pretrain.model.loading import LoadedModel, export_state, load_model
+from stream_pretrain.model.loading import LoadedModel, export_of, load_model
 from tests.corpora import VOCABULARY, documents, word_tokenizer, write_shard
 from tests.training.runs import run_to_end
 
@@ -34,7 +34,8 @@ def test_weights_of_modules_that_are_not_trained_are_exported_as_they_were_store
 ) -> None:
     kind(SMALL).half().save_pretrained(tmp_path / "model")
     model = loaded(tmp_path / "model")
-    state, settings = export_state(model, model.model)
+    export = export_of(model, model.model)
+    state, settings = export.weights, export.settings
     pooler = [f"bert.pooler.dense.{name}" for name in ("bias", "weight")]
     others = [f"cls.seq_relationship.{name}" for name in ("bias", "weight")] if kind is BertForPreTraining else []
     assert [name for name in state if "pooler" in name or "relationship" in name] == pooler + others
@@ -52,7 +53,7 @@ def test_weights_of_modules_that_are_not_trained_are_exported_as_they_were_store
     assert not info["missing_keys"]
 
     begun = loaded(tmp_path / "model", path=None, config=str(tmp_path / "model"), init_from=str(tmp_path / "export"))
-    state_of_begun, _ = export_state(begun, begun.model)
+    state_of_begun = export_of(begun, begun.model).weights
     assert {name: tensor.tolist() for name, tensor in state_of_begun.items()} == {
         name: tensor.tolist() for name, tensor in state.items()
     }
@@ -65,7 +66,7 @@ def test_weights_that_the_configuration_leaves_out_are_named(tmp_path: Path) -> 
     model = loaded(tmp_path)
     assert model.notes[-1].startswith("not used, not exported: bert.encoder.layer.1.attention.output.LayerNorm.bias, ")
     assert model.notes[-1].endswith(" and 8 more")
-    assert not any("layer.1." in name for name in export_state(model, model.model)[0])
+    assert not any("layer.1." in name for name in export_of(model, model.model).weights)
 
 
 def test_a_checkpoint_with_more_layers_is_still_no_beginning(tmp_path: Path) -> None:

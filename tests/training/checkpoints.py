@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from stream_pretrain.model.loading import Export
 from stream_pretrain.training.files.manifest import write_manifest
 from stream_pretrain.training.state.checkpoint import Snapshot
 from tests.forks import ENVIRONMENT, trainers
@@ -47,9 +48,7 @@ def trainer_of(step: int) -> dict[str, Any]:
 def small_snapshot(step: int, numbers: int = 4) -> Snapshot:
     return Snapshot(
         step=step,
-        model={"weight": torch.full((numbers,), float(step))},
-        model_config=BertConfig(),
-        tokenizer=tokenizer(),
+        export=Export({"weight": torch.full((numbers,), float(step))}, BertConfig(), tokenizer()),
         optimizer={"exp_avg.weight": torch.full((numbers,), step / 2)},
         stream={"lanes": [[0, step]]},
         corpus=b'{"shards": ["a.jsonl"]}',

@@ -20,7 +20,7 @@ from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import stop_on_signals
 from stream_pretrain.training.ranks.watchdog import Watchdog
 from stream_pretrain.training.report.progress import Progress
-from stream_pretrain.training.start.setup import Setup, prepare
+from stream_pretrain.training.start.setup import Setup, set_up
 from stream_pretrain.training.state.parallelism import accelerator_for
 from stream_pretrain.training.steps.loop import StepResult, training_steps
 from tests.command_lines import with_last
@@ -44,7 +44,7 @@ def prepared(config: Config) -> Iterator[Setup]:
     """The run, ready to train."""
     assert config.run.output_dir is not None
     with stop_on_signals() as stop, RunDirectory.own(Path(config.run.output_dir), [], lambda _: None) as out:
-        yield prepare(config, [], accelerator_for(config), Ranks(0, 1), Progress(None), stop, out)
+        yield set_up(config, [], accelerator_for(config), Ranks(0, 1), Progress(None), stop, out)
 
 
 def steps_of(setup: Setup, optimizer: torch.optim.Optimizer | None = None) -> Iterator[StepResult]:

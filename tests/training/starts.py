@@ -10,6 +10,7 @@ from transformers import BertConfig
 
 from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig, defaults, fixed_options
 from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
+from stream_pretrain.model.loading import Export
 from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.start.resume import Start, decide_start
 from stream_pretrain.training.state import checkpoint
@@ -36,7 +37,7 @@ def save(directory: Path, step: int, of: Config | None = None, *, version: int =
     weights, stream = {"weight": torch.zeros(1)}, {"version": version}
     directory.mkdir(exist_ok=True)
     return checkpoint.write(
-        Snapshot(step, weights, BertConfig(), tokenizer(), {}, stream, b"{}", trainer), directory / "checkpoints"
+        Snapshot(step, Export(weights, BertConfig(), tokenizer()), {}, stream, b"{}", trainer), directory / "checkpoints"
     )
 
 

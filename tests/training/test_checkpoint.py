@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from stream_pretrain.errors import CheckpointError
+from stream_pretrain.model.loading import Export
 from stream_pretrain.training.state import checkpoint
 from stream_pretrain.training.state.checkpoint import BackgroundWriter, Snapshot
 from stream_pretrain.training.state.model_state import HostCopies, read_tensors
@@ -60,9 +61,10 @@ def test_a_checkpoint_is_a_model_that_transformers_loads(tmp_path: Path) -> None
         untied = set(file.keys())
     weights = HostCopies().of({name: value for name, value in model.state_dict().items() if name in untied})
     assert len(weights) < len(model.state_dict())
-    snapshot = Snapshot(1, weights, model.config, tokenizer(), {}, {}, b"{}", trainer_of(1))
+    export = Export(weights, model.config, tokenizer())
+    snapshot = Snapshot(1, export, {}, {}, b"{}", trainer_of(1))
     ids = torch.tensor([[3, 2, 4]])
-    checkpoint.write_model(weights, model.config, tokenizer(), tmp_path / "model", {})
+    checkpoint.write_model(export, tmp_path / "model")
     for folder in (checkpoint.write(snapshot, tmp_path), tmp_path / "model"):
         loaded, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
         assert not any(info.values()), info
@@ -73,8 +75,7 @@ def test_a_checkpoint_is_a_model_that_transformers_loads(tmp_path: Path) -> None
 def test_writing_the_model_again_replaces_the_folder(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").touch()
-    snapshot = small_snapshot(1)
-    checkpoint.write_model(snapshot.model, snapshot.model_config, snapshot.tokenizer, tmp_path / "model", {})
+    checkpoint.write_model(small_snapshot(1).export, tmp_path / "model")
     assert folders(tmp_path) == ["model"]
     assert "old" not in folders(tmp_path / "model")
     assert "model.safetensors" in folders(tmp_path / "model")
@@ -258,7 +259,7 @@ def test_a_full_disk_while_the_tokenizer_is_written_is_the_same_error(tmp_path: 
     def full(folder: Path) -> None:
         raise Exception("No space left on device (os error 28)")
 
-    monkeypatch.setattr(snapshot.tokenizer, "save_pretrained", full)
+    monkeypatch.setattr(snapshot.export.tokenizer, "save_pretrained", full)
     with pytest.raises(CheckpointError, match="cannot be written \\(No space left on device\\)"):
         checkpoint.write(snapshot, tmp_path)
     assert folders(tmp_path) == []

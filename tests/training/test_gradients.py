@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from stream_pretrain.training.start import model as start_model
-from stream_pretrain.training.start.setup import prepare
+from stream_pretrain.training.start.setup import set_up
 from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.model.pretraining import PretrainingModel
@@ -48,7 +48,7 @@ ranks = Ranks(accelerator.process_index, accelerator.num_processes)
 stop = StopRequest()
 directory = RunDirectory(Path(out), [], print)
 directory.path.mkdir(exist_ok=True)
-setup = prepare(config, [], accelerator, ranks, Progress(None), stop, directory)
+setup = set_up(config, [], accelerator, ranks, Progress(None), stop, directory)
 
 class Keep:
     param_groups = [{}]

@@ -55,7 +55,7 @@ def test_an_optimizer_continues_to_the_same_bits_after_a_checkpoint(tmp_path: Pa
     assert (state["step.1.weight"].item(), state["step.1.weight"].dtype) == (3.0, torch.float32)
     snapshot = small_snapshot(3)
     weights = HostCopies().of(model.state_dict())
-    snapshot = replace(snapshot, model=weights, optimizer=state)
+    snapshot = replace(snapshot, export=replace(snapshot.export, weights=weights), optimizer=state)
     train(model, optimizer, 2)  # must not reach what the snapshot holds
 
     written = checkpoint.write(snapshot, tmp_path)

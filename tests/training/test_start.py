@@ -15,7 +15,7 @@ from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import stop_on_signals
 from stream_pretrain.training.report.progress import Progress
-from stream_pretrain.training.start.setup import prepare
+from stream_pretrain.training.start.setup import set_up
 from stream_pretrain.training.state.parallelism import accelerator_for
 from tests.corpora import documents, write_shard
 from tests.integration.jobs import tiny_options
@@ -32,7 +32,7 @@ def test_one_line_says_how_to_use_all_gpus_where_some_are_idle(
     with stop_on_signals() as stop, RunDirectory.own(tmp_path / "out", [], lambda _: None) as out:
         accelerator = accelerator_for(config)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-        prepare(config, [], accelerator, Ranks(0, 1), Progress(said), stop, out)
+        set_up(config, [], accelerator, Ranks(0, 1), Progress(said), stop, out)
     line = (
         "warning: 8 GPUs are visible, 1 used; to use all: torchrun --nproc-per-node 8 -m stream_pretrain and the same options"
     )
@@ -52,7 +52,7 @@ def test_more_data_workers_than_cores_are_named(
         accelerator = accelerator_for(config)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3))
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-        prepare(config, [], accelerator, Ranks(0, 1), Progress(said), stop, out)
+        set_up(config, [], accelerator, Ranks(0, 1), Progress(said), stop, out)
     line = "warning: 4 data workers on a machine with 3 cores: fewer --workers may be faster"
     assert (line in said.getvalue().splitlines()) is told
     assert ("data workers on a machine" in said.getvalue()) is told

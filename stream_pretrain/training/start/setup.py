@@ -67,7 +67,7 @@ class Setup:
     """Of the run, once its first rows are read; None where it cannot be estimated."""
 
 
-def prepare(
+def set_up(
     config: Config,
     command: Sequence[str],
     accelerator: Accelerator,

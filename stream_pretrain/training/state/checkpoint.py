@@ -20,17 +20,17 @@ from collections.abc import Callable, Mapping
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from stream_pretrain.data.rows.tokenizer_probe import EngineRecord
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError, StreamPretrainError, TrainingError
+from stream_pretrain.model.loading import Export
 from stream_pretrain.non_utf8_names import utf8_path
 from stream_pretrain.training.files.atomic_files import replace_file, writing
 from stream_pretrain.training.files.atomic_folders import delete, flush, put_in_place
@@ -50,20 +50,15 @@ class Snapshot:
     """Everything in a checkpoint, in host memory that the training thread does not change."""
 
     step: int
-    model: dict[str, Tensor]
-    """Contiguous CPU copies by the names of the bare model, without tied duplicates."""
-    model_config: PretrainedConfig
-    tokenizer: PreTrainedTokenizerBase
+    export: Export
     optimizer: dict[str, Tensor]
     """As `optimizer_tensors` gives it."""
     stream: dict[str, Any]
     corpus: bytes
     """The content of corpus.json, encoded once a run, since a corpus may have many shards."""
     trainer: dict[str, Any]
-    passthrough: Mapping[str, bytes] = field(default_factory=dict)
-    """Content by name of files that are exported as they came with the model and its tokenizer."""
     untrained: frozenset[str] = frozenset()
-    """Names in `model` that no update changes."""
+    """Weights of `export` that no update changes."""
     folders: tuple[str, ...] = (CHECKPOINTS,)
     """The folders of OUT that it is written to, in this order."""
 
@@ -99,7 +94,7 @@ def write_again(snapshot: Snapshot, directory: Path) -> None:
     final = directory / checkpoint_name(snapshot.step)
 
     def fill(folder: Path) -> None:
-        _write_pretrained(folder, snapshot.model, snapshot.model_config, snapshot.tokenizer, snapshot.passthrough)
+        _write_export(folder, snapshot.export)
         _write_tensors(folder / "optimizer.safetensors", snapshot.optimizer)
         trainer = {"step": snapshot.step, **snapshot.trainer}
         for name, value in (("stream", snapshot.stream), ("trainer", trainer)):
@@ -113,19 +108,13 @@ def write_again(snapshot: Snapshot, directory: Path) -> None:
         put_in_place(final, fill)
 
 
-def write_model(
-    model: Mapping[str, Tensor],
-    model_config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    directory: Path,
-    passthrough: Mapping[str, bytes],
-) -> None:
+def write_model(export: Export, directory: Path) -> None:
     """Write the final model for `from_pretrained`; replaces `directory` atomically.
 
     Raises: CheckpointError when the disk fails, with `directory` as it was.
     """
     with writing(directory):
-        put_in_place(directory, lambda folder: _write_pretrained(folder, model, model_config, tokenizer, passthrough))
+        put_in_place(directory, lambda folder: _write_export(folder, export))
 
 
 def copy_model(checkpoint: Path, directory: Path) -> None:
@@ -302,7 +291,11 @@ class BackgroundWriter:
         self._reported = set[str]()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self.weights, self.optimizer = HostCopies(), HostCopies()
+        self._weights, self.optimizer = HostCopies(), HostCopies()
+
+    def copied(self, export: Export) -> Export:
+        """The export with its weights in memory of this writer, which the next copy overwrites."""
+        return replace(export, weights=self._weights.of(export.weights))
 
     def submit(self, snapshot: Callable[[], Snapshot]) -> None:
         """Wait for the previous write, take a snapshot, which reuses its memory, and start writing it.
@@ -341,7 +334,7 @@ class BackgroundWriter:
             self._thread.shutdown()
 
     def _save(self, snapshot: Snapshot) -> None:
-        trained = (tensor for name, tensor in snapshot.model.items() if name not in snapshot.untrained)
+        trained = (tensor for name, tensor in snapshot.export.weights.items() if name not in snapshot.untrained)
         if not all_finite(trained):  # an update can overflow after a finite loss; no run could resume from it
             raise TrainingError(
                 f"the weights are not finite after step {snapshot.step}: lower --train.learning-rate; "
@@ -421,21 +414,15 @@ def _complete(checkpoint: Path) -> bytes:
     return file_of(checkpoint / "stream.json")
 
 
-def _write_pretrained(
-    folder: Path,
-    model: Mapping[str, Tensor],
-    model_config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    passthrough: Mapping[str, bytes],
-) -> None:
-    model_config.to_json_file(folder / "config.json")
-    _write_tensors(folder / "model.safetensors", model)
+def _write_export(folder: Path, export: Export) -> None:
+    export.settings.to_json_file(folder / "config.json")
+    _write_tensors(folder / "model.safetensors", export.weights)
     try:
         with utf8_path(folder) as path:
-            tokenizer.save_pretrained(path)
+            export.tokenizer.save_pretrained(path)
     except Exception as error:  # tokenizers raises nothing narrower when the disk is full
         raise OSError(f"tokenizer: {error}") from error
-    for name, content in passthrough.items():  # over the tokenizer's files too: transformers does not write all settings
+    for name, content in export.files.items():  # over the tokenizer's files too: transformers does not write all settings
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
 

@@ -22,11 +22,10 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor
 from torch.optim import Optimizer
-from transformers import PretrainedConfig
 
 from stream_pretrain.config import Config
 from stream_pretrain.errors import ConfigError
-from stream_pretrain.model.loading import LoadedModel, export_state
+from stream_pretrain.model.loading import Export, LoadedModel, export_of
 from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.state.model_state import load_optimizer_tensors, load_weights, optimizer_tensors, untrained
@@ -69,9 +68,9 @@ class DataParallel:
         """Around a micro-batch. Ranks synchronise in the last one of a step only, so that a rank may skip the others."""
         return nullcontext() if is_last else self.accelerator.no_sync(self.model)
 
-    def export(self) -> tuple[dict[str, Tensor], PretrainedConfig]:
-        """Live weights and configuration, as `export_state` gives them. Called by the first rank only."""
-        return export_state(self.loaded, self.bare)
+    def export(self) -> Export:
+        """What `from_pretrained` reads, with live weights. Called by the first rank only."""
+        return export_of(self.loaded, self.bare)
 
     def untrained(self, exported: Iterable[str]) -> frozenset[str]:
         """The names of exported weights that no update changes."""
@@ -89,7 +88,7 @@ class DataParallel:
 
 def load_trained_weights(ranks: Ranks, loaded: LoadedModel, bare: PretrainingModel, file: Path) -> None:
     """Restore the weights of a checkpoint on the first rank, before DDP broadcasts them. Raises: CheckpointError."""
-    weights, _ = export_state(loaded, bare)
+    weights = export_of(loaded, bare).weights
     ranks.from_first(lambda: load_weights(weights, file, untrained(weights, bare.model)))
 
 

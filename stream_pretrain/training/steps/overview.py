@@ -140,7 +140,7 @@ def _evaluation(setup: Setup, estimate: CorpusEstimate) -> str:
 
 
 def _checkpoint_bytes(setup: Setup) -> int:
-    weights, _ = setup.parallel.export()
+    weights = setup.parallel.export().weights
     trained = sum(parameter.numel() for parameter in setup.parallel.bare.parameters() if parameter.requires_grad)
     return sum(weight.numel() * weight.element_size() for weight in weights.values()) + BYTES_A_PARAMETER * trained
 

@@ -56,10 +56,7 @@ class Saves:
     def export(self) -> None:
         """Write the final model. Raises: CheckpointError."""
         if self._setup.ranks.is_first:
-            weights, settings = self._setup.parallel.export()
-            loaded = self._setup.loaded
-            folder, copies = self._setup.out.path / MODEL, self._writer.weights.of(weights)
-            write_model(copies, settings, loaded.tokenizer, folder, loaded.passthrough.files)
+            write_model(self._writer.copied(self._setup.parallel.export()), self._setup.out.path / MODEL)
 
 
 def begin_save(
@@ -75,7 +72,7 @@ def _snapshot(
     setup: Setup, cursors: Sequence[LaneCursors], writer: BackgroundWriter, folders: tuple[str, ...], best: Best | None
 ) -> Snapshot:
     """The current state, copied into the memory of the writer."""
-    weights, settings = setup.parallel.export()
+    export = setup.parallel.export()
     trainer: dict[str, Any] = {
         "step": setup.totals.step,
         "totals": asdict(setup.totals),
@@ -94,14 +91,11 @@ def _snapshot(
     }
     return Snapshot(
         step=setup.totals.step,
-        model=writer.weights.of(weights),
-        model_config=settings,
-        tokenizer=setup.loaded.tokenizer,
+        export=writer.copied(export),
         optimizer=writer.optimizer.of(setup.parallel.optimizer_tensors()),
         stream=stream_state(setup.totals.step, cursors),
         corpus=setup.pinned.encoded,
         trainer=trainer,
-        passthrough=setup.loaded.passthrough.files,
-        untrained=setup.parallel.untrained(weights),
+        untrained=setup.parallel.untrained(export.weights),
         folders=folders,
     )
