@@ -444,19 +444,25 @@ def test_the_death_of_a_worker_is_told_with_the_step_that_is_missing_and_not_whe
         assert second.is_alive()
 
 
+@pytest.mark.parametrize(("failing", "sent"), [(0, {0}), (0, {0, 1}), (1, {0, 1})])
 def test_any_error_that_is_met_while_a_step_is_prepared_is_raised_with_that_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, sent: set[int]
 ) -> None:
-    def fail(worker: int) -> None:
-        raise RuntimeError(f"a bug met by worker {worker}")
-
     write_shard(tmp_path / "s", documents(300), "zst")
     with StepStream(plan_for(tmp_path), first_cursors(4), workers=2) as stream:
         next(stream)
-        monkeypatch.setattr(stream._workers, "receive", fail)
-        monkeypatch.setattr(stream._workers, "has_sent", lambda worker: worker == 0)
+        receive = stream._workers.receive
+
+        def received(worker: int) -> object:
+            assert worker in sent, "a worker is waited for, although another one has failed"
+            if worker == failing:
+                raise RuntimeError(f"a bug met by worker {worker}")
+            return receive(worker)
+
+        monkeypatch.setattr(stream._workers, "receive", received)
+        monkeypatch.setattr(stream._workers, "has_sent", lambda worker: worker in sent)
         stream.prepare()
-        with pytest.raises(RuntimeError, match="a bug met by worker 0"):  # and the other worker is not waited for
+        with pytest.raises(RuntimeError, match=f"a bug met by worker {failing}"):
             next(stream)
 
 

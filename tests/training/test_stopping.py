@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import Interrupted
 from stream_pretrain.training.report.stop_messages import stopping
+from stream_pretrain.training.steps import loop
+from stream_pretrain.training.steps.rows_of_rank import NextRows
 from tests.corpora import documents, write_shard
 from tests.training.runs import prepared, steps_of, tiny_run
 
@@ -38,6 +41,25 @@ def test_a_step_of_many_micro_batches_is_left_at_a_signal_as_if_it_had_not_begun
         assert setup.totals.step == 1
         assert setup.cursors == cursors
         assert all(torch.equal(weight, weights[name]) for name, weight in setup.parallel.bare.state_dict().items())
+
+
+def test_a_rank_whose_wait_for_rows_a_signal_has_ended_receives_no_more_of_them(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal may have come in the middle of an item of a worker: what comes next is the rest of it."""
+    write_shard(tmp_path / "s", documents(300), "plain")
+    prepares: list[StepStream] = []
+    monkeypatch.setattr(StepStream, "prepare", prepares.append)
+    with prepared(tiny_run(tmp_path, model, tmp_path / "out", max_steps=5)) as setup:
+        steps = steps_of(setup)
+        assert next(steps).step == len(prepares) == 1
+        nothing = prepares[0].nothing
+        monkeypatch.setattr(
+            loop, "next_rows", lambda *_: NextRows(nothing, nothing.trained, interrupted=True, have_ended=False)
+        )
+        with pytest.raises(Interrupted):
+            next(steps)
+        assert len(prepares) == 1
 
 
 @pytest.mark.parametrize("micro_batch_size", [8, 1])
