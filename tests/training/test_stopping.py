@@ -49,7 +49,11 @@ def test_a_rank_whose_wait_for_rows_a_signal_has_ended_receives_no_more_of_them(
     """The signal may have come in the middle of an item of a worker: what comes next is the rest of it."""
     write_shard(tmp_path / "s", documents(300), "plain")
     prepares: list[StepStream] = []
-    monkeypatch.setattr(StepStream, "prepare", prepares.append)
+
+    def prepare(stream: StepStream) -> None:
+        prepares.append(stream)
+
+    monkeypatch.setattr(StepStream, "prepare", prepare)
     with prepared(tiny_run(tmp_path, model, tmp_path / "out", max_steps=5)) as setup:
         steps = steps_of(setup)
         assert next(steps).step == len(prepares) == 1
