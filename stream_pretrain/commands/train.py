@@ -16,6 +16,7 @@ from stream_pretrain.config import Config, secrets_of
 from stream_pretrain.terminal import say
 from stream_pretrain.training.files.out_files import MODEL
 from stream_pretrain.training.ranks.launcher import tell_launcher
+from stream_pretrain.training.ranks.meeting import meeting
 from stream_pretrain.training.ranks.peers import ACKNOWLEDGE_SECONDS, STOPPED, between_ranks
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import StopRequest
@@ -40,8 +41,9 @@ stream-pretrain --dataset 'data/*.jsonl.zst' --model bert-base-uncased \\
 def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
     """Train; returns the exit code of this process."""
     allow_many_open_files()
-    accelerator = accelerator_for(config)
-    ranks = Ranks.of(accelerator.process_index, accelerator.num_processes, collective_timeout(config))
+    with meeting():
+        accelerator = accelerator_for(config)
+        ranks = Ranks.of(accelerator.process_index, accelerator.num_processes, collective_timeout(config))
     secrets = secrets_of(config, os.environ)
     progress = Progress(sys.stderr if ranks.is_first else None)
     warn = progress.warning if ranks.is_first else lambda text: say(f"warning: {text}")
@@ -49,7 +51,8 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
     with ExitStack() as stack:
         stack.callback(progress.close)
         process = RunProcess(config, command, ranks, stop, progress)
-        peers = stack.enter_context(between_ranks(ranks, stop, process.give_up, warn))
+        with meeting():
+            peers = stack.enter_context(between_ranks(ranks, stop, process.give_up, warn))
         stop.answer(process.answer, lambda name: process.quit_at_once(name, peers))
         watchdog = stack.enter_context(Watchdog(ranks, warn))
         try:
