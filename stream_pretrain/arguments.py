@@ -16,7 +16,7 @@ import typing
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType, NoneType
+from types import NoneType
 from typing import Any, Literal
 
 import yaml
@@ -56,14 +56,12 @@ class Invocation:
     """--dry-run: what a run with these options would do, and nothing is trained."""
 
 
-def parse(arguments: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> Config:
+def parse(arguments: Sequence[str]) -> Config:
     """The options of a run, as `invocation` has them."""
-    return invocation(arguments, environment).config
+    return invocation(arguments, {}).config
 
 
-def invocation(
-    arguments: Sequence[str], environment: Mapping[str, str] = MappingProxyType({}), *, operands: bool = False
-) -> Invocation:
+def invocation(arguments: Sequence[str], environment: Mapping[str, str], *, operands: bool = False) -> Invocation:
     """What the arguments, the YAML files that they name and the environment give to a command.
 
     operands: whether the command takes arguments that are no options.
@@ -72,7 +70,7 @@ def invocation(
     from_files: list[_Option] = []
     from_line: list[_Option] = []
     typed: dict[str, tuple[str, str]] = {}
-    taken = [argument for argument in arguments if argument not in ("--json", "--dry-run")]
+    taken = [argument for argument in arguments if argument not in ("--json", "--dry-run", "--debug")]
     words = list(_split(taken, operands=operands))
     for name, value in words:
         if name is None:
@@ -152,8 +150,6 @@ def _split(arguments: Sequence[str], *, operands: bool) -> Iterator[tuple[str | 
             raise ConfigError(_unexpected(argument, last))
         name, has_value, value = argument[2:].partition("=")
         name = name.replace("_", "-")
-        if name == "debug" and not has_value:
-            continue
         if not has_value:
             if name != "config" and TYPES[_resolve(name, "")] is bool:
                 is_next = bool(remaining) and remaining[0].lower() in ("true", "false")

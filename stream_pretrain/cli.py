@@ -58,14 +58,12 @@ def main(argv: Sequence[str] | None = None, before_command: Callable[[], None] =
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return exit_codes.of_stopped_process("SIGINT")
-        except StreamPretrainError as error:
-            if "--debug" in arguments:
+        except Exception as error:  # a bug too: shown here, where text is searched for secrets
+            is_for_user = isinstance(error, StreamPretrainError)
+            if not is_for_user or "--debug" in arguments:
                 show_traceback(error)
-            print("error:", "\n".join(printable(str(line)) for line in error.args), file=sys.stderr)
-            tell_launcher(stderr.secrets.hide(f"{type(error).__name__}: {error}"), exit_codes.of_error(error))
-            return exit_codes.of_error(error)
-        except Exception as error:  # a bug: shown here, where text is searched for secrets
-            show_traceback(error)
+            if is_for_user:
+                print("error:", "\n".join(printable(str(line)) for line in error.args), file=sys.stderr)
             tell_launcher(stderr.secrets.hide(f"{type(error).__name__}: {error}"), exit_codes.of_error(error))
             return exit_codes.of_error(error)
 

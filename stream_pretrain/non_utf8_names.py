@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable
 
 _BYTES = re.compile("[\udc80-\udcff]")
 
@@ -24,22 +21,3 @@ def in_shell(words: Iterable[str]) -> str:
 
 def _quoted_bytes(word: str) -> str:
     return "$'" + escaped(word.replace("\\", r"\\").replace("'", r"\'")) + "'"
-
-
-@contextmanager
-def utf8_name(name: str) -> Iterator[str]:
-    """Like `utf8_path`, for a folder or a Hub id."""
-    with utf8_path(Path(name)) as path:
-        yield name if path == Path(name) else str(path)
-
-
-@contextmanager
-def utf8_path(folder: Path) -> Iterator[Path]:
-    """A UTF-8 path of the folder, if need be by a link, for libraries that open no other."""
-    if escaped(str(folder)) == str(folder):
-        yield folder
-        return
-    with tempfile.TemporaryDirectory() as place:
-        link = Path(place) / "folder"
-        link.symlink_to(folder.absolute(), target_is_directory=True)
-        yield link

@@ -171,7 +171,7 @@ def test_a_hub_that_does_not_answer_is_left_to_the_listing(monkeypatch: pytest.M
         raise ConnectionError
 
     monkeypatch.setattr(missing_dataset, "pinned_revision", fails)
-    missing_dataset.refuse_absent(parse(["--dataset=org/corpus"], {}).data)
+    missing_dataset.refuse_absent(parse(["--dataset=org/corpus"]).data)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def started(words: list[str]) -> Invocation:
     command, options = ("train", words[1:]) if words[1].startswith("-") else (words[1], words[2:])
     assert command in COMMANDS
     declared = declaration_of(command)
-    given = invocation(options, operands=bool(declared.operands))
+    given = invocation(options, {}, operands=bool(declared.operands))
     assert {name.partition(".")[0] for name in given.typed} <= set(declared.groups), words
     assert bool(given.operands) == bool(declared.operands)
     validate(given.config, declared.needed)

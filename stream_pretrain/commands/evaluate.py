@@ -19,7 +19,7 @@ from stream_pretrain.config import COMMAND_GROUPS
 from stream_pretrain.data.randomness import EVAL_MASK, keyed_generator
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.training.report.progress import Progress
-from stream_pretrain.training.state.checkpoint import verify_model
+from stream_pretrain.training.state.checkpoint import verify_models
 
 GROUPS = ("evaluate", "data", "objective")
 ALSO = ("model.trust-remote-code",)
@@ -41,8 +41,7 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
         raise ConfigError(f"{repeated[0]} is given twice: leave one of them out")
     transformers.utils.logging.disable_progress_bar()  # the phases show the progress
     labelled = None if options.probe is None else read_labelled(Path(options.probe))
-    for name in given.operands:
-        verify_model(name)
+    verify_models(*given.operands)
     candidates = candidates_of(given.operands, config)
     with progress.phase("reading documents") as report:
         documents = documents_of(config.data, options.sample, options.max_bytes, report)

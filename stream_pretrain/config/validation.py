@@ -13,6 +13,7 @@ from stream_pretrain.config.option_types import refuse_other_types
 from stream_pretrain.config.options import GROUPS, Config, DataConfig, EvalConfig, RunConfig, TrainConfig, sources_of
 from stream_pretrain.config.secrets import storage_options
 from stream_pretrain.errors import ConfigError
+from stream_pretrain.non_utf8_names import escaped
 from stream_pretrain.redaction import says_hidden
 from stream_pretrain.urls import HIDDEN, redacted_url, user_and_query
 
@@ -148,6 +149,8 @@ def refuse_out_of_bounds(options: Any, where: str) -> None:
         name = where + (option.name.replace("_", "-") if where.endswith(".") else option.name)
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"{name} is empty: give a value, or leave the option out")
+        if isinstance(value, str) and option.metadata.get("is_path") and escaped(value) != value:
+            raise ConfigError(f"{name} {escaped(value)} is not UTF-8, which libraries do not open: rename it")
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         if isinstance(value, int) and value >= 2**63:  # records, seeds and tensors have 64 bits

@@ -122,7 +122,7 @@ def _no_such_folder(name: str) -> ModelError:
 
 def _refuse_run_folder(folder: Path) -> None:
     """Raises: ModelError for a folder of a run, or of its checkpoints, which contains models and is none."""
-    if (folder / "config.json").exists() or (folder / "tokenizer.json").exists():
+    if _is_model(folder):
         return
     patterns = ("model", "checkpoints/step-*", "best/step-*", "step-*")
     models = [path.parent for pattern in patterns for path in sorted(folder.glob(f"{pattern}/config.json"))]
@@ -136,8 +136,11 @@ def _refuse_run_folder(folder: Path) -> None:
 def _nearest_here(name: str) -> str | None:
     """The path of a model that is spelt like this one."""
     found = nearest_path(Path(name))
-    is_model = found is not None and any((found / file).exists() for file in ("config.json", "tokenizer.json"))
-    return str(found) if is_model else None
+    return str(found) if found is not None and _is_model(found) else None
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").exists() or (folder / "tokenizer.json").exists()
 
 
 def _nearest_cached(name: str) -> str | None:

@@ -31,7 +31,6 @@ from stream_pretrain.model.packed_attention import one_document
 from stream_pretrain.model.passthrough import Passthrough, passthrough_of, weights_left_over
 from stream_pretrain.model.positions import evaluating, ordinary_token_ids, padding_misfit, refuse_beyond_positions
 from stream_pretrain.model.pretraining import PretrainingModel
-from stream_pretrain.non_utf8_names import utf8_name
 
 ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 """Names of the dropout of attention probabilities, by model family."""
@@ -322,16 +321,15 @@ def _load_weights(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     refuse_file(name)
     try:
-        with utf8_name(name) as path:
-            model, info = AUTO_CLASSES[kind].from_pretrained(
-                path,
-                revision=revision,
-                config=settings,
-                dtype=torch.float32,
-                output_loading_info=True,
-                local_files_only=local_files_only,
-                trust_remote_code=config.trust_remote_code,
-            )
+        model, info = AUTO_CLASSES[kind].from_pretrained(
+            name,
+            revision=revision,
+            config=settings,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=local_files_only,
+            trust_remote_code=config.trust_remote_code,
+        )
     except _UNLOADABLE as error:
         refuse_own_code(name, error)
         refuse_missing(name, revision, error)

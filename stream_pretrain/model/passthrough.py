@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.model.hub import first_line, only_cached
-from stream_pretrain.non_utf8_names import utf8_path
 from stream_pretrain.units import first_of
 
 _OF_MODEL = ("generation_config.json", *(f"{name}*" for name in ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")))
@@ -125,7 +124,7 @@ def _read_weights(folder: Path | None, names: Sequence[str], prefix: str) -> dic
     found: dict[str, Tensor] = {}
     of_encoder = True
     for path in _weight_files(folder) if names else []:
-        with utf8_path(path.parent) as folder, safe_open(folder / path.name, framework="pt") as stored:
+        with safe_open(path, framework="pt") as stored:
             there = set(stored.keys())
             of_encoder &= not any(name.startswith(f"{prefix}.") for name in there)
             found |= {name: stored.get_tensor(name).clone() for name in names if name in there}

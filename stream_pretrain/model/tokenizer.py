@@ -7,7 +7,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.hub import first_line, only_cached, refuse_file, refuse_missing, refuse_own_code
-from stream_pretrain.non_utf8_names import utf8_name
 
 
 def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> PreTrainedTokenizerFast:
@@ -22,12 +21,9 @@ def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> Pre
     refuse_file(name)
     local_files_only = local_files_only or only_cached(name, revision)
     try:
-        with utf8_name(name) as path:
-            tokenizer = AutoTokenizer.from_pretrained(
-                path, revision=revision, local_files_only=local_files_only, trust_remote_code=model.trust_remote_code
-            )
-        if path != name:
-            tokenizer.name_or_path = name
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=revision, local_files_only=local_files_only, trust_remote_code=model.trust_remote_code
+        )
     except (OSError, ValueError, ImportError) as error:
         refuse_own_code(name, error)
         refuse_missing(name, revision, error)

@@ -19,7 +19,6 @@ import psutil
 
 from stream_pretrain.config import RunConfig
 from stream_pretrain.errors import CheckpointError, ConfigError
-from stream_pretrain.non_utf8_names import escaped
 from stream_pretrain.training.files.atomic_files import replace_file
 from stream_pretrain.training.files.out_files import METRICS, WANDB, WANDB_ID, WANDB_SENT
 from stream_pretrain.training.files.records import append, replace_last
@@ -160,9 +159,6 @@ class WandbView:
         report: Callable[[str], None],
     ) -> Self | None:
         """Start the run, or resume that of `out`; falls back to offline, then to None."""
-        if escaped(path := str(out.resolve())) != path:
-            report(f"W&B is off: its client cannot open a path that is not UTF-8; {out / METRICS} has every metric")
-            return None
         # Else the client reports its own errors over OpenTelemetry, and retries that noisily at exit while the server is down.
         os.environ.setdefault("OTEL_SDK_DISABLED", "true")
         sent_path = out / WANDB_SENT

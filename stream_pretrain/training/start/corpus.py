@@ -41,7 +41,10 @@ def pin_on_all_ranks(config: Config, saved: Saved | None, ranks: Ranks, progress
     Raises: SourceError, ConfigError, CheckpointError.
     """
     with progress.phase("resolving the corpus") as found:
-        pinned = ranks.from_first(lambda: _pinned(config, saved, ranks.world))
+        if saved is None:
+            pinned = ranks.from_first(lambda: pinning.pin(config, ranks.world))
+        else:
+            pinned = ranks.from_first(lambda: pinning.relocate(config, PinnedCorpus.from_json(saved.corpus), ranks.world))
         sizes = [shard.size for shard in pinned.shards if shard.size is not None]
         mixed = f"{len(pinned.sources)} sources, " if len(pinned.sources) > 1 else ""
         kinds = show_counts(count_formats(shard.name for shard in pinned.shards))
@@ -65,12 +68,6 @@ def plan_on_all_ranks(
     plan = with_engine(config, plan, out, ranks, progress)
     trainer = None if saved is None else saved.trainer
     return ReadyCorpus(plan, _engine_of_all_ranks(config, plan.encoder, trainer, ranks, progress))
-
-
-def _pinned(config: Config, saved: Saved | None, world: int) -> PinnedCorpus:
-    if saved is None:
-        return pinning.pin(config, world)
-    return pinning.relocate(config, PinnedCorpus.from_json(saved.corpus), world)
 
 
 def _engine_of_all_ranks(

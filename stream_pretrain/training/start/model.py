@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from accelerate import Accelerator
 
-from stream_pretrain.config import Config, ModelConfig
+from stream_pretrain.config import Config
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.rows.objective import objective_named
 from stream_pretrain.errors import ModelError
@@ -18,7 +18,7 @@ from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.start.optimizer import adamw
-from stream_pretrain.training.state.checkpoint import Saved, verify_model
+from stream_pretrain.training.state.checkpoint import Saved, verify_models
 from stream_pretrain.training.state.parallelism import DataParallel, load_trained_weights
 
 
@@ -28,7 +28,7 @@ def load_on_all_ranks(
     """The model and its tokenizer, before the weights of a checkpoint. Called by all ranks. Raises: ModelError."""
     with progress.phase("loading the model") as found:
         if saved is None:
-            ranks.from_first(lambda: _verify(config.model))
+            ranks.from_first(lambda: verify_models(config.model.path, config.model.init_from))
         loaded = _loaded_once_per_machine(config, saved, accelerator, ranks)
         precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
         found(f"{loaded.model.num_parameters() / 1e6:.1f}M parameters, {precision} on {devices_of(accelerator)}")
@@ -57,12 +57,6 @@ def ready_to_train(
             f"the documents of a row are not isolated on this {accelerator.device.type} ({fault}): choose another model"
         )
     return parallel
-
-
-def _verify(model: ModelConfig) -> None:
-    """Verify what the weights are from, where it is a checkpoint. Raises: CheckpointError."""
-    for place in (model.path, model.init_from):
-        verify_model(place)
 
 
 def _loaded_once_per_machine(config: Config, saved: Saved | None, accelerator: Accelerator, ranks: Ranks) -> LoadedModel:

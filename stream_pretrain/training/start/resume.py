@@ -68,7 +68,8 @@ def find_start(config: Config, out: RunDirectory, report: Callable[[str], None],
     has_checkpoints = any((path / CHECKPOINTS).glob("step-*"))
     if not recorded and not has_checkpoints and (path / MODEL).exists():
         raise CheckpointError(f"{path / MODEL} would be replaced, but no run wrote it: give another --output-dir")
-    is_used = has_checkpoints or (path / MODEL).exists() or _size(path / METRICS) > 0
+    has_metrics = (path / METRICS).exists() and (path / METRICS).stat().st_size > 0
+    is_used = has_checkpoints or (path / MODEL).exists() or has_metrics
     parent = _parent(config.run.resume, path, recorded.get("parent"), is_used=is_used)
     checkpoint = latest(path / CHECKPOINTS, report) if out.is_owned else _seen(path / CHECKPOINTS, report)
     if checkpoint is None and parent is not None:
@@ -209,7 +210,3 @@ def _unused(out: Path) -> Path:
     while (candidate := Path(f"{out}-{number}")).exists():
         number += 1
     return candidate
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

@@ -31,7 +31,6 @@ from torch import Tensor
 from stream_pretrain.data.rows.tokenizer_probe import EngineRecord
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError, StreamPretrainError, TrainingError
 from stream_pretrain.model.loading import Export
-from stream_pretrain.non_utf8_names import utf8_path
 from stream_pretrain.training.files.atomic_files import replace_file, writing
 from stream_pretrain.training.files.atomic_folders import delete, flush, put_in_place
 from stream_pretrain.training.files.manifest import MANIFEST, check_manifest, file_of, json_of, write_manifest
@@ -176,13 +175,14 @@ def verify(checkpoint: Path) -> None:
     _refuse_other_name(checkpoint)
 
 
-def verify_model(place: str | None) -> None:
-    """Compare the model in a checkpoint with its manifest; a Hub id, or a folder of a model, has none to compare it with.
+def verify_models(*places: str | None) -> None:
+    """Compare models in checkpoints with their manifests; a Hub id, or a folder of a model, has none to compare it with.
 
     Raises: as `verify`.
     """
-    if place is not None and os.path.lexists(Path(place) / MANIFEST):
-        check_manifest(Path(place), MODEL_FILES, without=RUN_STATE)
+    for place in places:
+        if place is not None and os.path.lexists(Path(place) / MANIFEST):
+            check_manifest(Path(place), MODEL_FILES, without=RUN_STATE)
 
 
 def latest(directory: Path, report: Callable[[str], None]) -> Path | None:
@@ -418,8 +418,7 @@ def _write_export(folder: Path, export: Export) -> None:
     export.settings.to_json_file(folder / "config.json")
     _write_tensors(folder / "model.safetensors", export.weights)
     try:
-        with utf8_path(folder) as path:
-            export.tokenizer.save_pretrained(path)
+        export.tokenizer.save_pretrained(folder)
     except Exception as error:  # tokenizers raises nothing narrower when the disk is full
         raise OSError(f"tokenizer: {error}") from error
     for name, content in export.files.items():  # over the tokenizer's files too: transformers does not write all settings

@@ -14,7 +14,6 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.non_utf8_names import utf8_path
 from stream_pretrain.training.ranks.ranks import Ranks
 
 STATES = ("step", "exp_avg", "exp_avg_sq")
@@ -59,8 +58,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, memory-mapped: copy what must outlive the file. Raises: CheckpointError."""
     try:
-        with utf8_path(path.parent) as folder:
-            tensors: dict[str, Tensor] = load_file(folder / path.name)
+        tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be used ({error}): use another checkpoint") from error
     return tensors
