@@ -18,39 +18,29 @@ from typing import Any, Literal
 
 from stream_pretrain import commands
 from stream_pretrain.arguments import TYPES, suggestion
-from stream_pretrain.config import ALL_GROUPS, COMMAND_GROUPS, fields_of, help_texts, usual_name
+from stream_pretrain.config import ALL_GROUPS, COMMAND_GROUPS, FLAGS, fields_of, help_texts, usual_name
 from stream_pretrain.errors import ConfigError
 
 PROGRAM = "stream-pretrain"
 WIDEST = 100
 
-FLAGS = {
-    "--config FILE.yaml": "Options from a file, nested, dotted or short; the command line overrides them.",
-    "--help [GROUP]": "Show all options, or those of one group.",
-    "--dry-run": "Of train: what the run would do, begin or resume with, and inspect; nothing is trained or written.",
-    "--version": "Print the version.",
-    "--debug": "Show the traceback of an error.",
-}
-
-JSON = {"--json": "Print the result as one JSON object."}
-
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a command takes, as the constants of its module say."""
+    """What a command takes, as the constants of its module say: GROUPS, NEEDED and so on."""
 
     summary: str
     """First line of the docstring, after the name of the command."""
     groups: tuple[str, ...]
-    """GROUPS: groups of options."""
-    also: tuple[str, ...]
-    """ALSO: single options of other groups."""
+    """Groups of options."""
     needed: tuple[str, ...]
-    """NEEDED: options of a run that it cannot do without, see `validation.NEEDED`."""
-    operands: str
-    """OPERANDS: the arguments that are no options, for people; empty for none."""
+    """Options of a run that it cannot do without, see `validation.NEEDED`."""
     example: str
-    """EXAMPLE: a command line."""
+    """A command line."""
+    also: tuple[str, ...] = ()
+    """Single options of other groups."""
+    operands: str = ""
+    """The arguments that are no options, for people; empty for none."""
 
     def takes(self, option: str) -> bool:
         """Whether it takes an option, by dotted name with hyphens."""
@@ -71,19 +61,13 @@ def declaration_of(command: str) -> Declaration:
     """What a command declares, read from its source: importing it takes seconds."""
     [path] = commands.__path__
     source = ast.parse((Path(path) / f"{command.replace('-', '_')}.py").read_bytes())
-    constants = {
-        ast.unparse(line.targets[0]): ast.literal_eval(line.value)
+    names = {field.name.upper(): field.name for field in dataclasses.fields(Declaration)}
+    declared = {
+        names[name]: ast.literal_eval(line.value)
         for line in source.body
-        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) in ("GROUPS", "ALSO", "NEEDED", "OPERANDS", "EXAMPLE")
+        if isinstance(line, ast.Assign) and (name := ast.unparse(line.targets[0])) in names
     }
-    return Declaration(
-        (ast.get_docstring(source) or "").partition("\n")[0].partition(": ")[2],
-        constants["GROUPS"],
-        constants.get("ALSO", ()),
-        constants["NEEDED"],
-        constants.get("OPERANDS", ""),
-        constants["EXAMPLE"],
-    )
+    return Declaration(summary=(ast.get_docstring(source) or "").partition("\n")[0].partition(": ")[2], **declared)
 
 
 def help_of(command: str, group: str | None) -> str:
@@ -111,8 +95,9 @@ def _introduction(command: str, declared: Declaration) -> Iterator[str]:
         f"{PROGRAM} {'' if command == 'train' else f'{command} '}--help {declared.groups[0]} shows one group."
     )
     yield ""
-    for flag, text in {**FLAGS, **(JSON if declared.own else {})}.items():
-        yield from (f"  {flag}", *_wrapped(text, 6))
+    for flag, (value, text) in FLAGS.items():
+        if flag != "json" or declared.own:
+            yield from (f"  --{flag} {value}".rstrip(), *_wrapped(text, 6))
 
 
 def _group(group: str, declared: Declaration) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from stream_pretrain.config.command_options import COMMAND_GROUPS
 from stream_pretrain.config.option_field import option
-from stream_pretrain.config.option_names import ALL_GROUPS, NAMES, SHORT, SYNONYMS, help_texts, usual_name
+from stream_pretrain.config.option_names import ALL_GROUPS, FLAGS, NAMES, SHORT, SYNONYMS, help_texts, usual_name
 from stream_pretrain.config.options import (
     GROUPS,
     Config,

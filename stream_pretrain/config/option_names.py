@@ -12,8 +12,15 @@ from functools import cache
 from stream_pretrain.config.command_options import COMMAND_GROUPS
 from stream_pretrain.config.options import GROUPS, fields_of
 
-FLAGS = ("config", "debug", "dry-run", "help", "json", "version")
-"""Flags of the command line, which are not options of a run."""
+FLAGS = {
+    "config": ("FILE.yaml", "Options from a file, nested, dotted or short; the command line overrides them."),
+    "help": ("[GROUP]", "Show all options, or those of one group."),
+    "dry-run": ("", "Of train: what the run would do, begin or resume with, and inspect; nothing is trained or written."),
+    "version": ("", "Print the version."),
+    "debug": ("", "Show the traceback of an error."),
+    "json": ("", "Print the result as one JSON object."),
+}
+"""Value and help of what is given on the command line and is no option of a run."""
 
 ALL_GROUPS = ChainMap(COMMAND_GROUPS, GROUPS)
 """The groups of options of a run, and those of single commands."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,12 +16,11 @@ from stream_pretrain.urls import HIDDEN, redacted_url, without_secrets
 _REDACT = {"url": redacted_url, "keys": redacted_options}
 
 
-def _kinds(options: Any) -> dict[str, Secret]:
-    return {option.name: kind for option in dataclasses.fields(options) if (kind := option.metadata.get("secret"))}
-
-
-_OPTIONS = {name: kind for name, option in fields_of(GROUPS).items() if (kind := option.metadata.get("secret"))}
-_RECORDS = {"data.sources": _kinds(SourceConfig), "eval.sets": _kinds(EvalSetConfig)}
+_RECORDS = {"data.sources": SourceConfig, "eval.sets": EvalSetConfig}
+_KINDS: dict[str, Secret] = {
+    name: kind for name, option in fields_of({**GROUPS, **_RECORDS}).items() if (kind := option.metadata.get("secret"))
+}
+"""By the dotted name of an option, or of a key of its records."""
 
 
 def storage_options(given: str | None) -> dict[str, Any]:
@@ -47,7 +45,7 @@ def storage_options(given: str | None) -> dict[str, Any]:
 
 def secrets_of(config: Config, environment: Mapping[str, str]) -> Secrets:
     """The secrets in the options and the environment variables."""
-    found = [secret for group in GROUPS for secret in _secrets(getattr(config, group))]
+    found = [secret for group in GROUPS for secret in _secrets(group, getattr(config, group))]
     return Secrets.of(
         [value for kind, value in found if kind == "url"],
         [storage_options(value) for kind, value in found if kind == "keys"],
@@ -55,32 +53,28 @@ def secrets_of(config: Config, environment: Mapping[str, str]) -> Secrets:
     )
 
 
-def _secrets(options: Any) -> Iterator[tuple[Secret, str]]:
+def _secrets(place: str, options: Any) -> Iterator[tuple[Secret, str]]:
     """Values that may hold secrets in a group of options or a record, with their kind."""
-    kinds = _kinds(options)
     for name, value in vars(options).items():
+        dotted = f"{place}.{name}"
         if isinstance(value, tuple):
             for record in value:
-                yield from _secrets(record)
-        elif name in kinds and value is not None:
-            yield kinds[name], value
+                yield from _secrets(dotted, record)
+        elif dotted in _KINDS and value is not None:
+            yield _KINDS[dotted], value
 
 
 def redacted(name: str, value: Any) -> Any:
     """The value of an option with `…` for secrets. name: dotted, with underscores."""
-    if name not in _RECORDS:
-        return _REDACT[_OPTIONS[name]](value) if name in _OPTIONS and value is not None else value
-    kinds = {key: kind for own, kind in _RECORDS[name].items() for key in (own, own.replace("_", "-"))}
-    return [
-        {key: _REDACT[kinds[key]](inner) if key in kinds and isinstance(inner, str) else inner for key, inner in record.items()}
-        for record in value
-    ]
+    if name in _RECORDS:
+        return [{key: redacted(f"{name}.{key.replace('-', '_')}", inner) for key, inner in record.items()} for record in value]
+    return _REDACT[_KINDS[name]](value) if name in _KINDS and isinstance(value, str) else value
 
 
 def redacted_text(name: str, text: str) -> str:
     """The value of an option on a command line with `…` for secrets; any option may be given a URL."""
     if name not in _RECORDS:
-        return _REDACT[_OPTIONS.get(name, "url")](text)
+        return _REDACT[_KINDS.get(name, "url")](text)
     try:
         records = json.loads(text)
         shown = redacted(name, records)
@@ -92,13 +86,11 @@ def redacted_text(name: str, text: str) -> str:
 def shown_options(options: dict[str, Any]) -> dict[str, Any]:
     """Options by dotted name, without secrets."""
 
-    def shown(kind: Secret | None, value: Any) -> Any:
-        return value if kind is None or value is None else without_secrets(value) if kind == "url" else None
+    def shown(name: str, value: Any) -> Any:
+        if name in _RECORDS:
+            return [{key: shown(f"{name}.{key}", inner) for key, inner in record.items()} for record in value]
+        if value is None or name not in _KINDS:
+            return value
+        return without_secrets(value) if _KINDS[name] == "url" else None
 
-    return {
-        name: [{key: shown(_RECORDS[name].get(key), inner) for key, inner in record.items()} for record in value]
-        if name in _RECORDS
-        else shown(_OPTIONS.get(name), value)
-        for name, value in options.items()
-        if _OPTIONS.get(name) != "keys"
-    }
+    return {name: shown(name, value) for name, value in options.items() if _KINDS.get(name) != "keys"}
