@@ -97,6 +97,8 @@ def _run(arguments: list[str], stderr: ClearStream, before_command: Callable[[],
     if given.dry_run:
         _refuse_at_once(given.config)
         command, arguments = "inspect", of_the_run(arguments)
+    if command != "train":
+        _refuse_misuse(declared.own[0], given)
     shown = [PROGRAM, *without_secrets(arguments)]
     if command == "train":
         return _train(given.config, shown, before_command)
@@ -145,6 +147,13 @@ def _refuse_at_once(config: Config) -> None:
     from stream_pretrain.training.start.first_checks import refuse_at_once
 
     refuse_at_once(config)
+
+
+def _refuse_misuse(group: str, given: Invocation) -> None:
+    """As `_refuse_at_once`, of the other commands."""
+    from stream_pretrain.command_checks import refuse_misuse
+
+    refuse_misuse(group, given)
 
 
 def _leave(name: str, out: Path, given: Sequence[str], progress: Progress) -> None:

@@ -16,6 +16,7 @@ from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus import missing_dataset, resolve
 from stream_pretrain.data.rows import installed_engines
 from stream_pretrain.errors import TransportError
+from stream_pretrain.training.start import first_checks
 from tests.corpora import documents, write_shard
 from tests.integration.hub_server import AskedHub, asked
 
@@ -77,6 +78,61 @@ def test_what_cannot_run_is_refused_before_the_command_is_imported(
     found = refused([*given, *NEEDED, *(option.format(corpus=corpus) for option in options)], capsys, monkeypatch)
     assert found[0] == code
     assert found[1].startswith(f"error: {said.format(corpus=corpus)}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["inspect", "--dataset=/no/such"], 1, "/no/such: there is no such file or folder"),
+        (
+            ["inspect", "--dataset={corpus}", "--inspect.rows=1"],
+            2,
+            "--inspect.rows needs a tokenizer: give --model or --model.tokenizer",
+        ),
+        (["verify-resume", *NEEDED, "--dataset=/no/such/*.zst"], 1, "/no/such/*.zst: no file matches; shards end in "),
+        (
+            ["verify-resume", *NEEDED, "--dataset={corpus}", "--verify.run-steps=3"],
+            2,
+            "--verify.run-steps must be at least 4, not 3",
+        ),
+        (["evaluate", "model", "--dataset=/no/such"], 1, "/no/such: there is no such file or folder"),
+        (
+            ["evaluate", "--dataset={corpus}"],
+            2,
+            "evaluate needs models: give folders or Hub ids, such as bert-base-uncased runs/first/model",
+        ),
+        (["ledger", "--step=3"], 2, "ledger needs the folder of one run, such as runs/first"),
+        (["ledger", "/no/such", "--step=3"], 1, "/no/such is not there: give the folder of a run"),
+        (["ledger", "{corpus.parent}", "--step=3"], 1, "{corpus.parent} is no folder of a run"),
+    ],
+)
+def test_what_the_other_commands_cannot_do_is_refused_before_they_are_imported(
+    arguments: list[str],
+    code: int,
+    said: str,
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = refused([argument.format(corpus=corpus) for argument in arguments], capsys, monkeypatch)
+    assert found[0] == code
+    assert found[1].startswith(f"error: {said.format(corpus=corpus)}")
+
+
+def test_a_step_that_no_memory_holds_is_refused(
+    corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_checks, "physical_memory", lambda: 25_000_000_000)
+    run = [f"--dataset={corpus}", *NEEDED, "--sequence-length=128", "--global-batch-size=100000000"]
+    said = (
+        "error: --global-batch-size 100,000,000: the tokens of one step take 51 GB of memory, and this machine has 25 GB: "
+        "give fewer rows"
+    )
+    assert refused(run, capsys, monkeypatch) == (2, said)
+    assert refused([*run, "--dry-run"], capsys, monkeypatch) == (2, said)
+    for name, value in {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():  # two machines
+        monkeypatch.setenv(name, value)
+    assert refused(run, capsys, monkeypatch) == (2, said.replace("51", "26"))
 
 
 @pytest.mark.parametrize(

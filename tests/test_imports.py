@@ -20,7 +20,7 @@ LAYERS = [
     {"arguments", "data", "model"},
     {"training"},
     {"comparison", "inspection", "library", "replay", "verification"},
-    {"commands"},
+    {"command_checks", "commands"},
     {"help"},
     {"cli"},
     {"__main__", ""},

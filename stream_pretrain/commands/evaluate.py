@@ -17,7 +17,6 @@ from stream_pretrain.comparison.probe import read_labelled
 from stream_pretrain.comparison.table import lines_of
 from stream_pretrain.config import COMMAND_GROUPS
 from stream_pretrain.data.randomness import EVAL_MASK, keyed_generator
-from stream_pretrain.errors import ConfigError
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.state.checkpoint import verify_models
 
@@ -35,10 +34,6 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
     """Measure each model."""
     config, options = given.config, given.own["evaluate"]
     assert isinstance(options, COMMAND_GROUPS["evaluate"])
-    if not given.operands:
-        raise ConfigError("evaluate needs models: give folders or Hub ids, such as bert-base-uncased runs/first/model")
-    if repeated := [name for name in given.operands if given.operands.count(name) > 1]:
-        raise ConfigError(f"{repeated[0]} is given twice: leave one of them out")
     transformers.utils.logging.disable_progress_bar()  # the phases show the progress
     labelled = None if options.probe is None else read_labelled(Path(options.probe))
     verify_models(*given.operands)

@@ -18,7 +18,7 @@ from stream_pretrain.data.lanes.pinning import source_plans
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import first_cursors
 from stream_pretrain.data.rows.train_rows import TrainRows
-from stream_pretrain.errors import ConfigError, StreamPretrainError
+from stream_pretrain.errors import StreamPretrainError
 from stream_pretrain.inspection.model_cost import ModelCost, model_cost
 from stream_pretrain.inspection.next_start import next_start
 from stream_pretrain.inspection.report import GPUS, plan_report, source_report, warnings_of
@@ -49,12 +49,8 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
     """Look at the corpus, and plan a run."""
     config, options = given.config, given.own["inspect"]
     assert isinstance(options, InspectConfig)
-    if "RANK" in os.environ:
-        raise ConfigError("the plan is that of one process: run this without torchrun or accelerate launch")
     transformers.utils.logging.disable_progress_bar()
     has_tokenizer = config.model.path is not None or config.model.tokenizer is not None
-    if options.rows and not has_tokenizer:
-        raise ConfigError("--inspect.rows needs a tokenizer: give --model or --model.tokenizer")
     upcoming = next_start(config, command, progress) if given.dry_run else None
     saved = None
     if upcoming is not None:

@@ -35,25 +35,14 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
     """Answer one question about the run in OUT."""
     options = given.own["ledger"]
     assert isinstance(options, COMMAND_GROUPS["ledger"])
-    if len(given.operands) != 1:
-        raise ConfigError("ledger needs the folder of one run, such as runs/first")
-    questions = [name for name in ("step", "document", "export") if getattr(options, name) is not None]
-    if len(questions) != 1:
-        raise ConfigError("give one of --ledger.step N, --ledger.document SHARD:OFFSET and --ledger.export FILE")
-    if options.steps is not None and options.step is not None:
-        raise ConfigError("--ledger.steps bounds --ledger.document and --ledger.export: leave it out with --ledger.step")
-    if options.text and options.step is None:
-        raise ConfigError("--ledger.text shows the texts of --ledger.step: leave it out without that")
     transformers.utils.logging.disable_progress_bar()
     found = recorded_run(Path(given.operands[0]), given.config, [name for name in given.typed if name.startswith("data.")])
     progress.notice(f"the run {found.state}")
-    match questions[0]:
-        case "step":
-            return _step(found, options.step, given.config.data.workers, progress, with_text=options.text)
-        case "document":
-            return _document(found, options.document, steps_in(found, options.steps), given.config.data.workers, progress)
-        case _:
-            return _export(found, Path(options.export), steps_in(found, options.steps), given.config.data.workers, progress)
+    if options.step is not None:
+        return _step(found, options.step, given.config.data.workers, progress, with_text=options.text)
+    if options.document is not None:
+        return _document(found, options.document, steps_in(found, options.steps), given.config.data.workers, progress)
+    return _export(found, Path(options.export), steps_in(found, options.steps), given.config.data.workers, progress)
 
 
 def _step(found: RecordedRun, step: int, workers: int, progress: Progress, *, with_text: bool) -> Answer:

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from stream_pretrain.config.option_field import option
 
+LEAST_STEPS = 4
+"""Of a run that `verify-resume` kills on its way."""
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:

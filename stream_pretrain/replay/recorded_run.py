@@ -82,7 +82,6 @@ def recorded_run(out: Path, given: Config, typed: Sequence[str]) -> RecordedRun:
 
     Raises: CheckpointError where the folder has no run, or none of its checkpoints can be read; SourceError, ModelError.
     """
-    _refuse_other_folder(out)
     try:
         own = parse([f"--config={out / OPTIONS}"])
     except ConfigError as error:
@@ -113,21 +112,6 @@ def recorded_run(out: Path, given: Config, typed: Sequence[str]) -> RecordedRun:
         files = {**of_parent, **files}
     first_step = min(files, default=0) if recorded.get("parent") else 0
     return RecordedRun(out, plan, _in_words(recorded, max(files, default=0)), files, first_step, passed)
-
-
-def _refuse_other_folder(out: Path) -> None:
-    """Raises: CheckpointError for what is no folder of a run with its options."""
-    if (out / OPTIONS).is_file():
-        return
-    if not out.is_dir():
-        what = "is a file" if out.exists() else "is not there"
-        raise CheckpointError(f"{out} {what}: give the folder of a run")
-    if any((out / name).exists() for name in (RUN, CHECKPOINTS, CURSORS)):
-        raise CheckpointError(f"{out / OPTIONS} is missing: was the folder copied in part?")
-    around = next(
-        (folder for folder in out.absolute().parents if (folder / RUN).is_file() and (folder / OPTIONS).is_file()), None
-    )
-    raise CheckpointError(f"{out} is no folder of a run{f'; did you mean {around}?' if around else ''}")
 
 
 def _refuse_other_rows(own: Config, given: Config) -> None:

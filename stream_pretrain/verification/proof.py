@@ -20,7 +20,7 @@ import torch
 
 from stream_pretrain import exit_codes
 from stream_pretrain.config import Config
-from stream_pretrain.config.command_options import VerifyConfig
+from stream_pretrain.config.command_options import LEAST_STEPS, VerifyConfig
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.errors import ConfigError, TrainingError
 from stream_pretrain.training.files.out_files import CHECKPOINTS
@@ -36,7 +36,6 @@ from stream_pretrain.verification.trials import Baseline, Trial
 
 ROUNDING = {"fp32": 1e-4, "bf16": 2e-2}
 """Relative difference of losses that sums in another order may make."""
-LEAST_STEPS = 4
 LONGEST_SECONDS = 24 * 3600.0
 """For the undisturbed run."""
 

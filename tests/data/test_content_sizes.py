@@ -229,3 +229,15 @@ def test_a_start_says_that_lanes_are_uneven(tmp_path: Path) -> None:
         "smaller --data.window-bytes level them"
     ]
     assert not list(advice(plan_for(tmp_path, window_bytes=500), alone, workers=0))
+
+
+def test_a_start_says_that_a_step_is_more_than_the_corpus(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a", documents(60), "plain")
+    alone: Any = SimpleNamespace(world=1)
+    assert list(advice(plan_for(tmp_path, window_bytes=500, global_batch_size=1_000_000), alone, workers=0)) == [
+        "a step of 1,000,000 rows is about 11,623 times the corpus: a smaller --global-batch-size makes several steps of it"
+    ]
+    [line] = advice(plan_for(tmp_path, window_bytes=500, global_batch_size=100), alone, workers=0)
+    assert line.startswith("a step of 100 rows is about 1.2 times the corpus: ")
+    plan = plan_for(tmp_path, window_bytes=500, global_batch_size=1_000_000, packing="none")
+    assert not list(advice(plan, alone, workers=0))

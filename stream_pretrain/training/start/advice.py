@@ -11,13 +11,16 @@ import torch
 from stream_pretrain.data.lanes.dealing import LEVEL
 from stream_pretrain.data.lanes.reading_costs import memory_bound, reading_cost
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
+from stream_pretrain.data.lanes.window_sizes import BYTES_PER_TOKEN, content_of
 from stream_pretrain.training.ranks.ranks import Ranks
+from stream_pretrain.training.start.first_checks import physical_memory
 from stream_pretrain.units import human_bytes
 
 
 def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
     """Warnings about options that cost time, memory or bandwidth."""
     lanes = plan.layout.lanes
+    yield from _steps_of_epochs(plan)
     for source in plan.sources:
         if source.undealt:
             yield f"source {source.name} is too small to split over {lanes} lanes: each lane reads all of it, in its own order"
@@ -40,7 +43,7 @@ def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
             f"{cost.amplification:.1f} times, and a resume at most {human_bytes(cost.resume_bytes)} of it again; "
             "fewer --lanes or --workers read less, as do more and smaller shards"
         )
-    processes, memory = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * max(1, workers), _physical_memory()
+    processes, memory = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * max(1, workers), physical_memory()
     held = memory_bound(plan.sources, -(-lanes // (ranks.world * max(1, workers))))
     if held * processes > memory / 2:
         yield (
@@ -58,6 +61,20 @@ def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
         )
 
 
+def _steps_of_epochs(plan: StreamPlan) -> Iterator[str]:
+    """A warning for each source that one step reads more than once. Rows that are not packed have too few tokens to tell."""
+    layout, parts = plan.layout, plan.schedule[0].parts
+    for source, part in zip(plan.sources, parts, strict=True):
+        rows = layout.global_batch_size * part / sum(parts)
+        epochs = rows * layout.sequence_length * BYTES_PER_TOKEN / source.bytes_of_epoch
+        if epochs > 1 and layout.packing != "none" and None not in map(content_of, source.shards):
+            what, times = f"source {source.name}" if source.name else "the corpus", f"{epochs:,.{int(epochs < 10)}f}"
+            yield (
+                f"a step of {layout.global_batch_size:,} rows is about {times} times {what}: "
+                "a smaller --global-batch-size makes several steps of it"
+            )
+
+
 def allow_many_open_files() -> None:
     """Raise the limit of 1,024: each lane has an open file or connection per source. Data workers inherit it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -67,7 +84,3 @@ def allow_many_open_files() -> None:
 
 
 MOST_OPEN_FILES = 65_536
-
-
-def _physical_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -9,19 +9,22 @@ from stream_pretrain.config import Config, run_directory, sources_of
 from stream_pretrain.data.corpus.missing_dataset import refuse_absent
 from stream_pretrain.data.corpus.resolve import local_path
 from stream_pretrain.data.rows.installed_engines import refuse_uninstalled
-from stream_pretrain.errors import CheckpointError
+from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.training.files.out_files import CHECKPOINTS
 from stream_pretrain.training.report.tracking import refuse_wandb
+from stream_pretrain.units import human_bytes
 
 
 def refuse_at_once(config: Config) -> None:
     """Refuse at once what needs only the options: the dataset, OUT, packages, and Weights & Biases.
 
-    A dataset that is not there, an OUT that is no folder or has another purpose, and W&B online without a key are refused.
+    A dataset that is not there, an OUT that is no folder or has another purpose, a step that no memory holds, and W&B online
+    without a key are refused.
     Raises: SourceError, CheckpointError, ConfigError.
     """
     refuse_wandb(config.run)
     refuse_uninstalled(config.data.engine)
+    _refuse_too_large_step(config)
     _refuse_no_folder(run_directory(config))
     _refuse_folder_of_others(run_directory(config), config)
     for source in sources_of(config.data):
@@ -29,6 +32,23 @@ def refuse_at_once(config: Config) -> None:
     for dataset in (config.eval.dataset, *(one.dataset for one in config.eval.sets)):
         if dataset is not None:
             refuse_absent(config.data, dataset=dataset)
+
+
+def physical_memory() -> int:
+    """Bytes of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _refuse_too_large_step(config: Config) -> None:
+    """Refuse a step whose tokens alone, 4 bytes each, are more than the memory of this machine. Raises: ConfigError."""
+    rows, memory = config.train.global_batch_size, physical_memory()
+    here, world = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    needed = 4 * rows * config.data.sequence_length * here // world
+    if needed > memory:
+        raise ConfigError(
+            f"--global-batch-size {rows:,}: the tokens of one step take {human_bytes(needed)} of memory, and this machine has "
+            f"{human_bytes(memory)}: give fewer rows"
+        )
 
 
 def _refuse_folder_of_others(out: Path, config: Config) -> None:
