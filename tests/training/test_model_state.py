@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from stream_pretrain.errors import CheckpointError
+from stream_pretrain.errors import CheckpointError, TrainingError
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.state import checkpoint
 from stream_pretrain.training.state.model_state import HostCopies, load_optimizer_tensors, load_weights, optimizer_tensors
@@ -181,3 +181,12 @@ def test_copies_are_made_in_the_same_memory_and_share_none_with_the_originals() 
     assert second["weight"].tolist() == [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]
     assert second["step"].item() == 4.0
     assert second["weight"].data_ptr() == place
+
+
+def test_a_copy_that_this_machine_has_no_memory_for_is_no_matter_of_the_micro_batch() -> None:
+    with pytest.raises(TrainingError) as caught:
+        HostCopies().of({"weight": torch.zeros(1, 1 << 20).expand(1 << 30, -1)})
+    assert str(caught.value) == (
+        "out of memory while saving: the copy that is written needs 4.5 PB of this machine's memory; give fewer --workers or "
+        "--lanes, or a machine with more"
+    )

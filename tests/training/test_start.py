@@ -15,6 +15,7 @@ from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import stop_on_signals
 from stream_pretrain.training.report.progress import Progress
+from stream_pretrain.training.start import setup
 from stream_pretrain.training.start.setup import set_up
 from stream_pretrain.training.state.parallelism import accelerator_for
 from tests.corpora import documents, write_shard
@@ -83,3 +84,18 @@ def test_debug_shows_what_caused_an_error(model: Path, tmp_path: Path) -> None:
     assert "\nzlib.error: Error -3 while decompressing data" in done.stderr
     assert "The above exception was the direct cause of the following exception:" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_a_lack_of_memory_before_the_first_step_is_no_matter_of_the_micro_batch(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(setup, "ready_to_train", no_room)
+    shard = write_shard(tmp_path / "s", documents(200), "plain")
+    done = run_here(tiny_options(shard, model, tmp_path / "out"))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: out of memory before the first step: see what else uses this machine and its devices, or give a smaller model"
+    )

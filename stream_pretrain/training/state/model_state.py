@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from stream_pretrain.errors import CheckpointError
+from stream_pretrain.errors import CheckpointError, TrainingError
 from stream_pretrain.training.ranks.ranks import Ranks
+from stream_pretrain.units import human_bytes
 
 STATES = ("step", "exp_avg", "exp_avg_sq")
 """State of AdamW for a parameter: its number of updates, a scalar, and two tensors of the parameter's shape."""
@@ -30,8 +31,18 @@ class HostCopies:
         self._memory: dict[str, Tensor] = {}
 
     def of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Contiguous CPU copies, which the next call overwrites; names, shapes and dtypes must be those of the first call."""
-        copies = {name: self._memory_for(name, tensor) for name, tensor in tensors.items()}
+        """Contiguous CPU copies, which the next call overwrites; names, shapes and dtypes must be those of the first call.
+
+        Raises: TrainingError where this machine has no memory for them.
+        """
+        try:
+            copies = {name: self._memory_for(name, tensor) for name, tensor in tensors.items()}
+        except RuntimeError as error:  # of torch, which has none of its own for the memory of the machine
+            size = human_bytes(sum(tensor.nbytes for tensor in tensors.values()))
+            raise TrainingError(
+                f"out of memory while saving: the copy that is written needs {size} of this machine's memory; give fewer "
+                "--workers or --lanes, or a machine with more"
+            ) from error
         if any(tensor.is_cuda for tensor in tensors.values()):
             for name, tensor in tensors.items():
                 copies[name].copy_(tensor.detach(), non_blocking=True)

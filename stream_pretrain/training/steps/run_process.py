@@ -109,8 +109,10 @@ class RunProcess:
             return lost
         is_runtime_error = isinstance(error, RuntimeError)
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or (is_runtime_error and _NO_MEMORY.search(str(error))):
-            out_of_memory = "out of memory: halve --micro-batch-size; the rows and masks of a step stay the same"
-            return self._ranks.named(TrainingError(out_of_memory))
+            advice = ": halve --micro-batch-size; the rows and masks of a step stay the same"
+            if self._setup is None:
+                advice = " before the first step: see what else uses this machine and its devices, or give a smaller model"
+            return self._ranks.named(TrainingError(f"out of memory{advice}"))
         if is_runtime_error or isinstance(error, Interrupted):  # a failed collective, or a launcher that ends the other ranks
             is_cut = is_runtime_error and peers.span_machines and _NO_CONNECTION.search(str(error))
             patience = (SILENT_POLLS + 2) * POLL_SECONDS if is_cut else 2.0 if is_runtime_error else 0.0
