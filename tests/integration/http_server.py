@@ -46,7 +46,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-HTML = b"<!DOCTYPE html><html><body>Please sign in.</body></html>"
+HTML = b"<!DOCTYPE html><html><head><title lang=en>\n Sign&nbsp;in </title></head><body>Please.</body></html>"
 
 
 class Server:

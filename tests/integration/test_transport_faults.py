@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import random
+import re
 import socket
 import struct
 import threading
@@ -214,13 +215,18 @@ def test_a_file_that_is_not_there_is_not_retried(server: Server) -> None:
 
 
 @pytest.mark.parametrize("name", SHARDS)
-def test_an_html_page_with_status_200_is_not_taken_for_the_shard(name: str, server: Server) -> None:
+def test_an_html_page_with_status_200_is_not_taken_for_the_shard(
+    name: str, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     server.inject(name, {"do": "html"})
-    with opened(server, name) as shard, pytest.raises(TransportError, match="an HTML page instead of the shard; check the URL"):
+    page = 'the server answers with an HTML page ("Sign in") instead of the shard'
+    with opened(server, name) as shard, pytest.raises(TransportError, match=re.escape(f"{page}; check the URL")):
         content_of(shard)
     server.inject(name, {"do": "none"}, {"do": "html"})
     with opened(server, name) as shard:
         assert content_of(shard) == text(), "it stood in the way for a while"
+    [warned] = [line for line in caplog.messages if "HTML" in line]
+    assert re.fullmatch(rf"\S+: {re.escape(page)} at compressed byte \d+; retrying in 0\.\d s", warned)
 
 
 def test_what_a_server_compresses_by_itself_is_not_taken_for_the_shard(server: Server) -> None:
@@ -256,7 +262,7 @@ def test_an_html_page_in_the_middle_that_hides_its_type_is_found_by_its_size(nam
     server.inject(name, {"do": "none"}, {"do": "html_untyped"})
     with (
         opened(server, name) as shard,
-        pytest.raises(SourceError, match=r"was replaced since .* \(size was \d+, is 56\)"),
+        pytest.raises(SourceError, match=r"was replaced since .* \(size was \d+, is 99\)"),
     ):
         content_of(shard)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import re
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ from stream_pretrain.data.transport.store import Store
 from stream_pretrain.data.transport.store_memory import refuse_replaced
 from stream_pretrain.data.transport.threads import side_by_side
 from stream_pretrain.errors import SourceError, TransportError
+from stream_pretrain.redaction import printable
 from stream_pretrain.units import KIB
 from stream_pretrain.urls import without_secrets
 
@@ -227,7 +229,7 @@ class HttpFile:
         if response.status_code not in (200, 206):
             raise TransportError(f"{self._name}: the server answers HTTP {response.status_code} to a GET with Range")
         if response.headers.get("Content-Type", "").startswith("text/html"):
-            page = "the server answers with an HTML page instead of the shard"
+            page = f"the server answers with an HTML page{_title(response)} instead of the shard"
             if self._memory.reached:  # a login or maintenance page may stand in the way for a while
                 raise TransientError(page)
             raise TransportError(f"{self._name}: {page}; check the URL, a login or a proxy")
@@ -286,6 +288,13 @@ class HttpFile:
         answer = {"size": None if total is None else str(total), "etag": bare_etag(response.headers.get("ETag"))}
         refuse_replaced(self._name, self.known, {kind: value for kind, value in answer.items() if value})
         self.total = total if total is not None else self.total
+
+
+def _title(response: requests.Response) -> str:
+    """What a page says that it is, in quotes and parentheses; empty where it says nothing."""
+    found = re.search(rb"<title[^>]*>(.*?)</title", response.raw.read1(8 * KIB), re.IGNORECASE | re.DOTALL)
+    words = " ".join(html.unescape(found[1].decode(errors="replace")).split()) if found else ""
+    return f' ("{printable(words[:80])}")' if words else ""
 
 
 def _content_length(response: requests.Response) -> int | None:
