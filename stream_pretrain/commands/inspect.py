@@ -64,7 +64,7 @@ def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer
     tokenizer = load_tokenizer(config.model) if has_tokenizer else None
     plans, plan, framing, cursors = source_plans(config, pinned), None, None, None
     if tokenizer is not None:
-        plan = plan_on_all_ranks(config, tokenizer, pinned, saved, out, ranks, progress).plan
+        plan, _ = plan_on_all_ranks(config, tokenizer, pinned, saved, out, ranks, progress)
         encoder = plan.encoder
         framing = encoder.framing + len(encoder.document_end)
         cursors = first_cursors(pinned.lanes, len(pinned.sources)) if saved is None else restored(saved, plan)[0]

@@ -104,9 +104,9 @@ def load_model(
         torch.default_generator.manual_seed(seed)
         if config.init_from is not None:
             settings.vocab_size = vocabulary
-            model, unexpected = _from_checkpoint(config, settings, kind, local_files_only)
+            model, unexpected = _from_checkpoint(config.init_from, config, settings, kind, local_files_only)
         elif config.path is not None:
-            model, unexpected, new_head = _from_pretrained(config, settings, kind, local_files_only)
+            model, unexpected, new_head = _from_pretrained(name, config, settings, kind, local_files_only)
             notes += [] if new_head is None else [new_head]
             if vocabulary > known:
                 model.resize_token_embeddings(vocabulary)
@@ -274,11 +274,9 @@ def _from_scratch(name: str, config: ModelConfig, settings: PreTrainedConfig, ki
 
 
 def _from_pretrained(
-    config: ModelConfig, settings: PreTrainedConfig, kind: str, local_files_only: bool
+    name: str, config: ModelConfig, settings: PreTrainedConfig, kind: str, local_files_only: bool
 ) -> tuple[PreTrainedModel, set[str], str | None]:
     """The model, the stored weights that it did not load, and why it has a new head, if it has."""
-    name = config.path
-    assert name is not None
     model, info = _load_weights(name, config.revision, config, settings, kind, local_files_only)
     missing = {key: model.get_parameter(key) for key in info["missing_keys"]}
     if not missing:
@@ -294,11 +292,9 @@ def _from_pretrained(
 
 
 def _from_checkpoint(
-    config: ModelConfig, settings: PreTrainedConfig, kind: str, local_files_only: bool
+    name: str, config: ModelConfig, settings: PreTrainedConfig, kind: str, local_files_only: bool
 ) -> tuple[PreTrainedModel, set[str]]:
     """The model, and the stored weights that it did not load."""
-    name = config.init_from
-    assert name is not None
     local_files_only = local_files_only or only_cached(name, None)
     model, info = _load_weights(name, None, config, settings, kind, local_files_only)
     different = sorted({*info["missing_keys"], *weights_left_over(model, info["unexpected_keys"])[1]})

@@ -19,7 +19,6 @@ import os, sys
 from safetensors.torch import save_file
 from stream_pretrain import cli
 from stream_pretrain.commands import train
-from stream_pretrain.model.loading import export_of
 from stream_pretrain.training.ranks import ranks
 from stream_pretrain.training.state.model_state import optimizer_tensors
 
@@ -29,7 +28,7 @@ ranks.BROADCAST_BYTES = 1000  # many chunks, and tensors that are cut
 def told(*arguments):
     setup = prepare(*arguments)
     state = optimizer_tensors(setup.parallel.optimizer, setup.parallel.bare.model.named_parameters())
-    weights, said = export_of(setup.loaded, setup.parallel.bare).weights, repr((setup.totals, setup.cursors))
+    weights, said = setup.parallel.export().weights, repr((setup.totals, setup.cursors))
     save_file({**weights, **state}, f"{folder}/had.{rank}", {"said": said})
     return setup
 

@@ -50,7 +50,7 @@ def test_the_steps_since_the_last_line_of_metrics_hold_none_of_their_rows(model:
     write_shard(corpus / "s", documents(100), "plain")
     config = tiny_run(corpus, model, tmp_path / "out", max_steps=3)
     with prepared(config) as setup:
-        window = MetricsWindow(setup.plan, setup.loaded.model, torch.device("cpu"), setup.ranks)
+        window = MetricsWindow(setup.plan, setup.parallel.loaded.model, torch.device("cpu"), setup.ranks)
         rows = []
         for step in steps_of(setup):
             window.add(step)

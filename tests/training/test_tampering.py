@@ -209,7 +209,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             for step in steps_of(setup):
                 if step.step in (3, 9):
                     begin_save(setup, writer)
-        return Run(config, setup.loaded, setup.engine)
+        return Run(config, setup.parallel.loaded, setup.engine)
 
 
 def go_on(run: Run, checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ def go_on(run: Run, checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(start_model, "isolation_fault", lambda *_: None)
     config = replace(run.config, run=replace(run.config.run, output_dir=str(out), resume=str(checkpoint)))
     with accelerate_for_one_run(), stop_on_signals() as stop, RunDirectory.own(out, [], unexpected) as owned:
-        setup = start.prepare(config, [], accelerator_for(config), Ranks(0, 1), Progress(None), stop, owned)
+        setup = start.set_up(config, [], accelerator_for(config), Ranks(0, 1), Progress(None), stop, owned)
         with StepStream(setup.plan, setup.cursors) as stream:
             for _ in range(3):
                 next(stream)

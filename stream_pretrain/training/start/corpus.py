@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stream_pretrain.config import Config
 from stream_pretrain.data.chain import stream_plan
@@ -25,14 +23,6 @@ from stream_pretrain.units import human_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-
-@dataclass(frozen=True)
-class ReadyCorpus:
-    """How the corpus becomes rows."""
-
-    plan: StreamPlan
-    engine: EngineRecord
 
 
 def pin_on_all_ranks(config: Config, saved: Saved | None, ranks: Ranks, progress: Progress) -> PinnedCorpus:
@@ -60,35 +50,34 @@ def plan_on_all_ranks(
     out: Path,
     ranks: Ranks,
     progress: Progress,
-) -> ReadyCorpus:
+) -> tuple[StreamPlan, EngineRecord]:
     """How the corpus becomes rows. Called by all ranks; writes nothing. Raises: ConfigError, ModelError, CheckpointError."""
     plan = stream_plan(config, tokenizer, pinned)
     for note in plan.encoder.notes:
         progress.notice(note)
     plan = with_engine(config, plan, out, ranks, progress)
-    trainer = None if saved is None else saved.trainer
-    return ReadyCorpus(plan, _engine_of_all_ranks(config, plan.encoder, trainer, ranks, progress))
+    return plan, _engine_of_all_ranks(config, plan.encoder, saved, ranks, progress)
 
 
 def _engine_of_all_ranks(
-    config: Config, encoder: Encoder, trainer: Mapping[str, Any] | None, ranks: Ranks, progress: Progress
+    config: Config, encoder: Encoder, saved: Saved | None, ranks: Ranks, progress: Progress
 ) -> EngineRecord:
     """The tokenizer engine, which gives the same ids on all ranks and as when the run began.
 
-    trainer: trainer.json of the checkpoint. Raises: CheckpointError, ModelError.
+    Raises: CheckpointError, ModelError.
     """
     name = config.model.tokenizer or config.model.path
     assert name is not None, "validated: a model from scratch has a tokenizer"
     engine = probed(encoder, name)
     refuse_mismatch(ranks.gather(engine))
-    if trainer is None:
+    if saved is None:
         return engine
-    if trainer["tokenizer"] != encoder.fingerprint:
+    if saved.trainer["tokenizer"] != encoder.fingerprint:
         raise CheckpointError(
             f"the tokenizer of {name} is not the one the run began with: "
             "put it back, or start a new run with another --output-dir"
         )
-    note = note_on_engine(engine, from_json(EngineRecord, trainer.get("engine"), "trainer.json: engine"))
+    note = note_on_engine(engine, from_json(EngineRecord, saved.trainer.get("engine"), "trainer.json: engine"))
     if note is not None:
         progress.notice(note)
     return engine

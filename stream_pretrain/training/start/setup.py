@@ -16,7 +16,6 @@ from stream_pretrain.data.lanes.cursor_checks import refuse_impossible
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors
 from stream_pretrain.data.rows.tokenizer_probe import EngineRecord
-from stream_pretrain.model.loading import LoadedModel
 from stream_pretrain.training.evaluation import evaluation
 from stream_pretrain.training.evaluation.evaluation import EvaluationSet
 from stream_pretrain.training.evaluation.evaluation_documents import evaluation_corpora, evaluation_documents
@@ -50,7 +49,6 @@ class Setup:
     out: RunDirectory
     progress: Progress
     stop: StopRequest
-    loaded: LoadedModel
     pinned: PinnedCorpus
     plan: StreamPlan
     engine: EngineRecord
@@ -87,16 +85,16 @@ def set_up(
         pinned = pin_on_all_ranks(config, saved, ranks, progress)
         corpora = ranks.from_first(lambda: evaluation_corpora(config, out.path))
         loaded = load_on_all_ranks(config, saved, accelerator, ranks, progress)
-        corpus = plan_on_all_ranks(config, loaded.tokenizer, pinned, saved, out.path, ranks, progress)
-        for line in advice(corpus.plan, ranks, config.data.workers):
+        plan, engine = plan_on_all_ranks(config, loaded.tokenizer, pinned, saved, out.path, ranks, progress)
+        for line in advice(plan, ranks, config.data.workers):
             progress.warning(line)
-        collect = partial(evaluation_documents, config, corpus.plan, corpora, out.path, progress, step=start.step)
-        evaluation_sets = _evaluation_sets(config, corpus.plan, ranks.from_first(collect)) if config.eval.every else []
+        collect = partial(evaluation_documents, config, plan, corpora, out.path, progress, step=start.step)
+        evaluation_sets = _evaluation_sets(config, plan, ranks.from_first(collect)) if config.eval.every else []
 
-    parallel = ready_to_train(config, loaded, corpus.plan, saved, accelerator, ranks)
+    parallel = ready_to_train(config, loaded, plan, saved, accelerator, ranks)
     cursors, totals = first_cursors(pinned.lanes, len(pinned.sources)), Totals()
     if saved is not None:
-        cursors, totals = ranks.from_first(lambda: restored(saved, corpus.plan))
+        cursors, totals = ranks.from_first(lambda: restored(saved, plan))
         if saved.trainer["max_epochs"] != config.train.max_epochs:
             totals.progress = 0.0  # of another run
         updates = totals.step - totals.bad_steps - count_up_to(start.passed, totals.step)
@@ -114,10 +112,9 @@ def set_up(
         out=out,
         progress=progress,
         stop=stop,
-        loaded=loaded,
         pinned=pinned,
-        plan=corpus.plan,
-        engine=corpus.engine,
+        plan=plan,
+        engine=engine,
         evaluation_sets=evaluation_sets,
         cursors=cursors,
         totals=totals,

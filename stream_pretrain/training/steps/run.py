@@ -207,7 +207,7 @@ class StepLog:
         self._setup, self._share = setup, 0.0
         self._begin = self._last_step = setup.totals.step
         self.loss = math.nan  # of the last line of metrics
-        self._window = MetricsWindow(setup.plan, setup.loaded.model, setup.parallel.device, setup.ranks)
+        self._window = MetricsWindow(setup.plan, setup.parallel.loaded.model, setup.parallel.device, setup.ranks)
 
     def after(self, result: StepResult | PassedOver | EndOfCorpus, *, is_last: bool) -> dict[str, float | int]:
         """Count a step; its metrics, which are shown, where a line is due.
