@@ -19,20 +19,18 @@ import os, sys
 from safetensors.torch import save_file
 from stream_pretrain import cli
 from stream_pretrain.commands import train
-from stream_pretrain.training.ranks import ranks
 from stream_pretrain.training.state.model_state import optimizer_tensors
 
-rank, folder, prepare = int(os.environ["RANK"]), os.getcwd(), train.prepare
-ranks.BROADCAST_BYTES = 1000  # many chunks, and tensors that are cut
+rank, folder, set_up = int(os.environ["RANK"]), os.getcwd(), train.set_up
 
 def told(*arguments):
-    setup = prepare(*arguments)
+    setup = set_up(*arguments)
     state = optimizer_tensors(setup.parallel.optimizer, setup.parallel.bare.model.named_parameters())
     weights, said = setup.parallel.export().weights, repr((setup.totals, setup.cursors))
     save_file({**weights, **state}, f"{folder}/had.{rank}", {"said": said})
     return setup
 
-train.prepare = told
+train.set_up = told
 if rank > 0:
     os.chdir("/")  # where the OUT that is named is not
 sys.exit(cli.main())

@@ -59,7 +59,7 @@ def without(arguments: Sequence[str], *names: str) -> list[str]:
 def test_it_says_so_and_neither_loads_nor_writes_anything(
     arguments: list[str], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream_pretrain.commands.train.prepare", None)
+    monkeypatch.setattr("stream_pretrain.commands.train.set_up", None)
     before = files(out)
     said = f"already finished at step 4; the model is in {out / 'model'}"
     assert again(arguments, out) == said

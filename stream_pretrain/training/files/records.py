@@ -14,9 +14,7 @@ from typing import Any
 
 from stream_pretrain.training.files.atomic_files import replace_file, sync, writing
 from stream_pretrain.training.files.out_files import RECORDS
-from stream_pretrain.training.files.retried_reads import lines_of, parsed, patiently, read_bytes
-
-_TAIL = 65_536
+from stream_pretrain.training.files.retried_reads import lines_of, parsed, read_bytes
 
 
 def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -32,14 +30,15 @@ def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def replace_last(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Replace the last line of a record. Raises: CheckpointError, with the record as it was."""
-    content, (begins, _) = read_bytes(path), _last_line(path)
+    content = read_bytes(path)
     with writing(path):
-        replace_file(path, [content[:begins], *map(_encoded, lines)])
+        replace_file(path, [content[: _begin_of_last_line(content)], *map(_encoded, lines)])
 
 
 def has_evaluation(metrics: Path, step: int) -> bool:
     """Whether the last line of the metrics is of this step and has an evaluation. Raises: CheckpointError."""
-    line = _last_line(metrics)[1] if metrics.exists() else b""
+    content = read_bytes(metrics) if metrics.exists() else b""
+    line = content[_begin_of_last_line(content) :]
     return _step_of(line) == step and "eval/loss" in parsed(line)
 
 
@@ -87,20 +86,8 @@ def sync_records(out: Path) -> None:
         sync(out)
 
 
-def _last_line(path: Path) -> tuple[int, bytes]:
-    """Its offset and content; reads only the end of the file. Raises: FileNotFoundError, CheckpointError."""
-
-    def read() -> tuple[int, bytes]:
-        with path.open("rb") as file:
-            start, content = file.seek(0, os.SEEK_END), b""
-            while start and b"\n" not in content[:-1]:
-                size = min(start, _TAIL)
-                start = file.seek(start - size)
-                content = file.read(size) + content
-        begins = content.rfind(b"\n", 0, -1) + 1
-        return start + begins, content[begins:]
-
-    return patiently(path, read)
+def _begin_of_last_line(content: bytes) -> int:
+    return content.rfind(b"\n", 0, -1) + 1
 
 
 def _encoded(line: Mapping[str, Any]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self, TypeVar
@@ -16,8 +16,6 @@ from stream_pretrain.errors import StreamPretrainError
 from stream_pretrain.training.ranks.signals import Interrupted
 
 T = TypeVar("T")
-BROADCAST_BYTES = 64 * 1024 * 1024
-"""Size of the buffer in which tensors are broadcast."""
 
 
 @dataclass(frozen=True)
@@ -102,24 +100,16 @@ class Ranks:
                 work.wait()
         return received
 
-    def broadcast(self, tensors: Sequence[torch.Tensor], device: torch.device) -> None:
-        """Overwrite contiguous tensors, of the same shapes on all ranks, with those of the first rank.
+    def broadcast(self, tensors: Iterable[torch.Tensor], device: torch.device) -> None:
+        """Overwrite tensors, of the same shapes on all ranks, with those of the first rank.
 
         device: where the backend of the process group needs tensors to be.
         """
-        if self.world == 1:
-            return
-        buffer = torch.empty(BROADCAST_BYTES, dtype=torch.uint8, device=device)
-        for pieces in _chunks(tensors):
-            sent = buffer[: sum(map(len, pieces))]
-            parts = torch.split(sent, [len(piece) for piece in pieces])
-            if self.is_first:
-                for part, piece in zip(parts, pieces, strict=True):
-                    part.copy_(piece)
-            dist.broadcast(sent, src=0)
-            if not self.is_first:
-                for part, piece in zip(parts, pieces, strict=True):
-                    piece.copy_(part)
+        if self.world > 1:
+            for tensor in tensors:
+                sent = tensor.to(device)
+                dist.broadcast(sent, src=0)
+                tensor.copy_(sent)
 
     def wait(self) -> None:
         """Wait for all ranks: a barrier."""
@@ -130,18 +120,3 @@ class Ranks:
         """The error with the number of this rank, where there are several."""
         first, *more = error.args
         return error if self.world == 1 else type(error)(f"rank {self.index}: {first}", *more)
-
-
-def _chunks(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Tensors as bytes, in chunks of at most `BROADCAST_BYTES`."""
-    chunk: list[torch.Tensor] = []
-    room = BROADCAST_BYTES
-    for tensor in tensors:
-        for piece in torch.split(tensor.view(-1).view(torch.uint8), BROADCAST_BYTES):
-            if len(piece) > room:
-                yield chunk
-                chunk, room = [], BROADCAST_BYTES
-            chunk.append(piece)
-            room -= len(piece)
-    if chunk:
-        yield chunk

@@ -62,10 +62,10 @@ def _refuse_folder_of_others(out: Path, config: Config) -> None:
         "the folder of --model.config": config.model.config,
         "the folder of --model.tokenizer": config.model.tokenizer,
         "the folder of --eval.dataset": config.eval.dataset,
+        **{f"the folder of the evaluation set {one.name}": one.dataset for one in config.eval.sets},
+        **{f"the folder of the source {source.name}": source.dataset for source in config.data.sources},
+        "the folder of --dataset": config.data.dataset,
     }
-    given |= {f"the folder of the evaluation set {one.name}": one.dataset for one in config.eval.sets}
-    given |= {f"the folder of the source {source.name}": source.dataset for source in config.data.sources}
-    given["the folder of --dataset"] = config.data.dataset
     for what, folder in given.items():
         if folder is not None and os.path.realpath(local_path(folder)) == os.path.realpath(out):
             raise CheckpointError(f"--output-dir {out} is {what}: give one of its own")
