@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,3 +150,8 @@ main(["--dataset=org/corpus", "--model=org/bert", "--max-steps=3", "--output-dir
 def test_the_first_line_of_a_run_comes_before_anything_heavy_is_imported_and_anyone_is_asked() -> None:
     finished = subprocess.run([sys.executable, "-c", FIRST_LINE], capture_output=True, text=True, check=True)
     assert finished.stdout == "'run folder: out\\n' [] []\n"
+
+
+def test_no_two_classes_have_one_name() -> None:
+    names = [node.name for module in MODULES for node in ast.parse(module.read_bytes()).body if isinstance(node, ast.ClassDef)]
+    assert [name for name, count in Counter(names).items() if count > 1] == []

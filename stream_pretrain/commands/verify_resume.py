@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 import transformers
@@ -18,12 +17,12 @@ import transformers
 from stream_pretrain import exit_codes
 from stream_pretrain.arguments import Invocation
 from stream_pretrain.commands import Answer
-from stream_pretrain.config import COMMAND_GROUPS, Config
+from stream_pretrain.config import COMMAND_GROUPS
 from stream_pretrain.data.rows.objective import objective_named
 from stream_pretrain.errors import ConfigError
-from stream_pretrain.model.flops import training_flops
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.units import human_bytes, human_count, human_duration
+from stream_pretrain.verification.cost import cost_of
 from stream_pretrain.verification.proof import Outcome, Proof, median
 from stream_pretrain.verification.reduced_model import ReducedModel, reduced
 from stream_pretrain.verification.starts import Launch, launched
@@ -56,7 +55,7 @@ def run(given: Invocation, command: Sequence[str], progress: Progress, launch: L
         causal = objective_named(config.objective.name).causal
         model = reduced(config.model, causal=causal, full=options.full_model, folder=folder)
         proof = Proof(config, model, options, folder, launch, progress)
-        for line in _cost(proof, config, model):
+        for line in _cost(proof):
             progress.notice(line)
         outcomes = list(proof.outcomes())
     code = exit_codes.FINISHED if _all_proven(outcomes) else exit_codes.FAILED
@@ -76,19 +75,21 @@ def _folder(path: str | None, stack: ExitStack) -> Path:
     return folder.absolute()
 
 
-def _cost(proof: Proof, config: Config, model: ReducedModel) -> list[str]:
+def _cost(proof: Proof) -> list[str]:
     """What the verification will do, and an estimate of its cost."""
-    rows, length, steps = config.train.global_batch_size, config.data.sequence_length, proof.options.run_steps
-    labels = rows * length * (config.objective.mask_rate if config.objective.name == "mlm" else 1)
-    flops = training_flops(model.settings, np.full(rows, length), int(labels))
-    imports = time.time() - psutil.Process().create_time()  # a start imports what this process has
-    seconds = 1.5 * proof.starts * imports + (0 if proof.on_gpu else 1.5 * proof.runs * steps * flops / _flops_a_second())
-    kept = human_bytes((3 if proof.options.folder is None else 2 * proof.runs) * 12 * model.parameters)
+    rows, length, model = proof.config.train.global_batch_size, proof.config.data.sequence_length, proof.model
+    cost = cost_of(
+        proof,
+        # A start imports what this process has.
+        seconds_of_a_start=time.time() - psutil.Process().create_time(),
+        flops_a_second=None if proof.on_gpu else _flops_a_second(),
+    )
     return [
         f"{model.description}, {human_count(model.parameters)} parameters, on {'a GPU' if proof.on_gpu else 'this CPU'}; "
-        f"{steps} steps of {rows:,} rows of {length:,} tokens",
-        f"about {proof.runs} runs with {proof.starts} starts: {human_duration(seconds)} and {kept} of disk in {proof.folder}; "
-        "fewer --verify.run-steps, or a smaller --global-batch-size, take less",
+        f"{proof.options.run_steps} steps of {rows:,} rows of {length:,} tokens",
+        f"about {len(cost.starts)} runs with {sum(cost.starts)} starts: {human_duration(cost.seconds)} and "
+        f"{human_bytes(cost.disk_bytes)} of disk in {proof.folder}; fewer --verify.run-steps, or a smaller "
+        "--global-batch-size, take less",
     ]
 
 

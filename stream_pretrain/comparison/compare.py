@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from stream_pretrain.comparison.bootstrap import paired_difference
 from stream_pretrain.comparison.candidates import Candidate
-from stream_pretrain.comparison.documents import Documents
+from stream_pretrain.comparison.documents import ComparedDocuments
 from stream_pretrain.comparison.losses import DocumentLosses, document_losses
-from stream_pretrain.comparison.probe import Labelled, accuracies, features
+from stream_pretrain.comparison.probe import LabelledTexts, accuracies, features
 from stream_pretrain.comparison.pseudo_likelihood import Likelihoods, beginnings, likelihoods_of
 from stream_pretrain.config import Config
 from stream_pretrain.data.lanes.row_layout import RowLayout
 from stream_pretrain.errors import ConfigError, ModelError
 from stream_pretrain.model.pretraining import PretrainingModel
-from stream_pretrain.training.evaluation.evaluation import packed_documents
+from stream_pretrain.training.evaluation.packed_documents import packed_documents
 
 LENGTHS = {"up to 128 tokens": (1, 129), "129 to 512 tokens": (129, 513), "more than 512 tokens": (513, sys.maxsize)}
 """Documents by their tokens, counted by the tokenizer of each model."""
@@ -53,9 +53,9 @@ def judge(
     candidate: Candidate,
     model: PretrainingModel,
     config: Config,
-    documents: Documents,
+    documents: ComparedDocuments,
     sample: NDArray[np.int64],
-    labelled: Labelled | None,
+    labelled: LabelledTexts | None,
     batch_rows: int,
     phase: Phase,
 ) -> Judged:
@@ -88,7 +88,9 @@ def judge(
     return Judged(name, encoder.fingerprint, losses, likelihoods, folds)
 
 
-def compared(judged: Sequence[Judged], documents: Documents, sample: NDArray[np.int64], objective: str) -> dict[str, Any]:
+def compared(
+    judged: Sequence[Judged], documents: ComparedDocuments, sample: NDArray[np.int64], objective: str
+) -> dict[str, Any]:
     """The measurements of all models, and the differences of each to the first, as JSON."""
     base, *others = judged
     texts = beginnings([documents.texts[index] for index in sample.tolist()])

@@ -11,21 +11,21 @@ from stream_pretrain.data.lanes.pinning import read_options
 from stream_pretrain.data.lanes.window_sizes import FULL_WINDOW_BYTES
 from stream_pretrain.data.randomness import EVAL_MASK, keyed_generator
 from stream_pretrain.errors import SourceError
-from stream_pretrain.training.evaluation.evaluation import collect
+from stream_pretrain.training.evaluation.collecting import collect
 
 MOST_SHARDS = 16
 """The most shards of a source that documents are taken from."""
 
 
 @dataclass(frozen=True)
-class Documents:
+class ComparedDocuments:
     """Texts, and the source of each."""
 
     texts: list[str]
     sources: list[str]
 
 
-def documents_of(data: DataConfig, most: int, max_read_bytes: int, report: Callable[[str], None]) -> Documents:
+def documents_of(data: DataConfig, most: int, max_read_bytes: int, report: Callable[[str], None]) -> ComparedDocuments:
     """At most `most` documents of each source, from up to `MOST_SHARDS` shards: the same at every call.
 
     Those held out of training alone where `heldout_fraction` is given. Raises: SourceError, TransportError.
@@ -53,4 +53,4 @@ def documents_of(data: DataConfig, most: int, max_read_bytes: int, report: Calla
             raise SourceError(f"no document of {of} to evaluate on{held}")
         texts += found
         sources += [name] * len(found)
-    return Documents(texts, sources)
+    return ComparedDocuments(texts, sources)

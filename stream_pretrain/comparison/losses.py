@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stream_pretrain.data.rows.labels import IGNORED, flat_starts
 from stream_pretrain.model.pretraining import PretrainingModel
-from stream_pretrain.training.evaluation.evaluation import PackedDocuments
+from stream_pretrain.training.evaluation.packed_documents import PackedDocuments
 
 
 @dataclass(frozen=True)

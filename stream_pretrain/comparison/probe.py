@@ -21,7 +21,7 @@ FOLDS = 5
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledTexts:
     """Texts with a class each."""
 
     texts: list[str]
@@ -30,7 +30,7 @@ class Labelled:
     classes: list[str]
 
 
-def read_labelled(path: Path) -> Labelled:
+def read_labelled(path: Path) -> LabelledTexts:
     """JSON lines of `text` and `label`. Raises: ConfigError."""
     option = f"--evaluate.probe {path}"
     if find_spec("sklearn") is None:
@@ -61,7 +61,7 @@ def read_labelled(path: Path) -> Labelled:
     if len(classes) < 2 or found:
         found = found or (f"all have {labels[0]!r}" if len(classes) else "there is none")
         raise ConfigError(f"{option}: at least two labels with {FOLDS} texts each are needed for {FOLDS} folds; {found}")
-    return Labelled(texts, indices.astype(np.int64), classes.tolist())
+    return LabelledTexts(texts, indices.astype(np.int64), classes.tolist())
 
 
 @torch.no_grad()
@@ -95,7 +95,7 @@ def features(
     return np.stack([means.get(number, nothing) for number in range(len(texts))])
 
 
-def accuracies(vectors: NDArray[np.float32], labelled: Labelled) -> list[float]:
+def accuracies(vectors: NDArray[np.float32], labelled: LabelledTexts) -> list[float]:
     """Accuracy of each of `FOLDS` folds, stratified by label and the same for all models."""
     from sklearn.linear_model import LogisticRegression  # of an extra, see `read_labelled`
     from sklearn.model_selection import StratifiedKFold, cross_val_score

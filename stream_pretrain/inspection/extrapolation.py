@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_pretrain.inspection.sample import Sample
+from stream_pretrain.inspection.sample import SourceSample
 
 
 @dataclass(frozen=True)
 class Extrapolation:
     """What a sample counted, times what was not read."""
 
-    sample: Sample
+    sample: SourceSample
     content_bytes: int
     """Of the source."""
 

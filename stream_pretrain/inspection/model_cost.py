@@ -14,15 +14,12 @@ from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.objective import Objective
 from stream_pretrain.model.flops import peak_bf16_flops, training_flops
 from stream_pretrain.model.loading import sized_model
+from stream_pretrain.training.state.checkpoint_size import checkpoint_bytes, model_bytes
 
 BYTES_A_WEIGHT = 4
 """float32"""
-BYTES_OF_ADAMW = 8
-"""Two moments a weight."""
 RATES = 100
 """Steps of a run at which the share of labels is looked at."""
-BYTES_OF_HEADERS = 16_384
-"""Of a file of tensors, and the small JSON files beside it."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +27,7 @@ class ModelCost:
     """Of one model in a run."""
 
     parameters: int
-    tokenizer_bytes: int
-    """Of its files."""
+    tokenizer: PreTrainedTokenizerFast
     settings: PreTrainedConfig
     label_rate: float
     """Mean over the steps of a run."""
@@ -42,11 +38,12 @@ class ModelCost:
 
     @property
     def model_bytes(self) -> int:
-        return BYTES_A_WEIGHT * self.parameters + self.tokenizer_bytes + BYTES_OF_HEADERS
+        """Of OUT/model."""
+        return model_bytes(BYTES_A_WEIGHT * self.parameters, self.tokenizer)
 
-    @property
-    def checkpoint_bytes(self) -> int:
-        return self.model_bytes + BYTES_OF_ADAMW * self.parameters + BYTES_OF_HEADERS
+    def checkpoint_bytes(self, corpus: bytes) -> int:
+        """Of a checkpoint of a run on this corpus."""
+        return checkpoint_bytes(BYTES_A_WEIGHT * self.parameters, self.parameters, self.tokenizer, corpus)
 
     def flops_of(self, segments: NDArray[np.int64]) -> float:
         """To train on segments of these lengths."""
@@ -63,5 +60,4 @@ def model_cost(
     # The last token of a segment has no next one; special tokens are not masked.
     unlabelled = 1 if objective.causal else encoder.framing
     peaks = {gpu: peak for gpu in gpus if (peak := peak_bf16_flops(gpu)) is not None}
-    written = len(tokenizer.backend_tokenizer.to_str(pretty=True).encode())
-    return ModelCost(parameters, written, settings, float(np.mean(rates)), unlabelled, peaks)
+    return ModelCost(parameters, tokenizer, settings, float(np.mean(rates)), unlabelled, peaks)

@@ -47,7 +47,7 @@ class NextStart:
     def to_json(self) -> dict[str, Any]:
         """For --json."""
         return {
-            "said": self.in_words,
+            "description": self.in_words,
             "output_dir": str(self.out),
             "step": self.start.step,
             "checkpoint": None if self.start.checkpoint is None else str(self.start.checkpoint),

@@ -14,16 +14,17 @@ from stream_pretrain.config import Config
 from stream_pretrain.data.corpus.file_formats import count_formats
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
 from stream_pretrain.data.corpus.shard import Shard
-from stream_pretrain.data.lanes.mixture import Shares
 from stream_pretrain.data.lanes.pinning import requests_of_start, share_schedule
 from stream_pretrain.data.lanes.reading_costs import memory_bound, reading_cost
+from stream_pretrain.data.lanes.rows_of_run import rows_of_run
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.lanes.window_sizes import content_of
 from stream_pretrain.inspection.extrapolation import Extrapolation
 from stream_pretrain.inspection.model_cost import ModelCost
 from stream_pretrain.inspection.packing_trial import packed
-from stream_pretrain.inspection.sample import Sample
+from stream_pretrain.inspection.sample import SourceSample
 from stream_pretrain.inspection.unread_files import SHOWN, Unread
+from stream_pretrain.training.state.checkpoint_size import most_kept
 from stream_pretrain.urls import is_remote
 
 PERCENTILES = (1, 25, 50, 75, 99)
@@ -45,7 +46,7 @@ def source_report(
     source: PinnedSource,
     plan: SourcePlan,
     unread: Unread,
-    sample: Sample,
+    sample: SourceSample,
     framing: int | None,
     model: ModelCost | None,
     config: Config,
@@ -85,7 +86,7 @@ def source_report(
     return found
 
 
-def _sample_report(sample: Sample) -> dict[str, Any]:
+def _sample_report(sample: SourceSample) -> dict[str, Any]:
     """What was read of a source."""
     return {
         "shards": sample.shards,
@@ -108,7 +109,7 @@ def _sample_report(sample: Sample) -> dict[str, Any]:
 
 
 def _token_report(
-    plan: SourcePlan, sample: Sample, framing: int, model: ModelCost | None, config: Config, content_bytes: int | None
+    plan: SourcePlan, sample: SourceSample, framing: int, model: ModelCost | None, config: Config, content_bytes: int | None
 ) -> dict[str, Any]:
     """How the documents fill rows, and how many documents, tokens and rows the source has. content_bytes: of the source."""
     lengths, length = sample.lengths, config.data.sequence_length
@@ -165,7 +166,6 @@ def plan_report(
     """What a run with these options would take, on one rank. resumes: whether its next start goes on from a checkpoint."""
     layout, workers = plans[0].layout, max(1, config.data.workers)
     cost = reading_cost(plans, 1, config.data.workers)
-    positions = layout.global_batch_size * layout.sequence_length
     found: dict[str, Any] = {
         "lanes": pinned.lanes,
         "windows": [sum(plan.windows_of(unit) for unit in range(len(plan.units))) for plan in plans],
@@ -180,14 +180,14 @@ def plan_report(
         "requests_are_least": any(shard.format == "parquet" and is_remote(shard.url) for shard in pinned.shards),
         "reader_bytes_per_worker": memory_bound(plans, -(-pinned.lanes // workers)),
         "world_sizes_that_read_alike": [world for world in range(1, pinned.lanes + 1) if pinned.lanes % world == 0],
-        "positions_per_step": positions,
+        "positions_per_step": layout.positions_of_step,
     }
     if any(not source.get("tokens") for source in sources):
         return found
     run = _run_report(config, plans, sources, model)
     found |= run
     if model is not None:
-        checkpoint = model.checkpoint_bytes + len(pinned.encoded)
+        checkpoint = model.checkpoint_bytes(pinned.encoded)
         found |= {
             "parameters": model.parameters,
             "checkpoint_bytes": checkpoint,
@@ -200,27 +200,25 @@ def _run_report(
     config: Config, plans: Sequence[SourcePlan], sources: Sequence[Mapping[str, Any]], model: ModelCost | None
 ) -> dict[str, Any]:
     """Steps, tokens, epochs and FLOPs of the run; empty where its steps are not known."""
-    layout = plans[0].layout
-    fills = [source["tokens"] / (source["rows"] * layout.sequence_length) for source in sources]
-    tokens = [float(source["tokens"]) for source in sources]
-    limits = [plan.max_epochs for plan in plans]
-    steps, of_epochs = _steps(config, [source["rows"] for source in sources], limits)
-    if steps is None:
+    in_epoch = [float(source["rows"]) for source in sources]
+    rows = rows_of_run(
+        share_schedule(config.data),
+        in_epoch,
+        [plan.max_epochs for plan in plans],
+        config.train.global_batch_size,
+        config.train.max_steps,
+    )
+    if math.isinf(rows.steps):
         return {}
-    shares = _mean_shares(share_schedule(config.data), steps)
-    rows = [steps * layout.global_batch_size * share for share in shares]
-    if of_epochs:  # the last source goes on alone, whatever its share is
-        rows = [source["rows"] * (limit or 0) for source, limit in zip(sources, limits, strict=True)]
-    read = [of_source * layout.sequence_length * fill for of_source, fill in zip(rows, fills, strict=True)]
-    epochs = [of_source / one for of_source, one in zip(read, tokens, strict=True)]
+    epochs = [given / one for given, one in zip(rows.of_sources, in_epoch, strict=True)]
     found: dict[str, Any] = {
-        "steps": steps,
-        "steps_error": _error_of_sum(sources, "rows") if of_epochs else 0.0,
-        "tokens_of_run": sum(read),
-        "epochs": [one if limit is None else min(one, limit) for one, limit in zip(epochs, limits, strict=True)],
+        "steps": rows.steps,
+        "steps_error": _error_of_sum(sources, "rows") if rows.epochs_end_it else 0.0,
+        "tokens_of_run": sum(one * source["tokens"] for one, source in zip(epochs, sources, strict=True)),
+        "epochs": epochs,
     }
     if model is not None:
-        flops = sum(of_source * source["flops_per_row"] for of_source, source in zip(rows, sources, strict=True))
+        flops = sum(of_source * source["flops_per_row"] for of_source, source in zip(rows.of_sources, sources, strict=True))
         found |= {"flops": flops, "gpu_hours": {gpu: flops / (model.peaks[gpu] * MFU) / 3600 for gpu in GPUS}, "mfu": MFU}
     return found
 
@@ -243,32 +241,14 @@ def output_bytes(config: Config, checkpoint: int, model: int, steps: float | Non
     """
     run, taken = config.run, 0 if steps is None else math.ceil(steps)
     saved = math.ceil(taken / run.save_every)
-    kept = run.keep_last + (taken // run.keep_every if run.keep_every else 0) + (2 if run.keep_best else 0)
     of_lanes = BYTES_OF_CURSOR * pinned.lanes * len(pinned.sources)
     logged = (taken // run.log_every + 1) * BYTES_OF_METRICS * len(pinned.sources)
     # A new checkpoint is complete before an old one is deleted.
-    return (kept + 1) * (checkpoint + of_lanes) + model + saved * of_lanes + logged + BYTES_OF_RECORDS
-
-
-def _mean_shares(schedule: Sequence[Shares], steps: float) -> list[float]:
-    """The mean share of the rows that each source has in the first `steps` steps."""
-    begins = [min(shares.from_step, steps) for shares in schedule]
-    spans = np.diff([*begins, steps]) / steps
-    parts = np.array([shares.parts for shares in schedule], dtype=np.float64)
-    return (spans @ (parts / parts.sum(axis=1, keepdims=True))).tolist()  # type: ignore[no-any-return]
+    return (most_kept(run, steps) + 1) * (checkpoint + of_lanes) + model + saved * of_lanes + logged + BYTES_OF_RECORDS
 
 
 def _fill(source: Mapping[str, Any], length: int) -> float | None:
     return next((float(one["real"]) for one in source.get("packing", ()) if one["sequence_length"] == length), None)
-
-
-def _steps(config: Config, rows: Sequence[float], limits: Sequence[int | None]) -> tuple[float | None, bool]:
-    """Steps of the run, and whether epochs end it. rows: of an epoch of each source; limits: epochs of each."""
-    most = config.train.max_steps
-    if None in limits:
-        return most, False
-    of_epochs = sum(one * (epochs or 0) for one, epochs in zip(rows, limits, strict=True)) / config.train.global_batch_size
-    return (of_epochs, True) if most is None or of_epochs < most else (most, False)
 
 
 def _error_of_sum(sources: Sequence[Mapping[str, Any]], name: str) -> float | None:

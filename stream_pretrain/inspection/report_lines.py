@@ -25,7 +25,7 @@ def lines_of(report: Mapping[str, Any]) -> Iterator[str]:
         yield from (*_wrapped(title, 2), *(line for name, text in paragraphs for line in _paragraph(name, text)), "")
     yield "plan, on one rank"
     if report["start"]:
-        yield from _paragraph("start", report["start"]["said"])
+        yield from _paragraph("start", report["start"]["description"])
     for name, text in _of_plan(report["plan"], report["sources"]):
         yield from _paragraph(name, text)
     if report["rows"]:

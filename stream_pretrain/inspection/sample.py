@@ -29,7 +29,7 @@ MOST_EXAMPLES = 3
 
 
 @dataclass
-class Sample:
+class SourceSample:
     """What was found in the documents of a source that were read."""
 
     shards: int = 0
@@ -77,9 +77,9 @@ class Sample:
 
 def sample_of(
     plan: SourcePlan, encoder: Encoder | None, unknown_id: int | None, most_bytes: int, report: Callable[[str], None]
-) -> Sample:
+) -> SourceSample:
     """Read about `most_bytes` of content at most. A damaged shard is noted, and the next one read. Raises: TransportError."""
-    sample, engine = Sample(), None if encoder is None else encoder.build()
+    sample, engine = SourceSample(), None if encoder is None else encoder.build()
     units = len(plan.units)
     chosen = np.unique(np.linspace(0, units - 1, min(units, MOST_UNITS)).astype(int)).tolist()
     sample.is_complete = len(chosen) == units
@@ -99,7 +99,7 @@ def sample_of(
     return sample
 
 
-def _read(sample: Sample, shards: Sequence[Shard], options: ReadOptions, most_bytes: int) -> Iterator[Documents]:
+def _read(sample: SourceSample, shards: Sequence[Shard], options: ReadOptions, most_bytes: int) -> Iterator[Documents]:
     """The windows of a shard or of a bundle, counted."""
     restart, read = RestartPoint(), 0
     enterable = sum(shard.compression == "none" and shard.format != "examples" for shard in shards)
@@ -131,7 +131,9 @@ def _is_all_of(shards: Sequence[Shard], read: int) -> bool:
     return bool(others) or (is_known and read == shard.content_bytes)
 
 
-def _count_texts(sample: Sample, texts: Sequence[str], engine: Engine | None, unknown_id: int | None, seen: set[int]) -> None:
+def _count_texts(
+    sample: SourceSample, texts: Sequence[str], engine: Engine | None, unknown_id: int | None, seen: set[int]
+) -> None:
     encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
     hashes = [xxhash.xxh3_64_intdigest(one) for one in encoded]
     sample.duplicates += len(hashes) - len(set(hashes) - seen)

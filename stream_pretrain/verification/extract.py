@@ -13,7 +13,7 @@ from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.lanes.pinning import read_options
 from stream_pretrain.data.lanes.window_sizes import FULL_WINDOW_BYTES
 from stream_pretrain.errors import SourceError
-from stream_pretrain.training.evaluation.evaluation import collect
+from stream_pretrain.training.evaluation.collecting import collect
 
 MOST_BYTES = 256 * 1024 * 1024
 """Of the text that is read of each source."""
@@ -26,7 +26,10 @@ _AS_WRITTEN: dict[str, Any] = {
 
 
 def extracted(config: Config, documents: Sequence[int], folder: Path, report: Callable[[str], None]) -> Config:
-    """Write the first documents of each source to a folder; returns the options of a run on them. Raises: SourceError."""
+    """Write the first documents of each source to a folder; returns the options of a run on them, which holds none of them out.
+
+    Raises: SourceError.
+    """
     folder.mkdir()
     files = []
     for number, (source, count) in enumerate(zip(sources_of(config.data), documents, strict=True)):
@@ -44,10 +47,12 @@ def extracted(config: Config, documents: Sequence[int], folder: Path, report: Ca
         files.append(folder / f"{number}.jsonl")
         with files[-1].open("x", encoding="utf-8") as file:
             file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-    fields: dict[str, Any] = dict.fromkeys(("text_field", "text_documents", "config", "max_epochs"))
+    fields: dict[str, Any] = dict.fromkeys(("text_field", "text_documents", "config", "max_epochs", "heldout_fraction"))
     sources = tuple(
         replace(source, dataset=str(file), **_AS_WRITTEN, **fields)
         for source, file in zip(config.data.sources, files, strict=False)
     )
-    data = replace(config.data, reader="auto", text_field="text", text_documents="line", name=None, **_AS_WRITTEN)
+    data = replace(
+        config.data, reader="auto", text_field="text", text_documents="line", name=None, heldout_fraction=0.0, **_AS_WRITTEN
+    )
     return replace(config, data=replace(data, sources=sources, dataset=None if sources else str(files[0])))

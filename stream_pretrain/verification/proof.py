@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from stream_pretrain import exit_codes
-from stream_pretrain.config import Config
+from stream_pretrain.config import Config, EvalConfig, RunConfig
 from stream_pretrain.config.command_options import LEAST_STEPS, VerifyConfig
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.errors import ConfigError, TrainingError
@@ -31,7 +31,7 @@ from stream_pretrain.verification import trials
 from stream_pretrain.verification.comparing import Comparison, compared, same_tensors, tokens_of
 from stream_pretrain.verification.extract import extracted
 from stream_pretrain.verification.reduced_model import ReducedModel
-from stream_pretrain.verification.starts import Ended, Launch, Start, run_start
+from stream_pretrain.verification.starts import Ended, Launch, WatchedStart, run_start
 from stream_pretrain.verification.trials import Baseline, Trial
 
 ROUNDING = {"fp32": 1e-4, "bf16": 2e-2}
@@ -93,59 +93,75 @@ class Proof:
         self._runs = 0
 
     @property
-    def runs(self) -> int:
-        """Runs of the proof, about."""
-        return 9 + (self.model.without_dropout not in (None, self.config.model))
+    def starts(self) -> tuple[int, ...]:
+        """Starts of the train command in each run, about: where epochs end decides some of them."""
+        killed_worker = [2] if self.options.run_steps > trials.AHEAD + 1 else []
+        found = [1, self.options.kills + 1, 3, *killed_worker, 3, 1, 3]
+        if self.undivided is not None:
+            return tuple(found)
+        other_ranks = [2] if self.has_second_rank else []
+        return (*found, *([1] if self.undisturbed_runs == 3 else []), 2, *other_ranks)
 
     @property
-    def starts(self) -> int:
-        """Starts of the train command, about."""
-        return self.runs + self.options.kills + 8
+    def undisturbed_runs(self) -> int:
+        """Runs that others are compared with: as the options are, on few documents, and without dropout."""
+        return 2 + (self.undivided is None and self.model.without_dropout != self.config.model)
+
+    @property
+    def undivided(self) -> str | None:
+        """Why micro-batches and ranks stay as they are, if they do."""
+        if self.config.train.global_batch_size == 1:
+            return "a batch of one row cannot be divided"
+        return None if self.model.without_dropout is not None else "dropout cannot be turned off in this model"
+
+    @property
+    def has_second_rank(self) -> bool:
+        """Whether two ranks can run."""
+        return not self.on_gpu or torch.cuda.device_count() > 1
 
     def outcomes(self) -> Iterator[Outcome]:
-        """The trials in order, as they end. Raises: ConfigError, TrainingError where an undisturbed run fails."""
+        """The trials in order, as they end.
+
+        Raises: ConfigError, TrainingError where an undisturbed run fails; ConfigError for one of too few steps.
+        """
         baseline = self.undisturbed("undisturbed", self.config)
-        left = (self.starts - 1) * (baseline.seconds_to_first_step + baseline.seconds * baseline.last / 2)
+        if (count := len(baseline.steps)) < LEAST_STEPS:
+            raise ConfigError(
+                f"the run has only {count} step{'s' * (count != 1)}, and needs {LEAST_STEPS} to be killed on its way: "
+                "give a smaller --global-batch-size, or a larger corpus"
+            )
+        left = (sum(self.starts) - 1) * (baseline.seconds_to_first_step + baseline.seconds * baseline.last / 2)
         self.progress.notice(f"at this speed, the other runs take about {human_duration(left)}")
         yield self.outcome(trials.killed_at_random(baseline, self.options.kills, self.of_kills))
         yield self.outcome(trials.killed_while_saving(baseline, self.of_kills))
-        yield from self._outcome(
-            trials.killed_worker(baseline, self.of_kills), f"no data worker is killed: it reads {trials.AHEAD} steps ahead"
-        )
+        killed_worker = trials.killed_worker(baseline, self.of_kills)
+        if killed_worker is None:
+            self.progress.notice(f"no data worker is killed: it reads {trials.AHEAD} steps ahead")
+        else:
+            yield self.outcome(killed_worker)
         yield self.outcome(trials.other_workers(baseline, self.of_kills))
         yield self.outcome(trials.killed_at_epochs_end(self.first_documents(baseline), self.of_kills))
-        without_dropout = self.model.without_dropout
-        if without_dropout is None:
-            self.progress.notice("micro-batches and ranks stay as they are: dropout cannot be turned off in this model")
+        if self.undivided is not None:
+            self.progress.notice(f"micro-batches and ranks stay as they are: {self.undivided}")
             return
+        without_dropout = self.model.without_dropout
+        assert without_dropout is not None
         if without_dropout != baseline.config.model:
             baseline = self.undisturbed("undisturbed, without dropout", replace(baseline.config, model=without_dropout))
-        one_row = "stay as they are: a batch of one row cannot be divided"
-        yield from self._outcome(trials.other_micro_batches(baseline, self.rounding), f"micro-batches {one_row}")
-        if self.on_gpu and torch.cuda.device_count() < 2:
+        yield self.outcome(trials.other_micro_batches(baseline, self.rounding))
+        if not self.has_second_rank:
             self.progress.notice("ranks stay as they are: two need two GPUs")
             return
-        yield from self._outcome(trials.other_ranks(baseline, self.rounding), f"ranks {one_row}")
-
-    def _outcome(self, trial: Trial | None, otherwise: str) -> Iterator[Outcome]:
-        if trial is None:
-            self.progress.notice(otherwise)
-        else:
-            yield self.outcome(trial)
+        yield self.outcome(trials.other_ranks(baseline, self.rounding))
 
     def undisturbed(self, name: str, config: Config) -> Baseline:
-        """Run to the end. Raises: ConfigError, TrainingError where that fails or has too few steps."""
+        """Run to the end. Raises: ConfigError, TrainingError where that fails."""
         folder, out = self._next_run(config)
         with self.progress.phase(name) as report:
-            ended = run_start(Start(out), folder / "start-1", self.launch, LONGEST_SECONDS)
+            ended = run_start(WatchedStart(out), folder / "start-1", self.launch, LONGEST_SECONDS)
             if ended.fault is not None:
                 raise (ConfigError if ended.code == exit_codes.USAGE else TrainingError)(ended.fault)
             report(f"{len(ended.steps)} steps, {len(tokens_of(ended.steps)):,} documents")
-        if len(ended.steps) < LEAST_STEPS:
-            raise ConfigError(
-                f"the run has only {len(ended.steps)} steps, and needs {LEAST_STEPS} to be killed on its way: "
-                "give a smaller --global-batch-size, or a larger corpus"
-            )
         times = [ended.steps[step].at for step in sorted(ended.steps)]
         checkpoint = folder / "out" / CHECKPOINTS / checkpoint_name(max(ended.steps))
         corpus = PinnedCorpus.from_json(json.loads((checkpoint / "corpus.json").read_bytes()))
@@ -157,18 +173,19 @@ class Proof:
             checkpoint,
             corpus,
             ended.seconds_to_first_step,
-            (times[-1] - times[0]) / (len(times) - 1),
+            (times[-1] - times[0]) / max(1, len(times) - 1),
         )
 
     def first_documents(self, baseline: Baseline) -> Baseline:
-        """A run on so few documents of the corpus that two epochs are about as long as another run."""
+        """A run on so few documents of the corpus that its epochs, two or more, are about as long as another run."""
         edges = itertools.accumulate((len(source.shards) for source in baseline.corpus.sources), initial=0)
         shards = [shard for _, shard, _ in tokens_of(baseline.steps)]
         counts = [max(2, sum(first <= shard < stop for shard in shards) // 2) for first, stop in itertools.pairwise(edges)]
         with self.progress.phase("taking the first documents", stays=False) as report:
             small = extracted(self.config, counts, self.folder / "first-documents", report)
-        small = replace(small, train=replace(small.train, max_epochs=2, max_steps=4 * self.options.run_steps))
-        return self.undisturbed(f"undisturbed, two epochs of {sum(counts):,} documents", small)
+        epochs = max(2, 1 + max(epoch for epoch, _, _ in tokens_of(baseline.steps)))
+        small = replace(small, train=replace(small.train, max_epochs=epochs, max_steps=4 * self.options.run_steps))
+        return self.undisturbed(f"undisturbed, {epochs:,} epochs of the first documents", small)
 
     def outcome(self, trial: Trial) -> Outcome:
         """Run a trial, and compare."""
@@ -217,6 +234,6 @@ def _for_verification(config: Config, steps: int) -> Config:
     return replace(
         config,
         train=replace(config.train, max_steps=steps),
-        eval=replace(config.eval, every=0, dataset=None, split=None),
-        run=replace(config.run, resume="auto", save_every=max(1, steps // 4), keep_last=2, keep_every=0, wandb="disabled"),
+        eval=EvalConfig(),
+        run=RunConfig(save_every=max(1, steps // 4), keep_last=2, log_every=config.run.log_every, wandb="disabled"),
     )

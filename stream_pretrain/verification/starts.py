@@ -27,7 +27,7 @@ killed at the limit."""
 
 
 @dataclass(frozen=True)
-class Start:
+class WatchedStart:
     """A start of a run, and when it is killed."""
 
     config: Config
@@ -48,7 +48,7 @@ class Ended:
     """From the start of the process; None where it did not come to a step."""
 
 
-def run_start(start: Start, folder: Path, launch: Launch, deadline: float) -> Ended:
+def run_start(start: WatchedStart, folder: Path, launch: Launch, deadline: float) -> Ended:
     """Run a start to its end; it records to a folder, which is made. deadline: seconds."""
     folder.mkdir(parents=True)
     torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={start.ranks}", "--standalone", f"--log-dir={folder}"]

@@ -12,7 +12,7 @@ from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.randomness import KILL, keyed_generator
 from stream_pretrain.verification.moments import Moment
 from stream_pretrain.verification.recorded_steps import RecordedStep
-from stream_pretrain.verification.starts import Start
+from stream_pretrain.verification.starts import WatchedStart
 
 AHEAD = 9
 """Steps that a run may continue with what a dead worker had prefetched."""
@@ -43,7 +43,7 @@ class Trial:
 
     name: str
     baseline: Baseline
-    starts: Sequence[Start]
+    starts: Sequence[WatchedStart]
     """Each but the last has a moment at which it is killed."""
     tolerance: float
     """Of the losses, relative; 0: they, and the weights, are equal bit by bit."""
@@ -88,34 +88,30 @@ def other_workers(baseline: Baseline, tolerance: float) -> Trial:
     """One worker more, then none."""
     workers = baseline.config.data.workers
     starts = [
-        Start(baseline.config, Moment("step", baseline.last // 3)),
-        Start(_with_workers(baseline.config, workers + 1), Moment("step", 2 * baseline.last // 3)),
-        Start(_with_workers(baseline.config, 0)),
+        WatchedStart(baseline.config, Moment("step", baseline.last // 3)),
+        WatchedStart(_with_workers(baseline.config, workers + 1), Moment("step", 2 * baseline.last // 3)),
+        WatchedStart(_with_workers(baseline.config, 0)),
     ]
     return Trial(f"other workers ({workers}, {workers + 1}, 0)", baseline, starts, tolerance)
 
 
-def other_micro_batches(baseline: Baseline, tolerance: float) -> Trial | None:
-    """Micro-batches of half the size; None where a batch is one row."""
+def other_micro_batches(baseline: Baseline, tolerance: float) -> Trial:
+    """Micro-batches of half the size."""
     train = baseline.config.train
-    if train.global_batch_size == 1:
-        return None
     size = min(train.micro_batch_size, train.global_batch_size)
     other = replace(baseline.config, train=replace(train, micro_batch_size=size // 2 or 2))
-    starts = [Start(baseline.config, Moment("step", baseline.last // 2)), Start(other)]
+    starts = [WatchedStart(baseline.config, Moment("step", baseline.last // 2)), WatchedStart(other)]
     return Trial(f"other micro-batches ({size}, {other.train.micro_batch_size})", baseline, starts, tolerance)
 
 
-def other_ranks(baseline: Baseline, tolerance: float) -> Trial | None:
-    """Two ranks of which one is killed, then one; None where a batch is one row."""
-    if baseline.config.train.global_batch_size == 1:
-        return None
-    starts = [Start(baseline.config, Moment("step", baseline.last // 2, rank=1), ranks=2), Start(baseline.config)]
+def other_ranks(baseline: Baseline, tolerance: float) -> Trial:
+    """Two ranks of which one is killed, then one."""
+    starts = [WatchedStart(baseline.config, Moment("step", baseline.last // 2, rank=1), ranks=2), WatchedStart(baseline.config)]
     return Trial("other ranks (2, 1)", baseline, starts, tolerance)
 
 
-def _killed(config: Config, moments: Sequence[Moment]) -> list[Start]:
-    return [*(Start(config, moment) for moment in moments), Start(config)]
+def _killed(config: Config, moments: Sequence[Moment]) -> list[WatchedStart]:
+    return [*(WatchedStart(config, moment) for moment in moments), WatchedStart(config)]
 
 
 def _with_workers(config: Config, workers: int) -> Config:

@@ -45,7 +45,7 @@ from stream_pretrain.data.rows.packing import Packing
 from stream_pretrain.model.kinds import is_causal
 from stream_pretrain.model.loading import export_of, load_model
 from stream_pretrain.model.pretraining import PretrainingModel
-from stream_pretrain.training.evaluation.evaluation import packed_documents
+from stream_pretrain.training.evaluation.packed_documents import packed_documents
 from tests.corpora import VOCABULARY, documents, json_lines, word_tokenizer
 from tests.training.runs import run_here, write_tiny_modernbert
 

@@ -78,7 +78,7 @@ def test_a_run_that_was_stopped_would_resume_and_its_folder_stays_as_it_is(
     assert code == 0
     checkpoint = f"{run}/out/checkpoints/step-00000004"
     assert told["start"] == {
-        "said": f"resumes after step 4 of 8, from {checkpoint}",
+        "description": f"resumes after step 4 of 8, from {checkpoint}",
         "output_dir": f"{run}/out",
         "step": 4,
         "checkpoint": checkpoint,
@@ -106,20 +106,20 @@ def test_a_finished_run_would_train_nothing(begun: Path, run: Path, capsys: pyte
     assert cli.main([*options_of(begun, run / "out"), "--max-steps=8"]) == 0
     before = state_of(run)
     said = f"{run}/out is finished at step 8: nothing is left to train"
-    assert dry_run(capsys, *options_of(begun, run / "out"), "--max-steps=8")[2]["start"]["said"] == said
+    assert dry_run(capsys, *options_of(begun, run / "out"), "--max-steps=8")[2]["start"]["description"] == said
     assert cli.main([*options_of(begun, run / "out"), "--max-steps=8", "--dry-run"]) == 0
     assert capsys.readouterr().out == f"{said}\n"
     told = dry_run(capsys, *options_of(begun, run / "out"), "--max-steps=9")[2]
-    assert told["start"]["said"] == f"resumes after step 8 of 9, from {run}/out/checkpoints/step-00000008"
+    assert told["start"]["description"] == f"resumes after step 8 of 9, from {run}/out/checkpoints/step-00000008"
     assert state_of(run) == before
 
 
 def test_a_folder_that_is_not_there_is_not_made(begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = dry_run(capsys, *options_of(begun, tmp_path / "a/new"), "--max-steps=8")[2]
-    assert told["start"]["said"] == f"begins a new run in {tmp_path}/a/new"
+    assert told["start"]["description"] == f"begins a new run in {tmp_path}/a/new"
     checkpoint = begun / "out/checkpoints/step-00000004"
     told = dry_run(capsys, *options_of(begun, tmp_path / "a/new"), "--max-steps=8", f"--resume={checkpoint}")[2]
-    assert told["start"]["said"] == f"begins a new run in {tmp_path}/a/new after step 4, from {checkpoint}"
+    assert told["start"]["description"] == f"begins a new run in {tmp_path}/a/new after step 4, from {checkpoint}"
     assert list(tmp_path.iterdir()) == []
 
 

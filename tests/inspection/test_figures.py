@@ -32,7 +32,7 @@ from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.stream_state import LaneCursors, first_cursors
 from stream_pretrain.data.rows.train_rows import TrainRows
 from stream_pretrain.inspection.extrapolation import Extrapolation
-from stream_pretrain.inspection.sample import Sample
+from stream_pretrain.inspection.sample import SourceSample
 from stream_pretrain.model.flops import peak_bf16_flops, training_flops
 from stream_pretrain.model.loading import sized_model
 from stream_pretrain.units import human_bytes, human_count, human_duration
@@ -151,6 +151,27 @@ def test_the_work_of_a_run_is_that_of_its_rows(
     assert {gpu: hours * 3600 * told["mfu"] * (peaks[gpu] or 0) for gpu, hours in told["gpu_hours"].items()} == {
         gpu: pytest.approx(told["flops"]) for gpu in ("A100", "H100", "H200", "B200")
     }
+
+
+def test_a_source_that_ends_leaves_its_share_of_the_plan_to_the_others(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = []
+    for name, count, more in (("few", 40, {"weight": 3, "max_epochs": 2}), ("many", 400, {"weight": 1})):
+        (tmp_path / f"{name}.jsonl").write_bytes(json_lines(documents(count, seed=count)))
+        sources.append({"name": name, "dataset": f"{tmp_path}/{name}.jsonl", **more})
+    options = [
+        *(f"--data.sources={json.dumps(sources)}", f"--model.tokenizer={model}", "--sequence-length=64", "--max-steps=60"),
+        *("--global-batch-size=8", "--lanes=2"),
+    ]
+    told = inspected(capsys, *options)
+    rows, plan = [source["rows"] for source in told["sources"]], told["plan"]
+    steps = list(itertools.islice(read_rows(parse(options)), 60))
+    given = Counter(number for step in steps for number in step.source.tolist())
+    assert plan["steps"] == len(steps) == 60
+    assert plan["epochs"] == [2, pytest.approx(given[1] / rows[1], rel=0.05)]
+    assert given[0] == pytest.approx(2 * rows[0], rel=0.05)
+    assert plan["tokens_of_run"] == pytest.approx(sum(step.tokens for step in steps), rel=0.03)
 
 
 def test_a_run_counts_and_keeps_what_was_told(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,7 +364,7 @@ def test_what_is_read_at_the_start_in_an_epoch_and_at_a_resume_is_what_a_server_
 
 
 def test_the_error_of_a_sample_is_that_of_a_ratio_over_shards() -> None:
-    sample = Sample(shards=3, is_complete=False, content_bytes=300)
+    sample = SourceSample(shards=3, is_complete=False, content_bytes=300)
     sample.windows = [np.array([2, 3]), np.array([5]), np.array([4, 4, 4]), np.array([9])]
     sample.window_origins = [(0, 50), (0, 50), (1, 100), (2, 100)]
     of_all = Extrapolation(sample, content_bytes=600)
@@ -351,7 +372,7 @@ def test_the_error_of_a_sample_is_that_of_a_ratio_over_shards() -> None:
     # Per byte 31/300 tokens; shards have 10, 12 and 9, each of 100 bytes: residuals -1/3, 5/3, -4/3.
     expected = 2 * math.sqrt(0.5 * 3 / 2 * (1 / 9 + 25 / 9 + 16 / 9)) / 31
     assert of_all.error(lambda lengths: float(lengths.sum())) == pytest.approx(expected)
-    assert Extrapolation(Sample(shards=1, is_complete=True), 600).error(len) == 0.0
-    one = Sample(shards=1, is_complete=False, content_bytes=50)
+    assert Extrapolation(SourceSample(shards=1, is_complete=True), 600).error(len) == 0.0
+    one = SourceSample(shards=1, is_complete=False, content_bytes=50)
     one.windows, one.window_origins = [np.array([2])], [(0, 50)]
     assert Extrapolation(one, 600).error(len) is None

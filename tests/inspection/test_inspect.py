@@ -14,8 +14,7 @@ import pytest
 import zstandard
 
 from stream_pretrain import cli
-from stream_pretrain.data.lanes.mixture import Shares
-from stream_pretrain.inspection.report import _mean_shares, histogram
+from stream_pretrain.inspection.report import histogram
 from tests.corpora import documents, json_lines, write_shard
 from tests.training.runs import write_tiny_modernbert
 
@@ -214,12 +213,6 @@ def test_shards_are_told_apart_by_where_they_can_be_entered(tmp_path: Path, caps
     for name, count in (("plain.jsonl", 1), ("one.jsonl.zst", 0), ("many.jsonl.zst", 1)):
         [source] = inspected(capsys, f"--dataset={tmp_path}/{name}", "--sequence-length=16")["sources"]
         assert source["sample"]["read_in_the_middle"] == count, name
-
-
-def test_the_shares_of_a_run_are_those_of_its_steps() -> None:
-    schedule = (Shares(0, (1, 1)), Shares(25, (1, 0)), Shares(500, (0, 1)))
-    assert _mean_shares(schedule, 100) == [0.875, 0.125]
-    assert _mean_shares(schedule, 10) == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

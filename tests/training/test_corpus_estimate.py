@@ -11,7 +11,7 @@ from stream_pretrain.config import SourceConfig
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import Interrupted
-from stream_pretrain.training.steps.corpus_estimate import Sample, estimate, sample_of_all
+from stream_pretrain.training.steps.corpus_estimate import SampledStep, estimate, sample_of_all
 from tests.corpora import documents, write_shard
 from tests.training.runs import prepared, tiny_run
 
@@ -45,7 +45,7 @@ def test_a_source_that_gives_the_first_step_no_row_is_estimated_by_its_size(mode
     sources = (SourceConfig("a", str(tmp_path / "a.jsonl")), SourceConfig("b", str(tmp_path / "b.jsonl")))
     with prepared(replace(config, data=replace(config.data, dataset=None, sources=sources))) as setup:
         sizes = [source.bytes_of_epoch for source in setup.plan.sources]
-        found = estimate(config.train, setup.plan, Sample(8, 512, ((100.0, 300.0), (0.0, 0.0))))
+        found = estimate(config.train, setup.plan, SampledStep(8, 512, ((100.0, 300.0), (0.0, 0.0))))
     assert found.tokens == (sizes[0] / 3, sizes[1] / 4)
     assert (found.steps, found.fill) == (9, 1.0)
 
@@ -55,7 +55,7 @@ def test_a_corpus_whose_shards_tell_no_size_is_not_estimated(model: Path, tmp_pa
     with prepared(tiny_run(tmp_path, model, tmp_path / "out", max_epochs=1)) as setup:
         [source] = setup.plan.sources
         unknown = replace(source, shards=(replace(source.shards[0], size=None),))
-        found = estimate(setup.config.train, replace(setup.plan, sources=(unknown,)), Sample(8, 256, ((100.0, 300.0),)))
+        found = estimate(setup.config.train, replace(setup.plan, sources=(unknown,)), SampledStep(8, 256, ((100.0, 300.0),)))
     assert (found.tokens, found.steps, found.fill) == ((None,), None, 0.5)
 
 
@@ -67,4 +67,4 @@ def test_all_ranks_stop_where_one_was_asked_to(model: Path, tmp_path: Path) -> N
     ):
         with pytest.raises(Interrupted):
             sample_of_all(stream.nothing, Ranks(), interrupted=True)
-        assert sample_of_all(stream.nothing, Ranks(), interrupted=False) == Sample(0, 0, ((0.0, 0.0),))
+        assert sample_of_all(stream.nothing, Ranks(), interrupted=False) == SampledStep(0, 0, ((0.0, 0.0),))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from stream_pretrain.errors import CheckpointError
-from stream_pretrain.training.evaluation.evaluation import load_documents
+from stream_pretrain.training.evaluation.evaluation_documents import load_documents
 from stream_pretrain.training.files import manifest, retried_reads
 from stream_pretrain.training.files.manifest import file_of
 from stream_pretrain.training.files.records import has_evaluation, trim_after

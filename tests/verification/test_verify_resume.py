@@ -11,24 +11,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
-from transformers import AlbertConfig, FunnelConfig, GPT2Config, ModernBertConfig, T5Config
+from transformers import AlbertConfig, FunnelConfig, GPT2Config, ModernBertConfig, PreTrainedConfig, T5Config
 
 from stream_pretrain import cli
 from stream_pretrain.arguments import invocation, parse
 from stream_pretrain.commands import verify_resume
 from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, SourceConfig, TrainConfig, WeightChange
 from stream_pretrain.config.command_options import VerifyConfig
+from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.errors import ModelError
+from stream_pretrain.model.flops import training_flops
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.verification import trials
 from stream_pretrain.verification.comparing import compared
+from stream_pretrain.verification.cost import cost_of
 from stream_pretrain.verification.moments import Moment
 from stream_pretrain.verification.proof import Outcome, Proof
 from stream_pretrain.verification.recorded_steps import RecordedSegment, RecordedStep
-from stream_pretrain.verification.reduced_model import reduced
-from stream_pretrain.verification.starts import Launch, Start, arguments_of, launched
+from stream_pretrain.verification.reduced_model import ReducedModel, reduced
+from stream_pretrain.verification.starts import Launch, WatchedStart, arguments_of, launched
 from stream_pretrain.verification.table import lines_of
 from stream_pretrain.verification.trials import Baseline, Trial
 from tests.command_lines import with_last
@@ -98,7 +102,7 @@ def undisturbed(proofs: Proofs) -> Baseline:
 
 
 def one_kill(baseline: Baseline) -> Trial:
-    return Trial("killed", baseline, [Start(baseline.config, Moment("step", 5)), Start(baseline.config)], 0.0)
+    return Trial("killed", baseline, [WatchedStart(baseline.config, Moment("step", 5)), WatchedStart(baseline.config)], 0.0)
 
 
 def test_a_run_killed_in_its_saves_is_proven_to_resume(proofs: Proofs, undisturbed: Baseline) -> None:
@@ -296,6 +300,82 @@ def test_a_signal_ends_the_start_under_way_and_leaves_nothing(
         verify_resume.run(invocation(with_last([*arguments_of(config_of(inputs))]), {}), [], Progress(None), signalled)
     assert list(tmp_path.iterdir()) == []
     assert {one: signal.getsignal(one) for one in before} == before
+
+
+EPOCHS = {
+    number: RecordedStep(number, 1.0, 1, (), tuple((RecordedSegment(epoch, 0, 0, 9, ""),) for epoch in epochs), 0.0)
+    for number, epochs in enumerate([*[[0]] * 3, [0, 1], *[[1]] * 8], start=1)
+}
+"""The second epoch begins in the step in which the first one ends."""
+
+
+@pytest.mark.parametrize(
+    ("options", "starts", "undisturbed"),
+    [
+        ({}, (1, 3, 3, 3, 1, 3, 1, 2, 2), 3),
+        ({"run_steps": 12, "kills": 5}, (1, 6, 3, 2, 3, 1, 3, 1, 2, 2), 3),
+        ({"batch": 1}, (1, 3, 3, 3, 1, 3), 2),
+    ],
+)
+def test_the_starts_that_are_told_before_are_those_of_the_proof(
+    options: dict[str, int], starts: tuple[int, ...], undisturbed: int, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(inputs)
+    config = replace(config, train=replace(config.train, global_batch_size=options.pop("batch", 6)))
+    model = ReducedModel(config.model, replace(config.model, config="another"), "", PreTrainedConfig(), 0)
+    proof = Proof(config, model, VerifyConfig(**{"run_steps": 8, "kills": 2, **options}), inputs, launched, Progress(None))
+    found: list[int] = []
+
+    def calm(_: Proof, name: str, config: Config) -> Baseline:
+        found.append(1)
+        steps = {step: EPOCHS[step] for step in range(1, proof.options.run_steps + 1)}
+        return Baseline(config, steps, inputs, PinnedCorpus((), 1), 1.0, 1.0)
+
+    def outcome(_: Proof, trial: Trial) -> None:
+        found.append(len(trial.starts))
+
+    monkeypatch.setattr(Proof, "undisturbed", calm)
+    monkeypatch.setattr(Proof, "first_documents", lambda self, baseline: self.undisturbed("few", baseline.config))
+    monkeypatch.setattr(Proof, "outcome", outcome)
+    list(proof.outcomes())
+    assert (proof.starts, proof.undisturbed_runs) == (starts, undisturbed)
+    assert tuple(found) == starts
+
+
+def test_what_a_verification_takes_is_its_starts_its_work_and_its_checkpoints(inputs: Path, tmp_path: Path) -> None:
+    config = config_of(inputs)
+    model = reduced(config.model, causal=False, full=False, folder=tmp_path)
+    proof = Proof(config, model, VerifyConfig(run_steps=8, kills=2), tmp_path, launched, Progress(None))
+    lengths = np.full(6, 32)
+    work = 8 * training_flops(model.settings, lengths, round(6 * 32 * 0.3))
+    cost = cost_of(proof, seconds_of_a_start=4.0, flops_a_second=1e9)
+    assert cost.starts == (1, 3, 3, 3, 1, 3, 1, 2, 2)
+    assert cost.seconds == pytest.approx(1.5 * (19 * 4.0 + 9 * work / 1e9))
+    assert cost_of(proof, seconds_of_a_start=4.0, flops_a_second=None).seconds == 1.5 * 19 * 4.0
+    weights, headers = model.parameters, 16_384
+    a_run = 2 * (12 * weights + 2 * headers) + 4 * weights + headers
+    assert cost.disk_bytes == 4 * a_run + 12 * weights + 2 * headers  # those of three undisturbed runs stay
+    kept = replace(proof.options, folder="kept")
+    proof = Proof(config, model, kept, tmp_path, launched, Progress(None))
+    assert cost_of(proof, seconds_of_a_start=4.0, flops_a_second=1e9).disk_bytes == 9 * a_run + 12 * weights + 2 * headers
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--eval-every=2", "--run.keep-best", "--data.heldout-fraction=0.1"],
+        ["--eval-every=2", '--eval.sets=[{"name": "a", "dataset": "x"}, {"name": "b", "split": "test"}]'],
+        ["--eval-every=2", "--eval.dataset=x", "--eval.split=test"],
+        ["--resume=runs/a/checkpoints/step-00000900", "--train.skip-steps=901:1000", "--wandb=online"],
+    ],
+)
+def test_options_of_evaluations_and_of_a_resume_are_no_reason_to_refuse_a_verification(
+    options: list[str], inputs: Path, tmp_path: Path
+) -> None:
+    config = parse([*arguments_of(config_of(inputs)), *options])
+    model = ReducedModel(config.model, config.model, "", PreTrainedConfig(), 0)
+    verified = Proof(config, model, VerifyConfig(), tmp_path, launched, Progress(None)).config
+    assert (parse([*arguments_of(verified)]).eval.every, verified.run.resume) == (0, "auto")
 
 
 def step(number: int, *segments: tuple[int, int, str], loss: float = 2.0) -> RecordedStep:

@@ -52,6 +52,19 @@ def largest_shares(schedule: Sequence[Shares]) -> list[float]:
     return [max(fractions) for fractions in of_source]
 
 
+def parts_at(schedule: Sequence[Shares], step: int, ended: Sequence[bool]) -> Sequence[int]:
+    """The parts of the sources in a step, 0 for those that have ended.
+
+    Where no source has one, the next change of the schedule that gives one applies early; empty without such a change.
+    """
+    now = max(number for number, shares in enumerate(schedule) if shares.from_step <= step)
+    for shares in schedule[now:]:
+        parts = [0 if over else part for part, over in zip(shares.parts, ended, strict=True)]
+        if any(parts):
+            return parts
+    return ()
+
+
 def phases_of(seed: int, lane: int, lanes: int, sources: int) -> tuple[int, ...]:
     """How far behind its share each source is, in a lane, when it should give a row: 1 to PARTS, which is a whole row.
 

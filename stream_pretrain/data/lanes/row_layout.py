@@ -19,6 +19,11 @@ class RowLayout:
     packing: Packing
     seed: int
 
+    @property
+    def positions_of_step(self) -> int:
+        """Positions of the rows of a full step, padding included."""
+        return self.global_batch_size * self.sequence_length
+
     def micro_batches(self, most_rows: int, world: int) -> tuple[int, int]:
         """Rows of a micro-batch, at most `most_rows`, and micro-batches of a step on each of `world` ranks."""
         rows_of_rank = -(-self.global_batch_size // world)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from stream_pretrain.data.corpus.shard import Shard
+from stream_pretrain.data.lanes import mixture
 from stream_pretrain.data.lanes.mixture import Shares
 from stream_pretrain.data.lanes.row_layout import RowLayout
 from stream_pretrain.data.lanes.source_plan import SourcePlan
@@ -44,16 +45,8 @@ class StreamPlan:
         return next(shares for shares in reversed(self.schedule) if shares.from_step <= step)
 
     def parts_at(self, step: int, ended: Sequence[bool]) -> Sequence[int]:
-        """The parts of the sources in a step, 0 for those that have ended in the lane.
-
-        Where no source has one, the next change of the schedule that gives one applies early; empty without such a change.
-        """
-        now = self.shares_at(step)
-        for shares in self.schedule[self.schedule.index(now) :]:
-            parts = [0 if over else part for part, over in zip(shares.parts, ended, strict=True)]
-            if any(parts):
-                return parts
-        return ()
+        """As `mixture.parts_at`. ended: in a lane."""
+        return mixture.parts_at(self.schedule, step, ended)
 
     @property
     def can_end(self) -> bool:

@@ -1,94 +1,20 @@
-"""Evaluation on a fixed set of documents with fixed masks."""
+"""Evaluation sets of a run, and the loss of a model on them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from stream_pretrain.data.corpus.shard import Shard
-from stream_pretrain.data.documents.document import ReadOptions
-from stream_pretrain.data.documents.filters import is_heldout
-from stream_pretrain.data.documents.reader import windows_of
-from stream_pretrain.data.lanes.row_layout import RowLayout
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
-from stream_pretrain.data.randomness import EVAL_MASK
 from stream_pretrain.data.rows.batches import Batch, micro_batches
-from stream_pretrain.data.rows.encoder import Encoder
-from stream_pretrain.data.rows.labels import Labelled
-from stream_pretrain.data.rows.objective import Objective
-from stream_pretrain.data.rows.packing import Packing, Rows, assemble, gather, place
 from stream_pretrain.data.rows.train_rows import TrainRows
-from stream_pretrain.errors import CheckpointError, ContentError, SourceError
-from stream_pretrain.training.files.atomic_files import replace_file, writing
-from stream_pretrain.training.files.retried_reads import lines_of, parsed
+from stream_pretrain.errors import SourceError
+from stream_pretrain.training.evaluation.packed_documents import packed_documents
 from stream_pretrain.training.ranks.ranks import Ranks
-from stream_pretrain.typed_json import from_json
-
-LABELLED_ROWS = 256
-"""Rows that are labelled at once: bounds the memory of masking."""
-
-
-def collect(
-    shards: Sequence[Shard],
-    options: ReadOptions,
-    *,
-    documents: int,
-    heldout_fraction: float | None,
-    max_read_bytes: int,
-    skip_bad_shards: bool,
-    report: Callable[[str], None],
-) -> list[str]:
-    """The first documents of the shards, or of those held out of training where a fraction is given.
-
-    Reads at most about `max_read_bytes` of text, and may find fewer documents, or none.
-    """
-    texts: list[str] = []
-    read = 0
-    for window in _windows(shards, options, skip_bad_shards):
-        read += sum(map(len, window))
-        texts += window if heldout_fraction is None else [text for text in window if is_heldout(text, heldout_fraction)]
-        report(f"{min(len(texts), documents)} of {documents} documents, {read / 1e6:.0f} MB read")
-        if len(texts) >= documents or read >= max_read_bytes:
-            break
-    return texts[:documents]
-
-
-def _windows(shards: Sequence[Shard], options: ReadOptions, skip_bad_shards: bool) -> Iterator[list[str]]:
-    for shard in shards:
-        try:
-            for window in windows_of(shard, options):
-                yield window.texts
-        except ContentError:
-            if not skip_bad_shards:
-                raise  # else training counts and records the damage
-
-
-def save_documents(path: Path, texts: Mapping[str, Sequence[str]]) -> None:
-    """Write the texts of the evaluation sets, by name, to OUT. Raises: CheckpointError."""
-    lines = ({"set": name, "text": text} if name else {"text": text} for name, of_set in texts.items() for text in of_set)
-    with writing(path):
-        replace_file(path, (json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
-
-
-def load_documents(path: Path) -> dict[str, list[str]]:
-    """Read the texts of the evaluation sets of OUT, by name; the only one has none. Raises: CheckpointError."""
-    texts: dict[str, list[str]] = {}
-    for number, line in enumerate(lines_of(path), start=1):
-        try:
-            found = from_json(dict[str, Any], parsed(line), "")
-            name, text = (from_json(str, value, "") for value in (found.get("set", ""), found["text"]))
-            texts.setdefault(name, []).append(text)
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}, line {number}: not a document; delete the file for a new evaluation set") from error
-    return texts
 
 
 @dataclass(frozen=True)
@@ -123,60 +49,6 @@ def evaluation_set(
         raise SourceError(f"the documents of {one} are too short for a label: give {other}")
     fingerprint = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
     return EvaluationSet(packed.trained, packed.labels, batch_size, plan.encoder.pad, fingerprint, name, weight)
-
-
-@dataclass(frozen=True)
-class PackedDocuments:
-    """Documents as the labelled rows of an evaluation, one after the other."""
-
-    rows: Rows
-    labelled: Labelled
-    texts: NDArray[np.int64]
-    """[documents] index among the texts of each document that has tokens: `rows.segment_document` counts only these."""
-    tokens: NDArray[np.int64]
-    """[documents] tokens of each, without special tokens."""
-
-    @property
-    def labels(self) -> int:
-        """Number of labels."""
-        return int((self.labelled.labels >= 0).sum())
-
-    @property
-    def trained(self) -> TrainRows:
-        """What a model sees of them, as of one source."""
-        return TrainRows.of(self.rows, self.labelled, source=0)
-
-    def batches(self, size: int, pad: int, device: torch.device) -> Iterator[Batch]:
-        """Micro-batches of `size` rows on the device."""
-        rows = self.trained
-        return micro_batches(rows, size, -(-len(rows) // size), pad, device)
-
-
-def packed_documents(texts: Sequence[str], encoder: Encoder, objective: Objective, layout: RowLayout) -> PackedDocuments | None:
-    """Pack documents in their order, and mask them; None where none of them has a token."""
-    length = layout.sequence_length
-    ids, lengths = replace(encoder, engine="tokenizers").build().encode(texts)  # no other engine is compared on these
-    present = np.flatnonzero(lengths)
-    if not len(present):
-        return None
-    counts = lengths[present].tolist()
-    most_rows = sum(-(-count // (length - encoder.framing)) for count in counts)
-    packing: Packing = "none" if layout.packing == "none" else "concat"
-    placements, left = place(counts, 0, most_rows + 1, length, encoder.framing, packing)
-    assert left == (len(counts), 0), "every document of the evaluation set has its rows"
-    edges = np.concatenate([[0], np.cumsum(lengths[present])])
-    rows = assemble(placements, ids, edges, length, encoder.prefix, encoder.suffix, encoder.pad)
-    return PackedDocuments(rows, _labelled(rows, objective, layout.seed), present, lengths[present])
-
-
-def _labelled(rows: Rows, objective: Objective, seed: int) -> Labelled:
-    """The rows with their labels."""
-    parts = []
-    for first in range(0, len(rows.input_ids), LABELLED_ROWS):
-        which = range(first, min(first + LABELLED_ROWS, len(rows.input_ids)))
-        part = gather([(rows, which)], rows.input_ids.shape[1])
-        parts.append(objective.label_evaluation(part, (seed, EVAL_MASK, first)))
-    return Labelled(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
 
 
 @torch.no_grad()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from stream_pretrain.config import Config, EvalConfig, EvalSetConfig
 from stream_pretrain.data.corpus.resolve import resolve
@@ -14,11 +14,11 @@ from stream_pretrain.data.corpus.shard import Corpus
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.mixture import largest_shares
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
-from stream_pretrain.errors import ConfigError, SourceError
-from stream_pretrain.training.evaluation import evaluation
+from stream_pretrain.errors import CheckpointError, ConfigError, SourceError
+from stream_pretrain.training.evaluation.collecting import collect
 from stream_pretrain.training.files.atomic_files import replace_file, writing
 from stream_pretrain.training.files.out_files import EVALUATION, EVALUATION_ORIGIN
-from stream_pretrain.training.files.retried_reads import read_object
+from stream_pretrain.training.files.retried_reads import lines_of, parsed, read_object
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.typed_json import from_json
 from stream_pretrain.urls import without_secrets
@@ -112,8 +112,28 @@ def evaluation_documents(
         wanted = replace(wanted, after_step=min(step, began.after_step))
     if are_new or wanted != recorded:
         # First the documents: without a record of their origin, they are taken for those of the options.
-        evaluation.save_documents(out / EVALUATION, texts)
+        save_documents(out / EVALUATION, texts)
         wanted.save(out)
+    return texts
+
+
+def save_documents(path: Path, texts: Mapping[str, Sequence[str]]) -> None:
+    """Write the texts of the evaluation sets, by name, to OUT. Raises: CheckpointError."""
+    lines = ({"set": name, "text": text} if name else {"text": text} for name, of_set in texts.items() for text in of_set)
+    with writing(path):
+        replace_file(path, (json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
+
+
+def load_documents(path: Path) -> dict[str, list[str]]:
+    """Read the texts of the evaluation sets of OUT, by name; the only one has none. Raises: CheckpointError."""
+    texts: dict[str, list[str]] = {}
+    for number, line in enumerate(lines_of(path), start=1):
+        try:
+            found = from_json(dict[str, Any], parsed(line), "")
+            name, text = (from_json(str, value, "") for value in (found.get("set", ""), found["text"]))
+            texts.setdefault(name, []).append(text)
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{path}, line {number}: not a document; delete the file for a new evaluation set") from error
     return texts
 
 
@@ -135,7 +155,7 @@ def _kept(options: EvalConfig, recorded: Origin | None, out: Path) -> dict[str, 
     """
     if not (out / EVALUATION).exists():
         return None
-    texts, wanted = evaluation.load_documents(out / EVALUATION), Origin.of_options(options)
+    texts, wanted = load_documents(out / EVALUATION), Origin.of_options(options)
     began = recorded or wanted
     if not wanted.sets and not began.sets:
         return {"": texts[""]} if "" in texts else {}
@@ -167,7 +187,7 @@ def _collected(
     """Documents of a split or dataset, else those held out of training. Raises: SourceError, ConfigError."""
     if corpus is None:
         return _held_out(config, plan, report, warn)
-    texts = evaluation.collect(
+    texts = collect(
         corpus.shards,
         pinning.read_options(config.data, plan.sources[0].read.window_bytes, share=1),
         documents=config.eval.documents,
@@ -190,7 +210,7 @@ def _held_out(config: Config, plan: StreamPlan, report: Callable[[str], None], w
         raise ConfigError("--eval-every needs documents: give --data.heldout-fraction, --eval.split or --eval.dataset")
     total = sum(share for _, share in holding)
     found = {
-        source.name: evaluation.collect(
+        source.name: collect(
             source.shards,
             source.read,
             documents=max(1, round(config.eval.documents * share / total)),

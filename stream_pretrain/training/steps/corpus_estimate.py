@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from stream_pretrain.config import TrainConfig
+from stream_pretrain.data.lanes.rows_of_run import RowsOfRun, rows_of_run
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
@@ -18,7 +20,7 @@ from stream_pretrain.training.ranks.signals import Interrupted
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampledStep:
     """The rows of one step, and the windows that they are of, over all ranks."""
 
     rows: int
@@ -28,7 +30,7 @@ class Sample:
     """Tokens, about, and bytes of the windows of each source; none where it gave no row, or these are not known."""
 
 
-def sample_of_all(rows: StepRows, ranks: Ranks, *, interrupted: bool) -> Sample:
+def sample_of_all(rows: StepRows, ranks: Ranks, *, interrupted: bool) -> SampledStep:
     """What the lanes of all ranks give to a step. Called by all ranks. Raises: Interrupted where one of them was."""
     mine = [len(rows.trained), rows.trained.tokens, interrupted, *rows.sampled.ravel()]
     counts = torch.tensor(mine, dtype=torch.float64)
@@ -36,7 +38,7 @@ def sample_of_all(rows: StepRows, ranks: Ranks, *, interrupted: bool) -> Sample:
     all_rows, tokens, interruptions, *sampled = counts.tolist()
     if interruptions:
         raise Interrupted
-    return Sample(int(all_rows), int(tokens), tuple(zip(sampled[::2], sampled[1::2], strict=True)))
+    return SampledStep(int(all_rows), int(tokens), tuple(zip(sampled[::2], sampled[1::2], strict=True)))
 
 
 @dataclass(frozen=True)
@@ -54,38 +56,27 @@ class CorpusEstimate:
         """The epochs of each source in the run."""
         if self.steps is None:
             return [None] * len(self.tokens)
-        begins = [shares.from_step for shares in plan.schedule]
-        ends = [*begins[1:], self.steps]
-        read = [0.0] * len(self.tokens)
-        for shares, begin, end in zip(plan.schedule, begins, ends, strict=True):
-            tokens = max(0.0, min(end, self.steps) - begin) * self.fill * positions_of_step(plan)
-            for number, part in enumerate(shares.parts):
-                read[number] += tokens * part / sum(shares.parts)
-        found: list[float | None] = []
-        for source, in_epoch, of_source in zip(plan.sources, self.tokens, read, strict=True):
-            epochs = of_source / in_epoch if in_epoch else None
-            found.append(epochs if epochs is None or source.max_epochs is None else min(epochs, source.max_epochs))
-        return found
+        rows = _rows_in_epoch(self.tokens, plan, self.fill)
+        read = _rows_of_run(rows, plan, self.steps).of_sources
+        return [given / in_epoch if in_epoch else None for given, in_epoch in zip(read, rows, strict=True)]
 
 
-def positions_of_step(plan: StreamPlan) -> int:
-    """Positions of the rows of a full step, padding included."""
-    return plan.layout.global_batch_size * plan.layout.sequence_length
-
-
-def estimate(train: TrainConfig, plan: StreamPlan, sample: Sample) -> CorpusEstimate:
+def estimate(train: TrainConfig, plan: StreamPlan, sample: SampledStep) -> CorpusEstimate:
     """By the windows that a step is read from, and how full its rows are."""
     fill = sample.tokens / (sample.rows * plan.layout.sequence_length) if sample.rows else 1.0
     tokens = tuple(itertools.starmap(_tokens_of, zip(plan.sources, sample.windows, strict=True)))
-    return CorpusEstimate(tokens, _steps(train, plan, tokens, fill), fill)
+    steps = _rows_of_run(_rows_in_epoch(tokens, plan, fill), plan, train.max_steps).steps
+    return CorpusEstimate(tokens, None if math.isinf(steps) else steps, fill)
 
 
-def _steps(train: TrainConfig, plan: StreamPlan, tokens: Sequence[float | None], fill: float) -> float | None:
-    if None in tokens or any(source.max_epochs is None for source in plan.sources):
-        return train.max_steps
-    total = sum(count * (source.max_epochs or 1) for source, count in zip(plan.sources, tokens, strict=True) if count)
-    of_epochs = total / (fill * positions_of_step(plan))
-    return of_epochs if train.max_steps is None else min(train.max_steps, of_epochs)
+def _rows_in_epoch(tokens: Sequence[float | None], plan: StreamPlan, fill: float) -> list[float | None]:
+    """Of each source."""
+    return [None if of_source is None else of_source / (fill * plan.layout.sequence_length) for of_source in tokens]
+
+
+def _rows_of_run(in_epoch: Sequence[float | None], plan: StreamPlan, max_steps: float | None) -> RowsOfRun:
+    max_epochs = [source.max_epochs for source in plan.sources]
+    return rows_of_run(plan.schedule, in_epoch, max_epochs, plan.layout.global_batch_size, max_steps)
 
 
 def _tokens_of(source: SourcePlan, window: tuple[float, float]) -> float | None:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from stream_pretrain.training.files.out_files import BEST, CHECKPOINTS
 from stream_pretrain.training.start.model import devices_of
 from stream_pretrain.training.start.setup import Setup
-from stream_pretrain.training.steps.corpus_estimate import CorpusEstimate, positions_of_step
+from stream_pretrain.training.state.checkpoint_size import best_kept, checkpoint_bytes, most_kept
+from stream_pretrain.training.steps.corpus_estimate import CorpusEstimate
 from stream_pretrain.units import human_bytes, human_count
 from stream_pretrain.urls import without_secrets
 
@@ -20,8 +21,6 @@ LABEL = 13
 SHOWN_SOURCES = 3
 WELL_FILLED = 0.9
 """Of the positions of a row. What padding there is in others is no news."""
-BYTES_A_PARAMETER = 8
-"""Of the two moments of AdamW, in float32."""
 
 
 def overview(setup: Setup, estimate: CorpusEstimate) -> Iterator[str]:
@@ -56,7 +55,7 @@ def lack_of_space(setup: Setup, estimate: CorpusEstimate) -> str | None:
 
 def _batch(setup: Setup, estimate: CorpusEstimate) -> str:
     layout, train = setup.plan.layout, setup.config.train
-    tokens, steps = positions_of_step(setup.plan), estimate.steps
+    tokens, steps = layout.positions_of_step, estimate.steps
     text = f"{layout.global_batch_size:,} rows of {layout.sequence_length:,} = {human_count(tokens)} tokens a step"
     if estimate.fill < WELL_FILLED:
         text += f" ({1 - estimate.fill:.0%} padding)"
@@ -113,7 +112,7 @@ def _devices(setup: Setup) -> str:
 def _checkpoints(setup: Setup, estimate: CorpusEstimate) -> str:
     run = setup.config.run
     kept, total = _kept(setup, estimate), _kept(setup, estimate) * _checkpoint_bytes(setup)
-    best = _best_kept(setup, estimate)
+    best = best_kept(run)
     of_best = f", {best} of them for --run.keep-best" if best else ""
     also = f", and every {run.keep_every:,} steps one for good" if run.keep_every else ""
     return (
@@ -140,26 +139,16 @@ def _evaluation(setup: Setup, estimate: CorpusEstimate) -> str:
 
 
 def _checkpoint_bytes(setup: Setup) -> int:
-    weights = setup.parallel.export().weights
+    of_weights = sum(weight.numel() * weight.element_size() for weight in setup.parallel.export().weights.values())
     trained = sum(parameter.numel() for parameter in setup.parallel.bare.parameters() if parameter.requires_grad)
-    return sum(weight.numel() * weight.element_size() for weight in weights.values()) + BYTES_A_PARAMETER * trained
+    return checkpoint_bytes(of_weights, trained, setup.loaded.tokenizer, setup.pinned.encoded)
 
 
 def _kept(setup: Setup, estimate: CorpusEstimate) -> int:
     """Checkpoints that are kept at the end of the run."""
-    run, steps, best = setup.config.run, estimate.steps, _best_kept(setup, estimate)
-    if steps is None:
-        return run.keep_last + best
-    of_all = math.ceil(steps / run.save_every)
-    for_good = int(steps) // run.keep_every if run.keep_every else 0
-    return max(1, min(run.keep_last + for_good, of_all)) + best
-
-
-def _best_kept(setup: Setup, estimate: CorpusEstimate) -> int:
-    """Checkpoints of evaluations at most: the best one, and until the next checkpoint of the run the best one before."""
-    if not setup.config.run.keep_best:
-        return 0
-    return 2 if estimate.steps is None else max(1, min(2, int(estimate.steps) // setup.config.eval.every))
+    run, steps = setup.config.run, estimate.steps
+    most = most_kept(run, steps)
+    return most if steps is None else min(most, max(1, math.ceil(steps / run.save_every)) + best_kept(run))
 
 
 def _bytes_needed(setup: Setup, estimate: CorpusEstimate) -> int:

@@ -1,0 +1,33 @@
+"""What the checkpoints of a run take on the disk, before they are written."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerFast
+
+from stream_pretrain.config import RunConfig
+
+BYTES_OF_ADAMW = 8
+"""Two moments a weight, in float32."""
+BYTES_OF_HEADERS = 16_384
+"""Of a file of tensors, and the small JSON files beside it."""
+
+
+def model_bytes(weights: int, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Of OUT/model. weights: bytes."""
+    return weights + len(tokenizer.backend_tokenizer.to_str(pretty=True).encode()) + BYTES_OF_HEADERS
+
+
+def checkpoint_bytes(weights: int, trained: int, tokenizer: PreTrainedTokenizerFast, corpus: bytes) -> int:
+    """Of one checkpoint, without its cursors. weights: bytes; trained: number of weights; corpus: as corpus.json has it."""
+    return model_bytes(weights, tokenizer) + BYTES_OF_ADAMW * trained + BYTES_OF_HEADERS + len(corpus)
+
+
+def most_kept(run: RunConfig, steps: float | None) -> int:
+    """The most checkpoints that are kept at a time. steps: of the run; None where they are not known."""
+    for_good = int(steps) // run.keep_every if steps is not None and run.keep_every else 0
+    return run.keep_last + for_good + best_kept(run)
+
+
+def best_kept(run: RunConfig) -> int:
+    """The most checkpoints of evaluations: the best one, and until a checkpoint of the run follows the best one before."""
+    return 2 if run.keep_best else 0
