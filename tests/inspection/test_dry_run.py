@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from stream_pretrain import cli
+from stream_pretrain.training.files.lock import _reach
 from stream_pretrain.training.files.manifest import write_manifest
 from tests.corpora import documents, json_lines
 from tests.training.runs import write_tiny_modernbert
@@ -197,14 +198,15 @@ def test_what_the_run_is_refused_with_the_dry_run_says_with_the_same_code(
 def test_a_folder_in_use_is_refused_without_a_touch_of_its_lock(
     begun: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [*options_of(begun, run / "out"), "--max-steps=8"]
-    for host, pid, age, refused in (
-        (socket.gethostname(), os.getpid(), 1.0, True),
-        ("elsewhere", 1, 1.0, True),
-        ("elsewhere", 1, 100.0, False),
-        (socket.gethostname(), 2**22 + 1, 1.0, False),  # killed a moment ago
+    options, here = [*options_of(begun, run / "out"), "--max-steps=8"], _reach(run / "out")
+    for host, reach, pid, age, refused in (
+        (socket.gethostname(), here, os.getpid(), 1.0, True),
+        ("elsewhere", "other", 1, 1.0, True),
+        ("elsewhere", "other", 1, 100.0, False),
+        (socket.gethostname(), here, 2**22 + 1, 1.0, False),  # killed a moment ago
     ):
-        (run / "out/lock").write_text(json.dumps({"host": host, "pid": pid, "time": time.time() - age}))
+        owner = {"host": host, "reach": reach, "pid": pid, "time": time.time() - age}
+        (run / "out/lock").write_text(json.dumps(owner))
         before = state_of(run)
         code, said, _ = dry_run(capsys, *options)
         assert state_of(run) == before
