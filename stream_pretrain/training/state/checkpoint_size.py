@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from stream_pretrain.config import RunConfig
 
@@ -12,12 +12,13 @@ BYTES_OF_HEADERS = 16_384
 """Of a file of tensors, and the small JSON files beside it."""
 
 
-def model_bytes(weights: int, tokenizer: PreTrainedTokenizerFast) -> int:
+def model_bytes(weights: int, tokenizer: PreTrainedTokenizerBase) -> int:
     """Of OUT/model. weights: bytes."""
+    assert isinstance(tokenizer, PreTrainedTokenizerFast), "no other is loaded"
     return weights + len(tokenizer.backend_tokenizer.to_str(pretty=True).encode()) + BYTES_OF_HEADERS
 
 
-def checkpoint_bytes(weights: int, trained: int, tokenizer: PreTrainedTokenizerFast, corpus: bytes) -> int:
+def checkpoint_bytes(weights: int, trained: int, tokenizer: PreTrainedTokenizerBase, corpus: bytes) -> int:
     """Of one checkpoint, without its cursors. weights: bytes; trained: number of weights; corpus: as corpus.json has it."""
     return model_bytes(weights, tokenizer) + BYTES_OF_ADAMW * trained + BYTES_OF_HEADERS + len(corpus)
 

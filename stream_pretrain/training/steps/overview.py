@@ -139,9 +139,10 @@ def _evaluation(setup: Setup, estimate: CorpusEstimate) -> str:
 
 
 def _checkpoint_bytes(setup: Setup) -> int:
-    of_weights = sum(weight.numel() * weight.element_size() for weight in setup.parallel.export().weights.values())
+    export = setup.parallel.export()
+    weights = sum(weight.numel() * weight.element_size() for weight in export.weights.values())
     trained = sum(parameter.numel() for parameter in setup.parallel.bare.parameters() if parameter.requires_grad)
-    return checkpoint_bytes(of_weights, trained, setup.loaded.tokenizer, setup.pinned.encoded)
+    return checkpoint_bytes(weights, trained, export.tokenizer, setup.pinned.encoded)
 
 
 def _kept(setup: Setup, estimate: CorpusEstimate) -> int:
