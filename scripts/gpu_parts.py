@@ -376,7 +376,7 @@ def save(setting: Setting) -> Iterator[Figures]:
     with prepared_run(config_of(setting, compile_it=False)) as (setup, stream):
         steps, blocking, writing = steps_of(setup, stream), [], []
         out = setup.out.path
-        with BackgroundWriter(out, lambda _: None, print, keep_last=1, keep_every=0) as writer:
+        with BackgroundWriter(out, lambda *_: None, print, keep_last=1, keep_every=0) as writer:
             for _ in range(5 if setting.cuda else 2):
                 next(steps)
                 if setting.cuda:

@@ -225,7 +225,6 @@ class _Loader(yaml.BaseLoader):
 
 
 def _read_file(path: Path) -> list[_Option]:
-    """The options of a YAML file."""
     try:
         with path.open(encoding="utf-8") as file:
             content = yaml.load(file, Loader=_Loader)
@@ -277,7 +276,6 @@ _SEVERAL = {
 
 
 def _resolve(name: str, origin: str) -> str:
-    """The dotted name of an option."""
     if name in NAMES:
         return NAMES[name]
     raise ConfigError(f"{origin}unknown option --{name}{instead(name)}")

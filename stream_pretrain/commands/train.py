@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from typing import Literal
 
 import torch
 
@@ -26,7 +25,7 @@ from stream_pretrain.training.start.advice import allow_many_open_files
 from stream_pretrain.training.start.setup import set_up
 from stream_pretrain.training.state.parallelism import accelerate_for_one_run, accelerator_for, collective_timeout
 from stream_pretrain.training.steps.finished_run import complete_finished
-from stream_pretrain.training.steps.run import train
+from stream_pretrain.training.steps.run import State, train
 from stream_pretrain.training.steps.run_process import RunProcess, ending_of
 
 GROUPS = ("data", "model", "objective", "train", "eval", "run")
@@ -47,7 +46,7 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
     secrets = secrets_of(config, os.environ)
     progress = Progress(sys.stderr if ranks.is_first else None)
     warn = progress.warning if ranks.is_first else lambda text: say(f"warning: {text}")
-    state: Literal["preempted", "finished"] = "finished"
+    state: State = "finished"
     with ExitStack() as stack:
         stack.callback(progress.close)
         process = RunProcess(config, command, ranks, stop, progress)

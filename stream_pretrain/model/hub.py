@@ -134,7 +134,6 @@ def _refuse_run_folder(folder: Path) -> None:
 
 
 def _nearest_here(name: str) -> str | None:
-    """The path of a model that is spelt like this one."""
     found = nearest_path(Path(name))
     return str(found) if found is not None and _is_model(found) else None
 

@@ -145,7 +145,6 @@ def _refuse_without_masks(name: str, settings: PreTrainedConfig, tokenizer: PreT
 
 
 def _notes_of_vocabulary(known: int, vocabulary: int) -> list[str]:
-    """What a change of the size of the embedding means to the user."""
     if vocabulary > known:
         return [f"the embedding grows from {known} to {vocabulary} tokens: the new rows are untrained"]
     return [f"the embedding has {vocabulary} tokens, as the tokenizer needs, not {known}"] if vocabulary < known else []

@@ -93,7 +93,6 @@ def _folder_of(name: str, revision: str | None, patterns: Sequence[str], local_f
 
 
 def _files_of(folder: Path | None, patterns: Sequence[str]) -> dict[str, bytes]:
-    """Content of the files of a folder that match, by name."""
     if folder is None:
         return {}
     names = {path: path.relative_to(folder).as_posix() for path in sorted((*folder.glob("*"), *folder.glob("*/*.jinja")))}

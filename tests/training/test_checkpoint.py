@@ -267,7 +267,7 @@ def test_a_full_disk_while_the_tokenizer_is_written_is_the_same_error(tmp_path: 
 
 def test_the_background_writer_writes_and_prunes(tmp_path: Path) -> None:
     saved: list[int] = []
-    with BackgroundWriter(tmp_path, saved.append, unexpected, keep_last=1, keep_every=0) as writer:
+    with BackgroundWriter(tmp_path, lambda _, step: saved.append(step), unexpected, keep_last=1, keep_every=0) as writer:
         for step in (1, 2, 3):
             writer.submit(partial(small_snapshot, step))
     assert saved == [1, 2, 3]
@@ -285,7 +285,7 @@ def test_a_submit_waits_for_the_write_before_it(tmp_path: Path, monkeypatch: pyt
         return directory
 
     monkeypatch.setattr(checkpoint, "write", slow)
-    with BackgroundWriter(tmp_path, lambda _: None, unexpected, keep_last=1, keep_every=0) as writer:
+    with BackgroundWriter(tmp_path, lambda *_: None, unexpected, keep_last=1, keep_every=0) as writer:
         writer.submit(partial(small_snapshot, 1))
         writer.check()  # does not wait
         events.append("training")
@@ -304,7 +304,7 @@ def test_a_checkpoint_is_told_once_it_is_whole_and_after_the_records_are_on_the_
     def synced(out: Path) -> None:
         events.append(f"records of {out.name}, beside {list(out.iterdir())}")
 
-    def saved(step: int) -> None:
+    def saved(_: Path, step: int) -> None:
         events.append(f"{step}: {folders(tmp_path / 'checkpoints')}")
 
     monkeypatch.setattr(checkpoint, "sync_records", synced)

@@ -210,7 +210,7 @@ def test_pruning_neither_counts_nor_deletes_a_damaged_checkpoint_and_reports_it(
 def test_cursors_that_cannot_be_kept_end_no_training(tmp_path: Path) -> None:
     (tmp_path / "cursors").touch()
     said: list[str] = []
-    with BackgroundWriter(tmp_path, lambda _: None, said.append, keep_last=1, keep_every=0) as writer:
+    with BackgroundWriter(tmp_path, lambda *_: None, said.append, keep_last=1, keep_every=0) as writer:
         for step in (1, 2, 3):
             writer.submit(partial(small_snapshot, step))
     assert folders(tmp_path / "checkpoints") == ["step-00000001", "step-00000002", "step-00000003"]

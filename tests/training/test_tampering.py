@@ -204,7 +204,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         write_shard(folder / "corpus" / name, documents(300, seed=number), "plain")
     config = tiny_run(folder / "corpus", write_tiny_bert(folder / "model"), folder / "out", max_steps=9)
     with prepared(config) as setup:
-        writer = BackgroundWriter(folder / "out", lambda _: None, pytest.fail, keep_last=9, keep_every=0)
+        writer = BackgroundWriter(folder / "out", lambda *_: None, pytest.fail, keep_last=9, keep_every=0)
         with writer:
             for step in steps_of(setup):
                 if step.step in (3, 9):

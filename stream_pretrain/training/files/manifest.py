@@ -88,7 +88,6 @@ def _is_fingerprint(value: object) -> bool:
 
 
 def _refuse_outside(folder: Path, name: str) -> None:
-    """Refuse names of files outside of the folder."""
     parts = PurePosixPath(name).parts
     plain = name == "/".join(parts) and ".." not in parts and parts and name.isprintable()
     if not plain or any((folder / Path(*parts[:depth])).is_symlink() for depth in range(1, len(parts))):

@@ -84,12 +84,11 @@ def write(snapshot: Snapshot, directory: Path) -> Path:
     with suppress(DamagedCheckpointError):  # missing, or damaged: written again
         verify(final)
         return final
-    write_again(snapshot, directory)
-    return final
+    return write_again(snapshot, directory)
 
 
-def write_again(snapshot: Snapshot, directory: Path) -> None:
-    """Write the snapshot to `directory`/step-…, in place of a checkpoint of this step. Raises: as `write`."""
+def write_again(snapshot: Snapshot, directory: Path) -> Path:
+    """As `write`, but in place of a checkpoint of this step."""
     final = directory / checkpoint_name(snapshot.step)
 
     def fill(folder: Path) -> None:
@@ -105,6 +104,7 @@ def write_again(snapshot: Snapshot, directory: Path) -> None:
     with writing(final):
         directory.mkdir(exist_ok=True)
         put_in_place(final, fill)
+    return final
 
 
 def write_model(export: Export, directory: Path) -> None:
@@ -277,16 +277,14 @@ class BackgroundWriter:
     def __init__(
         self,
         out: Path,
-        saved: Callable[[int], None],
+        saved: Callable[[Path, int], None],
         report: Callable[[str], None],
         *,
         keep_last: int,
         keep_every: int,
-        saved_best: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """saved, saved_best: called in the thread with the step of each checkpoint; report: with new problems of pruning."""
-        self._out, self._report = out, report
-        self._saved = {CHECKPOINTS: saved, BEST: saved_best}
+        """saved: called in the thread with each checkpoint and its step; report: with new problems of pruning."""
+        self._out, self._saved, self._report = out, saved, report
         self._keep_last, self._keep_every = keep_last, keep_every
         self._reported = set[str]()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -342,8 +340,8 @@ class BackgroundWriter:
             )
         sync_records(self._out)  # a resume expects the lines of all steps before the checkpoint
         for folder in snapshot.folders:
-            (write_again if folder == BEST else write)(snapshot, self._out / folder)
-            self._saved[folder](snapshot.step)
+            checkpoint = (write_again if folder == BEST else write)(snapshot, self._out / folder)
+            self._saved(checkpoint, snapshot.step)
         self._prune(snapshot.step)
 
     def _prune(self, step: int) -> None:

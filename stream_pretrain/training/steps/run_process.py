@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 
@@ -13,7 +14,7 @@ from stream_pretrain.config import Config, run_directory
 from stream_pretrain.errors import CheckpointError, LostRankError, StreamPretrainError, TrainingError
 from stream_pretrain.redaction import Secrets
 from stream_pretrain.terminal import say
-from stream_pretrain.training.files.out_files import BEST, CHECKPOINTS
+from stream_pretrain.training.files.out_files import CHECKPOINTS
 from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.ranks.launcher import tell_launcher
 from stream_pretrain.training.ranks.peers import NO_HEARTBEAT, POLL_SECONDS, SILENT_POLLS, STOPPED, Ending, Peers
@@ -23,7 +24,7 @@ from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.report.stop_messages import stopped, stopping
 from stream_pretrain.training.start.engine import is_of_engine, keep_tokenizers
 from stream_pretrain.training.start.setup import Setup
-from stream_pretrain.training.state.checkpoint import BackgroundWriter, checkpoint_name, newest
+from stream_pretrain.training.state.checkpoint import BackgroundWriter, newest
 
 
 class RunProcess:
@@ -41,7 +42,6 @@ class RunProcess:
             progress.warning,
             keep_last=config.run.keep_last,
             keep_every=config.run.keep_every,
-            saved_best=lambda step: progress.notice(f"step {step:,}: saved {BEST}/{checkpoint_name(step)}"),
         )
 
     def own_folder(self, stack: ExitStack) -> None:
@@ -120,9 +120,11 @@ class RunProcess:
                 return LostRankError(gone) if NO_HEARTBEAT in gone else TrainingError(gone)
         return error
 
-    def _record_saved(self, step: int) -> None:
-        self.out.record_saved(step)
-        self._progress.notice(f"step {step:,}: saved {CHECKPOINTS}/{checkpoint_name(step)}")
+    def _record_saved(self, checkpoint: Path, step: int) -> None:
+        folder = checkpoint.parent.name
+        if folder == CHECKPOINTS:
+            self.out.record_saved(step)
+        self._progress.notice(f"step {step:,}: saved {folder}/{checkpoint.name}")
 
 
 _NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory|_ALLOC_FAILED", re.IGNORECASE)
