@@ -54,6 +54,8 @@ class Invocation:
     """--json: the result is one JSON object on stdout."""
     dry_run: bool
     """--dry-run: what a run with these options would do, and nothing is trained."""
+    command: tuple[str, ...] = ()
+    """The words of the command line without secrets, to show how a run is begun."""
 
 
 def parse(arguments: Sequence[str]) -> Config:

@@ -97,14 +97,13 @@ def _run(arguments: list[str], stderr: ClearStream, before_command: Callable[[],
     if given.dry_run:
         _refuse_at_once(given.config)
         command, arguments = "inspect", of_the_run(arguments)
-    if command != "train":
-        _refuse_misuse(declared.own[0], given)
-    shown = [PROGRAM, *without_secrets(arguments)]
+    given = replace(given, command=(PROGRAM, *without_secrets(arguments)))
     if command == "train":
-        return _train(given.config, shown, before_command)
+        return _train(given.config, given.command, before_command)
+    _refuse_misuse(declared.own[0], given)
     before_command()
     progress = Progress(sys.stderr)
-    answer: Answer = _module(command, progress).run(given, shown, progress)
+    answer: Answer = _module(command, progress).run(given, progress)
     if given.as_json:
         return _print(json.dumps(answer.record, ensure_ascii=_encoding() != "utf-8")) or answer.exit_code
     return _print("\n".join(answer.lines)) or answer.exit_code

@@ -51,7 +51,8 @@ def _reader(kind: Any) -> _Reader:
     if origin in (list, tuple):
         return _items(origin, _reader(parameters[0]))
     if origin is dict:
-        return _values(_reader(parameters[1]))
+        read = _reader(parameters[1])
+        return lambda value: {name: _inside(f".{name}", read, item) for name, item in _checked(dict, value).items()}
     if kind is Any:
         return lambda value: value
     if kind is int:
@@ -84,10 +85,6 @@ def _items(container: Any, read: _Reader) -> _Reader:
     return read_all
 
 
-def _values(read: _Reader) -> _Reader:
-    return lambda value: {name: _inside(f".{name}", read, item) for name, item in _checked(dict, value).items()}
-
-
 def _record(kind: Any) -> _Reader:
     hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
     readers = {field.name: _reader(hints[field.name]) for field in fields}
@@ -109,7 +106,9 @@ def _record(kind: Any) -> _Reader:
 def _checked(kind: type, value: Any, is_right: Callable[[Any], bool] | None = None) -> Any:
     if type(value) is kind and (is_right is None or is_right(value)):
         return value
-    raise _wrong(value)
+    shown = repr(value)
+    shown = shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}…"
+    raise _WrongError(f"is {shown}, which no run writes: use another checkpoint")
 
 
 def _inside(place: str, read: _Reader, value: Any) -> Any:
@@ -118,9 +117,3 @@ def _inside(place: str, read: _Reader, value: Any) -> Any:
         return read(value)
     except _WrongError as error:
         raise _WrongError(error.what, place + error.place) from error
-
-
-def _wrong(value: Any) -> _WrongError:
-    shown = repr(value)
-    shown = shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}…"
-    return _WrongError(f"is {shown}, which no run writes: use another checkpoint")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ stream-pretrain evaluate bert-base-uncased runs/first/model \\
 """
 
 
-def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer:  # noqa: ARG001
+def run(given: Invocation, progress: Progress) -> Answer:
     """Measure each model."""
     config, options = given.config, given.own["evaluate"]
     assert isinstance(options, COMMAND_GROUPS["evaluate"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import transformers
@@ -45,13 +45,13 @@ stream-pretrain inspect --dataset 'data/*.jsonl.zst' --model bert-base-uncased \
 """
 
 
-def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer:
+def run(given: Invocation, progress: Progress) -> Answer:
     """Look at the corpus, and plan a run."""
     config, options = given.config, given.own["inspect"]
     assert isinstance(options, InspectConfig)
     transformers.utils.logging.disable_progress_bar()
     has_tokenizer = config.model.path is not None or config.model.tokenizer is not None
-    upcoming = next_start(config, command, progress) if given.dry_run else None
+    upcoming = next_start(config, given.command, progress) if given.dry_run else None
     saved = None
     if upcoming is not None:
         if upcoming.is_finished:

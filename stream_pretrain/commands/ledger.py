@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ SHOWN_CHARACTERS = 200
 """Of a text, on the terminal; --json has the full text."""
 
 
-def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer:  # noqa: ARG001
+def run(given: Invocation, progress: Progress) -> Answer:
     """Answer one question about the run in OUT."""
     options = given.own["ledger"]
     assert isinstance(options, COMMAND_GROUPS["ledger"])

@@ -39,7 +39,7 @@ MATRIX = 1024
 """Rows of a matrix product, by which the speed of this CPU is measured."""
 
 
-def run(given: Invocation, command: Sequence[str], progress: Progress, launch: Launch = launched) -> Answer:  # noqa: ARG001
+def run(given: Invocation, progress: Progress, launch: Launch = launched) -> Answer:
     """Run a few steps undisturbed, then disturbed in many ways, and compare."""
     config, options = given.config, given.own["verify"]
     assert isinstance(options, COMMAND_GROUPS["verify"])

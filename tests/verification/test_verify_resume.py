@@ -263,7 +263,7 @@ def test_masks_keyed_by_a_running_number_are_found_in_the_first_step_after_a_kil
 @pytest.mark.parametrize(("program", "code"), [(None, 0), (DROPS, 1)], ids=["as it is", "broken"])
 def test_the_whole_command_says_by_its_exit_code_whether_it_is_proven(program: str | None, code: int, inputs: Path) -> None:
     options = with_last([*arguments_of(config_of(inputs)), "--workers=1", f"--output-dir={inputs}/out"])
-    answer = verify_resume.run(invocation([*options, "--verify.kills=2"], {}), [], Progress(None), forked(program))
+    answer = verify_resume.run(invocation([*options, "--verify.kills=2"], {}), Progress(None), forked(program))
     record, trials_run = answer.record, {trial["trial"]: trial for trial in answer.record["trials"]}
     assert not (inputs / "out").exists(), "the folder of the user's run"
     assert (answer.exit_code, record["proven"]) == (code, code == 0), answer.lines
@@ -297,7 +297,7 @@ def test_a_signal_ends_the_start_under_way_and_leaves_nothing(
             assert [child for child in psutil.Process().children() if "time.sleep(100)" in child.cmdline()] == []
 
     with pytest.raises(KeyboardInterrupt):
-        verify_resume.run(invocation(with_last([*arguments_of(config_of(inputs))]), {}), [], Progress(None), signalled)
+        verify_resume.run(invocation(with_last([*arguments_of(config_of(inputs))]), {}), Progress(None), signalled)
     assert list(tmp_path.iterdir()) == []
     assert {one: signal.getsignal(one) for one in before} == before
 

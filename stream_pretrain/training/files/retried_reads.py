@@ -59,7 +59,8 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
 
 def read_bytes(path: Path) -> bytes:
     """The content of a file of a run. Raises: FileNotFoundError; CheckpointError where it cannot be read."""
-    return patiently(path, path.read_bytes)
+    with _reading(path):
+        return retried(path.read_bytes)
 
 
 def read_object(path: Path, advice: str) -> dict[str, Any] | None:
@@ -83,12 +84,6 @@ def parsed_object(content: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     return value
-
-
-def patiently(path: Path, read: Callable[[], T]) -> T:
-    """The result of `read`, which reads `path`. Raises: FileNotFoundError; CheckpointError where it cannot be read."""
-    with _reading(path):
-        return retried(read)
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
