@@ -16,7 +16,7 @@ from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.cursor_checks import refuse_impossible
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
-from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors
+from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors, refuse_changed
 from stream_pretrain.errors import CheckpointError, ConfigError, DamagedCheckpointError, ModelError, SourceError, TransportError
 from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.files.manifest import json_of
@@ -65,6 +65,7 @@ class RecordedRun:
             try:
                 cursors = cursors_from(state, known, self.plan.layout.lanes)
                 refuse_impossible(cursors, self.plan, known)
+                refuse_changed(state)
             except CheckpointError as error:
                 faults.append(f"{file}: {error}")
                 continue

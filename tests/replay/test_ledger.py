@@ -275,9 +275,11 @@ def test_cursors_that_no_run_writes_are_told_and_earlier_ones_are_taken(
     shutil.copytree(out, copy := tmp_path / "copy")
     file = copy / "cursors/step-00000004.json"
     written = file.read_text()
-    for number, place in (("rows", 1), ("stripe", 1000), ("compressed", 10**6)):
+    changes = [("rows", 1, "sha256"), ("stripe", 1000, "sha256"), ("compressed", 10**6, "sha256"), ("next_document", 1, "")]
+    for number, place, removed in changes:
         state = json.loads(written)
         state["lanes"][0]["sources"][0][state["fields"].index(number)] += place
+        state.pop(removed, None)  # without a checksum, as earlier versions wrote them
         file.write_text(json.dumps(state))
         assert cli.main(["ledger", str(copy), "--step=5", "--workers=0"]) == 0
         said = capsys.readouterr()

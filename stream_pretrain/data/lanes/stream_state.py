@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +39,22 @@ def cursors_from(state: Mapping[str, Any], step: int, lanes: int) -> list[LaneCu
         if lane.keys() != {"sources"} or any(len(cursor) != len(Cursor._fields) for cursor in lane["sources"]):
             raise CheckpointError(f"stream.json: lane {number} has no cursor of {len(Cursor._fields)} numbers a source")
     return [tuple(Cursor(*cursor) for cursor in lane["sources"]) for lane in found]
+
+
+def with_checksum(state: dict[str, Any]) -> dict[str, Any]:
+    """A `stream_state` that `refuse_changed` checks: its file outlives the manifest of its checkpoint."""
+    return {**state, "sha256": _digest(state)}
+
+
+def refuse_changed(state: Mapping[str, Any]) -> None:
+    """Refuse a state that was changed since a run wrote it; earlier versions wrote no checksum. Raises: CheckpointError."""
+    if "sha256" in state and state["sha256"] != _digest(state):
+        raise CheckpointError("stream.json: was changed since the run wrote it (its sha256 is another one)")
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    content = json.dumps([state[name] for name in ("version", "step", "fields", "lanes")])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def first_cursors(lanes: int, sources: int = 1) -> list[LaneCursors]:

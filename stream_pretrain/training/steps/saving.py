@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from stream_pretrain.config import fixed_options, shown_options
-from stream_pretrain.data.lanes.stream_state import LaneCursors, stream_state
+from stream_pretrain.data.lanes.stream_state import LaneCursors, stream_state, with_checksum
 from stream_pretrain.training.files.out_files import BEST, CHECKPOINTS, MODEL
 from stream_pretrain.training.files.versions import program
 from stream_pretrain.training.start.passed_steps import steps_in_words
@@ -93,7 +93,7 @@ def _snapshot(
         step=setup.totals.step,
         export=writer.copied(export),
         optimizer=writer.optimizer.of(setup.parallel.optimizer_tensors()),
-        stream=stream_state(setup.totals.step, cursors),
+        stream=with_checksum(stream_state(setup.totals.step, cursors)),
         corpus=setup.pinned.encoded,
         trainer=trainer,
         untrained=setup.parallel.untrained(export.weights),
