@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import string
 import subprocess
 import sys
@@ -148,6 +149,33 @@ def test_a_run_goes_on_at_its_commit_when_the_branch_has_moved(hub: AskedHub, tm
     )
     assert state == as_if_never_stopped
     assert "3 shards" in train(hub, tmp_path / "fresh", *options)
+
+
+def test_a_run_goes_on_with_the_same_files_where_its_commit_is_gone_as_after_a_squashed_history(
+    hub: AskedHub, tmp_path: Path
+) -> None:
+    folder = hub.root / "datasets" / "org" / "squashed"
+    (folder / "main").mkdir(parents=True)
+
+    def squash(before: str, after: str) -> None:
+        (folder / before).rename(folder / after)
+        (folder / "refs.json").write_text(json.dumps({"main": after}))
+
+    for i in range(2):
+        write_shard(folder / "main" / f"train-{i}", documents(200, seed=i), "zst")
+    squash("main", "first")
+    (folder / "main").mkdir()
+    options = ("--dataset=org/squashed", "--lanes=2", "--save-every=3")
+    train(hub, tmp_path / "out", *options)
+    squash("first", "second")
+    said = train(hub, tmp_path / "out", *options, max_steps=6)
+    assert re.search(r"org/squashed: commit \w{40}, with which the run began, is gone; comparing the files of \w{40}\n", said)
+    assert "resuming after step 3" in said
+    squash("second", "third")
+    write_shard(folder / "third" / "train-1", documents(200, seed=7), "zst")
+    done = hub.forks.run(program(tmp_path / "out", *options, max_steps=7), hub.environment(hub.home))
+    assert done.returncode == 1
+    assert "is not the corpus this run began with: train-1.jsonl.zst changed; restore it or start a new run" in done.stderr
 
 
 def write_tables(folder: Path) -> None:

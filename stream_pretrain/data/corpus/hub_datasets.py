@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from stream_pretrain.data.corpus.remote_files import list_files
 from stream_pretrain.data.corpus.shard import Corpus, shard_at
 from stream_pretrain.data.corpus.splits import Splits, choose_split, dataset_builder, of_other_formats, splits_of_builder
 from stream_pretrain.errors import SourceError
+
+logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)
 
@@ -37,8 +40,7 @@ def list_hub_dataset(
     from huggingface_hub import HfFileSystem  # takes a second to import, which local corpora save
 
     token = hub_token(data)
-    canonical_id, commit = pinned_revision(entry, dataset_id, commits.get(dataset_id, revision), token)
-    commit = commits.get(canonical_id, commit)
+    canonical_id, commit = _id_and_commit(entry, dataset_id, revision, commits, token)
     root = f"datasets/{canonical_id}@{commit}"
     # The instance that `datasets` lists with, so that each listing is requested once.
     filesystem: Any = HfFileSystem(token=token)
@@ -97,6 +99,26 @@ def _listed_on_hub(filesystem: Any, root: str) -> list[str]:
     """The files in the listings of a Hub dataset so far, by their paths in it."""
     listed = (info["name"] for infos in filesystem.dircache.values() for info in infos)
     return [name.removeprefix(f"{root}/") for name in listed if name.startswith(f"{root}/")]
+
+
+def _id_and_commit(
+    entry: str, dataset_id: str, revision: str | None, commits: Mapping[str, str], token: str | None
+) -> tuple[str, str]:
+    """The current id, and the commit in `commits`, unless it is gone: the files may be the same after a squashed history."""
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    pinned = commits.get(dataset_id)
+    try:
+        canonical_id, commit = pinned_revision(entry, dataset_id, pinned or revision, token)
+    except SourceError as error:
+        if pinned is None or not isinstance(error.__cause__, RevisionNotFoundError):
+            raise
+        canonical_id, commit = pinned_revision(entry, dataset_id, revision, token)
+        logger.warning("%s: commit %s, with which the run began, is gone; comparing the files of %s", entry, pinned, commit)
+        return canonical_id, commit
+    if pinned is None and canonical_id in commits:  # the dataset was renamed
+        return _id_and_commit(entry, canonical_id, revision, commits, token)
+    return canonical_id, commit
 
 
 def pinned_revision(entry: str, dataset_id: str, revision: str | None, token: str | None) -> tuple[str, str]:
