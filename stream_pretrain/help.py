@@ -95,8 +95,9 @@ def _introduction(command: str, declared: Declaration) -> Iterator[str]:
         f"{PROGRAM} {'' if command == 'train' else f'{command} '}--help {declared.groups[0]} shows one group."
     )
     yield ""
+    others = "dry-run" if declared.own else "json"
     for flag, (value, text) in FLAGS.items():
-        if flag != "json" or declared.own:
+        if flag != others:
             yield from (f"  --{flag} {value}".rstrip(), *_wrapped(text, 6))
 
 

@@ -553,7 +553,7 @@ def test_train_is_the_default_command_and_gets_the_options_and_the_command(
         model=config.ModelConfig(path="model"),
         train=config.TrainConfig(max_steps=3),
     )
-    assert started == [(expected, ["stream-pretrain", *command, *NEEDED, "--debug"])]
+    assert started == [(expected, ("stream-pretrain", *command, *NEEDED, "--debug"))]
 
 
 def test_help_shows_every_option_with_its_names_and_its_default_on_80_columns(
@@ -634,7 +634,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Invocation]:
     monkeypatch.setitem(help_texts(), "look.colors", "Number of colours.")
     calls: list[Invocation] = []
 
-    def run(given: Invocation, command: Sequence[str], progress: Progress) -> Answer:
+    def run(given: Invocation, progress: Progress) -> Answer:
         calls.append(given)
         return Answer(["two", "lines"], {"colours": "é"}, 3)
 

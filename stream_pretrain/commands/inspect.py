@@ -1,4 +1,4 @@
-"""`stream-pretrain inspect`: what a run would read, what its rows look like, what it would take. Nothing is trained."""
+"""`stream-pretrain inspect`: show what a run would read, its rows and its cost. Nothing is trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stream-pretrain ledger`: which documents the steps of a run trained on, read again from its cursors."""
+"""`stream-pretrain ledger`: show which documents the steps of a run trained on, read again from its cursors."""
 
 from __future__ import annotations
 

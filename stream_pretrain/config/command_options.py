@@ -18,11 +18,11 @@ class EvaluateConfig:
     sample: int = option(500, bounds="positive")
     """Documents of each source, from up to 16 of its shards."""
     max_bytes: int = option(1024 * 1024 * 1024, bounds="positive")
-    """Most uncompressed bytes to read of each source."""
+    """Uncompressed bytes to read from each source, at most."""
     batch_rows: int = option(32, bounds="positive")
-    """Rows that go through a model at once."""
+    """Rows of one forward pass."""
     likelihood_sample: int = option(32, bounds="positive")
-    """Documents whose likelihood is compared by byte, for models of different tokenizers."""
+    """Documents whose likelihood is compared per byte, for models with different tokenizers."""
     probe: str | None = option(None, is_path=True)
     """JSON lines of "text" and "label": classified by the features of each frozen model. Needs scikit-learn."""
 
@@ -45,10 +45,10 @@ class LedgerConfig:
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """How much is looked at."""
+    """How much of the corpus is read and shown."""
 
     max_read_bytes: int = option(64 * 1024 * 1024, bounds="positive")
-    """Most bytes of content to read of each source, from the beginnings of up to 16 shards."""
+    """Bytes of content to read from each source, at most, from the beginnings of up to 16 shards."""
     rows: int = option(0, bounds="not negative")
     """Packed rows to show, with what is masked in them; needs a tokenizer."""
 
@@ -62,7 +62,7 @@ class VerifyConfig:
     kills: int = option(3, bounds="positive")
     """Kills at random moments, besides the named ones."""
     full_model: bool = False
-    """The whole model with its weights, instead of two of its layers with new ones."""
+    """Use the whole model with its weights, instead of two layers with new weights."""
     tolerance: float | Literal["auto"] = option("auto", bounds="not negative")
     """Relative difference of losses where only rounding may differ. auto: 1e-4, with bf16 0.02."""
     folder: str | None = option(None, is_path=True)

@@ -13,9 +13,9 @@ from stream_pretrain.config.command_options import COMMAND_GROUPS
 from stream_pretrain.config.options import GROUPS, fields_of
 
 FLAGS = {
-    "config": ("FILE.yaml", "Options from a file, nested, dotted or short; the command line overrides them."),
+    "config": ("FILE.yaml", "Options from a YAML file, by nested, dotted or short names; the command line overrides them."),
     "help": ("[GROUP]", "Show all options, or those of one group."),
-    "dry-run": ("", "Of train: what the run would do, begin or resume with, and inspect; nothing is trained or written."),
+    "dry-run": ("", "Show where the run would begin or resume, and what `inspect` shows; nothing is trained or written."),
     "version": ("", "Print the version."),
     "debug": ("", "Show the traceback of an error."),
     "json": ("", "Print the result as one JSON object."),

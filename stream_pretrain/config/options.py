@@ -68,7 +68,7 @@ class DataConfig:
     max_epochs, config, split, revision, data_files, data_dir, storage_options, text_field, text_template, text_documents,
     min_characters, max_characters, heldout_fraction."""
     weight_schedule: tuple[WeightChange, ...] = ()
-    """Other weights from a step on: a list of records with from_step and weights (name: weight)."""
+    """Weights that change during the run: a list of records with from_step and weights (name: weight)."""
     name: str | None = option(None, synonyms="dataset-config dataset-config-name config-name subset")
     """Configuration of the dataset, where it has several."""
     split: str = option("train", synonyms="train-split dataset-split")
@@ -94,8 +94,8 @@ class DataConfig:
     max_characters: int | None = option(None, bounds="positive", synonyms="max-chars max-text-length")
     """Longer documents are filtered out, and counted."""
     special_tokens: Literal["text", "keep"] = "text"
-    """What special tokens that you added, such as [DRUG], are in documents: text, or (keep) tokens. Those with a role in the
-    model, such as [MASK], [SEP] and <pad>, are always text."""
+    """How special tokens that you added, such as [DRUG], are read in documents: as text, or (keep) as tokens. Those with a role
+    in the model, such as [MASK], [SEP] and <pad>, are always text."""
     engine: EngineName = option("auto", may_change=True, synonyms="tokenizer-backend tokenizer-engine backend")
     """Tokenizer package; all give the ids of tokenizers. auto: nanotoken (WordPiece) or fastokens (BPE) where it is installed
     and passes a check of its ids, else tokenizers."""
@@ -114,7 +114,7 @@ class DataConfig:
     """best_fit: several documents per row, chosen to fill it; concat: documents in reading order; none: one per row, padded."""
     # Values of "auto", here and below, depend on the machine and are pinned in corpus.json.
     lanes: int | Auto = option("auto", short="lanes", bounds="positive", may_change=True)
-    """Fixed sub-streams of the corpus, dealt to ranks and workers; the number never changes in a run."""
+    """Number of sub-streams that the corpus is divided into; the same for the whole run, on any number of ranks and workers."""
     workers: int = option(
         1, short="workers", bounds="not negative", may_change=True, synonyms="num-workers dataloader-num-workers num-proc"
     )
@@ -219,10 +219,10 @@ class TrainConfig:
         may_change=True,
         synonyms="per-device-train-batch-size per-device-batch-size per-device-eval-batch-size",
     )
-    """Rows that go through the model at once on one device: more need more memory and less time. The rows and masks of a step
-    stay the same; only rounding and hidden dropout differ."""
+    """Rows of one forward pass on one device: more rows need more memory and less time. The rows and masks of a step stay the
+    same; only rounding and hidden dropout differ."""
     seed: int = option(0, short="seed", bounds="not negative", synonyms="random-seed data-seed")
-    """Seed of the order, masks, initial weights and dropout."""
+    """Seed of the document order, masks, initial weights and dropout."""
     # Values of "auto" for this and the warm-up are chosen at the first start and pinned in every checkpoint.
     learning_rate: float | Auto = option(
         "auto", bounds="positive", may_change=True, synonyms="lr peak-lr max-lr peak-learning-rate"
@@ -252,13 +252,13 @@ class TrainConfig:
     max_grad_norm: float = option(
         1.0, bounds="positive", may_change=True, synonyms="clip-grad grad-clip gradient-clip-val gradient-clipping"
     )
-    """Gradients are scaled down to this norm."""
+    """Gradients are clipped to this norm."""
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", may_change=True, synonyms="bf16 fp16 mixed-precision dtype torch-dtype"
     )
     """auto: bf16 autocast on GPUs that support it, else fp32."""
     max_bad_steps: int = option(10, bounds="not negative", may_change=True)
-    """Consecutive steps whose loss or gradient may be not finite; one more ends the run."""
+    """Consecutive steps with a non-finite loss or gradient that a run tolerates; one more ends it."""
     skip_steps: str | None = option(None, may_change=True, synonyms="skip-batches ignore-data-skip")
     """A:B, both included: read the rows of these steps and do not train on them. For a new run after a loss spike, with
     --resume PATH of a checkpoint before A and another --output-dir; later starts keep the gap without this option."""
