@@ -196,6 +196,7 @@ def run(program: Sequence[str], environment: Mapping[str, str], cwd: str) -> Non
     """What Python does for these arguments."""
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # found anew, as TMPDIR may be another
     os.chdir(cwd)
     match list(program):
         case ["-m", "torch.distributed.run", *arguments]:

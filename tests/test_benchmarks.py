@@ -28,6 +28,7 @@ def figures_of(script: str, tmp_path: Path, *options: str) -> dict[str, Any]:
     return figures
 
 
+@pytest.mark.long
 def test_the_resume_benchmark_ends_with_the_seconds_of_every_kind_of_shard(tmp_path: Path) -> None:
     figures = figures_of("bench_resume", tmp_path, "--sequence-length=128")
     ratios, seconds = (
@@ -49,6 +50,7 @@ def test_the_stream_is_measured_with_tokenizers_and_with_a_fast_engine(tmp_path:
     assert figures["fill"] > 0.9
 
 
+@pytest.mark.long
 def test_peers_are_measured_with_what_is_here_and_those_that_are_not_are_named(tmp_path: Path) -> None:
     printed = printed_by("bench_peers", tmp_path, "--only-here", "--tokenizer=bpe")
     ours = {"recipe", "recipe, shuffled", "recipe, 2 workers", "this stream, tokenizers"}
@@ -61,12 +63,14 @@ def test_peers_are_measured_with_what_is_here_and_those_that_are_not_are_named(t
     assert "| LitData, tokens | not measured: not asked for |" in printed
 
 
+@pytest.mark.long
 def test_the_feed_benchmark_ends_with_how_long_a_consumer_waits(tmp_path: Path) -> None:
     figures = figures_of("bench_feed", tmp_path)
     assert figures.keys() == {"wait_at_90_ms", "consumers_of_a_core"}
     assert figures["wait_at_90_ms"] >= 0
 
 
+@pytest.mark.long
 def test_the_memory_benchmark_ends_with_the_memory_of_a_worker(tmp_path: Path) -> None:
     figures = figures_of("bench_memory", tmp_path)
     assert figures.keys() == {"lanes", "begins_with_mb", "most_mb", "most_own_mb", "growth_mb"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from stream_pretrain.data.rows import installed_engines
 from stream_pretrain.errors import TransportError
 from stream_pretrain.training.start import first_checks
 from tests.corpora import documents, write_shard
-from tests.integration.hub_server import AskedHub, asked
 
 NEEDED = ["--model=org/model", "--max-steps=3"]
 
@@ -203,23 +201,6 @@ print({{"torch", "transformers", "datasets", "accelerate"}} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[2, 1, 1]", "set()"]
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AskedHub]:
-    with asked(tmp_path_factory.mktemp("hub"), "stream_pretrain.commands.train", "datasets") as hub:
-        yield hub
-
-
-def test_a_dataset_that_the_hub_does_not_have_is_asked_for_before_the_model(hub: AskedHub, tmp_path: Path) -> None:
-    for option in ("--dataset=org/nowhere", "--dataset=hf://datasets/org/nowhere/*.zst"):
-        before = len(hub.requests())
-        program = ["-m", "stream_pretrain", option, *NEEDED, f"--output-dir={tmp_path / 'out'}", "--run.wandb=disabled"]
-        done = hub.forks.run(program, hub.environment(hub.home))
-        assert done.returncode == 1
-        assert "neither a file or folder here nor a dataset on the Hub that can be read" in done.stderr.splitlines()[-1]
-        assert [request["path"] for request in hub.requests()[before:]] == ["/api/datasets/org/nowhere"]
-        assert not (tmp_path / "out").exists()
 
 
 def test_a_hub_that_does_not_answer_is_left_to_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,11 +25,9 @@ def launch(world: int, arguments: list[str], program: Sequence[str] = ("-m", "st
     return [*(torchrun if world > 1 else [sys.executable]), *program, *arguments]
 
 
-def train(
-    world: int, arguments: list[str], out: Path, program: Sequence[str] = ("-m", "stream_pretrain"), *, forked: bool = True
-) -> Job:
+def train(world: int, arguments: list[str], out: Path, program: Sequence[str] = ("-m", "stream_pretrain")) -> Job:
     """The job after it has ended by itself, without an error."""
-    with started(launch(world, arguments, program), out.with_suffix(".log"), forked=forked) as running:
+    with started(launch(world, arguments, program), out.with_suffix(".log"), forked=True) as running:
         assert running.wait(170) == 0, running.stderr
     return running
 

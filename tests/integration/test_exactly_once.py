@@ -77,7 +77,7 @@ def test_every_document_is_read_once_whatever_request_fails_and_wherever_the_rea
             running.until(lambda requests=requests: len(server.log()) >= requests)
             # The end of the block is the kill.
         reached = checkpoints(out)[-1]
-    last = train(1, options(*command, out, "--max-epochs=1", "--workers=3"), out, program, forked=False)
+    last = train(1, options(*command, out, "--max-epochs=1", "--workers=3"), out, program)
 
     assert "retrying in" in last.stderr + out.with_suffix(".1").read_text() + out.with_suffix(".2").read_text()
     assert same_rows(metrics(out)) == same_rows(metrics(clean))

@@ -5,6 +5,7 @@ The table of docs/faults.md is held against this one.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from contextlib import closing
@@ -95,7 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=STORES)
+@pytest.fixture(scope="module")
 def store(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[str, Store]]:
     root = folder.parents[3]
     match request.param:
@@ -157,8 +158,15 @@ def test_an_object_that_is_replaced_while_it_is_read_or_between_is_refused_thoug
                 shard.read()
 
 
-@pytest.mark.parametrize("style", STYLES)
+USUAL = [(store, style) for store in STORES for style in STYLES if store == "web" or style in ("zst-multi", "parquet")]
+
+
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("store", "style"),
+    [pytest.param(*each, marks=[] if each in USUAL else [pytest.mark.long]) for each in itertools.product(STORES, STYLES)],
+    indirect=["store"],
+)
 def test_the_documents_are_those_of_a_clean_read_or_the_run_ends_with_a_name(
     fault: str, style: str, store: tuple[str, Store], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +182,7 @@ def test_the_documents_are_those_of_a_clean_read_or_the_run_ends_with_a_name(
     ]
     server.proxy.inject(server.path + name, *faults)
     size = None if kind == "web" else (folder / name).stat().st_size  # a web server has no listing that tells it
-    deadline = 0.5 if "deadline" in fault else 4.0 if "deadline" in expected else 20.0
+    deadline = (2.0 if kind == "S3" else 0.5) if "deadline" in expected else 20.0
     if expected == SAME:
         assert read(server, name, size, deadline) == documents(COUNT)
     else:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from transformers import BertConfig, BertForMaskedLM
 
 from tests.corpora import write_tiny_bert
-from tests.integration.hub_server import AskedHub, asked
+from tests.integration.hub_server import AskedHub
 
 LOAD = """
 import builtins, json, os, socket, sys, time
@@ -42,16 +41,15 @@ print(json.dumps([*told, len(attempts)] if fault else told))
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AskedHub]:
-    root = tmp_path_factory.mktemp("hub")
-    with asked(root, "stream_pretrain.model.loading") as server:
-        for name in ("tiny-bert-uncased", "gated", "bare"):
-            folder = write_tiny_bert(root / "models" / "org" / name / "main")
-            BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
-        (root / "models" / "org" / "gated" / ".gated").touch()
-        for file in (root / "models" / "org" / "bare" / "main").glob("*token*"):
-            file.unlink()
-        yield server
+def hub(training_hub: AskedHub) -> AskedHub:
+    models = training_hub.root / "models" / "org"
+    for name in ("tiny-bert-uncased", "gated", "bare"):
+        folder = write_tiny_bert(models / name / "main")
+        BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    (models / "gated" / ".gated").touch()
+    for file in (models / "bare" / "main").glob("*token*"):
+        file.unlink()
+    return training_hub
 
 
 def said(hub: AskedHub, *names: dict[str, str], **variables: str) -> list[Any]:

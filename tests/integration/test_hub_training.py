@@ -6,31 +6,26 @@ import json
 import random
 import re
 import string
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from transformers import BertConfig, BertForPreTraining
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from tests.corpora import documents, write_shard, write_tiny_bert
-from tests.integration.hub_server import AskedHub, asked
+from tests.integration.hub_server import AskedHub
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AskedHub]:
-    root = tmp_path_factory.mktemp("hub")
-    with asked(root, "stream_pretrain.commands.train", "datasets") as hub:
-        folder = root / "datasets" / "org" / "corpus" / "main"
-        folder.mkdir(parents=True)
-        rng = random.Random(0)
-        for i in range(3):  # words that do not compress, so that a shard is several megabytes
-            noise = [f"{text} {''.join(rng.choices(string.ascii_letters, k=20_000))}" for text in documents(300, seed=i)]
-            write_shard(folder / f"train-{i}", noise, "zst")
-        write_tiny_bert(root / "models" / "org" / "tiny" / "main")
-        yield hub
+def server(training_hub: AskedHub) -> AskedHub:
+    root = training_hub.root
+    folder = root / "datasets" / "org" / "corpus" / "main"
+    folder.mkdir(parents=True)
+    rng = random.Random(0)
+    for i in range(3):  # words that do not compress, so that a shard is several megabytes
+        noise = [f"{text} {''.join(rng.choices(string.ascii_letters, k=20_000))}" for text in documents(300, seed=i)]
+        write_shard(folder / f"train-{i}", noise, "zst")
+    write_tiny_bert(root / "models" / "org" / "tiny" / "main")
+    return training_hub
 
 
 @pytest.fixture
@@ -47,9 +42,9 @@ def program(out: Path, *options: str, max_steps: int = 3) -> list[str]:
     ]
 
 
-def train(hub: AskedHub, out: Path, *options: str, max_steps: int = 3) -> str:
+def train(hub: AskedHub, out: Path, *options: str, max_steps: int = 3, **variables: str) -> str:
     """What a run says that comes to its end."""
-    done = hub.forks.run(program(out, *options, max_steps=max_steps), hub.environment(hub.home))
+    done = hub.forks.run(program(out, *options, max_steps=max_steps), hub.environment(hub.home, **variables))
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -62,12 +57,10 @@ def test_a_hub_dataset_trains_at_once_and_no_shard_lands_on_the_disk(hub: AskedH
     shards = sum(path.stat().st_size for path in (hub.root / "datasets").rglob("*.zst"))
     assert shards > 10_000_000
     before = len(hub.requests())
-    command = [sys.executable, *program(tmp_path / "out", "--lanes=2", max_steps=20)]
-    with tempfile.TemporaryDirectory() as scratch:
-        environment = hub.environment(hub.home, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", TMPDIR=scratch)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-        assert size_of(Path(scratch)) < 500_000, "nothing of the corpus is left in the temporary folder"
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    train(hub, tmp_path / "out", "--lanes=2", max_steps=20, TMPDIR=str(scratch))
+    assert size_of(scratch) < 500_000, "nothing of the corpus is left in the temporary folder"
     steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 21))
     assert size_of(hub.home) < 500_000, "the tokenizer and the card, not the corpus"
@@ -178,6 +171,24 @@ def test_a_run_goes_on_with_the_same_files_where_its_commit_is_gone_as_after_a_s
     assert "is not the corpus this run began with: train-1.jsonl.zst changed; restore it or start a new run" in done.stderr
 
 
+def test_the_ranks_of_a_machine_ask_for_each_thing_once(hub: AskedHub, tmp_path: Path) -> None:
+    folder = write_tiny_bert(hub.root / "models" / "org" / "shared" / "main")
+    BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    before = len(hub.requests())
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    options = program(tmp_path / "out", "--micro-batch-size=4", max_steps=2)
+    from_weights = [*(one for one in options if not one.startswith("--model.")), "--model=org/shared"]
+    done = hub.forks.run([*torchrun, *from_weights], hub.environment(hub.home))
+    assert done.returncode == 0, done.stderr
+    asked = [(request["method"], request["path"]) for request in hub.requests()[before:]]
+    listings = [path for _, path in asked if "/tree/" in path and "/datasets/" in path]
+    assert listings
+    assert len(listings) == len(set(listings))
+    fetched = [path for method, path in asked if method == "GET" and path.startswith("/org/shared/resolve/")]
+    assert {path.rpartition("/")[2] for path in fetched} >= {"config.json", "tokenizer.json", "model.safetensors"}
+    assert len(fetched) == len(set(fetched)), sorted(fetched)
+
+
 def write_tables(folder: Path) -> None:
     folder.mkdir(parents=True)
     for i in range(4):
@@ -217,9 +228,15 @@ def test_a_private_dataset_that_datasets_reads_opens_to_a_token_which_is_told_to
     assert "_canary" not in json.dumps(hub.requests())
 
 
-def test_an_unknown_dataset_is_one_line(hub: AskedHub, tmp_path: Path) -> None:
-    done = hub.forks.run(program(tmp_path / "out", "--dataset=org/nothing"), hub.environment(hub.home))
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert "org/nothing" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+def test_a_dataset_that_the_hub_does_not_have_is_one_line_before_the_model_is_asked_for(hub: AskedHub, tmp_path: Path) -> None:
+    for option in ("--dataset=org/nowhere", "--dataset=hf://datasets/org/nowhere/*.zst"):
+        before = len(hub.requests())
+        done = hub.forks.run(program(tmp_path / "out", option), hub.environment(hub.home))
+        assert done.returncode == 1
+        *_, said = done.stderr.splitlines()
+        assert said.startswith("error: ")
+        assert "org/nowhere" in said
+        assert "neither a file or folder here nor a dataset on the Hub that can be read" in said
+        assert "Traceback" not in done.stderr
+        assert [request["path"] for request in hub.requests()[before:]] == ["/api/datasets/org/nowhere"]
+        assert not (tmp_path / "out").exists()

@@ -17,7 +17,6 @@ from transformers import BertConfig, BertForMaskedLM
 
 from stream_pretrain.training.state.checkpoint import verify
 from tests.corpora import documents, write_shard, write_tiny_bert
-from tests.integration.hub_server import running as running_hub
 from tests.integration.jobs import (
     START_SECONDS,
     Job,
@@ -414,33 +413,6 @@ def test_a_run_that_diverges_ends_and_leaves_only_checkpoints_from_before(model:
     assert checkpoints(out) == [1]
     assert all(finite(path) for path in (out / "checkpoints").glob("*/*.safetensors"))
     assert not (out / "model").exists()
-
-
-# --- what a job asks of a Hub
-
-
-def test_the_ranks_of_a_machine_ask_the_hub_once(tmp_path: Path, corpus: Path, out: Path) -> None:
-    root = tmp_path / "hub"
-    with running_hub(root) as hub:
-        dataset = root / "datasets" / "org" / "corpus" / "main"
-        dataset.mkdir(parents=True)
-        for shard in corpus.iterdir():
-            (dataset / shard.name).write_bytes(shard.read_bytes())
-        write_bert(root / "models" / "org" / "bert" / "main")
-        environment = {**hub.environment(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-        arguments = [
-            *("--dataset=org/corpus", "--model=org/bert", f"--output-dir={out}", "--sequence-length=32", "--lanes=4"),
-            *("--global-batch-size=4", "--micro-batch-size=2", "--max-steps=2", "--run.wandb=disabled"),
-        ]
-        with job(2, arguments, out.with_suffix(".log"), environment, forked=False) as running:
-            assert running.wait(START_SECONDS) == 0, running.stderr
-        asked = [(request["method"], request["path"]) for request in hub.requests()]
-    listings = [path for _, path in asked if "/tree/" in path and "/datasets/" in path]
-    assert listings
-    assert len(listings) == len(set(listings))
-    fetched = [path for method, path in asked if method == "GET" and path.startswith("/org/bert/resolve/")]
-    assert {path.rpartition("/")[2] for path in fetched} >= {"config.json", "tokenizer.json"}
-    assert len(fetched) == len(set(fetched)), sorted(fetched)
 
 
 # --- who speaks and who writes

@@ -13,10 +13,15 @@ from typing import Any
 
 import pytest
 
+from tests.forks import trainers
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = """
-import os, subprocess, sys, signal, urllib.request
+import os, subprocess, sys, signal, urllib.request, warnings
 from pathlib import Path
+
+warnings.simplefilter("error")
+
 from stream_pretrain.config import RunConfig
 from stream_pretrain.training.report import tracking
 
@@ -76,16 +81,7 @@ def environment(directory: Path, url: str) -> dict[str, str]:
 
 def run(code: str, directory: Path, url: str) -> list[str]:
     """The lines the code prints; it ends by itself, in time, and says nothing else."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", TRAIN + code],
-        cwd=directory,
-        env=environment(directory, url),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = trainers().run(["-c", TRAIN + code], environment(directory, url), directory)
     assert done.stderr == ""
     assert done.returncode == 0
     return done.stdout.splitlines()

@@ -140,9 +140,8 @@ def compiled_gives_the_same(family: str, length: int, layers: int) -> list[int]:
     return graphs
 
 
-@pytest.mark.parametrize("family", ["modernbert", "mistral"])
-def test_a_compiled_model_computes_the_same_from_batch_to_batch_in_one_graph(family: str) -> None:
-    assert compiled_gives_the_same(family, 24, layers=2) == [1, 1, 1]
+def test_a_compiled_model_computes_the_same_from_batch_to_batch_in_one_graph() -> None:
+    assert compiled_gives_the_same("bert", 24, layers=2) == [1, 1, 1]
 
 
 @pytest.mark.long
@@ -152,6 +151,7 @@ def test_every_family_is_compiled_into_one_graph(family: str) -> None:
 
 
 # Dynamo itself looks at the gradient of a tensor that has none when it resumes after a graph break.
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_a_compiled_model_computes_long_rows_one_document_at_a_time() -> None:
     graphs = compiled_gives_the_same("bert", LONGEST_MASKED_ROW_WITHOUT_HOST + 8, layers=1)
