@@ -37,7 +37,7 @@ def test_a_run_over_1_2_4_3_and_1_processes_killed_at_each_change_is_the_run_on_
             # The end of the block is the kill.
         reached = checkpoints(out)[-1]
     for folder in (out, alone):
-        train(1, options(corpus, model, folder, f"--max-steps={reached + 2}"), folder, forked=folder == out)
+        train(1, options(corpus, model, folder, f"--max-steps={reached + 2}"), folder)
     assert same_rows(metrics(out)) == same_rows(metrics(alone))
     assert [line["step"] for line in metrics(out)] == list(range(1, reached + 3))
     assert losses(out) == pytest.approx(losses(alone), rel=1e-4)
