@@ -17,7 +17,7 @@ from stream_pretrain.data.corpus.resolve import (
     other_dataset,
     with_lower_scheme,
 )
-from stream_pretrain.data.transport.threads import OneThread
+from stream_pretrain.data.transport.threads import in_thread
 from stream_pretrain.errors import SourceError
 from stream_pretrain.urls import is_remote
 
@@ -56,11 +56,10 @@ def _look_for(entry: str, data: DataConfig) -> None:
 
 
 def _ask_hub(entry: str, dataset_id: str, data: DataConfig) -> None:
-    with OneThread("asking the Hub") as thread:
-        answer = thread.call(lambda: pinned_revision(entry, dataset_id, None, hub_token(data)))
-        try:
-            answer.result(PATIENCE_SECONDS)
-        except SourceError:
-            raise
-        except Exception:  # of the network: the listing requests it again, and reports what is wrong
-            return
+    answer = in_thread("asking the Hub", pinned_revision, entry, dataset_id, None, hub_token(data))
+    try:
+        answer.result(PATIENCE_SECONDS)
+    except SourceError:
+        raise
+    except Exception:  # of the network: the listing requests it again, and reports what is wrong
+        return

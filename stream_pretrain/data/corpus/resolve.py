@@ -30,7 +30,7 @@ from stream_pretrain.data.corpus.local_files import list_folder, list_local_file
 from stream_pretrain.data.corpus.remote_files import list_url
 from stream_pretrain.data.corpus.shard import Corpus, Shard, sorted_shards
 from stream_pretrain.data.transport.retrying import retried
-from stream_pretrain.data.transport.threads import OneThread
+from stream_pretrain.data.transport.threads import OneThread, in_time
 from stream_pretrain.errors import DeadlineError, SourceError
 from stream_pretrain.nearest_names import did_you_mean, nearest_path
 from stream_pretrain.urls import is_remote, without_secrets
@@ -174,18 +174,14 @@ def _list_remote_in_time(url: str, data: DataConfig, commits: Mapping[str, str],
     """`_list_remote` with retries and a deadline."""
     deadline = max(data.retry_deadline, LEAST_PATIENCE)
 
+    silent = DeadlineError(
+        f"{without_secrets(url)}: no answer for {deadline:g} s; check the network and the server, then run the "
+        f"same command again, or raise --data.retry-deadline (now {data.retry_deadline:g} s)"
+    )
+
     def find() -> Listing:
         """In a thread, since a library may have no timeout."""
-        answer = thread.call(lambda: _list_remote(url, data, commits))
-        try:
-            return answer.result(deadline)
-        except TimeoutError:
-            if answer.done():  # its own
-                raise
-            raise DeadlineError(
-                f"{without_secrets(url)}: no answer for {deadline:g} s; check the network and the server, then run the "
-                f"same command again, or raise --data.retry-deadline (now {data.retry_deadline:g} s)"
-            ) from None
+        return in_time(thread.call(lambda: _list_remote(url, data, commits)), deadline, silent)
 
     near = "" if is_remote(url) else did_you_mean(nearest_path(local_path(url)))
     name = f"{url} (no file or folder here{near})" if near or "/" not in url else without_secrets(url)

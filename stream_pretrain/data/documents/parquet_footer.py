@@ -44,8 +44,5 @@ class _Unread(io.RawIOBase):
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: sys.maxsize}[whence]
         return self._at
 
-    def tell(self) -> int:
-        return self._at
-
     def read(self, size: int | None = -1) -> bytes:  # noqa: ARG002
         raise _UnreadError

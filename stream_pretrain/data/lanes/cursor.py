@@ -1,9 +1,9 @@
-"""The place of a lane in a source, from which it resumes exactly."""
+"""The place of a lane in a source, from which it resumes exactly, and how it advances; within a group, see group.py."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 
 class Cursor(NamedTuple):
@@ -50,6 +50,27 @@ class Cursor(NamedTuple):
     def bytes_read(self) -> int:
         """Bytes of the content of the source that the lane has read, in all epochs."""
         return self.finished_bytes + self.window_bytes
+
+    @property
+    def is_at_start_of_window(self) -> bool:
+        """Whether no row of the window was returned; otherwise its documents are counted already."""
+        return self.next_document == self.piece == self.token == self.taken == 0
+
+    def in_next_window(self, finished_bytes: int) -> Self:
+        """The start of the next window of the stripe."""
+        return self._replace(window=self.window + 1, finished_bytes=finished_bytes, **_START_OF_WINDOW)
+
+    def in_next_stripe(self, finished_bytes: int) -> Self:
+        """The start of the next stripe of the epoch."""
+        return self._replace(stripe=self.stripe + 1, finished_bytes=finished_bytes, **_START_OF_STRIPE)
+
+    def in_next_epoch(self) -> Self:
+        """The start of the next epoch."""
+        return self._replace(epoch=self.epoch + 1, stripe=0, **_START_OF_STRIPE)
+
+
+_START_OF_WINDOW = dict.fromkeys(("next_document", "piece", "token", "taken", "window_bytes"), 0)
+_START_OF_STRIPE = {**_START_OF_WINDOW, **dict.fromkeys(("compressed", "uncompressed", "window"), 0)}
 
 
 @dataclass(frozen=True)

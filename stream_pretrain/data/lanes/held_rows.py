@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from stream_pretrain.data.lanes.cursor import Cursor, Skipped
+from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.group import Group
 from stream_pretrain.data.lanes.source_lane import SourceEnd, SourceLane
 from stream_pretrain.errors import StreamPretrainError
-
-
-class RowsOfGroup(NamedTuple):
-    """Neighbouring rows of a group, and the documents that were skipped on the way to them."""
-
-    group: Group
-    which: range
-    skipped: list[Skipped]
 
 
 @dataclass(frozen=True)
@@ -64,8 +55,8 @@ class HeldRows:
         """Whether all epochs are read."""
         return self._at == len(self._held) and self.source.plan.ended(self._after_held)
 
-    def next_rows(self, most: int) -> RowsOfGroup | SourceEnd:
-        """The next rows, at least one; at the end of the last epoch, once, what was skipped after the last row.
+    def next_rows(self, most: int) -> tuple[Group | SourceEnd, range]:
+        """The next rows of a group, at least one; none at the end of the last epoch, which is met once.
 
         Raises: as `SourceLane`.
         """
@@ -76,7 +67,7 @@ class HeldRows:
         if isinstance(held.item, SourceEnd):
             self.position += 1
             self._at += 1
-            return held.item
+            return held.item, range(0)
         group, first = held.item, held.item.first + self.position - held.start
         which = range(first, min(first + most, len(group)))
         self.position += len(which)
@@ -84,7 +75,7 @@ class HeldRows:
             self._at += 1
             if not self.hold:
                 self.forget(self.position)
-        return RowsOfGroup(group, which, group.skipped if first == group.first else [])
+        return group, which
 
     def _read(self) -> None:
         if self._error is not None:

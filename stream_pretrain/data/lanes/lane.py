@@ -85,18 +85,19 @@ class Lane:
             else:
                 chosen, credits = choose(self._credits, parts, self._phases)
                 most = 1 if parts[chosen] < sum(parts) else count  # all at once only where no other source has a share
-            found = self.sources[chosen].next_rows(most)
-            self._skipped += found.skipped
-            if isinstance(found, SourceEnd):  # from here on, the others share its part
+            group, which = self.sources[chosen].next_rows(most)
+            if isinstance(group, SourceEnd):  # from here on, the others share its part
+                self._skipped += group.skipped
                 self._credits = [0] * len(parts)
                 parts = self._parts()
                 continue
+            if which.start == group.first:
+                self._skipped += group.skipped
             self._credits = credits
-            if runs and runs[-1].group is found.group:
-                runs[-1] = Run(chosen, found.group, range(runs[-1].which.start, found.which.stop))
-            else:
-                runs.append(Run(chosen, found.group, found.which))
-            count -= len(found.which)
+            count -= len(which)
+            if runs and runs[-1].group is group:
+                which = range(runs.pop().which.start, which.stop)
+            runs.append(Run(chosen, group, which))
         return runs
 
     def _parts(self) -> Sequence[int]:

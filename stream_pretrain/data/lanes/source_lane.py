@@ -46,9 +46,6 @@ HOPELESS_DOCUMENTS = 100_000
 """...and consecutive documents without text: the field is wrong, and reading on may take days."""
 
 
-_START_OF_WINDOW = dict.fromkeys(("next_document", "piece", "token", "taken", "window_bytes"), 0)
-
-
 class SourceEnd(NamedTuple):
     """The end of the last epoch, and what was skipped on the way to it."""
 
@@ -157,7 +154,7 @@ class SourceLane:
         self.seconds[0] += waited
         self.seconds[1] += time.perf_counter() - began - waited
         if found is None:
-            if not self._at_start_of_window and not damaged:
+            if not cursor.is_at_start_of_window and not damaged:
                 raise self._no_such_place(stripe, block)
             self.readers.leave(self.number, cursor.epoch, stripe)
             # After a resume, damage may be found in a window that was read in part before.
@@ -166,7 +163,7 @@ class SourceLane:
             return
         self.cursor = cursor._replace(compressed=found.restart.compressed, uncompressed=found.restart.uncompressed)
         self.bytes_of_window = self.plan.bytes_of(stripe.unit, found)
-        if self._at_start_of_window:
+        if self.cursor.is_at_start_of_window:
             self._report(stripe, "skipped", found.skips)
             self._report(stripe, "empty", found.empty)
             for damage in found.damaged:
@@ -200,12 +197,6 @@ class SourceLane:
             "run; use another checkpoint"
         )
 
-    @property
-    def _at_start_of_window(self) -> bool:
-        """Whether no row of the window was returned; otherwise its documents are in the counts of the cursor already."""
-        cursor = self.cursor
-        return cursor.next_document == cursor.piece == cursor.token == cursor.taken == 0
-
     def _report(self, stripe: Stripe, counted: str, skips: Sequence[Skip]) -> None:
         """Record documents that no row is made of, and count them in a field of the cursor."""
         first = self._shard(stripe)
@@ -217,7 +208,7 @@ class SourceLane:
     def _skip_rest_of(self, stripe: Stripe, block: int, error: ContentError) -> None:
         """Record and count the rest of a stripe, from a window on that cannot be read."""
         assert self.reader is not None
-        documents = self.reader.documents_from(stripe, block if self._at_start_of_window else block + stripe.count)
+        documents = self.reader.documents_from(stripe, block if self.cursor.is_at_start_of_window else block + stripe.count)
         self._report_rest("stripe", self._shard(stripe), self.reader.offset_of(block), error, documents)
 
     def _report_rest(self, what: str, shard: int, offset: int, error: ContentError, documents: int | None) -> None:
@@ -241,7 +232,7 @@ class SourceLane:
         only_bad = (self.uncounted["skipped"] or self.uncounted["stripes"]) and not self.uncounted["empty"]
         if self.plan.max_epochs is None and self.empty_epochs >= (2 if only_bad else EMPTY_EPOCHS):
             raise self._no_document_found(f"in {self.empty_epochs} epochs")
-        self.cursor = self.cursor._replace(epoch=self.cursor.epoch + 1, stripe=0, window=0, compressed=0, uncompressed=0)
+        self.cursor = self.cursor.in_next_epoch()
         self._begin_epoch(self.cursor.epoch, 0)
 
     def _refuse_hopeless(self) -> None:
@@ -265,8 +256,7 @@ class SourceLane:
 
     def _after_window(self, cursor: Cursor) -> Cursor:
         self.window = None
-        finished = cursor.finished_bytes + self.bytes_of_window
-        return cursor._replace(window=cursor.window + 1, **_START_OF_WINDOW, finished_bytes=finished)
+        return cursor.in_next_window(cursor.finished_bytes + self.bytes_of_window)
 
     def _after_stripe(self, cursor: Cursor, *, damaged: bool) -> Cursor:
         self.window = None
@@ -276,8 +266,7 @@ class SourceLane:
             finished = max(cursor.bytes_read, min(finished + rest, (cursor.epoch + 1) * self.plan.bytes_of_epoch))
         elif not self.plan.knows_bytes(stripe.unit):
             finished += self.plan.bytes_from(stripe, 0)
-        start = {"stripe": cursor.stripe + 1, "compressed": 0, "uncompressed": 0, "window": 0, **_START_OF_WINDOW}
-        return cursor._replace(**start, finished_bytes=finished)
+        return cursor.in_next_stripe(finished)
 
     def _open_group(self, window: TokenizedWindow) -> Group | None:
         """Tokenize and pack the documents from the cursor on; None at the end of the window, where no tokens are left."""

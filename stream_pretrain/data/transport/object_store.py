@@ -13,7 +13,7 @@ from stream_pretrain.data.transport.identity import identity_of
 from stream_pretrain.data.transport.retrying import T, TransientError
 from stream_pretrain.data.transport.store import Store
 from stream_pretrain.data.transport.store_memory import refuse_replaced
-from stream_pretrain.data.transport.threads import in_thread
+from stream_pretrain.data.transport.threads import in_thread, in_time
 from stream_pretrain.errors import SourceError, TransportError
 from stream_pretrain.urls import on_web
 
@@ -72,13 +72,8 @@ class FsspecFile:
 
         An abandoned call continues in its thread: it has its arguments, and does not change this object.
         """
-        answer = in_thread("store", call, *arguments)
-        try:
-            return answer.result(self._patience)
-        except TimeoutError:
-            if answer.done():  # its own
-                raise
-            raise TransientError(f"nothing for {self._patience:g} s") from None
+        silent = TransientError(f"nothing for {self._patience:g} s")
+        return in_time(in_thread("store", call, *arguments), self._patience, silent)
 
     def duplicate(self) -> Store:
         other = copy.copy(self)

@@ -358,9 +358,6 @@ class ShardFile(io.RawIOBase):
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         return self._at
 
-    def tell(self) -> int:
-        return self._at
-
     def hold(self, start: int, stop: int) -> None:
         """Fetch a part at once that will be read in small pieces, unless it is larger than a block; kept until the next one."""
         self._held = 0, b""

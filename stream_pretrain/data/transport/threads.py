@@ -27,6 +27,16 @@ def in_thread(name: str, call: Callable[..., T], *arguments: Any) -> Future[T]:
     return future
 
 
+def in_time(answer: Future[T], seconds: float, otherwise: Exception) -> T:
+    """The result of a call; raises `otherwise` where it takes longer. The call continues in its thread."""
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        if answer.done():  # its own
+            raise
+        raise otherwise from None
+
+
 def side_by_side(name: str, items: Sequence[T], options: TransportOptions, read: Callable[[T, TransportOptions], None]) -> None:
     """Read each item in one of up to AT_ONCE threads, which keep their connections. Raises the error of the first that fails.
 
