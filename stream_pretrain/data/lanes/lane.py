@@ -71,7 +71,7 @@ class Lane:
 
     def begin_step(self, step: int) -> None:
         """Set the step of the next rows, which decides their shares."""
-        if len(self.plan.schedule) > 1 and step > 0 and self.plan.shares_at(step - 1) is not self.plan.shares_at(step):
+        if step > 0 and self.plan.shares_at(step - 1) is not self.plan.shares_at(step):
             self._credits = [0] * len(self.sources)  # even if the lane gives no row to the step
         self.step = step
 
@@ -80,11 +80,8 @@ class Lane:
         runs: list[Run] = []
         parts = self._parts()
         while count and parts:
-            if len(parts) == 1:
-                chosen, credits, most = 0, self._credits, count
-            else:
-                chosen, credits = choose(self._credits, parts, self._phases)
-                most = 1 if parts[chosen] < sum(parts) else count  # all at once only where no other source has a share
+            chosen, credits = choose(self._credits, parts, self._phases)
+            most = 1 if parts[chosen] < sum(parts) else count  # all at once only where no other source has a share
             group, which = self.sources[chosen].next_rows(most)
             if isinstance(group, SourceEnd):  # from here on, the others share its part
                 self._skipped += group.skipped
@@ -102,8 +99,7 @@ class Lane:
 
     def _parts(self) -> Sequence[int]:
         """The parts by which the source of the next row is chosen; empty where all sources have ended."""
-        ended = [source.ended for source in self.sources]
-        return self.plan.parts_at(self.step, ended) if len(ended) > 1 else () if ended[0] else (1,)
+        return self.plan.parts_at(self.step, [source.ended for source in self.sources])
 
     def take_seconds(self) -> list[float]:
         """[causes] seconds spent on all sources since the last call, see `source_lane.CAUSES`."""

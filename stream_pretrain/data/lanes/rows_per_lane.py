@@ -45,11 +45,8 @@ class LaneRows:
 
     def requested(self, batch: int) -> NDArray[np.int64]:
         """int64 [lanes] rows that are requested of each lane: `batch` in total, or all that are left."""
-        # The highest level to which all lanes can be filled: near `low`, as long as no lane has ended.
-        low, high, more = int(self.given.min()) + batch // len(self.given), int(self.given.max()) + batch, 1
-        while low + more <= high and int(self._filled_to(low + more).sum()) <= batch:
-            low, more = low + more, 2 * more
-        high = min(high, low + more - 1)
+        # The highest level to which all lanes can be filled.
+        low, high = int(self.given.min()) + batch // len(self.given), int(self.given.max()) + batch
         while low < high:
             middle = (low + high + 1) // 2
             if int(self._filled_to(middle).sum()) <= batch:

@@ -202,45 +202,39 @@ class StepStream:
 
     def peek(self) -> StepRows:
         """What `read` gives next."""
-        for worker in self._missing:
-            self._raise_failure()  # before another worker is waited for
-            self._items[worker] = self._next_item(worker)
-        self._raise_failure()
-        return self._merge()
-
-    def prepare(self) -> None:
-        """Have ready what `read` gives next, if the workers have: for while the device computes, and the host would wait."""
-        for worker in self._missing:
-            while self._items[worker] is None:
-                if not self._workers.has_sent(worker):
-                    return
-                try:
-                    self._items[worker] = self._received(worker)
-                except Exception as error:  # raised with the step that it is of
-                    self._items[worker] = Failure(self._generation, error)
-        if not any(isinstance(item, Failure) for item in self._items):
-            self._merge()
-
-    @property
-    def _missing(self) -> list[int]:
-        """Workers whose item of the next step was not received."""
-        return [] if self._merged is not None else [worker for worker, item in enumerate(self._items) if item is None]
-
-    def _raise_failure(self) -> None:
+        self._receive(wait=True)
         for item in self._items:
             if isinstance(item, Failure):
                 raise item.error
+        assert self._merged is not None
+        return self._merged
 
-    def _merge(self) -> StepRows:
-        """The next step, when all items of it are there."""
-        if self._merged is None:
-            parts = [item for item in self._items if isinstance(item, StepRows)]
-            assert len(parts) == len(self._items)
-            self._merged = merged(parts, self.memory) if self._workers.reuses_memory else parts[0]
+    def prepare(self) -> None:
+        """Have ready what `read` gives next, if the workers have: for while the device computes, and the host would wait."""
+        self._receive(wait=False)
+
+    def _receive(self, *, wait: bool) -> None:
+        """Receive the next step, unless a worker has failed. wait: also for items that were not sent yet."""
+        if self._merged is not None:
+            return
+        for worker in range(len(self._items)):
+            while self._items[worker] is None:
+                if any(isinstance(item, Failure) for item in self._items) or not (wait or self._workers.has_sent(worker)):
+                    return
+                try:
+                    self._items[worker] = self._received(worker)
+                except Exception as error:
+                    if wait:
+                        raise
+                    # Raised with the step that it is of.
+                    self._items[worker] = Failure(self._generation, error)
+        parts = [item for item in self._items if isinstance(item, StepRows)]
+        if len(parts) == len(self._items):
+            # What a worker has made lies in memory that the next of its items takes.
+            self._merged = merged(parts, self.memory) if isinstance(self._workers, Workers) else parts[0]
             for worker in range(len(parts)):
                 self._workers.release(worker)
                 self._items[worker] = None
-        return self._merged
 
     def settle(self, given: NDArray[np.int64]) -> bool:
         """Whether the step that was read is complete; else it is dealt again, and has to be read again.
@@ -278,12 +272,6 @@ class StepStream:
             rows = self.read()
             if self.settle(self.given(rows)):
                 return rows
-
-    def _next_item(self, worker: int) -> StepRows | Failure:
-        """Of this deal."""
-        while (item := self._received(worker)) is None:
-            pass
-        return item
 
     def _received(self, worker: int) -> StepRows | Failure | None:
         """What a worker gives next; None for what was made before the last deal."""
