@@ -64,7 +64,8 @@ def list_hub_dataset(
         # Unknown endings are left to the builder that `datasets` has chosen.
         if is_shard(name) or builder not in builders:
             info = files[paths[name]]
-            shards[name] = shard_at(f"hf://{paths[name]}", name, info["size"], _hub_identity(info), data, builder)
+            identity = f"sha256:{info['lfs']['sha256']}" if info["lfs"] else f"git:{info['blob_id']}"
+            shards[name] = shard_at(f"hf://{paths[name]}", name, info["size"], identity, data, builder)
     at_least_one(shards, entry)
     return Listing(f"hf://datasets/{canonical_id}", shards, commit)
 
@@ -136,7 +137,3 @@ def pinned_revision(entry: str, dataset_id: str, revision: str | None, token: st
         raise SourceError(f"{entry}: has no revision {revision!r} on the Hub") from error
     assert info.sha is not None
     return info.id, info.sha
-
-
-def _hub_identity(info: Mapping[str, Any]) -> str:
-    return f"sha256:{info['lfs']['sha256']}" if info["lfs"] else f"git:{info['blob_id']}"

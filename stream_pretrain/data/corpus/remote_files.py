@@ -8,7 +8,6 @@ import logging
 import posixpath
 import re
 import urllib.parse
-from collections.abc import Mapping
 from typing import Any
 
 from stream_pretrain.config import DataConfig, storage_options
@@ -64,17 +63,12 @@ def list_url(url: str, data: DataConfig) -> Listing:
             filesystem.unstrip_protocol(names[name]),
             name,
             files[names[name]].get("size"),
-            identity_in_listing(files[names[name]]),
+            next((f"{kind}:{value}" for kind, value in identity_of(files[names[name]]).items()), None),
             data,
         )
         for name in kept
     }
     return Listing(filesystem.unstrip_protocol(root), shards)
-
-
-def identity_in_listing(info: Mapping[str, Any]) -> str | None:
-    """`KIND:VALUE` of a listed object."""
-    return next((f"{kind}:{value}" for kind, value in identity_of(info).items()), None)
 
 
 def list_files(filesystem: Any, path: str, entry: str) -> dict[str, dict[str, Any]]:

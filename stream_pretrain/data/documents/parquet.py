@@ -225,7 +225,11 @@ class ParquetWindows(Windows[_Rows]):
             except ContentError as error:
                 raise ContentError(f"{self.shard.name}: {error}") from error
             look_at_chunks(metadata, self.paths())
-        groups_of_text = list(_row_groups(metadata, self.columns))
+            row_groups = map(metadata.row_group, range(metadata.num_row_groups))
+            groups_of_text: list[tuple[int, int]] = [
+                (group.num_rows, sum(group.column(column).total_uncompressed_size for column in self.columns))
+                for group in row_groups
+            ]
         self.rows_to = [0, *itertools.accumulate(rows for rows, _ in groups_of_text)]
         self.text_to = [0, *itertools.accumulate(size for _, size in groups_of_text)]
         slices, row = [], 0
@@ -264,15 +268,8 @@ def text_bytes(shard: Shard, options: ReadOptions) -> int:
     return windows.text_to[-1]
 
 
-def _row_groups(metadata: pq.FileMetaData, columns: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Rows of each row group, and uncompressed bytes of their text."""
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        yield group.num_rows, sum(group.column(column).total_uncompressed_size for column in columns)
-
-
 def _joined(row_groups: Sequence[tuple[int, int]], window_bytes: int) -> list[tuple[range, int, int]]:
-    """The row groups with their rows and the bytes of their text; neighbours that fit into a window are joined."""
+    """The row groups with their rows and the uncompressed bytes of their text; neighbours that fit into a window are joined."""
     joined: list[tuple[range, int, int]] = []
     for number, (rows, size) in enumerate(row_groups):
         if joined and joined[-1][2] + size <= window_bytes:

@@ -53,7 +53,11 @@ def with_content_bytes(corpus: Corpus, options: ReadOptions, full_bundle: int) -
     plain = {shard.name: shard.size or 0 for shard in sized if shard.format != "parquet" and shard.compression == "none"}
     others = [shard for shard in sized if shard.name not in plain]
     # In a small Parquet file, statistics repeat the text, and the footer counts them.
-    inspected = [shard for shard in others if not is_small(shard, full_bundle) or _is_cheap(shard)]
+    inspected = [
+        shard
+        for shard in others
+        if not is_small(shard, full_bundle) or (shard.format != "parquet" and not is_remote(shard.url))
+    ]
     known = _content_bytes(inspected, options)
     stored, content = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for shard in inspected:
@@ -71,10 +75,6 @@ def with_content_bytes(corpus: Corpus, options: ReadOptions, full_bundle: int) -
         for shard in corpus.shards
     )
     return replace(corpus, shards=tuple(shards))
-
-
-def _is_cheap(shard: Shard) -> bool:
-    return shard.format != "parquet" and not is_remote(shard.url)
 
 
 def _kind(shard: Shard) -> tuple[str, str]:

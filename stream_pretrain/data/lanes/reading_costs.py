@@ -76,15 +76,11 @@ def reading_cost(sources: Sequence[SourcePlan], world: int, workers: int) -> Rea
         for how, count in lanes_of.items():  # a lane is in one unit at a time: at worst each in another one, the largest
             resume += sum(sorted(sizes_of[how], reverse=True)[:count])
         requests += sum(requested[unit] for unit, _ in read)
-        # Between two windows of a stripe are those of other lanes.
-        requests += sum(max(requested[unit], _jumps(source, unit, many)) for unit, many in alone.items() if requested[unit])
+        # Between two windows of a stripe of lines are those of other lanes: each is a request of its own.
+        for unit, stripes in alone.items():
+            is_jumped = requested[unit] and stripes > 1 and source.shards_of(unit)[0].format != "parquet"
+            requests += max(requested[unit], source.windows_of(unit)) if is_jumped else requested[unit]
     return ReadingCost(stored, epoch, resume, requests)
-
-
-def _jumps(source: SourcePlan, unit: int, stripes: int) -> int:
-    """Windows of a unit of lines that several lanes share: each is a request of its own."""
-    [shard] = source.shards_of(unit)
-    return source.windows_of(unit) if stripes > 1 and shard.format != "parquet" else 0
 
 
 def _requests(source: SourcePlan, unit: int, block_bytes: int) -> int:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -161,15 +161,11 @@ def merged(parts: Sequence[StepRows], memory: Callable[[int], Int32s] = int32s) 
         given=np.concatenate([part.given for part in parts])[order],
         cursors=np.concatenate([part.cursors for part in parts])[order],
         trained=joined([(part.trained, which) for part, which in runs], memory),
-        skipped=tuple(sorted((skip for part in parts for skip in part.skipped), key=_place)),
+        skipped=tuple(sorted((skip for part in parts for skip in part.skipped), key=attrgetter("epoch", "shard", "offset"))),
         origins=np.concatenate([part.origins_of(which) for part, which in runs]),
         seconds=np.sum([part.seconds for part in parts], axis=0),
         sampled=np.sum([part.sampled for part in parts], axis=0),
     )
-
-
-def _place(skip: Skipped) -> tuple[int, int, int]:
-    return skip.epoch, skip.shard, skip.offset
 
 
 def _runs(parts: Sequence[StepRows], order: NDArray[np.int64]) -> list[tuple[StepRows, range]]:

@@ -40,7 +40,7 @@ class Session(requests.Session):
         super().__init__()
         self._secret = {name.lower() for name in (*user_headers, "Authorization")}
         if any(name.lower() == "authorization" for name in user_headers):
-            self.auth = _unchanged  # or ~/.netrc would replace the token
+            self.auth = lambda request: request  # or ~/.netrc would replace the token
         for scheme in ("http://", "https://"):
             self.mount(scheme, _Adapter())
 
@@ -96,10 +96,6 @@ class Sessions:
 
 
 _PER_REQUEST = ("Cookie", "Proxy-Authorization")
-
-
-def _unchanged(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
 
 
 def natural_number(header: str) -> int | None:
