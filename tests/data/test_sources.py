@@ -472,7 +472,7 @@ def test_what_is_shown_of_a_url(url: str, shown: str) -> None:
 
 def test_a_local_listing_takes_as_long_as_its_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "sub/a.jsonl")
-    monkeypatch.setattr(resolving, "LEAST_PATIENCE", 0.0)
+    monkeypatch.setattr(resolving, "LEAST_DEADLINE", 0.0)
     threads = set()
     walk = os.walk
 

@@ -338,7 +338,7 @@ class Silent(MemoryFileSystem):  # type: ignore[misc]
 def test_a_library_that_waits_without_end_is_waited_for_until_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.register_implementation("silent", Silent, clobber=True)
     Silent().pipe_file("/bucket/a.jsonl", CONTENT)
-    monkeypatch.setattr(resolve, "LEAST_PATIENCE", 0.1)
+    monkeypatch.setattr(resolve, "LEAST_DEADLINE", 0.1)
     options = TransportOptions(retry_deadline=0.1, read_timeout=0.1)
     try:
         with pytest.raises(TransportError, match=r"bucket/a.jsonl: no answer for 0\.1 s; .*--data\.retry-deadline"):

@@ -155,7 +155,7 @@ def test_a_file_that_is_opened_after_it_was_given_up_is_not_read() -> None:
     with pytest.raises(TransientError, match=r"nothing for 0\.1 s"):
         list(file.pieces(1000, 1100))
     file.reset()
-    file._patience = 60.0
+    file._timeout = 60.0
     assert b"".join(file.pieces(1000, 1100)) == CONTENT[1000:1100]
     assert [opened.closed for opened in Late.opened] == [False, False]
     file.close()

@@ -21,7 +21,7 @@ from stream_pretrain.data.transport.threads import in_thread
 from stream_pretrain.errors import SourceError
 from stream_pretrain.urls import is_remote
 
-PATIENCE_SECONDS = 10.0
+HUB_TIMEOUT = 10.0
 """Timeout of the request to the Hub; the listing has a longer one."""
 
 
@@ -58,7 +58,7 @@ def _look_for(entry: str, data: DataConfig) -> None:
 def _ask_hub(entry: str, dataset_id: str, data: DataConfig) -> None:
     answer = in_thread("asking the Hub", pinned_revision, entry, dataset_id, None, hub_token(data))
     try:
-        answer.result(PATIENCE_SECONDS)
+        answer.result(HUB_TIMEOUT)
     except SourceError:
         raise
     except Exception:  # of the network: the listing requests it again, and reports what is wrong

@@ -103,7 +103,7 @@ def entries_of(dataset: str) -> list[str]:
     return [line for line in lines if line]
 
 
-LEAST_PATIENCE = 60.0
+LEAST_DEADLINE = 60.0
 """Seconds that a remote listing may take, even with a shorter --data.retry-deadline."""
 
 
@@ -172,7 +172,7 @@ def _list_local(entry: str, data: DataConfig) -> Listing | None:
 
 def _list_remote_in_time(url: str, data: DataConfig, commits: Mapping[str, str], thread: OneThread) -> Listing:
     """`_list_remote` with retries and a deadline."""
-    deadline = max(data.retry_deadline, LEAST_PATIENCE)
+    deadline = max(data.retry_deadline, LEAST_DEADLINE)
 
     silent = DeadlineError(
         f"{without_secrets(url)}: no answer for {deadline:g} s; check the network and the server, then run the "

@@ -8,7 +8,6 @@ import re
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from typing import Any
 
 import requests
@@ -60,19 +59,19 @@ def sizes_and_identities(urls: Sequence[str], options: TransportOptions) -> dict
 
     def ask(url: str, own: TransportOptions) -> None:
         name = without_secrets(url)
-        known = retried(partial(_size_and_etag, url, name, headers, own), name, own.retry_deadline)
+
+        def answer() -> dict[str, str]:
+            """What the server says, by kind. Not by HEAD, which a URL that is signed for GET refuses."""
+            with closing(HttpFile(url, name, headers, None, own, {})) as file:
+                next(file.pieces(0, 1), None)
+            return file.known
+
+        known = retried(answer, name, own.retry_deadline)
         kind = next((kind for kind in ("etag", "size") if kind in known), None)
         found[url] = int(known["size"]) if "size" in known else None, f"{kind}:{known[kind]}" if kind else None
 
     side_by_side("ask servers", urls, options, ask)
     return found
-
-
-def _size_and_etag(url: str, name: str, headers: Mapping[str, str], options: TransportOptions) -> dict[str, str]:
-    """What a server says of a file, by kind. Not by HEAD, which a URL that is signed for GET refuses."""
-    with closing(HttpFile(url, name, headers, None, options, {})) as file:
-        next(file.pieces(0, 1), None)
-    return file.known
 
 
 def http_headers(storage_options: dict[str, Any]) -> dict[str, str]:

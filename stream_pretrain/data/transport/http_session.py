@@ -137,12 +137,12 @@ class _DeadlineReader(io.RawIOBase):
 
     def __init__(self, raw: io.RawIOBase, connection: socket.socket) -> None:
         self._raw, self._connection = raw, connection
-        self._patience = connection.gettimeout()
+        self._timeout = connection.gettimeout()
         self.begin()
 
     def begin(self, spent: float = 0.0) -> None:
         """Start the deadline anew; spent: seconds of it that are over already."""
-        self._until = None if self._patience is None else time.monotonic() + self._patience - spent
+        self._until = None if self._timeout is None else time.monotonic() + self._timeout - spent
 
     def readable(self) -> bool:
         return True
@@ -157,7 +157,7 @@ class _DeadlineReader(io.RawIOBase):
         try:
             return self._raw.readinto(buffer)
         finally:
-            self._connection.settimeout(self._patience)
+            self._connection.settimeout(self._timeout)
 
     def close(self) -> None:
         self._raw.close()

@@ -40,10 +40,10 @@ class FsspecFile:
 
     seekable = True
 
-    def __init__(self, url: str, name: str, storage_options: dict[str, Any], patience: float, known: dict[str, str]):
-        """patience: seconds that a call may take; known: the identity in earlier responses, by kind."""
+    def __init__(self, url: str, name: str, storage_options: dict[str, Any], timeout: float, known: dict[str, str]):
+        """timeout: seconds that a call may take; known: the identity in earlier responses, by kind."""
         self.total: int | None = None
-        self._patience = patience
+        self._timeout = timeout
         self._name = name
         self._known = known
         self._url, self._storage_options = url, storage_options
@@ -54,7 +54,7 @@ class FsspecFile:
         if self._filesystem is None:
             self._filesystem, self._path = filesystem_at(self._url, self._name, self._storage_options)
         if self._opened is None:
-            opened = self._within_patience(_open, self._filesystem, self._path)
+            opened = self._in_time(_open, self._filesystem, self._path)
             if (size := opened.info["size"]) is None:
                 raise TransportError(f"{self._name}: the store does not say how large the file is")
             refuse_replaced(self._name, self._known, {"size": str(size), **identity_of(opened.info)})
@@ -62,18 +62,18 @@ class FsspecFile:
         assert self.total is not None
         stop = min(stop, self.total)
         if start < stop:
-            content = self._within_patience(self._opened.range, start, stop)
+            content = self._in_time(self._opened.range, start, stop)
             if len(content) != stop - start:
                 raise TransientError(f"asked for {stop - start} bytes, got {len(content)}")
             yield content
 
-    def _within_patience(self, call: Callable[..., T], *arguments: Any) -> T:
+    def _in_time(self, call: Callable[..., T], *arguments: Any) -> T:
         """The result of a call to a library without a timeout of its own.
 
         An abandoned call continues in its thread: it has its arguments, and does not change this object.
         """
-        silent = TransientError(f"nothing for {self._patience:g} s")
-        return in_time(in_thread("store", call, *arguments), self._patience, silent)
+        silent = TransientError(f"nothing for {self._timeout:g} s")
+        return in_time(in_thread("store", call, *arguments), self._timeout, silent)
 
     def duplicate(self) -> Store:
         other = copy.copy(self)

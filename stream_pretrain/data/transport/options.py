@@ -31,5 +31,5 @@ class TransportOptions:
     """What is known of the stores; `Readers` give each stream its own."""
     sessions: Sessions | None = field(default=None, compare=False, repr=False)
     """Connections to reuse, where many small files are read."""
-    given_up: threading.Event | None = field(default=None, compare=False, repr=False)
+    cancelled: threading.Event | None = field(default=None, compare=False, repr=False)
     """Set once the bytes are no longer needed: reads then return fewer of them."""

@@ -63,7 +63,7 @@ class StoredBytes:
         self._name = name
         self._deadline = options.retry_deadline
         self._memory = options.memory
-        self._given_up = options.given_up or _NEVER
+        self._cancelled = options.cancelled or _NEVER
         self._url = url
         self._open = partial(open_store, url, name, size, options, identity)
         self._store = self._open()
@@ -188,7 +188,7 @@ class StoredBytes:
     def _fetch_now(self, start: int, stop: int) -> bytes | bytearray:
         if self._store.total is not None and start >= self._store.total:
             return b""
-        return self._received(partial(self._fetch, self._store, self._given_up, start, stop))
+        return self._received(partial(self._fetch, self._store, self._cancelled, start, stop))
 
     def _fetched_ahead(self, start: int) -> bytes | bytearray | None:
         """The block that was fetched ahead from this byte on, if one was."""

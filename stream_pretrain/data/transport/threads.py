@@ -42,13 +42,13 @@ def side_by_side(name: str, items: Sequence[T], options: TransportOptions, read:
 
     When a thread fails, or the caller is interrupted, the others end, too.
     """
-    given_up = threading.Event()
+    cancelled = threading.Event()
 
     def read_some(first: int) -> None:
         with closing(Sessions()) as sessions:
-            own = replace(options, sessions=sessions, given_up=given_up)
+            own = replace(options, sessions=sessions, cancelled=cancelled)
             for item in items[first::AT_ONCE]:
-                if given_up.is_set():
+                if cancelled.is_set():
                     break
                 read(item, own)
 
@@ -57,7 +57,7 @@ def side_by_side(name: str, items: Sequence[T], options: TransportOptions, read:
         for done in as_completed(working):
             done.result()
     finally:
-        given_up.set()
+        cancelled.set()
 
 
 def _run(future: Future[T], call: Callable[[], T]) -> None:
