@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_pretrain.data.documents.document import DocumentReader, Documents, Skip
+from stream_pretrain.data.documents.document import Damage, DocumentReader, Documents, Skip
 from stream_pretrain.data.documents.filters import without_held_out
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes.cursor import Cursor, Skipped
@@ -78,12 +78,22 @@ class SourceLane:
         self.opened = np.zeros(3)  # characters, documents and bytes of the windows that were opened
         self.tokenized = np.zeros(2)  # characters, and tokens of them
         self.stripes: list[Stripe] = []
-        self._begin_epoch(cursor.epoch, cursor.stripe)
+        self._begin_epoch()
 
     @property
     def ended(self) -> bool:
         """Whether all epochs are read."""
         return self.plan.ended(self.cursor)
+
+    @property
+    def stripe(self) -> Stripe:
+        """The one that the cursor is in."""
+        return self.stripes[self.cursor.stripe]
+
+    @property
+    def block(self) -> int:
+        """Number of the cursor's window in its unit."""
+        return self.stripe.block(self.cursor.window)
 
     def next_group(self) -> Group | SourceEnd:
         """The next group; at the end of the last epoch, once, what was skipped after the last row."""
@@ -121,16 +131,14 @@ class SourceLane:
         framing = self.encoder.framing + len(self.encoder.document_end)
         return (characters * tokens / seen + documents * framing, content) if seen else (0.0, 0.0)
 
-    def _begin_epoch(self, epoch: int, stripe: int) -> None:
-        self.stripes = self.plan.stripes(epoch, self.number) if not self.ended else []
-        self._follow(stripe)
+    def _begin_epoch(self) -> None:
+        self.stripes = self.plan.stripes(self.cursor.epoch, self.number) if not self.ended else []
+        self._begin_stripe()
 
-    def _follow(self, stripe: int) -> None:
-        if stripe < len(self.stripes):
-            followed = self.stripes[stripe]
-            self.reader = self.readers.follow(self.number, self.cursor.epoch, followed, followed.block(self.cursor.window))
-        else:
-            self.reader = None
+    def _begin_stripe(self) -> None:
+        self.reader = None
+        if self.cursor.stripe < len(self.stripes):
+            self.reader = self.readers.follow(self.number, self.cursor.epoch, self.stripe, self.block)
 
     def _open_window(self) -> None:
         """Read the cursor's window, or move the cursor on to the next stripe or epoch."""
@@ -138,91 +146,90 @@ class SourceLane:
         if self.reader is None:
             self._next_epoch()
             return
-        stripe = self.stripes[cursor.stripe]
-        block = stripe.block(cursor.window)
         began, waited, damaged = time.perf_counter(), self.readers.memory.seconds_waiting, False
         try:
-            found = self.reader.read(stripe, block, RestartPoint(cursor.compressed, cursor.uncompressed))
+            found = self.reader.read(self.stripe, self.block, RestartPoint(cursor.compressed, cursor.uncompressed))
             if found is not None and found.damaged and not self.plan.skip_bad_shards:
                 raise found.damaged[0].error
         except ContentError as error:
             if not self.plan.skip_bad_shards:
                 raise
-            self._skip_rest_of(stripe, block, error)
+            self._skip_rest_of_stripe(error)
             found, damaged = None, True
         waited = self.readers.memory.seconds_waiting - waited
         self.seconds[0] += waited
         self.seconds[1] += time.perf_counter() - began - waited
         if found is None:
             if not cursor.is_at_start_of_window and not damaged:
-                raise self._no_such_place(stripe, block)
-            self.readers.leave(self.number, cursor.epoch, stripe)
+                raise self._no_such_place()
+            self.readers.leave(self.number, cursor.epoch, self.stripe)
             # After a resume, damage may be found in a window that was read in part before.
-            self.cursor = self._after_stripe(cursor, damaged=damaged)
-            self._follow(self.cursor.stripe)
+            self.cursor = self._after_stripe(damaged=damaged)
+            self._begin_stripe()
             return
         self.cursor = cursor._replace(compressed=found.restart.compressed, uncompressed=found.restart.uncompressed)
-        self.bytes_of_window = self.plan.bytes_of(stripe.unit, found)
+        self.bytes_of_window = self.plan.bytes_of(self.stripe.unit, found)
         if self.cursor.is_at_start_of_window:
-            self._report(stripe, "skipped", found.skips)
-            self._report(stripe, "empty", found.empty)
+            self._report("skipped", found.skips)
+            self._report("empty", found.empty)
             for damage in found.damaged:
-                self._report_rest("shard", self._shard(stripe) + damage.member, damage.offset, damage.error, damage.documents)
+                self._report_rest("shard", damage)
             self.uncounted.update(read=found.read, filtered=found.filtered)
             self._refuse_hopeless()
         documents = without_held_out(found, self.plan.heldout_fraction)
-        self._refuse_other_ids(stripe, block, documents)
-        self.window = TokenizedWindow(documents, self._key(ORDER, stripe, block), self.engine.piece_edges)
+        self._refuse_other_ids(documents)
+        self.window = TokenizedWindow(documents, self._key(ORDER), self.engine.piece_edges)
         if self.bytes_of_window:
             self.opened += self.window.characters, len(self.window), self.bytes_of_window
         if not self.window.has(cursor.next_document, cursor.piece):
-            raise self._no_such_place(stripe, block)
+            raise self._no_such_place()
 
-    def _refuse_other_ids(self, stripe: Stripe, block: int, documents: Documents) -> None:
+    def _refuse_other_ids(self, documents: Documents) -> None:
         """Compare the engine with `tokenizers`, more closely where the run begins. Raises: EngineError."""
-        shards = self.plan.shards_of(stripe.unit)
+        shards = self.plan.shards_of(self.stripe.unit)
 
         def named(index: int) -> str:
             member, offset = documents.origin_of(index)
             return f"{shards[member].name}, offset {offset}"
 
         first = FIRST_CHARACTERS // self.plan.layout.lanes if self.cursor.rows == 0 else 0
-        refuse_other_ids(self.engine, documents.texts, self._key(SAMPLE, stripe, block), named, first_characters=first)
+        refuse_other_ids(self.engine, documents.texts, self._key(SAMPLE), named, first_characters=first)
 
-    def _no_such_place(self, stripe: Stripe, block: int) -> CheckpointError:
+    def _no_such_place(self) -> CheckpointError:
         """The error of a resume from a place that the shard does not have."""
-        where = f"{self.plan.shards_of(stripe.unit)[0].name}, window {block}"
+        where = f"{self.plan.shards_of(self.stripe.unit)[0].name}, window {self.block}"
         return CheckpointError(
             f"lane {self.number} would resume at a place that {where} does not have: the checkpoint or the shard is of another "
             "run; use another checkpoint"
         )
 
-    def _report(self, stripe: Stripe, counted: str, skips: Sequence[Skip]) -> None:
+    def _report(self, counted: str, skips: Sequence[Skip]) -> None:
         """Record documents that no row is made of, and count them in a field of the cursor."""
-        first = self._shard(stripe)
-        self.unreported += [
-            Skipped(self.cursor.epoch, first + skip.member, skip.offset, skip.reason, skip.documents) for skip in skips
-        ]
+        epoch, first = self.cursor.epoch, self._first_shard
+        self.unreported += [Skipped(epoch, first + one.member, one.offset, one.reason, one.documents) for one in skips]
         self.uncounted[counted] += sum(skip.documents for skip in skips)
 
-    def _skip_rest_of(self, stripe: Stripe, block: int, error: ContentError) -> None:
-        """Record and count the rest of a stripe, from a window on that cannot be read."""
+    def _skip_rest_of_stripe(self, error: ContentError) -> None:
+        """Record and count the rest of the stripe, from the window on, which cannot be read."""
         assert self.reader is not None
-        documents = self.reader.documents_from(stripe, block if self.cursor.is_at_start_of_window else block + stripe.count)
-        self._report_rest("stripe", self._shard(stripe), self.reader.offset_of(block), error, documents)
+        unread = self.block if self.cursor.is_at_start_of_window else self.block + self.stripe.count
+        missing = self.reader.documents_from(self.stripe, unread)
+        self._report_rest("stripe", Damage(0, self.reader.offset_of(self.block), missing, error))
 
-    def _report_rest(self, what: str, shard: int, offset: int, error: ContentError, documents: int | None) -> None:
-        """Record and count the rest of a stripe, or of a shard of a bundle; `documents` is None where the number is unknown."""
-        self.unreported.append(Skipped(self.cursor.epoch, shard, offset, f"rest of the {what} skipped: {error}", documents))
-        self.uncounted.update(stripes=1, read=documents or 0, skipped=documents or 0)
+    def _report_rest(self, what: str, damage: Damage) -> None:
+        """Record and count the rest of the stripe, or of a shard of a bundle."""
+        shard, reason = self._first_shard + damage.member, f"rest of the {what} skipped: {damage.error}"
+        self.unreported.append(Skipped(self.cursor.epoch, shard, damage.offset, reason, damage.documents))
+        self.uncounted.update(stripes=1, read=damage.documents or 0, skipped=damage.documents or 0)
 
-    def _shard(self, stripe: Stripe) -> int:
+    @property
+    def _first_shard(self) -> int:
         """Number of the first shard of the stripe's unit among those of all sources."""
-        return self.plan.first_shard + self.plan.units[stripe.unit].start
+        return self.plan.first_shard + self.plan.units[self.stripe.unit].start
 
-    def _key(self, purpose: int, stripe: Stripe, block: int) -> tuple[int, ...]:
-        """Key of a window's random numbers: its place in the corpus, and the lane if every lane reads it."""
-        key = (self.plan.layout.seed, purpose, self.cursor.epoch, self._shard(stripe), block)
+    def _key(self, purpose: int) -> tuple[int, ...]:
+        """Key of the window's random numbers: its place in the corpus, and the lane if every lane reads it."""
+        key = (self.plan.layout.seed, purpose, self.cursor.epoch, self._first_shard, self.block)
         return (*key, self.number) if self.plan.undealt else key
 
     def _next_epoch(self) -> None:
@@ -233,7 +240,7 @@ class SourceLane:
         if self.plan.max_epochs is None and self.empty_epochs >= (2 if only_bad else EMPTY_EPOCHS):
             raise self._no_document_found(f"in {self.empty_epochs} epochs")
         self.cursor = self.cursor.in_next_epoch()
-        self._begin_epoch(self.cursor.epoch, 0)
+        self._begin_epoch()
 
     def _refuse_hopeless(self) -> None:
         """Raises: SourceError where a lane has found no text for so long that the field must be wrong."""
@@ -258,9 +265,9 @@ class SourceLane:
         self.window = None
         return cursor.in_next_window(cursor.finished_bytes + self.bytes_of_window)
 
-    def _after_stripe(self, cursor: Cursor, *, damaged: bool) -> Cursor:
-        self.window = None
-        finished, stripe = cursor.finished_bytes, self.stripes[cursor.stripe]
+    def _after_stripe(self, *, damaged: bool) -> Cursor:
+        cursor, stripe = self.cursor, self.stripe
+        finished = cursor.finished_bytes
         if damaged:
             rest = self.plan.bytes_from(stripe, cursor.window)
             finished = max(cursor.bytes_read, min(finished + rest, (cursor.epoch + 1) * self.plan.bytes_of_epoch))
@@ -275,20 +282,18 @@ class SourceLane:
         rows = self.plan.group_sizes.after(cursor.rows - cursor.taken, self.number)
         window.begin_group(cursor.next_document, cursor.piece)
         self._tokenize_for(window, rows)
-        stripe = self.stripes[cursor.stripe]
-        block = stripe.block(cursor.window)
         if cursor.token and cursor.token >= window.counts[:1].sum():
-            raise self._no_such_place(stripe, block)
+            raise self._no_such_place()
         tokenized = window.tokenized()
         framing = self.encoder.framing
         placements, left = place(tokenized.tokens, cursor.token, rows, layout.sequence_length, framing, layout.packing)
         after = window.position_of(tokenized, *left)
         if cursor.taken == 0:
             without_tokens = window.documents_without_tokens(tokenized, cursor.next_document, after)
-            self._report_without_tokens(window, without_tokens, stripe)
+            self._report_without_tokens(window, without_tokens)
         if not len(placements):
             if cursor.taken:
-                raise self._no_such_place(stripe, block)
+                raise self._no_such_place()
             self.cursor = self._after_window(cursor)
             return None
         encoder, offsets = self.encoder, np.zeros(len(tokenized.tokens) + 1, dtype=np.int64)
@@ -297,21 +302,21 @@ class SourceLane:
             placements, window.kept_ids(), offsets, layout.sequence_length, encoder.prefix, encoder.suffix, encoder.pad
         )
         if cursor.taken >= len(packed.input_ids):
-            raise self._no_such_place(stripe, block)
+            raise self._no_such_place()
         group = self._group_of(packed, window, tokenized, after)
         self.seconds[2] += time.perf_counter() - began
         return group
 
     def _group_of(self, rows: Rows, window: TokenizedWindow, tokenized: Tokenized, after: tuple[int, int, int] | None) -> Group:
         """These rows as a group. after: where the next group begins; None at the end of the window."""
-        cursor, stripe = self.cursor, self.stripes[self.cursor.stripe]
+        cursor = self.cursor
         begins = rows.segment_token == 0
         if cursor.piece > 0:  # the first document has begun in a group before
             begins &= rows.segment_document > 0
         origins = np.empty((len(tokenized.documents), 3), dtype=np.int64)
         origins[:, 0] = cursor.epoch
         origins[:, 1:] = window.origins_of(tokenized.documents)
-        origins[:, 1] += self._shard(stripe)
+        origins[:, 1] += self._first_shard
         characters = (
             window.characters_before(cursor.next_document, cursor.piece, cursor.token),
             window.characters if after is None else window.characters_before(*after),
@@ -332,7 +337,7 @@ class SourceLane:
         end = self._after_window(end) if place is None else end._replace(**place)
         return Group(
             rows=rows,
-            key=(*self._key(MASK, stripe, stripe.block(cursor.window)), cursor.next_document, cursor.piece, cursor.token),
+            key=(*self._key(MASK), cursor.next_document, cursor.piece, cursor.token),
             origins=origins.take(rows.segment_document, axis=0),
             begin=begin,
             end=end,
@@ -342,14 +347,13 @@ class SourceLane:
             content=(bytes_before, bytes_after),
         )
 
-    def _report_without_tokens(self, window: TokenizedWindow, documents: NDArray[np.int64], stripe: Stripe) -> None:
+    def _report_without_tokens(self, window: TokenizedWindow, documents: NDArray[np.int64]) -> None:
         """Record and count documents without tokens: one entry for each shard, at the first of them."""
         if len(documents) == 0:
             return
         shards, offsets = window.origins_of(documents).T
         found, counts = np.unique(shards, return_counts=True)
         self._report(
-            stripe,
             "empty",
             [
                 Skip(int(offsets[shards == shard].min()), "no tokens", count, shard)
