@@ -434,6 +434,10 @@ def test_a_tilde_is_the_home_folder_where_no_shell_has_replaced_it(tmp_path: Pat
         (["--dataset=", *NEEDED[1:]], "--dataset is missing: give a Hub id, folder, glob or URL"),
         (["--dataset= ", *NEEDED[1:]], "--dataset is missing: give a Hub id, folder, glob or URL"),
         (["--dataset=x", "--model=y", "--max-steps=0"], "--train.max-steps must be above 0, not 0"),
+        (
+            ["--dataset=x", "--model=y", "--max-steps=3", "--lanes=1000000000"],
+            "--lanes must be at most 65,536, not 1,000,000,000: leave it out to have it chosen",
+        ),
         (["--dataset=x", "--model=y", "--max-steps=1e99"], "--train.max-steps must be below 2^63"),
         ([*NEEDED, f"--seed={'9' * 400}"], "--train.seed must be below 2^63"),
         (["--dataset=x", "--model=", "--max-steps=3"], "--model.path is empty: give a value, or leave the option out"),

@@ -128,9 +128,21 @@ def test_a_step_that_no_memory_holds_is_refused(
     )
     assert refused(run, capsys, monkeypatch) == (2, said)
     assert refused([*run, "--dry-run"], capsys, monkeypatch) == (2, said)
-    for name, value in {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():  # two machines
-        monkeypatch.setenv(name, value)
-    assert refused(run, capsys, monkeypatch) == (2, said.replace("51", "26"))
+    monkeypatch.setenv("WORLD_SIZE", "2")  # of several machines, which share it
+    assert refused([*run, "--dataset=/no/such"][1:], capsys, monkeypatch) == (
+        1, "error: /no/such: there is no such file or folder",
+    )  # fmt: skip
+
+
+def test_a_folder_in_a_working_directory_that_was_deleted_is_refused(
+    corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (corpus.parent / "gone").mkdir()
+    monkeypatch.chdir(corpus.parent / "gone")
+    (corpus.parent / "gone").rmdir()
+    assert refused([f"--dataset={corpus}", *NEEDED, "--output-dir=runs/a"], capsys, monkeypatch) == (
+        1, "error: --output-dir runs/a: the working directory was deleted: start in another one",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

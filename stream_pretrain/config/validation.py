@@ -20,6 +20,9 @@ from stream_pretrain.urls import HIDDEN, redacted_url, user_and_query
 NEEDED = ("data.dataset", "model.path", "train.max_steps")
 """What a run cannot do without, or without the option that `required_or` names."""
 
+MOST_LANES = 65_536
+"""Each lane has a file open, and a process may have as many."""
+
 
 def validate(config: Config, needed: Collection[str] = NEEDED) -> None:
     """Refuse options that cannot run, before anything is read. needed: those of `NEEDED`. Raises: ConfigError."""
@@ -30,6 +33,8 @@ def validate(config: Config, needed: Collection[str] = NEEDED) -> None:
     _validate_model_and_end(config, needed)
     for where, options in groups.items():
         refuse_out_of_bounds(options, where)
+    if config.data.lanes != "auto" and config.data.lanes > MOST_LANES:
+        raise ConfigError(f"--lanes must be at most {MOST_LANES:,}, not {config.data.lanes:,}: leave it out to have it chosen")
     _validate_objective(config)
     _validate_training(config.train)
     _validate_evaluation(config)

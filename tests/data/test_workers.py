@@ -194,6 +194,14 @@ def test_without_shared_memory_the_same_rows_come_through_pipes_which_is_said_on
     assert warned == ["rows come from the data workers through pipes, which is slower: no shared memory (File too large)"]
 
 
+def test_workers_without_lanes_are_not_started(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", documents(300), "plain")
+    before, rows = len(multiprocessing.active_children()), steps(tmp_path, 20)
+    first = next(rows)
+    assert len(multiprocessing.active_children()) - before == 8  # as there are lanes
+    assert first == next(steps(tmp_path, 0))
+
+
 STREAMING = """
 import hashlib, multiprocessing, os, resource, signal, sys
 from pathlib import Path

@@ -165,7 +165,8 @@ class StepStream:
         self._generation = 0
         own = part_of(range(plan.layout.lanes), rank, world)
         epochs = [min(lane[source].epoch for lane in cursors) for source in range(len(plan.sources))]
-        numbers = lanes_of_workers(plan.sources, own, max(workers, 1), epochs)
+        dealt = lanes_of_workers(plan.sources, own, max(workers, 1), epochs)
+        numbers = [lanes for lanes in dealt if lanes] or [[]]  # a worker without lanes is not started
         try:
             pipes = [multiprocessing.Pipe(duplex=False) for _ in numbers]
         except OSError as error:

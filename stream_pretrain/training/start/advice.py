@@ -46,9 +46,10 @@ def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
     processes, memory = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * max(1, workers), physical_memory()
     held = memory_bound(plan.sources, -(-lanes // (ranks.world * max(1, workers))))
     if held * processes > memory / 2:
+        each = f" in each of {processes} processes" if processes > 1 else ""
         yield (
-            f"readers may need {human_bytes(held)} in each of {processes} processes, and this machine has "
-            f"{human_bytes(memory)}: fewer --lanes or a smaller --data.window-bytes need less"
+            f"readers may need {human_bytes(held)}{each}, and this machine has {human_bytes(memory)}: "
+            "fewer --lanes or a smaller --data.window-bytes need less"
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers and processes > cores:

@@ -41,9 +41,10 @@ def physical_memory() -> int:
 
 def _refuse_too_large_step(config: Config) -> None:
     """Refuse a step whose tokens alone, 4 bytes each, are more than the memory of this machine. Raises: ConfigError."""
+    if os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", "1"):
+        return  # several machines share it
     rows, memory = config.train.global_batch_size, physical_memory()
-    here, world = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    needed = 4 * rows * config.data.sequence_length * here // world
+    needed = 4 * rows * config.data.sequence_length
     if needed > memory:
         raise ConfigError(
             f"--global-batch-size {rows:,}: the tokens of one step take {human_bytes(needed)} of memory, and this machine has "
@@ -73,6 +74,10 @@ def _refuse_folder_of_others(out: Path, config: Config) -> None:
 
 def _refuse_no_folder(out: Path) -> None:
     """Refuse an OUT that cannot be made or written, by what there is of its path. Raises: CheckpointError."""
+    try:
+        out.absolute()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"--output-dir {out}: the working directory was deleted: start in another one") from error
     there = next(place for place in (out, *out.parents) if os.path.lexists(place))
     if not there.is_dir():
         raise CheckpointError(f"--output-dir {out}: {there} is not a folder: give another one")
