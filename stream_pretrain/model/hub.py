@@ -52,7 +52,7 @@ def only_cached(name: str, revision: str | None) -> bool:
         except HFValidationError as error:
             raise _no_such_folder(name) from error
         except HfHubHTTPError as error:
-            refuse_missing(name, revision, error)
+            refuse_known(name, revision, error)
             if error.response is not None and error.response.status_code in (401, 403):
                 raise ModelError(
                     f"{name}: the Hub refuses your token: set another HF_TOKEN, or log in with `hf auth login`"
@@ -70,8 +70,13 @@ def only_cached(name: str, revision: str | None) -> bool:
     raise AssertionError("the last attempt returns")
 
 
-def refuse_missing(name: str, revision: str | None, error: BaseException) -> None:
-    """Raises: ModelError with advice for an error of the Hub or of the cache."""
+def refuse_known(name: str, revision: str | None, error: BaseException) -> None:
+    """Raises: ModelError with advice for an error of the Hub or of the cache, or for a model that brings its own code."""
+    if "trust_remote_code" in str(error):
+        raise ModelError(
+            f"{name} needs Python code that comes with it (auto_map), which is not run: read it, then give"
+            " --model.trust-remote-code on the command line, or choose another model"
+        ) from error
     page = f"{constants.ENDPOINT}/{name}"
     for cause in causes(error):
         match cause:
@@ -163,15 +168,6 @@ def _most_alike(name: str, known: list[str]) -> str | None:
     parts = {one if "/" in name else one.rpartition("/")[2]: one for one in reversed(known)}
     near = difflib.get_close_matches(name, parts, 1, 0.7)
     return parts[near[0]] if near else None
-
-
-def refuse_own_code(name: str, error: BaseException) -> None:
-    """Name the option for a model that brings its own code. Raises: ModelError."""
-    if "trust_remote_code" in str(error):
-        raise ModelError(
-            f"{name} needs Python code that comes with it (auto_map), which is not run: read it, then give"
-            " --model.trust-remote-code on the command line, or choose another model"
-        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from transformers.models.auto.modeling_auto import AutoModelForPreTraining
 
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
-from stream_pretrain.model.hub import first_line, refuse_missing, refuse_own_code
+from stream_pretrain.model.hub import first_line, refuse_known
 
 AUTO_CLASSES = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
 
@@ -19,8 +19,7 @@ def read_config(name: str, model: ModelConfig, local_files_only: bool) -> PreTra
             name, revision=model.revision, local_files_only=local_files_only, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError, TypeError, ImportError) as error:
-        refuse_own_code(name, error)
-        refuse_missing(name, model.revision, error)
+        refuse_known(name, model.revision, error)
         raise ModelError(f"no model configuration in {name}: {first_line(error)}") from error
     if not hasattr(settings, "vocab_size"):
         raise ModelError(f"{name} is not a language model ({settings.model_type}): choose another model")

@@ -24,7 +24,7 @@ from transformers import (
 
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
-from stream_pretrain.model.hub import first_line, not_cached, only_cached, refuse_file, refuse_missing, refuse_own_code
+from stream_pretrain.model.hub import first_line, not_cached, only_cached, refuse_file, refuse_known
 from stream_pretrain.model.isolation import choose_attention, make_causal
 from stream_pretrain.model.kinds import AUTO_CLASSES, is_only_causal, kind_to_load, read_config
 from stream_pretrain.model.packed_attention import one_document
@@ -266,7 +266,7 @@ def _from_scratch(name: str, config: ModelConfig, settings: PreTrainedConfig, ki
     try:
         return AUTO_CLASSES[kind].from_config(settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
     except (ValueError, AssertionError, RuntimeError, ImportError) as error:
-        refuse_own_code(name, error)
+        refuse_known(name, config.revision, error)
         if "Padding_idx" in str(error):
             raise padding_misfit(name, settings) from error
         raise ModelError(f"{name} cannot be built as a {kind} language model: {first_line(error)}") from error
@@ -326,8 +326,7 @@ def _load_weights(
             trust_remote_code=config.trust_remote_code,
         )
     except _UNLOADABLE as error:
-        refuse_own_code(name, error)
-        refuse_missing(name, revision, error)
+        refuse_known(name, revision, error)
         if "Padding_idx" in str(error):
             raise padding_misfit(name, settings) from error
         if local_files_only and not os.path.exists(name):

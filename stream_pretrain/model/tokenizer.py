@@ -6,7 +6,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
-from stream_pretrain.model.hub import first_line, only_cached, refuse_file, refuse_missing, refuse_own_code
+from stream_pretrain.model.hub import first_line, only_cached, refuse_file, refuse_known
 
 
 def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> PreTrainedTokenizerFast:
@@ -25,8 +25,7 @@ def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> Pre
             name, revision=revision, local_files_only=local_files_only, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError, ImportError) as error:
-        refuse_own_code(name, error)
-        refuse_missing(name, revision, error)
+        refuse_known(name, revision, error)
         raise ModelError(f"no tokenizer in {name}: {first_line(error)}; {another}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(
