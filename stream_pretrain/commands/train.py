@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -21,7 +22,6 @@ from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import StopRequest
 from stream_pretrain.training.ranks.watchdog import Watchdog
 from stream_pretrain.training.report.progress import Progress
-from stream_pretrain.training.start.advice import allow_many_open_files
 from stream_pretrain.training.start.setup import set_up
 from stream_pretrain.training.state.parallelism import accelerate_for_one_run, accelerator_for, collective_timeout
 from stream_pretrain.training.steps.finished_run import complete_finished
@@ -35,11 +35,13 @@ stream-pretrain --dataset 'data/*.jsonl.zst' --model bert-base-uncased \\
     --max-steps 10000 --output-dir runs/first
 """
 
+MOST_OPEN_FILES = 65_536
+
 
 @accelerate_for_one_run()
 def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
     """Train; returns the exit code of this process."""
-    allow_many_open_files()
+    _allow_many_open_files()
     with meeting():
         accelerator = accelerator_for(config)
         ranks = Ranks.of(accelerator.process_index, accelerator.num_processes, collective_timeout(config))
@@ -98,3 +100,11 @@ def run(config: Config, command: Sequence[str], stop: StopRequest) -> int:
         # At exit: here, the last reference would be that of DDP, which then waits for threads that need its lock.
         atexit.register(torch.distributed.destroy_process_group)
     return exit_codes.FINISHED if state == "finished" else exit_codes.of_stopped_process(stop.signal)
+
+
+def _allow_many_open_files() -> None:
+    """Raise the limit of 1,024: each lane has an open file or connection per source. Data workers inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stream_pretrain.model import packed_attention
 from stream_pretrain.training.ranks.ranks import Ranks
-from stream_pretrain.training.steps.metrics import MetricsWindow, useful_flops
+from stream_pretrain.training.steps.metrics import StepMetrics, useful_flops
 from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.training.runs import prepared, steps_of, tiny_run
 
@@ -50,14 +50,14 @@ def test_the_steps_since_the_last_line_of_metrics_hold_none_of_their_rows(model:
     write_shard(corpus / "s", documents(100), "plain")
     config = tiny_run(corpus, model, tmp_path / "out", max_steps=3)
     with prepared(config) as setup:
-        window = MetricsWindow(setup.plan, setup.parallel.loaded.model, torch.device("cpu"), setup.ranks)
+        since_log = StepMetrics(setup.plan, setup.parallel.loaded.model, torch.device("cpu"), setup.ranks)
         rows = []
         for step in steps_of(setup):
-            window.add(step)
+            since_log.add(step)
             rows.append(weakref.ref(step.rows_seen))
         del step
         assert [seen() for seen in rows] == [None] * 3
-        assert window.read(setup.totals, setup.cursors)["train/tokens"] == setup.totals.tokens
+        assert since_log.read(setup.totals, setup.cursors)["train/tokens"] == setup.totals.tokens
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def test_ranks_with_different_gpus_gather_together(
 
     def hardware(rank: int) -> dict[str, float | int]:
         ranks = Threads(rank, 2, barrier=barrier, values=values)
-        window = MetricsWindow(None, model, torch.device("cuda", rank), ranks)  # type: ignore[arg-type]
-        return window._hardware([2e14, 1e14][rank], seconds=2.0)
+        since_log = StepMetrics(None, model, torch.device("cuda", rank), ranks)  # type: ignore[arg-type]
+        return since_log._hardware([2e14, 1e14][rank], seconds=2.0)
 
     with ThreadPoolExecutor(2) as pool:
         measured = list(pool.map(hardware, range(2)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Iterator
 
 import torch
@@ -74,14 +73,3 @@ def _steps_of_epochs(plan: StreamPlan) -> Iterator[str]:
                 f"a step of {layout.global_batch_size:,} rows is about {times} times {what}: "
                 "a smaller --global-batch-size makes several steps of it"
             )
-
-
-def allow_many_open_files() -> None:
-    """Raise the limit of 1,024: each lane has an open file or connection per source. Data workers inherit it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-MOST_OPEN_FILES = 65_536

@@ -22,7 +22,7 @@ from stream_pretrain.training.steps.loop import StepResult
 
 
 @dataclass
-class MetricsWindow:
+class StepMetrics:
     """The steps since the last log line; values are over all micro-batches and ranks."""
 
     plan: StreamPlan

@@ -28,7 +28,7 @@ from stream_pretrain.training.steps.corpus_estimate import estimate, sample_of_a
 from stream_pretrain.training.steps.corpus_notices import CorpusNotices
 from stream_pretrain.training.steps.due_evaluations import Evaluations
 from stream_pretrain.training.steps.loop import EndOfCorpus, PassedOver, StepResult, training_steps
-from stream_pretrain.training.steps.metrics import MetricsWindow
+from stream_pretrain.training.steps.metrics import StepMetrics
 from stream_pretrain.training.steps.overview import lack_of_space, overview
 from stream_pretrain.training.steps.rows_of_rank import rows_read
 from stream_pretrain.training.steps.saving import Saves
@@ -207,7 +207,7 @@ class StepLog:
         self._setup, self._share = setup, 0.0
         self._begin = self._last_step = setup.totals.step
         self.loss = math.nan  # of the last line of metrics
-        self._window = MetricsWindow(setup.plan, setup.parallel.loaded.model, setup.parallel.device, setup.ranks)
+        self._metrics = StepMetrics(setup.plan, setup.parallel.loaded.model, setup.parallel.device, setup.ranks)
 
     def after(self, result: StepResult | PassedOver | EndOfCorpus, *, is_last: bool) -> dict[str, float | int]:
         """Count a step; its metrics, which are shown, where a line is due.
@@ -215,7 +215,7 @@ class StepLog:
         The first step of a start is shown, and not recorded: a run without interruption would not record it.
         """
         if isinstance(result, StepResult):
-            self._window.add(result)
+            self._metrics.add(result)
             self._share = result.progress
         if self.is_due(is_last=is_last):
             return self.read()
@@ -227,11 +227,11 @@ class StepLog:
         """Whether to log the last step; is_last: of the run."""
         step = self._setup.totals.step
         is_in_interval = is_last or step == 1 or step % self._setup.config.run.log_every == 0
-        return bool(self._window.results) and self._last_step < step and is_in_interval
+        return bool(self._metrics.results) and self._last_step < step and is_in_interval
 
     def read(self) -> dict[str, float | int]:
         """Read and show the metrics of the steps since the last log line."""
-        metrics = self._window.read(self._setup.totals, self._setup.cursors)
+        metrics = self._metrics.read(self._setup.totals, self._setup.cursors)
         self._last_step, self.loss = self._setup.totals.step, metrics["train/loss"]
         self._show(metrics)
         return metrics
