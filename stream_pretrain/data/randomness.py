@@ -7,6 +7,9 @@ Nothing depends on a running generator, so any worker on any machine draws the s
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,6 +52,17 @@ class _Key(ISeedSequence):
 def _hash(key: tuple[int, ...]) -> int:
     """128 bits of a key."""
     return int.from_bytes(hashlib.blake2b(",".join(map(str, key)).encode(), digest_size=16).digest(), "little")
+
+
+def chosen(count: int, probability: float, *key: int) -> Iterator[int]:
+    """The indices below `count` that are chosen, each with a probability between 0 and 1: by the gaps between them."""
+    index = -1
+    for draw in itertools.count():
+        uniform = (1 + (_hash((*key, draw)) >> 64)) * 2.0**-64
+        index += 1 + int(math.log(uniform) / math.log1p(-probability))  # geometric
+        if index >= count:
+            return
+        yield index
 
 
 def uniform_uint32(generator: np.random.Generator, count: int) -> NDArray[np.uint32]:

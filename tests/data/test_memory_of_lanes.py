@@ -30,17 +30,16 @@ def traced() -> Iterator[None]:
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=30)
 
 
-@given(texts=TEXTS, part=st.integers(0, 60), data=st.data())
-def test_texts_come_back_as_they_were_in_any_portions_and_from_any_of_them_on(
-    texts: list[str], part: int, data: st.DataObject
-) -> None:
+@given(texts=TEXTS, part=st.integers(0, 60), short=st.integers(0, 30), data=st.data())
+def test_texts_come_back_as_they_were_in_any_portions(texts: list[str], part: int, short: int, data: st.DataObject) -> None:
     edges = [0, *itertools.accumulate(map(len, texts))]
     cuts = data.draw(st.lists(st.integers(0, len(texts)), min_size=1).map(sorted))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shuffled_text, "PART_CHARACTERS", part)
+        patch.setattr(shuffled_text, "SHORT_TEXT", short)
         text = ShuffledText(texts)
-        for first, stop in itertools.pairwise([*cuts, len(texts)]):
-            assert text.between(edges[first : stop + 1]) == texts[first:stop]
+        for first, stop in itertools.pairwise([0, *cuts, len(texts)]):
+            assert text.take(edges[first : stop + 1]) == texts[first:stop]
 
 
 def held() -> int:
@@ -52,7 +51,7 @@ def held() -> int:
 def test_texts_that_were_read_are_dropped(traced: None) -> None:
     texts = ShuffledText("a word or two " * 100 + str(number) for number in range(1000))
     whole = held()
-    texts.between(range(0, 900 * 1400, 1400))
+    texts.take(range(0, 900 * 1400, 1400))
     assert held() < 0.15 * whole
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stream_pretrain.data.randomness import MASK, Hashed, InTurn, keyed_generator, uniform_uint32
+from stream_pretrain.data.randomness import MASK, Hashed, InTurn, chosen, keyed_generator, uniform_uint32
 
 COUNT = 1 << 16
 
@@ -107,3 +107,10 @@ def test_a_bit_of_the_key_changes_half_of_the_bits_of_the_numbers() -> None:
         changed = Hashed((9, MASK)).run(0, range(COUNT)) ^ Hashed((9 ^ 1 << bit, MASK)).run(0, range(COUNT))
         shares = np.unpackbits(changed.view(np.uint8)).reshape(-1, 32).mean(axis=0)
         assert (abs(shares - 0.5) * 2 * math.sqrt(COUNT) < 4.5).all()
+
+
+def test_what_is_chosen_is_a_function_of_the_key_and_as_much_as_the_probability_says() -> None:
+    assert [list(chosen(20, 0.25, key)) for key in (7, 7, 8)] == [[0, 2, 5, 11, 12, 17]] * 2 + [list(chosen(20, 0.25, 8))]
+    assert list(chosen(20, 0.25, 8)) != [0, 2, 5, 11, 12, 17]
+    counts = np.bincount([index for key in range(4000) for index in chosen(10, 0.3, key)], minlength=10)
+    assert np.abs(counts - 1200).max() < 5 * (4000 * 0.3 * 0.7) ** 0.5

@@ -55,7 +55,7 @@ def test_other_ids_in_a_window_end_the_run_which_goes_on_with_tokenizers(
     run_to_end([*arguments(tmp_path, "plain", texts), "--max-epochs=1", "--data.engine=tokenizers"])
 
     breaks_at("\u0c5c", monkeypatch)
-    monkeypatch.setattr(engine_parity, "SAMPLED", 1.0)
+    monkeypatch.setattr(engine_parity, "SAMPLED", 1 - 1e-9)
     monkeypatch.setattr("stream_pretrain.data.rows.engine_choice.probes", lambda _: ["bara"])
     command, out = [*arguments(tmp_path, "out", texts), "--max-epochs=1", "--data.engine=nanotoken"], tmp_path / "out"
     ended = run_here(command)
@@ -81,7 +81,7 @@ def test_other_ids_in_the_first_documents_end_the_run_before_its_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breaks_at("doc 000007", monkeypatch)
-    monkeypatch.setattr(engine_parity, "SAMPLED", 0.0)
+    monkeypatch.setattr(engine_parity, "SAMPLED", 1e-9)
     command = [*arguments(tmp_path, "out", documents(80)), "--max-steps=2", "--data.engine=nanotoken"]
     ended = run_here(command)
     assert ended.returncode == 75

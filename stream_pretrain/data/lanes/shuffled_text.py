@@ -3,53 +3,55 @@
 from __future__ import annotations
 
 import sys
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 PART_CHARACTERS = 8192
-"""Short texts are joined up to this, since each str takes 50 bytes more than its text."""
+"""Texts are held in parts of at least this."""
+
+SHORT_TEXT = 512
+"""Characters. The texts of a part are joined where they are shorter on average, since each str takes 50 bytes more than its
+text; others are not copied."""
 
 
 class ShuffledText:
-    """Consecutive texts, read once from the front. Parts that were read are dropped."""
+    """Texts that are read once, from the first to the last. Parts that were read are dropped."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._parts: deque[tuple[int, str | bytes]] = deque()
-        """The end of each part, in characters, and its text."""
-        self._part = ""
-        self._start = self._stop = 0  # of the part that is read
+        self._parts = deque[tuple[int, str | bytes | list[str | bytes]]]()
+        """The number of texts in each part, and the texts: joined, or each by itself."""
         held: list[str] = []
-        start = stop = 0
+        characters = 0
         for text in texts:
-            if stop - start + len(text) > PART_CHARACTERS:
-                self._parts.append((stop, _compact("".join(held))))
-                held, start = [], stop
             held.append(text)
-            stop += len(text)
-        self._parts.append((stop, _compact("".join(held))))
+            characters += len(text)
+            if characters >= PART_CHARACTERS:
+                self._hold(held, characters)
+                held, characters = [], 0
+        self._hold(held, characters)
 
-    def between(self, edges: Sequence[int]) -> list[str]:
-        """The texts between neighbouring edges, which are offsets in characters; they ascend, also from call to call.
+    def _hold(self, texts: list[str], characters: int) -> None:
+        are_short = characters < SHORT_TEXT * len(texts)
+        self._parts.append((len(texts), _compact("".join(texts)) if are_short else [_compact(text) for text in texts]))
 
-        No text that was given to the constructor may contain an edge.
-        """
+    def take(self, edges: Sequence[int]) -> list[str]:
+        """The next texts. edges: where each begins, and where the last ends, as offsets in characters."""
         texts: list[str] = []
-        while len(texts) < len(edges) - 1:
-            if edges[len(texts) + 1] > self._stop:
-                self._open(edges[len(texts) + 1])
-            part, start = self._part, self._start
-            here = edges[len(texts) : bisect_right(edges, self._stop, len(texts) + 1)]
-            texts += [part[begin - start : end - start] for begin, end in pairwise(here)]
+        while (first := len(texts)) < len(edges) - 1:
+            count, part = self._parts.popleft()
+            stop = min(first + count, len(edges) - 1)
+            rest: str | list[str | bytes]
+            if isinstance(part, list):
+                texts += map(_text, part[: stop - first])
+                rest = part[stop - first :]
+            else:
+                whole, start = _text(part), edges[first]
+                texts += [whole[begin - start : end - start] for begin, end in pairwise(edges[first : stop + 1])]
+                rest = whole[edges[stop] - start :]
+            if stop < first + count:
+                self._parts.appendleft((first + count - stop, rest))
         return texts
-
-    def _open(self, edge: int) -> None:
-        """Move to the part that ends at an edge or after it."""
-        while self._stop < edge:
-            self._start = self._stop
-            self._stop, part = self._parts.popleft()
-        self._part = part if isinstance(part, str) else part.decode()
 
 
 def _compact(text: str) -> str | bytes:
@@ -58,3 +60,7 @@ def _compact(text: str) -> str | bytes:
         return text
     encoded = text.encode()
     return encoded if sys.getsizeof(encoded) < sys.getsizeof(text) else text
+
+
+def _text(compact: str | bytes) -> str:
+    return compact if isinstance(compact, str) else compact.decode()

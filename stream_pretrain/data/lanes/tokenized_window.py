@@ -64,7 +64,8 @@ class TokenizedWindow:
     def begin_group(self, document: int, piece: int) -> None:
         """Drop the tokens before a piece of a document; tokenize from there on if none are kept."""
         first = self._piece(document, piece)
-        if first > self.next:
+        if first > self.next:  # the first group after a resume
+            self.text.take(self.characters_to[self.next : first + 1].tolist())
             self.next = first
         passed = first - self.first
         self.ids = [self.kept_ids()[int(self.counts[:passed].sum()) :]]
@@ -123,7 +124,7 @@ class TokenizedWindow:
         target = self.characters_to[self.next] + characters
         stop = min(max(self.next + 1, int(np.searchsorted(self.characters_to, target))), len(self.characters_to) - 1)
         pieces, self.next = np.arange(self.next, stop), stop
-        texts = self.text.between(self.characters_to[pieces[0] : stop + 1].tolist())
+        texts = self.text.take(self.characters_to[pieces[0] : stop + 1].tolist())
         if len(self) == len(self.characters_to) - 1:
             return texts, []
         return texts, (self.first_pieces[np.searchsorted(self.first_pieces, pieces)] > pieces).tolist()

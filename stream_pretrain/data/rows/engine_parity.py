@@ -8,7 +8,7 @@ from itertools import chain, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_pretrain.data.randomness import keyed_generator
+from stream_pretrain.data.randomness import chosen
 from stream_pretrain.data.rows import parity_cache
 from stream_pretrain.data.rows.engine import Engine
 from stream_pretrain.data.rows.fast_engine import WITHOUT_IT, FastEngine
@@ -46,15 +46,15 @@ def refuse_other_ids(
     """
     if not isinstance(engine, FastEngine):
         return
-    compared = {index: texts[index] for index in np.flatnonzero(keyed_generator(*key).random(len(texts)) < SAMPLED).tolist()}
+    compared = {index: texts[index] for index in chosen(len(texts), SAMPLED, *key)}
     for index, text in enumerate(texts):
         if first_characters <= 0:
             break
         compared.setdefault(index, text[:first_characters])
         first_characters -= len(text)
-    chosen = list(compared)
+    indices = list(compared)
     for number in differing(engine, engine.plain, compared.values()):
-        index = chosen[number]
+        index = indices[number]
         why = f"{engine.other_ids} for {excerpt(engine, engine.plain, compared[index])}"
         parity_cache.store(parity_cache.key_of(engine.serialized, engine.name, engine.version), why)
         raise EngineError(f"{named(index)}: {why}; {WITHOUT_IT}")
