@@ -105,9 +105,10 @@ def test_a_collection_in_a_worker_writes_to_nothing_that_it_shares_with_the_trai
         def __iter__(self) -> Iterator[Item]:
             yield gc.get_freeze_count(), np.empty(0), np.empty(0)
 
+    before = gc.get_freeze_count()  # of Python itself, in 3.12
     workers = Workers([Frozen()], [None], AHEAD, None)
     assert workers.receive(0)[0] > 10_000
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() == before
     workers.close()
 
 

@@ -55,9 +55,11 @@ class Ranks:
                 # A BaseException is a request to stop.
                 outcome[1] = exit_codes.of_error(error) if isinstance(error, Exception) else 0
                 failure = error
-        dist.broadcast_object_list(outcome)
-        if failure is not None:
-            raise failure
+        try:
+            dist.broadcast_object_list(outcome)
+        finally:  # ranks that a signal has ended receive nothing
+            if failure is not None:
+                raise failure
         value, code = outcome
         if code is not None:
             raise SystemExit(code) if code else Interrupted
