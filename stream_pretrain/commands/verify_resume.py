@@ -19,7 +19,7 @@ from stream_pretrain.arguments import Invocation
 from stream_pretrain.commands import Answer
 from stream_pretrain.config import COMMAND_GROUPS
 from stream_pretrain.data.rows.objective import objective_named
-from stream_pretrain.errors import ConfigError
+from stream_pretrain.errors import ConfigError, TrainingError
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.units import human_bytes, human_count, human_duration
 from stream_pretrain.verification.cost import cost_of
@@ -57,7 +57,10 @@ def run(given: Invocation, progress: Progress, launch: Launch = launched) -> Ans
         proof = Proof(config, model, options, folder, launch, progress)
         for line in _cost(proof):
             progress.notice(line)
-        outcomes = list(proof.outcomes())
+        try:
+            outcomes = list(proof.outcomes())
+        except OSError as error:
+            raise TrainingError(f"the runs in {folder} cannot be recorded: {error.strerror}") from error
     code = exit_codes.FINISHED if _all_proven(outcomes) else exit_codes.FAILED
     return Answer(list(lines_of(outcomes)), _record(outcomes, proof, model), code)
 

@@ -188,7 +188,7 @@ class Proof:
         return self.undisturbed(f"undisturbed, {epochs:,} epochs of the first documents", small)
 
     def outcome(self, trial: Trial) -> Outcome:
-        """Run a trial, and compare."""
+        """Run a trial, and compare. Raises: TrainingError where a temporary failure, such as a full disk, ends it."""
         folder, _ = self._next_run(self.config)
         baseline, ended = trial.baseline, list[Ended]()
         deadline = 600 + 20 * (baseline.seconds_to_first_step + baseline.seconds * baseline.last)
@@ -199,6 +199,8 @@ class Proof:
                 ended.append(run_start(start, folder / f"start-{number}", self.launch, deadline))
                 if not ended[-1].killed:
                     break
+            if ended[-1].code == exit_codes.RESUMES and not ended[-1].killed:
+                raise TrainingError(f"{trial.name}: {ended[-1].fault}")
             fault, kills = ended[-1].fault, sum(end.killed for end in ended)
             if fault is None and kills < len(trial.starts) - 1:
                 fault = f"came to its end before it was killed {trial.starts[kills].moment}"

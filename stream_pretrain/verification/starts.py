@@ -60,7 +60,7 @@ def run_start(start: WatchedStart, folder: Path, launch: Launch, deadline: float
     if code is None:
         fault = f"did not end in {deadline:.0f} seconds; its last lines are in {log}"
     elif code != 0 and not killed:
-        fault = _error_in(log) or f"ended with {code}; see {log}"
+        fault = _error_in(log) or f"ended with {code} and without an error in {log}: is the disk full?"
     seconds = min((step.at for step in steps.values()), default=None)
     return Ended(steps, killed and code != 0, fault, code, None if seconds is None else seconds - began)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 
 from stream_pretrain.training.evaluation import evaluation
 from stream_pretrain.training.report.tracking import Tracker
+from stream_pretrain.training.state import checkpoint
 from stream_pretrain.training.state.checkpoint import BackgroundWriter, Snapshot
 from tests.integration.jobs import tiny_options
 from tests.training.runs import run_here, run_to_end
@@ -156,3 +160,85 @@ def test_it_needs_evaluations(arguments: list[str], tmp_path: Path) -> None:
     assert refused.stderr.splitlines() == [
         "error: --run.keep-best keeps the checkpoint of the best evaluation and needs --eval-every"
     ]
+
+
+def test_an_equal_loss_and_one_that_is_no_number_replace_nothing(
+    arguments: list[str], tmp_path: Path, find: Callable[..., None]
+) -> None:
+    find(math.nan, math.inf, 2.0, 2.0, math.nan, -math.inf)
+    run_to_end([*arguments, f"--output-dir={tmp_path}", "--max-steps=5", "--eval-every=1"])
+    assert kept(tmp_path) == {"step-00000002": 2.0}
+
+
+def test_a_disk_that_is_full_when_it_is_saved_leaves_the_one_before_and_the_run_goes_on(
+    arguments: list[str], tmp_path: Path, find: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*arguments, f"--output-dir={tmp_path}", "--max-steps=4", "--eval-every=1", "--save-every=2"]
+    write_tensors = checkpoint._write_tensors
+
+    def full(path: Path, tensors: Any) -> None:
+        write_tensors(path, tensors)
+        if path.parent.parent.name == "best" and path.parent.name.endswith("step-00000003"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    find(5.0, 4.0, 4.5, 3.0, 3.5)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "_write_tensors", full)
+        stopped = run_here(command)
+    assert stopped.returncode == 75
+    [error] = [line for line in stopped.stderr.splitlines() if line.startswith("error: ")]
+    assert error.startswith(
+        f"error: {tmp_path}/best/step-00000003 cannot be written (No space left on device): free some space"
+    )
+    assert kept(tmp_path) == {"step-00000001": 4.0}
+    find(3.0, 3.5)
+    assert "resuming after step 2" in run_to_end(command)
+    assert kept(tmp_path) == {"step-00000003": 3.0}
+    assert names(tmp_path / "best") == ["step-00000003"], "nothing is left of what was half written"
+
+
+def test_a_kill_in_the_middle_of_it_leaves_the_one_before(
+    arguments: list[str], tmp_path: Path, find: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*arguments, f"--output-dir={tmp_path}", "--max-steps=3", "--eval-every=1", "--save-every=1"]
+    put = checkpoint.put_in_place
+
+    class Killed(BaseException):
+        pass
+
+    def killed(final: Path, fill: Callable[[Path], None]) -> None:
+        if final.parent.name != "best" or final.name != "step-00000002":
+            return put(final, fill)
+        (unfinished := final.with_name(f".tmp-{final.name}")).mkdir()
+        fill(unfinished)
+        raise Killed
+
+    find(5.0, 4.0, 3.0, 3.5)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "put_in_place", killed)
+        with pytest.raises(Killed):
+            run_here(command)
+    assert names(tmp_path / "best") == [".tmp-step-00000002", "step-00000001"]
+    find(3.0, 3.5)
+    run_to_end(command)
+    assert kept(tmp_path) == {"step-00000002": 3.0}
+    assert names(tmp_path / "best") == ["step-00000002"]
+
+
+def test_other_sets_and_weights_begin_it_anew_and_the_same_ones_do_not(
+    arguments: list[str], tmp_path: Path, small_corpus: Path, find: Callable[..., None]
+) -> None:
+    def sets(weight: float) -> str:
+        of = [{"name": name, "dataset": str(small_corpus), "weight": share} for name, share in (("a", 1.0), ("b", weight))]
+        return f"--eval.sets={json.dumps(of)}"
+
+    command = [*arguments, f"--output-dir={tmp_path}", "--eval-every=2"]
+    find(2.0, 2.0, 3.0, 3.0)
+    run_to_end([*command, "--max-steps=2", sets(1.0)])
+    find(2.5, 2.5)
+    same = run_to_end([*command, "--max-steps=4", sets(1.0)])
+    assert (kept(tmp_path), "starts over" in same) == ({"step-00000000": 2.0}, False)
+    find(2.6, 2.6)
+    other = run_to_end([*command, "--max-steps=6", sets(3.0)])
+    assert "--run.keep-best starts over on another evaluation set" in other
+    assert kept(tmp_path) == {"step-00000006": 2.6}

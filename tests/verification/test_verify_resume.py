@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -22,7 +24,7 @@ from stream_pretrain.commands import verify_resume
 from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, SourceConfig, TrainConfig, WeightChange
 from stream_pretrain.config.command_options import VerifyConfig
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
-from stream_pretrain.errors import ModelError
+from stream_pretrain.errors import ModelError, TrainingError
 from stream_pretrain.model.flops import training_flops
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.verification import trials
@@ -263,7 +265,21 @@ def test_masks_keyed_by_a_running_number_are_found_in_the_first_step_after_a_kil
 @pytest.mark.parametrize(("program", "code"), [(None, 0), (DROPS, 1)], ids=["as it is", "broken"])
 def test_the_whole_command_says_by_its_exit_code_whether_it_is_proven(program: str | None, code: int, inputs: Path) -> None:
     options = with_last([*arguments_of(config_of(inputs)), "--workers=1", f"--output-dir={inputs}/out"])
-    answer = verify_resume.run(invocation([*options, "--verify.kills=2"], {}), Progress(None), forked(program))
+    disk, starts, begin = [0], [0], forked(program)
+
+    def launch(command: Sequence[str], variables: Mapping[str, str], log: Path, deadline: float) -> int | None:
+        code, starts[0] = begin(command, variables, log, deadline), starts[0] + 1
+        disk[0] = max(disk[0], sum(path.stat().st_size for path in log.parents[2].glob("*/out/**/*") if path.is_file()))
+        return code
+
+    told: list[str] = []
+    progress = Progress(None)
+    progress.notice = told.append  # type: ignore[method-assign]
+    answer = verify_resume.run(invocation([*options, "--verify.kills=2"], {}), progress, launch)
+    [cost] = [re.match(r"about ([0-9]+) runs with ([0-9]+) starts: .* and ([0-9.]+) kB of disk", line) for line in told[1:2]]
+    assert cost is not None, told
+    assert (int(cost[1]), int(cost[2])) == (10, pytest.approx(starts[0], abs=2 if code == 0 else 20))
+    assert 0.4 * float(cost[3]) < disk[0] / 1000 < float(cost[3])
     record, trials_run = answer.record, {trial["trial"]: trial for trial in answer.record["trials"]}
     assert not (inputs / "out").exists(), "the folder of the user's run"
     assert (answer.exit_code, record["proven"]) == (code, code == 0), answer.lines
@@ -279,6 +295,34 @@ def test_the_whole_command_says_by_its_exit_code_whether_it_is_proven(program: s
     assert [trials_run[name]["weights_equal"] for name in list(trials_run)[-2:]] == [None, None]
     assert any("at the end of an epoch" in line and "equal" in line for line in answer.lines) or code
     assert answer.lines[-1].startswith("proven: 7 runs" if code == 0 else "NOT proven: ")
+
+
+def test_a_disk_that_fills_up_ends_the_verification_and_says_nothing_of_the_stream(
+    proofs: Proofs, undisturbed: Baseline, inputs: Path, tmp_path: Path
+) -> None:
+    said = "out/checkpoints/step-00000002 cannot be written (No space left on device): free some space"
+
+    def ended(*lines: str) -> Launch:
+        def launch(_command: Sequence[str], _variables: Mapping[str, str], log: Path, _deadline: float) -> int:
+            log.write_text("\n".join(lines))
+            return 75
+
+        return launch
+
+    proof = proofs()
+    proof.launch = ended("2026-11-29T20:04:14Z step 1/8", f"2026-11-29T20:04:15Z error: {said}")
+    with pytest.raises(TrainingError, match=f"^{re.escape(f'killed: {said}')}$"):
+        proof.outcome(one_kill(undisturbed))
+    proof.launch = ended()
+    with pytest.raises(TrainingError, match=r"^killed: ended with 75 and without an error in .*log.txt: is the disk full\?$"):
+        proof.outcome(one_kill(undisturbed))
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    options = with_last([*arguments_of(config_of(inputs)), f"--verify.folder={tmp_path}"])
+    with pytest.raises(TrainingError, match=f"^the runs in {tmp_path} cannot be recorded: No space left on device$"):
+        verify_resume.run(invocation(options, {}), Progress(None), full)
 
 
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda name: name.name)
