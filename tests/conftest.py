@@ -1,4 +1,4 @@
-"""What all tests share. Property tests try the same examples every time: a failure is seen again."""
+"""What all tests share. Property tests try the same examples every time, however long each takes: a failure is seen again."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share it: what is known o
     os.environ["XDG_CACHE_HOME"] = cache.name
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("same", derandomize=True)
+may_be = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=may_be)
 settings.load_profile("same")
 
 # What is begun in the background, or by nohup, ignores these, and so would all that tests start.

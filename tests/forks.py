@@ -10,6 +10,8 @@ strings. It ends without taking its modules apart. What depends on these begins 
 from __future__ import annotations
 
 import atexit
+import errno
+import fcntl
 import gc
 import importlib
 import json
@@ -32,6 +34,8 @@ from typing import IO, Any
 
 from tests.command_lines import with_last
 
+SHARED = Path(os.environ.get("XDG_CACHE_HOME", ""))
+"""The folder that the workers of pytest have in common: see conftest.py."""
 CHECKOUT = Path(__file__).resolve().parents[1]
 ADDRESS = "STREAM_PRETRAIN_TEST_FORKS"
 """The variable by which a fork finds its server: the ranks of a torchrun are forks of it as well."""
@@ -44,10 +48,13 @@ ENVIRONMENT = {
 """That of a run on this machine alone."""
 
 
+TRAINING = ("stream_pretrain.commands.train", "torch.distributed.run", "datasets")
+
+
 @cache
 def trainers() -> Forks:
     """Forks that have imported what a run of the command line does, which asks nothing of a Hub."""
-    return Forks(ENVIRONMENT, "stream_pretrain.commands.train", "torch.distributed.run", "datasets")
+    return Forks(ENVIRONMENT, *TRAINING, shared_as="trainers")
 
 
 class Fork:
@@ -83,24 +90,43 @@ class Fork:
 
 
 class Forks:
-    """A server of forks, which ends with this process."""
+    """A server of forks, which ends with the last process that uses it."""
 
-    def __init__(self, environment: Mapping[str, str], *modules: str) -> None:
-        """environment, modules: the variables that count while these modules are imported."""
-        self.address = f"stream_pretrain-{secrets.token_hex(8)}"
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.forks", self.address, *modules],
-            env=environment, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        assert self._server.stdout is not None
-        with self._server.stdout as stdout:
-            assert stdout.read() == b"listening"
+    def __init__(self, environment: Mapping[str, str], *modules: str, shared_as: str | None = None) -> None:
+        """environment, modules: the variables that count while these modules are imported.
+
+        shared_as: its name among the workers of pytest, of which the first that needs it starts it.
+        """
+        name = shared_as or secrets.token_hex(8)
+        self.address = f"{SHARED.name}-{name}"
+        self._server: subprocess.Popen[bytes] | None = None
+        in_use = SHARED / name  # a pipe, which all that use the server hold open
+        with open(SHARED / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not in_use.exists():
+                os.mkfifo(in_use)
+            try:
+                use = os.open(in_use, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # no server reads it
+                    raise
+                reading = os.open(in_use, os.O_RDONLY | os.O_NONBLOCK)
+                use = os.open(in_use, os.O_WRONLY)
+                self._server = subprocess.Popen(
+                    [sys.executable, "-m", "tests.forks", self.address, *modules],
+                    env=environment, cwd=CHECKOUT, stdin=reading, stdout=subprocess.PIPE,
+                )  # fmt: skip
+                os.close(reading)
+                assert self._server.stdout is not None
+                with self._server.stdout as stdout:
+                    assert stdout.read() == b"listening"
+        self._use = os.fdopen(use, "wb")
         atexit.register(self.close)
 
     def close(self) -> None:
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait()
+        self._use.close()
+        if self._server is not None:
+            self._server.wait()
 
     def start(
         self,

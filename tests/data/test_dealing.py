@@ -52,7 +52,7 @@ def test_equal_shards_go_round_and_the_rest_is_striped() -> None:
     assert {stripes[0].count for stripes in dealt} == {2}, "a lane reads its stripes of shared shards first"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 10**6)), st.integers(1, 40)), min_size=1, max_size=30),
     st.integers(1, 20),

@@ -59,7 +59,7 @@ def together(parts: list[Labelled]) -> list[list[list[int]]]:
     return [np.concatenate([getattr(part, name) for part in parts]).tolist() for name in vars(parts[0])]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([mlm("token", 0.4), mlm("whole_word", 0.4), mlm("span", 0.4), Clm()]),
     st.lists(st.integers(0, 11), max_size=4),

@@ -158,7 +158,7 @@ def test_the_mask_rate_is_constant_or_linear_to_the_last_step(vocabulary: Vocabu
     assert list(map(falling.rate, steps)) == [0.5, 0.4375, 0.375, 0.3125, 0.25, 0.25]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.floats(0.01, 0.99), st.floats(0.01, 0.99), st.integers(1, 50), st.integers(1, 200), st.sampled_from(["token", "span"])
 )
@@ -460,7 +460,7 @@ def test_distinct_keys_are_distinct_streams_whatever_the_size_of_their_integers(
 # --- Invariants ---
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.lists(st.lists(st.lists(st.integers(1, 16), min_size=1, max_size=12), max_size=3), min_size=1, max_size=4),
     st.sampled_from(["token", "whole_word", "span"]),

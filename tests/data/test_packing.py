@@ -83,7 +83,7 @@ def test_where_the_documents_end_only_rows_that_they_fill_are_begun() -> None:
     assert (placements.tolist(), left) == ([[0, 0, 228, 300]], (1, 0))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     lengths=st.lists(
         st.one_of(st.integers(1, 20), st.integers(1, 200), st.integers(1, 1500)),
@@ -137,7 +137,7 @@ def check_placements(lengths: list[int], first_token: int, rows: int, capacity: 
         assert token in (0, first_token) or fragment <= token <= lengths[document] - fragment
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     lengths=st.lists(st.integers(1, 300), min_size=30, max_size=60),
     more=st.lists(st.integers(1, 300), max_size=20),

@@ -15,7 +15,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_pretrain.data.corpus.shard import Shard
@@ -70,7 +70,6 @@ GROUPS = st.lists(st.lists(TEXTS, max_size=30), max_size=5)
 TABLES = st.builds(Table, GROUPS.map(lambda groups: [["a text", *first] for first in groups[:1]] + groups[1:]), HOW)
 
 
-@settings(deadline=None)
 @given(table=TABLES, window_bytes=st.sampled_from([1, 50, 400, 1 << 20]), stripes=st.integers(1, 4), data=st.data())
 def test_lanes_that_begin_again_anywhere_read_each_row_once(
     table: Table, window_bytes: int, stripes: int, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -104,7 +103,6 @@ def test_lanes_that_begin_again_anywhere_read_each_row_once(
     assert empty == sum(not text or text.isspace() for _, text in table.rows())
 
 
-@settings(deadline=None)
 @given(table=TABLES, window_bytes=st.sampled_from([1, 50, 400]), data=st.data())
 def test_a_window_is_the_same_whichever_was_read_before(
     table: Table, window_bytes: int, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -194,7 +192,6 @@ def served(path: Path, reads: list[tuple[int, int]], expected: list[tuple[int, i
         return found
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_whatever_is_expected_the_bytes_are_those_that_are_asked_for(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

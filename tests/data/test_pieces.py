@@ -83,7 +83,7 @@ def test_characters_that_belong_together_are_not_parted(unit: str, last: str) ->
                 assert unicodedata.normalize(form, left + right) == parts
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.sampled_from(["x", " ", "\n", "word ", "語", "e\u0301", "; "]), st.integers(0, 90_000)), max_size=5)
 )

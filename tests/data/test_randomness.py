@@ -43,7 +43,7 @@ def test_the_numbers_of_a_key_are_those_of_the_algorithm_and_never_change() -> N
     assert Hashed((0, MASK, 1, 2, 3)).run(0, range(12_000)).tolist() == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 20_000), st.integers(0, 20_000), st.integers(0, 3))
 def test_the_number_of_a_place_does_not_depend_on_which_others_are_asked_for(start: int, count: int, purpose: int) -> None:
     numbers = Hashed((7, 8))

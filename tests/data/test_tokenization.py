@@ -111,7 +111,7 @@ PIECES_OF_TEXT = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     text=st.lists(PIECES_OF_TEXT, max_size=12).map("".join),
     options=st.fixed_dictionaries(

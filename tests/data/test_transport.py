@@ -17,7 +17,7 @@ import fsspec
 import pytest
 import zstandard
 from fsspec.implementations.memory import MemoryFileSystem
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_pretrain.data.transport.compression import CODECS, Compression, compression_of
@@ -470,7 +470,7 @@ def expected_chunk_start(offset: int, frames: list[tuple[int, int, bytes]]) -> R
     return next(RestartPoint(at, start) for at, start, content in frames if start <= offset < start + len(content))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(data=st.data())
 def test_from_every_restart_and_after_every_skip_the_bytes_and_restart_points_are_the_same(
     data: st.DataObject, tmp_path: Path

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_pretrain.data.documents.line_windows import LineWindows, Window
@@ -148,7 +148,7 @@ def shards(draw: st.DrawFn) -> tuple[Memory, int, int]:
     return memory, window_bytes, draw(st.sampled_from([1, 5, 20, NO_LIMIT]))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(shards(), st.booleans())
 def test_a_window_is_the_lines_that_start_in_its_block(shard: tuple[Memory, int, int], compressed: bool) -> None:
     memory, window_bytes, longest = shard
@@ -159,7 +159,7 @@ def test_a_window_is_the_lines_that_start_in_its_block(shard: tuple[Memory, int,
         assert b"".join(window.lines for window in expected) == memory.content
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(shards(), st.booleans(), st.integers(1, 5), st.data())
 def test_lanes_that_share_a_shard_get_the_same_windows_in_any_order_and_after_a_resume(
     shard: tuple[Memory, int, int], compressed: bool, count: int, data: st.DataObject
@@ -313,7 +313,7 @@ def test_what_lies_before_damage_is_read_and_what_lies_behind_it_is_not() -> Non
 
 
 @pytest.mark.parametrize("compression", COMPRESS)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(data=st.data())
 def test_a_file_in_any_compression_has_the_windows_of_its_content(
     tmp_path: Path, compression: Compression, data: st.DataObject

@@ -23,7 +23,7 @@ from typing import TypeVar
 import pytest
 
 from tests.corpora import documents, write_shard, write_tiny_bert
-from tests.forks import ENVIRONMENT, Fork, Forks
+from tests.forks import ENVIRONMENT, TRAINING, Fork, Forks
 
 T = TypeVar("T")
 STEPS = 6
@@ -135,8 +135,7 @@ def library() -> Path:
 
 @cache
 def forks() -> Forks:
-    modules = ("stream_pretrain.commands.train", "torch.distributed.run", "datasets")
-    return Forks({**ENVIRONMENT, "LD_PRELOAD": str(library())}, *modules)
+    return Forks({**ENVIRONMENT, "LD_PRELOAD": str(library())}, *TRAINING, shared_as="with-faults")
 
 
 def run(

@@ -133,7 +133,7 @@ def test_what_must_not_change_is_refused_with_the_command_for_a_new_run(corpus: 
 
 def test_one_epoch_ends_by_itself_having_seen_every_document(corpus: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    rarely = ("--log-every=1000", "--eval-every=1000", f"--eval.dataset={corpus}")
+    rarely = ("--log-every=1000", "--eval-every=1000", "--save-every=1000", f"--eval.dataset={corpus}")
     run_to_end(endless(options(corpus, model, out, "--max-epochs=1", "--data.heldout-fraction=0", *rarely)))
     before, first, last = metrics(out)
     assert (before["step"], first["step"]) == (0, 1)

@@ -54,7 +54,7 @@ SIGNS = "~'\"\n\r\t\x85\u2028\u2029\ufeff: #-"
 """Those with which YAML has ways of its own."""
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.data())
 def test_any_text_and_any_number_is_read_back(data: st.DataObject) -> None:
     kinds = {
