@@ -52,13 +52,24 @@ def check_unchanged(pinned: Corpus, found: Corpus) -> None:
             if name not in now
         ),
         *(f"{name} is new" for name in now if name not in before),
-        *(f"{name} changed" for name in before if name in now and _changed(before[name], now[name])),
+        *(
+            f"{name} changed{_how(before[name], now[name])}"
+            for name in before
+            if name in now and _changed(before[name], now[name])
+        ),
     ]
     if differences:
         raise SourceError(
             f"{without_secrets(found.dataset)} is not the corpus this run began with: {first_of(differences)}; "
             "restore it or start a new run"
         )
+
+
+def _how(before: Shard, now: Shard) -> str:
+    """By their sizes, where these differ."""
+    if None in (before.size, now.size) or before.size == now.size:
+        return ""
+    return f" (it had {before.size} bytes, and has {now.size})"
 
 
 def _changed(before: Shard, now: Shard) -> bool:
