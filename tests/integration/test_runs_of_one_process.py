@@ -92,7 +92,22 @@ def test_each_stream_holds_a_server_to_what_it_was_told_itself(kind: str, folder
     shard = Shard(server.url(name), name, None, None, FORMATS[kind][0], "none", FORMATS[kind][1])
     read = ReadOptions("text", 1 << 20, 1 << 20, TransportOptions())
     layout = RowLayout(lanes=1, global_batch_size=1, sequence_length=32, packing="concat", seed=0)
-    plan = SourcePlan("", (shard,), 0, layout, 0.0, None, read)
+    plan = SourcePlan(
+        dataset="",
+        revision=None,
+        shards=(shard,),
+        name="",
+        window_bytes=1 << 20,
+        bundles=(),
+        group_rows=16,
+        first_shard=0,
+        layout=layout,
+        heldout_fraction=0.0,
+        max_epochs=None,
+        read=read,
+        skip_bad_shards=False,
+        first_step_rows=0,
+    )
 
     def texts(stream: Readers, epoch: int) -> list[str]:
         reader = stream.follow(0, epoch, Stripe(0), 0)

@@ -179,16 +179,13 @@ def source_plans(config: Config, pinned: PinnedCorpus) -> tuple[SourcePlan, ...]
         pinned.sources, sources_of(config.data), limits, shares, first_rows, strict=True
     ):
         plan = SourcePlan(
-            name=source.name,
-            shards=source.shards,
+            **vars(source),
             first_shard=first_shard,
             layout=layout,
             heldout_fraction=options.heldout_fraction,
             max_epochs=config.train.max_epochs if max_epochs is None else max_epochs,
             read=read_options(options, source.window_bytes, share),
             skip_bad_shards=options.on_bad_shard == "skip",
-            bundles=source.bundles,
-            group_rows=source.group_rows,
             first_step_rows=first_step,
         )
         # In a mixture, every lane needs every source; one with a limit of epochs is dealt all the same, to be read so often.

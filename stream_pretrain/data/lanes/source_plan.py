@@ -8,35 +8,30 @@ from functools import cached_property
 
 import numpy as np
 
+from stream_pretrain.data.corpus.pinned_corpus import PinnedSource
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import Documents, ReadOptions
 from stream_pretrain.data.documents.stripe import Stripe
 from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.dealing import deal, known_sizes, share_before
-from stream_pretrain.data.lanes.group_sizes import FEWEST_ROWS, GroupSizes
+from stream_pretrain.data.lanes.group_sizes import GroupSizes
 from stream_pretrain.data.lanes.row_layout import RowLayout
 from stream_pretrain.data.lanes.window_sizes import FULL_LANES, SMALLEST_BLOCK_BYTES, content_of
 from stream_pretrain.data.randomness import DEAL, keyed_generator
 
 
-@dataclass(frozen=True)
-class SourcePlan:
+@dataclass(frozen=True, kw_only=True)
+class SourcePlan(PinnedSource):
     """Everything but the lane and its cursor that decides the rows of a source: the same on all ranks."""
 
-    name: str
-    shards: tuple[Shard, ...]
     first_shard: int
-    """Number of the first of them among the shards of all sources."""
+    """Number of its first shard among those of all sources."""
     layout: RowLayout
     heldout_fraction: float
     max_epochs: int | None
     read: ReadOptions
-    skip_bad_shards: bool = False
-    bundles: tuple[tuple[int, int], ...] = ()
-    """Runs of small shards that are read together, each as the number of its first shard and the one after its last."""
-    group_rows: int = FEWEST_ROWS
-    """Rows of a full group."""
-    first_step_rows: int = 0
+    skip_bad_shards: bool
+    first_step_rows: int
     """The most rows that a lane contributes of it to the first step."""
     undealt: bool = False
     """Too small to deal: every lane reads all of it, in its own order and with its own masks."""
