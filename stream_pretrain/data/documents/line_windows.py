@@ -141,12 +141,7 @@ class LinePass:
         """Restart point of a byte in the buffer; in a plain shard, that byte itself."""
         if not self.compressed:
             return RestartPoint(offset, offset)
-        found = self.chunks[0]
-        for chunk in self.chunks:
-            if chunk[0] > offset:
-                break
-            found = chunk
-        return found[1]
+        return next(restart for begin, restart in reversed(self.chunks) if begin <= offset)
 
     def _has(self, offset: int) -> bool:
         """Whether the shard has a byte at an offset; if so, it is in the buffer."""

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus.shard import Shard
-from stream_pretrain.data.lanes.window_sizes import BYTES_PER_TOKEN
+from stream_pretrain.data.lanes.window_sizes import BYTES_PER_TOKEN, most_window_bytes
 from stream_pretrain.data.transport.compression import expansion_of
 
 BUNDLE_ROWS = 32
@@ -25,9 +26,9 @@ BUNDLES_PER_LANE = 8
 """Bundles that justify one more lane: a step begins with a bundle of each lane, whose shards all have to be opened."""
 
 
-def bundle_bytes(sequence_length: int, window_bytes: int) -> int:
-    """Uncompressed bytes of a full bundle, at most one window of the source."""
-    return min(BUNDLE_ROWS * sequence_length * BYTES_PER_TOKEN, window_bytes)
+def bundle_bytes(data: DataConfig, share: float) -> int:
+    """Uncompressed bytes of a full bundle, at most one window of a source with this share of the rows."""
+    return min(BUNDLE_ROWS * data.sequence_length * BYTES_PER_TOKEN, most_window_bytes(data, share))
 
 
 def bundles_of(shards: Sequence[Shard], full: int) -> tuple[tuple[int, int], ...]:

@@ -25,7 +25,6 @@ from stream_pretrain.data.lanes.window_sizes import (
     content_bytes,
     full_window_bytes,
     least_window_bytes,
-    most_window_bytes,
     request_bytes,
     window_bytes,
 )
@@ -39,7 +38,7 @@ def pin(config: Config, world: int) -> PinnedCorpus:
     _refuse_idle_ranks(config, world)
     options = sources_of(config.data)
     shares = largest_shares(share_schedule(config.data))
-    full_bundle = [bundle_bytes(config.data.sequence_length, most_window_bytes(config.data, share)) for share in shares]
+    full_bundle = [bundle_bytes(config.data, share) for share in shares]
     corpora = [_sized(source, of_source) for source, of_source in zip(options, full_bundle, strict=True)]
     bundles = [bundles_of(corpus.shards, of_source) for corpus, of_source in zip(corpora, full_bundle, strict=True)]
     lanes = _auto_lanes(config, corpora, bundles, world) if config.data.lanes == "auto" else config.data.lanes
@@ -66,7 +65,7 @@ def requests_of_start(config: Config, pinned: PinnedCorpus, *, resumes: bool) ->
     options, shares = sources_of(config.data), largest_shares(share_schedule(config.data))
     requests = 0
     for source, of_source, share in zip(pinned.sources, options, shares, strict=True):
-        full_bundle = bundle_bytes(config.data.sequence_length, most_window_bytes(of_source, share))
+        full_bundle = bundle_bytes(of_source, share)
         before = [replace(shard, content_bytes=None) for shard in source.shards if is_remote(shard.url)]
         of_size = sum(on_web(shard.url) for shard in before)
         of_content = sum(states_content_size(shard) and not is_small(shard, full_bundle) for shard in before)
