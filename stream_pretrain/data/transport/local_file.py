@@ -18,7 +18,11 @@ _ENDS = 64 * 1024
 def open_file(path: str) -> tuple[int, os.stat_result]:
     """A descriptor of a file. Raises: TransportError for what is not there, and for what is no file; OSError."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would be waited for
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+        if kind != stat.S_IFREG:  # a pipe would be waited for
+            what = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}.get(kind, "a device")
+            raise TransportError(f"{path}: is {what}, not a file, which can be read more than once: leave it out")
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
         if os.path.islink(path):
             target = os.readlink(path)
@@ -26,23 +30,7 @@ def open_file(path: str) -> tuple[int, os.stat_result]:
         raise TransportError(f"{path}: is not there: restore it, or leave it out") from error
     except PermissionError as error:
         raise TransportError(f"{path}: this user may not read it: change its permissions (chmod), or leave it out") from error
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            raise _no_file(path, "a socket") from error
-        raise
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode):
-        os.close(descriptor)
-        raise _no_file(path, _NO_FILES.get(stat.S_IFMT(found.st_mode), "a device"))
-    os.set_blocking(descriptor, True)
-    return descriptor, found
-
-
-_NO_FILES = {stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a folder"}
-
-
-def _no_file(path: str, kind: str) -> TransportError:
-    return TransportError(f"{path}: is {kind}, not a file, which can be read more than once: leave it out")
+    return descriptor, os.fstat(descriptor)
 
 
 def ends_of(descriptor: int, size: int) -> str:
