@@ -26,6 +26,7 @@ from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.data.compressed import COMPRESS, COMPRESSED, seek_table, skippable, zstd_frame
+from tests.data.shards import received
 
 NASTY = Path(__file__).resolve().parents[3] / "shared" / "data" / "nasty"
 KIB, MIB = 1024, 1024**2
@@ -387,25 +388,25 @@ def test_a_missing_file_and_a_folder_are_refused_at_once(tmp_path: Path) -> None
 
 
 def test_nothing_is_opened_before_the_first_read(tmp_path: Path) -> None:
-    with closing(shard(tmp_path / "written-later.jsonl")) as opened:
+    with received() as sizes, closing(shard(tmp_path / "written-later.jsonl")) as opened:
         opened.skip_to(5)
         (tmp_path / "written-later.jsonl").write_bytes(b"text\nmore")
         assert (opened.position, opened.read(), opened.position) == (5, b"more", 9)
         assert opened.restart == RestartPoint(5, 5)
-        assert opened.compressed_bytes_read == 4
+        assert sum(sizes) == 4
 
 
 def test_a_plain_file_is_read_from_any_byte(tmp_path: Path) -> None:
     content = random.Random(0).randbytes(5_000_000)
     path = write(tmp_path, content, "none")
-    with closing(shard(path, RestartPoint(77, 77))) as opened:
+    with received() as sizes, closing(shard(path, RestartPoint(77, 77))) as opened:
         assert opened.read() == content[77 : 77 + 64 * KIB]
         assert opened.restart == RestartPoint(77, 77)
         opened.skip_to(4_000_000)
         rest = chunks_of(opened)
         assert rest[0] == (RestartPoint(4_000_000, 4_000_000), content[4_000_000 : 4_000_000 + 64 * KIB])
         assert b"".join(chunk for _, chunk in rest) == content[4_000_000:]
-        assert opened.compressed_bytes_read == 64 * KIB + 1_000_000
+        assert sum(sizes) == 64 * KIB + 1_000_000
         opened.skip_to(9_000_000)
         assert opened.read() == b""
         assert opened.position == len(content)
@@ -427,11 +428,11 @@ def test_a_seek_table_leads_to_the_frame_without_reading_what_lies_between(tmp_p
     table = seek_table([(len(frame), len(content)) for frame, content in zip(frames, contents, strict=True)])
     path = write(tmp_path, b"".join(frames) + table)
     offset = 13 * 512 * 1024 + 100
-    with closing(shard(path)) as opened:
+    with received() as sizes, closing(shard(path)) as opened:
         opened.skip_to(offset)
         assert opened.read() == contents[13][100:]
         assert opened.restart == RestartPoint(sum(map(len, frames[:13])), 13 * 512 * 1024)
-        assert opened.compressed_bytes_read < 3 * MIB
+        assert sum(sizes) < 3 * MIB
         opened.skip_to(100 * MIB)
         assert (opened.read(), opened.position) == (b"", 8 * MIB)
 

@@ -78,11 +78,6 @@ class ShardBytes:
         self._pieces = deque([(restart.uncompressed, restart.compressed)])
         self._error: StreamPretrainError | None = None
 
-    @property
-    def compressed_bytes_read(self) -> int:
-        """Bytes received from the store, repeated ones included."""
-        return self._data.bytes_read
-
     def read(self) -> Chunk:
         """The next chunk, of one member; b"" at the end of the shard."""
         following = self._pending or self._next()

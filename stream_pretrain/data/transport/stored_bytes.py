@@ -59,7 +59,6 @@ class StoredBytes:
         self, url: str, name: str, size: int | None, start: int, options: TransportOptions, identity: str | None = None
     ):
         self.position = start
-        self.bytes_read = 0
         self._name = name
         self._deadline = options.retry_deadline
         self._memory = options.memory
@@ -198,11 +197,10 @@ class StoredBytes:
         return self._received(ahead.block.result)
 
     def _received(self, fetch: Callable[[], bytes | bytearray]) -> bytes | bytearray:
-        """What `fetch` returns, with the bytes and the waiting time counted."""
+        """What `fetch` returns, with the waiting time counted."""
         started = time.perf_counter()
         block = fetch()
         self._memory.seconds_waiting += time.perf_counter() - started
-        self.bytes_read += len(block)
         return block
 
     def _read_ahead(self, start: int, stop: int) -> None:
