@@ -77,7 +77,7 @@ def hub_token(data: DataConfig) -> str | None:
 
 
 def _splits_on_hub(builder: Any, filesystem: Any, root: str, data_dir: str | None) -> Splits:
-    splits = {split: [url.removeprefix(f"hf://{root}/") for url in urls] for split, urls in splits_of_builder(builder).items()}
+    splits = splits_of_builder(builder, f"hf://{root}")
     below = f"{data_dir}/" if data_dir else ""
     listed = _listed_on_hub(filesystem, root)
     shards = [name for name in without_runs(listed, is_run_among(listed)) if name.startswith(below) and is_shard(name)]

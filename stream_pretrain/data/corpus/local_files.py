@@ -87,11 +87,9 @@ def list_folder(entry: str, folder: Path, data: DataConfig) -> Listing:
 
 
 def _splits_of_card(entry: str, root: Path, names: Sequence[str], data: DataConfig) -> Splits:
-    base = root.resolve()  # as in the paths of `datasets`
-    builder = dataset_builder(entry, str(base), data)
-    splits = {
-        split: [Path(url).relative_to(base).as_posix() for url in urls] for split, urls in splits_of_builder(builder).items()
-    }
+    base = str(root.resolve())  # as in the paths of `datasets`
+    builder = dataset_builder(entry, base, data)
+    splits = splits_of_builder(builder, base)
     # `datasets` follows no link to a folder: the patterns of the card are applied to our listing too.
     for split, patterns in patterns_of_card(root, builder.config.name).items():
         matches = [re.compile(glob_translate(posixpath.normpath(pattern))).match for pattern in patterns]

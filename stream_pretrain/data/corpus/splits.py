@@ -125,9 +125,10 @@ def dataset_builder(entry: str, location: str, data: DataConfig, **chosen: str |
         raise SourceError(f"{entry}: {' '.join(str(error).split())}") from error
 
 
-def splits_of_builder(builder: Any) -> dict[str, list[str]]:
-    """The URLs of the files of each split."""
-    return {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
+def splits_of_builder(builder: Any, root: str) -> dict[str, list[str]]:
+    """The files of each split, by their paths below `root`."""
+    urls = builder.config.data_files or {}
+    return {str(split): [url.removeprefix(f"{root}/") for url in urls[split]] for split in urls}
 
 
 def has_configs(folder: Path) -> bool:
