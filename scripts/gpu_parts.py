@@ -36,7 +36,7 @@ from stream_pretrain.verification.comparing import compared
 from stream_pretrain.verification.moments import Moment
 from stream_pretrain.verification.proof import ROUNDING
 from stream_pretrain.verification.recorded_steps import RecordedStep
-from stream_pretrain.verification.starts import Start, run_start
+from stream_pretrain.verification.starts import WatchedStart, run_start
 
 Figures = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
@@ -253,7 +253,7 @@ def resume(setting: Setting) -> Iterator[Figures]:
         for name, moment in (("undisturbed", None), ("killed", Moment("step", 6)), ("killed", None)):
             run = replace(config, run=replace(config.run, output_dir=f"{folder}/{name}", save_every=4))
             start = Path(folder, f"start-{len(of_starts[name])}-{name}")
-            ended = run_start(Start(run, moment), start, _in_fork_of_this, deadline=0)  # that of the part counts
+            ended = run_start(WatchedStart(run, moment), start, _in_fork_of_this, deadline=0)  # that of the part counts
             if ended.fault is not None:
                 sys.exit(f"{name}: {ended.fault}\n{(start / 'log.txt').read_text()}")
             of_starts[name].append(ended.steps)
