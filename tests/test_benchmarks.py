@@ -73,7 +73,7 @@ def test_the_feed_benchmark_ends_with_how_long_a_consumer_waits(tmp_path: Path) 
 @pytest.mark.long
 def test_the_memory_benchmark_ends_with_the_memory_of_a_worker(tmp_path: Path) -> None:
     figures = figures_of("bench_memory", tmp_path)
-    assert figures.keys() == {"lanes", "begins_with_mb", "most_mb", "most_own_mb", "growth_mb"}
+    assert figures.keys() == {"lanes", "begins_with_mb", "most_mb", "most_own_mb", "growth_mb", "bound_mb"}
     assert 0 < figures["most_own_mb"] < figures["most_mb"]
     assert 0 < figures["begins_with_mb"] < figures["most_mb"]
 

@@ -99,11 +99,32 @@ def with_options(**options: object) -> Config:
 
 def test_the_memory_of_a_worker_is_bounded_by_its_lanes() -> None:
     plan = source_plans(CONFIG, corpus_of(8, 100 * MIB, "none", "parquet"))
-    # Two blocks, pages and what they give, the window of the lane and those that are kept for it; and the one that is opened.
-    assert memory_bound(plan, 1) == (2 * 8 + 8 + 1 + 1 + 2 * 4) * MIB + 3 * MIB
-    assert memory_bound(plan, 16) == 16 * (2 * 8 + 8 + 1 + 1 + 2 * 4) * MIB + 3 * MIB
-    assert memory_bound(plan, 64) == 64 * (2 * 2 + 8 + 1 + 1 + 2 * 2) * MIB + 3 * MIB, "as many lanes share what 16 have"
-    assert memory_bound(plan, 1024) == 1024 * (2 * MIB // 2 + (8 + 1 + 1 + 2 * 2) * MIB) + 3 * MIB
+    # Two blocks, pages and what they give, spare memory, the window of the lane and its group; and the window that is opened.
+    assert memory_bound(plan, 1) == 2 * 8 * MIB + OF_LANE + 3 * MIB
+    assert memory_bound(plan, 16) == 16 * (2 * 8 * MIB + OF_LANE) + 3 * MIB
+    assert memory_bound(plan, 64) == 64 * (2 * 2 * MIB + OF_LANE) + 3 * MIB, "as many lanes share what 16 have"
+    assert memory_bound(plan, 1024) == 1024 * (2 * MIB // 2 + OF_LANE) + 3 * MIB
+
+
+OF_LANE = 8 * MIB + MIB + MIB // 2 + 5 * MIB // 4 + MIB // 4
+"""Of a lane with windows of 1 MiB and groups of 16 rows of 512 tokens, beside what it has fetched."""
+
+
+def test_windows_are_kept_for_the_lanes_that_share_shards_and_for_no_others() -> None:
+    def kept(shards: int, lanes: int) -> int:
+        return memory_bound(source_plans(CONFIG, corpus_of(shards, 100 * MIB, "zstd")), lanes) - lanes * (
+            128 * KIB + MIB + OF_LANE
+        )
+
+    assert [kept(shards, 8) // MIB for shards in (8, 80, 1, 9)] == [3, 3, 3 + 8 * 2 * 4, 3 + 7 * 2 * 4]
+
+
+@pytest.mark.parametrize(
+    ("compression", "of_decoder"), [("zstd", 10 * MIB), ("gzip", MIB + MIB // 4), ("bz2", 5 * MIB), ("none", 0)]
+)
+def test_a_decompressor_takes_what_its_format_needs(compression: Compression, of_decoder: int) -> None:
+    plan = source_plans(CONFIG, corpus_of(8, 100 * MIB, compression))
+    assert memory_bound(plan, 1) == 128 * KIB + of_decoder + 2 * MIB + 3 * MIB
 
 
 def test_small_windows_lower_what_lanes_keep_for_each_other() -> None:
@@ -127,28 +148,54 @@ def test_a_process_with_many_lanes_asks_for_smaller_blocks_and_its_requests_are_
 def test_what_is_held_back_of_a_compressed_shard_in_a_store_counts() -> None:
     shard = Shard("https://here.test/s.jsonl.zst", "s", 100 * MIB, None, "jsonl", "zstd")
     plan = source_plans(CONFIG, pinned_of([shard] * 8, 8, MIB))
-    assert memory_bound(plan, 1) == 2 * 8 * MIB + (8 + 1) * MIB + 9 * MIB + 3 * MIB + MIB
-
-
-def test_a_plain_file_of_this_machine_has_no_decompressor_and_keeps_no_windows_for_others() -> None:
-    assert memory_bound(source_plans(CONFIG, corpus_of(8, 100 * MIB, "none")), 1) == 2 * KIB * 64 + MIB + 3 * MIB
+    decoder_beyond_pages, held_back = MIB, MIB
+    assert memory_bound(plan, 1) == 2 * 8 * MIB + OF_LANE + decoder_beyond_pages + held_back + 3 * MIB
 
 
 WATCHED = """
-import resource, sys
+import sys
 from pathlib import Path
 from stream_pretrain.data.lanes.reading_costs import memory_bound
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.lanes.stream_state import first_cursors
 from tests.data.plans import plan_for
 
-plan = plan_for(Path(sys.argv[1]), dataset=f"@{sys.argv[1]}", lanes=64, global_batch_size=64, window_bytes=1 << 22)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-with StepStream(plan, first_cursors(64)) as stream:
+def most() -> int:  # of this process: `getrusage` has what the one had that started it
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+lanes = int(sys.argv[2])
+plan = plan_for(Path(sys.argv[1]), dataset=sys.argv[1], lanes=lanes, global_batch_size=64, window_bytes=1 << 22)
+before = most()
+with StepStream(plan, first_cursors(lanes)) as stream:
     for _ in range(40):
         assert len(next(stream).row_lane) == 64
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, memory_bound(plan.sources, 64))
+print(most() - before, memory_bound(plan.sources, lanes))
 """
+
+
+def held_and_bound(dataset: str, lanes: int) -> tuple[int, int]:
+    command = [sys.executable, "-c", WATCHED, dataset, str(lanes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    held, bound = map(int, done.stdout.split())
+    return held, bound
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("style", "longest"), [("txt", 36), ("plain", 400), ("gz", 400), ("zst", 400)])
+def test_lanes_hold_at_most_what_is_said_and_no_less_than_half_of_it(style: str, longest: int, tmp_path: Path) -> None:
+    texts = documents(27 * MIB // (8 * longest), longest=longest)
+    if style == "txt":  # with nothing around its short documents
+        first = tmp_path / "s0.txt"
+        first.write_text("\n".join(texts))
+    else:
+        first = write_shard(tmp_path / "s0", texts, style)
+    assert first.stat().st_size > MIB
+    for number in range(1, 16):
+        (tmp_path / first.name.replace("s0", f"s{number}")).hardlink_to(first)
+    held, bound = held_and_bound(str(tmp_path), 16)
+    assert bound / 2 < held < bound
 
 
 @pytest.mark.long
@@ -168,8 +215,5 @@ def test_the_readers_of_64_remote_lanes_stay_within_the_bound(style: str, tmp_pa
         (served / first.name.replace("s0", f"s{number}")).hardlink_to(first)
     with serve(served) as server:
         (tmp_path / "urls.txt").write_text("\n".join(server.url(path.name) for path in sorted(served.iterdir())))
-        command = [sys.executable, "-c", WATCHED, str(tmp_path / "urls.txt")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stderr
-    held, bound = map(int, done.stdout.split())
+        held, bound = held_and_bound(f"@{tmp_path / 'urls.txt'}", 64)
     assert 64 * 2 * MIB < held < bound

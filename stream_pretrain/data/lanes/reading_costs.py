@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stream_pretrain.data.documents.document import ReadOptions
+from stream_pretrain.data.documents.line_windows import SPARE_BYTES
 from stream_pretrain.data.lanes.row_layout import part_of
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.lanes.worker_lanes import lanes_of_workers
+from stream_pretrain.data.transport.compression import CODECS, Compression
 from stream_pretrain.data.transport.members import CHUNK
 from stream_pretrain.data.transport.second_reading import HELD_BACK_BYTES
 from stream_pretrain.data.transport.stored_bytes import LOCAL_BLOCK
@@ -20,8 +22,8 @@ from stream_pretrain.urls import is_remote
 MOST_AMPLIFICATION = 4.0
 """Above this, remote shards are read only with an explicit --lanes: transfers cost money."""
 
-DECOMPRESSOR_BYTES = 8 * MIB
-"""The window of zstd up to level 19 (that of frames written with --long is larger), or pages of a Parquet column."""
+PARQUET_PAGES = 8 * MIB
+"""Of a column that is read, decompressed and not."""
 
 
 @dataclass(frozen=True)
@@ -106,22 +108,36 @@ def _processes(sources: Sequence[SourcePlan], lanes: int, world: int, workers: i
 
 
 def memory_bound(sources: Sequence[SourcePlan], lanes: int) -> int:
-    """The most bytes that the readers of `lanes` lanes in one process hold, without the tokenizer and Python."""
+    """The most bytes that `lanes` lanes in one process hold, without the tokenizer and Python.
+
+    For documents of a hundred bytes or more: those of fewer take less than the numbers that are kept of each.
+    """
     # The window that is opened is there as bytes and, at two bytes a character, as documents, before it is the text of a lane.
     opened = 3 * max(source.read.window_bytes for source in sources)
-    return opened + sum(lanes * _bytes_of_reader(source, source.read_by(lanes)) for source in sources)
+    return opened + sum(_bytes_of_lanes(source, source.read_by(lanes), lanes) for source in sources)
 
 
-def _bytes_of_reader(source: SourcePlan, read: ReadOptions) -> int:
-    shared = any(shard.compression != "none" or shard.format == "parquet" for shard in source.shards)
-    in_blocks = any(is_remote(shard.url) or shard.format == "parquet" for shard in source.shards)
-    # A block and the one read ahead; the text of a window; those that others keep for the lane, of the stripe that it reads and
-    # of its next one; what is decompressed at once, of which the window may have little.
-    windows = 1 + (2 * read.most_kept if shared else 0)
-    held = any(shard.compression != "none" and is_remote(shard.url) for shard in source.shards)
-    return (
+def _bytes_of_lanes(source: SourcePlan, read: ReadOptions, lanes: int) -> int:
+    kinds = {(shard.format == "parquet", shard.compression, is_remote(shard.url)) for shard in source.shards}
+    in_blocks = any(is_parquet or remote for is_parquet, _, remote in kinds)
+    decoder = max(_decoder_bytes(compression, is_parquet=is_parquet) for is_parquet, compression, _ in kinds)
+    held_back = any(compression != "none" and remote for _, compression, remote in kinds)
+    # A block and the one read ahead; what is decompressed at once, of which the window may have little; the text of a window
+    # and the numbers of its documents; the tokens of a group and of one that is held, as ids, as rows and with labels.
+    of_lane = (
         2 * (read.transport.block_bytes if in_blocks else LOCAL_BLOCK)
-        + (DECOMPRESSOR_BYTES + CHUNK if shared else 0)
-        + (HELD_BACK_BYTES if held else 0)
-        + windows * read.window_bytes
+        + (decoder + CHUNK if decoder else 0)
+        + (HELD_BACK_BYTES if held_back else 0)
+        + SPARE_BYTES
+        + read.window_bytes * 5 // 4
+        + 32 * source.group_rows * source.layout.sequence_length
     )
+    # Windows that others keep for a lane, of the stripe that it reads and of its next one, where it shares shards.
+    sharing = sum(any(stripe.count > 1 for stripe in source.stripes(0, lane)) for lane in range(source.layout.lanes))
+    kept = 2 * read.most_kept * read.window_bytes if decoder else 0
+    return lanes * of_lane + min(lanes, sharing) * kept
+
+
+def _decoder_bytes(compression: Compression, *, is_parquet: bool) -> int:
+    """Of a decompressor, or of the pages of a Parquet column."""
+    return PARQUET_PAGES if is_parquet else 0 if compression == "none" else CODECS[compression].memory

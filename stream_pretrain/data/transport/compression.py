@@ -13,6 +13,7 @@ from functools import partial
 from typing import TypeAlias
 
 from stream_pretrain.data.transport.decoders import MOST_MEMORY, Decoder, GzipMember, lz4_frame, zstd_frames
+from stream_pretrain.units import MIB
 
 Compression: TypeAlias = str
 """A name in `CODECS`, or "none"."""
@@ -30,6 +31,8 @@ class Codec:
     """What messages call a member."""
     expansion: float
     """Uncompressed bytes per compressed byte of typical text: estimates the windows of a shard."""
+    memory: int
+    """The most bytes that a decoder holds of a file written at the usual levels: of zstd up to 19, of xz up to 6."""
     command: str
     """Writes the content of a file to its standard output."""
     decoders: Callable[[], Callable[[], Decoder]]
@@ -47,25 +50,29 @@ CODECS: Mapping[Compression, Codec] = {
         b"\x28\xb5\x2f\xfd",
         "zstd frame",
         3.5,
+        9 * MIB,
         "zstd -dc",
         zstd_frames,
         has_skippable_frames=True,
         has_seek_table=True,
     ),
     "gzip": Codec(
-        (".gz", ".gzip", ".bgz"), b"\x1f\x8b", "gzip member", 3.0, "gzip -dc", lambda: GzipMember, is_zero_padded=True
+        (".gz", ".gzip", ".bgz"), b"\x1f\x8b", "gzip member", 3.0, MIB // 4, "gzip -dc", lambda: GzipMember, is_zero_padded=True
     ),
-    "bz2": Codec((".bz2",), b"BZh", "bz2 stream", 4.0, "bzip2 -dc", lambda: bz2.BZ2Decompressor),
+    "bz2": Codec((".bz2",), b"BZh", "bz2 stream", 4.0, 4 * MIB, "bzip2 -dc", lambda: bz2.BZ2Decompressor),
     "xz": Codec(
         (".xz",),
         b"\xfd7zXZ\x00",
         "xz stream",
         4.0,
+        9 * MIB,
         "xz -dc",
         lambda: partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, memlimit=MOST_MEMORY),
         is_zero_padded=True,
     ),
-    "lz4": Codec((".lz4",), b"\x04\x22\x4d\x18", "lz4 frame", 2.0, "lz4 -dc", lambda: lz4_frame, has_skippable_frames=True),
+    "lz4": Codec(
+        (".lz4",), b"\x04\x22\x4d\x18", "lz4 frame", 2.0, 9 * MIB, "lz4 -dc", lambda: lz4_frame, has_skippable_frames=True
+    ),
 }
 
 
