@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
 
-from stream_pretrain.config import Config, DataConfig, TextDocuments, sources_of, storage_options
+from stream_pretrain.config import Config, DataConfig, sources_of, storage_options
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus, PinnedSource
 from stream_pretrain.data.corpus.remote_files import MOST_RECHECKED, with_web_sizes
 from stream_pretrain.data.corpus.resolve import resolve
-from stream_pretrain.data.corpus.shard import Corpus, Shard
+from stream_pretrain.data.corpus.shard import Corpus
 from stream_pretrain.data.corpus.unchanged_since_start import resolve_pinned
 from stream_pretrain.data.documents.document import ReadOptions
-from stream_pretrain.data.lanes.bundles import BUNDLES_PER_LANE, bundle_bytes, bundles_of, is_small, not_in_bundles
+from stream_pretrain.data.lanes.bundles import bundle_bytes, bundles_of, is_small
 from stream_pretrain.data.lanes.content_sizes import MOST_OPENED, states_content_size, with_content_bytes
 from stream_pretrain.data.lanes.group_sizes import first_step_rows, full_group_rows
-from stream_pretrain.data.lanes.lane_count import lane_count
+from stream_pretrain.data.lanes.lane_count import auto_lanes
 from stream_pretrain.data.lanes.mixture import Shares, largest_shares, parts_of
 from stream_pretrain.data.lanes.reading_costs import MOST_AMPLIFICATION, reading_cost
 from stream_pretrain.data.lanes.row_layout import RowLayout
 from stream_pretrain.data.lanes.source_plan import SourcePlan
-from stream_pretrain.data.lanes.window_sizes import (
-    content_bytes,
-    full_window_bytes,
-    least_window_bytes,
-    request_bytes,
-    window_bytes,
-)
+from stream_pretrain.data.lanes.window_sizes import request_bytes, window_bytes
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.urls import is_remote, on_web
@@ -41,7 +33,7 @@ def pin(config: Config, world: int) -> PinnedCorpus:
     full_bundle = [bundle_bytes(config.data, share) for share in shares]
     corpora = [_sized(source, of_source) for source, of_source in zip(options, full_bundle, strict=True)]
     bundles = [bundles_of(corpus.shards, of_source) for corpus, of_source in zip(corpora, full_bundle, strict=True)]
-    lanes = _auto_lanes(config, corpora, bundles, world) if config.data.lanes == "auto" else config.data.lanes
+    lanes = auto_lanes(config, corpora, bundles, world) if config.data.lanes == "auto" else config.data.lanes
     names = [source.name for source in config.data.sources] or [""]
     pinned = PinnedCorpus(
         tuple(
@@ -84,20 +76,6 @@ def _refuse_idle_ranks(config: Config, world: int) -> None:
     batch = config.train.global_batch_size
     if world > batch:
         raise ConfigError(f"--global-batch-size {batch} does not give each of {world} ranks a row: give more, or fewer ranks")
-
-
-def _auto_lanes(config: Config, corpora: Sequence[Corpus], bundles: Sequence[Sequence[tuple[int, int]]], world: int) -> int:
-    """The number of lanes of a run on these corpora with --lanes auto."""
-    length, options = config.data.sequence_length, sources_of(config.data)
-    contents = [content_bytes(corpus) for corpus in corpora]
-    windows = sum(sys.maxsize if content is None else content // least_window_bytes(length) for content in contents)
-    units = sum(
-        _readable_units(shard, full_window_bytes(length), source.text_documents)
-        for source, corpus, of_source in zip(options, corpora, bundles, strict=True)
-        for shard in not_in_bundles(corpus.shards, of_source)
-    )
-    units += sum(len(of_source) // BUNDLES_PER_LANE for of_source in bundles)
-    return lane_count(windows, units, world=world, workers=config.data.workers)
 
 
 def _refuse_amplified_transfers(config: Config, pinned: PinnedCorpus, world: int) -> None:
@@ -211,12 +189,3 @@ def read_options(data: DataConfig, window_bytes: int, share: float) -> ReadOptio
             block_bytes=request_bytes(share),
         ),
     )
-
-
-def _readable_units(shard: Shard, window_bytes: int, text_documents: TextDocuments) -> int:
-    """Number of parts of a shard that can be read independently."""
-    if shard.compression != "none" or shard.format == "examples" or shard.size is None:
-        return 1
-    if shard.format == "text" and text_documents == "file":
-        return 1
-    return max(1, shard.size // window_bytes)
