@@ -171,12 +171,8 @@ class StoredBytes:
             block = self._fetch_now(start, start + self._block_bytes)
         # After a jump, little may be read: only the second block in a row is followed by a read-ahead.
         end = start + len(block)
-        if (
-            not self.is_local
-            and block
-            and self._previous_end == start
-            and (self._store.total is None or end < self._store.total)
-        ):
+        is_last = not block or (self._store.total is not None and end >= self._store.total)
+        if not self.is_local and not is_last and self._previous_end == start:
             self._read_ahead(end, end + self._block_bytes)
         self._previous_end = end
         rest = memoryview(self._buffer)[self._index :]
