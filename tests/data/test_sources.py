@@ -29,8 +29,6 @@ from stream_pretrain.errors import SourceError, TransportError
 from stream_pretrain.typed_json import from_json
 from stream_pretrain.urls import without_secrets
 
-NASTY = Path(__file__).resolve().parents[3] / "shared" / "data" / "nasty"
-
 
 def write(root: Path, *names: str) -> Path:
     """Files whose content is their name."""
@@ -94,18 +92,6 @@ def test_a_folder_is_read_with_its_subfolders_and_without_what_is_no_shard(tmp_p
         ".git/f.jsonl",
     )
     assert names(tmp_path) == ["a.jsonl", "b.jsonl.gz", "name with spaces & ümlaut [1].jsonl", "sub/deeper/c.txt.xz"]
-
-
-def test_the_mixed_folder_has_five_shards() -> None:
-    if not NASTY.is_dir():
-        pytest.skip(f"{NASTY} is not there")
-    assert names(NASTY / "mixed-folder") == [
-        "a.jsonl",
-        "b.jsonl.gz",
-        "c.jsonl.zst",
-        "name with spaces & ümlaut [1].jsonl",
-        "sub/d.jsonl.zst",
-    ]
 
 
 def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:

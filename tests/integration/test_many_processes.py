@@ -102,8 +102,9 @@ def test_the_schedule_of_an_epoch_is_the_same_for_a_run_that_is_killed_on_the_wa
         assert 0 <= shares[0] <= 1
 
 
-def test_more_ranks_than_lanes_train_as_one_does(corpus: Path, model: Path, tmp_path: Path) -> None:
+def test_more_ranks_than_lanes_train_as_one_does(model: Path, tmp_path: Path) -> None:
     out, alone = tmp_path / "out", tmp_path / "alone"
+    corpus = write_shard(tmp_path / "s", documents(100), "zst")
     for world, folder in ((3, out), (1, alone)):
         train(world, options(corpus, model, folder, "--max-epochs=1", "--lanes=2", "--global-batch-size=7"), folder)
     assert same_rows(metrics(out)) == same_rows(metrics(alone))

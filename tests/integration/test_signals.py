@@ -67,7 +67,7 @@ def test_a_signal_during_a_step_saves_and_the_next_run_goes_on(
     corpus: Path, model: Path, out: Path, whom: str, name: str
 ) -> None:
     arguments = tiny_options(corpus, model, out)
-    with job(2, arguments, out.with_suffix(".log"), forked=False) as running:
+    with job(2, arguments, out.with_suffix(".log")) as running:
         running.until(lambda: len(lines(out / "metrics.jsonl")) > 2)
         signalled(running, whom, name)
         step = assert_saved_and_preempted(running, out)
