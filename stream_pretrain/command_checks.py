@@ -12,6 +12,7 @@ from stream_pretrain.data.corpus.missing_dataset import refuse_absent
 from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.training.files.options_file import NAME as OPTIONS
 from stream_pretrain.training.files.out_files import CHECKPOINTS, CURSORS, RUN
+from stream_pretrain.training.start.first_checks import refuse_too_large_step
 
 
 def refuse_misuse(group: str, given: Invocation) -> None:
@@ -27,7 +28,7 @@ def refuse_misuse(group: str, given: Invocation) -> None:
         case InspectConfig() as options:
             _of_inspect(options, given)
         case VerifyConfig() as options:
-            _of_verify_resume(options)
+            _of_verify_resume(options, given)
     for source in sources_of(given.config.data):
         if source.dataset is not None:
             refuse_absent(source)
@@ -57,13 +58,16 @@ def _of_inspect(options: InspectConfig, given: Invocation) -> None:
         raise ConfigError("the plan is that of one process: run this without torchrun or accelerate launch")
     if options.rows and given.config.model.path is None and given.config.model.tokenizer is None:
         raise ConfigError("--inspect.rows needs a tokenizer: give --model or --model.tokenizer")
+    if options.rows:  # they are those of a whole step
+        refuse_too_large_step(given.config)
 
 
-def _of_verify_resume(options: VerifyConfig) -> None:
+def _of_verify_resume(options: VerifyConfig, given: Invocation) -> None:
     if "RANK" in os.environ:
         raise ConfigError("verify-resume starts ranks by itself: run it without torchrun or accelerate launch")
     if options.run_steps < LEAST_STEPS:
         raise ConfigError(f"--verify.run-steps must be at least {LEAST_STEPS}, not {options.run_steps}")
+    refuse_too_large_step(given.config)
 
 
 def refuse_other_folder(out: Path) -> None:

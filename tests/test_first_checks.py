@@ -128,6 +128,8 @@ def test_a_step_that_no_memory_holds_is_refused(
     )
     assert refused(run, capsys, monkeypatch) == (2, said)
     assert refused([*run, "--dry-run"], capsys, monkeypatch) == (2, said)
+    assert refused(["verify-resume", *run], capsys, monkeypatch) == (2, said)
+    assert refused(["inspect", *run, "--inspect.rows=1"], capsys, monkeypatch) == (2, said)
     monkeypatch.setenv("WORLD_SIZE", "2")  # of several machines, which share it
     assert refused([*run, "--dataset=/no/such"][1:], capsys, monkeypatch) == (
         1, "error: /no/such: there is no such file or folder",

@@ -24,7 +24,7 @@ def refuse_at_once(config: Config) -> None:
     """
     refuse_wandb(config.run)
     refuse_uninstalled(config.data.engine)
-    _refuse_too_large_step(config)
+    refuse_too_large_step(config)
     _refuse_no_folder(run_directory(config))
     _refuse_folder_of_others(run_directory(config), config)
     for source in sources_of(config.data):
@@ -39,7 +39,7 @@ def physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _refuse_too_large_step(config: Config) -> None:
+def refuse_too_large_step(config: Config) -> None:
     """Refuse a step whose tokens alone, 4 bytes each, are more than the memory of this machine. Raises: ConfigError."""
     if os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", "1"):
         return  # several machines share it
