@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from stream_pretrain.data.rows import encoder, engine_choice, installed_engines
+from stream_pretrain.data.rows.engine import Text, decoded
 from stream_pretrain.data.rows.fast_engine import documents_only
 from stream_pretrain.data.rows.tokenizers_engine import TokenizersEngine
 
@@ -27,8 +28,8 @@ class Broken:
     def __init__(self, serialized: str) -> None:
         self.plain = TokenizersEngine(documents_only(serialized))
 
-    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        return self.plain.encode([text.replace(self.word, "ball") for text in texts])
+    def encode(self, texts: Sequence[Text]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        return self.plain.encode([text.replace(self.word, "ball") for text in decoded(texts)])
 
     def forget(self) -> None: ...
 

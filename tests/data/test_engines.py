@@ -104,6 +104,18 @@ def test_rows_are_the_same_with_every_engine(name: str, tmp_path: Path) -> None:
     assert ledger(fast, 30, workers=1, cursors=halfway, step=30) == (seen[30:], cursors)
 
 
+@pytest.mark.parametrize("name", [*TOKENIZERS, "tokenizers"])
+def test_the_utf_8_of_a_text_has_its_ids(name: str) -> None:
+    pytest.importorskip(name)
+    engine = replace(Encoder.of(TOKENIZERS.get(name, word_tokenizer)()), engine=name).build()
+    texts = [text for text in probes() if len(text) < PIECE_CHARACTERS]
+    mixed = [text.encode() if number % 2 else text for number, text in enumerate(texts)]
+    for continues in ([], [True] * 500):
+        some = slice(len(continues) or None)
+        (ids, lengths), (of_mixed, lengths_of_mixed) = (engine.encode(given[some], continues) for given in (texts, mixed))
+        assert (ids.tolist(), lengths.tolist()) == (of_mixed.tolist(), lengths_of_mixed.tolist())
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_an_installed_engine_is_checked_once_and_then_known(
     name: str, nothing_known: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
+from stream_pretrain.data.rows.engine import Text
+
 PART_CHARACTERS = 8192
 """Texts are held in parts of at least this."""
 
@@ -19,7 +21,7 @@ class ShuffledText:
     """Texts that are read once, from the first to the last. Parts that were read are dropped."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._parts = deque[tuple[int, str | bytes | list[str | bytes]]]()
+        self._parts = deque[tuple[int, Text | list[Text]]]()
         """The number of texts in each part, and the texts: joined, or each by itself."""
         held: list[str] = []
         characters = 0
@@ -35,18 +37,18 @@ class ShuffledText:
         are_short = characters < SHORT_TEXT * len(texts)
         self._parts.append((len(texts), _compact("".join(texts)) if are_short else [_compact(text) for text in texts]))
 
-    def take(self, edges: Sequence[int]) -> list[str]:
-        """The next texts. edges: where each begins, and where the last ends, as offsets in characters."""
-        texts: list[str] = []
+    def take(self, edges: Sequence[int]) -> list[Text]:
+        """The next texts, some as UTF-8. edges: where each begins, and where the last ends, as offsets in characters."""
+        texts: list[Text] = []
         while (first := len(texts)) < len(edges) - 1:
             count, part = self._parts.popleft()
             stop = min(first + count, len(edges) - 1)
-            rest: str | list[str | bytes]
+            rest: str | list[Text]
             if isinstance(part, list):
-                texts += map(_text, part[: stop - first])
+                texts += part[: stop - first]
                 rest = part[stop - first :]
             else:
-                whole, start = _text(part), edges[first]
+                whole, start = part if isinstance(part, str) else part.decode(), edges[first]
                 texts += [whole[begin - start : end - start] for begin, end in pairwise(edges[first : stop + 1])]
                 rest = whole[edges[stop] - start :]
             if stop < first + count:
@@ -54,13 +56,9 @@ class ShuffledText:
         return texts
 
 
-def _compact(text: str) -> str | bytes:
+def _compact(text: str) -> Text:
     """A text as it is, or as UTF-8 where that is smaller: one character of a script makes all of a str wide."""
     if text.isascii():
         return text
     encoded = text.encode()
     return encoded if sys.getsizeof(encoded) < sys.getsizeof(text) else text
-
-
-def _text(compact: str | bytes) -> str:
-    return compact if isinstance(compact, str) else compact.decode()

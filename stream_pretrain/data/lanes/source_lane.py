@@ -368,9 +368,10 @@ class SourceLane:
         while window.has_more and (missing := needed - window.positions(self.encoder.framing)) > 0:
             if layout.packing == "none" and window.complete_documents > rows:
                 return
+            first = window.next
             texts, continues = window.next_texts(math.ceil(missing * self.characters_per_token))
             ids, counts = self.engine.encode(texts, continues)
             window.append(ids, counts, self.encoder.document_end)
-            characters = sum(map(len, texts))
+            characters = int(window.characters_to[window.next] - window.characters_to[first])
             self.characters_per_token = characters / max(1, len(ids))
             self.tokenized += characters, len(ids)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stream_pretrain.data.documents.document import Documents
 from stream_pretrain.data.lanes.shuffled_text import ShuffledText
 from stream_pretrain.data.randomness import keyed_generator
+from stream_pretrain.data.rows.engine import Text
 from stream_pretrain.data.rows.pieces import PIECE_CHARACTERS
 
 
@@ -119,7 +120,7 @@ class TokenizedWindow:
         """Positions that the kept tokens need at least."""
         return self.tokens + framing * len(self.tokenized().documents)
 
-    def next_texts(self, characters: int) -> tuple[list[str], list[bool]]:
+    def next_texts(self, characters: int) -> tuple[list[Text], list[bool]]:
         """The next pieces to tokenize, of at least this number of characters in total; and which continue a document."""
         target = self.characters_to[self.next] + characters
         stop = min(max(self.next + 1, int(np.searchsorted(self.characters_to, target))), len(self.characters_to) - 1)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_pretrain.data.rows.engine import Text
 from stream_pretrain.data.rows.tokenizers_engine import TokenizersEngine
 from stream_pretrain.errors import EngineError
 
@@ -35,7 +36,7 @@ class Flat(Protocol):
     def __init__(self, serialized: str) -> None:
         """Raises: UnsupportedTokenizerError where the package itself refuses it."""
 
-    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def encode(self, texts: Sequence[Text]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """As `Engine.encode`."""
 
     def forget(self) -> None:
@@ -78,7 +79,7 @@ class FastEngine:
     def piece_edges(self, text: str) -> list[int]:
         return self.plain.piece_edges(text)
 
-    def encode(self, texts: Sequence[str], continues: Sequence[bool] = ()) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def encode(self, texts: Sequence[Text], continues: Sequence[bool] = ()) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """As `Engine.encode`. Raises: EngineError where the package fails."""
         if not any(continues) or not self.depends_on_start:
             return self._of_flat(texts)
@@ -88,7 +89,7 @@ class FastEngine:
             parts[i], lengths[i : i + 1] = self.plain.encode([texts[i]], [True])
         return np.concatenate(parts), lengths
 
-    def _of_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def _of_flat(self, texts: Sequence[Text]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         try:
             return self.flat.encode(texts)
         except Exception as error:  # packages document no errors

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_pretrain.data.rows.engine import Text, decoded
 from stream_pretrain.data.rows.fast_engine import UnsupportedTokenizerError, documents_only, refuse_unknown_parts
 
 _PARTS = frozenset({"NFC", "Lowercase", "Replace", "Prepend", "ByteLevel", "Digits", "Split"})
@@ -30,8 +31,8 @@ class Fastokens:
         except ValueError as error:
             raise UnsupportedTokenizerError(str(error)) from error
 
-    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        ids, ends = self.tokenizer.encode_batch_flat(texts)
+    def encode(self, texts: Sequence[Text]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        ids, ends = self.tokenizer.encode_batch_flat(decoded(texts))
         stops: NDArray[np.int64] = np.frombuffer(ends, dtype=np.int64)
         return np.frombuffer(ids, dtype=np.int32), np.diff(stops)
 

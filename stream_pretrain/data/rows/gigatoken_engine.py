@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_pretrain.data.rows.engine import Text, decoded
 from stream_pretrain.data.rows.fast_engine import UnsupportedTokenizerError, documents_only, refuse_unknown_parts
 
 _PARTS = frozenset({"NFC", "Replace", "Prepend", "ByteLevel", "Split"})
@@ -31,8 +32,8 @@ class Gigatoken:
         except RuntimeError as error:
             raise UnsupportedTokenizerError(str(error).splitlines()[0]) from error
 
-    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        layout = self.tokenizer.encode_batch(list(texts), parallel=False).layout
+    def encode(self, texts: Sequence[Text]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        layout = self.tokenizer.encode_batch(decoded(texts), parallel=False).layout
         ends = layout.offsets.data
         return layout.content.data[ends[0] : ends[-1]].view(np.int32), np.diff(ends)
 

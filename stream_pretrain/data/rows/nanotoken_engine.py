@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_pretrain.data.rows.engine import Text
 from stream_pretrain.data.rows.fast_engine import UnsupportedTokenizerError, documents_only, refuse_unknown_parts
 
 _PARTS = frozenset(
@@ -35,7 +36,7 @@ class Nanotoken:
         except nanotoken.UnsupportedTokenizerError as error:
             raise UnsupportedTokenizerError(str(error)) from error
 
-    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def encode(self, texts: Sequence[Text]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         ids, ends = self.tokenizer.encode_batch(texts, add_special_tokens=False, parallel=False)
         return ids.view(np.int32), np.diff(ends)
 

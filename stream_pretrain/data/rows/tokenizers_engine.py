@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer, Normalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, PreTokenizer
 
+from stream_pretrain.data.rows.engine import Text, decoded
 from stream_pretrain.data.rows.pieces import WHITE, piece_edges, uncut_pattern
 from stream_pretrain.data.rows.tokenizer_file import stages_within_a_text
 
@@ -67,13 +68,14 @@ class TokenizersEngine:
     def piece_edges(self, text: str) -> list[int]:
         return piece_edges(text, self.uncut)
 
-    def encode(self, texts: Sequence[str], continues: Sequence[bool] = ()) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def encode(self, texts: Sequence[Text], continues: Sequence[bool] = ()) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        strings = decoded(texts)
         if any(continues) and self.within is not None:
-            ids = self._ids(["" if within else text for text, within in zip(texts, continues, strict=True)])
-            for i in itertools.compress(range(len(texts)), continues):
-                ids[i] = self.within.ids(texts[i])
+            ids = self._ids(["" if within else text for text, within in zip(strings, continues, strict=True)])
+            for i in itertools.compress(range(len(strings)), continues):
+                ids[i] = self.within.ids(strings[i])
         else:
-            ids = self._ids(texts)
+            ids = self._ids(strings)
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         return np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum())), lengths
 
