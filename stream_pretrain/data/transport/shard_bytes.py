@@ -170,9 +170,7 @@ class ShardBytes:
             self._compare_with_seek_table(start)
             try:
                 content = joined(self._content_of_member()) if self._data.is_local else self._member_of_store(start)
-                for chunk in content:
-                    self._decoded += len(chunk)
-                    yield start, chunk
+                yield from map(partial(self._chunk, start), content)  # a loop would hold the last while a lane waits
             except NoMemberError as damage:
                 found = RestartPoint(self._data.position, self._decoded)
                 if self._codec.magic.startswith(damage.head):
@@ -205,9 +203,7 @@ class ShardBytes:
                 raise DamageError(CUT, "skippable frame")
         elif head.startswith(codec.magic):
             self._begin_notes()
-            for piece in decode(data, self._decoder()):
-                self._pieces.append((self._pieces[-1][0] + len(piece), data.position))
-                yield piece
+            yield from map(self._noted, decode(data, self._decoder()))
             following = bytes(data.peek(_HEAD))
             begins = following.startswith(codec.magic) or codec.magic.startswith(following)
             padded = codec.is_zero_padded and following[:1] == b"\0"
@@ -216,11 +212,20 @@ class ShardBytes:
         else:
             raise NoMemberError(f"no {codec.member} began there", head)
 
+    def _chunk(self, start: RestartPoint, content: Chunk) -> tuple[RestartPoint, Chunk]:
+        self._decoded += len(content)
+        return start, content
+
     def _begin_notes(self) -> None:
         """Note where the content of a member begins, instead of the end of the one before."""
         while self._pieces and self._pieces[-1][0] >= self._member.uncompressed:
             self._pieces.pop()  # or what a first reading of this member has noted
         self._pieces.append((self._member.uncompressed, self._member.compressed))
+
+    def _noted(self, piece: bytes) -> bytes:
+        """A piece of the content of a member; notes where it ends."""
+        self._pieces.append((self._pieces[-1][0] + len(piece), self._data.position))
+        return piece
 
     def _member_of_store(self, start: RestartPoint) -> Iterator[bytes]:
         """The same for a remote shard: a damaged member is read a second time."""
