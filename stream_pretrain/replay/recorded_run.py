@@ -136,11 +136,13 @@ def _refuse_other_options(config: Config, trainer: Mapping[str, Any], out: Path)
 
 
 def _record(out: Path) -> dict[str, Any]:
-    """run.json; of a copy without it, or with a part of it, only the state is unknown."""
+    """run.json; of a copy without it, or with what no run writes, only the state is unknown."""
     try:
-        return json_of(out / RUN)
+        recorded = json_of(out / RUN)
     except DamagedCheckpointError:
         return {}
+    kinds = {"state": str, "host": str, "step": int, "error": str, "parent": str}
+    return recorded if all(isinstance(recorded.get(name), kind | None) for name, kind in kinds.items()) else {}
 
 
 def _value(config: Config, name: str) -> Any:

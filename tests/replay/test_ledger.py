@@ -154,9 +154,10 @@ def test_a_folder_that_is_running_half_copied_or_none_is_told_as_what_it_is(
     (copy / "run.json").write_text(json.dumps(state | {"state": "failed", "step": 8, "error": "SourceError: gone"}))
     assert cli.main(["ledger", str(copy), "--step=5", "--workers=0"]) == 0
     assert "the run has failed at step 8: SourceError: gone\n" in capsys.readouterr().err
-    (copy / "run.json").write_text('{"state": "fini')
-    assert cli.main(["ledger", str(copy), "--step=5", "--workers=0"]) == 0
-    assert "the run has no run.json that can be read; its last checkpoint is of step 9\n" in capsys.readouterr().err
+    for content in ('{"state": "fini', "[1]", json.dumps(state | {"state": 3}), json.dumps(state | {"parent": 5})):
+        (copy / "run.json").write_text(content)
+        assert cli.main(["ledger", str(copy), "--step=5", "--workers=0"]) == 0
+        assert "the run has no run.json that can be read; its last checkpoint is of step 9\n" in capsys.readouterr().err
     (copy / "checkpoints/step-00000009/trainer.json").unlink()
     code, line = refused(capsys, str(copy), "--step=5")
     assert code == 1
@@ -287,6 +288,18 @@ def test_cursors_that_no_run_writes_are_told_and_earlier_ones_are_taken(
         assert warning.startswith(f"warning: {file}: stream.json: ")
         assert warning.endswith("; reading from earlier cursors")
         assert said.out.startswith(f"step 5: {len(documents_in(consumed[5]))} documents in 8 rows\n")
+
+
+def test_cursors_without_their_fields_are_not_taken_for_those_of_another_version(
+    finished: tuple[Path, Consumed], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0], copy)
+    cursors = copy / "cursors/step-00000004.json"
+    cursors.write_text('{"version": 5}')
+    assert cli.main(["ledger", str(copy), "--step=5", "--workers=0"]) == 0
+    said = f"warning: {cursors}: stream.json: fields are not those of cursors of version 5; reading from earlier cursors\n"
+    assert said in capsys.readouterr().err
 
 
 def test_cursors_that_cannot_be_read_are_told_and_earlier_ones_are_taken(

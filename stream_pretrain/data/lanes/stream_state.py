@@ -26,10 +26,12 @@ def stream_state(step: int, cursors: Sequence[LaneCursors]) -> dict[str, Any]:
 
 def cursors_from(state: Mapping[str, Any], step: int, lanes: int) -> list[LaneCursors]:
     """Cursors from `stream.json`. Raises: CheckpointError for another version, step or number of lanes."""
-    if state.get("version") != CURSOR_VERSION or state.get("fields") != list(Cursor._fields):
+    if state.get("version") != CURSOR_VERSION:
         raise CheckpointError(
             f"stream.json: cursors of version {state.get('version')}, this program reads version {CURSOR_VERSION}"
         )
+    if state.get("fields") != list(Cursor._fields):
+        raise CheckpointError(f"stream.json: fields are not those of cursors of version {CURSOR_VERSION}")
     if state.get("step") != step:
         raise CheckpointError(f"stream.json: cursors of step {state.get('step')}, but trainer.json says step {step}")
     found = from_json(list[dict[str, list[list[int]]]], state.get("lanes"), "stream.json: lanes")
