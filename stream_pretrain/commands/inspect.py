@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 GROUPS = ("inspect", "data", "model", "objective", "train", "run")
+ALSO = ("eval.every",)
 NEEDED = ("data.dataset",)
 EXAMPLE = """
 stream-pretrain inspect --dataset 'data/*.jsonl.zst' --model bert-base-uncased \\

@@ -37,6 +37,7 @@ from stream_pretrain.comparison.compare import _means
 from stream_pretrain.comparison.losses import DocumentLosses, document_losses
 from stream_pretrain.comparison.probe import FOLDS
 from stream_pretrain.comparison.pseudo_likelihood import CHARACTERS, Likelihoods, beginnings, first_token
+from stream_pretrain.comparison.table import lines_of
 from stream_pretrain.config import Config, ModelConfig, ObjectiveConfig
 from stream_pretrain.data.lanes.row_layout import RowLayout
 from stream_pretrain.data.rows.encoder import Encoder
@@ -139,6 +140,42 @@ def test_the_loss_of_a_document_is_that_of_its_segments_alone(models: tuple[str,
     np.testing.assert_allclose(found.loss, loss, rtol=1e-5)
     np.testing.assert_array_equal(found.labels, labels)
     assert found.tokens.tolist() == [len(word_tokenizer()(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
+def test_the_table_has_the_figures_of_the_json() -> None:
+    def model(name: str, loss: float, probe: list[float]) -> dict[str, Any]:
+        means = {"loss": loss, "accuracy": 0.25, "documents": 1200, "labels": 9}
+        return {
+            "model": name, **means, "bits_per_byte": 1.5, "likelihood_bytes": 990, "by_source": {},
+            "by_length": {"up to 128 tokens": means, "129 to 512 tokens": {**means, "loss": None}},
+            "probe": {"accuracy": sum(probe) / 2, "folds": probe},
+        }  # fmt: skip
+
+    interval = {"difference": -0.5, "low": -0.75, "high": 0.125}
+    result = {
+        "objective": "mlm", "documents": 1200, "likelihood_sample": {"documents": 32, "bytes": 1000},
+        "models": [model("base", 2.5, [0.5, 0.75]), model("runs/first/model", 2.0, [1.0, 0.5])],
+        "differences": [
+            {"model": "runs/first/model", "base": "base", "loss": interval, "accuracy": None, "bits_per_byte": interval}
+        ],
+    }  # fmt: skip
+    assert list(lines_of(result)) == [
+        "model               loss  accuracy  bits per byte                    probe",
+        "base              2.5000    0.2500         1.5000  0.6250 (0.500 to 0.750)",
+        "runs/first/model  2.0000    0.2500         1.5000  0.7500 (0.500 to 1.000)",
+        "",
+        "1,200 documents; bits per byte of the beginnings of 32 of them, 1,000 bytes",
+        "base does not predict 10 of these bytes, and they do not count: those of first tokens",
+        "runs/first/model does not predict 10 of these bytes, and they do not count: those of first tokens",
+        "",
+        "loss by length               base  runs/first/model",
+        "up to 128 tokens   2.5000 (1,200)    2.0000 (1,200)",
+        "129 to 512 tokens            none              none",
+        "",
+        "runs/first/model minus base (95 % interval over documents):",
+        "  loss -0.5000 [-0.7500, +0.1250]",
+        "  bits per byte -0.5000 [-0.7500, +0.1250]",
+    ]
 
 
 def test_sources_are_told_apart(models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import zstandard
 
 from stream_pretrain import cli
@@ -33,8 +34,10 @@ from stream_pretrain.data.lanes.stream_state import LaneCursors, first_cursors
 from stream_pretrain.data.rows.train_rows import TrainRows
 from stream_pretrain.inspection.extrapolation import Extrapolation
 from stream_pretrain.inspection.sample import SourceSample
-from stream_pretrain.model.flops import peak_bf16_flops, training_flops
+from stream_pretrain.model.flops import peak_bf16_flops
 from stream_pretrain.model.loading import sized_model
+from stream_pretrain.training.ranks.ranks import Ranks
+from stream_pretrain.training.steps.metrics import StepMetrics, useful_flops
 from stream_pretrain.units import human_bytes, human_count, human_duration
 from tests.corpora import documents, json_lines, word_tokenizer, write_shard
 from tests.integration.http_server import Server, serve
@@ -144,13 +147,43 @@ def test_the_work_of_a_run_is_that_of_its_rows(
     config = parse(options)
     settings, _ = sized_model(config.model, objective == "clm")
     steps = list(itertools.islice(read_rows(config), 24))
-    lengths = np.concatenate([step.segment_tokens[step.segment_tokens > 0] for step in steps])
-    labels = sum(int((step.labels >= 0).sum()) for step in steps)
-    assert told["flops"] == pytest.approx(training_flops(settings, lengths, labels), rel=0.03)
+    assert told["flops"] == pytest.approx(sum(useful_flops(settings, step) for step in steps), rel=0.03)
     peaks = {gpu: peak_bf16_flops(f"NVIDIA {gpu}") for gpu in told["gpu_hours"]}
     assert {gpu: hours * 3600 * told["mfu"] * (peaks[gpu] or 0) for gpu, hours in told["gpu_hours"].items()} == {
         gpu: pytest.approx(told["flops"]) for gpu in ("A100", "H100", "H200", "B200")
     }
+
+
+@pytest.mark.parametrize(
+    ("gpu", "flops_of_an_hour"), [("A100", 4.4928e17), ("H100", 1.42416e18), ("H200", 1.42416e18), ("B200", 3.24e18)]
+)
+def test_a_run_that_takes_the_hours_that_are_told_logs_the_mfu_that_is_told(
+    gpu: str,
+    flops_of_an_hour: float,
+    model: str,
+    corpus: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = [f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", "--max-steps=10"]
+    told = inspected(capsys, *options, "--sequence-length=64")["plan"]
+    hours = told["gpu_hours"][gpu]
+    assert hours == pytest.approx(told["flops"] / flops_of_an_hour)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: f"NVIDIA {gpu} 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 0)
+    metrics = StepMetrics(None, None, torch.device("cuda"), Ranks())  # type: ignore[arg-type]
+    assert metrics._hardware(told["flops"], seconds=3600 * hours)["train/mfu"] == pytest.approx(told["mfu"]) == 0.4
+
+
+def test_the_best_checkpoint_is_part_of_what_the_output_takes(
+    corpus: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [f"--dataset={corpus}", f"--model.config={model}", f"--model.tokenizer={model}", "--sequence-length=64"]
+    options += ["--max-steps=10", "--lanes=4"]
+    without = inspected(capsys, *options)["plan"]
+    keeps = ["--run.keep-best", "--eval-every=5", "--data.heldout-fraction=0.0001"]
+    best = inspected(capsys, *options, *keeps)["plan"]
+    assert best["output_bytes_at_most"] - without["output_bytes_at_most"] == 2 * (without["checkpoint_bytes"] + 200 * 4)
 
 
 def test_a_source_that_ends_leaves_its_share_of_the_plan_to_the_others(

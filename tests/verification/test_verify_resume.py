@@ -28,7 +28,7 @@ from stream_pretrain.errors import ModelError, TrainingError
 from stream_pretrain.model.flops import training_flops
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.verification import trials
-from stream_pretrain.verification.comparing import compared
+from stream_pretrain.verification.comparing import Comparison, Difference, compared
 from stream_pretrain.verification.cost import cost_of
 from stream_pretrain.verification.moments import Moment
 from stream_pretrain.verification.proof import Outcome, Proof
@@ -234,6 +234,25 @@ def test_a_difference_of_the_weights_alone_is_said(undisturbed: Baseline) -> Non
         message == "killed: all rows and losses are equal, but the weights or the state of the optimizer after step 8 are not"
     )
     assert last == "NOT proven: 1 of 1 runs are not as if nothing had happened"
+
+
+def test_the_table_has_the_figures_of_each_trial(undisturbed: Baseline) -> None:
+    trial = one_kill(undisturbed)
+    differ = Comparison(False, False, 0.25, 1, 2000, Difference(5, None, "step 5 was not trained"))
+    close = replace(compared([undisturbed.steps], undisturbed.steps, ["a"], 0.0), losses_differ_by=1e-6)
+    outcomes = [
+        Outcome(trial, differ, False, 2, [1.0, 2.0, 30.0], "ended with 9"),
+        Outcome(replace(trial, name="other ranks (2, 1)", tolerance=0.0001), close, None, 1, [], None),
+    ]
+    assert list(lines_of(outcomes)) == [
+        "run                   rows         losses       weights  lost  repeated  resumes  seconds to resume",
+        "killed              DIFFER         DIFFER        DIFFER     1     2,000        3                2.0",
+        "other ranks (2, 1)   equal  within 0.0001  not compared     0         0        0               none",
+        "",
+        "killed: ended with 9",
+        "killed: step 5 was not trained",
+        "NOT proven: 1 of 2 runs are not as if nothing had happened",
+    ]
 
 
 def test_a_document_dropped_at_a_resume_is_named_with_its_step(proofs: Proofs, undisturbed: Baseline) -> None:
