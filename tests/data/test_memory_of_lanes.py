@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from stream_pretrain.data.lanes import shuffled_text
 from stream_pretrain.data.lanes.shuffled_text import ShuffledText
 from stream_pretrain.data.rows.engine import decoded
+from stream_pretrain.data.transport.second_reading import HELD_BACK_BYTES
+from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.units import MIB
 from tests.data.plans import lane, plan_for
 
@@ -67,3 +69,18 @@ def test_a_lane_that_waits_holds_little_more_than_the_bytes_of_its_window(words:
     assert waiting.take(1)
     decompressed_at_once = MIB
     assert held() - before < decompressed_at_once + 1.5 * MIB
+
+
+@pytest.mark.parametrize(("is_local", "held_back"), [(True, 0), (False, HELD_BACK_BYTES)])
+def test_what_was_decompressed_is_not_held_once_it_was_read(
+    is_local: bool, held_back: int, tmp_path: Path, traced: None
+) -> None:
+    path = tmp_path / "s.jsonl.zst"
+    path.write_bytes(zstandard.ZstdCompressor().compress(b"a line\n" * MIB))
+    content = ShardBytes(str(path), "zstd", path.stat().st_size)
+    content._data.is_local = is_local
+    before = held()
+    for _ in range(3):
+        content.read()
+        assert held() < before + held_back + MIB // 2
+    content.close()

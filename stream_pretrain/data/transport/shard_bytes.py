@@ -230,10 +230,13 @@ class ShardBytes:
     def _member_of_store(self, start: RestartPoint) -> Iterator[bytes]:
         """The same for a remote shard: a damaged member is read a second time."""
         readings = TwoReadings(self._name, f"the {self._codec.member} that begins at compressed byte {start.compressed}")
+
+        def recorded(chunk: bytes) -> bytes:
+            readings.record(chunk, f"uncompressed byte {self._decoded}")
+            return chunk
+
         try:
-            for chunk in held_back(joined(self._content_of_member())):
-                readings.record(chunk, f"uncompressed byte {self._decoded}")
-                yield chunk
+            yield from map(recorded, held_back(joined(self._content_of_member())))
             return
         except DamageError as damage:
             reason = damage.reason
