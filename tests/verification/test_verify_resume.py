@@ -295,10 +295,10 @@ def test_the_whole_command_says_by_its_exit_code_whether_it_is_proven(program: s
     progress = Progress(None)
     progress.notice = told.append  # type: ignore[method-assign]
     answer = verify_resume.run(invocation([*options, "--verify.kills=2"], {}), progress, launch)
-    [cost] = [re.match(r"about ([0-9]+) runs with ([0-9]+) starts: .* and ([0-9.]+) kB of disk", line) for line in told[1:2]]
+    [cost] = [re.match(r"about ([0-9]+) runs with ([0-9]+) starts: .* and ([0-9.]+) MB of disk", line) for line in told[1:2]]
     assert cost is not None, told
     assert (int(cost[1]), int(cost[2])) == (10, pytest.approx(starts[0], abs=2 if code == 0 else 20))
-    assert 0.4 * float(cost[3]) < disk[0] / 1000 < float(cost[3])
+    assert 0.4 * float(cost[3]) < disk[0] / 1e6 < float(cost[3])
     record, trials_run = answer.record, {trial["trial"]: trial for trial in answer.record["trials"]}
     assert not (inputs / "out").exists(), "the folder of the user's run"
     assert (answer.exit_code, record["proven"]) == (code, code == 0), answer.lines
