@@ -79,10 +79,13 @@ def test_the_memory_benchmark_ends_with_the_memory_of_a_worker(tmp_path: Path) -
 
 
 @pytest.mark.long
-def test_an_epoch_takes_the_fewest_steps(tmp_path: Path) -> None:
+def test_an_epoch_takes_the_fewest_steps_and_steps_of_two_ranks_are_measured_where_lanes_end(tmp_path: Path) -> None:
     figures = figures_of("bench_epochs", tmp_path)
     assert figures["steps"] == figures["fewest"]
     assert "a file of 71 kB" in figures["steps"]
+    for measured in ("step_ms", "step_processor_ms"):
+        assert figures[measured].keys() == {"no lane ends", "before the first end", "behind those of a rank"}
+        assert all(value > 0 for value in figures[measured].values())
 
 
 @pytest.mark.long
