@@ -13,6 +13,8 @@ from tests.forks import ENVIRONMENT, trainers
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
+pytestmark = pytest.mark.long
+
 
 def printed_by(script: str, tmp_path: Path, *options: str) -> list[str]:
     """The lines of a benchmark that runs where nothing is at hand."""
@@ -28,7 +30,6 @@ def figures_of(script: str, tmp_path: Path, *options: str) -> dict[str, Any]:
     return figures
 
 
-@pytest.mark.long
 def test_the_resume_benchmark_ends_with_the_seconds_of_every_kind_of_shard(tmp_path: Path) -> None:
     figures = figures_of("bench_resume", tmp_path, "--sequence-length=128")
     ratios, seconds = (
@@ -50,7 +51,6 @@ def test_the_stream_is_measured_with_tokenizers_and_with_a_fast_engine(tmp_path:
     assert figures["fill"] > 0.9
 
 
-@pytest.mark.long
 def test_peers_are_measured_with_what_is_here_and_those_that_are_not_are_named(tmp_path: Path) -> None:
     printed = printed_by("bench_peers", tmp_path, "--only-here", "--tokenizer=bpe")
     ours = {"recipe", "recipe, shuffled", "recipe, 2 workers", "this stream, tokenizers"}
@@ -63,14 +63,12 @@ def test_peers_are_measured_with_what_is_here_and_those_that_are_not_are_named(t
     assert "| LitData, tokens | not measured: not asked for |" in printed
 
 
-@pytest.mark.long
 def test_the_feed_benchmark_ends_with_how_long_a_consumer_waits(tmp_path: Path) -> None:
     figures = figures_of("bench_feed", tmp_path)
     assert figures.keys() == {"wait_at_90_ms", "consumers_of_a_core"}
     assert figures["wait_at_90_ms"] >= 0
 
 
-@pytest.mark.long
 def test_the_memory_benchmark_ends_with_the_memory_of_a_worker(tmp_path: Path) -> None:
     figures = figures_of("bench_memory", tmp_path)
     assert figures.keys() == {"lanes", "begins_with_mb", "most_mb", "most_own_mb", "growth_mb", "bound_mb"}
@@ -78,7 +76,6 @@ def test_the_memory_benchmark_ends_with_the_memory_of_a_worker(tmp_path: Path) -
     assert 0 < figures["begins_with_mb"] < figures["most_mb"]
 
 
-@pytest.mark.long
 def test_an_epoch_takes_the_fewest_steps_and_steps_of_two_ranks_are_measured_where_lanes_end(tmp_path: Path) -> None:
     figures = figures_of("bench_epochs", tmp_path)
     assert figures["steps"] == figures["fewest"]
@@ -88,12 +85,10 @@ def test_an_epoch_takes_the_fewest_steps_and_steps_of_two_ranks_are_measured_whe
         assert all(value > 0 for value in figures[measured].values())
 
 
-@pytest.mark.long
 def test_the_speed_up_of_workers_is_measured_where_there_are_several(tmp_path: Path) -> None:
     assert figures_of("bench_stream", tmp_path, "--workers=1,2")["speed_up_of_workers"] > 0
 
 
-@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_checkpoint_benchmark_shows_each_save_and_ends_with_the_promised_figures(tmp_path: Path) -> None:
     lines = printed_by("bench_checkpoint", tmp_path)
@@ -104,7 +99,6 @@ def test_the_checkpoint_benchmark_shows_each_save_and_ends_with_the_promised_fig
         assert sum(line.startswith(contender) for line in lines) == 2, "a save, and the medians"
 
 
-@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_training_benchmark_shows_each_recipe_and_ends_with_the_promised_figures(tmp_path: Path) -> None:
     lines = printed_by("bench_train", tmp_path)

@@ -143,7 +143,7 @@ def test_every_step_but_the_last_is_full(run: tuple[StreamPlan, list[StepRows]])
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize("world", [1, 2, 4, 7])
+@pytest.mark.parametrize("world", [1, 2, 4, pytest.param(7, marks=pytest.mark.long)])
 def test_the_steps_are_the_same_for_any_number_of_ranks_and_workers(
     run: tuple[StreamPlan, list[StepRows]], world: int, workers: int
 ) -> None:

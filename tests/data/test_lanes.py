@@ -35,7 +35,7 @@ from tests.data.plans import TOKENIZER, lane, ledger, plan_for, read_through, ro
 STYLES = ["plain", "zst", "zst-multi", "gz", "parquet"]
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", ["plain", "gz", "parquet"])
 def test_lanes_that_are_dropped_leave_no_file_open(tmp_path: Path, style: str) -> None:
     write_shard(tmp_path / "s", documents(200), style)
     plan = plan_for(tmp_path, lanes=2)

@@ -6,6 +6,8 @@ import gzip
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.corpora import documents, write_shard
 from tests.forks import ENVIRONMENT, trainers
 from tests.integration.http_server import serve
@@ -21,6 +23,7 @@ def train(dataset: Path | str, model: Path, out: Path, *options: str) -> subproc
     return trainers().run(program, ENVIRONMENT)
 
 
+@pytest.mark.long
 def test_a_damaged_shard_that_datasets_reads_is_skipped_where_asked_for_and_ends_the_run_elsewhere(
     model: Path, tmp_path: Path
 ) -> None:

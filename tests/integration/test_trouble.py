@@ -177,6 +177,7 @@ def test_collectives_that_fail_as_a_machine_is_lost_are_told_apart_from_an_error
     assert "Traceback" not in ranks[0].stderr
 
 
+@long
 def test_a_rank_out_of_memory_ends_all_and_is_told_what_to_do(corpus: Path, tmp_path: Path, out: Path) -> None:
     model = write_tiny_bert(tmp_path / "model")
     BertConfig.from_pretrained(model, intermediate_size=262_144, num_hidden_layers=1).save_pretrained(model)

@@ -96,7 +96,7 @@ def plain_training(model: PreTrainedModel, steps: list[StepResult], learning_rat
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", [pytest.param("eager", marks=pytest.mark.long), "sdpa"])
 def test_packed_rows_follow_the_loss_curve_of_one_padded_document_a_row(
     family: str, attention: str, corpus: Path, models: dict[str, Path], tmp_path: Path
 ) -> None:
