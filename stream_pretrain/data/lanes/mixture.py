@@ -79,6 +79,8 @@ def choose(credits: Sequence[int], parts: Sequence[int], phases: Sequence[int]) 
 
     From credits of 0 on, no source is ever a whole row behind or ahead of its share.
     """
+    if len(parts) == 1:  # at once: this is asked for every run of rows
+        return 0, tuple(credits)
     total = sum(parts)
     earned = [credit + part if part else 0 for credit, part in zip(credits, parts, strict=True)]
 
