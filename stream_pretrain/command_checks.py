@@ -35,6 +35,8 @@ def refuse_misuse(group: str, given: Invocation) -> None:
 
 
 def _of_evaluate(models: tuple[str, ...]) -> None:
+    if "RANK" in os.environ:
+        raise ConfigError("evaluate is one process: run it without torchrun or accelerate launch")
     if not models:
         raise ConfigError("evaluate needs models: give folders or Hub ids, such as bert-base-uncased runs/first/model")
     if repeated := [name for name in models if models.count(name) > 1]:

@@ -38,7 +38,7 @@ def run(given: Invocation, progress: Progress) -> Answer:
     verify_models(*given.operands)
     candidates = candidates_of(given.operands, config)
     with progress.phase("reading documents") as report:
-        documents = documents_of(config.data, options.sample, options.max_bytes, report)
+        documents = documents_of(config.data, options.sample, options.max_bytes, report, progress.warning)
         report(f"{len(documents.texts):,}")
     models = []
     for candidate in candidates:  # all of them before the first is measured, which takes minutes: any may be refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -36,7 +37,7 @@ def read_labelled(path: Path) -> LabelledTexts:
     if find_spec("sklearn") is None:
         raise ConfigError("--evaluate.probe needs scikit-learn: pip install 'stream_pretrain[probe]'")
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
     except OSError as error:
         raise ConfigError(f"{option}: {error.strerror}") from error
     texts: list[str] = []

@@ -41,7 +41,7 @@ def extracted(config: Config, documents: Sequence[int], folder: Path, report: Ca
             max_read_bytes=MOST_BYTES,
             skip_bad_shards=source.on_bad_shard == "skip",
             report=report,
-        )
+        ).texts
         if not texts:
             raise SourceError(f"{source.dataset} begins with no document that can be read: check --data.text-field")
         files.append(folder / f"{number}.jsonl")

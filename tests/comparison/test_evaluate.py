@@ -35,7 +35,7 @@ from stream_pretrain import cli
 from stream_pretrain.comparison.bootstrap import paired_difference
 from stream_pretrain.comparison.compare import _means
 from stream_pretrain.comparison.losses import DocumentLosses, document_losses
-from stream_pretrain.comparison.probe import FOLDS
+from stream_pretrain.comparison.probe import FOLDS, read_labelled
 from stream_pretrain.comparison.pseudo_likelihood import CHARACTERS, Likelihoods, beginnings, first_token
 from stream_pretrain.comparison.table import lines_of
 from stream_pretrain.config import Config, ModelConfig, ObjectiveConfig
@@ -448,6 +448,32 @@ def test_what_cannot_be_evaluated_is_refused_by_name(
     assert cli.main(["evaluate", models[0], str(tmp_path / "none"), "--dataset", data]) == 1
     assert "loss" not in capsys.readouterr().err  # of the first model, which is there
     assert refused(capsys, models[0])[1] == "error: --dataset is missing: give a Hub id, folder, glob or URL"
+
+
+def test_lines_that_cannot_be_read_are_left_out_with_a_warning(
+    models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = json_lines(documents(3)).splitlines(keepends=True)
+    (tmp_path / "a.jsonl").write_bytes(b"".join([lines[0], b"{\n", lines[1], b"[]\n", lines[2]]))
+    offset = len(lines[0])
+    assert cli.main(["evaluate", models[0], "--dataset", str(tmp_path / "a.jsonl"), "--sequence-length=64", "--json"]) == 0
+    out, said = capsys.readouterr()
+    assert json.loads(out)["documents"] == 3
+    [warning] = [line for line in said.splitlines() if "left out" in line]
+    assert f"left out, since it cannot be read: a.jsonl, offset {offset}: " in warning
+    assert warning.endswith(" and 1 more")
+
+
+def test_evaluate_under_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RANK", "1")
+    said = refused(capsys, "bert-base-uncased", "--dataset=x")
+    assert said == (2, "error: evaluate is one process: run it without torchrun or accelerate launch")
+
+
+def test_a_byte_order_mark_is_no_part_of_labelled_texts(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": "a", "label": label}) for label in ("x", "y") * 5]
+    (tmp_path / "probe.jsonl").write_text("\n".join(lines), encoding="utf-8-sig")
+    assert read_labelled(tmp_path / "probe.jsonl").classes == ["x", "y"]
 
 
 def test_an_interval_holds_the_difference_of_documents_that_all_differ_alike() -> None:

@@ -160,6 +160,16 @@ def test_a_set_of_shards_that_are_trained_on_is_told(arguments: list[str], held:
     ]
 
 
+def test_a_line_of_a_set_that_cannot_be_read_is_left_out_with_a_warning(
+    arguments: list[str], held: dict[str, str], tmp_path: Path
+) -> None:
+    shard = Path(held["a"])
+    shard.write_bytes(b'{"text": 3}\n' + shard.read_bytes())
+    done = run_to_end([*arguments, "--max-steps=1", f"--eval.dataset={shard}", f"--output-dir={tmp_path / 'out'}"])
+    [said] = [line.partition("warning: ")[2] for line in done.splitlines() if "left out" in line]
+    assert said.startswith(f"the evaluation set: left out, since it cannot be read: {shard.name}, offset 0: ")
+
+
 def test_secrets_of_sets_are_hidden_everywhere_and_sets_do_not_name_the_run() -> None:
     url = "https://user:PASS@host/x.jsonl?sig=SIGN"
     config = Config(

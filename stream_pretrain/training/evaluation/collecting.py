@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from stream_pretrain.data.corpus.shard import Shard
 from stream_pretrain.data.documents.document import ReadOptions
 from stream_pretrain.data.documents.filters import is_heldout
 from stream_pretrain.data.documents.reader import windows_of
 from stream_pretrain.errors import ContentError
+
+
+@dataclass
+class Collected:
+    """Texts, and what could not be read on the way to them."""
+
+    texts: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """Where and why, of each."""
+
+    @property
+    def warning(self) -> str | None:
+        """One line; None where all could be read."""
+        if not self.left_out:
+            return None
+        others = f" and {len(self.left_out) - 1:,} more" if len(self.left_out) > 1 else ""
+        return f"left out, since it cannot be read: {self.left_out[0]}{others}"
 
 
 def collect(
@@ -20,27 +38,24 @@ def collect(
     max_read_bytes: int,
     skip_bad_shards: bool,
     report: Callable[[str], None],
-) -> list[str]:
+) -> Collected:
     """The first documents of the shards, or of those held out of training where a fraction is given.
 
-    Reads at most about `max_read_bytes` of text, and may find fewer documents, or none.
+    Reads at most about `max_read_bytes` of text, and may find fewer documents, or none. Raises: as `DocumentReader.read`.
     """
-    texts: list[str] = []
-    read = 0
-    for window in _windows(shards, options, skip_bad_shards):
-        read += sum(map(len, window))
-        texts += window if heldout_fraction is None else [text for text in window if is_heldout(text, heldout_fraction)]
-        report(f"{min(len(texts), documents)} of {documents} documents, {read / 1e6:.0f} MB read")
-        if len(texts) >= documents or read >= max_read_bytes:
-            break
-    return texts[:documents]
-
-
-def _windows(shards: Sequence[Shard], options: ReadOptions, skip_bad_shards: bool) -> Iterator[list[str]]:
+    found, read = Collected(), 0
     for shard in shards:
         try:
             for window in windows_of(shard, options):
-                yield window.texts
-        except ContentError:
+                found.left_out += [f"{shard.name}, offset {skip.offset}: {skip.reason}" for skip in window.skips]
+                read += sum(map(len, window.texts))
+                found.texts += [text for text in window.texts if heldout_fraction is None or is_heldout(text, heldout_fraction)]
+                report(f"{min(len(found.texts), documents)} of {documents} documents, {read / 1e6:.0f} MB read")
+                if len(found.texts) >= documents or read >= max_read_bytes:
+                    del found.texts[documents:]
+                    return found
+        except ContentError as error:
             if not skip_bad_shards:
-                raise  # else training counts and records the damage
+                raise
+            found.left_out.append(f"the rest of {shard.name}: {error}")
+    return found

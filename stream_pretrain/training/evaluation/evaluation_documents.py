@@ -187,7 +187,7 @@ def _collected(
     """Documents of a split or dataset, else those held out of training. Raises: SourceError, ConfigError."""
     if corpus is None:
         return _held_out(config, plan, report, warn)
-    texts = collect(
+    found = collect(
         corpus.shards,
         pinning.read_options(config.data, plan.sources[0].read.window_bytes, share=1),
         documents=config.eval.documents,
@@ -196,10 +196,12 @@ def _collected(
         skip_bad_shards=config.data.on_bad_shard == "skip",
         report=report,
     )
-    if not texts:
+    if found.warning is not None:
+        warn(f"{_set_in_words(one.name)}: {found.warning}")
+    if not found.texts:
         place = f"split {one.split}" if one.dataset is None else without_secrets(one.dataset)
         raise SourceError(f"no document for {_set_in_words(one.name)} in {place}: give another, or raise --eval.max-read-bytes")
-    return texts
+    return found.texts
 
 
 def _held_out(config: Config, plan: StreamPlan, report: Callable[[str], None], warn: Callable[[str], None]) -> list[str]:
@@ -218,7 +220,7 @@ def _held_out(config: Config, plan: StreamPlan, report: Callable[[str], None], w
             max_read_bytes=int(config.eval.max_read_bytes * share / total),
             skip_bad_shards=source.skip_bad_shards,
             report=report,
-        )
+        ).texts  # training counts and records what cannot be read
         for source, share in holding
     }
     if not any(found.values()):
