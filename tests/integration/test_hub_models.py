@@ -40,7 +40,7 @@ print(json.dumps([*told, len(attempts)] if fault else told))
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # written once, though tests of the module may be dealt out again
 def hub(training_hub: AskedHub) -> AskedHub:
     models = training_hub.root / "models" / "org"
     for name in ("tiny-bert-uncased", "gated", "bare"):

@@ -15,7 +15,7 @@ from tests.corpora import documents, write_shard, write_tiny_bert
 from tests.integration.hub_server import AskedHub
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # written once, though tests of the module may be dealt out again
 def server(training_hub: AskedHub) -> AskedHub:
     root = training_hub.root
     folder = root / "datasets" / "org" / "corpus" / "main"

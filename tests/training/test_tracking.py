@@ -179,7 +179,7 @@ tracker.finish("preempted")
     files = sorted((tmp_path / "OUT" / "wandb").glob("offline-run-*/*.wandb"))
     assert [list(wandb_files._steps(path)) for path in files] == [[1, 2, 3, 4], [5, 6]]
     run_id = (tmp_path / "OUT" / "wandb-id").read_text().strip()
-    assert all(path.parent.name.endswith(f"-{run_id}") for path in files)
+    assert [path.name for path in files] == [f"run-{run_id}.wandb"] * 2
 
 
 def steps_in_files(out: Path) -> list[int]:

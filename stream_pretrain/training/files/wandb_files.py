@@ -22,7 +22,7 @@ WHOLE, LAST = 1, 4
 
 def steps_held(wandb: Path, run_id: str) -> set[int]:
     """The steps whose metrics are complete in the offline files of a run. Raises: OSError."""
-    return {step for path in wandb.glob(f"offline-run-*-{run_id}/run-{run_id}.wandb") for step in _steps(path)}
+    return {step for path in wandb.glob(f"offline-run-*/run-{run_id}.wandb") for step in _steps(path)}
 
 
 def _steps(path: Path) -> Iterator[int]:
