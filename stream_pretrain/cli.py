@@ -1,4 +1,4 @@
-"""The command line: argv and YAML files to an Invocation, an Invocation to a command. The only module that prints or exits.
+"""The command line: argv and YAML files to an Invocation, an Invocation to a command. The only module that prints to stdout.
 
 --config FILE.yaml ──┐
                      ├──> arguments.py ──> Invocation ──> validate ──> commands/NAME.py
@@ -20,22 +20,14 @@ from pathlib import Path
 from types import ModuleType
 
 from stream_pretrain import commands, exit_codes
-from stream_pretrain.arguments import (
-    Invocation,
-    instead,
-    invocation,
-    misplaced,
-    of_the_run,
-    suggestion,
-    values_of,
-    without_secrets,
-)
+from stream_pretrain.arguments import Invocation, instead, invocation, misplaced, suggestion
 from stream_pretrain.commands import Answer
-from stream_pretrain.config import SYNONYMS, Config, refuse_out_of_bounds, run_directory, secrets_of, validate
+from stream_pretrain.config import SYNONYMS, Config, refuse_unusable_values, run_directory, secrets_of, validate
 from stream_pretrain.errors import ConfigError, StreamPretrainError
 from stream_pretrain.help import PROGRAM, Declaration, command_names, declaration_of, help_of
 from stream_pretrain.non_utf8_names import escaped
 from stream_pretrain.redaction import Secrets, printable
+from stream_pretrain.shown_commands import of_the_run, values_of, without_secrets
 from stream_pretrain.terminal import ClearStream, clear_stderr, show_traceback, unfailing_stderr
 from stream_pretrain.training.files.out_files import CHECKPOINTS
 from stream_pretrain.training.ranks.launcher import tell_launcher
@@ -92,7 +84,7 @@ def _run(arguments: list[str], stderr: ClearStream, before_command: Callable[[],
     stderr.secrets = secrets_of(given.config, os.environ)
     validate(given.config, declared.needed)
     for group, options_of_command in given.own.items():
-        refuse_out_of_bounds(options_of_command, f"--{group}.")
+        refuse_unusable_values(options_of_command, f"--{group}.")
     stderr.begin_log()
     if given.dry_run:
         _refuse_at_once(given.config)
@@ -149,7 +141,7 @@ def _refuse_at_once(config: Config) -> None:
 
 
 def _refuse_misuse(group: str, given: Invocation) -> None:
-    """As `_refuse_at_once`, of the other commands."""
+    """As `_refuse_at_once`, for the other commands."""
     from stream_pretrain.command_checks import refuse_misuse
 
     refuse_misuse(group, given)

@@ -16,7 +16,7 @@ from stream_pretrain.training.start.first_checks import refuse_too_large_step
 
 
 def refuse_misuse(group: str, given: Invocation) -> None:
-    """Refuse what the operands and options of a command show, by the group of its own options.
+    """Refuse what the operands and options of a command show to be wrong. group: that of its own options.
 
     Raises: ConfigError, CheckpointError, SourceError.
     """
@@ -52,16 +52,16 @@ def _of_ledger(options: LedgerConfig, folders: tuple[str, ...]) -> None:
         raise ConfigError("--ledger.steps bounds --ledger.document and --ledger.export: leave it out with --ledger.step")
     if options.text and options.step is None:
         raise ConfigError("--ledger.text shows the texts of --ledger.step: leave it out without that")
-    refuse_other_folder(Path(folders[0]))
+    _refuse_unless_run(Path(folders[0]))
 
 
 def _of_inspect(options: InspectConfig, given: Invocation) -> None:
     if "RANK" in os.environ:
         raise ConfigError("the plan is that of one process: run this without torchrun or accelerate launch")
-    if options.rows and given.config.model.path is None and given.config.model.tokenizer is None:
-        raise ConfigError("--inspect.rows needs a tokenizer: give --model or --model.tokenizer")
-    if options.rows:  # they are those of a whole step
-        refuse_too_large_step(given.config)
+    if options.rows:
+        if given.config.model.path is None and given.config.model.tokenizer is None:
+            raise ConfigError("--inspect.rows needs a tokenizer: give --model or --model.tokenizer")
+        refuse_too_large_step(given.config)  # a whole step is read for them
 
 
 def _of_verify_resume(options: VerifyConfig, given: Invocation) -> None:
@@ -72,8 +72,8 @@ def _of_verify_resume(options: VerifyConfig, given: Invocation) -> None:
     refuse_too_large_step(given.config)
 
 
-def refuse_other_folder(out: Path) -> None:
-    """Refuse what is no folder of a run with its options. Raises: CheckpointError."""
+def _refuse_unless_run(out: Path) -> None:
+    """Refuse what is not the folder of a run with its options. Raises: CheckpointError."""
     if (out / OPTIONS).is_file():
         return
     if not out.is_dir():

@@ -95,9 +95,9 @@ def _introduction(command: str, declared: Declaration) -> Iterator[str]:
         f"{PROGRAM} {'' if command == 'train' else f'{command} '}--help {declared.groups[0]} shows one group."
     )
     yield ""
-    others = "dry-run" if declared.own else "json"
+    not_taken = "dry-run" if declared.own else "json"
     for flag, (value, text) in FLAGS.items():
-        if flag != others:
+        if flag != not_taken:
             yield from (f"  --{flag} {value}".rstrip(), *_wrapped(text, 6))
 
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"errors", "nearest_names", "non_utf8_names", "units", "urls"},
     {"exit_codes", "redaction", "typed_json"},
     {"config", "terminal"},
-    {"arguments", "data", "model"},
+    {"arguments", "data", "model", "shown_commands"},
     {"training"},
     {"comparison", "inspection", "library", "replay", "verification"},
     {"command_checks", "commands"},

@@ -36,6 +36,7 @@ stream-pretrain --dataset 'data/*.jsonl.zst' --model bert-base-uncased \\
 """
 
 MOST_OPEN_FILES = 65_536
+"""What a process asks the system for: one for each of `validation.MOST_LANES`."""
 
 
 @accelerate_for_one_run()

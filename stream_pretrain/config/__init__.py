@@ -28,7 +28,7 @@ from stream_pretrain.config.run_name import run_directory
 from stream_pretrain.config.secrets import redacted, redacted_text, secrets_of, shown_options, storage_options
 from stream_pretrain.config.validation import (
     refuse_final_rate_above,
-    refuse_out_of_bounds,
+    refuse_unusable_values,
     steps_to_skip,
     template_fields,
     validate,

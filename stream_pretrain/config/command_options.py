@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from stream_pretrain.config.option_field import option
+from stream_pretrain.units import GIB, MIB
 
 LEAST_STEPS = 4
 """Of a run that `verify-resume` kills on its way."""
@@ -17,7 +18,7 @@ class EvaluateConfig:
 
     sample: int = option(500, bounds="positive")
     """Documents of each source, from up to 16 of its shards."""
-    max_bytes: int = option(1024 * 1024 * 1024, bounds="positive")
+    max_bytes: int = option(GIB, bounds="positive")
     """Uncompressed bytes to read from each source, at most."""
     batch_rows: int = option(32, bounds="positive")
     """Rows of one forward pass."""
@@ -47,7 +48,7 @@ class LedgerConfig:
 class InspectConfig:
     """How much of the corpus is read and shown."""
 
-    max_read_bytes: int = option(64 * 1024 * 1024, bounds="positive")
+    max_read_bytes: int = option(64 * MIB, bounds="positive")
     """Bytes of content to read from each source, at most, from the beginnings of up to 16 shards."""
     rows: int = option(0, bounds="not negative")
     """Packed rows to show, with what is masked in them; needs a tokenizer."""

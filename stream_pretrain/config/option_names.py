@@ -20,7 +20,7 @@ FLAGS = {
     "debug": ("", "Show the traceback of an error."),
     "json": ("", "Print the result as one JSON object."),
 }
-"""Value and help of what is given on the command line and is no option of a run."""
+"""The flags of the command line, which are not options of a run: the placeholder for the value of each, and its help."""
 
 ALL_GROUPS = ChainMap(COMMAND_GROUPS, GROUPS)
 """The groups of options of a run, and those of single commands."""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from stream_pretrain.config.option_field import option
 from stream_pretrain.non_utf8_names import escaped
+from stream_pretrain.units import GIB, MIB
 
 Auto = Literal["auto"]
 TextDocuments = Literal["line", "blank-line", "file"]
@@ -127,12 +128,13 @@ class DataConfig:
         0.0, bounds="fraction", synonyms="validation-split-percentage validation-fraction test-size"
     )
     """Share of the documents, chosen by a hash of their text, that is held out of training for evaluation."""
-    max_line_bytes: int = option(64 * 1024 * 1024, bounds="positive")
+    max_line_bytes: int = option(64 * MIB, bounds="positive")
     """Longer lines, or other documents of text files, are skipped and counted."""
     max_bad_fraction: float = option(0.01, bounds="fraction", may_change=True)
     """The run fails when more than this share of the documents is skipped (judged after 1,000)."""
     on_bad_shard: Literal["error", "skip"] = option("error", may_change=True, synonyms="skip-bad-shards ignore-errors")
-    """error: a damaged shard ends the run; skip: the damaged window and the rest of that stripe are skipped."""
+    """error: a damaged shard ends the run; skip: the damaged window is skipped, and what its lane would read after it in the
+    shard."""
     retry_deadline: float = option(1800.0, bounds="not negative", may_change=True, synonyms="timeout max-retries retries")
     """Seconds for which a failing connection is retried before the run ends."""
 
@@ -288,7 +290,7 @@ class EvalConfig:
     )
     """Steps between evaluations; 0: none. Needs --data.heldout-fraction, --eval.split, --eval.dataset or --eval.sets."""
     documents: int = option(500, bounds="positive", may_change=True, synonyms="max-eval-samples eval-samples num-eval-samples")
-    """Documents in the fixed evaluation set."""
+    """Documents of each evaluation set, which stay the same for the whole run."""
     split: str | None = option(None, may_change=True, synonyms="validation-split val-split validation-split-name")
     """Split of the corpus to evaluate on."""
     dataset: str | None = option(
@@ -298,8 +300,8 @@ class EvalConfig:
     sets: tuple[EvalSetConfig, ...] = option((), may_change=True, synonyms="eval-datasets validation-files")
     """Several evaluation sets instead, each with its own curve: a list of records with name, dataset or split (or both) and,
     optionally, weight (its share of eval/loss)."""
-    max_read_bytes: int = option(1024 * 1024 * 1024, short="max-read-bytes", bounds="positive", may_change=True)
-    """Most uncompressed bytes to read for the evaluation set."""
+    max_read_bytes: int = option(GIB, short="max-read-bytes", bounds="positive", may_change=True)
+    """Uncompressed bytes to read for each evaluation set, at most."""
 
 
 @dataclass(frozen=True)
@@ -309,7 +311,7 @@ class RunConfig:
     output_dir: str | None = option(
         None, short="output-dir", may_change=True, is_path=True, synonyms="out out-dir output save-dir"
     )
-    """Folder of the run. Default: runs/<dataset>-<model>-<hash of the fixed options>; the same command resumes it."""
+    """Folder of the run; the same command resumes it. none: runs/<dataset>-<model>-<hash of the fixed options>."""
     resume: str = option(
         "auto",
         short="resume",
@@ -347,7 +349,7 @@ class RunConfig:
     wandb_entity: str | None = option(None, may_change=True, variable="WANDB_ENTITY", synonyms="entity team")
     """Weights & Biases team or user."""
     wandb_name: str | None = option(None, may_change=True, variable="WANDB_NAME", synonyms="run-name")
-    """Name of the run in Weights & Biases; default: the folder's name."""
+    """Name of the run in Weights & Biases. none: the folder's name."""
 
 
 @dataclass(frozen=True)

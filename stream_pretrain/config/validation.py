@@ -21,7 +21,7 @@ NEEDED = ("data.dataset", "model.path", "train.max_steps")
 """What a run cannot do without, or without the option that `required_or` names."""
 
 MOST_LANES = 65_536
-"""Each lane has a file open, and a process may have as many."""
+"""Each lane has a file or connection open, and `commands.train` lets a process open as many."""
 
 
 def validate(config: Config, needed: Collection[str] = NEEDED) -> None:
@@ -32,7 +32,7 @@ def validate(config: Config, needed: Collection[str] = NEEDED) -> None:
     _validate_corpus(config.data, needed)
     _validate_model_and_end(config, needed)
     for where, options in groups.items():
-        refuse_out_of_bounds(options, where)
+        refuse_unusable_values(options, where)
     if config.data.lanes != "auto" and config.data.lanes > MOST_LANES:
         raise ConfigError(f"--lanes must be at most {MOST_LANES:,}, not {config.data.lanes:,}: leave it out to have it chosen")
     _validate_objective(config)
@@ -103,7 +103,7 @@ def _validate_evaluation_sets(config: Config) -> None:
     _refuse_names("--eval.sets", [one.name for one in sets])
     for one in sets:
         where = f"--eval.sets: {one.name}:"
-        refuse_out_of_bounds(one, f"{where} ")
+        refuse_unusable_values(one, f"{where} ")
         _refuse_hidden(f"{where} dataset", one.dataset)
         if one.dataset is None and one.split is None:
             raise ConfigError(f"{where} give a dataset, a split of the corpus, or both")
@@ -147,8 +147,8 @@ def refuse_final_rate_above(learning_rate: float, train: TrainConfig) -> None:
         )
 
 
-def refuse_out_of_bounds(options: Any, where: str) -> None:
-    """Refuse numbers outside of the bounds of their fields, and text that is blank. Raises: ConfigError."""
+def refuse_unusable_values(options: Any, where: str) -> None:
+    """Refuse numbers out of bounds, text that is blank, and paths that are not UTF-8. Raises: ConfigError."""
     for option in dataclasses.fields(options):
         value, bounds = getattr(options, option.name), option.metadata.get("bounds")
         name = where + (option.name.replace("_", "-") if where.endswith(".") else option.name)
@@ -206,7 +206,7 @@ def _validate_mixture(data: DataConfig) -> None:
     names = [source.name for source in data.sources]
     _refuse_names("--data.sources", names)
     for source in data.sources:
-        refuse_out_of_bounds(source, f"--data.sources: {source.name}: ")
+        refuse_unusable_values(source, f"--data.sources: {source.name}: ")
     current = {source.name: source.weight for source in data.sources}
     if current and not any(current.values()):
         raise ConfigError("--data.sources: no source has a weight")

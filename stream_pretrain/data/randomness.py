@@ -1,6 +1,7 @@
 """Counter-based randomness: every draw is a pure function of integers such as (seed, purpose, epoch, shard, block).
 
-All are Philox, but for the masks of training rows: they need a draw for every token, and a hash (`Hashed`) costs half as much.
+All are Philox, but for two: the masks of training rows need a draw for every token, and a hash (`Hashed`) costs half as much;
+`chosen` needs so few that it hashes a counter.
 Nothing depends on a running generator, so any worker on any machine draws the same numbers for the same place.
 """
 

@@ -14,10 +14,8 @@ from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.objective import Objective
 from stream_pretrain.model.flops import peak_bf16_flops, training_flops
 from stream_pretrain.model.loading import sized_model
-from stream_pretrain.training.state.checkpoint_size import checkpoint_bytes, model_bytes
+from stream_pretrain.training.state.checkpoint_size import BYTES_A_WEIGHT, checkpoint_bytes, model_bytes
 
-BYTES_A_WEIGHT = 4
-"""float32"""
 RATES = 100
 """Steps of a run at which the share of labels is looked at."""
 

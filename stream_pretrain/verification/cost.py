@@ -7,17 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from stream_pretrain.model.flops import training_flops
-from stream_pretrain.training.state.checkpoint_size import BYTES_OF_ADAMW, BYTES_OF_HEADERS
+from stream_pretrain.training.state.checkpoint_size import BYTES_A_WEIGHT, BYTES_OF_ADAMW, BYTES_OF_HEADERS
 from stream_pretrain.verification.proof import Proof
 
-BYTES_A_WEIGHT = 4
 MARGIN = 1.5
 """A start does more than its imports, and a step more than matrix products."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """About."""
+    """An estimate."""
 
     starts: tuple[int, ...]
     """Of the train command, in each run."""
@@ -27,7 +26,7 @@ class Cost:
 
 
 def cost_of(proof: Proof, *, seconds_of_a_start: float, flops_a_second: float | None) -> Cost:
-    """By the time that the imports of a start take. flops_a_second: of the CPU; None for a GPU, whose steps take no time."""
+    """The cost of all runs. flops_a_second: of the CPU; None for a GPU, whose steps take no time beside the starts."""
     starts, parameters = proof.starts, proof.model.parameters
     seconds = sum(starts) * seconds_of_a_start
     if flops_a_second is not None:

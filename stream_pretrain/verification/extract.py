@@ -14,8 +14,9 @@ from stream_pretrain.data.lanes.pinning import read_options
 from stream_pretrain.data.lanes.window_sizes import FULL_WINDOW_BYTES
 from stream_pretrain.errors import SourceError
 from stream_pretrain.training.evaluation.collecting import collect
+from stream_pretrain.units import MIB
 
-MOST_BYTES = 256 * 1024 * 1024
+MOST_BYTES = 256 * MIB
 """Of the text that is read of each source."""
 
 _AS_WRITTEN: dict[str, Any] = {

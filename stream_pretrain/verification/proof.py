@@ -94,13 +94,21 @@ class Proof:
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """Starts of the train command in each run, about: where epochs end decides some of them."""
-        killed_worker = [2] if self.options.run_steps > trials.AHEAD + 1 else []
-        found = [1, self.options.kills + 1, 3, *killed_worker, 3, 1, 3]
-        if self.undivided is not None:
-            return tuple(found)
-        other_ranks = [2] if self.has_second_rank else []
-        return (*found, *([1] if self.undisturbed_runs == 3 else []), 2, *other_ranks)
+        """Starts of the train command in each run, as an estimate: where epochs end decides some of them."""
+        is_divided = self.undivided is None
+        of_runs = {
+            "undisturbed": 1,
+            "killed at random": self.options.kills + 1,
+            "killed while saving": 3,
+            "a worker killed": 2 if self.options.run_steps > trials.AHEAD + 1 else 0,
+            "other workers": 3,
+            "undisturbed, on few documents": 1,
+            "killed at the end of an epoch": 3,
+            "undisturbed, without dropout": 1 if self.undisturbed_runs == 3 else 0,
+            "other micro-batches": 2 if is_divided else 0,
+            "other ranks": 2 if is_divided and self.has_second_rank else 0,
+        }
+        return tuple(starts for starts in of_runs.values() if starts)
 
     @property
     def undisturbed_runs(self) -> int:

@@ -188,11 +188,11 @@ def test_without_locks_in_the_file_system_the_beat_decides_on_one_machine_too(
 
 def test_the_owner_beats_and_takes_itself_out_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beaten = threading.Event()
-    beat = lock.Held.beat
+    beat = lock.HeldLock.beat
     monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.01)
     with RunDirectory.own(tmp_path, [], unexpected):
         first = json.loads((tmp_path / "lock").read_text())
-        monkeypatch.setattr(lock.Held, "beat", lambda held: (beat(held), beaten.set()))
+        monkeypatch.setattr(lock.HeldLock, "beat", lambda held: (beat(held), beaten.set()))
         assert beaten.wait(60)
         assert json.loads((tmp_path / "lock").read_text())["time"] > first["time"]
         assert first["pid"] == os.getpid()
@@ -207,12 +207,12 @@ def test_a_beat_that_fails_is_reported_and_does_not_end_the_run(tmp_path: Path, 
         lines.append(line)
         reported.set()
 
-    def fail(held: lock.Held) -> None:
+    def fail(held: lock.HeldLock) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.01)
     with RunDirectory.own(tmp_path, [], report):
-        monkeypatch.setattr(lock.Held, "beat", fail)
+        monkeypatch.setattr(lock.HeldLock, "beat", fail)
         assert reported.wait(60)
     assert lines[0] == f"the heartbeat in {tmp_path / 'lock'} cannot be written: [Errno 5] Input/output error"
 
@@ -310,7 +310,7 @@ def test_a_folder_that_another_machine_takes_over_is_written_no_more_and_its_loc
     with stop_on_signals() as stop, RunDirectory.own(tmp_path, [], unexpected) as out:
         decide_start(config(), out, unexpected, COMMAND)
         beaten = threading.Event()
-        monkeypatch.setattr(lock.Held, "beat", lambda _: beaten.set())
+        monkeypatch.setattr(lock.HeldLock, "beat", lambda _: beaten.set())
         assert beaten.wait(60)
         owner(tmp_path, "elsewhere", age=0)
         said = f"{tmp_path} was taken over by process 12 on elsewhere: this run writes nothing more to it"

@@ -173,7 +173,6 @@ def _list_local(entry: str, data: DataConfig) -> Listing | None:
 def _list_remote_in_time(url: str, data: DataConfig, commits: Mapping[str, str], thread: OneThread) -> Listing:
     """`_list_remote` with retries and a deadline."""
     deadline = max(data.retry_deadline, LEAST_DEADLINE)
-
     silent = DeadlineError(
         f"{without_secrets(url)}: no answer for {deadline:g} s; check the network and the server, then run the "
         f"same command again, or raise --data.retry-deadline (now {data.retry_deadline:g} s)"

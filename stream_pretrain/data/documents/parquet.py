@@ -136,11 +136,15 @@ class ParquetWindows(Windows[_Rows]):
 
     def open_footer(self) -> None:
         """Read the footer, and cut the shard into windows, at the first call."""
-        if not self.is_cut:
-            self.opened, read = time.time(), self.read_metadata
-            self.metadata = read_twice(read, self.shard.name, "the end of the file") if self.is_remote else read()
-            self.slices = self._cut()
-            self.is_cut = True
+        if self.is_cut:
+            return
+        self.opened = time.time()
+        if self.is_remote:
+            self.metadata = read_twice(self.read_metadata, self.shard.name, "the end of the file")
+        else:
+            self.metadata = self.read_metadata()
+        self.slices = self._cut()
+        self.is_cut = True
 
     def read_metadata(self) -> pq.FileMetaData:
         """The footer of the file."""

@@ -10,9 +10,9 @@ from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.lanes.bundles import BUNDLES_PER_LANE, not_in_bundles
 from stream_pretrain.data.lanes.window_sizes import WINDOWS_PER_LANE, content_bytes, full_window_bytes, least_window_bytes
 
-FEWEST_LANES = 8
+FEWEST_AUTO_LANES = 8
 
-MOST_LANES = 64
+MOST_AUTO_LANES = 64
 """Or the number of processes, if larger."""
 
 
@@ -39,8 +39,9 @@ def lane_count(smallest_windows: int, readable_units: int, *, world: int, worker
     independently: a part that several lanes share is read, and decompressed, by each of their processes.
     """
     processes = world * max(workers, 1)
-    carried = max(FEWEST_LANES, processes, readable_units)
-    return max(FEWEST_LANES, world, min(smallest_windows // WINDOWS_PER_LANE, carried, max(MOST_LANES, processes)))
+    carried = max(FEWEST_AUTO_LANES, processes, readable_units)
+    by_size = smallest_windows // WINDOWS_PER_LANE
+    return max(FEWEST_AUTO_LANES, world, min(by_size, carried, max(MOST_AUTO_LANES, processes)))
 
 
 def _readable_units(shard: Shard, window_bytes: int, text_documents: TextDocuments) -> int:

@@ -79,7 +79,7 @@ def choose(credits: Sequence[int], parts: Sequence[int], phases: Sequence[int]) 
 
     From credits of 0 on, no source is ever a whole row behind or ahead of its share.
     """
-    if len(parts) == 1:  # at once: this is asked for every run of rows
+    if len(parts) == 1:  # a lane without a mixture asks for every run of its rows
         return 0, tuple(credits)
     total = sum(parts)
     earned = [credit + part if part else 0 for credit, part in zip(credits, parts, strict=True)]

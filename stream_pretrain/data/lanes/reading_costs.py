@@ -23,7 +23,10 @@ MOST_AMPLIFICATION = 4.0
 """Above this, remote shards are read only with an explicit --lanes: transfers cost money."""
 
 PARQUET_PAGES = 8 * MIB
-"""Of a column that is read, decompressed and not."""
+"""Bytes of the pages of a column that is read, compressed and decompressed."""
+
+BYTES_A_POSITION = 32
+"""Of a group and of one that is held: its tokens as ids, as rows and with labels."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,8 @@ def _processes(sources: Sequence[SourcePlan], lanes: int, world: int, workers: i
 def memory_bound(sources: Sequence[SourcePlan], lanes: int) -> int:
     """The most bytes that `lanes` lanes in one process hold, without the tokenizer and Python.
 
-    For documents of a hundred bytes or more: those of fewer take less than the numbers that are kept of each.
+    It holds for documents of a hundred bytes or more: of shorter ones, the numbers that are kept of each take more than is
+    counted here.
     """
     # The window that is opened is there as bytes and, at two bytes a character, as documents, before it is the text of a lane.
     opened = 3 * max(source.read.window_bytes for source in sources)
@@ -118,24 +122,23 @@ def memory_bound(sources: Sequence[SourcePlan], lanes: int) -> int:
 
 
 def _bytes_of_lanes(source: SourcePlan, read: ReadOptions, lanes: int) -> int:
+    """The most that `lanes` lanes hold of a source, apart from a window that is opened."""
     kinds = {(shard.format == "parquet", shard.compression, is_remote(shard.url)) for shard in source.shards}
     in_blocks = any(is_parquet or remote for is_parquet, _, remote in kinds)
     decoder = max(_decoder_bytes(compression, is_parquet=is_parquet) for is_parquet, compression, _ in kinds)
-    held_back = any(compression != "none" and remote for _, compression, remote in kinds)
-    # A block and the one read ahead; what is decompressed at once, of which the window may have little; the text of a window
-    # and the numbers of its documents; the tokens of a group and of one that is held, as ids, as rows and with labels.
+    is_held_back = any(compression != "none" and remote for _, compression, remote in kinds)
     of_lane = (
-        2 * (read.transport.block_bytes if in_blocks else LOCAL_BLOCK)
-        + (decoder + CHUNK if decoder else 0)
-        + (HELD_BACK_BYTES if held_back else 0)
+        2 * (read.transport.block_bytes if in_blocks else LOCAL_BLOCK)  # the block that is read, and the next one
+        + (decoder + CHUNK if decoder else 0)  # with what is decompressed at once, of which the window may have little
+        + (HELD_BACK_BYTES if is_held_back else 0)
         + SPARE_BYTES
-        + read.window_bytes * 5 // 4
-        + 32 * source.group_rows * source.layout.sequence_length
+        + read.window_bytes * 5 // 4  # the text of a window, and the numbers of its documents
+        + BYTES_A_POSITION * source.group_rows * source.layout.sequence_length
     )
     # Windows that others keep for a lane, of the stripe that it reads and of its next one, where it shares shards.
-    sharing = sum(any(stripe.count > 1 for stripe in source.stripes(0, lane)) for lane in range(source.layout.lanes))
+    sharing_lanes = sum(any(stripe.count > 1 for stripe in source.stripes(0, lane)) for lane in range(source.layout.lanes))
     kept = 2 * read.most_kept * read.window_bytes if decoder else 0
-    return lanes * of_lane + min(lanes, sharing) * kept
+    return lanes * of_lane + min(lanes, sharing_lanes) * kept
 
 
 def _decoder_bytes(compression: Compression, *, is_parquet: bool) -> int:

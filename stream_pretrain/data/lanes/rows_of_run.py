@@ -1,4 +1,4 @@
-"""How many rows a run reads of each source, by their numbers in an epoch: before anything is read."""
+"""How many rows a run will read of each source, from the rows that an epoch of each has."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from stream_pretrain.data.lanes.mixture import Shares, parts_at
 
 @dataclass(frozen=True)
 class RowsOfRun:
-    """The rows of a run, which need not be whole."""
+    """An estimate: the numbers need not be whole."""
 
     steps: float
-    """Infinity where nothing ends the run that is known."""
+    """Infinity where no end of the run is known."""
     of_sources: tuple[float, ...]
     epochs_end_it: bool
 
@@ -26,9 +26,9 @@ def rows_of_run(
     batch: int,
     max_steps: float | None,
 ) -> RowsOfRun:
-    """The sources give rows by their shares until they end; from there on, the others share what they gave.
+    """Each source gives rows by its share until it ends; then the others divide its share.
 
-    in_epoch: rows of each source, None where they are not known, and so not where it ends. batch: rows of a step.
+    in_epoch: rows of each source; a source without a known number does not end here. batch: rows of a step.
     """
     most = math.inf if max_steps is None else max_steps
     limits = [

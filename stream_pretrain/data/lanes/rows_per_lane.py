@@ -7,9 +7,9 @@ does not depend on when its end was found: a step that assumed more rows is deal
 Two lanes, a batch of 4; lane 0 turns out to have 3 rows in all:
 
     step    given before    requested    lane 0 has left    rows of the step
-    0       0, 0            2, 2     -                  2, 2
-    1       2, 2            2, 2     1: dealt again     1, 3
-    2       3, 5            0, 4     0                  0, 4
+    0       0, 0            2, 2         not known          2, 2
+    1       2, 2            2, 2         1: dealt again     1, 3
+    2       3, 5            0, 4         0                  0, 4
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class StreamPlan:
         return next(shares for shares in reversed(self.schedule) if shares.from_step <= step)
 
     def parts_at(self, step: int, ended: Sequence[bool]) -> Sequence[int]:
-        """As `mixture.parts_at`. ended: in a lane."""
+        """The parts of the sources in a step of a lane, see `mixture.parts_at`. ended: which sources have ended in the lane."""
         return mixture.parts_at(self.schedule, step, ended)
 
     @property

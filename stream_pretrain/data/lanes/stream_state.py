@@ -44,7 +44,7 @@ def cursors_from(state: Mapping[str, Any], step: int, lanes: int) -> list[LaneCu
 
 
 def with_checksum(state: dict[str, Any]) -> dict[str, Any]:
-    """A `stream_state` that `refuse_changed` checks: its file outlives the manifest of its checkpoint."""
+    """A `stream_state` that `refuse_changed` can check: a run keeps the file of a checkpoint whose manifest it deletes."""
     return {**state, "sha256": _digest(state)}
 
 

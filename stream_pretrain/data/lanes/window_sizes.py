@@ -6,14 +6,18 @@ from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus.shard import Corpus, Shard
 from stream_pretrain.data.transport.compression import expansion_of
 from stream_pretrain.data.transport.options import BLOCK_BYTES
+from stream_pretrain.units import KIB, MIB
 
-FULL_WINDOW_BYTES = 4 * 1024 * 1024
+FULL_WINDOW_BYTES = 4 * MIB
+"""The window of a large corpus with rows of usual length: the unit of the shuffle, held by each lane."""
 
-SMALLEST_WINDOW_BYTES = 16 * 1024
+SMALLEST_WINDOW_BYTES = 16 * KIB
 
 WINDOW_ROWS = 128
+"""Rows of a full window where rows are so long that they need more than `FULL_WINDOW_BYTES`."""
 
 BYTES_PER_TOKEN = 4
+"""Of usual text."""
 
 LEAST_WINDOW_ROWS = 50
 """Rows of the smallest window: the last row is half empty on average."""
@@ -25,7 +29,7 @@ EVEN_WINDOWS = 16
 """Windows of a lane with which the fullest lane nearly always has at most 1.05 times the mean: of 40 synthetic corpora, one in
 twenty was dealt worse; with 8 windows, one in three."""
 
-SMALLEST_BLOCK_BYTES = 512 * 1024
+SMALLEST_BLOCK_BYTES = 512 * KIB
 """Bytes of one request for a source with a small share; a source with all rows has the block of the transport."""
 
 FULL_LANES = 16

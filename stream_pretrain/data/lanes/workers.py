@@ -25,10 +25,11 @@ from multiprocessing.reduction import DupFd
 from typing import Any, Generic, TypeVar
 
 from stream_pretrain.errors import TrainingError
+from stream_pretrain.units import MIB
 
 T = TypeVar("T")
 
-AHEAD_BYTES = 64 * 1024 * 1024
+AHEAD_BYTES = 64 * MIB
 """Bytes of the arrays of the items that a worker may be ahead of the trainer, in memory that both have."""
 
 SMALL_BYTES = 1024
@@ -92,9 +93,6 @@ class WorkerError(Exception):
 
 class Workers(Generic[T]):
     """Processes that each make items, which are received from each in their order."""
-
-    reuses_memory = True
-    """Whether the arrays of an item are valid only until it is released."""
 
     def __init__(
         self,
@@ -187,8 +185,6 @@ class Workers(Generic[T]):
 
 class InProcess(Generic[T]):
     """The same for items that the trainer makes itself, when it wants them."""
-
-    reuses_memory = False
 
     def __init__(self, sources: Sequence[Iterable[T]]) -> None:
         self._items = [iter(source) for source in sources]

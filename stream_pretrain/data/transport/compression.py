@@ -32,7 +32,7 @@ class Codec:
     expansion: float
     """Uncompressed bytes per compressed byte of typical text: estimates the windows of a shard."""
     memory: int
-    """The most bytes that a decoder holds of a file written at the usual levels: of zstd up to 19, of xz up to 6."""
+    """The most bytes that a decoder holds for a file written at the usual levels: zstd up to 19, xz up to 6."""
     command: str
     """Writes the content of a file to its standard output."""
     decoders: Callable[[], Callable[[], Decoder]]
@@ -46,32 +46,54 @@ class Codec:
 
 CODECS: Mapping[Compression, Codec] = {
     "zstd": Codec(
-        (".zst", ".zstd"),
-        b"\x28\xb5\x2f\xfd",
-        "zstd frame",
-        3.5,
-        9 * MIB,
-        "zstd -dc",
-        zstd_frames,
+        endings=(".zst", ".zstd"),
+        magic=b"\x28\xb5\x2f\xfd",
+        member="zstd frame",
+        expansion=3.5,
+        memory=9 * MIB,
+        command="zstd -dc",
+        decoders=zstd_frames,
         has_skippable_frames=True,
         has_seek_table=True,
     ),
     "gzip": Codec(
-        (".gz", ".gzip", ".bgz"), b"\x1f\x8b", "gzip member", 3.0, MIB // 4, "gzip -dc", lambda: GzipMember, is_zero_padded=True
+        endings=(".gz", ".gzip", ".bgz"),
+        magic=b"\x1f\x8b",
+        member="gzip member",
+        expansion=3.0,
+        memory=MIB // 4,
+        command="gzip -dc",
+        decoders=lambda: GzipMember,
+        is_zero_padded=True,
     ),
-    "bz2": Codec((".bz2",), b"BZh", "bz2 stream", 4.0, 4 * MIB, "bzip2 -dc", lambda: bz2.BZ2Decompressor),
+    "bz2": Codec(
+        endings=(".bz2",),
+        magic=b"BZh",
+        member="bz2 stream",
+        expansion=4.0,
+        memory=4 * MIB,
+        command="bzip2 -dc",
+        decoders=lambda: bz2.BZ2Decompressor,
+    ),
     "xz": Codec(
-        (".xz",),
-        b"\xfd7zXZ\x00",
-        "xz stream",
-        4.0,
-        9 * MIB,
-        "xz -dc",
-        lambda: partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, memlimit=MOST_MEMORY),
+        endings=(".xz",),
+        magic=b"\xfd7zXZ\x00",
+        member="xz stream",
+        expansion=4.0,
+        memory=9 * MIB,
+        command="xz -dc",
+        decoders=lambda: partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, memlimit=MOST_MEMORY),
         is_zero_padded=True,
     ),
     "lz4": Codec(
-        (".lz4",), b"\x04\x22\x4d\x18", "lz4 frame", 2.0, 9 * MIB, "lz4 -dc", lambda: lz4_frame, has_skippable_frames=True
+        endings=(".lz4",),
+        magic=b"\x04\x22\x4d\x18",
+        member="lz4 frame",
+        expansion=2.0,
+        memory=9 * MIB,
+        command="lz4 -dc",
+        decoders=lambda: lz4_frame,
+        has_skippable_frames=True,
     ),
 }
 

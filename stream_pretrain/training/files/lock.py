@@ -30,13 +30,13 @@ from stream_pretrain.training.files.retried_reads import open_regular, parsed, r
 
 HEARTBEAT_SECONDS = 15.0
 DEAD_AFTER_SECONDS = 60.0
-"""Without a heartbeat for this long, an owner on another machine is dead."""
+"""Without a heartbeat for this long, an owner on another machine or in another container is dead."""
 LEASE_SECONDS = 120.0
 """How long a file server may keep the lock of a machine that it has lost."""
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldLock:
     """OUT/lock, held by this process."""
 
     out: Path
@@ -76,17 +76,17 @@ class Held:
 
 
 @contextmanager
-def held(out: Path, report: Callable[[str], None]) -> Iterator[Held]:
+def held(out: Path, report: Callable[[str], None]) -> Iterator[HeldLock]:
     """Hold OUT/lock during the block.
 
-    Waits, and reports it: for up to a minute where the heartbeat of another machine is recent, for up to two where a file
-    server keeps the lock of a process without a heartbeat. When OUT is lost during the block (`Held.why_lost`), this process
-    sends itself SIGTERM, which interrupts any wait.
+    Waits, and reports it: for up to a minute where the heartbeat of another machine or container is recent, for up to two where
+    a file server keeps the lock of a process without a heartbeat. When OUT is lost during the block (`HeldLock.why_lost`), this
+    process sends itself SIGTERM, which interrupts any wait.
     Raises: CheckpointError when OUT is in use or its lock cannot be written.
     """
     lock = _acquire(out, report)
     released = threading.Event()
-    heartbeat = threading.Thread(target=_beat, args=(lock, released, report), name="heartbeat", daemon=True)
+    heartbeat = threading.Thread(target=_keep_beating, args=(lock, released, report), name="heartbeat", daemon=True)
     heartbeat.start()
     try:
         yield lock
@@ -111,18 +111,19 @@ def refuse_in_use(out: Path) -> None:
             _refuse(out, owner)
 
 
-def _acquire(out: Path, report: Callable[[str], None]) -> Held:
+def _acquire(out: Path, report: Callable[[str], None]) -> HeldLock:
     """Lock OUT/lock. The system releases the lock when the process ends."""
     with writing_out(out):
         descriptor = _open_lock(out / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         owner = _owner(out)
         enforced = _flock(descriptor, out, owner, report)
+        # A lock that was taken proves that an owner within its reach is gone; any other owner may still live.
         if owner is not None and not (enforced and owner.get("reach") == _reach(descriptor)):
             _wait_until_dead(out, owner, report)
         if not is_at(out / LOCK, descriptor):
-            raise CheckpointError(f"{out / 'lock'} was removed while this process waited for it: run the same command again")
-        lock = Held(out, descriptor, secrets.token_hex(8))
+            raise CheckpointError(f"{out / LOCK} was removed while this process waited for it: run the same command again")
+        lock = HeldLock(out, descriptor, secrets.token_hex(8))
         with writing_out(out):
             lock.beat()
     except BaseException:
@@ -151,10 +152,10 @@ def is_at(lock: Path, descriptor: int) -> bool:
 
 
 def _reach(lock: int | Path) -> str:
-    """How far a lock on this file reaches for certain: this kernel, and of it this mounted file system."""
+    """How far a lock on this file reaches for certain: the kernel of this machine, and the mounted file system in it."""
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:  # of Linux alone, and not in every sandbox
+    except OSError:  # only Linux has it, and not in every sandbox
         kernel = socket.gethostname()
     return f"{kernel}/{os.stat(lock).st_dev}"
 
@@ -179,9 +180,7 @@ def _flock(descriptor: int, out: Path, owner: dict[str, Any] | None, report: Cal
             owner = _owner(out)
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-                raise CheckpointError(
-                    f"{out / 'lock'} cannot be locked ({error.strerror}): give another --output-dir"
-                ) from error
+                raise CheckpointError(f"{out / LOCK} cannot be locked ({error.strerror}): give another --output-dir") from error
             return False
         else:
             return True
@@ -237,7 +236,7 @@ def _owner_in(content: bytes) -> dict[str, Any] | None:
     return owner if isinstance(owner, dict) and all(type(owner.get(name)) is kind for name, kind in kinds.items()) else None
 
 
-def _beat(lock: Held, released: threading.Event, report: Callable[[str], None]) -> None:
+def _keep_beating(lock: HeldLock, released: threading.Event, report: Callable[[str], None]) -> None:
     while not released.wait(HEARTBEAT_SECONDS):
         if lock.why_lost is not None:
             os.kill(os.getpid(), signal.SIGTERM)

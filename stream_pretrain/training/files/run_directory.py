@@ -18,7 +18,7 @@ from stream_pretrain.config import TrainConfig
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.non_utf8_names import escaped, in_shell
 from stream_pretrain.training.files.atomic_files import replace_file, writing_out
-from stream_pretrain.training.files.lock import Held, held
+from stream_pretrain.training.files.lock import HeldLock, held
 from stream_pretrain.training.files.out_files import FILES, RUN
 from stream_pretrain.training.files.retried_reads import read_object
 from stream_pretrain.training.files.versions import program
@@ -35,7 +35,7 @@ USUAL_CODES = {
 class RunDirectory:
     """OUT, for the process that owns it: the first rank."""
 
-    def __init__(self, path: Path, command: Sequence[str], report: Callable[[str], None], lock: Held | None = None) -> None:
+    def __init__(self, path: Path, command: Sequence[str], report: Callable[[str], None], lock: HeldLock | None = None) -> None:
         self.path = path
         self._lock = lock
         self._command, self._report = list(command), report

@@ -19,7 +19,7 @@ from stream_pretrain.units import human_bytes
 def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
     """Warnings about options that cost time, memory or bandwidth."""
     lanes = plan.layout.lanes
-    yield from _steps_of_epochs(plan)
+    yield from _steps_of_several_epochs(plan)
     for source in plan.sources:
         if source.undealt:
             yield f"source {source.name} is too small to split over {lanes} lanes: each lane reads all of it, in its own order"
@@ -42,7 +42,8 @@ def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
             f"{cost.amplification:.1f} times, and a resume at most {human_bytes(cost.resume_bytes)} of it again; "
             "fewer --lanes or --workers read less, as do more and smaller shards"
         )
-    processes, memory = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * max(1, workers), physical_memory()
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes, memory = local_ranks * max(1, workers), physical_memory()
     held = memory_bound(plan.sources, -(-lanes // (ranks.world * max(1, workers))))
     if held * processes > memory / 2:
         each = f" in each of {processes} processes" if processes > 1 else ""
@@ -53,16 +54,16 @@ def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers and processes > cores:
         yield f"{processes} data workers on a machine with {cores} cores: fewer --workers may be faster"
-    visible, used = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if visible > used:
+    visible = torch.cuda.device_count()
+    if visible > local_ranks:
         yield (
-            f"{visible} GPUs are visible, {used} used; to use all: "
+            f"{visible} GPUs are visible, {local_ranks} used; to use all: "
             f"torchrun --nproc-per-node {visible} -m stream_pretrain and the same options"
         )
 
 
-def _steps_of_epochs(plan: StreamPlan) -> Iterator[str]:
-    """A warning for each source that one step reads more than once. Rows that are not packed have too few tokens to tell."""
+def _steps_of_several_epochs(plan: StreamPlan) -> Iterator[str]:
+    """A warning for each source that one step reads more than once; none without packing, where rows may be nearly empty."""
     layout, parts = plan.layout, plan.schedule[0].parts
     for source, part in zip(plan.sources, parts, strict=True):
         rows = layout.global_batch_size * part / sum(parts)

@@ -6,6 +6,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from stream_pretrain.config import RunConfig
 
+BYTES_A_WEIGHT = 4
+"""float32"""
 BYTES_OF_ADAMW = 8
 """Two moments a weight, in float32."""
 BYTES_OF_HEADERS = 16_384
@@ -13,13 +15,16 @@ BYTES_OF_HEADERS = 16_384
 
 
 def model_bytes(weights: int, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Of OUT/model. weights: bytes."""
+    """Bytes of OUT/model. weights: bytes of the tensors."""
     assert isinstance(tokenizer, PreTrainedTokenizerFast), "no other is loaded"
     return weights + len(tokenizer.backend_tokenizer.to_str(pretty=True).encode()) + BYTES_OF_HEADERS
 
 
 def checkpoint_bytes(weights: int, trained: int, tokenizer: PreTrainedTokenizerBase, corpus: bytes) -> int:
-    """Of one checkpoint, without its cursors. weights: bytes; trained: number of weights; corpus: as corpus.json has it."""
+    """Bytes of one checkpoint, without its cursors.
+
+    weights: bytes of the tensors; trained: number of weights that are trained; corpus: the content of corpus.json.
+    """
     return model_bytes(weights, tokenizer) + BYTES_OF_ADAMW * trained + BYTES_OF_HEADERS + len(corpus)
 
 
