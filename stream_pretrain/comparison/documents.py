@@ -40,6 +40,8 @@ def documents_of(
         chosen = keyed_generator(0, EVAL_MASK, len(shards)).permutation(len(shards))[:MOST_SHARDS].tolist()
         found = Collected()
         for place, shard in enumerate(sorted(chosen)):
+            if len(found.texts) == most:
+                break
             of_shard = collect(
                 [shards[shard]],
                 read_options(source, FULL_WINDOW_BYTES, share=1),
@@ -49,8 +51,7 @@ def documents_of(
                 skip_bad_shards=source.on_bad_shard == "skip",
                 report=report,
             )
-            found.texts += of_shard.texts
-            found.left_out += of_shard.left_out
+            found.add(of_shard)
         if found.warning is not None:
             warn(found.warning)
         if not found.texts:

@@ -202,6 +202,7 @@ def test_a_folder_in_use_is_refused_without_a_touch_of_its_lock(
     for host, reach, pid, age, refused in (
         (socket.gethostname(), here, os.getpid(), 1.0, True),
         ("elsewhere", "other", 1, 1.0, True),
+        ("another-container", here, 2**22 + 1, 1.0, True),  # whose process ids are not those of this one
         ("elsewhere", "other", 1, 100.0, False),
         (socket.gethostname(), here, 2**22 + 1, 1.0, False),  # killed a moment ago
     ):

@@ -259,6 +259,10 @@ ENDING: dict[str, tuple[bytes, str]] = {
         whole(b"Content-Encoding: X-Compress"),
         "sends it with Content-Encoding: compress, although asked not to",
     ),
+    "an HTML page of which nothing comes": (
+        OK + b"Content-Type: text/html\r\nContent-Length: 5000\r\n\r\n",
+        "an HTML page instead of the shard",
+    ),
     "a range that is none": (part(b"Content-Length: 4096", b"Content-Range: bytes nonsense"), "its Range support is broken"),
     "a range from behind its end": (part(b"Content-Range: bytes 9-3/10"), "its Range support is broken"),
     "a range of endless digits": (part(b"Content-Range: bytes 0-" + b"9" * 5000 + b"/10"), "its Range support is broken"),

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import DistBackendError, TCPStore
 
 from stream_pretrain import exit_codes
 from stream_pretrain.errors import LostRankError
@@ -50,7 +50,11 @@ def test_ranks_of_one_machine_say_it_once(monkeypatch: pytest.MonkeyPatch, capsy
 
 @pytest.mark.parametrize(
     ("environment", "error"),
-    [({}, RuntimeError("CUDA error: invalid device ordinal")), ({"WORLD_SIZE": "two"}, ValueError("WORLD_SIZE is two"))],
+    [
+        ({}, RuntimeError("CUDA error: invalid device ordinal")),
+        ({}, DistBackendError("NCCL error in: x.cpp:1, invalid usage\nncclInvalidUsage\nLast error:\nDuplicate GPU detected")),
+        ({"WORLD_SIZE": "two"}, ValueError("WORLD_SIZE is two")),
+    ],
 )
 def test_what_fails_for_another_reason_fails_as_it_did(
     environment: dict[str, str], error: Exception, monkeypatch: pytest.MonkeyPatch

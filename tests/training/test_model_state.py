@@ -190,3 +190,12 @@ def test_a_copy_that_this_machine_has_no_memory_for_is_no_matter_of_the_micro_ba
         "out of memory while saving: the copy that is written needs 4.5 PB of this machine's memory; give fewer --workers or "
         "--lanes, or a machine with more"
     )
+
+
+def test_another_fault_of_the_device_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def empty(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        HostCopies().of({"weight": torch.zeros(1)})

@@ -316,13 +316,13 @@ class _RowPass:
         window = self.windows.slices[block]
         if self.readings is None or window.groups != self.groups:
             self.given = []
-            self.readings = TwoReadings(self.windows.shard.name, window.place)
+            self.readings = TwoReadings(self.windows.shard.name, window.place, "row")
         try:
             rows = self._read(block)
         except ContentError as damage:
             rows = self._read_again(block, self.readings, str(damage))
         self.given.append(block)
-        self.readings.record(_content(rows), f"row {rows.row}")
+        self.readings.record(_content(rows), rows.row)
         return rows
 
     def _read_again(self, block: int, readings: TwoReadings, damage: str) -> _Rows:

@@ -11,6 +11,7 @@ from contextlib import closing
 from typing import Any
 
 import requests
+import urllib3
 
 from stream_pretrain.data.transport.compression import compression_of
 from stream_pretrain.data.transport.http_session import (
@@ -291,7 +292,11 @@ class HttpFile:
 
 def _title(response: requests.Response) -> str:
     """What a page says that it is, in quotes and parentheses; empty where it says nothing."""
-    found = re.search(rb"<title[^>]*>(.*?)</title", response.raw.read1(8 * KIB), re.IGNORECASE | re.DOTALL)
+    try:
+        begin = response.raw.read1(8 * KIB)
+    except (urllib3.exceptions.HTTPError, OSError):  # what is known without a title must not be taken for a fault that passes
+        return ""
+    found = re.search(rb"<title[^>]*>(.*?)</title", begin, re.IGNORECASE | re.DOTALL)
     words = " ".join(html.unescape(found[1].decode(errors="replace")).split()) if found else ""
     return f' ("{printable(words[:80])}")' if words else ""
 

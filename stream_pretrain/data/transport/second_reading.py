@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import TypeVar
 
 import xxhash
@@ -42,32 +42,26 @@ def held_back(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield held.popleft()
 
 
-@dataclass(frozen=True)
-class _Returned:
-    """A chunk of the first reading that was returned."""
-
-    digest: bytes
-    place: str
-    """Where it begins, in messages."""
-    time: float
-    """Seconds since 1970."""
+_DIGEST_BYTES = 16
 
 
 class TwoReadings:
     """The readings of one part of a shard: a second one only where the first found damage. Used by one thread.
 
-    Equal content comes in equal chunks.
+    Equal content comes in equal chunks. A part may have a hundred thousand: 32 bytes are kept of each that was returned.
     """
 
-    def __init__(self, name: str, part: str) -> None:
-        """part: its name in messages."""
-        self._name = name
-        self._part = part
-        self._returned: list[_Returned] = []
+    def __init__(self, name: str, part: str, unit: str) -> None:
+        """part: its name in messages; unit: of the places where chunks begin."""
+        self._name, self._part, self._unit = name, part, unit
+        self._digests, self._places = bytearray(), array("q")
+        self._times = array("d")  # seconds since 1970
 
-    def record(self, chunk: bytes | memoryview, place: str) -> None:
-        """Record a chunk of the first reading that is returned now."""
-        self._returned.append(_Returned(xxhash.xxh3_128_digest(chunk), place, time.time()))
+    def record(self, chunk: bytes | memoryview, place: int) -> None:
+        """Record a chunk of the first reading that is returned now. place: where it begins."""
+        self._digests += xxhash.xxh3_128_digest(chunk)
+        self._places.append(place)
+        self._times.append(time.time())
 
     def second(self, damage: str, chunks: Iterable[B]) -> Iterator[B]:
         """The second reading, after the chunks that the first one returned before it found `damage`.
@@ -75,10 +69,11 @@ class TwoReadings:
         Raises: TransportError where the chunks that were returned differ.
         """
         rest = iter(chunks)
-        for returned in self._returned:
+        for number, (place, since) in enumerate(zip(self._places, self._times, strict=True)):
+            digest = self._digests[number * _DIGEST_BYTES : (number + 1) * _DIGEST_BYTES]
             chunk = next(rest, None)
-            if chunk is None or xxhash.xxh3_128_digest(chunk) != returned.digest:
-                raise wrong_content(self._name, self._part, damage, returned.place, returned.time)
+            if chunk is None or xxhash.xxh3_128_digest(chunk) != digest:
+                raise wrong_content(self._name, self._part, damage, f"{self._unit} {place}", since)
         yield from rest
         _warn_of_passing_damage(self._name, self._part, damage)
 

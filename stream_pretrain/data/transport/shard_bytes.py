@@ -229,10 +229,11 @@ class ShardBytes:
 
     def _member_of_store(self, start: RestartPoint) -> Iterator[bytes]:
         """The same for a remote shard: a damaged member is read a second time."""
-        readings = TwoReadings(self._name, f"the {self._codec.member} that begins at compressed byte {start.compressed}")
+        member = f"the {self._codec.member} that begins at compressed byte {start.compressed}"
+        readings = TwoReadings(self._name, member, "uncompressed byte")
 
         def recorded(chunk: bytes) -> bytes:
-            readings.record(chunk, f"uncompressed byte {self._decoded}")
+            readings.record(chunk, self._decoded)
             return chunk
 
         try:

@@ -17,16 +17,29 @@ class Collected:
     """Texts, and what could not be read on the way to them."""
 
     texts: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-    """Where and why, of each."""
+    left_out: int = 0
+    """Documents, and parts of shards."""
+    first_left_out: str = ""
+    """Where and why."""
 
     @property
     def warning(self) -> str | None:
         """One line; None where all could be read."""
         if not self.left_out:
             return None
-        others = f" and {len(self.left_out) - 1:,} more" if len(self.left_out) > 1 else ""
-        return f"left out, since it cannot be read: {self.left_out[0]}{others}"
+        others = f" and {self.left_out - 1:,} more" if self.left_out > 1 else ""
+        return f"left out, since it cannot be read: {self.first_left_out}{others}"
+
+    def leave_out(self, what: str) -> None:
+        """Count what cannot be read. what: where and why."""
+        self.left_out += 1
+        self.first_left_out = self.first_left_out or what
+
+    def add(self, other: Collected) -> None:
+        """Add what was collected after this."""
+        self.texts += other.texts
+        self.left_out += other.left_out
+        self.first_left_out = self.first_left_out or other.first_left_out
 
 
 def collect(
@@ -47,7 +60,8 @@ def collect(
     for shard in shards:
         try:
             for window in windows_of(shard, options):
-                found.left_out += [f"{shard.name}, offset {skip.offset}: {skip.reason}" for skip in window.skips]
+                for skip in window.skips:
+                    found.leave_out(f"{shard.name}, offset {skip.offset}: {skip.reason}")
                 read += sum(map(len, window.texts))
                 found.texts += [text for text in window.texts if heldout_fraction is None or is_heldout(text, heldout_fraction)]
                 report(f"{min(len(found.texts), documents)} of {documents} documents, {read / 1e6:.0f} MB read")
@@ -57,5 +71,5 @@ def collect(
         except ContentError as error:
             if not skip_bad_shards:
                 raise
-            found.left_out.append(f"the rest of {shard.name}: {error}")
+            found.leave_out(f"the rest of {shard.name}: {error}")
     return found

@@ -106,7 +106,8 @@ def refuse_in_use(out: Path) -> None:
     """Refuse an OUT whose owner lives, by its heartbeat, without a try to lock it. Raises: CheckpointError."""
     owner = _owner(out)
     if owner is not None and _silence(owner) < DEAD_AFTER_SECONDS:
-        here = owner.get("reach") == _reach(out / LOCK)
+        # Another container of this machine has process ids of its own.
+        here = owner.get("reach") == _reach(out / LOCK) and owner["host"] == socket.gethostname()
         if not here or psutil.pid_exists(owner["pid"]):
             _refuse(out, owner)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch.distributed import DistError
+from torch.distributed import DistBackendError, DistError
 
 from stream_pretrain.errors import LostRankError
 from stream_pretrain.exit_codes import RESUMES
@@ -38,6 +39,8 @@ def meeting() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, DistError) and "gloo" not in str(error).lower():
             raise
+        if isinstance(error, DistBackendError) and not re.search("ncclSystemError|ncclRemoteError", str(error)):
+            raise  # not of the network: two ranks on one GPU, a driver... which the same command does not mend
         why = str(error).splitlines()[0].rstrip(".")
         lost = LostRankError(
             f"rank {rank} does not find all {world} processes at {place}: {why}; see that each was started and reaches this "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +39,9 @@ class HostCopies:
         try:
             copies = {name: self._memory_for(name, tensor) for name, tensor in tensors.items()}
         except RuntimeError as error:  # of torch, which has none of its own for the memory of the machine
+            # Pinning memory also raises what a kernel before it has done, such as "an illegal memory access".
+            if not re.search("out of memory|allocate", str(error), re.IGNORECASE):
+                raise
             size = human_bytes(sum(tensor.nbytes for tensor in tensors.values()))
             raise TrainingError(
                 f"out of memory while saving: the copy that is written needs {size} of this machine's memory; give fewer "
