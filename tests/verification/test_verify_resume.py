@@ -27,6 +27,7 @@ from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.errors import ModelError, TrainingError
 from stream_pretrain.model.flops import training_flops
 from stream_pretrain.training.report.progress import Progress
+from stream_pretrain.units import human_duration
 from stream_pretrain.verification import trials
 from stream_pretrain.verification.comparing import Comparison, Difference, compared
 from stream_pretrain.verification.cost import cost_of
@@ -400,9 +401,14 @@ def test_the_starts_that_are_told_before_are_those_of_the_proof(
     monkeypatch.setattr(Proof, "undisturbed", calm)
     monkeypatch.setattr(Proof, "first_documents", lambda self, baseline: self.undisturbed("few", baseline.config))
     monkeypatch.setattr(Proof, "outcome", outcome)
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "notice", lambda _, text: said.append(text))
     list(proof.outcomes())
     assert (proof.starts, proof.undisturbed_runs) == (starts, undisturbed)
     assert tuple(found) == starts
+    # A second to the first step, and on average half of the steps, which take a second each.
+    seconds = human_duration((sum(starts) - 1) * (1 + proof.options.run_steps / 2))
+    assert said[0] == f"at this speed, the other runs take about {seconds}"
 
 
 def test_what_a_verification_takes_is_its_starts_its_work_and_its_checkpoints(inputs: Path, tmp_path: Path) -> None:
