@@ -249,8 +249,9 @@ def resume(setting: Setting) -> Iterator[Figures]:
         eval=EvalConfig(every=4, documents=20),
     )
     of_starts: dict[str, list[dict[int, RecordedStep]]] = {"undisturbed": [], "killed": []}
+    # At step 9, the checkpoint of step 4 is written, perhaps that of step 8.
     with tempfile.TemporaryDirectory() as folder:
-        for name, moment in (("undisturbed", None), ("killed", Moment("step", 6)), ("killed", None)):
+        for name, moment in (("undisturbed", None), ("killed", Moment("step", 9)), ("killed", None)):
             run = replace(config, run=replace(config.run, output_dir=f"{folder}/{name}", save_every=4))
             start = Path(folder, f"start-{len(of_starts[name])}-{name}")
             ended = run_start(WatchedStart(run, moment), start, _in_fork_of_this, deadline=0)  # that of the part counts

@@ -176,7 +176,7 @@ def test_the_documents_are_those_of_a_clean_read_or_the_run_ends_with_a_name(
     kind, server = store
     name, expected = name_of(style), FAULTS[fault].on(kind)
     size = None if kind == "web" else (folder / name).stat().st_size  # a web server has no listing that tells it
-    deadline = (2.0 if kind == "S3" else 0.5) if "deadline" in expected else 20.0
+    deadline = (5.0 if kind == "S3" else 0.5) if "deadline" in expected else 20.0
     if "deadline" in expected:
         assert read(server, name, size, 20.0)  # what a client does at its beginning takes no part of it
     server.proxy.forget()
