@@ -92,7 +92,7 @@ def _recorded_objective(model: Path) -> str | None:
 
 
 def _candidate(model: ModelConfig, causal: bool, config: Config) -> Candidate:
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, advice="give a model with a tokenizer of its own")
     objective = objective_of(replace(config, objective=replace(config.objective, name=KINDS[causal][0])), tokenizer)
     encoder = objective.framed(Encoder.of(tokenizer, config.data.special_tokens))
     refuse_short_rows(config.data.sequence_length, encoder, objective)

@@ -9,15 +9,17 @@ from stream_pretrain.errors import ModelError
 from stream_pretrain.model.hub import first_line, only_cached, refuse_file, refuse_known
 
 
-def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    model: ModelConfig, *, local_files_only: bool = False, advice: str = "name one with --model.tokenizer"
+) -> PreTrainedTokenizerFast:
     """The tokenizer of --model.tokenizer, else of the model; with `local_files_only` from the cache.
 
-    Raises: ModelError where there is none, or no fast one.
+    advice: where the model has none that can be used. Raises: ModelError where there is none, or no fast one.
     """
     name = model.tokenizer or model.path
     assert name is not None, "validated: a model from scratch has a tokenizer"
     revision = model.revision if model.tokenizer is None else None
-    another = "name one with --model.tokenizer" if model.tokenizer is None else "name another"
+    another = advice if model.tokenizer is None else "name another"
     refuse_file(name)
     local_files_only = local_files_only or only_cached(name, revision)
     try:
@@ -30,7 +32,7 @@ def load_tokenizer(model: ModelConfig, *, local_files_only: bool = False) -> Pre
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(
             f"the tokenizer of {name} ({type(tokenizer).__name__}) has no fast version (tokenizer.json):"
-            " convert it, or name another with --model.tokenizer"
+            f" convert it, or {another}"
         )
     if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_ids)):  # which transformers makes up where files are missing
         raise ModelError(f"no tokenizer in {name}: there are special tokens only; {another}")

@@ -442,6 +442,12 @@ def test_what_cannot_be_evaluated_is_refused_by_name(
     code, said = refused(capsys, str(encoder), "--dataset", data, "--sequence-length=64")
     no_head = f"error: {encoder} has no language-model head, and a new one is untrained: give a model that has one"
     assert (code, said) == (1, no_head)
+    bare = tmp_path / "bare"
+    BertForMaskedLM(BertConfig(**SIZES, intermediate_size=48, max_position_embeddings=64)).save_pretrained(bare)
+    code, said = refused(capsys, str(bare), "--dataset", data, "--sequence-length=64")
+    assert code == 1
+    assert said.startswith(f"error: no tokenizer in {bare}: ")
+    assert said.endswith("; give a model with a tokenizer of its own")
     assert refused(capsys, models[0], "--dataset", corpus(tmp_path / "b.jsonl", []))[1] == (
         "error: no document of the dataset to evaluate on"
     )
