@@ -20,6 +20,8 @@ def refuse_misuse(group: str, given: Invocation) -> None:
 
     Raises: ConfigError, CheckpointError, SourceError.
     """
+    if "RANK" in os.environ:  # each would do and write the same
+        raise ConfigError("only a run takes several processes: start this command without torchrun or accelerate launch")
     match given.own[group]:
         case EvaluateConfig():
             _of_evaluate(given.operands)
@@ -35,8 +37,6 @@ def refuse_misuse(group: str, given: Invocation) -> None:
 
 
 def _of_evaluate(models: tuple[str, ...]) -> None:
-    if "RANK" in os.environ:
-        raise ConfigError("evaluate is one process: run it without torchrun or accelerate launch")
     if not models:
         raise ConfigError("evaluate needs models: give folders or Hub ids, such as bert-base-uncased runs/first/model")
     if repeated := [name for name in models if models.count(name) > 1]:
@@ -56,8 +56,6 @@ def _of_ledger(options: LedgerConfig, folders: tuple[str, ...]) -> None:
 
 
 def _of_inspect(options: InspectConfig, given: Invocation) -> None:
-    if "RANK" in os.environ:
-        raise ConfigError("the plan is that of one process: run this without torchrun or accelerate launch")
     if options.rows:
         if given.config.model.path is None and given.config.model.tokenizer is None:
             raise ConfigError("--inspect.rows needs a tokenizer: give --model or --model.tokenizer")
@@ -65,8 +63,6 @@ def _of_inspect(options: InspectConfig, given: Invocation) -> None:
 
 
 def _of_verify_resume(options: VerifyConfig, given: Invocation) -> None:
-    if "RANK" in os.environ:
-        raise ConfigError("verify-resume starts ranks by itself: run it without torchrun or accelerate launch")
     if options.run_steps < LEAST_STEPS:
         raise ConfigError(f"--verify.run-steps must be at least {LEAST_STEPS}, not {options.run_steps}")
     refuse_too_large_step(given.config)

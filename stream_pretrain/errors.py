@@ -1,6 +1,10 @@
 """Errors for the user, in one line: what is wrong, where, and what to do."""
 
+import re
 from collections.abc import Iterator
+
+NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory|_ALLOC_FAILED", re.IGNORECASE)
+"""How torch says that a device, or this machine, has no memory left."""
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

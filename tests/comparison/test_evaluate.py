@@ -470,10 +470,16 @@ def test_lines_that_cannot_be_read_are_left_out_with_a_warning(
     assert warning.endswith(" and 1 more")
 
 
-def test_evaluate_under_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["evaluate", "bert-base-uncased", "--dataset=x"], ["ledger", "runs/first", "--ledger.export=x"]]
+)
+def test_a_command_that_is_no_run_is_refused_under_a_launcher(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RANK", "1")
-    said = refused(capsys, "bert-base-uncased", "--dataset=x")
-    assert said == (2, "error: evaluate is one process: run it without torchrun or accelerate launch")
+    assert cli.main(arguments) == 2
+    [*_, said] = capsys.readouterr().err.splitlines()
+    assert said == "error: only a run takes several processes: start this command without torchrun or accelerate launch"
 
 
 def test_a_byte_order_mark_is_no_part_of_labelled_texts(tmp_path: Path) -> None:

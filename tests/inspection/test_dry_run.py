@@ -231,5 +231,5 @@ def test_a_dry_run_is_of_the_train_command_and_of_one_process(
     assert capsys.readouterr().err == "error: inspect has no option --dry-run, which is for the command of a run\n"
     monkeypatch.setenv("RANK", "0")
     assert cli.main(["inspect", dataset]) == 2
-    said = "error: the plan is that of one process: run this without torchrun or accelerate launch"
+    said = "error: only a run takes several processes: start this command without torchrun or accelerate launch"
     assert capsys.readouterr().err.splitlines()[-1] == said

@@ -576,5 +576,5 @@ def test_what_cannot_be_verified_is_refused(
     monkeypatch.setenv("RANK", "0")
     assert refusal(capsys, *run) == (
         2,
-        "error: verify-resume starts ranks by itself: run it without torchrun or accelerate launch",
+        "error: only a run takes several processes: start this command without torchrun or accelerate launch",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from stream_pretrain.errors import CheckpointError, TrainingError
+from stream_pretrain.errors import NO_MEMORY, CheckpointError, TrainingError
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.units import human_bytes
 
@@ -40,7 +39,7 @@ class HostCopies:
             copies = {name: self._memory_for(name, tensor) for name, tensor in tensors.items()}
         except RuntimeError as error:  # of torch, which has none of its own for the memory of the machine
             # Pinning memory also raises what a kernel before it has done, such as "an illegal memory access".
-            if not re.search("out of memory|allocate", str(error), re.IGNORECASE):
+            if not NO_MEMORY.search(str(error)):
                 raise
             size = human_bytes(sum(tensor.nbytes for tensor in tensors.values()))
             raise TrainingError(

@@ -11,7 +11,7 @@ import torch
 
 from stream_pretrain import exit_codes
 from stream_pretrain.config import Config, run_directory
-from stream_pretrain.errors import CheckpointError, LostRankError, StreamPretrainError, TrainingError
+from stream_pretrain.errors import NO_MEMORY, CheckpointError, LostRankError, StreamPretrainError, TrainingError
 from stream_pretrain.redaction import Secrets
 from stream_pretrain.terminal import say
 from stream_pretrain.training.files.out_files import CHECKPOINTS
@@ -108,7 +108,7 @@ class RunProcess:
         except CheckpointError as lost:
             return lost
         is_runtime_error = isinstance(error, RuntimeError)
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or (is_runtime_error and _NO_MEMORY.search(str(error))):
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or (is_runtime_error and NO_MEMORY.search(str(error))):
             advice = ": halve --micro-batch-size; the rows and masks of a step stay the same"
             if self._setup is None:
                 advice = " before the first step: see what else uses this machine and its devices, or give a smaller model"
@@ -127,7 +127,6 @@ class RunProcess:
         self._progress.notice(f"step {step:,}: saved {folder}/{checkpoint.name}")
 
 
-_NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory|_ALLOC_FAILED", re.IGNORECASE)
 """Words of torch on CPUs, and of GPU libraries that do not use its allocator."""
 
 _NO_CONNECTION = re.compile("gloo|nccl|connection", re.IGNORECASE)
