@@ -10,6 +10,7 @@ import pytest
 
 from stream_pretrain.config import Config, DataConfig, ModelConfig, TrainConfig, run_directory
 from stream_pretrain.errors import CheckpointError, ConfigError
+from stream_pretrain.training.files.manifest import write_manifest
 from stream_pretrain.training.start.auto_learning_rate import Chosen, chosen_for, warmup_of
 from stream_pretrain.training.start.optimizer import learning_rate
 from stream_pretrain.training.state.checkpoint import read_trainer
@@ -94,6 +95,35 @@ def test_the_rate_of_a_run_is_pinned_in_its_checkpoints(model: Path, tmp_path: P
     assert metrics(out)[33] == 5e-4
     assert [pinned(30), pinned(32), pinned(33)] == 3 * [{"learning_rate": 5e-4, "warmup_steps": 2}]
     assert "stays" not in said
+
+
+@pytest.mark.parametrize("recorded", ["auto", "numbers", "nothing"])
+def test_a_checkpoint_without_them_keeps_the_defaults_of_then_and_says_so(model: Path, tmp_path: Path, recorded: str) -> None:
+    arguments, out = options(tmp_path, model), tmp_path / "out"
+    of_then = {"train.learning_rate": 5e-4, "train.warmup_steps": 0}
+    weights = tmp_path / "weights"  # from which a run of today has a rate of 1e-4
+    run_to_end([*arguments, "--max-steps=1", f"--output-dir={weights}"])
+    arguments = [option for option in arguments if "warmup" not in option] + [f"--init-from={weights / 'model'}"]
+    run_to_end([*arguments, "--max-steps=2"])
+    checkpoint = out / "checkpoints" / "step-00000002"
+    trainer = json.loads((checkpoint / "trainer.json").read_text())
+    del trainer["chosen"]
+    if recorded == "numbers":
+        trainer["defaults"] |= of_then
+    elif recorded == "nothing":
+        del trainer["defaults"]
+    (checkpoint / "trainer.json").write_text(json.dumps(trainer))
+    (checkpoint / "MANIFEST.json").unlink()
+    write_manifest(checkpoint)
+    for steps in (40, 41):  # the second time from a checkpoint that has them
+        said = run_to_end([*arguments, f"--max-steps={steps}", "--train.schedule=constant"]).splitlines()
+        assert [line for line in said if "the default when the run began" in line] == [
+            "warning: --train.learning-rate stays 0.0005, the default when the run began (now auto), unless you give it",
+            "warning: --train.warmup-steps stays 0, the default when the run began (now auto), unless you give it",
+        ]
+    assert {rate for step, rate in metrics(out).items() if step > 2} == {5e-4}
+    run_to_end([*arguments, "--max-steps=42", "--train.learning-rate=3e-4"])
+    assert metrics(out)[42] == 3e-4
 
 
 @pytest.mark.parametrize(

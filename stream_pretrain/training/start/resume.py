@@ -90,7 +90,9 @@ def find_start(config: Config, out: RunDirectory, report: Callable[[str], None],
         _refuse_drift(with_options(config, kept), trainer["fixed"], checkpoint, new_out, command)
         for line in in_words(config, kept):
             report(line)
-        step, chosen = trainer["step"], Chosen.from_json(trainer.get("chosen"), f"{checkpoint / 'trainer.json'}: chosen")
+        step = trainer["step"]
+        if "chosen" in trainer:
+            chosen = Chosen.from_json(trainer["chosen"], f"{checkpoint / 'trainer.json'}: chosen")
         passed = tuple(dict.fromkeys((*passed_in(trainer, checkpoint / "trainer.json"), *passed)))
     skipped = steps_to_skip(config.train.skip_steps)
     if skipped is not None and skipped not in passed:

@@ -40,6 +40,8 @@ from stream_pretrain.training.state.model_state import HostCopies, all_finite
 from stream_pretrain.typed_json import from_json
 
 RUN_STATE = {"optimizer.safetensors", "stream.json", "corpus.json", "trainer.json", MANIFEST}
+DEFAULTS_BEFORE_AUTO = {"train.learning_rate": 5e-4, "train.warmup_steps": 0}
+"""Of a run that began before `auto`: its checkpoints have nothing that was chosen."""
 MODEL_FILES = ("config.json", "model.safetensors")
 REQUIRED = (*MODEL_FILES, "optimizer.safetensors", "stream.json", "corpus.json", "trainer.json")
 
@@ -242,12 +244,14 @@ def newest(directory: Path) -> tuple[int, Path | None]:
 def read_trainer(checkpoint: Path) -> dict[str, Any]:
     """trainer.json: the step, the totals, and the options of the run. Raises: CheckpointError."""
     where = f"{checkpoint / 'trainer.json'}:"
-    trainer = {"defaults": {}, **json_of(checkpoint / "trainer.json")}  # none by versions whose cursors are refused
+    trainer = {"defaults": {}, **json_of(checkpoint / "trainer.json")}
     kinds = {"fixed": dict[str, Any], "tokenizer": str, "max_steps": int | None, "defaults": dict[str, Any]}
     for name, kind in kinds.items():
         if name not in trainer:
             raise CheckpointError(f"{where} {name} is missing: use another checkpoint")
         from_json(kind, trainer[name], f"{where} {name}")
+    if "chosen" not in trainer:
+        trainer["defaults"] = {**trainer["defaults"], **DEFAULTS_BEFORE_AUTO}
     from_json(dict[str, Any], trainer.get("versions", {}), f"{where} versions")
     from_json(EngineRecord | None, trainer.get("engine"), f"{where} engine")
     from_json(list[dict[str, Any]], trainer["fixed"].get("data.sources", []), f"{where} fixed.data.sources")

@@ -126,9 +126,9 @@ def _evaluation(setup: Setup, estimate: CorpusEstimate) -> str:
     if not options.every:
         every = min(1000, max(1, int(estimate.steps or 1000) // 10))
         if setup.config.data.heldout_fraction:
-            return f"none: to evaluate on the held-out documents, give --eval-every {every}"
-        held_out = "--data.heldout-fraction 0.01 or " if setup.totals.step == 0 else ""  # a fixed option
-        return f"none: to evaluate, give --eval-every {every} and {held_out}--eval.dataset"
+            return f"none: give --eval-every {every}, for the held-out documents"
+        documents = "--eval.dataset PATH" if setup.totals.step else "--data.heldout-fraction 0.01"  # a fixed option
+        return f"none: give --eval-every {every} {documents}"
     if options.sets:
         documents = f"documents of each of {', '.join(one.name for one in options.sets)}"
     elif options.dataset is not None:
