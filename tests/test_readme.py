@@ -11,12 +11,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stream_pretrain import commands
 from stream_pretrain.arguments import Invocation, invocation, parse
 from stream_pretrain.config import NAMES, SHORT, SYNONYMS, validate
+from stream_pretrain.config.options import fixed_options
+from stream_pretrain.config.run_name import run_directory
 from stream_pretrain.help import declaration_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,6 +68,16 @@ def test_every_command_of_a_page_could_start() -> None:
     commands = [words for page in PAGES for words in shell_lines(page.read_text("utf-8")) if words[0] == "stream-pretrain"]
     given = [started(words) for words in commands if not {"--help", "--version"} & set(words)]
     assert len(given) >= 7
+
+
+def test_no_two_commands_of_the_pages_start_different_runs_in_one_folder() -> None:
+    lines = [words for page in PAGES for words in shell_lines(page.read_text("utf-8"))]
+    trains = [words for words in lines if words[0] == "stream-pretrain" and words[1] in ("--dataset", "--config")]
+    runs: dict[Path, dict[str, Any]] = {}
+    for words in trains:
+        config = started(words).config
+        assert runs.setdefault(run_directory(config), fixed_options(config)) == fixed_options(config), words
+    assert len(runs) >= 6
 
 
 def test_the_tour_shows_what_the_commands_of_its_script_have_printed() -> None:
