@@ -8,33 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import os
 import re
 import typing
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
 
 import yaml
 
-from stream_pretrain.config import (
-    ALL_GROUPS,
-    GROUPS,
-    NAMES,
-    SYNONYMS,
-    Config,
-    fields_of,
-    help_texts,
-    usual_name,
-)
+from stream_pretrain.config import ALL_GROUPS, FLAGS, GROUPS, NAMES, SYNONYMS, TYPES, Config, fields_of, resolve, suggestion
 from stream_pretrain.config.option_types import expected, members, shown
 from stream_pretrain.errors import ConfigError
-from stream_pretrain.nearest_names import did_you_mean
-from stream_pretrain.units import without_unit
+from stream_pretrain.units import is_grouped, plain_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,28 +51,35 @@ def parse(arguments: Sequence[str]) -> Config:
     return invocation(arguments, {}).config
 
 
-def invocation(arguments: Sequence[str], environment: Mapping[str, str], *, operands: bool = False) -> Invocation:
+def invocation(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    operands: bool = False,
+    takes: Callable[[str], bool] = lambda _: True,
+) -> Invocation:
     """What the arguments, the YAML files that they name and the environment give to a command.
 
     operands: whether the command takes arguments that are no options.
+    takes: whether it takes an option, by dotted name: others are not suggested.
     Raises: ConfigError for an option that is unknown (with a suggestion), given twice, without a value or of a wrong type.
     """
     from_files: list[_Option] = []
     from_line: list[_Option] = []
     typed: dict[str, tuple[str, str]] = {}
     taken = [argument for argument in arguments if argument not in ("--json", "--dry-run", "--debug")]
-    words = list(_split(taken, operands=operands))
+    words = list(_split(taken, operands, takes))
     for name, value in words:
         if name is None:
             continue
         if name == "config":
-            from_files += _read_file(Path(value))
+            from_files += _read_file(value)
             if any(option.name == "model.trust-remote-code" for option in from_files):
                 raise ConfigError(
                     f"--config {value}: model.trust-remote-code runs code of a model: give it on the command line only"
                 )
         else:
-            dotted = _resolve(name, "")
+            dotted = NAMES[name]
             if dotted in typed:
                 first, was = typed[dotted]
                 twice = f"--{name} is given twice" if name == first else f"--{first} and --{name} are the same option"
@@ -123,14 +119,6 @@ class _Option:
     """Where the option is from, at the begin of an error."""
 
 
-TYPES: dict[str, Any] = {
-    f"{group}.{name}".replace("_", "-"): kind
-    for group, options in ALL_GROUPS.items()
-    for name, kind in typing.get_type_hints(options).items()
-}
-"""The type of every option, by its dotted name with hyphens."""
-
-
 def _of_environment(environment: Mapping[str, str]) -> Iterator[_Option]:
     for name, option in fields_of(ALL_GROUPS).items():
         variable = option.metadata.get("variable")
@@ -138,8 +126,8 @@ def _of_environment(environment: Mapping[str, str]) -> Iterator[_Option]:
             yield _Option(name.replace("_", "-"), environment[variable], f"{variable}: ")
 
 
-def _split(arguments: Sequence[str], *, operands: bool) -> Iterator[tuple[str | None, str]]:
-    """Names and values of `--name=value`, `--name value` and, for booleans, the bare `--name`; operands have no name."""
+def _split(arguments: Sequence[str], operands: bool, takes: Callable[[str], bool]) -> Iterator[tuple[str | None, str]]:
+    """Names, all of options, and values of `--name=value`, `--name value` and the bare `--name`; operands have no name."""
     remaining = list(arguments)
     last = ""
     while remaining:
@@ -151,25 +139,25 @@ def _split(arguments: Sequence[str], *, operands: bool) -> Iterator[tuple[str | 
             raise ConfigError(_unexpected(argument, last))
         name, has_value, value = argument[2:].partition("=")
         name = name.replace("_", "-")
+        if name in FLAGS and name != "config":
+            raise ConfigError(f"--{name} takes no value")
+        is_boolean = name != "config" and TYPES[resolve(name, takes=takes)] is bool
         if not has_value:
-            if name != "config" and TYPES[_resolve(name, "")] is bool:
+            if is_boolean:
                 is_next = bool(remaining) and remaining[0].lower() in ("true", "false")
                 value = remaining.pop(0) if is_next else "true"
             elif remaining and not remaining[0].startswith("--"):
                 value = remaining.pop(0)
-            else:
-                raise ConfigError(f"--{name} needs a value")
+        if not value and (name == "config" or not has_value):
+            raise ConfigError(f"--{name} needs a value")
         last = name
         yield name, value
 
 
 def _unexpected(argument: str, last: str) -> str:
     """The error for an argument that is not an option, after the option `last`."""
-    if (without := misplaced(argument, last)) is not None:
-        return without
-    named = argument.lstrip("-–—")  # a dash that a text processor has made of two hyphens
-    if named.partition("=")[0].replace("_", "-") in {*NAMES, *SYNONYMS} and named != argument.partition("=")[0]:
-        return f"unexpected argument {argument}: the names of options begin with two hyphens, --{named}"
+    if (said := misplaced(argument, last)) is not None:
+        return said
     if not last or last == "config":
         return f"unexpected argument {argument}: options are --name=value"
     if TYPES[NAMES[last]] is bool:
@@ -180,15 +168,25 @@ def _unexpected(argument: str, last: str) -> str:
 
 
 def misplaced(argument: str, last: str = "") -> str | None:
-    """The error for an argument that names a file, after the option `last`; None for other arguments."""
-    path = Path(argument)
+    """The error for an argument that names an option or a file, after the option `last`; None for other arguments."""
+    path = Path(argument.removeprefix("@"))
     if path.suffix in (".yaml", ".yml"):
-        return f"{argument} is a file of options: give --config {argument}"
-    if _exists(path):
-        if last:
+        return f"{argument} is a file of options: give --config {path}"
+    if _exists(Path(argument)):
+        if last and TYPES[NAMES[last]] is not bool:
             return f"--{last} takes one value, but {argument} follows: {_several(argument, last)}"
         return f"{argument} is a file or folder: give --dataset {argument}"
+    named = argument.lstrip(_DASHES)
+    name = re.split("[=:]", named, maxsplit=1)[0]
+    known = name.replace("_", "-") in ({*NAMES, *FLAGS} if name == argument else {*NAMES, *FLAGS, *SYNONYMS})
+    if known and (name != argument or not last):
+        value = re.sub("^: *", "=", named[len(name) :])
+        return f"unexpected argument {argument}: the names of options begin with two hyphens, --{name}{value}"
     return None
+
+
+_DASHES = " \u00a0-+\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+"""What stands for hyphens in text that is copied from a page, or in other programs."""
 
 
 def _several(value: str, option: str) -> str | None:
@@ -225,26 +223,41 @@ class _Loader(yaml.BaseLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_file(path: Path) -> list[_Option]:
+def _read_file(name: str) -> list[_Option]:
+    path = Path(name) if _exists(Path(name)) else Path(os.path.expanduser(name))
+    if "://" in name:
+        raise ConfigError(f"--config {name}: give a file on this machine")
     try:
         with path.open(encoding="utf-8") as file:
             content = yaml.load(file, Loader=_Loader)
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from error
+        raise ConfigError(f"--config {name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--config {path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        tabs = "; indent with spaces, not tabs" if r"'\t'" in str(error) else ""
-        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}{tabs}") from error
+        raise ConfigError(f"--config {name} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        what_to_do = next((f"; {what}" for sign, what in _MISTAKES.items() if sign in said), "")
+        raise ConfigError(f"--config {name} is not YAML: {said}{what_to_do}") from error
     if content is None:
         return []
     if not isinstance(content, dict):
-        raise ConfigError(f"--config {path}: a mapping of options to values is needed")
+        raise ConfigError(f"--config {name}: a mapping of options to values is needed, such as max-steps: 1000")
     options = list(_flatten(content, "", f"{path}: "))
     for name, count in Counter(option.name for option in options).items():
         if count > 1:
             raise ConfigError(f"{path}: {name} is given twice, under different names")
     return options
+
+
+_MISTAKES = {
+    r"'\t'": "indent with spaces, not tabs",
+    "that cannot start any token": "quote a value that begins with a sign",
+    "alias": "quote a value that begins with a sign",
+    "unknown escape": "use single quotes, in which a backslash is nothing special",
+    "mapping values are not allowed": "quote a value with a colon in it, and indent all options of a group alike",
+    "but found another document": "give each document as a --config of its own",
+}
+"""What to do, by what the parser says."""
 
 
 def _flatten(mapping: dict[str, Any], prefix: str, origin: str) -> Iterator[_Option]:
@@ -254,6 +267,8 @@ def _flatten(mapping: dict[str, Any], prefix: str, origin: str) -> Iterator[_Opt
         if key == "<<":
             raise ConfigError(f"{origin}{prefix}<<: nothing is merged here: write the options out")
         name = f"{prefix}{key}".replace("_", "-")
+        if name in FLAGS:
+            raise ConfigError(f"{origin}{name} is for the command line only")
         if name in ALL_GROUPS and value in (None, "null"):
             continue
         if isinstance(value, dict) and name in ALL_GROUPS:
@@ -262,45 +277,22 @@ def _flatten(mapping: dict[str, Any], prefix: str, origin: str) -> Iterator[_Opt
         if name in ALL_GROUPS and name not in NAMES:
             raise ConfigError(f"{origin}{name} is a group: give its options below it, or one as {name}.OPTION")
         if isinstance(value, dict) and name not in NAMES:
-            raise ConfigError(f"{origin}unknown group {name}{suggestion(name, sorted(ALL_GROUPS), '')}")
-        option = _resolve(name, origin)
+            raise ConfigError(f"{origin}unknown group {name}{suggestion(name, [*ALL_GROUPS]) or _there_are(GROUPS)}")
+        option = resolve(name, origin)
         if isinstance(value, dict | list) and _record_type(TYPES[option]) is None:
             several = _SEVERAL.get(option) or "quote it if that is its text"
             raise ConfigError(f"{origin}{name} takes one value, not a list or mapping; {several}")
         yield _Option(option, value, origin)
 
 
+def _there_are(names: Iterable[str]) -> str:
+    return f"; there are {', '.join(names)}"
+
+
 _SEVERAL = {
     "data.dataset": "data.sources has several, with weights, @FILE a list in a file",
     "eval.dataset": "eval.sets has several",
 }
-
-
-def _resolve(name: str, origin: str) -> str:
-    if name in NAMES:
-        return NAMES[name]
-    raise ConfigError(f"{origin}unknown option --{name}{instead(name)}")
-
-
-def instead(name: str) -> str:
-    """What to give instead of an option that there is not, or that another command has."""
-    last = name.rpartition(".")[2]
-    for called in (name, last):
-        if called in SYNONYMS:
-            dotted = SYNONYMS[called]
-            names = " or ".join(f"--{name}" for name in dict.fromkeys((usual_name(dotted), dotted)))
-            return f"; use {names}: {help_texts()[dotted]}"
-    sharing = [dotted for dotted in TYPES if dotted.endswith(f".{last}")]
-    if len(sharing) > 1:
-        return f"; give {' or '.join(f'--{dotted}' for dotted in sharing)}"
-    return suggestion(name, [*NAMES], "--") or "; see --help"
-
-
-def suggestion(name: str, known: Sequence[str], prefix: str) -> str:
-    """The valid name that is spelt most alike, or else one that begins with these words."""
-    nearest = difflib.get_close_matches(name, known, 1, 0.75)  # at 0.7, --token would be --tokenizer, which it is not
-    nearest = nearest or [word for word in known if name and word.startswith(f"{name}-")]
-    return did_you_mean(f"{prefix}{nearest[0]}") if nearest else ""
 
 
 def _value(value: Any, kind: Any, where: str) -> Any:
@@ -331,17 +323,24 @@ def _value(value: Any, kind: Any, where: str) -> Any:
             if float in kinds:
                 return float(value)
     is_number = isinstance(value, str) and {int, float} & set(kinds)
-    instead = f": give {plain}" if is_number and (plain := without_unit(value, integer=int in kinds)) else ""
+    instead = f": give {plain}" if is_number and (plain := plain_number(value, integer=int in kinds)) else ""
     raise ConfigError(f"{where}: {shown(value)} is not {expected(kind)}{instead}")
+
+
+_QUOTES = "\"'\u201c\u201d\u201e\u2018\u2019\u201a\u00ab\u00bb \t\n"
 
 
 def _path(value: Any, option: dataclasses.Field[Any], where: str) -> Any:
     """A path with the home folder in place of `~`; other values as they are.
 
-    Raises: ConfigError for a variable, which only a shell would replace.
+    Raises: ConfigError for quotes and variables, which only a shell would take away or replace.
     """
     is_path, secret = option.metadata.get("is_path"), option.metadata.get("secret")
-    if not isinstance(value, str) or not (is_path or secret == "url") or "://" in value:
+    if not isinstance(value, str) or not (is_path or secret == "url"):
+        return value
+    if (bare := value.strip(_QUOTES)) != value and bare and not _exists(Path(value)):
+        raise ConfigError(f"{where} {value!r}: the quotes or spaces around it are part of the value: give {bare}")
+    if "://" in value:
         return value
     if secret == "keys" and not value.startswith("@"):
         return value
@@ -362,7 +361,7 @@ def _names_what_is_there(path: str) -> bool:
 def _whole_number(value: str | float) -> int | None:
     with contextlib.suppress(ValueError):
         if isinstance(value, str):
-            return int(value)
+            return None if is_grouped(value) else int(value)
     with contextlib.suppress(ValueError):
         if float(value).is_integer():
             return int(float(value))
@@ -397,7 +396,7 @@ def _record(record: dict[str, Any], kind: Any, where: str) -> Any:
     for key, value in record.items():
         name = key.replace("-", "_")
         if name not in types:
-            raise ConfigError(f"{where}: unknown key {key}{suggestion(name, list(types), '')}")
+            raise ConfigError(f"{where}: unknown key {key}{suggestion(name, [*types]) or _there_are(types)}")
         values[name] = _path(_value(value, types[name], f"{where}: {key}"), fields[name], f"{where}: {key}")
     if missing := [name for name in _required(kind) if name not in values]:
         raise ConfigError(f"{where}: {missing[0]} is missing")

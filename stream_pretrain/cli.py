@@ -20,9 +20,18 @@ from pathlib import Path
 from types import ModuleType
 
 from stream_pretrain import commands, exit_codes
-from stream_pretrain.arguments import Invocation, instead, invocation, misplaced, suggestion
+from stream_pretrain.arguments import Invocation, invocation, misplaced
 from stream_pretrain.commands import Answer
-from stream_pretrain.config import SYNONYMS, Config, refuse_unusable_values, run_directory, secrets_of, validate
+from stream_pretrain.config import (
+    SYNONYMS,
+    Config,
+    instead,
+    refuse_unusable_values,
+    run_directory,
+    secrets_of,
+    suggestion,
+    validate,
+)
 from stream_pretrain.errors import ConfigError, StreamPretrainError
 from stream_pretrain.help import PROGRAM, Declaration, command_names, declaration_of, help_of
 from stream_pretrain.non_utf8_names import escaped
@@ -66,16 +75,17 @@ def _run(arguments: list[str], stderr: ClearStream, before_command: Callable[[],
     if arguments and not arguments[0].startswith("-"):
         command, options = arguments[0], arguments[1:]
         if command not in command_names():
-            near = suggestion(command, command_names(), "")
+            near = suggestion(command, command_names())
             raise ConfigError(misplaced(command) or f"unknown command {command}{near}; see {PROGRAM} --help")
     for place, argument in enumerate(options, start=1):
-        if argument in ("--help", "-h"):
-            after = options[place : place + 1]
+        flag, _, group = argument.partition("=")
+        if flag in ("--help", "-h"):
+            after = [group] if group else options[place : place + 1]
             return _print(help_of(command, next((word for word in after if not word.startswith("-")), None)))
     if "--version" in options:
         return _print(importlib.metadata.version("stream_pretrain"))
     declared = declaration_of(command)
-    given = invocation(options, os.environ, operands=bool(declared.operands))
+    given = invocation(options, os.environ, operands=bool(declared.operands), takes=declared.takes)
     if given.dry_run:
         if command != "train":
             raise ConfigError(f"{command} has no option --dry-run, which is for the command of a run")

@@ -17,8 +17,17 @@ from types import NoneType
 from typing import Any, Literal
 
 from stream_pretrain import commands
-from stream_pretrain.arguments import TYPES, suggestion
-from stream_pretrain.config import ALL_GROUPS, COMMAND_GROUPS, FLAGS, fields_of, help_texts, usual_name
+from stream_pretrain.config import (
+    ALL_GROUPS,
+    COMMAND_GROUPS,
+    FLAGS,
+    NAMES,
+    TYPES,
+    fields_of,
+    help_texts,
+    suggestion,
+    usual_name,
+)
 from stream_pretrain.errors import ConfigError
 
 PROGRAM = "stream-pretrain"
@@ -73,11 +82,15 @@ def declaration_of(command: str) -> Declaration:
 def help_of(command: str, group: str | None) -> str:
     """The help of a command, or of one group of its options. Raises: ConfigError for another group."""
     declared = declaration_of(command)
-    if group is not None:
-        if group not in declared.groups:
-            near = suggestion(group, declared.groups, "")
-            raise ConfigError(f"no group {group}{near}; --help takes {', '.join(declared.groups)}")
+    if group in declared.groups:
         return "\n".join(_group(group, declared))
+    if group is not None:
+        option = NAMES.get(group.replace("_", "-"))
+        if option is not None and declared.takes(option):
+            return "\n".join(_option(option, declared))
+        if group in command_names():
+            raise ConfigError(f"{group} is a command: see {PROGRAM} {group} --help")
+        raise ConfigError(f"no group {group}{suggestion(group, declared.groups)}; --help takes {', '.join(declared.groups)}")
     groups = [line for group in declared.groups for line in ("", *_group(group, declared))]
     others = ["", "options of other groups:", *(line for option in declared.also for line in _option(option, declared))]
     return "\n".join([*_introduction(command, declared), *groups, *(others if declared.also else [])])

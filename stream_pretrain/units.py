@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
-_UNITS = {"%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_UNITS = {"": 1, "%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_COMMAS = r"[1-9]\d{0,2}(?:,\d{3})+"
+_TYPOGRAPHY = dict.fromkeys((0x2010, 0x2011, 0x2012, 0x2013, 0x2014, 0x2212), "-")
 
 
 def human_count(number: float) -> str:
@@ -48,12 +50,25 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
 
 
-def without_unit(value: str, *, integer: bool) -> str | None:
-    """A number with commas or a unit in plain form, 10k as 10000 (integer) or 15% as 0.15; None for anything else."""
-    match = re.fullmatch(r"(\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?) ?(%|[kmg](?:i?b)?)?", value.strip(), re.IGNORECASE)
-    if match is None or not (match[2] or "," in match[1]) or (match[2] == "%") is integer:
+def is_grouped(value: str) -> bool:
+    """Whether a number has points where the language of a text may have them between thousands: 10.000."""
+    return re.fullmatch(r"[1-9]\d{0,2}(\.\d{3})+", value) is not None
+
+
+def plain_number(value: str, *, integer: bool) -> str | None:
+    """A number without a unit, commas or typography: 10k as 10000 (integer), 15% as 0.15; None for anything else."""
+    text = value.strip(" ,;\"'\u201c\u201d\u2018\u2019").translate(_TYPOGRAPHY)
+    if integer and is_grouped(text):
+        return text.replace(".", "")
+    if not integer and not re.fullmatch(_COMMAS, text):
+        text = re.sub(r"^(-?\d+),(?=\d)", r"\1.", text)
+    match = re.fullmatch(rf"({_COMMAS}|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?) ?(%|[kmgt]i?b?)?", text, re.IGNORECASE)
+    if match is None:
         return None
-    return f"{float(match[1].replace(',', '')) * _UNITS.get((match[2] or '').lower(), 1):.12g}"
+    unit = (match[2] or "").lower().removesuffix("b")
+    number = float(match[1].replace(",", "")) * _UNITS[unit]
+    fits = number.is_integer() and unit != "%" if integer else unit in ("", "%")
+    return f"{number:.15g}" if fits else None
 
 
 def _scaled(number: float, units: tuple[str, ...]) -> str:

@@ -17,13 +17,15 @@ from typing import Any
 import pytest
 
 from stream_pretrain import cli, config, errors
-from stream_pretrain.arguments import TYPES, Invocation, parse
+from stream_pretrain.arguments import Invocation, parse
 from stream_pretrain.commands import Answer
 from stream_pretrain.config import (
     COMMAND_GROUPS,
     GROUPS,
     NAMES,
     SHORT,
+    SYNONYMS,
+    TYPES,
     Config,
     DataConfig,
     ModelConfig,
@@ -38,6 +40,7 @@ from stream_pretrain.config import (
     validate,
     without_places,
 )
+from stream_pretrain.config.unknown_names import _NOTHING_LIKE_IT
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.training.ranks.signals import StopRequest
 from stream_pretrain.training.report.progress import Progress
@@ -180,6 +183,29 @@ def test_what_other_programs_call_an_option_is_answered_by_its_name_and_its_help
     names = f"--{option}" if "." in option else f"--{option} or --{NAMES[option]}"
     assert said.startswith(f"unknown option --{synonym.replace('_', '-')}; use {names}: ")
     assert said.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("deepspeed", "every GPU has the whole model: there is no DeepSpeed, FSDP, model parallelism, adapter or quantization"),
+        ("device", "a GPU is used where there is one, and CUDA_VISIBLE_DEVICES says which"),
+        ("do_train", "it always trains; `stream-pretrain evaluate` compares models"),
+        ("token", "set the variable HF_TOKEN"),
+        ("optimizer.name", "AdamW is the only optimizer"),
+        ("streaming", "the corpus is always streamed, and nothing is prepared"),
+        ("max-duration", "the run ends at --max-steps or --max-epochs; SIGUSR1 or SIGTERM stops it before, with a checkpoint"),
+    ],
+)
+def test_what_only_other_programs_have_is_answered_by_how_it_is_here(
+    capsys: pytest.CaptureFixture[str], name: str, why: str
+) -> None:
+    said = one_line_error(capsys, *NEEDED, f"--{name}=x")
+    assert said == f"unknown option --{name.replace('_', '-')}; there is none: {why}"
+
+
+def test_a_name_that_nothing_here_is_like_is_no_name_of_an_option() -> None:
+    assert {*_NOTHING_LIKE_IT} & {*NAMES, *SYNONYMS} == set()
 
 
 def test_a_synonym_that_is_an_option_of_another_command_is_answered_alike(capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,6 +369,21 @@ def test_a_later_file_overrides_an_earlier_one(tmp_path: Path) -> None:
             "data: {sources: [{name: a, dataset: $DATA/a}]}\n",
             "--data.sources: record 1: dataset $DATA/a: $DATA is not replaced by its value here: write that in its place",
         ),
+        ("config: other.yaml\n", "config is for the command line only"),
+        ("optimizer:\n  lr: 1\n", "unknown group optimizer; there are data, model, objective, train, eval, run"),
+        (
+            "model: {name: bert}\n",
+            "unknown option --model.name; use --model or --model.path: Model to continue from: a Hub id or a local folder. For "
+            "a model from scratch, give --model.config instead.",
+        ),
+        (
+            "eval: {sets: [{name: a, file: x}]}\n",
+            "--eval.sets: record 1: unknown key file; there are name, dataset, split, weight",
+        ),
+        (
+            "dataset: >\n  texts\n",
+            "--data.dataset 'texts\\n': the quotes or spaces around it are part of the value: give texts",
+        ),
         ("train:\n  - seed: 3\n", "train is a group: give its options below it, or one as train.OPTION"),
         ("train:\n  <<: {seed: 3}\n", "train.<<: nothing is merged here: write the options out"),
         ("seed: 1\nlanes: 2\nseed: 3\n", "line 3: seed is given twice"),
@@ -371,15 +412,45 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.Capt
     missing, broken, words = tmp_path / "missing.yaml", tmp_path / "broken.yaml", tmp_path / "words.yaml"
     broken.write_text("a: [1\n")
     words.write_text("just words\n")
+    needed = "a mapping of options to values is needed, such as max-steps: 1000"
     assert one_line_error(capsys, f"--config={missing}") == f"--config {missing}: No such file or directory"
     assert one_line_error(capsys, f"--config={broken}").startswith(f"--config {broken} is not YAML: ")
-    assert one_line_error(capsys, f"--config={words}") == f"--config {words}: a mapping of options to values is needed"
+    assert one_line_error(capsys, f"--config={words}") == f"--config {words}: {needed}"
     for content, why in (
         (b"# caf\xe9\n", "invalid continuation byte at byte 5"),
         ("a: 1".encode("utf-16"), "invalid start byte at byte 0"),
     ):
         words.write_bytes(content)
         assert one_line_error(capsys, f"--config={words}") == f"--config {words} is not UTF-8 ({why}): save it as UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("text", "what_to_do"),
+    [
+        ("train:\n\tseed: 3\n", "indent with spaces, not tabs"),
+        ("dataset: @list.txt\n", "quote a value that begins with a sign"),
+        ("dataset: *.jsonl\n", "quote a value that begins with a sign"),
+        ("dataset: [*x]\n", "quote a value that begins with a sign"),
+        ('dataset: "C:\\data"\n', "use single quotes, in which a backslash is nothing special"),
+        ("seed: 1\n   max-steps: 3\n", "quote a value with a colon in it, and indent all options of a group alike"),
+        ("seed: 1\n---\nseed: 2\n", "give each document as a --config of its own"),
+        ("[" * 3000, None),
+    ],
+)
+def test_a_usual_mistake_in_yaml_is_answered_by_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, what_to_do: str | None
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    said = one_line_error(capsys, f"--config={file}")
+    assert said.startswith(f"--config {file} is not YAML: ")
+    assert said.endswith(f"; {what_to_do}") or what_to_do is None
+
+
+def test_a_file_of_options_may_be_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("seed: 3\n")
+    assert parsed("--config=~/run.yaml") == {"train.seed": 3}
 
 
 def test_a_tilde_is_the_home_folder_where_no_shell_has_replaced_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,10 +476,21 @@ def test_a_tilde_is_the_home_folder_where_no_shell_has_replaced_it(tmp_path: Pat
         (["--max-stepz=3"], "unknown option --max-stepz; did you mean --max-steps?"),
         (["--lerning-rate=3"], "unknown option --lerning-rate; did you mean --learning-rate?"),
         (["--mask=0.3"], "unknown option --mask; did you mean --mask-rate?"),
-        (["--deepspeed=x"], "unknown option --deepspeed; see --help"),
-        (["--device=cuda"], "unknown option --device; see --help"),
-        (["--do-train"], "unknown option --do-train; see --help"),
-        (["--token=x"], "unknown option --token; see --help"),
+        (["--label-smoothing-factor=0.1"], "unknown option --label-smoothing-factor; see --help"),
+        (["--warm=3"], "unknown option --warm; did you mean --warmup-steps?"),
+        (["--max=3"], "unknown option --max; did you mean --max-steps?"),
+        (["--MAX-STEPS=3"], "unknown option --MAX-STEPS; did you mean --max-steps?"),
+        (["--dryrun"], "unknown option --dryrun; did you mean --dry-run?"),
+        (["--no-compile"], "unknown option --no-compile; give --compile false"),
+        (["--no-resume"], "unknown option --no-resume; did you mean --resume?"),
+        (["--stp=3"], "unknown option --stp; see --help"),  # --step is an option of another command
+        (["--train=3"], "unknown option --train; it is a group: give one of its options as --train.OPTION"),
+        (["--optimizer.beta1=3"], "unknown option --optimizer.beta1; did you mean --train.beta1?"),
+        (["--config-file=run.yaml"], "unknown option --config-file; use --config FILE.yaml"),
+        (["--config="], "--config needs a value"),
+        (["--config=s3://bucket/run.yaml"], "--config s3://bucket/run.yaml: give a file on this machine"),
+        (["--debug=true"], "--debug takes no value"),
+        (["--max-steps", ""], "--max-steps needs a value"),
         (["--data.learning-rate=3"], "unknown option --data.learning-rate; did you mean --train.learning-rate?"),
         (["--xyzzy"], "unknown option --xyzzy; see --help"),
         (["--max-steps"], "--max-steps needs a value"),
@@ -418,6 +500,14 @@ def test_a_tilde_is_the_home_folder_where_no_shell_has_replaced_it(tmp_path: Pat
         (["--max-steps=10k"], "--train.max-steps: '10k' is not a whole number or none: give 10000"),
         (["--max-steps=1,000"], "--train.max-steps: '1,000' is not a whole number or none: give 1000"),
         (["--max-steps=1,5"], "--train.max-steps: '1,5' is not a whole number or none"),
+        (["--max-steps=10.000"], "--train.max-steps: '10.000' is not a whole number or none: give 10000"),
+        (["--max-steps=3,"], "--train.max-steps: '3,' is not a whole number or none: give 3"),
+        (["--max-steps=”3”"], "--train.max-steps: '”3”' is not a whole number or none: give 3"),
+        (["--learning-rate=5e–4"], "--train.learning-rate: '5e–4' is not a number or auto: give 0.0005"),
+        (["--learning-rate=0,001"], "--train.learning-rate: '0,001' is not a number or auto: give 0.001"),
+        (["--data.window-bytes=1Ti"], "--data.window-bytes: '1Ti' is not a whole number or auto: give 1099511627776"),
+        (["--dataset=“data”"], "--data.dataset '“data”': the quotes or spaces around it are part of the value: give data"),
+        (["--model", "'bert'"], "--model.path \"'bert'\": the quotes or spaces around it are part of the value: give bert"),
         (["--data.window-bytes=64MiB"], "--data.window-bytes: '64MiB' is not a whole number or auto: give 67108864"),
         (["--max-read-bytes=1.5 GB"], "--eval.max-read-bytes: '1.5 GB' is not a whole number: give 1500000000"),
         (["--objective.mask-rate=15%"], "--objective.mask-rate: '15%' is not a number: give 0.15"),
@@ -508,6 +598,15 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["train", "data", "--model=x"], "data is a file or folder: give --dataset data"),
         (["--wandb-name", "my", "run"], "unexpected argument run: --wandb-name takes one value; quote one that has spaces"),
         (["--compile", "yes"], "--compile: 'yes' is not true or false"),
+        (["--compile", "data"], "data is a file or folder: give --dataset data"),
+        (["@run.yaml"], "@run.yaml is a file of options: give --config run.yaml"),
+        (["—seed", "3"], "unexpected argument —seed: the names of options begin with two hyphens, --seed"),
+        (["‐‐seed=3"], "unexpected argument ‐‐seed=3: the names of options begin with two hyphens, --seed=3"),
+        (["−−seed=3"], "unexpected argument −−seed=3: the names of options begin with two hyphens, --seed=3"),
+        (["max_steps", "3"], "unexpected argument max_steps: the names of options begin with two hyphens, --max_steps"),
+        (["seed: 3"], "unexpected argument seed: 3: the names of options begin with two hyphens, --seed=3"),
+        (["++train.seed=3"], "unexpected argument ++train.seed=3: the names of options begin with two hyphens, --train.seed=3"),
+        (["help"], "unexpected argument help: the names of options begin with two hyphens, --help"),
         (["-lr", "3"], "unexpected argument -lr: the names of options begin with two hyphens, --lr"),
         (["--max-steps=3", "—seed", "3"], "unexpected argument —seed: the names of options begin with two hyphens, --seed"),
         (["--max-steps=3", "seed=3"], "unexpected argument seed=3: the names of options begin with two hyphens, --seed=3"),
@@ -594,13 +693,18 @@ def test_what_the_help_marks_as_required_is_what_a_run_cannot_do_without(capsys:
     validate(parse(['--data.sources=[{"name": "a", "dataset": "x"}]', "--model.config=m", "--tokenizer=m", "--max-epochs=1"]))
 
 
-@pytest.mark.parametrize("arguments", [["--help", "train"], ["train", "--help", "train"], ["-h", "train"]])
+@pytest.mark.parametrize("arguments", [["--help", "train"], ["train", "--help", "train"], ["-h", "train"], ["--help=train"]])
 def test_help_of_a_group_is_that_group_alone(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
     assert text.startswith("train: Steps, batch, optimizer and learning rate.\n  --max-steps, --train.max-steps INTEGER")
     assert re.findall(r"--(data|model|eval|run)\.", text) == []
-    assert one_line_error(capsys, "--help", "trian") == (
+    assert cli.main(["--help", "learning_rate"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "  --learning-rate, --train.learning-rate NUMBER|auto\n      Peak learning rate. "
+    )
+    assert one_line_error(capsys, "--help", "ledger") == "ledger is a command: see stream-pretrain ledger --help"
+    assert one_line_error(capsys, "--help=trian") == (
         "no group trian; did you mean train?; --help takes data, model, objective, train, eval, run"
     )
 

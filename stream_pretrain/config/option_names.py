@@ -6,15 +6,17 @@ import ast
 import inspect
 import itertools
 import textwrap
+import typing
 from collections import ChainMap, Counter
 from functools import cache
+from typing import Any
 
 from stream_pretrain.config.command_options import COMMAND_GROUPS
 from stream_pretrain.config.options import GROUPS, fields_of
 
 FLAGS = {
     "config": ("FILE.yaml", "Options from a YAML file, by nested, dotted or short names; the command line overrides them."),
-    "help": ("[GROUP]", "Show all options, or those of one group."),
+    "help": ("[GROUP]", "Show all options, or those of one group, or one."),
     "dry-run": ("", "Show where the run would begin or resume, and what `inspect` shows; nothing is trained or written."),
     "version": ("", "Print the version."),
     "debug": ("", "Show the traceback of an error."),
@@ -27,6 +29,12 @@ ALL_GROUPS = ChainMap(COMMAND_GROUPS, GROUPS)
 
 _FIELDS = {name.replace("_", "-"): option for name, option in fields_of(ALL_GROUPS).items()}
 DOTTED = tuple(_FIELDS)
+TYPES: dict[str, Any] = {
+    f"{group}.{name}".replace("_", "-"): kind
+    for group, options in ALL_GROUPS.items()
+    for name, kind in typing.get_type_hints(options).items()
+}
+"""The type of every option, by its dotted name."""
 SHORT: dict[str, str] = {short: dotted for dotted, option in _FIELDS.items() if (short := option.metadata.get("short"))}
 """Short names of common options."""
 

@@ -10,7 +10,8 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any
 
-from stream_pretrain.config.options import Config, defaults, fixed_options
+from stream_pretrain.config.option_values import defaults, fixed_options
+from stream_pretrain.config.options import Config
 from stream_pretrain.config.secrets import shown_options
 
 _LONGEST_WORD = 100  # a name on the Hub has at most 96 characters, that of a folder 255

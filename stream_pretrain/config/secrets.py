@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from stream_pretrain.config.corpus_options import SourceConfig
 from stream_pretrain.config.option_field import Secret
-from stream_pretrain.config.options import GROUPS, Config, EvalSetConfig, SourceConfig, fields_of
+from stream_pretrain.config.options import GROUPS, Config, EvalSetConfig, fields_of
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.redaction import Secrets, redacted_options
 from stream_pretrain.urls import HIDDEN, redacted_url, without_secrets

@@ -9,8 +9,10 @@ import string
 from collections.abc import Collection
 from typing import Any
 
+from stream_pretrain.config.corpus_options import DataConfig
 from stream_pretrain.config.option_types import refuse_other_types
-from stream_pretrain.config.options import GROUPS, Config, DataConfig, EvalConfig, RunConfig, TrainConfig, sources_of
+from stream_pretrain.config.option_values import sources_of
+from stream_pretrain.config.options import GROUPS, Config, EvalConfig, RunConfig, TrainConfig
 from stream_pretrain.config.secrets import storage_options
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.non_utf8_names import escaped

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from stream_pretrain.arguments import suggestion
+from stream_pretrain.config import suggestion
 from stream_pretrain.data.documents.document import Documents
 from stream_pretrain.data.documents.filters import is_heldout
 from stream_pretrain.data.documents.reader import windows_of_unit
@@ -93,7 +93,7 @@ def place_of(plan: StreamPlan, name: str) -> tuple[int, int]:
     names = {document_name(plan, number, int(offset)): number for number in range(len(plan.shards))}
     numbers = [names[name]] if name in names else [at for at, shard in enumerate(plan.shards) if shard.name == wanted]
     if not numbers:
-        near = suggestion(name, list(names), "") or f"; the first one is {plan.shards[0].name}"
+        near = suggestion(name, list(names)) or f"; the first one is {plan.shards[0].name}"
         raise ConfigError(f"{option}: the run has no shard of this name{near}")
     if len(numbers) > 1:
         raise ConfigError(f"{option}: several sources have this shard: give {document_name(plan, numbers[0], int(offset))}")
