@@ -105,6 +105,41 @@ def test_a_second_ctrl_c_says_what_is_lost_and_leaves_run_json_true(
     assert checkpoints(out) == [saved] * bool(saved)
 
 
+# A client of Weights & Biases that has much to send.
+SENDING = """
+import sys, time
+from stream_pretrain.cli import main
+from stream_pretrain.training.ranks import signals
+from stream_pretrain.training.report.tracking import Tracker
+
+Tracker.finish = lambda *_: (print("sending", file=sys.stderr, flush=True), time.sleep(600))
+signals.ECHO_SECONDS = 0
+sys.exit(main())
+"""
+
+
+def test_a_signal_while_a_finished_run_sends_its_metrics_ends_it_with_0(arguments: list[str], tmp_path: Path) -> None:
+    with started([sys.executable, "-c", SENDING, *arguments, "--max-steps=2"], tmp_path / "log", forked=True) as running:
+        running.until(lambda: "sending" in running.stderr)
+        running.process.send_signal(signal.SIGTERM)
+        running.until(lambda: "all is saved; another SIGTERM leaves at once" in running.stderr)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.wait(OUT_SECONDS) == 0, running.stderr
+    assert (recorded(tmp_path / "out")["state"], recorded(tmp_path / "out")["exit_code"]) == ("finished", 0)
+
+
+def test_a_second_signal_behind_the_save_names_the_checkpoint_and_the_command(arguments: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with started([sys.executable, "-c", SENDING, *arguments], tmp_path / "log", forked=True) as running:
+        trains(running, out)
+        running.process.send_signal(signal.SIGTERM)
+        running.until(lambda: "sending" in running.stderr)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.wait(OUT_SECONDS) == 75, running.stderr
+        assert running.stderr.splitlines()[-1] == f"stopped by SIGTERM, {resumes(arguments, out)}"
+    assert recorded(out)["exit_code"] == 75
+
+
 def test_a_network_that_brings_nothing_until_the_deadline_ends_with_75(
     server: Server, arguments: list[str], tmp_path: Path
 ) -> None:

@@ -16,11 +16,15 @@ def stopping(name: str, last_step: int | None, *, alone: bool) -> str:
     last_step: after which the run stops, None or 0 before its first one. alone: whether there is one rank; of several, another
     may be a step ahead.
     """
-    again = "Ctrl-C again" if name == "SIGINT" else f"another {name}"
     if not last_step:
-        return f"stopping before the next step; {again} quits at once"
+        return f"stopping before the next step; {again(name)} quits at once"
     when = f"after step {last_step:,}" if alone else "at the end of a step"
-    return f"stopping {when}, then saving; {again} quits without saving"
+    return f"stopping {when}, then saving; {again(name)} quits without saving"
+
+
+def again(name: str) -> str:
+    """A second signal, in words."""
+    return "Ctrl-C again" if name == "SIGINT" else f"another {name}"
 
 
 def stopped(name: str, done: int, saved: int, checkpoint: Path | None, command: Sequence[str]) -> str:

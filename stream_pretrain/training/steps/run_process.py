@@ -21,7 +21,7 @@ from stream_pretrain.training.ranks.peers import NO_HEARTBEAT, POLL_SECONDS, SIL
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import Interrupted, StopRequest
 from stream_pretrain.training.report.progress import Progress
-from stream_pretrain.training.report.stop_messages import stopped, stopping
+from stream_pretrain.training.report.stop_messages import again, stopped, stopping
 from stream_pretrain.training.start.engine import is_of_engine, keep_tokenizers
 from stream_pretrain.training.start.setup import Setup
 from stream_pretrain.training.state.checkpoint import BackgroundWriter, newest
@@ -85,7 +85,7 @@ class RunProcess:
     def answer(self, name: str) -> None:
         """Say at once what a signal does."""
         if self.out.has_ended and self._setup is not None and self._setup.totals.step:
-            self._progress.notice("all is saved; Ctrl-C again leaves at once")
+            self._progress.notice(f"all is saved; {again(name)} leaves at once")
         elif not self.out.is_lost:  # reported as the error of the run
             self._progress.notice(stopping(name, self._stop.last_step, alone=self._ranks.world == 1))
 
@@ -93,9 +93,10 @@ class RunProcess:
         """Before this process is ended by a second signal; returns its exit code."""
         if self.out.has_finished:
             return exit_codes.FINISHED
-        if self._ranks.is_first and not self.out.has_ended:
-            saved, _ = newest(self.out.path / CHECKPOINTS)
-            self.out.record("preempted", step=max(saved, self._resumed_step), exit_code=exit_codes.of_stop(name))
+        if self._ranks.is_first:
+            if not self.out.has_ended:
+                saved, _ = newest(self.out.path / CHECKPOINTS)
+                self.out.record("preempted", step=max(saved, self._resumed_step), exit_code=exit_codes.of_stop(name))
             self._progress.close()  # the last line is the last one
             self._progress.notice(self.last_line(name))
         peers.announce(STOPPED)
