@@ -26,6 +26,7 @@ from stream_pretrain.config import (
     SHORT,
     SYNONYMS,
     TYPES,
+    WITHOUT,
     Config,
     DataConfig,
     ModelConfig,
@@ -40,7 +41,6 @@ from stream_pretrain.config import (
     validate,
     without_places,
 )
-from stream_pretrain.config.unknown_names import _NOTHING_LIKE_IT
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.training.ranks.signals import StopRequest
 from stream_pretrain.training.report.progress import Progress
@@ -205,7 +205,7 @@ def test_what_only_other_programs_have_is_answered_by_how_it_is_here(
 
 
 def test_a_name_that_nothing_here_is_like_is_no_name_of_an_option() -> None:
-    assert {*_NOTHING_LIKE_IT} & {*NAMES, *SYNONYMS} == set()
+    assert {*WITHOUT} & {*NAMES, *SYNONYMS} == set()
 
 
 def test_a_synonym_that_is_an_option_of_another_command_is_answered_alike(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,8 @@ import pytest
 
 from stream_pretrain import commands
 from stream_pretrain.arguments import Invocation, invocation, parse
-from stream_pretrain.config import NAMES, SHORT, SYNONYMS, validate
-from stream_pretrain.config.options import fixed_options
+from stream_pretrain.config import NAMES, SHORT, SYNONYMS, WITHOUT, validate
+from stream_pretrain.config.option_values import fixed_options
 from stream_pretrain.config.run_name import run_directory
 from stream_pretrain.help import declaration_of
 
@@ -98,7 +98,7 @@ def test_every_option_named_in_the_text_exists_and_takes_the_value_it_is_given(p
         if not words or not words[0].startswith("--"):
             continue
         if len(words) == 1 and "=" not in words[0]:
-            assert words[0] in OPTIONS | FLAGS | {f"--{name}" for name in SYNONYMS}, span
+            assert words[0] in OPTIONS | FLAGS | {f"--{name}" for name in (*SYNONYMS, *WITHOUT)}, span
         elif words[0] != "--help":
             parse(words)
 

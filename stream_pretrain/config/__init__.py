@@ -24,7 +24,7 @@ from stream_pretrain.config.options import (
 )
 from stream_pretrain.config.run_name import run_directory
 from stream_pretrain.config.secrets import redacted, redacted_text, secrets_of, shown_options, storage_options
-from stream_pretrain.config.unknown_names import instead, resolve, suggestion
+from stream_pretrain.config.unknown_names import WITHOUT, instead, resolve, suggestion
 from stream_pretrain.config.validation import (
     refuse_final_rate_above,
     refuse_unusable_values,

@@ -19,7 +19,7 @@ from stream_pretrain.config.option_names import (
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.nearest_names import did_you_mean
 
-_WITHOUT = {
+_REASONS = {
     "AdamW is the only optimizer": "adafactor optim optim-args optim-target-modules optimizer optimizers",
     "a GPU is used where there is one, and CUDA_VISIBLE_DEVICES says which": (
         "accelerator cpu cuda device devices gpu gpus no-cuda use-cpu"
@@ -70,7 +70,7 @@ _WITHOUT = {
         "disable-tqdm enable-progress-bar log-level progress-bar quiet silent verbose"
     ),
 }
-_NOTHING_LIKE_IT = {name: why for why, names in _WITHOUT.items() for name in names.split()}
+WITHOUT = {name: why for why, names in _REASONS.items() for name in names.split()}
 """Why there is no such option, by its name in other programs."""
 _OF_FILES = ("cfg", "config-file", "config-yaml", "options-file", "yaml")
 
@@ -96,7 +96,7 @@ def instead(name: str, takes: Callable[[str], bool] = lambda _: True) -> str:
             names = " or ".join(f"--{name}" for name in dict.fromkeys((usual_name(dotted), dotted)))
             return f"; use {names}: {help_texts()[dotted]}"
     sharing = [dotted for dotted in DOTTED if dotted.endswith(f".{last}") and takes(dotted)]
-    if len(sharing) != 1 and (why := _NOTHING_LIKE_IT.get(last) or _NOTHING_LIKE_IT.get(name.partition(".")[0])):
+    if len(sharing) != 1 and (why := WITHOUT.get(last) or WITHOUT.get(name.partition(".")[0])):
         return f"; there is none: {why}"
     if last in _OF_FILES:
         return "; use --config FILE.yaml"
