@@ -112,7 +112,7 @@ def test_a_bit_that_is_flipped_once_changes_no_document(
         with caplog.at_level(logging.WARNING):
             assert read(server, name) == documents(COUNT), at
         assert len(caplog.messages) <= 1
-        assert all("intact at the second" in message for message in caplog.messages)
+        assert all("intact at the next" in message for message in caplog.messages)
         server.forget()
 
 
@@ -122,6 +122,41 @@ def test_a_bit_that_is_always_flipped_is_damage(name: str, server: Server, folde
     server.inject(name, {"do": "flip", "at": at, "times": 50})
     with pytest.raises(ContentError, match=name):
         read(server, name)
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_bits_that_are_flipped_elsewhere_at_the_next_reading_change_no_document(
+    name: str, server: Server, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    size = (folder / name).stat().st_size
+    early, late = size // 5, size * 3 // 5
+    for places in ((early, late), (late, early)):
+        server.forget()
+        server.inject(name, *({"do": "flip", "at": at} for at in places))
+        caplog.clear()
+        assert read(server, name) == documents(COUNT), places
+        assert all("intact at the next" in message for message in caplog.messages)
+
+
+def test_bits_that_are_flipped_elsewhere_at_each_reading_are_a_fault_of_the_network(server: Server, folder: Path) -> None:
+    size = (folder / "one.jsonl.zst").stat().st_size
+    server.inject("one.jsonl.zst", *({"do": "flip", "at": size * tenth // 10} for tenth in (6, 3, 8, 5)))
+    with pytest.raises(TransportError, match="damaged in transit at each of 4 readings") as caught:
+        read(server, "one.jsonl.zst")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reading_that_is_damaged_before_what_was_given_out_decides_nothing(server: Server, folder: Path) -> None:
+    content = random.Random(2).randbytes(3_000_000).hex().encode()
+    stored = b"".join(
+        zstandard.ZstdCompressor(write_checksum=True).compress(content[at : at + 5_000_000]) for at in (0, 5_000_000)
+    )
+    (folder / "large.jsonl.zst").write_bytes(stored)
+    options = TransportOptions(block_bytes=500_000)
+    last = [{"do": "none"}] * 4 + [{"do": "flip", "at": 2_100_000}]
+    server.inject("large.jsonl.zst", *last, {"do": "flip", "at": 100_000})
+    with closing(ShardBytes(server.url("large.jsonl.zst"), "zstd", len(stored), options=options)) as shard:
+        assert b"".join(iter(shard.read, b"")) == content
 
 
 @pytest.mark.parametrize("name", [name for name in SHARDS if "jsonl" in name])

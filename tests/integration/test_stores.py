@@ -81,7 +81,7 @@ def test_a_damaged_member_is_read_again_by_a_new_connection(caplog: pytest.LogCa
             assert b"".join(iter(shard.read, b"")) == text
         assert len(ports) == 2
     assert len(caplog.messages) == 1
-    assert "intact at the second" in caplog.messages[0]
+    assert "intact at the next" in caplog.messages[0]
 
 
 def test_a_body_longer_than_its_range_gives_no_byte_behind_it() -> None:

@@ -6,10 +6,10 @@ import bisect
 import itertools
 import os
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from stream_pretrain.data.corpus.shard import Shard
@@ -24,7 +24,12 @@ from stream_pretrain.data.transport.compression import PARQUET_MAGIC, looks_like
 from stream_pretrain.data.transport.decoders import no_memory
 from stream_pretrain.data.transport.restart_point import RestartPoint
 from stream_pretrain.data.transport.retrying import in_words
-from stream_pretrain.data.transport.second_reading import TwoReadings, read_twice, wrong_content
+from stream_pretrain.data.transport.second_reading import (
+    Readings,
+    digest_of,
+    read_until_decided,
+    wrong_content,
+)
 from stream_pretrain.data.transport.shard_bytes import ShardFile
 from stream_pretrain.errors import ContentError
 from stream_pretrain.units import MIB
@@ -140,7 +145,7 @@ class ParquetWindows(Windows[_Rows]):
             return
         self.opened = time.time()
         if self.is_remote:
-            self.metadata = read_twice(self.read_metadata, self.shard.name, "the end of the file")
+            self.metadata = read_until_decided(self.read_metadata, self.shard.name, "the end of the file")
         else:
             self.metadata = self.read_metadata()
         self.slices = self._cut()
@@ -295,7 +300,7 @@ class _RowPass:
         self.groups: range | None = None
         self.batches: Iterator[pa.RecordBatch] = iter(())
         self.given: list[int] = []  # blocks of the groups that were returned
-        self.readings: TwoReadings | None = None
+        self.readings: Readings | None = None
         self.held: list[pa.RecordBatch] = []  # the last batches of the groups, up to...
         self.stop = 0  # ...this row of them
 
@@ -316,24 +321,27 @@ class _RowPass:
         window = self.windows.slices[block]
         if self.readings is None or window.groups != self.groups:
             self.given = []
-            self.readings = TwoReadings(self.windows.shard.name, window.place, "row")
+            self.readings = Readings(self.windows.shard.name, window.place, "row")
         try:
             rows = self._read(block)
         except ContentError as damage:
-            rows = self._read_again(block, self.readings, str(damage))
+            again = partial(self._read_again, block, self.readings, str(damage))
+            rows = read_until_decided(again, self.windows.shard.name, window.place, str(damage))
         self.given.append(block)
-        self.readings.record(_content(rows), rows.row)
+        self.readings.record(digest_of(_content(rows)), rows.row)
         return rows
 
-    def _read_again(self, block: int, readings: TwoReadings, damage: str) -> _Rows:
-        """Read a damaged row group once more; the second reading decides."""
+    def _read_again(self, block: int, readings: Readings, damage: str) -> _Rows:
+        """Read a damaged row group once more."""
         same = self.windows.read_metadata().equals(self.windows.metadata)
         self.close()
         self.source, self.file = self.windows.open()
         self.groups = None
         if not same:
             raise wrong_content(self.windows.shard.name, "the end of the file", damage, "row 0", self.windows.opened)
-        deque(readings.second(damage, (_content(self._read(number)) for number in (*self.given, block))), maxlen=0)
+        for number, given in enumerate(self.given):
+            if not readings.was_returned(number, digest_of(_content(self._read(given)))):
+                raise readings.wrong_from(number, damage)
         return self._read(block)
 
     def _read(self, block: int) -> _Rows:

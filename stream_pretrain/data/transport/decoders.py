@@ -21,10 +21,13 @@ _ZSTD_BLOCK = 128 * KIB  # content of one block of a zstd frame, at most
 class DamageError(Exception):
     """A member that cannot be decompressed, or `what` stands in its place."""
 
-    def __init__(self, reason: str, what: str | None = None):
+    def __init__(self, reason: str, what: str | None = None, stored: bytes = b""):
+        """stored: the bytes that show it, or a digest of them."""
         super().__init__(reason)
         self.reason = reason
         self.what = what
+        self.evidence = (reason, stored)
+        """Equal where two readings found the same damage."""
 
 
 def no_memory(name: str, error: Exception) -> SourceError:

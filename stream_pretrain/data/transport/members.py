@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Iterator
 
+import xxhash
 import zstandard
 
 from stream_pretrain.data.transport.decoders import DamageError, Decoder
@@ -28,21 +29,23 @@ def decode(data: StoredBytes, decoder: Decoder) -> Iterator[bytes]:
 
     Raises: DamageError, after all good content; MemoryError.
     """
+    taken = xxhash.xxh3_128()
     while not decoder.eof:
         needs_input = decoder.needs_input
         piece = data.peek(SLICE) if needs_input else b""
+        taken.update(piece)
         try:
             content = [decoder.decompress(piece, max_length=CHUNK)]
         # bz2 raises OSError, lz4 RuntimeError
         except (zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError, EOFError, RuntimeError) as error:
             if re.search("not enough memory|allocation", str(error), re.IGNORECASE):  # as zstandard and lz4 say it
                 raise MemoryError(str(error)) from error
-            raise DamageError(str(error).removeprefix("zstd decompressor error: ")) from error
+            raise DamageError(str(error).removeprefix("zstd decompressor error: "), stored=taken.digest()) from error
         data.advance(len(piece) - len(decoder.unused_data or b"" if decoder.eof else b""))
         if content[0]:
             yield content.pop()  # not kept here: a lane may wait long before it reads on
         if needs_input and not piece and not decoder.eof:
-            raise DamageError(CUT)
+            raise DamageError(CUT, stored=taken.digest())
 
 
 def joined(pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -26,7 +26,7 @@ from stream_pretrain.data.transport.decoders import DamageError, no_memory
 from stream_pretrain.data.transport.members import CHUNK, CUT, SLICE, decode, is_skippable, joined, skip_skippable
 from stream_pretrain.data.transport.options import TransportOptions
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.second_reading import TwoReadings, held_back, read_until_two_agree
+from stream_pretrain.data.transport.second_reading import Readings, read_until_two_agree
 from stream_pretrain.data.transport.seek_table import read_seek_table
 from stream_pretrain.data.transport.stored_bytes import StoredBytes
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError, TransportError
@@ -228,23 +228,16 @@ class ShardBytes:
         return piece
 
     def _member_of_store(self, start: RestartPoint) -> Iterator[bytes]:
-        """The same for a remote shard: a damaged member is read a second time."""
+        """The same for a remote shard: a damaged member is read again."""
         member = f"the {self._codec.member} that begins at compressed byte {start.compressed}"
-        readings = TwoReadings(self._name, member, "uncompressed byte")
 
-        def recorded(chunk: bytes) -> bytes:
-            readings.record(chunk, self._decoded)
-            return chunk
-
-        try:
-            yield from map(recorded, held_back(joined(self._content_of_member())))
-            return
-        except DamageError as damage:
-            reason = damage.reason
+        def begin_again(damage: DamageError) -> None:
             if isinstance(damage, NoMemberError) and self._data.position == 0:
                 self._data.reopen()  # the answer may have been another file, such as a page of a proxy
-        self._data.reread_from(start.compressed)
-        yield from readings.second(reason, joined(self._content_of_member()))
+            self._data.reread_from(start.compressed)
+
+        readings = Readings(self._name, member, "uncompressed byte")
+        return readings.content(lambda: joined(self._content_of_member()), begin_again, start.uncompressed)
 
     def _compare_with_seek_table(self, start: RestartPoint) -> None:
         if self._frames and bytes(self._data.peek(len(self._codec.magic))) == self._codec.magic:
@@ -314,7 +307,7 @@ class NoMemberError(DamageError):
     """Something else begins where a member should."""
 
     def __init__(self, reason: str, head: bytes):
-        super().__init__(reason)
+        super().__init__(reason, stored=head)
         self.head = head
 
 
