@@ -25,7 +25,8 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
     try:
         return _reader(kind)(value)
     except _WrongError as error:
-        raise CheckpointError(f"{where}{error.place} {error.what}") from error
+        place = f" {error.place.removeprefix('.')}" if where.endswith(":") and error.place else error.place
+        raise CheckpointError(f"{where}{place} {error.what}") from error
 
 
 class _WrongError(Exception):

@@ -16,7 +16,7 @@ from stream_pretrain.replay.documents import document_name, place_of, texts_of, 
 from stream_pretrain.replay.ledger import replayed, write_parquet
 from stream_pretrain.replay.recorded_run import RecordedRun, recorded_run, steps_in
 from stream_pretrain.training.report.progress import Progress
-from stream_pretrain.training.start.passed_steps import is_passed, steps_in_words
+from stream_pretrain.training.state.passed_steps import is_passed, steps_in_words
 
 GROUPS = ("ledger", "data")
 ALSO = ("model.tokenizer", "model.trust-remote-code")

@@ -21,7 +21,7 @@ from stream_pretrain.model.loading import load_model
 from stream_pretrain.model.pretraining import PretrainingModel
 from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.files.out_files import CHECKPOINTS, MODEL
-from stream_pretrain.training.state.checkpoint import read_trainer
+from stream_pretrain.training.state.trainer_state import TRAINER, read_fixed_options
 
 KINDS: dict[bool, tuple[Literal["clm", "mlm"], str]] = {True: ("clm", "causal"), False: ("mlm", "masked")}
 """Objective and name of causal models and others."""
@@ -85,9 +85,9 @@ def _is_causal(name: str, model: ModelConfig, config: Config) -> bool:
 def _recorded_objective(model: Path) -> str | None:
     """What a checkpoint was trained with, or OUT/model by the checkpoints beside it; earlier configurations do not have it."""
     checkpoints = sorted((model.parent / CHECKPOINTS).glob("step-*"), reverse=True) if model.name == MODEL else []
-    for checkpoint in [model] if (model / "trainer.json").is_file() else checkpoints:
+    for checkpoint in [model] if (model / TRAINER).is_file() else checkpoints:
         with suppress(CheckpointError):  # then that of an older one
-            return cast(str, read_trainer(checkpoint)["fixed"].get("objective.name"))
+            return cast(str, read_fixed_options(checkpoint).get("objective.name"))
     return None
 
 

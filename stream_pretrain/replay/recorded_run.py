@@ -24,9 +24,9 @@ from stream_pretrain.training.files.options_file import NAME as OPTIONS
 from stream_pretrain.training.files.out_files import CHECKPOINTS, CURSORS, MODEL, RUN
 from stream_pretrain.training.start.engine import engine_of
 from stream_pretrain.training.start.kept_defaults import kept_options, with_options
-from stream_pretrain.training.start.passed_steps import Passed, passed_in
-from stream_pretrain.training.start.resume import changed_options, refuse_other_version
-from stream_pretrain.training.state.checkpoint import read_trainer
+from stream_pretrain.training.start.resume import changed_options
+from stream_pretrain.training.state.passed_steps import Passed
+from stream_pretrain.training.state.trainer_state import TRAINER, TrainerState, read_trainer_state, refuse_other_version
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,10 @@ def recorded_run(out: Path, given: Config, typed: Sequence[str]) -> RecordedRun:
         raise ConfigError("--data.sources: this run reads one dataset: give its place with --dataset")
     config = with_options(own, {name: _value(given, name) for name in names})
     _refuse_other_rows(own, config)
-    checkpoint, trainer = _newest_readable(out)
-    refuse_other_version(checkpoint, trainer, "read it with")  # also for steps before its first cursors
-    config = with_options(config, kept_options(config, trainer, checkpoint))
+    checkpoint = _newest_readable(out)
+    refuse_other_version(checkpoint, "read it with")  # also for steps before its first cursors
+    trainer = read_trainer_state(checkpoint)
+    config = with_options(config, kept_options(config, trainer.defaults, checkpoint))
     _refuse_other_options(config, trainer, out)
     pinned = PinnedCorpus.from_json(json_of(checkpoint / "corpus.json"))
     try:
@@ -105,14 +106,13 @@ def recorded_run(out: Path, given: Config, typed: Sequence[str]) -> RecordedRun:
         raise
     except SourceError as error:
         raise SourceError(f"{error}; a corpus that has moved is given with --dataset or --data.sources") from error
-    plan = _plan(config, given.model, pinned, out, checkpoint, trainer["tokenizer"])
+    plan = _plan(config, given.model, pinned, out, checkpoint, trainer.tokenizer)
     recorded = _record(out)
-    passed = passed_in(trainer, checkpoint / "trainer.json")
     files = _cursor_files(out)
     if (parent := recorded.get("parent")) and (of_parent := _parent_cursors(Path(parent))):
         files = {**of_parent, **files}
     first_step = min(files, default=0) if recorded.get("parent") else 0
-    return RecordedRun(out, plan, _in_words(recorded, max(files, default=0)), files, first_step, passed)
+    return RecordedRun(out, plan, _in_words(recorded, max(files, default=0)), files, first_step, trainer.passed)
 
 
 def _refuse_other_rows(own: Config, given: Config) -> None:
@@ -124,9 +124,9 @@ def _refuse_other_rows(own: Config, given: Config) -> None:
             raise ConfigError(f"{option} is {value} in this run, not {now[name]}: leave it out, the run's own options count")
 
 
-def _refuse_other_options(config: Config, trainer: Mapping[str, Any], out: Path) -> None:
+def _refuse_other_options(config: Config, trainer: TrainerState, out: Path) -> None:
     """Raises: CheckpointError where the file of options has others than the checkpoints, and so other rows."""
-    for name, (was, now) in changed_options(config, trainer["fixed"]).items():
+    for name, (was, now) in changed_options(config, trainer.fixed).items():
         if name.startswith("model."):
             continue  # of which the tokenizer alone decides rows, and is compared by its fingerprint
         raise CheckpointError(
@@ -150,14 +150,14 @@ def _value(config: Config, name: str) -> Any:
     return getattr(getattr(config, group), option)
 
 
-def _newest_readable(out: Path) -> tuple[Path, dict[str, Any]]:
+def _newest_readable(out: Path) -> Path:
     """The newest checkpoint with all that a replay needs. Raises: CheckpointError."""
     faults = []
     for checkpoint in sorted((out / CHECKPOINTS).glob("step-*"), reverse=True):
         try:
-            for name in ("corpus.json", "stream.json"):
+            for name in ("corpus.json", "stream.json", TRAINER):
                 json_of(checkpoint / name)
-            return checkpoint, read_trainer(checkpoint)
+            return checkpoint
         except (CheckpointError, OSError) as error:
             faults.append(str(error))
     if faults:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -15,9 +14,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from stream_pretrain.data.rows.tokenizer_probe import EngineRecord
 from stream_pretrain.model.loading import Export
 from stream_pretrain.training.files.manifest import write_manifest
+from stream_pretrain.training.state.auto_learning_rate import Chosen
 from stream_pretrain.training.state.checkpoint import Snapshot
+from stream_pretrain.training.state.totals import Totals
+from stream_pretrain.training.state.trainer_state import TrainerState
 from tests.forks import ENVIRONMENT, trainers
 
 
@@ -41,13 +44,26 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]", mask_token="[MASK]")
 
 
-def trainer_of(step: int) -> dict[str, Any]:
-    return {"totals": {"step": step}, "fixed": {}, "defaults": {}, "tokenizer": "words", "max_steps": 100}
+def trainer_of(step: int) -> TrainerState:
+    return TrainerState(
+        step=step,
+        totals=Totals(step),
+        fixed={},
+        max_steps=100,
+        max_epochs=None,
+        tokenizer="words",
+        engine=EngineRecord("tokenizers", "0.22.1", "of texts", "of ids", "0.22.1"),
+        parent=None,
+        world=1,
+        defaults={},
+        chosen=Chosen(1e-4, 6),
+        versions={},
+        commit=None,
+    )
 
 
 def small_snapshot(step: int, numbers: int = 4) -> Snapshot:
     return Snapshot(
-        step=step,
         export=Export({"weight": torch.full((numbers,), float(step))}, BertConfig(), tokenizer()),
         optimizer={"exp_avg.weight": torch.full((numbers,), step / 2)},
         stream={"lanes": [[0, step]]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,12 +33,11 @@ def config(resume: str = "auto", **train: int) -> Config:
 def save(directory: Path, step: int, of: Config | None = None, *, version: int = CURSOR_VERSION, **more: object) -> Path:
     """more: in trainer.json."""
     of = of or config()
-    chosen = {"learning_rate": 1e-4, "warmup_steps": 6}
-    trainer = {**trainer_of(step), "fixed": fixed_options(of), "defaults": defaults(of), "chosen": chosen, **more}
+    trainer = replace(trainer_of(step), **{"fixed": fixed_options(of), "defaults": defaults(of), **more})
     weights, stream = {"weight": torch.zeros(1)}, {"version": version}
     directory.mkdir(exist_ok=True)
     return checkpoint.write(
-        Snapshot(step, Export(weights, BertConfig(), tokenizer()), {}, stream, b"{}", trainer), directory / "checkpoints"
+        Snapshot(Export(weights, BertConfig(), tokenizer()), {}, stream, b"{}", trainer), directory / "checkpoints"
     )
 
 

@@ -11,9 +11,9 @@ import pytest
 from stream_pretrain.config import Config, DataConfig, ModelConfig, TrainConfig, run_directory
 from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.training.files.manifest import write_manifest
-from stream_pretrain.training.start.auto_learning_rate import Chosen, chosen_for, warmup_of
 from stream_pretrain.training.start.optimizer import learning_rate
-from stream_pretrain.training.state.checkpoint import read_trainer
+from stream_pretrain.training.state.auto_learning_rate import Chosen, chosen_for, warmup_of
+from stream_pretrain.training.state.trainer_state import read_trainer_state
 from tests.corpora import documents, write_shard
 from tests.integration.jobs import tiny_options
 from tests.training.runs import run_to_end
@@ -85,7 +85,7 @@ def test_the_rate_of_a_run_is_pinned_in_its_checkpoints(model: Path, tmp_path: P
         return run_to_end([*arguments, *more])
 
     def pinned(step: int) -> Any:
-        return read_trainer(out / "checkpoints" / f"step-{step:08d}")["chosen"]
+        return read_trainer_state(out / "checkpoints" / f"step-{step:08d}").chosen
 
     trained("--max-steps=30")
     assert {step: rate for step, rate in metrics(out).items() if step < 4} == {1: 2.5e-4, 2: 5e-4, 3: 5e-4}
@@ -93,7 +93,7 @@ def test_the_rate_of_a_run_is_pinned_in_its_checkpoints(model: Path, tmp_path: P
     assert metrics(out)[32] == 3e-4
     trained("--max-steps=33")
     assert metrics(out)[33] == 5e-4
-    assert [pinned(30), pinned(32), pinned(33)] == 3 * [{"learning_rate": 5e-4, "warmup_steps": 2}]
+    assert [pinned(30), pinned(32), pinned(33)] == 3 * [Chosen(5e-4, 2)]
     assert "stays" not in said
 
 
@@ -152,6 +152,6 @@ def test_epochs_have_a_warmup_that_is_pinned(model: Path, tmp_path: Path) -> Non
         run_to_end([*arguments, f"--max-epochs={epochs}"])
     saved = sorted((tmp_path / "out" / "checkpoints").iterdir())
     steps = int(saved[0].name.removeprefix("step-"))
-    first, *others = [read_trainer(checkpoint)["chosen"] for checkpoint in saved]
-    assert first["warmup_steps"] == pytest.approx(0.06 * steps, rel=0.5)
+    first, *others = [read_trainer_state(checkpoint).chosen for checkpoint in saved]
+    assert first.warmup_steps == pytest.approx(0.06 * steps, rel=0.5)
     assert others == [first] * len(others)

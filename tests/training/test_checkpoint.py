@@ -28,8 +28,8 @@ def test_a_checkpoint_gives_back_what_was_put_in(tmp_path: Path) -> None:
     written = checkpoint.write(small_snapshot(7), tmp_path)
     saved = checkpoint.read(written)
     assert written == tmp_path / "step-00000007"
-    assert (saved.step, saved.stream, saved.corpus) == (7, {"lanes": [[0, 7]]}, {"shards": ["a.jsonl"]})
-    assert saved.trainer == {"step": 7, **trainer_of(7)}
+    assert (saved.trainer.step, saved.stream, saved.corpus) == (7, {"lanes": [[0, 7]]}, {"shards": ["a.jsonl"]})
+    assert saved.trainer == trainer_of(7)
     assert read_tensors(written / "model.safetensors")["weight"].tolist() == [7.0, 7.0, 7.0, 7.0]
     assert read_tensors(written / "optimizer.safetensors")["exp_avg.weight"].tolist() == [3.5, 3.5, 3.5, 3.5]
     assert folders(tmp_path) == ["step-00000007"]
@@ -62,7 +62,7 @@ def test_a_checkpoint_is_a_model_that_transformers_loads(tmp_path: Path) -> None
     weights = HostCopies().of({name: value for name, value in model.state_dict().items() if name in untied})
     assert len(weights) < len(model.state_dict())
     export = Export(weights, model.config, tokenizer())
-    snapshot = Snapshot(1, export, {}, {}, b"{}", trainer_of(1))
+    snapshot = Snapshot(export, {}, {}, b"{}", trainer_of(1))
     ids = torch.tensor([[3, 2, 4]])
     checkpoint.write_model(export, tmp_path / "model")
     for folder in (checkpoint.write(snapshot, tmp_path), tmp_path / "model"):
@@ -215,7 +215,7 @@ for fraction in (0.1, 0.25, 0.4, 0.55, 0.7, 0.85):
     damaged = []
     found = checkpoint.latest(directory, damaged.append)
     weights = read_tensors(found / "model.safetensors")["weight"]
-    print(json.dumps([done, half_written, checkpoint.read(found).step, weights.unique().tolist(), damaged]))
+    print(json.dumps([done, half_written, checkpoint.read(found).trainer.step, weights.unique().tolist(), damaged]))
 """
     lines = run_beside(killed_often, tmp_path)
     assert len(lines) == 6

@@ -51,7 +51,7 @@ def test_an_option_that_is_new_is_as_by_default_in_a_run_of_before(tmp_path: Pat
 
 
 def test_an_option_that_is_not_given_keeps_the_default_of_when_the_run_began(tmp_path: Path) -> None:
-    then = {"defaults": json.loads(json.dumps(defaults(TODAY)))}
+    then = json.loads(json.dumps(defaults(TODAY)))
     kept = kept_options(later(), then, tmp_path)
     assert kept == {"data.sequence_length": 512, "train.epsilon": 1e-8, "train.learning_rate": "auto"}
     config = with_options(later(), kept)
@@ -62,7 +62,7 @@ def test_an_option_that_is_not_given_keeps_the_default_of_when_the_run_began(tmp
 def test_an_option_is_given_in_a_file_as_on_the_command_line_and_a_value_is_none(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("train:\n  learning-rate: 1e-3\n")
-    then = {"defaults": {"data.sequence_length": 512, "train.learning_rate": 5e-4, "train.seed": 1}}
+    then = {"data.sequence_length": 512, "train.learning_rate": 5e-4, "train.seed": 1}
 
     def kept(*arguments: str) -> set[str]:
         return set(kept_options(dataclasses.replace(later(), given=parse(arguments).given), then, tmp_path))
@@ -85,7 +85,7 @@ def test_an_option_is_given_in_a_file_as_on_the_command_line_and_a_value_is_none
 )
 def test_a_default_of_another_type_is_no_default(tmp_path: Path, name: str, value: object, wrong: str) -> None:
     with pytest.raises(CheckpointError, match=re.escape(f"trainer.json: defaults.{name}{wrong}, which no run writes")):
-        kept_options(TODAY, {"defaults": {name: value}}, tmp_path)
+        kept_options(TODAY, {name: value}, tmp_path)
 
 
 def test_a_run_goes_on_with_the_defaults_that_it_began_with_however_often(

@@ -18,7 +18,6 @@ from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.start.engine import with_engine
 from stream_pretrain.training.state.checkpoint import Saved
-from stream_pretrain.typed_json import from_json
 from stream_pretrain.units import human_bytes
 
 if TYPE_CHECKING:
@@ -72,12 +71,12 @@ def _engine_of_all_ranks(
     refuse_mismatch(ranks.gather(engine))
     if saved is None:
         return engine
-    if saved.trainer["tokenizer"] != encoder.fingerprint:
+    if saved.trainer.tokenizer != encoder.fingerprint:
         raise CheckpointError(
             f"the tokenizer of {name} is not the one the run began with: "
             "put it back, or start a new run with another --output-dir"
         )
-    note = note_on_engine(engine, from_json(EngineRecord, saved.trainer.get("engine"), "trainer.json: engine"))
+    note = note_on_engine(engine, saved.trainer.engine)
     if note is not None:
         progress.notice(note)
     return engine

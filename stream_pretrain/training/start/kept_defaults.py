@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from stream_pretrain.config import Config, defaults, flatten
+from stream_pretrain.training.state.trainer_state import TRAINER
 from stream_pretrain.typed_json import from_json
 
 
-def kept_options(config: Config, trainer: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+def kept_options(config: Config, then: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
     """Options that are not given and had another default at the first start, with that default.
 
-    trainer: trainer.json of the checkpoint. Raises: CheckpointError for a default of the wrong type.
+    then: the defaults that the checkpoint has. Raises: CheckpointError for a default of the wrong type.
     """
-    now, then = defaults(config), trainer["defaults"]
+    now = defaults(config)
     kept = {}
     for name, value in flatten(config).items():
         # Options of the group `run` are used before checkpoints are read, and belong to a start.
@@ -25,7 +26,7 @@ def kept_options(config: Config, trainer: Mapping[str, Any], checkpoint: Path) -
             continue
         group, _, option = name.partition(".")
         kind = typing.get_type_hints(type(getattr(config, group)))[option]
-        kept[name] = from_json(kind, then[name], f"{checkpoint / 'trainer.json'}: defaults.{name}")
+        kept[name] = from_json(kind, then[name], f"{checkpoint / TRAINER}: defaults.{name}")
     return kept
 
 

@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stream_pretrain.config import SHORT, Config, defaults, fixed_options, flatten, steps_to_skip, without_places
-from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.non_utf8_names import in_shell
 from stream_pretrain.training.files.atomic_files import writing_out
 from stream_pretrain.training.files.atomic_folders import repair
-from stream_pretrain.training.files.manifest import json_of
 from stream_pretrain.training.files.out_files import CHECKPOINTS, METRICS, MODEL, RUN
 from stream_pretrain.training.files.run_directory import RunDirectory
-from stream_pretrain.training.start.auto_learning_rate import Chosen, chosen_for
 from stream_pretrain.training.start.kept_defaults import in_words, kept_options, with_options
-from stream_pretrain.training.start.passed_steps import Passed, is_passed, passed_in, steps_in_words
-from stream_pretrain.training.state.checkpoint import checkpoints_in, latest, newest_intact, read_trainer, verify
+from stream_pretrain.training.state.auto_learning_rate import Chosen, chosen_for
+from stream_pretrain.training.state.checkpoint import checkpoints_in, latest, newest_intact, verify
+from stream_pretrain.training.state.passed_steps import Passed, is_passed, passed_in, steps_in_words
+from stream_pretrain.training.state.trainer_state import TRAINER, read_fixed_options, read_trainer_state, refuse_other_version
 from stream_pretrain.urls import HIDDEN
 
 
@@ -74,26 +73,24 @@ def find_start(config: Config, out: RunDirectory, report: Callable[[str], None],
     checkpoint = latest(path / CHECKPOINTS, report) if out.is_owned else _seen(path / CHECKPOINTS, report)
     if checkpoint is None and parent is not None:
         checkpoint = Path(parent)
-        if not os.path.isfile(checkpoint / "trainer.json"):  # False for a name that is too long, unlike Path.is_file
+        if not os.path.isfile(checkpoint / TRAINER):  # False for a name that is too long, unlike Path.is_file
             raise CheckpointError(
                 f"{checkpoint} is not a checkpoint: give auto, no, or a folder such as OUT/checkpoints/step-00001000"
             )
         verify(checkpoint)
     step, kept, chosen = 0, dict[str, Any](), chosen_for(config)
-    passed = passed_in(recorded, path / RUN)  # of a start that has not saved yet
+    passed = passed_in(recorded.get("skip_steps", []), f"{path / RUN}: skip_steps")  # of a start that has not saved yet
     if checkpoint is not None:
-        trainer = read_trainer(checkpoint)
         new_out = _unused(path) if is_used else path
-        new_run = _new_run(config, trainer["fixed"], command, checkpoint, new_out)
-        refuse_other_version(checkpoint, trainer, "resume with", f", or {new_run}")
-        kept = kept_options(config, trainer, checkpoint)
-        _refuse_drift(with_options(config, kept), trainer["fixed"], checkpoint, new_out, command)
+        new_run = _new_run(config, read_fixed_options(checkpoint), command, checkpoint, new_out)
+        refuse_other_version(checkpoint, "resume with", f", or {new_run}")
+        trainer = read_trainer_state(checkpoint)
+        kept = kept_options(config, trainer.defaults, checkpoint)
+        _refuse_drift(with_options(config, kept), trainer.fixed, checkpoint, new_out, command)
         for line in in_words(config, kept):
             report(line)
-        step = trainer["step"]
-        if "chosen" in trainer:
-            chosen = Chosen.from_json(trainer["chosen"], f"{checkpoint / 'trainer.json'}: chosen")
-        passed = tuple(dict.fromkeys((*passed_in(trainer, checkpoint / "trainer.json"), *passed)))
+        step, chosen = trainer.step, trainer.chosen
+        passed = tuple(dict.fromkeys((*trainer.passed, *passed)))
     skipped = steps_to_skip(config.train.skip_steps)
     if skipped is not None and skipped not in passed:
         done = range(skipped.start, min(skipped.stop, step + 1))
@@ -123,20 +120,6 @@ def _seen(checkpoints: Path, report: Callable[[str], None]) -> Path | None:
     for reason in damaged.values():
         report(f"{reason}; a start falls back to {checkpoint and checkpoint.name}")
     return checkpoint
-
-
-def refuse_other_version(checkpoint: Path, trainer: Mapping[str, Any], instead: str, otherwise: str = "") -> None:
-    """Refuse cursors of another version, which would lead to other rows. Raises: CheckpointError.
-
-    instead: what to do with the version that wrote them; otherwise: what else.
-    """
-    version = json_of(checkpoint / "stream.json").get("version")
-    if version != CURSOR_VERSION:
-        writer = trainer.get("versions", {}).get("stream_pretrain", "of the version that wrote it")
-        raise CheckpointError(
-            f"{checkpoint} has cursors of version {version}, this program reads version {CURSOR_VERSION}: {instead} "
-            f"stream_pretrain {writer}{otherwise}"
-        )
 
 
 def _refuse_drift(config: Config, was: dict[str, Any], checkpoint: Path, new_out: Path, command: Sequence[str]) -> None:

@@ -31,11 +31,11 @@ from stream_pretrain.training.start.corpus import pin_on_all_ranks, plan_on_all_
 from stream_pretrain.training.start.kept_defaults import with_options
 from stream_pretrain.training.start.model import load_on_all_ranks, ready_to_train
 from stream_pretrain.training.start.optimizer import learning_rate
-from stream_pretrain.training.start.passed_steps import count_up_to
 from stream_pretrain.training.start.resume import Start, decide_start
 from stream_pretrain.training.state.best_checkpoint import forget_after
 from stream_pretrain.training.state.checkpoint import Saved, read
 from stream_pretrain.training.state.parallelism import DataParallel
+from stream_pretrain.training.state.passed_steps import count_up_to
 from stream_pretrain.training.state.totals import Totals
 
 
@@ -95,7 +95,7 @@ def set_up(
     cursors, totals = first_cursors(pinned.lanes, len(pinned.sources)), Totals()
     if saved is not None:
         cursors, totals = ranks.from_first(lambda: restored(saved, plan))
-        if saved.trainer["max_epochs"] != config.train.max_epochs:
+        if saved.trainer.max_epochs != config.train.max_epochs:
             totals.progress = 0.0  # of another run
         updates = totals.step - totals.bad_steps - count_up_to(start.passed, totals.step)
         parallel.load_optimizer(saved.path / "optimizer.safetensors", updates=updates)
@@ -119,7 +119,7 @@ def set_up(
         cursors=cursors,
         totals=totals,
         start=start,
-        defaults=defaults(config) if saved is None else defaults(config) | saved.trainer["defaults"],
+        defaults=defaults(config) if saved is None else defaults(config) | saved.trainer.defaults,
         config_with_auto=config_with_auto,
     )
 
@@ -134,8 +134,9 @@ def _evaluation_sets(config: Config, plan: StreamPlan, texts: Mapping[str, Seque
 
 def restored(saved: Saved, plan: StreamPlan) -> tuple[list[LaneCursors], Totals]:
     """The cursors and totals of a checkpoint. Raises: CheckpointError for those that no run of this plan can have."""
-    cursors = cursors_from(saved.stream, saved.trainer["step"], plan.layout.lanes)
-    totals = Totals.from_json(saved.trainer["totals"], len(plan.sources), "trainer.json: totals")
+    totals = saved.trainer.totals
+    cursors = cursors_from(saved.stream, totals.step, plan.layout.lanes)
+    totals.refuse_impossible(len(plan.sources))
     refuse_impossible(cursors, plan, totals.step)
     return cursors, totals
 
@@ -145,7 +146,7 @@ def _report_resume(train: TrainConfig, saved: Saved, step: int, progress: Progre
         progress.notice(f"already finished at step {step:,}, from {saved.path}")
         return
     progress.notice(f"resuming after step {step:,}, from {saved.path}")
-    was = saved.trainer["max_steps"]
+    was = saved.trainer.max_steps
     if was is not None and train.max_steps is not None and was != train.max_steps:
         old = learning_rate(replace(train, max_steps=was), step, step / was)
         new = learning_rate(train, step, step / train.max_steps)

@@ -6,23 +6,12 @@ Until a checkpoint of the run follows, the best one before it stays too: a run t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from stream_pretrain.errors import DamagedCheckpointError
 from stream_pretrain.training.files.atomic_folders import delete
-from stream_pretrain.training.files.manifest import json_of
 from stream_pretrain.training.state.checkpoint import checkpoints_in, delete_leftovers, verify
-from stream_pretrain.typed_json import from_json
-
-
-@dataclass(frozen=True)
-class Best:
-    """What trainer.json says of the evaluation that a checkpoint was kept for."""
-
-    loss: float
-    documents: str
-    """The fingerprint of the evaluation sets."""
+from stream_pretrain.training.state.trainer_state import read_trainer_state
 
 
 def best_loss(directory: Path, documents: str, report: Callable[[str], None]) -> float | None:
@@ -34,12 +23,11 @@ def best_loss(directory: Path, documents: str, report: Callable[[str], None]) ->
         name = f"{directory.name}/{checkpoint.name}"
         try:
             verify(checkpoint)
-            trainer = json_of(checkpoint / "trainer.json")
-            best: Best = from_json(Best, trainer.get("best"), f"{checkpoint / 'trainer.json'}: best")
+            best = read_trainer_state(checkpoint).best
         except DamagedCheckpointError as error:
             report(f"{error}; --run.keep-best continues without it")
             continue
-        if best.documents == documents:
+        if best is not None and best.documents == documents:
             return best.loss
         report(f"--run.keep-best starts over on another evaluation set: the next evaluation replaces {name}")
         return None

@@ -28,7 +28,6 @@ from typing import Any, Self
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stream_pretrain.data.rows.tokenizer_probe import EngineRecord
 from stream_pretrain.errors import CheckpointError, DamagedCheckpointError, StreamPretrainError, TrainingError
 from stream_pretrain.model.loading import Export
 from stream_pretrain.training.files.atomic_files import replace_file, writing
@@ -37,31 +36,33 @@ from stream_pretrain.training.files.manifest import MANIFEST, check_manifest, fi
 from stream_pretrain.training.files.out_files import BEST, CHECKPOINTS, CURSORS
 from stream_pretrain.training.files.records import sync_records
 from stream_pretrain.training.state.model_state import HostCopies, all_finite
-from stream_pretrain.typed_json import from_json
+from stream_pretrain.training.state.trainer_state import TRAINER, TrainerState, read_trainer_state, step_of, write_trainer_state
 
-RUN_STATE = {"optimizer.safetensors", "stream.json", "corpus.json", "trainer.json", MANIFEST}
-DEFAULTS_BEFORE_AUTO = {"train.learning_rate": 5e-4, "train.warmup_steps": 0}
-"""Of a run that began before `auto`: its checkpoints have nothing that was chosen."""
+RUN_STATE = {"optimizer.safetensors", "stream.json", "corpus.json", TRAINER, MANIFEST}
 MODEL_FILES = ("config.json", "model.safetensors")
-REQUIRED = (*MODEL_FILES, "optimizer.safetensors", "stream.json", "corpus.json", "trainer.json")
+REQUIRED = (*MODEL_FILES, "optimizer.safetensors", "stream.json", "corpus.json", TRAINER)
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """Everything in a checkpoint, in host memory that the training thread does not change."""
 
-    step: int
     export: Export
     optimizer: dict[str, Tensor]
     """As `optimizer_tensors` gives it."""
     stream: dict[str, Any]
     corpus: bytes
     """The content of corpus.json, encoded once a run, since a corpus may have many shards."""
-    trainer: dict[str, Any]
+    trainer: TrainerState
     untrained: frozenset[str] = frozenset()
     """Weights of `export` that no update changes."""
     folders: tuple[str, ...] = (CHECKPOINTS,)
     """The folders of OUT that it is written to, in this order."""
+
+    @property
+    def step(self) -> int:
+        """The step that it is of."""
+        return self.trainer.step
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,9 @@ class Saved:
     """A checkpoint without its tensors."""
 
     path: Path
-    step: int
     stream: dict[str, Any]
     corpus: dict[str, Any]
-    trainer: dict[str, Any]
+    trainer: TrainerState
     vocabulary: int | None
     """The size of the embedding, where config.json has it."""
 
@@ -96,9 +96,8 @@ def write_again(snapshot: Snapshot, directory: Path) -> Path:
     def fill(folder: Path) -> None:
         _write_export(folder, snapshot.export)
         _write_tensors(folder / "optimizer.safetensors", snapshot.optimizer)
-        trainer = {"step": snapshot.step, **snapshot.trainer}
-        for name, value in (("stream", snapshot.stream), ("trainer", trainer)):
-            (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+        write_trainer_state(snapshot.trainer, folder)
+        (folder / "stream.json").write_text(json.dumps(snapshot.stream), encoding="utf-8")
         (folder / "corpus.json").write_bytes(snapshot.corpus)
         flush(folder)
         write_manifest(folder)
@@ -241,33 +240,13 @@ def newest(directory: Path) -> tuple[int, Path | None]:
     return max(checkpoints_in(directory), default=(0, None))
 
 
-def read_trainer(checkpoint: Path) -> dict[str, Any]:
-    """trainer.json: the step, the totals, and the options of the run. Raises: CheckpointError."""
-    where = f"{checkpoint / 'trainer.json'}:"
-    trainer = {"defaults": {}, **json_of(checkpoint / "trainer.json")}
-    kinds = {"fixed": dict[str, Any], "tokenizer": str, "max_steps": int | None, "defaults": dict[str, Any]}
-    for name, kind in kinds.items():
-        if name not in trainer:
-            raise CheckpointError(f"{where} {name} is missing: use another checkpoint")
-        from_json(kind, trainer[name], f"{where} {name}")
-    if "chosen" not in trainer:
-        trainer["defaults"] = {**trainer["defaults"], **DEFAULTS_BEFORE_AUTO}
-    from_json(dict[str, Any], trainer.get("versions", {}), f"{where} versions")
-    from_json(EngineRecord | None, trainer.get("engine"), f"{where} engine")
-    from_json(list[dict[str, Any]], trainer["fixed"].get("data.sources", []), f"{where} fixed.data.sources")
-    if trainer["max_steps"] is not None and trainer["max_steps"] < 1:
-        raise CheckpointError(f"{where} max_steps is {trainer['max_steps']}: use another checkpoint")
-    return trainer
-
-
 def read(checkpoint: Path) -> Saved:
     """Read a verified checkpoint. Raises: CheckpointError."""
     return Saved(
         path=checkpoint,
-        step=_step_of(checkpoint),
         stream=json_of(checkpoint / "stream.json"),
         corpus=json_of(checkpoint / "corpus.json"),
-        trainer=read_trainer(checkpoint),
+        trainer=read_trainer_state(checkpoint),
         vocabulary=json_of(checkpoint / "config.json").get("vocab_size"),
     )
 
@@ -387,18 +366,8 @@ def checkpoints_in(directory: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match and path.name == checkpoint_name(int(match[1])))
 
 
-def _step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint. Raises: DamagedCheckpointError where trainer.json contradicts itself."""
-    trainer = json_of(checkpoint / "trainer.json")
-    step, totals = trainer.get("step"), trainer.get("totals")
-    counted = totals.get("step") if isinstance(totals, dict) else None
-    if type(step) is not int or type(counted) is not int or counted != step or step < 0:
-        raise DamagedCheckpointError(f"{checkpoint / 'trainer.json'} contradicts itself on the step: use another checkpoint")
-    return step
-
-
 def _refuse_other_name(checkpoint: Path) -> None:
-    step = _step_of(checkpoint)
+    step = step_of(checkpoint)
     named = re.fullmatch(r"step-([0-9]+)", checkpoint.name)
     if named and int(named[1]) != step:
         raise DamagedCheckpointError(f"{checkpoint} holds step {step}: rename it to {checkpoint_name(step)}")

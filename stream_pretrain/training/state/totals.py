@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.errors import CheckpointError, ContentError, TrainingError
-from stream_pretrain.typed_json import from_json
 
 JUDGED_DOCUMENTS = 1_000
 """Documents after which the shares of bad and empty ones are judged."""
@@ -43,21 +41,17 @@ class Totals:
     source_read: list[int] = field(default_factory=list)
     source_empty: list[int] = field(default_factory=list)
 
-    @classmethod
-    def from_json(cls, value: Any, sources: int, where: str) -> Totals:
-        """Those of a checkpoint. Raises: CheckpointError."""
-        totals: Totals = from_json(cls, value, where)
-        of_sources = [counts for counts in vars(totals).values() if isinstance(counts, list)]
-        numbers = [count for count in vars(totals).values() if isinstance(count, int)]
-        wrong = any(len(counts) not in (0, sources) for counts in of_sources)
+    def refuse_impossible(self, sources: int) -> None:
+        """Raises: CheckpointError for what no run with this number of sources counts."""
+        of_sources = [counts for counts in vars(self).values() if isinstance(counts, list)]
+        numbers = [count for count in vars(self).values() if isinstance(count, int)]
         if (
-            wrong
+            any(len(counts) not in (0, sources) for counts in of_sources)
             or min(itertools.chain(numbers, *of_sources)) < 0
-            or totals.bad_steps > totals.step
-            or not 0 <= totals.progress <= 1
+            or self.bad_steps > self.step
+            or not 0 <= self.progress <= 1
         ):
-            raise CheckpointError(f"{where} are not those of a run with {sources} sources: use another checkpoint")
-        return totals
+            raise CheckpointError(f"trainer.json: totals are not those of a run with {sources} sources: use another checkpoint")
 
     def count_windows(self, of_windows: Sequence[float]) -> None:
         """Set the counters of opened windows: [sources x OF_WINDOWS]."""

@@ -11,7 +11,8 @@ from stream_pretrain.training.files.out_files import BEST, METRICS
 from stream_pretrain.training.files.records import best_evaluation, has_evaluation
 from stream_pretrain.training.report.summary import HeldOut, held_out_in_words
 from stream_pretrain.training.start.setup import Setup
-from stream_pretrain.training.state.best_checkpoint import Best, best_loss
+from stream_pretrain.training.state.best_checkpoint import best_loss
+from stream_pretrain.training.state.trainer_state import Best
 
 
 class Evaluations:

@@ -16,7 +16,8 @@ from stream_pretrain.training.ranks.signals import StopRequest
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.report.tracking import Tracker
 from stream_pretrain.training.start.resume import find_start
-from stream_pretrain.training.state.checkpoint import copy_model, read_trainer
+from stream_pretrain.training.state.checkpoint import copy_model
+from stream_pretrain.training.state.trainer_state import read_fixed_options
 
 
 def complete_finished(
@@ -55,7 +56,7 @@ def lacks_evaluation(config: Config, out: RunDirectory, step: int) -> bool:
 def refuse_other_corpus(config: Config, checkpoint: Path) -> None:
     """Refuse what an unfinished run refuses; shards are listed only where --dataset names another place."""
     pinned = PinnedCorpus.from_json(json_of(checkpoint / "corpus.json"))
-    was, now = read_trainer(checkpoint)["fixed"], shown_options(fixed_options(config))
+    was, now = read_fixed_options(checkpoint), shown_options(fixed_options(config))
     if all(was.get(name) == now[name] for name in ("data.dataset", "data.sources")):
         refuse_mismatch(config, pinned)
     else:

@@ -25,8 +25,8 @@ from stream_pretrain.errors import TrainingError
 from stream_pretrain.training.ranks.signals import Interrupted
 from stream_pretrain.training.ranks.watchdog import Watchdog
 from stream_pretrain.training.start.optimizer import learning_rate
-from stream_pretrain.training.start.passed_steps import is_passed
 from stream_pretrain.training.start.setup import Setup
+from stream_pretrain.training.state.passed_steps import is_passed
 from stream_pretrain.training.state.totals import OF_WINDOWS, refuse_too_many_bad_steps, refuse_too_many_skipped
 from stream_pretrain.training.steps.rows_of_rank import next_rows
 

@@ -20,8 +20,8 @@ from stream_pretrain.training.ranks.signals import Interrupted, ignore_in_worker
 from stream_pretrain.training.ranks.watchdog import Watchdog
 from stream_pretrain.training.report.summary import summary
 from stream_pretrain.training.report.tracking import Tracker
-from stream_pretrain.training.start.auto_learning_rate import warmup_of
 from stream_pretrain.training.start.setup import Setup
+from stream_pretrain.training.state.auto_learning_rate import warmup_of
 from stream_pretrain.training.state.checkpoint import BackgroundWriter
 from stream_pretrain.training.state.totals import nothing_to_train_on
 from stream_pretrain.training.steps.corpus_estimate import estimate, sample_of_all

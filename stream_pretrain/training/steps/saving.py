@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
 from stream_pretrain.config import fixed_options, shown_options
 from stream_pretrain.data.lanes.stream_state import LaneCursors, stream_state, with_checksum
 from stream_pretrain.training.files.out_files import BEST, CHECKPOINTS, MODEL
 from stream_pretrain.training.files.versions import program
-from stream_pretrain.training.start.passed_steps import steps_in_words
 from stream_pretrain.training.start.setup import Setup
-from stream_pretrain.training.state.best_checkpoint import Best
 from stream_pretrain.training.state.checkpoint import BackgroundWriter, Snapshot, write_model
+from stream_pretrain.training.state.passed_steps import steps_in_words
+from stream_pretrain.training.state.trainer_state import Best, TrainerState
 from stream_pretrain.training.steps.rows_of_rank import cursors_of_all_lanes
 
 
@@ -73,24 +72,23 @@ def _snapshot(
 ) -> Snapshot:
     """The current state, copied into the memory of the writer."""
     export = setup.parallel.export()
-    trainer: dict[str, Any] = {
-        "step": setup.totals.step,
-        "totals": asdict(setup.totals),
-        "fixed": shown_options(fixed_options(setup.config)),
-        "max_steps": setup.config.train.max_steps,
-        "max_epochs": setup.config.train.max_epochs,
-        "tokenizer": setup.plan.encoder.fingerprint,
-        "engine": asdict(setup.engine),
-        "parent": setup.start.parent,
-        "world": setup.ranks.world,
-        "defaults": setup.defaults,
-        "chosen": asdict(setup.start.chosen),
-        **({"skip_steps": steps_in_words(setup.start.passed)} if setup.start.passed else {}),
-        **({} if best is None else {"best": asdict(best)}),
-        **program(),
-    }
-    return Snapshot(
+    trainer = TrainerState(
         step=setup.totals.step,
+        totals=copy.deepcopy(setup.totals),  # which the next steps change
+        fixed=shown_options(fixed_options(setup.config)),
+        max_steps=setup.config.train.max_steps,
+        max_epochs=setup.config.train.max_epochs,
+        tokenizer=setup.plan.encoder.fingerprint,
+        engine=setup.engine,
+        parent=setup.start.parent,
+        world=setup.ranks.world,
+        defaults=dict(setup.defaults),
+        chosen=setup.start.chosen,
+        skip_steps=steps_in_words(setup.start.passed),
+        best=best,
+        **program(),
+    )
+    return Snapshot(
         export=writer.copied(export),
         optimizer=writer.optimizer.of(setup.parallel.optimizer_tensors()),
         stream=with_checksum(stream_state(setup.totals.step, cursors)),

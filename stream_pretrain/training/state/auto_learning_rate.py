@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
 
 from stream_pretrain.config import Config, refuse_final_rate_above
-from stream_pretrain.errors import CheckpointError
-from stream_pretrain.typed_json import from_json
 
 RATE_FROM_SCRATCH = 5e-4
 RATE_FROM_WEIGHTS = 1e-4
@@ -28,14 +25,6 @@ class Chosen:
     learning_rate: float
     warmup_steps: int | None
     """None before the length of the run is estimated, where epochs end it."""
-
-    @classmethod
-    def from_json(cls, value: Any, where: str) -> Self:
-        """Those of a checkpoint. Raises: CheckpointError."""
-        chosen: Self = from_json(cls, value, where)
-        if chosen.learning_rate <= 0 or (chosen.warmup_steps or 0) < 0:
-            raise CheckpointError(f"{where} is {value}, which no run writes: use another checkpoint")
-        return chosen
 
     def applied(self, config: Config) -> Config:
         """The options with these values for `auto`. Raises: ConfigError for a final rate above the peak."""

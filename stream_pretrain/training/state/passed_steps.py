@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stream_pretrain.config import steps_to_skip
@@ -14,10 +13,9 @@ Passed = tuple[range, ...]
 """Of steps as they are counted: the first one is 1."""
 
 
-def passed_in(record: Mapping[str, Any], file: Path) -> Passed:
-    """Those of trainer.json or run.json. Raises: CheckpointError."""
-    where = f"{file}: skip_steps"
-    found = from_json(list[str], record.get("skip_steps", []), where)
+def passed_in(value: Any, where: str) -> Passed:
+    """Those of trainer.json or run.json; where: the file and the place in it, for an error. Raises: CheckpointError."""
+    found = from_json(list[str], value, where)
     try:
         return tuple(steps for words in found if (steps := steps_to_skip(words)) is not None)
     except ConfigError as error:
