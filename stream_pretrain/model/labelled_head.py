@@ -18,7 +18,7 @@ from stream_pretrain.errors import ModelError
 class LabelledHead:
     """Runs a model so that its head computes only labelled positions; holds no tensor between calls.
 
-    Raises: ModelError when encoder and head of the model are not separate modules.
+    Raises: ModelError when encoder and head of the model are not separate modules, or the head takes something else.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -38,7 +38,8 @@ class LabelledHead:
         self._positions = label_positions
         try:
             logits: Tensor = self._model(**inputs).logits
-            assert self._positions is None, "the head did not take the output of the encoder"
+            if self._positions is not None:
+                raise ModelError(f"the head of {type(self._model).__name__} did not take the output of its encoder")
         finally:
             self._positions = None
         return logits.squeeze(0)  # the gradient of logits[0] would be a copy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -229,6 +230,16 @@ def test_a_start_says_that_lanes_are_uneven(tmp_path: Path) -> None:
         "smaller --data.window-bytes level them"
     ]
     assert not list(advice(plan_for(tmp_path, window_bytes=500), alone, workers=0))
+
+
+def test_a_start_counts_the_data_workers_that_have_a_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shard(tmp_path / "a", documents(60), "plain")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3))
+    alone: Any = SimpleNamespace(world=1)
+    assert not list(advice(plan_for(tmp_path, lanes=3, window_bytes=200), alone, workers=64))
+    assert list(advice(plan_for(tmp_path, lanes=4, window_bytes=200), alone, workers=64)) == [
+        "4 data workers on a machine with 3 cores: fewer --workers may be faster"
+    ]
 
 
 def test_a_start_says_that_a_step_is_more_than_the_corpus(tmp_path: Path) -> None:

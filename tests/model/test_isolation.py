@@ -68,6 +68,14 @@ def test_mobilebert_is_exact_without_its_embedding_of_neighbours() -> None:
     assert choose_attention(tiny_model("mobilebert", trigram_input=False), 24, causal=False, mask_token_id=None) == ()
 
 
+def test_a_head_that_does_not_take_the_output_of_its_encoder_is_refused() -> None:
+    model = PretrainingModel(tiny_model("bert"))
+    model.head.detach()
+    input_ids, position_ids, cu_seq_lens = packed_rows()
+    with pytest.raises(ModelError, match=r"^the head of BertForMaskedLM did not take the output of its encoder$"):
+        model.logits(input_ids, position_ids, cu_seq_lens, torch.arange(48))
+
+
 def test_a_model_whose_logits_are_no_numbers_is_refused_for_that() -> None:
     model = tiny_model("bert")
     model.bert.embeddings.LayerNorm.weight.data[3] = torch.nan

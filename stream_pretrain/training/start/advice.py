@@ -19,6 +19,7 @@ from stream_pretrain.units import human_bytes
 def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
     """Warnings about options that cost time, memory or bandwidth."""
     lanes = plan.layout.lanes
+    workers = min(workers, -(-lanes // ranks.world))  # one without a lane is not started
     yield from _steps_of_several_epochs(plan)
     for source in plan.sources:
         if source.undealt:
