@@ -10,6 +10,7 @@ import json
 import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from stream_pretrain.non_utf8_names import escaped
@@ -96,7 +97,8 @@ class Secrets:
     """Values that must not be shown, to search for in text of libraries."""
 
     def __init__(self, values: Iterable[str]) -> None:
-        forms = {form for value in values for form in (value, urllib.parse.unquote(value), urllib.parse.quote(value, safe=""))}
+        quote = partial(urllib.parse.quote, safe="", errors="surrogatepass")  # a variable need not be UTF-8
+        forms = {form for value in values for form in (value, urllib.parse.unquote(value), quote(value))}
         long = sorted((form for form in forms if len(form) >= _SURE), key=len, reverse=True)
         short = sorted(form for form in forms if _SHORTEST <= len(form) < _SURE and form.lower() not in _COMMON)
         short = [form for form in short if not form.isdigit()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -170,6 +171,22 @@ def test_a_file_of_storage_options_that_is_none_is_named_without_what_is_in_it(
         validate(parse(["--dataset=x", f"--data.storage-options=@{keys}", *NEEDED]))
     assert str(error.value).startswith(said.format(keys))
     assert "secret" not in str(error.value)
+
+
+def test_keys_that_are_not_utf_8_are_refused_without_being_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    keys = os.fsdecode(b'{"secret": "caf\xe9-SESAME"}')
+    of_source = json.dumps([{"name": "a", "dataset": "x", "storage_options": "..."}]).replace("...", keys.replace('"', '\\"'))
+    for given in ([f"--data.storage-options={keys}", "--dataset=x"], [f"--data.sources={of_source}"]):
+        assert cli.main([*given, *NEEDED]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: --data.s")
+        assert said.endswith("is not UTF-8 text\n")
+        assert "SESAME" not in said
+
+
+@pytest.mark.parametrize("value", [os.fsdecode(b"caf\xe9-SESAME"), "\ud800-SESAME"])
+def test_a_secret_that_is_not_utf_8_is_hidden_like_any_other(value: str) -> None:
+    assert Secrets.of([], [], {"HF_TOKEN": value}).hide(f"the token {value}") == "the token …"
 
 
 def test_a_checkpoint_holds_urls_without_secrets() -> None:

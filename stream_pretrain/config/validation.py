@@ -156,8 +156,11 @@ def refuse_unusable_values(options: Any, where: str) -> None:
         name = where + (option.name.replace("_", "-") if where.endswith(".") else option.name)
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"{name} is empty: give a value, or leave the option out")
-        if isinstance(value, str) and option.metadata.get("is_path") and escaped(value) != value:
-            raise ConfigError(f"{name} {escaped(value)} is not UTF-8, which libraries do not open: rename it")
+        if isinstance(value, str) and escaped(value) != value:
+            if option.metadata.get("secret") == "keys" and not value.startswith("@"):
+                raise ConfigError(f"{name} is not UTF-8 text")
+            if option.metadata.get("is_path"):
+                raise ConfigError(f"{name} {escaped(value)} is not UTF-8, which libraries do not open: rename it")
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         if isinstance(value, int) and value >= 2**63:  # records, seeds and tensors have 64 bits
