@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +28,12 @@ class PretrainingModel(nn.Module):
         self.head = LabelledHead(model)
         self.first_position = first_position(model)
         self.by_mask = model.config._attn_implementation != PACKED_ATTENTION
+
+    def __call__(self, *, cu_seq_lens: Tensor, **inputs: Tensor) -> Any:
+        """`forward`; compiled, it is compiled once for any number of segments."""
+        if self._compiled_call_impl is not None:
+            torch._dynamo.maybe_mark_dynamic(cu_seq_lens, 0)
+        return super().__call__(cu_seq_lens=cu_seq_lens, **inputs)
 
     def forward(
         self,
