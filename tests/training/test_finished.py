@@ -13,6 +13,7 @@ import pytest
 from stream_pretrain.config import RunConfig
 from stream_pretrain.training.report import tracking
 from stream_pretrain.training.report.tracking import Tracker
+from tests.command_lines import with_last
 from tests.corpora import documents, write_shard
 from tests.integration.jobs import lines, recorded, tiny_options
 from tests.training.runs import run_here, run_to_end
@@ -86,6 +87,32 @@ def test_a_model_that_is_gone_is_there_again(arguments: list[str], out: Path) ->
         name: content for name, (content, *_) in before.items()
     }
     assert all(name.startswith("model/") for name in written(before, out))
+
+
+def test_a_model_without_its_weights_is_warned_of_and_stays(arguments: list[str], out: Path) -> None:
+    (out / "model" / "model.safetensors").unlink()
+    before = files(out)
+    said = run_to_end([*arguments, f"--output-dir={out}"])
+    lacks = f"warning: {out}/model lacks model.safetensors: delete it, and the same command writes it again\n"
+    assert said.endswith(f"{lacks}already finished at step 4; the model is in {out}/model\n")
+    assert written(before, out) == set()
+
+
+def test_neither_the_corpus_nor_the_model_has_to_be_there_still(small_corpus: Path, model: Path, tmp_path: Path) -> None:
+    inputs = [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in (small_corpus, model)]
+    out = tmp_path / "out"
+    more = ("--eval-every=1", f"--eval.dataset={inputs[0]}", "--eval.documents=2")
+    command = with_last(tiny_options(*inputs, out, *more, "--max-steps=1"))
+    run_to_end(command)
+    for folder in inputs:
+        shutil.rmtree(folder)
+    said = run_to_end(command)
+    assert said.endswith(f"already finished at step 1; the model is in {out}/model\n")
+    more_steps = run_here(with_last([*command, "--max-steps=2"]))
+    assert (more_steps.returncode, more_steps.stderr.splitlines()[1:]) == (
+        1,
+        [f"error: {inputs[0]}: there is no such file or folder"],
+    )
 
 
 def test_an_evaluation_that_is_missing_is_made_up(arguments: list[str], out: Path, undisturbed: Path) -> None:

@@ -11,6 +11,7 @@ from stream_pretrain.data.corpus.resolve import local_path
 from stream_pretrain.data.rows.installed_engines import refuse_uninstalled
 from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.training.files.out_files import CHECKPOINTS
+from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.report.tracking import refuse_wandb
 from stream_pretrain.units import human_bytes
 
@@ -18,15 +19,18 @@ from stream_pretrain.units import human_bytes
 def refuse_at_once(config: Config) -> None:
     """Refuse at once what needs only the options: the dataset, OUT, packages, and Weights & Biases.
 
-    A dataset that is not there, an OUT that is no folder or has another purpose, a step that no memory holds, and W&B online
-    without a key are refused.
+    A dataset that is not there, unless the run is finished, an OUT that is no folder or has another purpose, a step that no
+    memory holds, and W&B online without a key are refused.
     Raises: SourceError, CheckpointError, ConfigError.
     """
     refuse_wandb(config.run)
     refuse_uninstalled(config.data.engine)
     refuse_too_large_step(config)
-    _refuse_no_folder(run_directory(config))
-    _refuse_folder_of_others(run_directory(config), config)
+    out = run_directory(config)
+    _refuse_no_folder(out)
+    _refuse_folder_of_others(out, config)
+    if RunDirectory(out, [], lambda _: None).finished_at(config.train) is not None:
+        return  # it reads nothing, or says later what it misses
     for source in sources_of(config.data):
         refuse_absent(source)
     for dataset in (config.eval.dataset, *(one.dataset for one in config.eval.sets)):
