@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from stream_pretrain import config
 from stream_pretrain.arguments import parse
-from stream_pretrain.config import Config, DataConfig, SourceConfig, run_directory
+from stream_pretrain.config import Config, DataConfig, SourceConfig, run_directory, without_places
 
 
 def named(*arguments: str) -> str:
@@ -119,3 +120,44 @@ def test_a_pattern_or_hidden_folder_names_no_hidden_run_but_that_of_an_earlier_v
     assert named(*arguments) == f"runs/{name_of_then}"
     Path("runs", name).mkdir(exist_ok=True)
     assert named(*arguments) == f"runs/{name}"
+
+
+def test_the_output_folder_is_named_by_what_must_not_change() -> None:
+    folder = named("--dataset=org/corpus", "--model=org/bert")
+    assert re.fullmatch(r"runs/corpus-bert-[0-9a-f]{8}", folder)
+    assert named("--dataset=org/corpus", "--model=org/bert", "--workers=3") == folder
+    assert named("--dataset=org/corpus", "--model=org/bert", "--seed=3") != folder
+
+
+def test_the_output_folder_has_the_whole_name_of_a_dataset_on_the_hub() -> None:
+    name = "corpus-" + "x" * 84  # with the owner the 96 characters that it may have
+    assert named(f"--dataset=orgs/{name}", "--model=bert").startswith(f"runs/{name}-bert-")
+
+
+def test_the_output_folder_has_no_signature_and_stays_where_a_new_one_is_given() -> None:
+    first, second = (named(f"--dataset=https://me:secret@host/a.jsonl?X-Sig={letter * 500}", "--model=bert") for letter in "ab")
+    assert re.fullmatch(r"runs/a.jsonl-bert-[0-9a-f]{8}", first)
+    assert first == second
+
+
+def test_the_output_folder_of_a_mixture_goes_by_its_sources_not_their_keys() -> None:
+    def sources(key: str, count: int = 20) -> str:
+        options = json.dumps({"token": key})
+        records = [
+            {"name": f"source-{n}", "dataset": f"https://host/{n}.jsonl?{key}", "storage_options": options}
+            for n in range(count)
+        ]
+        return f"--data.sources={json.dumps(records)}"
+
+    folder = named(sources("one"), "--model=bert")
+    assert re.fullmatch(r"runs/[a-z0-9+-]{100}-bert-[0-9a-f]{8}", folder)
+    assert named(sources("two"), "--model=bert") == folder
+    assert named(sources("one", 19), "--model=bert") != folder
+
+
+def test_a_key_that_a_mixture_does_not_use_is_none_that_has_changed() -> None:
+    was = {"data.sources": [{"name": "a", "dataset": "x", "weight": 1.0}]}
+    now = {"data.sources": [{"name": "a", "dataset": "y", "weight": 1.0, "text_documents": None}]}
+    assert without_places(was) == without_places(now)
+    now["data.sources"][0]["text_documents"] = "file"
+    assert without_places(was) != without_places(now)
