@@ -30,10 +30,10 @@ from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.data.rows.batches import Batch
 from stream_pretrain.model.packed_attention import packed_attention
 from stream_pretrain.training.start.setup import Setup
-from stream_pretrain.training.state.checkpoint import BackgroundWriter
+from stream_pretrain.training.state.background_writer import BackgroundWriter
 from stream_pretrain.training.steps.saving import begin_save
 from stream_pretrain.verification.comparing import compared
-from stream_pretrain.verification.moments import Moment
+from stream_pretrain.verification.kill_moments import KillMoment
 from stream_pretrain.verification.proof import ROUNDING
 from stream_pretrain.verification.recorded_steps import RecordedStep
 from stream_pretrain.verification.starts import WatchedStart, run_start
@@ -251,7 +251,7 @@ def resume(setting: Setting) -> Iterator[Figures]:
     of_starts: dict[str, list[dict[int, RecordedStep]]] = {"undisturbed": [], "killed": []}
     # At step 9, the checkpoint of step 4 is written, perhaps that of step 8.
     with tempfile.TemporaryDirectory() as folder:
-        for name, moment in (("undisturbed", None), ("killed", Moment("step", 9)), ("killed", None)):
+        for name, moment in (("undisturbed", None), ("killed", KillMoment("step", 9)), ("killed", None)):
             run = replace(config, run=replace(config.run, output_dir=f"{folder}/{name}", save_every=4))
             start = Path(folder, f"start-{len(of_starts[name])}-{name}")
             ended = run_start(WatchedStart(run, moment), start, _in_fork_of_this, deadline=0)  # that of the part counts

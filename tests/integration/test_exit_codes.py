@@ -70,7 +70,7 @@ SLOW = """
 import sys, time
 from stream_pretrain.cli import main
 from stream_pretrain.training.ranks import signals
-from stream_pretrain.training.state.checkpoint import BackgroundWriter
+from stream_pretrain.training.state.background_writer import BackgroundWriter
 
 def save(self, snapshot, save=BackgroundWriter._save):
     if snapshot.step > 4:

@@ -301,7 +301,7 @@ def test_a_second_signal_ends_all_at_once_and_checkpoints_stay_whole(corpus: Pat
 SLOW = """
 import sys, time
 from stream_pretrain.cli import main
-from stream_pretrain.training.state.checkpoint import BackgroundWriter
+from stream_pretrain.training.state.background_writer import BackgroundWriter
 
 def save(self, snapshot, save=BackgroundWriter._save):
     time.sleep(5)

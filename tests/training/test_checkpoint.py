@@ -18,8 +18,9 @@ from transformers import (
 
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.model.loading import Export
-from stream_pretrain.training.state import checkpoint
-from stream_pretrain.training.state.checkpoint import BackgroundWriter, Snapshot
+from stream_pretrain.training.state import background_writer, checkpoint
+from stream_pretrain.training.state.background_writer import BackgroundWriter
+from stream_pretrain.training.state.checkpoint import Snapshot
 from stream_pretrain.training.state.model_state import HostCopies, read_tensors
 from tests.training.checkpoints import flip_a_bit, folders, run_beside, small_snapshot, tokenizer, trainer_of, unexpected
 
@@ -284,7 +285,7 @@ def test_a_submit_waits_for_the_write_before_it(tmp_path: Path, monkeypatch: pyt
         events.append(f"end {snapshot.step}")
         return directory
 
-    monkeypatch.setattr(checkpoint, "write", slow)
+    monkeypatch.setattr(background_writer, "write", slow)
     with BackgroundWriter(tmp_path, lambda *_: None, unexpected, keep_last=1, keep_every=0) as writer:
         writer.submit(partial(small_snapshot, 1))
         writer.check()  # does not wait
@@ -307,7 +308,7 @@ def test_a_checkpoint_is_told_once_it_is_whole_and_after_the_records_are_on_the_
     def saved(_: Path, step: int) -> None:
         events.append(f"{step}: {folders(tmp_path / 'checkpoints')}")
 
-    monkeypatch.setattr(checkpoint, "sync_records", synced)
+    monkeypatch.setattr(background_writer, "sync_records", synced)
     with BackgroundWriter(tmp_path, saved, unexpected, keep_last=1, keep_every=0) as writer:
         writer.submit(partial(small_snapshot, 1))
     assert events == [f"records of {tmp_path.name}, beside []", "1: ['step-00000001']"]

@@ -17,7 +17,8 @@ from stream_pretrain.errors import CheckpointError, DamagedCheckpointError
 from stream_pretrain.training.files import retried_reads
 from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.state import checkpoint
-from stream_pretrain.training.state.checkpoint import BackgroundWriter, latest, prune, verify
+from stream_pretrain.training.state.background_writer import BackgroundWriter
+from stream_pretrain.training.state.checkpoint import latest, prune, verify
 from tests.training.checkpoints import flip_a_bit, folders, signed, small_snapshot, unexpected
 
 

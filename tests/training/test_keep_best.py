@@ -15,7 +15,8 @@ import pytest
 from stream_pretrain.training.evaluation import evaluation
 from stream_pretrain.training.report.tracking import Tracker
 from stream_pretrain.training.state import checkpoint
-from stream_pretrain.training.state.checkpoint import BackgroundWriter, Snapshot
+from stream_pretrain.training.state.background_writer import BackgroundWriter
+from stream_pretrain.training.state.checkpoint import Snapshot
 from tests.integration.jobs import tiny_options
 from tests.training.runs import run_here, run_to_end
 

@@ -15,7 +15,8 @@ import pytest
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.training.evaluation import evaluation
 from stream_pretrain.training.files import records, wandb_files
-from stream_pretrain.training.state.checkpoint import BackgroundWriter, Snapshot
+from stream_pretrain.training.state.background_writer import BackgroundWriter
+from stream_pretrain.training.state.checkpoint import Snapshot
 from stream_pretrain.training.steps import loop
 from tests.forks import CHECKOUT, ENVIRONMENT, trainers
 from tests.integration.jobs import lines, recorded, tiny_options

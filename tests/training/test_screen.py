@@ -117,7 +117,7 @@ SLOW = """
 import sys, time
 from stream_pretrain.cli import main
 from stream_pretrain.training.ranks import signals
-from stream_pretrain.training.state.checkpoint import BackgroundWriter
+from stream_pretrain.training.state.background_writer import BackgroundWriter
 
 BackgroundWriter._save = lambda *_: time.sleep(600)
 signals.ECHO_SECONDS = 0

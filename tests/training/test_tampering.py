@@ -28,7 +28,7 @@ from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.start import corpus as start_corpus
 from stream_pretrain.training.start import model as start_model
 from stream_pretrain.training.start import setup as start
-from stream_pretrain.training.state.checkpoint import BackgroundWriter
+from stream_pretrain.training.state.background_writer import BackgroundWriter
 from stream_pretrain.training.state.parallelism import accelerate_for_one_run, accelerator_for
 from stream_pretrain.training.steps.saving import begin_save
 from tests.corpora import documents, write_shard, write_tiny_bert

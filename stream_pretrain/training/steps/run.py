@@ -22,7 +22,7 @@ from stream_pretrain.training.report.summary import summary
 from stream_pretrain.training.report.tracking import Tracker
 from stream_pretrain.training.start.setup import Setup
 from stream_pretrain.training.state.auto_learning_rate import warmup_of
-from stream_pretrain.training.state.checkpoint import BackgroundWriter
+from stream_pretrain.training.state.background_writer import BackgroundWriter
 from stream_pretrain.training.state.totals import nothing_to_train_on
 from stream_pretrain.training.steps.corpus_estimate import estimate, sample_of_all
 from stream_pretrain.training.steps.corpus_notices import CorpusNotices

@@ -24,7 +24,8 @@ from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.report.stop_messages import again, stopped, stopping
 from stream_pretrain.training.start.engine import is_of_engine, keep_tokenizers
 from stream_pretrain.training.start.setup import Setup
-from stream_pretrain.training.state.checkpoint import BackgroundWriter, newest
+from stream_pretrain.training.state.background_writer import BackgroundWriter
+from stream_pretrain.training.state.checkpoint import newest
 
 
 class RunProcess:

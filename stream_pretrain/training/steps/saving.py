@@ -10,7 +10,8 @@ from stream_pretrain.data.lanes.stream_state import LaneCursors, stream_state, w
 from stream_pretrain.training.files.out_files import BEST, CHECKPOINTS, MODEL
 from stream_pretrain.training.files.versions import program
 from stream_pretrain.training.start.setup import Setup
-from stream_pretrain.training.state.checkpoint import BackgroundWriter, Snapshot, write_model
+from stream_pretrain.training.state.background_writer import BackgroundWriter
+from stream_pretrain.training.state.checkpoint import Snapshot, write_model
 from stream_pretrain.training.state.passed_steps import steps_in_words
 from stream_pretrain.training.state.trainer_state import Best, TrainerState
 from stream_pretrain.training.steps.rows_of_rank import cursors_of_all_lanes
