@@ -295,8 +295,8 @@ class TokenStream(IterableDataset[dict[str, torch.Tensor]]):
         was_pinned = PinnedCorpus.from_json(corpus)
         pinned = self._on_first(lambda: relocate(self.config, was_pinned, self._ranks.world))
         plan = self._plan_of(pinned)
-        cursors = cursors_from(state, step, pinned.lanes)
-        refuse_impossible(cursors, plan, step)
+        cursors = cursors_from(state, step, pinned.lanes, "the state")
+        refuse_impossible(cursors, plan, step, "the state")
         if "sha256" in state and state["sha256"] != _digest(state):  # an earlier version wrote none
             raise CheckpointError(
                 "the state was changed since a stream wrote it (its sha256 is another one): use another state"

@@ -32,7 +32,7 @@ _MOST_NAMES = 8
 
 
 @dataclass(frozen=True)
-class Passthrough:
+class KeptInExports:
     """What exports contain beside the trained weights."""
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -41,13 +41,13 @@ class Passthrough:
     """Content by name."""
 
 
-def passthrough_of(
+def kept_in_exports(
     config: ModelConfig,
     tokenizer: PreTrainedTokenizerFast,
     model: PreTrainedModel,
     unexpected: Iterable[str],
     local_files_only: bool,
-) -> tuple[Passthrough, list[str]]:
+) -> tuple[KeptInExports, list[str]]:
     """What exports keep of the model and the tokenizer, and the notes. unexpected: stored weights that were not loaded."""
     code = _OF_CODE if config.trust_remote_code else ()
     origins: list[tuple[str, str | None, tuple[str, ...]]] = []  # the last is that of the weights, and may lack files of others
@@ -77,7 +77,7 @@ def passthrough_of(
     for what, names in (("not trained, exported unchanged", list(weights)), ("not used, not exported", left_out)):
         if names:
             notes.append(f"{what}: {first_of(sorted(names), _MOST_NAMES)}")
-    return Passthrough(weights, files), notes
+    return KeptInExports(weights, files), notes
 
 
 def _folder_of(name: str, revision: str | None, patterns: Sequence[str], local_files_only: bool) -> Path | None:

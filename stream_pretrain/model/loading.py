@@ -26,9 +26,9 @@ from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.hub import first_line, not_cached, only_cached, refuse_file, refuse_known
 from stream_pretrain.model.isolation import choose_attention, make_causal
+from stream_pretrain.model.kept_in_exports import KeptInExports, kept_in_exports, weights_left_over
 from stream_pretrain.model.kinds import AUTO_CLASSES, is_only_causal, kind_to_load, read_config
 from stream_pretrain.model.packed_attention import one_document
-from stream_pretrain.model.passthrough import Passthrough, passthrough_of, weights_left_over
 from stream_pretrain.model.positions import evaluating, ordinary_token_ids, padding_misfit, refuse_beyond_positions
 from stream_pretrain.model.pretraining import PretrainingModel
 
@@ -50,7 +50,7 @@ class LoadedModel:
     """Changes and additions, one line each."""
     original_settings: dict[str, Any]
     """Settings that training changes and an export restores."""
-    passthrough: Passthrough
+    kept: KeptInExports
     new_head: str | None = None
     """Why there is a head that was never trained."""
 
@@ -114,7 +114,7 @@ def load_model(
             settings.vocab_size = vocabulary
             model = _from_scratch(name, config, settings, kind)
 
-    passthrough, of_exports = passthrough_of(config, tokenizer, model, unexpected, local_files_only)
+    kept, of_exports = kept_in_exports(config, tokenizer, model, unexpected, local_files_only)
     notes += of_exports
     model.config.architectures = [type(model).__name__]
     refuse_beyond_positions(model, name, sequence_length)
@@ -127,7 +127,7 @@ def load_model(
         if not model.supports_gradient_checkpointing:
             raise ModelError(f"{name} does not support --model.gradient-checkpointing: leave the option out")
         recompute_activations(model)
-    return LoadedModel(model, tokenizer, tuple(notes), original_settings, passthrough, new_head)
+    return LoadedModel(model, tokenizer, tuple(notes), original_settings, kept, new_head)
 
 
 def _refuse_without_masks(name: str, settings: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -181,7 +181,7 @@ def export_of(loaded: LoadedModel, model: nn.Module) -> Export:
     settings = copy.deepcopy(bare.config)
     for option, value in loaded.original_settings.items():
         setattr(settings, option, value)
-    return Export(weights | dict(loaded.passthrough.weights), settings, loaded.tokenizer, loaded.passthrough.files)
+    return Export(weights | dict(loaded.kept.weights), settings, loaded.tokenizer, loaded.kept.files)
 
 
 def _leave_out_unused(model: PreTrainedModel, name: str) -> list[str]:

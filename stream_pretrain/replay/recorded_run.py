@@ -63,11 +63,11 @@ class RecordedRun:
                 faults.append(str(error))
                 continue
             try:
-                cursors = cursors_from(state, known, self.plan.layout.lanes)
-                refuse_impossible(cursors, self.plan, known)
-                refuse_changed(state)
+                cursors = cursors_from(state, known, self.plan.layout.lanes, file)
+                refuse_impossible(cursors, self.plan, known, file)
+                refuse_changed(state, file)
             except CheckpointError as error:
-                faults.append(f"{file}: {error}")
+                faults.append(str(error))
                 continue
             return known, cursors, faults
         if self.first_step:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stream_pretrain.model.flops import training_flops
-from stream_pretrain.training.state.checkpoint_size import BYTES_A_WEIGHT, BYTES_OF_ADAMW, BYTES_OF_HEADERS
+from stream_pretrain.training.state.checkpoint_size import BYTES_A_WEIGHT, checkpoint_bytes, model_bytes
 from stream_pretrain.verification.proof import Proof
 
 MARGIN = 1.5
@@ -31,8 +31,8 @@ def cost_of(proof: Proof, *, seconds_of_a_start: float, flops_a_second: float | 
     seconds = sum(starts) * seconds_of_a_start
     if flops_a_second is not None:
         seconds += len(starts) * flops_of_a_run(proof) / flops_a_second
-    model = BYTES_A_WEIGHT * parameters + BYTES_OF_HEADERS
-    checkpoint = model + BYTES_OF_ADAMW * parameters + BYTES_OF_HEADERS
+    weights = BYTES_A_WEIGHT * parameters
+    model, checkpoint = model_bytes(weights), checkpoint_bytes(weights, parameters)
     kept = len(starts) if proof.options.folder is not None else proof.undisturbed_runs + 1
     # At the end of a run: its newest checkpoints, and the model; one checkpoint more while it runs.
     return Cost(starts, MARGIN * seconds, kept * (proof.config.run.keep_last * checkpoint + model) + checkpoint)

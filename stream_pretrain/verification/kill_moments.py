@@ -9,7 +9,7 @@ Where = Literal["start", "step", "save", "rename", "worker"]
 
 
 @dataclass(frozen=True)
-class Moment:
+class KillMoment:
     """A moment of a run at which a process of it gets SIGKILL."""
 
     where: Where

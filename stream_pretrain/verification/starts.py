@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stream_pretrain.config import GROUPS, Config
-from stream_pretrain.verification.moments import Moment
+from stream_pretrain.verification.kill_moments import KillMoment
 from stream_pretrain.verification.recorded_steps import RecordedStep, steps_of
 from stream_pretrain.verification.watched_run import VARIABLE, record_of, variable
 
@@ -31,7 +31,7 @@ class WatchedStart:
     """A start of a run, and when it is killed."""
 
     config: Config
-    moment: Moment | None = None
+    moment: KillMoment | None = None
     ranks: int = 1
 
 

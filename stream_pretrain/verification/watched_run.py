@@ -25,14 +25,14 @@ from stream_pretrain.data.lanes import stream
 from stream_pretrain.training.state.checkpoint import checkpoint_name
 from stream_pretrain.training.steps.loop import StepResult
 from stream_pretrain.training.steps.run import STEP_EVENT
-from stream_pretrain.verification.moments import Moment
+from stream_pretrain.verification.kill_moments import KillMoment
 from stream_pretrain.verification.recorded_steps import KILLED, line_of
 
 VARIABLE = "STREAM_PRETRAIN_WATCH"
 """The environment variable that says where to record, and when to kill."""
 
 
-def variable(folder: Path, moment: Moment | None) -> str:
+def variable(folder: Path, moment: KillMoment | None) -> str:
     """The value of `VARIABLE`."""
     return json.dumps({"folder": str(folder), "moment": None if moment is None else asdict(moment)})
 
@@ -53,7 +53,7 @@ class Watch:
         """watch: the value of `VARIABLE`."""
         self._process = os.getpid()
         self._file = os.open(record_of(Path(watch["folder"]), rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        moment = None if watch["moment"] is None else Moment(**watch["moment"])
+        moment = None if watch["moment"] is None else KillMoment(**watch["moment"])
         self._moment = moment if moment is not None and moment.rank == rank else None
         self._armed = False
         if self._moment is not None and self._moment.where == "start":

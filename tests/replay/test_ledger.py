@@ -285,7 +285,8 @@ def test_cursors_that_no_run_writes_are_told_and_earlier_ones_are_taken(
         assert cli.main(["ledger", str(copy), "--step=5", "--workers=0"]) == 0
         said = capsys.readouterr()
         [warning] = [line for line in said.err.splitlines() if line.startswith("warning: ")]
-        assert warning.startswith(f"warning: {file}: stream.json: ")
+        assert warning.startswith(f"warning: {file}: ")
+        assert "stream.json" not in warning
         assert warning.endswith("; reading from earlier cursors")
         assert said.out.startswith(f"step 5: {len(documents_in(consumed[5]))} documents in 8 rows\n")
 
@@ -298,7 +299,7 @@ def test_cursors_without_their_fields_are_not_taken_for_those_of_another_version
     cursors = copy / "cursors/step-00000004.json"
     cursors.write_text('{"version": 5}')
     assert cli.main(["ledger", str(copy), "--step=5", "--workers=0"]) == 0
-    said = f"warning: {cursors}: stream.json: fields are not those of cursors of version 5; reading from earlier cursors\n"
+    said = f"warning: {cursors}: fields are not those of cursors of version 5; reading from earlier cursors\n"
     assert said in capsys.readouterr().err
 
 

@@ -31,7 +31,7 @@ from stream_pretrain.units import human_duration
 from stream_pretrain.verification import trials
 from stream_pretrain.verification.comparing import Comparison, Difference, compared
 from stream_pretrain.verification.cost import cost_of
-from stream_pretrain.verification.moments import Moment
+from stream_pretrain.verification.kill_moments import KillMoment
 from stream_pretrain.verification.proof import Outcome, Proof
 from stream_pretrain.verification.recorded_steps import RecordedSegment, RecordedStep
 from stream_pretrain.verification.reduced_model import ReducedModel, reduced
@@ -105,7 +105,7 @@ def undisturbed(proofs: Proofs) -> Baseline:
 
 
 def one_kill(baseline: Baseline) -> Trial:
-    return Trial("killed", baseline, [WatchedStart(baseline.config, Moment("step", 5)), WatchedStart(baseline.config)], 0.0)
+    return Trial("killed", baseline, [WatchedStart(baseline.config, KillMoment("step", 5)), WatchedStart(baseline.config)], 0.0)
 
 
 def test_a_run_killed_in_its_saves_is_proven_to_resume(proofs: Proofs, undisturbed: Baseline) -> None:

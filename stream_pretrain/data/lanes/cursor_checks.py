@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from stream_pretrain.data.lanes.cursor import Cursor
 from stream_pretrain.data.lanes.mixture import PARTS
@@ -13,21 +14,26 @@ from stream_pretrain.errors import CheckpointError
 _MOST_WINDOWS = 2**32
 
 
-def refuse_impossible(cursors: Sequence[Sequence[Cursor]], plan: StreamPlan, step: int) -> None:
-    """Raises: CheckpointError for cursors that no run of this plan can have after a step, as far as shard sizes show."""
+def refuse_impossible(
+    cursors: Sequence[Sequence[Cursor]], plan: StreamPlan, step: int, where: Path | str = "stream.json"
+) -> None:
+    """Raises: CheckpointError for cursors that no run of this plan can have after a step, as far as shard sizes show.
+
+    where: what they were read from.
+    """
     for number, lane in enumerate(cursors):
-        where = f"stream.json: lane {number}"
+        of_lane = f"{where}: lane {number}"
         if len(lane) != len(plan.sources):
-            raise _impossible(f"{where} has cursors for {len(lane)} sources, the run has {len(plan.sources)}")
+            raise _impossible(f"{of_lane} has cursors for {len(lane)} sources, the run has {len(plan.sources)}")
         for source, cursor in zip(plan.sources, lane, strict=True):
             fault = fault_of(source, number, cursor)
             if fault is not None:
-                raise _impossible(f"{where}, {f'source {source.name}, ' if source.name else ''}{fault}")
+                raise _impossible(f"{of_lane}, {f'source {source.name}, ' if source.name else ''}{fault}")
     rows, requested = sum(cursor.rows for lane in cursors for cursor in lane), step * plan.layout.global_batch_size
     # The last step of a run has fewer; one that is given more epochs afterwards has had several of these.
     ends = min(max(cursor.epoch for cursor in lane) for lane in cursors)
     if not requested - ends * (plan.layout.global_batch_size - 1) <= rows <= requested:
-        raise _impossible(f"stream.json: the lanes have given {rows} rows in {step} steps of {plan.layout.global_batch_size}")
+        raise _impossible(f"{where}: the lanes have given {rows} rows in {step} steps of {plan.layout.global_batch_size}")
 
 
 def fault_of(source: SourcePlan, lane: int, cursor: Cursor) -> str | None:

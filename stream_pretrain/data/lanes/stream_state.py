@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from stream_pretrain.data.lanes.cursor import Cursor
@@ -24,22 +25,25 @@ def stream_state(step: int, cursors: Sequence[LaneCursors]) -> dict[str, Any]:
     return {"version": CURSOR_VERSION, "step": step, "fields": list(Cursor._fields), "lanes": lanes}
 
 
-def cursors_from(state: Mapping[str, Any], step: int, lanes: int) -> list[LaneCursors]:
-    """Cursors from `stream.json`. Raises: CheckpointError for another version, step or number of lanes."""
+def cursors_from(state: Mapping[str, Any], step: int, lanes: int, where: Path | str = "stream.json") -> list[LaneCursors]:
+    """Cursors from a `stream_state`. where: what it is read from, for errors.
+
+    Raises: CheckpointError for another version, step or number of lanes.
+    """
     if state.get("version") != CURSOR_VERSION:
         raise CheckpointError(
-            f"stream.json: cursors of version {state.get('version')}, this program reads version {CURSOR_VERSION}"
+            f"{where}: cursors of version {state.get('version')}, this program reads version {CURSOR_VERSION}"
         )
     if state.get("fields") != list(Cursor._fields):
-        raise CheckpointError(f"stream.json: fields are not those of cursors of version {CURSOR_VERSION}")
+        raise CheckpointError(f"{where}: fields are not those of cursors of version {CURSOR_VERSION}")
     if state.get("step") != step:
-        raise CheckpointError(f"stream.json: cursors of step {state.get('step')}, but trainer.json says step {step}")
-    found = from_json(list[dict[str, list[list[int]]]], state.get("lanes"), "stream.json: lanes")
+        raise CheckpointError(f"{where}: cursors of step {state.get('step')}, not of step {step}")
+    found = from_json(list[dict[str, list[list[int]]]], state.get("lanes"), f"{where}: lanes")
     if len(found) != lanes:
-        raise CheckpointError(f"stream.json: cursors of {len(found)} lanes, the run has {lanes}")
+        raise CheckpointError(f"{where}: cursors of {len(found)} lanes, the run has {lanes}")
     for number, lane in enumerate(found):
         if lane.keys() != {"sources"} or any(len(cursor) != len(Cursor._fields) for cursor in lane["sources"]):
-            raise CheckpointError(f"stream.json: lane {number} has no cursor of {len(Cursor._fields)} numbers a source")
+            raise CheckpointError(f"{where}: lane {number} has no cursor of {len(Cursor._fields)} numbers a source")
     return [tuple(Cursor(*cursor) for cursor in lane["sources"]) for lane in found]
 
 
@@ -48,10 +52,10 @@ def with_checksum(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "sha256": _digest(state)}
 
 
-def refuse_changed(state: Mapping[str, Any]) -> None:
+def refuse_changed(state: Mapping[str, Any], where: Path) -> None:
     """Refuse a state that was changed since a run wrote it; earlier versions wrote no checksum. Raises: CheckpointError."""
     if "sha256" in state and state["sha256"] != _digest(state):
-        raise CheckpointError("stream.json: was changed since the run wrote it (its sha256 is another one)")
+        raise CheckpointError(f"{where}: was changed since the run wrote it (its sha256 is another one)")
 
 
 def _digest(state: Mapping[str, Any]) -> str:

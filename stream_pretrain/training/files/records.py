@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,14 @@ def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 def replace_last(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Replace the last line of a record. Raises: CheckpointError, with the record as it was."""
     content = read_bytes(path)
+    begin_of_last = content.rfind(b"\n", 0, -1) + 1
     with writing(path):
-        replace_file(path, [content[: _begin_of_last_line(content)], *map(_encoded, lines)])
+        replace_file(path, [content[:begin_of_last], *map(_encoded, lines)])
 
 
 def has_evaluation(metrics: Path, step: int) -> bool:
     """Whether the last line of the metrics is of this step and has an evaluation. Raises: CheckpointError."""
-    content = read_bytes(metrics) if metrics.exists() else b""
-    line = content[_begin_of_last_line(content) :]
+    line = next(iter(deque(lines_of(metrics), maxlen=1)), b"") if metrics.exists() else b""
     return _step_of(line) == step and "eval/loss" in parsed(line)
 
 
@@ -84,10 +85,6 @@ def sync_records(out: Path) -> None:
             sync(path)
     with writing(out):
         sync(out)
-
-
-def _begin_of_last_line(content: bytes) -> int:
-    return content.rfind(b"\n", 0, -1) + 1
 
 
 def _encoded(line: Mapping[str, Any]) -> bytes:

@@ -134,10 +134,10 @@ def _evaluation_sets(config: Config, plan: StreamPlan, texts: Mapping[str, Seque
 
 def restored(saved: Saved, plan: StreamPlan) -> tuple[list[LaneCursors], Totals]:
     """The cursors and totals of a checkpoint. Raises: CheckpointError for those that no run of this plan can have."""
-    totals = saved.trainer.totals
-    cursors = cursors_from(saved.stream, totals.step, plan.layout.lanes)
+    totals, file = saved.trainer.totals, saved.path / "stream.json"
+    cursors = cursors_from(saved.stream, totals.step, plan.layout.lanes, file)
     totals.refuse_impossible(len(plan.sources))
-    refuse_impossible(cursors, plan, totals.step)
+    refuse_impossible(cursors, plan, totals.step, file)
     return cursors, totals
 
 

@@ -14,16 +14,17 @@ BYTES_OF_HEADERS = 16_384
 """Of a file of tensors, and the small JSON files beside it."""
 
 
-def model_bytes(weights: int, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Bytes of OUT/model. weights: bytes of the tensors."""
-    assert isinstance(tokenizer, PreTrainedTokenizerFast), "no other is loaded"
-    return weights + len(tokenizer.backend_tokenizer.to_str(pretty=True).encode()) + BYTES_OF_HEADERS
+def model_bytes(weights: int, tokenizer: PreTrainedTokenizerBase | None = None) -> int:
+    """Bytes of OUT/model. weights: bytes of the tensors; tokenizer: None where its file does not count."""
+    assert tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerFast), "no other is loaded"
+    of_tokenizer = 0 if tokenizer is None else len(tokenizer.backend_tokenizer.to_str(pretty=True).encode())
+    return weights + of_tokenizer + BYTES_OF_HEADERS
 
 
-def checkpoint_bytes(weights: int, trained: int, tokenizer: PreTrainedTokenizerBase, corpus: bytes) -> int:
+def checkpoint_bytes(weights: int, trained: int, tokenizer: PreTrainedTokenizerBase | None = None, corpus: bytes = b"") -> int:
     """Bytes of one checkpoint, without its cursors.
 
-    weights: bytes of the tensors; trained: number of weights that are trained; corpus: the content of corpus.json.
+    weights, tokenizer: as for `model_bytes`; trained: number of weights that are trained; corpus: the content of corpus.json.
     """
     return model_bytes(weights, tokenizer) + BYTES_OF_ADAMW * trained + BYTES_OF_HEADERS + len(corpus)
 
