@@ -19,6 +19,7 @@ from stream_pretrain.training.start import first_checks
 from tests.corpora import documents, write_shard
 
 NEEDED = ["--model=org/model", "--max-steps=3"]
+SCRATCH = ["--model.config=org/model", "--max-steps=3"]
 
 
 @pytest.fixture
@@ -117,6 +118,45 @@ def test_what_the_other_commands_cannot_do_is_refused_before_they_are_imported(
     assert found[1].startswith(f"error: {said.format(corpus=corpus)}")
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model=./no/such"], "no such file or folder: ./no/such"),
+        (["--model=~/no/model"], "no such file or folder: {home}/no/model"),
+        ([*SCRATCH[:1], "--model.tokenizer=/no/such"], "no such file or folder: /no/such"),
+        (["--model.config=/no/config.json", "--model.tokenizer=org/model"], "no such file or folder: /no/config.json"),
+        ([*NEEDED[:1], "--init-from={used}/checkpoints/step-00000009"], "no such file or folder: {used}/checkpoints/step-"),
+        (["--model={used}"], "{used} is the folder of a run: give the model in it, {used}/checkpoints/step-00000005"),
+        ([*NEEDED[:1], "--resume={used}"], "{used} is not a checkpoint: give auto, no, or a folder such as OUT/checkpoints/"),
+        (
+            [*NEEDED[:1], "--resume=no", "--output-dir={used}"],
+            "{used} has a run: resume it with --resume auto, or give another",
+        ),
+    ],
+)
+def test_a_model_or_a_checkpoint_that_is_not_there_is_refused_before_the_command_is_imported(
+    options: list[str], said: str, corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {"used": corpus.parent / "used", "home": corpus.parent / "none"}
+    checkpoint = places["used"] / "checkpoints" / "step-00000005"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "config.json").touch()
+    (places["used"] / "run.json").touch()
+    given = [option.format(**places) for option in (f"--dataset={corpus}", *NEEDED[1:], *options)]
+    code, line = refused(given, capsys, monkeypatch)
+    assert code == 1
+    assert line.startswith(f"error: {said.format(**places)}")
+
+
+def test_a_run_that_goes_on_needs_no_weights_to_begin_with(
+    corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = corpus.parent / "out"
+    (out / "checkpoints").mkdir(parents=True)
+    options = [f"--output-dir={out}", "--init-from=/no/weights", "--resume=/no/checkpoint", "--dataset=/no/such"]
+    assert refused([*NEEDED, *options], capsys, monkeypatch) == (1, "error: /no/such: there is no such file or folder")
+
+
 def test_a_step_that_no_memory_holds_is_refused(
     corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +242,7 @@ def test_nothing_heavy_is_imported_for_a_refusal(tmp_path: Path, corpus: Path) -
         [f"--dataset={corpus}", *NEEDED, "--run.wandb=online"],
         ["--dataset=/no/such", *NEEDED],
         ["--dataset=no/such", *NEEDED],
+        [f"--dataset={corpus}", "--model=/no/such", "--max-steps=3"],
     ]
     code = f"""
 import sys
@@ -214,7 +255,7 @@ print([main(command) for command in {commands!r}])
 print({{"torch", "transformers", "datasets", "accelerate"}} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[2, 1, 1]", "set()"]
+    assert done.stdout.splitlines() == ["[2, 1, 1, 1]", "set()"]
 
 
 def test_a_hub_that_does_not_answer_is_left_to_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:

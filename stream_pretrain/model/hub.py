@@ -37,13 +37,9 @@ def only_cached(name: str, revision: str | None) -> bool:
 
     Raises: ModelError for a name that is no folder here and no model of the Hub, or for a revision that the model has not.
     """
-    if os.path.exists(name):  # False for a name that is too long for a path, unlike Path.exists
-        _refuse_run_folder(Path(name))
+    refuse_absent_folder(name)
+    if os.path.exists(name):
         return False
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        if page := re.fullmatch(r"https?://(?:huggingface|hf)\.co/([^/]+(?:/[^/]+)?)/?(?:tree/[^/]+/?)?", name):
-            raise ModelError(f"{name} is a page of the Hub: give {page[1]}")
-        raise _no_such_folder(name)
     if constants.HF_HUB_OFFLINE:
         return True
     for pause in (*PAUSES, None):
@@ -68,6 +64,16 @@ def only_cached(name: str, revision: str | None) -> bool:
         else:
             return False
     raise AssertionError("the last attempt returns")
+
+
+def refuse_absent_folder(name: str) -> None:
+    """Refuse a path that leads to no model, without asking the Hub. Raises: ModelError."""
+    if os.path.exists(name):  # False for a name that is too long for a path, unlike Path.exists
+        _refuse_run_folder(Path(name))
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        if page := re.fullmatch(r"https?://(?:huggingface|hf)\.co/([^/]+(?:/[^/]+)?)/?(?:tree/[^/]+/?)?", name):
+            raise ModelError(f"{name} is a page of the Hub: give {page[1]}")
+        raise _no_such_folder(name)
 
 
 def refuse_known(name: str, revision: str | None, error: BaseException) -> None:

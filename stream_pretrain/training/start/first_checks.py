@@ -10,25 +10,34 @@ from stream_pretrain.data.corpus.missing_dataset import refuse_absent
 from stream_pretrain.data.corpus.resolve import local_path
 from stream_pretrain.data.rows.installed_engines import refuse_uninstalled
 from stream_pretrain.errors import CheckpointError, ConfigError
-from stream_pretrain.training.files.out_files import CHECKPOINTS
+from stream_pretrain.model.hub import refuse_absent_folder
+from stream_pretrain.training.files.out_files import CHECKPOINTS, METRICS, MODEL
 from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.report.tracking import refuse_wandb
 from stream_pretrain.units import human_bytes
 
 
 def refuse_at_once(config: Config) -> None:
-    """Refuse at once what needs only the options: the dataset, OUT, packages, and Weights & Biases.
+    """Refuse at once what needs only the options: the dataset, folders, packages, and Weights & Biases.
 
-    A dataset that is not there, unless the run is finished, an OUT that is no folder or has another purpose, a step that no
-    memory holds, and W&B online without a key are refused.
-    Raises: SourceError, CheckpointError, ConfigError.
+    A dataset that is not there, unless the run is finished, a folder of a model or a checkpoint that is not there, an OUT that
+    is no folder or has another purpose, a step that no memory holds, and W&B online without a key are refused.
+    Raises: SourceError, ModelError, CheckpointError, ConfigError.
     """
+    out, model = run_directory(config), config.model
     refuse_wandb(config.run)
     refuse_uninstalled(config.data.engine)
     refuse_too_large_step(config)
-    out = run_directory(config)
     _refuse_no_folder(out)
-    _refuse_folder_of_others(out, config)
+    if config.run.resume == "no":
+        refuse_used(out)
+    if not (out / CHECKPOINTS).is_dir():  # a run that goes on needs neither its first weights nor, at its end, a model
+        _refuse_folder_of_others(out, config)
+        for name in (model.path, model.config, model.tokenizer, model.init_from):
+            if name is not None:
+                refuse_absent_folder(name)
+        if config.run.resume not in ("auto", "no"):
+            refuse_no_checkpoint(Path(config.run.resume).resolve())
     if RunDirectory(out, [], lambda _: None).finished_at(config.train) is not None:
         return  # it reads nothing, or says later what it misses
     for source in sources_of(config.data):
@@ -36,6 +45,24 @@ def refuse_at_once(config: Config) -> None:
     for dataset in (config.eval.dataset, *(one.dataset for one in config.eval.sets)):
         if dataset is not None:
             refuse_absent(config.data, dataset=dataset)
+
+
+def refuse_used(out: Path) -> None:
+    """Refuse an OUT with a run in it, for --resume no. Raises: CheckpointError."""
+    if is_used(out):
+        raise CheckpointError(f"{out} has a run: resume it with --resume auto, or give another --output-dir")
+
+
+def is_used(out: Path) -> bool:
+    """Whether a run has written a checkpoint, metrics or a model in OUT."""
+    has_metrics = (out / METRICS).exists() and (out / METRICS).stat().st_size > 0
+    return has_metrics or (out / MODEL).exists() or any((out / CHECKPOINTS).glob("step-*"))
+
+
+def refuse_no_checkpoint(folder: Path) -> None:
+    """Refuse what --resume cannot begin from. Raises: CheckpointError."""
+    if not os.path.isfile(folder / "trainer.json"):  # False for a name that is too long, unlike Path.is_file
+        raise CheckpointError(f"{folder} is not a checkpoint: give auto, no, or a folder such as OUT/checkpoints/step-00001000")
 
 
 def physical_memory() -> int:
@@ -58,8 +85,6 @@ def refuse_too_large_step(config: Config) -> None:
 
 def _refuse_folder_of_others(out: Path, config: Config) -> None:
     """Refuse an OUT that a new run would share with what it reads, or with everything else. Raises: CheckpointError."""
-    if (out / CHECKPOINTS).is_dir():
-        return  # of a run that began before this was refused
     given = {
         "the root of the file system": "/",
         "your home folder": os.path.expanduser("~"),

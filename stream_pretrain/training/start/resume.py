@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +13,14 @@ from stream_pretrain.errors import CheckpointError
 from stream_pretrain.non_utf8_names import in_shell
 from stream_pretrain.training.files.atomic_files import writing_out
 from stream_pretrain.training.files.atomic_folders import repair
-from stream_pretrain.training.files.out_files import CHECKPOINTS, METRICS, MODEL, RUN
+from stream_pretrain.training.files.out_files import CHECKPOINTS, MODEL, RUN
 from stream_pretrain.training.files.run_directory import RunDirectory
+from stream_pretrain.training.start.first_checks import is_used, refuse_no_checkpoint, refuse_used
 from stream_pretrain.training.start.kept_defaults import in_words, kept_options, with_options
 from stream_pretrain.training.state.auto_learning_rate import Chosen, chosen_for
 from stream_pretrain.training.state.checkpoint import checkpoints_in, latest, newest_intact, verify
 from stream_pretrain.training.state.passed_steps import Passed, is_passed, passed_in, steps_in_words
-from stream_pretrain.training.state.trainer_state import TRAINER, read_fixed_options, read_trainer_state, refuse_other_version
+from stream_pretrain.training.state.trainer_state import read_fixed_options, read_trainer_state, refuse_other_version
 from stream_pretrain.urls import HIDDEN
 
 
@@ -67,21 +67,16 @@ def find_start(config: Config, out: RunDirectory, report: Callable[[str], None],
     has_checkpoints = any((path / CHECKPOINTS).glob("step-*"))
     if not recorded and not has_checkpoints and (path / MODEL).exists():
         raise CheckpointError(f"{path / MODEL} would be replaced, but no run wrote it: give another --output-dir")
-    has_metrics = (path / METRICS).exists() and (path / METRICS).stat().st_size > 0
-    is_used = has_checkpoints or (path / MODEL).exists() or has_metrics
-    parent = _parent(config.run.resume, path, recorded.get("parent"), is_used=is_used)
+    parent = _parent(config.run.resume, path, recorded.get("parent"))
     checkpoint = latest(path / CHECKPOINTS, report) if out.is_owned else _seen(path / CHECKPOINTS, report)
     if checkpoint is None and parent is not None:
         checkpoint = Path(parent)
-        if not os.path.isfile(checkpoint / TRAINER):  # False for a name that is too long, unlike Path.is_file
-            raise CheckpointError(
-                f"{checkpoint} is not a checkpoint: give auto, no, or a folder such as OUT/checkpoints/step-00001000"
-            )
+        refuse_no_checkpoint(checkpoint)
         verify(checkpoint)
     step, kept, chosen = 0, dict[str, Any](), chosen_for(config)
     passed = passed_in(recorded.get("skip_steps", []), f"{path / RUN}: skip_steps")  # of a start that has not saved yet
     if checkpoint is not None:
-        new_out = _unused(path) if is_used else path
+        new_out = _unused(path) if is_used(path) else path
         new_run = _new_run(config, read_fixed_options(checkpoint), command, checkpoint, new_out)
         refuse_other_version(checkpoint, "resume with", f", or {new_run}")
         trainer = read_trainer_state(checkpoint)
@@ -100,16 +95,15 @@ def find_start(config: Config, out: RunDirectory, report: Callable[[str], None],
     return Start(step, checkpoint, parent, chosen, passed, kept)
 
 
-def _parent(resume: str, out: Path, recorded: str | None, *, is_used: bool) -> str | None:
+def _parent(resume: str, out: Path, recorded: str | None) -> str | None:
     """The checkpoint of another run to begin from, by --resume and by run.json. Raises: CheckpointError."""
     if resume == "auto":
         return recorded
     if resume == "no":
-        if is_used:
-            raise CheckpointError(f"{out} has a run: resume it with --resume auto, or give another --output-dir")
+        refuse_used(out)
         return None
     parent = str(Path(resume).resolve())
-    if is_used and recorded != parent:
+    if is_used(out) and recorded != parent:
         raise CheckpointError(f"{out} has another run, and --resume {resume} begins a new one: give another --output-dir")
     return parent
 
