@@ -126,6 +126,7 @@ def test_what_the_other_commands_cannot_do_is_refused_before_they_are_imported(
         ([*SCRATCH[:1], "--model.tokenizer=/no/such"], "no such file or folder: /no/such"),
         (["--model.config=/no/config.json", "--model.tokenizer=org/model"], "no such file or folder: /no/config.json"),
         ([*NEEDED[:1], "--init-from={used}/checkpoints/step-00000009"], "no such file or folder: {used}/checkpoints/step-"),
+        (["--model={home}"], "{home} is no model: it has no config.json"),
         (["--model={used}"], "{used} is the folder of a run: give the model in it, {used}/checkpoints/step-00000005"),
         ([*NEEDED[:1], "--resume={used}"], "{used} is not a checkpoint: give auto, no, or a folder such as OUT/checkpoints/"),
         (
@@ -139,6 +140,7 @@ def test_a_model_or_a_checkpoint_that_is_not_there_is_refused_before_the_command
 ) -> None:
     places = {"used": corpus.parent / "used", "home": corpus.parent / "none"}
     checkpoint = places["used"] / "checkpoints" / "step-00000005"
+    places["home"].mkdir()
     checkpoint.mkdir(parents=True)
     (checkpoint / "config.json").touch()
     (places["used"] / "run.json").touch()

@@ -7,6 +7,7 @@ minute, and they report a wrong name as a missing file.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import time
@@ -30,6 +31,7 @@ ANSWER_SECONDS = 5.0
 PAUSES = (0.5, 1.0)
 """Seconds between the attempts to reach the Hub."""
 MOST_COMPARED = 100
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def only_cached(name: str, revision: str | None) -> bool:
@@ -76,8 +78,37 @@ def refuse_absent_folder(name: str) -> None:
         raise _no_such_folder(name)
 
 
+def refuse_no_model(name: str) -> None:
+    """Refuse a folder without the configuration of a model. Raises: ModelError."""
+    folder = Path(name)
+    if not os.path.isdir(name):
+        return
+    try:
+        settings = json.loads((folder / "config.json").read_bytes())
+    except FileNotFoundError as error:
+        raise ModelError(f"{name} is no model: {_in_place_of_a_model(folder)}") from error
+    except OSError as error:
+        raise ModelError(f"{folder / 'config.json'} cannot be read ({error.strerror}): give another model") from error
+    except ValueError as error:
+        raise ModelError(f"{folder / 'config.json'} is not valid JSON ({error}): give another model") from error
+    if not isinstance(settings, dict):
+        raise ModelError(f"{folder / 'config.json'} is no JSON object: give another model")
+
+
+def _in_place_of_a_model(folder: Path) -> str:
+    """What a folder without a configuration is, or that it has none."""
+    if (folder / "adapter_config.json").exists():
+        return "it has an adapter (adapter_config.json), to be merged into its base model first"
+    if any(folder.glob("*.gguf")):
+        return "it has weights for llama.cpp (.gguf), which cannot be trained: give the model that they were made from"
+    inside = sorted(path.parent for path in folder.glob("*/config.json"))
+    return f"it has no config.json{did_you_mean(str(inside[0])) if len(inside) == 1 else ''}"
+
+
 def refuse_known(name: str, revision: str | None, error: BaseException) -> None:
-    """Raises: ModelError with advice for an error of the Hub or of the cache, or for a model that brings its own code."""
+    """Raises: ModelError with advice for an error of the Hub, of the cache or of Git LFS, or for a model with its own code."""
+    if (pointer := _pointer_of_lfs(Path(name))) is not None:
+        raise ModelError(f"{pointer} is a pointer of Git LFS: get the file with `git lfs pull`") from error
     if "trust_remote_code" in str(error):
         raise ModelError(
             f"{name} needs Python code that comes with it (auto_map), which is not run: read it, then give"
@@ -117,6 +148,18 @@ def not_cached(name: str) -> ModelError:
         f"{name} is neither a folder here nor in the cache of this machine, and {reason}: {way_out}, "
         f"or give a folder{did_you_mean(near)}"
     )
+
+
+def _pointer_of_lfs(folder: Path) -> Path | None:
+    """A file of a model that Git has not fetched."""
+    if not os.path.isdir(folder):
+        return None
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            with path.open("rb") as file:
+                if file.read(len(_LFS)) == _LFS:
+                    return path
+    return None
 
 
 def refuse_file(name: str) -> None:
@@ -177,4 +220,6 @@ def _most_alike(name: str, known: list[str]) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    if isinstance(error, KeyError):  # whose words are the key alone
+        return f"transformers does not know {error}"
+    return str(error).strip().partition("\n")[0].rstrip(".:") or type(error).__name__

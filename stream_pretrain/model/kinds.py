@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import AutoModelForPreTraining
 
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
-from stream_pretrain.model.hub import first_line, refuse_known
+from stream_pretrain.model.hub import first_line, refuse_known, refuse_no_model
 
 AUTO_CLASSES = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
 
 
 def read_config(name: str, model: ModelConfig, local_files_only: bool) -> PreTrainedConfig:
     """The configuration of a language model. Raises: ModelError."""
+    refuse_no_model(name)
     try:
         settings = AutoConfig.from_pretrained(
             name, revision=model.revision, local_files_only=local_files_only, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError, TypeError, ImportError) as error:
+    except (OSError, ValueError, TypeError, KeyError, ImportError, StrictDataclassFieldValidationError) as error:
         refuse_known(name, model.revision, error)
         raise ModelError(f"no model configuration in {name}: {first_line(error)}") from error
     if not hasattr(settings, "vocab_size"):

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
@@ -89,6 +90,8 @@ def load_model(
     local_files_only = local_files_only or only_cached(name, config.revision)
     settings = read_config(name, config, local_files_only)
     kind = kind_to_load(settings, causal)
+    if config.path is not None and getattr(settings, "quantization_config", None):
+        raise ModelError(f"{name} is quantized, and cannot be trained: give the model that it was made from")
     if not causal:
         _refuse_without_masks(name, settings, tokenizer)
     original_settings, notes = _prepare(settings, kind, causal)
@@ -265,7 +268,7 @@ def _take_special_tokens(settings: PreTrainedConfig, tokenizer: PreTrainedTokeni
 def _from_scratch(name: str, config: ModelConfig, settings: PreTrainedConfig, kind: str) -> PreTrainedModel:
     try:
         return AUTO_CLASSES[kind].from_config(settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
-    except (ValueError, AssertionError, RuntimeError, ImportError) as error:
+    except (ValueError, AssertionError, RuntimeError, KeyError, ImportError) as error:
         refuse_known(name, config.revision, error)
         if "Padding_idx" in str(error):
             raise padding_misfit(name, settings) from error
@@ -306,7 +309,7 @@ def _from_checkpoint(
 
 
 _UNLOADABLE = (
-    *(OSError, ValueError, RuntimeError, TypeError, ImportError, AssertionError),
+    *(OSError, ValueError, RuntimeError, TypeError, KeyError, ImportError, AssertionError),
     *(SafetensorError, pickle.UnpicklingError, EOFError),
 )
 
@@ -315,6 +318,8 @@ def _load_weights(
     name: str, revision: str | None, config: ModelConfig, settings: PreTrainedConfig, kind: str, local_files_only: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     refuse_file(name)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what transformers reports of the weights in a table, notes and errors say in a line
     try:
         model, info = AUTO_CLASSES[kind].from_pretrained(
             name,
@@ -331,8 +336,12 @@ def _load_weights(
             raise padding_misfit(name, settings) from error
         if local_files_only and not os.path.exists(name):
             raise not_cached(name) from error
+        if "ignore_mismatched_sizes" in str(error):
+            raise ModelError(f"{name} does not match its configuration: weights have other shapes") from error
         if "no file named" in str(error):
             scratch = "" if config.init_from else f", or --model.config {name} to train from scratch"
             raise ModelError(f"no weights in {name}: give another model{scratch}") from error
         raise ModelError(f"{name} cannot be loaded as a {kind} language model: {first_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     return model, info

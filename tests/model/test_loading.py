@@ -1,6 +1,7 @@
 """Loading refuses what does not fit, changes nothing in silence, and exports what `from_pretrained` loads again."""
 
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, FunnelConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    FunnelConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.bert.modeling_bert import BertLayer
 
 from stream_pretrain.config import ModelConfig
@@ -226,9 +235,57 @@ def test_a_special_token_that_a_model_must_have_is_named(tmp_path: Path) -> None
 
 def test_a_folder_without_a_tokenizer_is_named_with_the_option(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"^no tokenizer in .*--model\.tokenizer$"):
-        load_tokenizer(ModelConfig(path=str(tmp_path)))
+        load_tokenizer(ModelConfig(path=saved(tmp_path / "model")))
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"^no tokenizer in .*; name another$"):
-        load_tokenizer(ModelConfig(path="bert", tokenizer=str(tmp_path)))
+        load_tokenizer(ModelConfig(path="bert", tokenizer=str(tmp_path / "empty")))
+
+
+def changed(folder: Path, **settings: object) -> Path:
+    (folder / "config.json").write_text(json.dumps({**json.loads((folder / "config.json").read_text()), **settings}))
+    return folder
+
+
+def test_a_folder_that_is_no_model_that_can_be_trained_says_so_and_names_no_option_of_the_tokenizer(tmp_path: Path) -> None:
+    def bert(name: str) -> Path:
+        folder = write_tiny_bert(tmp_path / name)
+        BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+        return folder
+
+    for name in ("empty", "adapter", "gguf", "sentences", "json", "list"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").touch()
+    (tmp_path / "gguf" / "m.Q4_K_M.gguf").touch()
+    bert("sentences/0_Transformer")
+    (tmp_path / "json" / "config.json").write_text("{")
+    (tmp_path / "list" / "config.json").write_text("[]")
+    (bert("tokenizer alone") / "config.json").unlink()
+    (bert("pointer") / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    changed(bert("quantized"), quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    changed(bert("wider"), hidden_size=32)
+    changed(bert("function"), hidden_act="swoosh")
+    changed(bert("text"), hidden_size="16")
+    empty = "is no model: it has no config.json"
+    expected = {
+        "empty": f"$/empty {empty}",
+        "tokenizer alone": f"$/tokenizer alone {empty}",
+        "sentences": f"$/sentences {empty}; did you mean $/sentences/0_Transformer?",
+        "adapter": "$/adapter is no model: it has an adapter (adapter_config.json), to be merged into its base model first",
+        "gguf": "$/gguf is no model: it has weights for llama.cpp (.gguf), which cannot be trained: give the model that",
+        "json": "$/json/config.json is not valid JSON (Expecting property name enclosed in double quotes: line 1 column 2",
+        "list": "$/list/config.json is no JSON object: give another model",
+        "pointer": "$/pointer/model.safetensors is a pointer of Git LFS: get the file with `git lfs pull`",
+        "quantized": "$/quantized is quantized, and cannot be trained: give the model that it was made from",
+        "wider": "$/wider does not match its configuration: weights have other shapes",
+        "function": "$/function cannot be loaded as a masked language model: transformers does not know 'swoosh'",
+        "text": "no model configuration in $/text: Validation error for field 'hidden_size'",
+    }
+    for name, said in expected.items():
+        config = ModelConfig(path=str(tmp_path / name))
+        with pytest.raises(ModelError) as error:
+            load_model(config, MLM, load_tokenizer(config), 24, 0)
+        assert str(error.value).startswith(said.replace("$", str(tmp_path))), name
+        assert "--model.tokenizer" not in str(error.value)
 
 
 def test_a_tokenizer_that_transformers_makes_up_for_a_folder_without_one_is_refused(tmp_path: Path) -> None:
@@ -302,8 +359,9 @@ def test_half_a_head_is_an_error_not_random(tmp_path: Path) -> None:
 # What loads
 
 
-def test_a_new_head_is_announced(tmp_path: Path) -> None:
+def test_a_new_head_is_announced_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     loaded = load(without(saved(tmp_path), "cls."))
+    assert not caplog.records, "of transformers"
     (note,) = [note for note in loaded.notes if "head" in note]
     assert "has no masked language-model head: a new one is trained (cls.predictions.bias" in note
 

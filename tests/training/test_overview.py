@@ -78,6 +78,8 @@ def test_the_whole_block_stands_before_the_first_step(model: Path, tmp_path: Pat
 
 def test_the_batch_and_the_run_are_counted_in_tokens(setup: Setup) -> None:
     assert said(setup, "batch") == "8 rows of 64 = 512 tokens a step; 1,000 steps = 512k tokens"
+    once = changed(setup, train={"max_steps": 1})
+    assert said(once, "batch", replace(ESTIMATE, steps=1)) == "8 rows of 64 = 512 tokens a step; 1 step = 512 tokens"
     epochs = changed(setup, train={"max_steps": None, "max_epochs": 2})
     sparse = "8 rows of 64 = 512 tokens a step (40% padding); 1,000 steps = 512k tokens"
     assert said(setup, "batch", replace(ESTIMATE, fill=0.6)) == sparse

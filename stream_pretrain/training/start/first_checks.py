@@ -10,7 +10,7 @@ from stream_pretrain.data.corpus.missing_dataset import refuse_absent
 from stream_pretrain.data.corpus.resolve import local_path
 from stream_pretrain.data.rows.installed_engines import refuse_uninstalled
 from stream_pretrain.errors import CheckpointError, ConfigError
-from stream_pretrain.model.hub import refuse_absent_folder
+from stream_pretrain.model.hub import refuse_absent_folder, refuse_no_model
 from stream_pretrain.training.files.out_files import CHECKPOINTS, METRICS, MODEL
 from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.report.tracking import refuse_wandb
@@ -36,6 +36,9 @@ def refuse_at_once(config: Config) -> None:
         for name in (model.path, model.config, model.tokenizer, model.init_from):
             if name is not None:
                 refuse_absent_folder(name)
+        for name in (model.path, model.config):
+            if name is not None:
+                refuse_no_model(name)
         if config.run.resume not in ("auto", "no"):
             refuse_no_checkpoint(Path(config.run.resume).resolve())
     if RunDirectory(out, [], lambda _: None).finished_at(config.train) is not None:
