@@ -112,6 +112,10 @@ def test_a_run_that_reads_a_file_by_two_names_is_told_so_at_its_resume(tmp_path:
     twice = replace(now, shards=(*now.shards, replace(now.shards[0], url=f"{tmp_path}/latest.jsonl", name="latest.jsonl")))
     with pytest.raises(SourceError, match=r"began with: latest\.jsonl is a link to a file that is read by another name;"):
         check_unchanged(twice, now)
+    (tmp_path / "latest.jsonl").unlink()
+    (tmp_path / "latest.jsonl").symlink_to("b.jsonl")
+    with pytest.raises(SourceError, match=r"began with: latest\.jsonl is a link to what is not there;"):
+        check_unchanged(twice, now)
 
 
 # Splits by name

@@ -263,6 +263,10 @@ ENDING: dict[str, tuple[bytes, str]] = {
         OK + b"Content-Type: text/html\r\nContent-Length: 5000\r\n\r\n",
         "an HTML page instead of the shard",
     ),
+    "a part that says to be all of the file": (
+        OK + b"Content-Range: bytes 0-4095/%d\r\nContent-Length: 4096\r\n\r\n" % SIZE + CONTENT[:4096],
+        "answers HTTP 200 with Content-Range 'bytes 0-4095/[0-9]+'; its Range support is broken",
+    ),
     "a range that is none": (part(b"Content-Length: 4096", b"Content-Range: bytes nonsense"), "its Range support is broken"),
     "a range from behind its end": (part(b"Content-Range: bytes 9-3/10"), "its Range support is broken"),
     "a range of endless digits": (part(b"Content-Range: bytes 0-" + b"9" * 5000 + b"/10"), "its Range support is broken"),
@@ -278,6 +282,16 @@ def test_what_asking_again_cannot_mend_ends_at_once_in_one_line(what: str) -> No
         with pytest.raises(TransportError, match=named):
             sizes_and_identities([url], TransportOptions(retry_deadline=20.0))
     assert "\n" not in str(caught.value)
+
+
+def test_where_a_url_may_be_signed_a_refusal_says_that_it_may_have_expired() -> None:
+    refusal = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
+    with answering(CONTENT, [refusal], always=True) as url:
+        for query, told in (("", False), ("?X-Amz-Signature=abc", True)):
+            with shard(url + query) as opened, pytest.raises(TransportError, match=r"access refused \(HTTP 403\)") as caught:
+                opened.read()
+            assert str(caught.value).endswith("its signature may have expired: give it signed anew") is told
+            assert "abc" not in str(caught.value)
 
 
 def test_a_redirect_that_names_no_host_is_followed_on_the_same_one() -> None:

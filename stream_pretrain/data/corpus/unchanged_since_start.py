@@ -38,6 +38,12 @@ def _has_moved(was: Shard, now: Shard) -> bool:
     return escaped(without_secrets(was.url)) != escaped(without_secrets(now.url))
 
 
+def _why_missing(url: str) -> str:
+    if not os.path.islink(url):
+        return "missing"
+    return "a link to a file that is read by another name" if os.path.exists(url) else "a link to what is not there"
+
+
 def check_unchanged(pinned: Corpus, found: Corpus) -> None:
     """Refuse a corpus that differs from that of the first start; it may have moved.
 
@@ -46,11 +52,7 @@ def check_unchanged(pinned: Corpus, found: Corpus) -> None:
     before = {shard.name: shard for shard in pinned.shards}
     now = {shard.name: shard for shard in found.shards}
     differences = [
-        *(
-            f"{name} is {'a link to a file that is read by another name' if os.path.islink(shard.url) else 'missing'}"
-            for name, shard in before.items()
-            if name not in now
-        ),
+        *(f"{name} is {_why_missing(shard.url)}" for name, shard in before.items() if name not in now),
         *(f"{name} is new" for name in now if name not in before),
         *(
             f"{name} changed{_how(before[name], now[name])}"

@@ -193,16 +193,16 @@ class HttpFile:
                 raise TransientError(f"HTTP 416 for bytes {start}-{stop - 1} of {known_total}")
             return
         self._refuse_useless(response)
-        if response.status_code == 200:
+        if response.status_code == 200 and (first is None or (first, end) == (0, known_total)):
             known_total = self._total_of_full_body(response)
             self._position, self._end = 0, known_total
             if self.seekable and known_total != 0:
                 self._memory.warn_of_ignored_range(urllib.parse.urlsplit(response.url).netloc)
                 self.seekable = False
         else:
-            if first is None or end is None or not first <= start < end:
+            if response.status_code == 200 or first is None or end is None or not first <= start < end:
                 raise TransportError(
-                    f"{self._name}: asked for bytes {start}-{stop - 1}, the server answers with "
+                    f"{self._name}: asked for bytes {start}-{stop - 1}, the server answers HTTP {response.status_code} with "
                     f"Content-Range {response.headers.get('Content-Range', 'missing')!r}; its Range support is broken"
                 )
             if known_total is not None and known_total < end:
@@ -218,10 +218,10 @@ class HttpFile:
     def _refuse_useless(self, response: requests.Response) -> None:
         """Refuse a response without the bytes of the file. Raises: as _request()."""
         if response.status_code in (401, 403):
-            gated = response.headers.get("X-Error-Code") == "GatedRepo"
-            raise TransportError(
-                f"{self._name}: access refused (HTTP {response.status_code}); {ASK_FOR_ACCESS if gated else CHECK_TOKEN}"
-            )
+            advice = ASK_FOR_ACCESS if response.headers.get("X-Error-Code") == "GatedRepo" else CHECK_TOKEN
+            if urllib.parse.urlsplit(self._url).query:
+                advice += "; if the URL is signed, its signature may have expired: give it signed anew"
+            raise TransportError(f"{self._name}: access refused (HTTP {response.status_code}); {advice}")
         if response.status_code == 407:
             raise TransportError(f"{self._name}: the proxy wants a login (HTTP 407); {CHECK_PROXY}")
         if response.status_code in (404, 410):
