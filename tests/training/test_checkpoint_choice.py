@@ -221,6 +221,22 @@ def test_cursors_that_cannot_be_kept_end_no_training(tmp_path: Path) -> None:
     ]
 
 
+def test_what_may_not_be_deleted_is_named_by_the_writer_and_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **_: None)  # as where another user has written it
+    said: list[str] = []
+    with BackgroundWriter(tmp_path, lambda *_: None, said.append, keep_last=1, keep_every=0) as writer:
+        for step in (1, 2, 3):
+            writer.submit(partial(small_snapshot, step))
+    left = [tmp_path / "checkpoints" / f".gone-step-0000000{step}" for step in (1, 2)]
+    lines = [f"{path} cannot be deleted: delete it, or have its owner do so" for path in left]
+    assert said == lines
+    said.clear()
+    assert latest(tmp_path / "checkpoints", said.append) == tmp_path / "checkpoints" / "step-00000003"
+    assert sorted(said) == lines
+
+
 @pytest.mark.parametrize("name", ["step-5", "step-000000005", "step-٠٠٠٠٠٠٠٥"])
 def test_a_second_name_of_a_step_does_not_count(name: str, tmp_path: Path) -> None:
     written = checkpoint.write(small_snapshot(5), tmp_path)

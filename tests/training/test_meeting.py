@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -64,3 +65,22 @@ def test_what_fails_for_another_reason_fails_as_it_did(
     with pytest.raises(type(error)) as caught, meeting.meeting():
         raise error
     assert caught.value is error
+
+
+def test_ranks_that_are_started_again_meet_apart_from_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun does with --max-restarts: its store lives on, with all that the ranks before have told each other."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    second = timedelta(seconds=20)
+
+    def meet(rank: int) -> str:
+        return meeting._name_of_start(TCPStore("127.0.0.1", store.port, is_master=False), rank, 2, second)
+
+    with ThreadPoolExecutor() as threads:
+        before = threads.submit(meet, 0)
+        assert meet(1) == before.result(20)
+        early = threads.submit(meet, 1)  # while only what the first rank of before has told is there
+        with pytest.raises(TimeoutError):
+            early.result(0.5)
+        again = meet(0)
+        assert early.result(20) == again
+    assert again != before.result()

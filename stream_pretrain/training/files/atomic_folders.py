@@ -82,19 +82,20 @@ def exchange(one: Path, other: Path) -> bool:
     raise OSError(number, os.strerror(number), os.fspath(other))
 
 
-def delete(folder: Path) -> None:
-    """Delete a folder, or a file or link of that name.
+def delete(folder: Path) -> Path | None:
+    """Delete a folder, or a file or link of that name; returns what is left of it.
 
     It is renamed first, so that nothing half deleted has its name. What cannot be deleted now (a network file system keeps a
-    file that another process has open) is deleted with the next folder of this name.
+    file that another process has open; it belongs to another user) is deleted with the next folder of this name.
     """
-    gone = _hidden("gone", folder)
+    gone = folder if folder.name.startswith(".gone-") else _hidden("gone", folder)
     _remove(gone)
     if os.path.lexists(folder):
         with suppress(OSError):
             folder.rename(gone)
         _remove(gone)
         _remove(folder)
+    return next((path for path in (folder, gone) if os.path.lexists(path)), None)
 
 
 def _remove(path: Path) -> None:

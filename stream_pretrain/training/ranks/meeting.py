@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
-from torch.distributed import DistBackendError, DistError
+from torch.distributed import (  # type: ignore[attr-defined]
+    DistBackendError,
+    DistError,
+    PrefixStore,
+    TCPStore,
+    init_process_group,
+)
 
 from stream_pretrain.errors import LostRankError
 from stream_pretrain.exit_codes import RESUMES
@@ -18,6 +27,10 @@ from stream_pretrain.training.ranks.watchdog import Watchdog
 
 MEETING_SECONDS = 30.0
 """Ranks that are started together have found each other by then."""
+_FIRST_RANK = "stream_pretrain: port of the first rank, name of the start"
+_ANSWER = timedelta(seconds=5)
+"""A first rank that lives answers within this time."""
+_RETRY_SECONDS = 0.2
 
 
 @contextmanager
@@ -48,3 +61,41 @@ def meeting() -> Iterator[None]:
         )
         tell_launcher(f"{type(lost).__name__}: {lost}", RESUMES)
         raise lost from error
+
+
+def connect(backend: str, timeout: timedelta) -> None:
+    """Connect the ranks of torchrun, also those that it starts again; does nothing under other launchers.
+
+    Its store outlives a restart (`--max-restarts`, another number of machines) with the addresses of the ranks before, which
+    the new ones would take for each other's. So they agree on a part of it that is new.
+    Raises: DistError; ValueError where a variable is malformed.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+    own_part = PrefixStore(_name_of_start(store, rank, world, timeout), store)
+    init_process_group(backend, store=own_part, rank=rank, world_size=world, timeout=timeout)
+
+
+def _name_of_start(store: TCPStore, rank: int, world: int, timeout: timedelta) -> str:
+    """A name that the ranks of this start have in common, and no other start: the first rank tells it while it lives."""
+    if rank == 0:
+        name = secrets.token_hex(8)
+        alive = TCPStore(store.host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        alive.set(name, "")
+        store.set(_FIRST_RANK, f"{alive.port} {name}")
+        alive.wait([str(other) for other in range(1, world)])
+        return name
+    deadline = time.monotonic() + timeout.total_seconds()
+    while True:
+        port, name = store.get(_FIRST_RANK).decode().split()
+        try:
+            alive = TCPStore(store.host, int(port), is_master=False, timeout=_ANSWER)
+            alive.get(name)
+            alive.set(str(rank), "")
+            return name
+        except DistError:  # that of an earlier start, which has ended
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_RETRY_SECONDS)

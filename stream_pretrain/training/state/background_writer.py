@@ -103,7 +103,7 @@ class BackgroundWriter:
             cursors=self._out / CURSORS,
             report=self._report_once,
         )
-        prune_best(self._out / BEST, saved=newest(self._out / CHECKPOINTS)[0])
+        prune_best(self._out / BEST, saved=newest(self._out / CHECKPOINTS)[0], report=self._report_once)
 
     def _report_once(self, problem: str) -> None:
         if problem not in self._reported:

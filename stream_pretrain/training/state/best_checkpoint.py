@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stream_pretrain.errors import DamagedCheckpointError
-from stream_pretrain.training.files.atomic_folders import delete
-from stream_pretrain.training.state.checkpoint import checkpoints_in, delete_leftovers, verify
+from stream_pretrain.training.state.checkpoint import checkpoints_in, delete_leftovers, delete_reported, verify
 from stream_pretrain.training.state.trainer_state import read_trainer_state
 
 
@@ -36,8 +35,7 @@ def best_loss(directory: Path, documents: str, report: Callable[[str], None]) ->
 
 def forget_after(directory: Path, step: int, report: Callable[[str], None]) -> None:
     """Delete the checkpoints after the step from which the run resumes: it may not reach them again."""
-    delete_leftovers(directory)
+    delete_leftovers(directory, report)
     for of_step, checkpoint in checkpoints_in(directory):
-        if of_step > step:
-            delete(checkpoint)
+        if of_step > step and delete_reported(checkpoint, report):
             report(f"{directory.name}/{checkpoint.name} is deleted: the run resumes after step {step:,}, before it")

@@ -150,16 +150,16 @@ def prune(
             except OSError as error:
                 report(f"{checkpoint.name} is not pruned: its cursors cannot be kept in {cursors} ({error.strerror})")
             else:
-                delete(checkpoint)
+                delete_reported(checkpoint, report)
 
 
-def prune_best(directory: Path, *, saved: int) -> None:
+def prune_best(directory: Path, *, saved: int, report: Callable[[str], None]) -> None:
     """Keep the newest checkpoint, and the newest up to step `saved`, from which a killed run resumes."""
     found = checkpoints_in(directory)
     kept = {*found[-1:], *[one for one in found if one[0] <= saved][-1:]}
     for one in found:
         if one not in kept:
-            delete(one[1])
+            delete_reported(one[1], report)
 
 
 def verify(checkpoint: Path) -> None:
@@ -188,7 +188,7 @@ def latest(directory: Path, report: Callable[[str], None]) -> Path | None:
     does not count it, and its step can be written again.
     Raises: CheckpointError when all checkpoints are damaged, or one cannot be read now.
     """
-    delete_leftovers(directory)
+    delete_leftovers(directory, report)
     checkpoint, damaged = newest_intact(directory)
     for newer, reason in damaged.items():
         assert checkpoint is not None
@@ -224,10 +224,18 @@ def newest_intact(directory: Path) -> tuple[Path | None, dict[Path, str]]:
     return None, {}
 
 
-def delete_leftovers(directory: Path) -> None:
-    """Delete what a killed write left."""
+def delete_leftovers(directory: Path, report: Callable[[str], None]) -> None:
+    """Delete what a killed write left; what cannot be deleted is reported."""
     for leftover in (*directory.glob(".tmp-*"), *directory.glob(".old-*"), *directory.glob(".gone-*")):
-        delete(leftover)
+        delete_reported(leftover, report)
+
+
+def delete_reported(folder: Path, report: Callable[[str], None]) -> bool:
+    """Delete a folder; where some of it cannot be deleted now, that is reported, and False returned."""
+    left = delete(folder)
+    if left is not None:
+        report(f"{left} cannot be deleted: delete it, or have its owner do so")
+    return left is None
 
 
 def newest(directory: Path) -> tuple[int, Path | None]:

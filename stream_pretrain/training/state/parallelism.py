@@ -27,6 +27,7 @@ from stream_pretrain.config import Config
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.model.loading import Export, LoadedModel, export_of
 from stream_pretrain.model.pretraining import PretrainingModel
+from stream_pretrain.training.ranks.meeting import connect
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.state.model_state import load_optimizer_tensors, load_weights, optimizer_tensors, untrained
 
@@ -116,13 +117,15 @@ def accelerator_for(config: Config) -> Accelerator:
     mixed_precision = "bf16" if precision == "bf16" else "no"
     _refuse_environment(mixed_precision)
     launched = "LOCAL_RANK" in os.environ
+    timeout = collective_timeout(config)
     try:
+        connect("nccl" if on_gpu else "gloo", timeout)
         accelerator = Accelerator(
             cpu=launched and not on_gpu,  # else ranks on CPUs do not find each other
             mixed_precision=mixed_precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             dynamo_backend="no",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=collective_timeout(config))],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
         )
     except ValueError as error:
         raise ConfigError(
