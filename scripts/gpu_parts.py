@@ -24,6 +24,7 @@ import pytest
 import torch
 from timed_training import Setting, config_of, prepared_run, steps_of, timed, write_corpus, write_model
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from stream_pretrain.config import EvalConfig
 from stream_pretrain.data.lanes.stream import StepStream
@@ -42,6 +43,8 @@ Figures = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_ERROR = 0.02
 """Of bfloat16 beside float32, as a share: the type has 8 bits of precision."""
+KERNELS, LETTERS = 10, 50
+"""How many are shown, and how much of their names."""
 SYNCHRONISED = "called a synchronizing CUDA operation"
 
 
@@ -49,7 +52,7 @@ def base(folder: str, architecture: str, sequence_length: int, batch: int) -> Se
     """BERT-base or ModernBERT-base on a GPU, whose tokenizer is that of BERT-base."""
     layers, vocabulary = (12, 30_522) if architecture == "bert" else (22, 50_368)
     return Setting(
-        folder=folder, cuda=True, megabytes=40, vocabulary=vocabulary, layers=layers, hidden=768,
+        folder=folder, cuda=True, megabytes=20, vocabulary=vocabulary, layers=layers, hidden=768,
         sequence_length=sequence_length, batch=batch, warmup=8, steps=30, workers=4, architecture=architecture,
     )  # fmt: skip
 
@@ -299,9 +302,12 @@ def train(setting: Setting) -> Iterator[Figures]:
     """
     write_model(setting)
     yield {"architecture": setting.architecture, "rows": setting.batch, "sequence_length": setting.sequence_length}
-    for mode in ("eager", "compiled") if setting.cuda else ("eager",):  # on a CPU, what `waits` compiles is enough
+    modes = ("eager", "compiled") if setting.cuda else ("eager",)  # on a CPU, what `waits` compiles is enough
+    for mode in modes:
         with prepared_run(config_of(setting, compile_it=mode == "compiled")) as (setup, stream):
             yield {mode: _speed(setting, setup, stream)}
+            if mode == modes[-1]:
+                yield {f"{mode}, ms, calls": _kernels(setup, stream, setting.cuda)}
         _free_memory(setting.cuda)
     with prepared_run(config_of(setting, compile_it=False)) as (setup, stream):
         slots = next(stream).trained.slots
@@ -326,6 +332,24 @@ def _speed(setting: Setting, setup: Setup, stream: StepStream) -> Figures:
         "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if setting.cuda else None,
         "slowest_step_over_median": measured.slowest_over_median,
         "tokens_a_segment": measured.tokens_a_segment,
+    }
+
+
+def _kernels(setup: Setup, stream: StepStream, cuda: bool) -> dict[str, tuple[float, int]]:
+    """Milliseconds and calls in a step of the kernels that take longest, by the beginnings of their names."""
+    steps = steps_of(setup, stream)
+    next(steps)
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiled:
+        next(steps)
+        if cuda:
+            torch.cuda.synchronize()
+    found: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for event in profiled.key_averages():
+        found[event.key[:LETTERS]] += event.self_device_time_total if cuda else event.self_cpu_time_total
+        calls[event.key[:LETTERS]] += event.count
+    return {"all": (round(sum(found.values()) / 1e3, 2), sum(calls.values()))} | {
+        name: (round(microseconds / 1e3, 2), calls[name]) for name, microseconds in found.most_common(KERNELS)
     }
 
 
