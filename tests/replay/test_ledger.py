@@ -200,8 +200,12 @@ def test_a_run_with_cursors_of_another_version_is_refused_also_for_steps_before_
     checkpoint = copy / "checkpoints" / "step-00000009"
     state = json.loads((checkpoint / "stream.json").read_text()) | {"version": 4}
     (checkpoint / "stream.json").write_text(json.dumps(state))
-    assert refused(capsys, str(copy), "--step=1")[1].startswith(
-        f"error: {checkpoint} has cursors of version 4, this program reads version 5: read it with stream_pretrain "
+    trainer = json.loads((checkpoint / "trainer.json").read_text())
+    written = {"versions": {"stream_pretrain": "0.1.0"}, "commit": "4a604d9c72f0e1b3a55d6f8790abcdef12345678"}
+    (checkpoint / "trainer.json").write_text(json.dumps({**trainer, **written}))
+    assert refused(capsys, str(copy), "--step=1")[1] == (
+        f"error: {checkpoint} has cursors of version 4, this program reads version 5: read it with the stream_pretrain that "
+        "wrote it (0.1.0, commit 4a604d9c72f0)"
     )
 
 

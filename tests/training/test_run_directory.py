@@ -577,8 +577,8 @@ def test_a_checkpoint_with_cursors_of_another_version_is_refused_before_anything
     with pytest.raises(CheckpointError) as error:
         start(tmp_path / "out")
     assert str(error.value) == (
-        f"{newest} has cursors of version {version}, this program reads version 5: resume with stream_pretrain of the "
-        "version that wrote it, or start a new run from its weights: stream-pretrain --dataset org/texts --seed=1 "
+        f"{newest} has cursors of version {version}, this program reads version 5: resume with the stream_pretrain "
+        "that wrote it, or start a new run from its weights: stream-pretrain --dataset org/texts --seed=1 "
         f"--init-from {newest} --output-dir {tmp_path / 'out-2'}"
     )
     assert not (tmp_path / "out" / "run.json").exists()

@@ -117,9 +117,12 @@ def refuse_other_version(checkpoint: Path, instead: str, otherwise: str = "") ->
     """
     version = json_of(checkpoint / "stream.json").get("version")
     if version != CURSOR_VERSION:
-        versions = json_of(checkpoint / TRAINER).get("versions", {})
-        writer = from_json(dict[str, Any], versions, f"{checkpoint / TRAINER}: versions").get("stream_pretrain")
+        content = json_of(checkpoint / TRAINER)
+        versions = from_json(dict[str, Any], content.get("versions", {}), f"{checkpoint / TRAINER}: versions")
+        commit = from_json(str | None, content.get("commit"), f"{checkpoint / TRAINER}: commit")
+        known = [versions.get("stream_pretrain"), commit and f"commit {commit[:12]}"]  # commits may share a version
+        writer = ", ".join(filter(None, known))
         raise CheckpointError(
             f"{checkpoint} has cursors of version {version}, this program reads version {CURSOR_VERSION}: {instead} "
-            f"stream_pretrain {writer or 'of the version that wrote it'}{otherwise}"
+            f"the stream_pretrain that wrote it{f' ({writer})' if writer else ''}{otherwise}"
         )
