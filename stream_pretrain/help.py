@@ -22,6 +22,7 @@ from stream_pretrain.config import (
     COMMAND_GROUPS,
     FLAGS,
     NAMES,
+    SYNONYMS,
     TYPES,
     fields_of,
     help_texts,
@@ -85,7 +86,8 @@ def help_of(command: str, group: str | None) -> str:
     if group in declared.groups:
         return "\n".join(_group(group, declared))
     if group is not None:
-        option = NAMES.get(group.replace("_", "-"))
+        name = group.replace("_", "-")
+        option = NAMES.get(name) or SYNONYMS.get(name)
         if option is not None and declared.takes(option):
             return "\n".join(_option(option, declared))
         if group in command_names():
@@ -135,7 +137,8 @@ def _option(option: str, declared: Declaration) -> Iterator[str]:
 
 def _wrapped(text: str, indent: int = 0) -> list[str]:
     width = max(40, min(WIDEST, shutil.get_terminal_size().columns))
-    return textwrap.wrap(text, width, initial_indent=" " * indent, subsequent_indent=" " * indent)
+    margin = " " * indent
+    return textwrap.wrap(text, width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False)
 
 
 def _metavar(kind: Any) -> str:

@@ -22,6 +22,11 @@ def human_bytes(number: float) -> str:
     return _scaled(number, (" B", " kB", " MB", " GB", " TB", " PB"))
 
 
+def counted(number: int, what: str, plural: str = "s") -> str:
+    """A number of things: 1 document, 2,000 documents."""
+    return f"{number:,} {what}{'' if number == 1 else plural}"
+
+
 def human_duration(seconds: float) -> str:
     """Seconds in the two units that matter: 0.2 s, 45 s, 3m05s, 3h12m, 2d04h."""
     if seconds < 9.95:

@@ -290,10 +290,18 @@ def test_help_of_a_group_is_that_group_alone(capsys: pytest.CaptureFixture[str],
     assert capsys.readouterr().out.startswith(
         "  --learning-rate, --train.learning-rate NUMBER|auto\n      Peak learning rate. "
     )
+    assert cli.main(["--help", "lr"]) == 0  # as another program has it
+    assert capsys.readouterr().out.startswith("  --learning-rate, --train.learning-rate NUMBER|auto\n")
     assert one_line_error(capsys, "--help", "ledger") == "ledger is a command: see stream-pretrain ledger --help"
     assert one_line_error(capsys, "--help=trian") == (
         "no group trian; did you mean train?; --help takes data, model, objective, train, eval, run"
     )
+
+
+def test_help_breaks_no_line_within_the_name_of_a_command_or_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("train", "evaluate", "inspect", "ledger", "verify-resume"):
+        assert cli.main([command, "--help"]) == 0
+        assert [line for line in capsys.readouterr().out.splitlines() if re.search(r"\w-$", line)] == []
 
 
 LOOK = '''"""`stream-pretrain look`: look at a folder."""

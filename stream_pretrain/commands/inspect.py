@@ -30,7 +30,7 @@ from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.evaluation.evaluation_documents import evaluation_corpora
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.report.progress import Progress
-from stream_pretrain.training.start.advice import advice
+from stream_pretrain.training.start.advice import advice, advice_on_learning_rate
 from stream_pretrain.training.start.corpus import pin_on_all_ranks, plan_on_all_ranks
 from stream_pretrain.training.start.setup import restored
 
@@ -90,6 +90,7 @@ def run(given: Invocation, progress: Progress) -> Answer:
     warnings = [
         *warnings_of(config, sources, planned),
         *([] if refused is None else [f"a run is refused: {refused}"]),
+        *advice_on_learning_rate(config.train),
         *([] if plan is None else advice(plan, ranks, config.data.workers)),
     ]
     start = None if upcoming is None else upcoming.to_json()

@@ -17,6 +17,7 @@ from stream_pretrain.replay.ledger import replayed, write_parquet
 from stream_pretrain.replay.recorded_run import RecordedRun, recorded_run, steps_in
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.state.passed_steps import is_passed, steps_in_words
+from stream_pretrain.units import counted
 
 GROUPS = ("ledger", "data")
 ALSO = ("model.tokenizer", "model.trust-remote-code")
@@ -69,7 +70,8 @@ def _step(found: RecordedRun, step: int, workers: int, progress: Progress, *, wi
     ]
     passes_over = is_passed(found.passed, step)
     passed = ", passed over for --train.skip-steps: the run did not train on them" if passes_over else ""
-    lines = [f"step {step:,}: {len(documents):,} documents in {len({segment.row for segment in segments}):,} rows{passed}"]
+    rows = len({segment.row for segment in segments})
+    lines = [f"step {step:,}: {counted(len(documents), 'document')} in {counted(rows, 'row')}{passed}"]
     for one in documents:
         rows = ", ".join(map(str, one["rows"]))
         lines.append(f"  {one['document']}  epoch {one['epoch']}  rows {rows}")
@@ -124,4 +126,4 @@ def _say_cost(found: RecordedRun, steps: range, progress: Progress) -> None:
         progress.warning(f"{fault}; reading from earlier cursors")
     count = steps.stop - 1 - begin
     rows = count * found.plan.layout.global_batch_size
-    progress.notice(f"reads {count:,} step{'s' * (count > 1)} again, {rows:,} rows, from the cursors of step {begin:,}")
+    progress.notice(f"reads {counted(count, 'step')} again, {counted(rows, 'row')}, from the cursors of step {begin:,}")

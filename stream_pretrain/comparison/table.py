@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stream_pretrain.units import aligned
+from stream_pretrain.units import aligned, counted
 
 
 def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
@@ -19,7 +19,7 @@ def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
     sample = result["likelihood_sample"]
     yield ""
     yield (
-        f"{result['documents']:,} document{'s' * (result['documents'] != 1)}; "
+        f"{counted(result['documents'], 'document')}; "
         f"bits per byte of the beginnings of {sample['documents']:,} of them, "
         f"{sample['bytes']:,} bytes"
     )

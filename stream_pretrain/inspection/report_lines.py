@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stream_pretrain.data.corpus.file_formats import show_counts
-from stream_pretrain.units import human_bytes, human_count, human_duration
+from stream_pretrain.units import counted, human_bytes, human_count, human_duration
 
 WIDTH = 79
 LABEL = 14
@@ -48,7 +48,7 @@ def _of_source(source: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     guessed = "~" if source["is_content_estimated"] else ""
     content = "" if source["content_bytes"] is None else f", {guessed}{human_bytes(source['content_bytes'])} of content"
     at = f" at {source['revision']}" if source["revision"] else ""
-    shards = "1 shard" if source["shards"] == 1 else f"{source['shards']:,} shards"
+    shards = counted(source["shards"], "shard")
     title = f"{source['name'] or 'corpus'}: {shards}{at} ({show_counts(source['formats'])}), {stored}{content}"
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in source["compressions"].items())
     part = f"the beginnings of {sample['shards']} shards; ~ follows from these"
@@ -105,7 +105,7 @@ def _files(label: str, files: Mapping[str, Any], what: str) -> Iterator[tuple[st
 
 def _of_plan(plan: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     about = "~" if plan["windows_are_estimated"] else ""
-    windows = f"{about}{sum(plan['windows']):,} windows of up to {human_bytes(max(plan['window_bytes']))}"
+    windows = f"{about}{counted(sum(plan['windows']), 'window')} of up to {human_bytes(max(plan['window_bytes']))}"
     yield "lanes", f"{plan['lanes']}, {windows}; the fullest lane has {about}{max(plan['fullest_lane']):.2f} times the mean"
     yield "ranks", f"any number; on {', '.join(map(str, plan['world_sizes_that_read_alike']))} each reads as many lanes"
     least = "at least " if plan["amplification_is_least"] else ""

@@ -142,7 +142,8 @@ def _count_texts(
     sample.text_bytes += sum(map(len, encoded))
     for sign, count in Counter("".join(texts)).items():
         if sign.isalpha():
-            sample.scripts[unicodedata.name(sign, "UNNAMED").partition(" ")[0].capitalize()] += count
+            script = unicodedata.name(sign, "UNNAMED").partition(" ")[0]
+            sample.scripts[script if script == "CJK" else script.capitalize()] += count
     if engine is None:
         sample.windows.append(np.array([len(text) for text in texts], dtype=np.int64))
         return

@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.packed_attention import PACKED_ATTENTION
@@ -46,7 +47,12 @@ def choose_attention(model: PreTrainedModel, sequence_length: int, causal: bool,
         raise ModelError(
             f"{type(model).__name__}: its logits are not finite numbers, as of damaged weights: choose another model"
         )
-    model.set_attn_implementation(PACKED_ATTENTION)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a note or the error says whether the model has this attention
+    try:
+        model.set_attn_implementation(PACKED_ATTENTION)
+    finally:
+        logging.set_verbosity(verbosity)
     if model.config._attn_implementation == PACKED_ATTENTION:
         fault = _fault(model, probe, alone, causal)
         if fault is None:

@@ -30,8 +30,15 @@ from stream_pretrain.model.isolation import choose_attention, make_causal
 from stream_pretrain.model.kept_in_exports import KeptInExports, kept_in_exports, weights_left_over
 from stream_pretrain.model.kinds import AUTO_CLASSES, is_only_causal, kind_to_load, read_config
 from stream_pretrain.model.packed_attention import one_document
-from stream_pretrain.model.positions import evaluating, ordinary_token_ids, padding_misfit, refuse_beyond_positions
+from stream_pretrain.model.positions import (
+    evaluating,
+    ordinary_token_ids,
+    padding_misfit,
+    refuse_beyond_outline,
+    refuse_beyond_positions,
+)
 from stream_pretrain.model.pretraining import PretrainingModel
+from stream_pretrain.model.tokenizer import load_tokenizer
 
 ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 """Names of the dropout of attention probabilities, by model family."""
@@ -93,13 +100,14 @@ def load_model(
     if config.path is not None and getattr(settings, "quantization_config", None):
         raise ModelError(f"{name} is quantized, and cannot be trained: give the model that it was made from")
     if not causal:
-        _refuse_without_masks(name, settings, tokenizer)
+        refuse_without_masks(name, settings, tokenizer)
     original_settings, notes = _prepare(settings, kind, causal)
     if config.path is None:
         _take_special_tokens(settings, tokenizer)
     known = settings.vocab_size
     vocabulary = vocabulary or _vocabulary(config, tokenizer, known, local_files_only)
     notes += _notes_of_vocabulary(known, vocabulary)
+    notes += _notes_of_another_tokenizer(config, tokenizer, local_files_only)
 
     unexpected: set[str] = set()
     new_head: str | None = None
@@ -133,7 +141,7 @@ def load_model(
     return LoadedModel(model, tokenizer, tuple(notes), original_settings, kept, new_head)
 
 
-def _refuse_without_masks(name: str, settings: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+def refuse_without_masks(name: str, settings: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> None:
     """Refuse a model or a tokenizer that cannot be used with masks. Raises: ModelError."""
     if is_only_causal(settings):
         raise ModelError(
@@ -153,14 +161,37 @@ def _notes_of_vocabulary(known: int, vocabulary: int) -> list[str]:
     return [f"the embedding has {vocabulary} tokens, as the tokenizer needs, not {known}"] if vocabulary < known else []
 
 
-def sized_model(config: ModelConfig, causal: bool) -> tuple[PreTrainedConfig, int]:
-    """The configuration of a model, with its class, and its parameters, without loading it. Raises: ModelError."""
+def _notes_of_another_tokenizer(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, local_files_only: bool) -> list[str]:
+    """A warning where most tokens have other ids than the pretrained embedding was made for."""
+    if config.path is None or config.tokenizer is None:
+        return []
+    try:
+        own = load_tokenizer(replace(config, tokenizer=None), local_files_only=local_files_only).get_vocab()
+    except ModelError:  # the model has none of its own, or only a slow one
+        return []
+    given = tokenizer.get_vocab()
+    moved = sum(given.get(token) != place for token, place in own.items())
+    if moved <= len(own) / 2:
+        return []
+    return [
+        f"{config.tokenizer} is not the tokenizer of {config.path}: {moved:,} of the {len(own):,} tokens have other ids or "
+        "none, so most embeddings begin as those of other tokens"
+    ]
+
+
+def sized_model(config: ModelConfig, causal: bool, sequence_length: int | None = None) -> tuple[PreTrainedConfig, int]:
+    """The configuration of a model, with its class, and its parameters, without loading it.
+
+    Raises: ModelError, also where rows of `sequence_length` are too long for it.
+    """
     name = config.path or config.config
     assert name is not None, "a model or a configuration is given"
     settings = read_config(name, config, only_cached(name, config.revision))
     kind = kind_to_load(settings, causal)
     with torch.device("meta"):
         model = _from_scratch(name, config, settings, kind)
+    if sequence_length is not None:
+        refuse_beyond_outline(model, name, sequence_length)
     settings.architectures = [type(model).__name__]
     return settings, model.num_parameters()
 

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.packed_attention import one_document
+
+_LEARNT_POSITIONS = (".position_embeddings", ".wpe")
+"""How the names of embeddings of positions end."""
 
 
 @contextmanager
@@ -87,8 +90,22 @@ def refuse_beyond_positions(model: PreTrainedModel, name: str, sequence_length: 
         with evaluating(model):
             model(token, position_ids=torch.full_like(token, first + sequence_length - 1), **one_document(model, 1))
     except (IndexError, RuntimeError) as error:
-        longest = model.config.max_position_embeddings - first
-        after = f", since they start after {first - 1}, the id of the padding token" if first > 2 else ""
-        raise ModelError(
-            f"{name} has positions for {longest} tokens{after}: --sequence-length {sequence_length} must be at most {longest}"
-        ) from error
+        raise _beyond(name, model.config.max_position_embeddings, first, sequence_length) from error
+
+
+def refuse_beyond_outline(outline: PreTrainedModel, name: str, sequence_length: int) -> None:
+    """Raises: ModelError for rows longer than a model without weights has positions, where it has an embedding of them."""
+    count = getattr(outline.config, "max_position_embeddings", None)
+    for key, module in outline.named_modules():
+        if isinstance(module, nn.Embedding) and key.endswith(_LEARNT_POSITIONS) and module.num_embeddings == count:
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            if first + sequence_length > count:
+                raise _beyond(name, count, first, sequence_length)
+
+
+def _beyond(name: str, count: int, first: int, sequence_length: int) -> ModelError:
+    after = f", since they start after {first - 1}, the id of the padding token" if first > 2 else ""
+    return ModelError(
+        f"{name} has positions for {count - first} tokens{after}: --sequence-length {sequence_length} must be at most "
+        f"{count - first}"
+    )

@@ -26,7 +26,7 @@ from stream_pretrain.errors import ConfigError, TrainingError
 from stream_pretrain.training.files.out_files import CHECKPOINTS
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.state.checkpoint import checkpoint_name
-from stream_pretrain.units import human_duration
+from stream_pretrain.units import counted, human_duration
 from stream_pretrain.verification import trials
 from stream_pretrain.verification.comparing import Comparison, compared, same_tensors, tokens_of
 from stream_pretrain.verification.extract import extracted
@@ -135,7 +135,7 @@ class Proof:
         baseline = self.undisturbed("undisturbed", self.config)
         if (count := len(baseline.steps)) < LEAST_STEPS:
             raise ConfigError(
-                f"the run has only {count} step{'s' * (count != 1)}, and needs {LEAST_STEPS} to be killed on its way: "
+                f"the run has only {counted(count, 'step')}, and needs {LEAST_STEPS} to be killed on its way: "
                 "give a smaller --global-batch-size, or a larger corpus"
             )
         left = (sum(self.starts) - 1) * (baseline.seconds_to_first_step + baseline.seconds * baseline.last / 2)

@@ -24,7 +24,8 @@ from stream_pretrain.data.lanes.pinning import pin, relocate, source_plans
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.transport import retrying
 from stream_pretrain.errors import DeadlineError
-from stream_pretrain.training.start.advice import advice
+from stream_pretrain.training.start.advice import advice, advice_on_learning_rate
+from stream_pretrain.units import MIB
 from tests.corpora import documents, json_lines, write_shard
 from tests.data.compressed import seek_table, zstd_frame
 from tests.data.plans import lane as lane_of
@@ -240,6 +241,33 @@ def test_a_start_counts_the_data_workers_that_have_a_lane(tmp_path: Path, monkey
     assert list(advice(plan_for(tmp_path, lanes=4, window_bytes=200), alone, workers=64)) == [
         "4 data workers on a machine with 3 cores: fewer --workers may be faster"
     ]
+
+
+def test_lanes_that_are_uneven_by_a_tenth_are_not_worth_a_warning(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a", documents(60), "plain")
+    alone: Any = SimpleNamespace(world=1)
+    plan = plan_for(tmp_path, window_bytes=1200)
+    assert 1.05 < plan.sources[0].fullest_lane < 1.25
+    assert not list(advice(plan, alone, workers=0))
+
+
+@pytest.mark.parametrize(("size", "warnings"), [(8 * MIB, 0), (80 * MIB, 1)])
+def test_a_corpus_that_lanes_read_several_times_is_warned_of_where_that_is_much(size: int, warnings: int) -> None:
+    sources = source_plans(config_of("x"), pinned_of([Shard("/a", "a", size, None, "examples", "none")], 8, MIB))
+    plan: Any = SimpleNamespace(layout=sources[0].layout, sources=sources, schedule=[SimpleNamespace(parts=[1])])
+    alone: Any = SimpleNamespace(world=1)
+    found = [line for line in advice(plan, alone, workers=0) if "from the start" in line]
+    assert len(found) == warnings
+    assert all(
+        line.startswith("several lanes read shards that can only be read from the start: an epoch reads the") for line in found
+    )
+
+
+@pytest.mark.parametrize(("rate", "warnings"), [("auto", 0), (5e-4, 0), (1e4, 1)])
+def test_a_learning_rate_that_destroys_a_model_is_warned_of(rate: Any, warnings: int) -> None:
+    found = list(advice_on_learning_rate(TrainConfig(learning_rate=rate)))
+    warning = "--train.learning-rate 10000 moves weights by up to 10000 a step, which destroys a model: 1e-4 is usual"
+    assert found == [warning] * warnings
 
 
 def test_a_start_says_that_a_step_is_more_than_the_corpus(tmp_path: Path) -> None:

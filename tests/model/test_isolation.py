@@ -58,10 +58,13 @@ def test_mpnet_ignores_it_and_gets_a_block_diagonal_mask_that_is_exact() -> None
         ),
     ],
 )
-def test_a_model_that_cannot_isolate_documents_is_refused_with_the_reason(family: str, words: str) -> None:
+def test_a_model_that_cannot_isolate_documents_is_refused_with_the_reason(
+    family: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(ModelError) as refused:
         choose_attention(tiny_model(family), sequence_length=24, causal=False, mask_token_id=None)
     assert re.sub(r"\d\.\de[+-]\d\d", "#", str(refused.value)) == words
+    assert not caplog.records, "of transformers"
 
 
 def test_mobilebert_is_exact_without_its_embedding_of_neighbours() -> None:

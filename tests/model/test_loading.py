@@ -26,7 +26,7 @@ from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.isolation import isolation_fault
 from stream_pretrain.model.kinds import refuse_other_head
-from stream_pretrain.model.loading import LoadedModel, export_of, load_model
+from stream_pretrain.model.loading import LoadedModel, export_of, load_model, sized_model
 from stream_pretrain.model.packed_attention import PACKED_ATTENTION, one_document
 from stream_pretrain.model.positions import first_position
 from stream_pretrain.model.pretraining import PretrainingModel
@@ -364,6 +364,35 @@ def test_a_new_head_is_announced_in_one_line(tmp_path: Path, caplog: pytest.LogC
     assert not caplog.records, "of transformers"
     (note,) = [note for note in loaded.notes if "head" in note]
     assert "has no masked language-model head: a new one is trained (cls.predictions.bias" in note
+
+
+@pytest.mark.parametrize(("first", "notes"), [("w0", 0), ("another", 1)])
+def test_the_tokenizer_of_another_model_is_noted(tmp_path: Path, first: str, notes: int) -> None:
+    own = tiny_tokenizer()
+    own.save_pretrained(saved(tmp_path / "model"))
+    vocabulary = dict(sorted(own.get_vocab().items(), key=lambda item: item[1]))
+    if first == "another":
+        words = list(vocabulary)
+        vocabulary = {word: place for place, word in enumerate([*words[:4], *reversed(words[4:])])}
+    given = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="w0")), pad_token="[PAD]", mask_token="[MASK]"
+    )
+    given.save_pretrained(tmp_path / "given")
+    config = ModelConfig(path=str(tmp_path / "model"), tokenizer=str(tmp_path / "given"))
+    found = [note for note in load_model(config, MLM, given, 24, 0).notes if "tokenizer" in note]
+    note = (
+        f"{tmp_path}/given is not the tokenizer of {tmp_path}/model: 96 of the 100 tokens have other ids or none, so most "
+        "embeddings begin as those of other tokens"
+    )
+    assert found == [note] * notes
+
+
+@pytest.mark.parametrize(("family", "longest"), [("bert", 80), ("roberta", 78), ("gpt2", 80)])
+def test_rows_beyond_the_positions_are_refused_by_the_configuration_alone(tmp_path: Path, family: str, longest: int) -> None:
+    config = ModelConfig(path=saved(tmp_path, family))
+    assert sized_model(config, family == "gpt2", longest)[1] > 0
+    with pytest.raises(ModelError, match=rf"positions for {longest} tokens.*: --sequence-length 81 must be at most {longest}$"):
+        sized_model(config, family == "gpt2", 81)
 
 
 @pytest.mark.parametrize("family", MASKED)

@@ -11,7 +11,7 @@ from stream_pretrain.config import SourceConfig
 from stream_pretrain.data.lanes.stream import StepStream
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import Interrupted
-from stream_pretrain.training.steps.corpus_estimate import SampledStep, estimate, sample_of_all
+from stream_pretrain.training.steps.corpus_estimate import SampledStep, estimate, many_unknown, sample_of_all
 from tests.corpora import documents, write_shard
 from tests.training.runs import prepared, tiny_run
 
@@ -24,7 +24,7 @@ def test_the_first_rows_tell_the_tokens_and_the_steps_of_a_corpus(kind: str, mod
     config = tiny_run(tmp_path / "corpus", model, tmp_path / "out", max_epochs=1)
     config = replace(config, data=replace(config.data, window_bytes="auto", lanes=4))
     with prepared(config) as setup, StepStream(setup.plan, setup.cursors) as stream:
-        sample = sample_of_all(stream.peek(), setup.ranks, interrupted=False)
+        sample = sample_of_all(stream.peek(), setup.ranks, None, interrupted=False)
         steps: list[int] = []
         for rows in stream:
             if not len(rows.trained):
@@ -34,6 +34,10 @@ def test_the_first_rows_tell_the_tokens_and_the_steps_of_a_corpus(kind: str, mod
     assert sample.tokens == steps[0], "what is looked at is read again"
     assert found.tokens == (pytest.approx(sum(steps), rel=0.05),)
     assert found.steps == pytest.approx(len(steps), rel=0.15)
+    assert many_unknown(sample) is None
+    assert many_unknown(SampledStep(8, 512, 100, ())) == (
+        "the tokenizer does not know 19.5% of the tokens of the first rows: choose a model that was made for such text"
+    )
     twice = replace(config.train, max_epochs=2, max_steps=50)
     assert estimate(twice, setup.plan, sample).steps == 50
 
@@ -45,7 +49,7 @@ def test_a_source_that_gives_the_first_step_no_row_is_estimated_by_its_size(mode
     sources = (SourceConfig("a", str(tmp_path / "a.jsonl")), SourceConfig("b", str(tmp_path / "b.jsonl")))
     with prepared(replace(config, data=replace(config.data, dataset=None, sources=sources))) as setup:
         sizes = [source.bytes_of_epoch for source in setup.plan.sources]
-        found = estimate(config.train, setup.plan, SampledStep(8, 512, ((100.0, 300.0), (0.0, 0.0))))
+        found = estimate(config.train, setup.plan, SampledStep(8, 512, 0, ((100.0, 300.0), (0.0, 0.0))))
     assert found.tokens == (sizes[0] / 3, sizes[1] / 4)
     assert (found.steps, found.fill) == (9, 1.0)
 
@@ -55,7 +59,7 @@ def test_a_corpus_whose_shards_tell_no_size_is_not_estimated(model: Path, tmp_pa
     with prepared(tiny_run(tmp_path, model, tmp_path / "out", max_epochs=1)) as setup:
         [source] = setup.plan.sources
         unknown = replace(source, shards=(replace(source.shards[0], size=None),))
-        found = estimate(setup.config.train, replace(setup.plan, sources=(unknown,)), SampledStep(8, 256, ((100.0, 300.0),)))
+        found = estimate(setup.config.train, replace(setup.plan, sources=(unknown,)), SampledStep(8, 256, 0, ((100.0, 300.0),)))
     assert (found.tokens, found.steps, found.fill) == ((None,), None, 0.5)
 
 
@@ -66,5 +70,5 @@ def test_all_ranks_stop_where_one_was_asked_to(model: Path, tmp_path: Path) -> N
         StepStream(setup.plan, setup.cursors) as stream,
     ):
         with pytest.raises(Interrupted):
-            sample_of_all(stream.nothing, Ranks(), interrupted=True)
-        assert sample_of_all(stream.nothing, Ranks(), interrupted=False) == SampledStep(0, 0, ((0.0, 0.0),))
+            sample_of_all(stream.nothing, Ranks(), None, interrupted=True)
+        assert sample_of_all(stream.nothing, Ranks(), 3, interrupted=False) == SampledStep(0, 0, 0, ((0.0, 0.0),))

@@ -21,6 +21,7 @@ from stream_pretrain.training.files.out_files import EVALUATION, EVALUATION_ORIG
 from stream_pretrain.training.files.retried_reads import lines_of, parsed, read_object
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.typed_json import from_json
+from stream_pretrain.units import counted
 from stream_pretrain.urls import without_secrets
 
 
@@ -99,7 +100,7 @@ def evaluation_documents(
             )
         with progress.phase(f"collecting {_set_in_words(one.name)}") as found:
             texts[one.name] = _collected(config, plan, one, corpora.get(one.name), found, progress.warning)
-            found(f"{len(texts[one.name])} documents")
+            found(counted(len(texts[one.name]), "document"))
     if began is not None and not are_new and not wanted.sets and not began.sets:
         _report_other_options(wanted, began, out, progress)
         if recorded is None:  # a start was killed between the two files

@@ -18,7 +18,7 @@ from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.start.engine import with_engine
 from stream_pretrain.training.state.checkpoint import Saved
-from stream_pretrain.units import human_bytes
+from stream_pretrain.units import counted, human_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -37,7 +37,8 @@ def pin_on_all_ranks(config: Config, saved: Saved | None, ranks: Ranks, progress
         sizes = [shard.size for shard in pinned.shards if shard.size is not None]
         mixed = f"{len(pinned.sources)} sources, " if len(pinned.sources) > 1 else ""
         kinds = show_counts(count_formats(shard.name for shard in pinned.shards))
-        found(f"{mixed}{len(pinned.shards)} shards ({kinds}), {human_bytes(sum(sizes))}, {pinned.lanes} lanes")
+        shards, lanes = counted(len(pinned.shards), "shard"), counted(pinned.lanes, "lane")
+        found(f"{mixed}{shards} ({kinds}), {human_bytes(sum(sizes))}, {lanes}")
     return pinned
 
 

@@ -26,7 +26,7 @@ from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import StopRequest
 from stream_pretrain.training.report.progress import Progress, rate_in_words
-from stream_pretrain.training.start.advice import advice
+from stream_pretrain.training.start.advice import advice, advice_on_learning_rate
 from stream_pretrain.training.start.corpus import pin_on_all_ranks, plan_on_all_ranks
 from stream_pretrain.training.start.kept_defaults import with_options
 from stream_pretrain.training.start.model import load_on_all_ranks, ready_to_train
@@ -86,7 +86,7 @@ def set_up(
         corpora = ranks.from_first(lambda: evaluation_corpora(config, out.path))
         loaded = load_on_all_ranks(config, saved, accelerator, ranks, progress)
         plan, engine = plan_on_all_ranks(config, loaded.tokenizer, pinned, saved, out.path, ranks, progress)
-        for line in advice(plan, ranks, config.data.workers):
+        for line in (*advice_on_learning_rate(config.train), *advice(plan, ranks, config.data.workers)):
             progress.warning(line)
         collect = partial(evaluation_documents, config, plan, corpora, out.path, progress, step=start.step)
         evaluation_sets = _evaluation_sets(config, plan, ranks.from_first(collect)) if config.eval.every else []

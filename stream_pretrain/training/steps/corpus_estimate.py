@@ -18,6 +18,9 @@ from stream_pretrain.data.lanes.window_sizes import BYTES_PER_TOKEN, content_of
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import Interrupted
 
+MANY_UNKNOWN = 0.01
+"""Share of the tokens above which unknown ones are warned of."""
+
 
 @dataclass(frozen=True)
 class SampledStep:
@@ -26,19 +29,32 @@ class SampledStep:
     rows: int
     tokens: int
     """In the rows."""
+    unknown: int
+    """Of these tokens, how many the tokenizer does not know."""
     windows: tuple[tuple[float, float], ...]
     """Tokens, about, and bytes of the windows of each source; none where it gave no row, or these are not known."""
 
 
-def sample_of_all(rows: StepRows, ranks: Ranks, *, interrupted: bool) -> SampledStep:
+def sample_of_all(rows: StepRows, ranks: Ranks, unknown_id: int | None, *, interrupted: bool) -> SampledStep:
     """What the lanes of all ranks give to a step. Called by all ranks. Raises: Interrupted where one of them was."""
-    mine = [len(rows.trained), rows.trained.tokens, interrupted, *rows.sampled.ravel()]
+    unknown = 0 if unknown_id is None else int((rows.trained.input_ids == unknown_id).sum())  # never masked
+    mine = [len(rows.trained), rows.trained.tokens, unknown, interrupted, *rows.sampled.ravel()]
     counts = torch.tensor(mine, dtype=torch.float64)
     ranks.sum_on_cpu(counts)
-    all_rows, tokens, interruptions, *sampled = counts.tolist()
+    all_rows, tokens, unknown, interruptions, *sampled = counts.tolist()
     if interruptions:
         raise Interrupted
-    return SampledStep(int(all_rows), int(tokens), tuple(zip(sampled[::2], sampled[1::2], strict=True)))
+    return SampledStep(int(all_rows), int(tokens), int(unknown), tuple(zip(sampled[::2], sampled[1::2], strict=True)))
+
+
+def many_unknown(sample: SampledStep) -> str | None:
+    """A warning where the tokenizer does not know the language or the signs of the corpus."""
+    share = sample.unknown / max(1, sample.tokens)
+    if share <= MANY_UNKNOWN:
+        return None
+    return (
+        f"the tokenizer does not know {share:.1%} of the tokens of the first rows: choose a model that was made for such text"
+    )
 
 
 @dataclass(frozen=True)

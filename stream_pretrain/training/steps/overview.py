@@ -12,7 +12,7 @@ from stream_pretrain.training.start.model import devices_of
 from stream_pretrain.training.start.setup import Setup
 from stream_pretrain.training.state.checkpoint_size import best_kept, checkpoint_bytes, most_kept
 from stream_pretrain.training.steps.corpus_estimate import CorpusEstimate
-from stream_pretrain.units import human_bytes, human_count
+from stream_pretrain.units import counted, human_bytes, human_count
 from stream_pretrain.urls import without_secrets
 
 WIDTH = 79
@@ -60,7 +60,7 @@ def _batch(setup: Setup, estimate: CorpusEstimate) -> str:
     if estimate.fill < WELL_FILLED:
         text += f" ({1 - estimate.fill:.0%} padding)"
     if steps is None:
-        return f"{text}, {_times(train.max_epochs or 1, 'epoch')}"
+        return f"{text}, {counted(train.max_epochs or 1, 'epoch')}"
     about = "" if steps == train.max_steps else "~"
     return f"{text}; {about}{_times(round(steps), 'step')} = {about}{human_count(tokens * steps)} tokens"
 
@@ -76,7 +76,7 @@ def _corpus(setup: Setup, estimate: CorpusEstimate) -> str:
             read = "" if epochs is None else f", {_epochs(epochs)}"
             parts.append(f"{name}~{human_count(tokens)} tokens{read}")
     if len(sources) > SHOWN_SOURCES:
-        parts.append(f"and {_times(len(sources) - SHOWN_SOURCES, 'source')} more")
+        parts.append(f"and {counted(len(sources) - SHOWN_SOURCES, 'source')} more")
     return "; ".join(parts)
 
 
@@ -95,7 +95,7 @@ def _learning_rate(setup: Setup) -> str:
         "cosine": "cosine decay",
     }[train.schedule]
     to = f" to {train.final_learning_rate:g}" if train.final_learning_rate else ""
-    return f"{train.learning_rate:g}{rate}, warm-up {_times(int(train.warmup_steps), 'step')}{warmup}, {decay}{to}"
+    return f"{train.learning_rate:g}{rate}, warm-up {counted(int(train.warmup_steps), 'step')}{warmup}, {decay}{to}"
 
 
 def _devices(setup: Setup) -> str:
@@ -106,7 +106,7 @@ def _devices(setup: Setup) -> str:
     each = " on each" if world > 1 else ""
     precision = "bf16" if setup.parallel.accelerator.mixed_precision == "bf16" else "fp32"
     devices = f"{devices_of(setup.parallel.accelerator)} in {precision}"
-    return f"{devices}; a step is {_times(count, 'micro-batch', 'es')} of {size:,} rows{each}{cost}"
+    return f"{devices}; a step is {counted(count, 'micro-batch', 'es')} of {size:,} rows{each}{cost}"
 
 
 def _checkpoints(setup: Setup, estimate: CorpusEstimate) -> str:
@@ -116,7 +116,7 @@ def _checkpoints(setup: Setup, estimate: CorpusEstimate) -> str:
     of_best = f", {best} of them for --run.keep-best" if best else ""
     also = f", and every {run.keep_every:,} steps one for good" if run.keep_every else ""
     return (
-        f"every {_times(run.save_every, 'step')}, {human_bytes(_checkpoint_bytes(setup))} x {kept} kept = "
+        f"every {counted(run.save_every, 'step')}, {human_bytes(_checkpoint_bytes(setup))} x {kept} kept = "
         f"{human_bytes(total)}{of_best}{also}; {human_bytes(_free_bytes(setup))} free"
     )
 
@@ -135,7 +135,7 @@ def _evaluation(setup: Setup, estimate: CorpusEstimate) -> str:
         documents = f"documents of {without_secrets(options.dataset)}"
     else:
         documents = f"documents of split {options.split}" if options.split is not None else "held-out documents"
-    return f"every {_times(options.every, 'step')}, on up to {options.documents:,} {documents}"
+    return f"every {counted(options.every, 'step')}, on up to {options.documents:,} {documents}"
 
 
 def _checkpoint_bytes(setup: Setup) -> int:
@@ -160,7 +160,3 @@ def _bytes_needed(setup: Setup, estimate: CorpusEstimate) -> int:
 
 def _free_bytes(setup: Setup) -> int:
     return shutil.disk_usage(setup.out.path).free
-
-
-def _times(count: int, what: str, plural: str = "s") -> str:
-    return f"{count:,} {what}{'' if count == 1 else plural}"
