@@ -70,8 +70,8 @@ def _step(found: RecordedRun, step: int, workers: int, progress: Progress, *, wi
     ]
     passes_over = is_passed(found.passed, step)
     passed = ", passed over for --train.skip-steps: the run did not train on them" if passes_over else ""
-    rows = len({segment.row for segment in segments})
-    lines = [f"step {step:,}: {counted(len(documents), 'document')} in {counted(rows, 'row')}{passed}"]
+    in_rows = counted(len({segment.row for segment in segments}), "row")
+    lines = [f"step {step:,}: {counted(len(documents), 'document')} in {in_rows}{passed}"]
     for one in documents:
         rows = ", ".join(map(str, one["rows"]))
         lines.append(f"  {one['document']}  epoch {one['epoch']}  rows {rows}")

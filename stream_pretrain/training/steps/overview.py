@@ -62,7 +62,7 @@ def _batch(setup: Setup, estimate: CorpusEstimate) -> str:
     if steps is None:
         return f"{text}, {counted(train.max_epochs or 1, 'epoch')}"
     about = "" if steps == train.max_steps else "~"
-    return f"{text}; {about}{_times(round(steps), 'step')} = {about}{human_count(tokens * steps)} tokens"
+    return f"{text}; {about}{counted(round(steps), 'step')} = {about}{human_count(tokens * steps)} tokens"
 
 
 def _corpus(setup: Setup, estimate: CorpusEstimate) -> str:
