@@ -3,46 +3,21 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
-import shutil
-import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
-from fsspec import AbstractFileSystem
-from fsspec.implementations.memory import MemoryFileSystem
 
 from stream_pretrain.config import DataConfig
 from stream_pretrain.data.corpus import resolve as resolving
 from stream_pretrain.data.corpus.missing_dataset import refuse_absent
 from stream_pretrain.data.corpus.resolve import resolve
 from stream_pretrain.data.corpus.shard import Corpus, Shard
-from stream_pretrain.data.corpus.unchanged_since_start import check_unchanged
-from stream_pretrain.data.transport.object_store import FsspecFile
-from stream_pretrain.errors import SourceError, TransportError
-from stream_pretrain.typed_json import from_json
-from stream_pretrain.urls import without_secrets
-
-
-def write(root: Path, *names: str) -> Path:
-    """Files whose content is their name."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(name)
-    return root
-
-
-def names(dataset: object, **options: Any) -> list[str]:
-    return [shard.name for shard in resolve(DataConfig(dataset=str(dataset), **options)).shards]
-
-
-# Files, folders, globs
+from stream_pretrain.errors import SourceError
+from tests.data.named_corpora import names, write
 
 
 def test_a_file_is_a_corpus_of_one_shard(tmp_path: Path) -> None:
@@ -314,9 +289,6 @@ def test_options_that_choose_parts_of_a_dataset_are_refused_where_there_are_none
             names(tmp_path / "a.jsonl", **{option: "x"})
 
 
-# Splits of local folders
-
-
 @pytest.mark.parametrize(
     "layout",
     [
@@ -377,9 +349,6 @@ def test_an_evaluation_dataset_is_resolved_without_the_options_of_the_corpus(tmp
     assert [shard.name for shard in resolve(data, split="test").shards] == ["test/d.jsonl"]
 
 
-# @FILE
-
-
 def test_a_list_names_one_dataset_a_line(tmp_path: Path) -> None:
     write(tmp_path, "one/a.jsonl", "one/b.jsonl", "two/a.jsonl", "three/x.jsonl", "three/y.jsonl")
     (tmp_path / "list.txt").write_text(
@@ -401,61 +370,6 @@ def test_a_list_that_is_not_there_or_empty_is_refused(tmp_path: Path) -> None:
         resolve(DataConfig(dataset=f"@{tmp_path}/list.txt"))
 
 
-def test_web_urls_are_taken_as_they_are_without_a_request(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text(
-        "https://nowhere.invalid/c4/2019/part%200.json.gz?signature=x\nhttps://nowhere.invalid/c4/2020/part%200.json.gz\n"
-    )
-    assert resolve(DataConfig(dataset=f"@{tmp_path}/list.txt")).shards == (
-        Shard(
-            "https://nowhere.invalid/c4/2019/part%200.json.gz?signature=x", "2019/part 0.json.gz", None, None, "jsonl", "gzip"
-        ),
-        Shard("https://nowhere.invalid/c4/2020/part%200.json.gz", "2020/part 0.json.gz", None, None, "jsonl", "gzip"),
-    )
-
-
-def test_two_urls_of_one_name_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("https://nowhere.invalid/a.jsonl?part=1\nhttps://nowhere.invalid/a.jsonl?part=2\n")
-    with pytest.raises(SourceError) as raised:
-        resolve(DataConfig(dataset=f"@{tmp_path}/list.txt"))
-    url = "https://nowhere.invalid/a.jsonl"
-    assert str(raised.value) == f"{url} and {url} have the same name, {url}"
-
-
-def test_a_scheme_in_capitals_and_a_star_in_a_query_are_as_good_as_any() -> None:
-    [shard] = resolve(DataConfig(dataset="HTTPS://nowhere.invalid/a.jsonl?expires=*")).shards
-    assert (shard.url, shard.name) == ("https://nowhere.invalid/a.jsonl?expires=*", "a.jsonl")
-
-
-def test_a_url_that_is_none_is_refused() -> None:
-    with pytest.raises(SourceError, match=r"^http://\[::1/a\.jsonl: is not a URL: Invalid IPv6 URL$"):
-        resolve(DataConfig(dataset="http://[::1/a.jsonl"))
-
-
-def test_no_password_and_no_signature_gets_into_names_and_messages(tmp_path: Path) -> None:
-    with pytest.raises(SourceError) as raised:
-        resolve(DataConfig(dataset="https://me:secret@nowhere.invalid/a.docx?signature=secret"))
-    assert str(raised.value).startswith("https://nowhere.invalid/a.docx: a.docx is not plain text")
-    (tmp_path / "list.txt").write_text("https://me:secret@one.invalid/a.jsonl?x=secret\nhttps://two.invalid/a.jsonl\n")
-    corpus = resolve(DataConfig(dataset=f"@{tmp_path}/list.txt"))
-    assert [shard.name for shard in corpus.shards] == ["one.invalid/a.jsonl", "two.invalid/a.jsonl"]
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("https://me@host/a?b#c", "https://host/a"),
-        ("https://me:p@ss@host/a", "https://host/a"),
-        ("HTTPS://host/a?b", "HTTPS://host/a"),
-        ("sftp://me:secret@host/a", "sftp://host/a"),
-        ("abfs://container@account.net/a", "abfs://container@account.net/a"),
-        ("hf://datasets/org/name@main/a@b", "hf://datasets/org/name@main/a@b"),
-        ("/folder/a?b", "/folder/a?b"),
-    ],
-)
-def test_what_is_shown_of_a_url(url: str, shown: str) -> None:
-    assert without_secrets(url) == shown
-
-
 def test_a_local_listing_takes_as_long_as_its_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "sub/a.jsonl")
     monkeypatch.setattr(resolving, "LEAST_DEADLINE", 0.0)
@@ -470,177 +384,3 @@ def test_a_local_listing_takes_as_long_as_its_disk(tmp_path: Path, monkeypatch: 
     for dataset in (tmp_path, f"file://{tmp_path}", f"{tmp_path}/**/*.jsonl", tmp_path / "sub/a.jsonl"):
         assert [Path(name).name for name in names(dataset, retry_deadline=0.0)] == ["a.jsonl"]
     assert threads == {threading.current_thread()}
-
-
-# Object stores
-
-
-@pytest.fixture
-def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """An object store at memory://corpus whose objects have ETags; returns the listings it was asked for."""
-    asked: list[str] = []
-    listed = MemoryFileSystem.ls
-
-    def ls(self: MemoryFileSystem, path: str, detail: bool = True, **options: Any) -> Any:
-        asked.append(path)
-        return [info | {"ETag": '"d41d8cd9-2"'} for info in listed(self, path, detail=True, **options)]
-
-    monkeypatch.setattr(MemoryFileSystem, "ls", ls)
-    monkeypatch.setattr(MemoryFileSystem, "find", AbstractFileSystem.find)
-    monkeypatch.setattr(MemoryFileSystem, "store", {})
-    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
-    store = fsspec.filesystem("memory")
-    for name in ("a.jsonl.zst", "b [1].jsonl", "README.md", "sub/c.jsonl", ".d.jsonl"):
-        store.pipe(f"/corpus/{name}", b"1234")
-    asked.clear()
-    return asked
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("memory://corpus", ["a.jsonl.zst", "b [1].jsonl", "sub/c.jsonl"]),
-        ("memory://corpus/sub/", ["c.jsonl"]),
-        ("memory://corpus/*.jsonl*", ["a.jsonl.zst", "b [1].jsonl"]),
-        ("memory://corpus/**/*.jsonl", ["b [1].jsonl", "sub/c.jsonl"]),
-        ("memory://corpus/sub/c.jsonl", ["c.jsonl"]),
-        ("memory://corpus/b [1].jsonl", ["b [1].jsonl"]),
-    ],
-)
-def test_urls_stand_for_files_folders_and_patterns(listings: list[str], url: str, expected: list[str]) -> None:
-    assert names(url) == expected
-
-
-def test_size_and_etag_come_from_the_listing(listings: list[str]) -> None:
-    assert resolve(DataConfig(dataset="memory://corpus/sub")).shards == (
-        Shard("memory:///corpus/sub/c.jsonl", "c.jsonl", 4, "etag:d41d8cd9-2", "jsonl", "none"),
-    )
-
-
-def test_objects_of_a_store_that_nobody_may_list_have_no_size(listings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any, **options: Any) -> None:
-        raise PermissionError("Access Denied")
-
-    monkeypatch.setattr(MemoryFileSystem, "ls", refuse)
-    assert resolve(DataConfig(dataset="memory://corpus/a.jsonl.zst")).shards == (
-        Shard("memory:///corpus/a.jsonl.zst", "a.jsonl.zst", None, None, "jsonl", "zstd"),
-    )
-    with pytest.raises(TransportError, match=r"^memory://corpus/\*: access refused \(PermissionError: Access Denied\)"):
-        resolve(DataConfig(dataset="memory://corpus/*"))
-
-
-def test_no_object_is_asked_for_alone(listings: list[str], tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("memory://corpus/*.jsonl*\nmemory://corpus/sub/*.jsonl\n")
-    corpus = resolve(DataConfig(dataset=f"@{tmp_path}/list.txt"))
-    assert [shard.size for shard in corpus.shards] == [4, 4, 4]
-    assert listings == ["/corpus", "/corpus/sub"]
-
-
-def test_a_url_that_matches_nothing_is_named(listings: list[str]) -> None:
-    for url in ("memory://corpus/nothing-*.jsonl", "memory://corpus/nothing.jsonl", "memory://nowhere/a.jsonl"):
-        with pytest.raises(SourceError) as raised:
-            resolve(DataConfig(dataset=url))
-        assert str(raised.value).startswith(f"{url}: no file matches")
-
-
-def test_an_unknown_scheme_is_refused() -> None:
-    with pytest.raises(SourceError, match=r"^gopher://x/a\.jsonl: cannot be opened"):
-        resolve(DataConfig(dataset="gopher://x/a.jsonl"))
-
-
-@pytest.mark.parametrize(
-    ("url", "module", "package"),
-    [
-        ("s3://bucket/a.jsonl", "s3fs", "s3fs"),
-        ("gs://bucket/a*.jsonl", "gcsfs", "gcsfs"),
-        ("abfs://c@account/a.jsonl", "adlfs", "adlfs"),
-        ("sftp://host/a.jsonl", "paramiko", "paramiko"),
-        ("smb://host/a.jsonl", "smbclient", "smbprotocol"),
-        ("lakefs://x/main/a.jsonl", "lakefs_spec", "lakefs-spec"),
-    ],
-)
-def test_a_store_without_its_package_says_what_pip_takes(
-    url: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, url.partition("://")[0], raising=False)
-    for implementation in ("sftp", "smb"):
-        monkeypatch.delitem(sys.modules, f"fsspec.implementations.{implementation}", raising=False)
-    said = f"{url}: {url.partition('://')[0]}:// needs a package: pip install {package}"
-    with pytest.raises(SourceError) as raised:
-        resolve(DataConfig(dataset=url))
-    assert str(raised.value) == said
-    with pytest.raises(SourceError) as raised:
-        next(FsspecFile(url, url, {}, 1.0, {}).pieces(0, 1))
-    assert str(raised.value) == said
-
-
-def test_storage_options_reach_the_store(listings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, Any]] = []
-    url_to_fs = fsspec.url_to_fs
-
-    def watched(url: str, **options: Any) -> Any:
-        seen.append(options)
-        return url_to_fs(url)
-
-    monkeypatch.setattr(fsspec, "url_to_fs", watched)
-    resolve(DataConfig(dataset="memory://corpus", storage_options='{"anon": true}'))
-    assert seen == [{"anon": True}]
-
-
-def test_an_option_that_a_store_does_not_know_is_an_error_of_the_user() -> None:
-    with pytest.raises(SourceError, match=r"^s3://bucket/: cannot be listed with --data.storage-options: .*'nonsense'"):
-        resolve(DataConfig(dataset="s3://bucket/", storage_options='{"nonsense": 1}'))
-
-
-# Pinning
-
-
-def corpus(*shards: tuple[str, int | None, str | None], place: str = "/one") -> Corpus:
-    found = (Shard(f"{place}/{name}", name, size, identity, "jsonl", "none") for name, size, identity in shards)
-    return Corpus(place, None, tuple(found))
-
-
-def test_a_corpus_survives_json(tmp_path: Path) -> None:
-    write(tmp_path, "a.jsonl", "b.csv")
-    pinned = replace(resolve(DataConfig(dataset=str(tmp_path))), revision="c0ffee")
-    assert from_json(Corpus, json.loads(json.dumps(pinned.to_json())), "") == pinned
-
-
-def test_the_same_content_at_another_place_and_time_is_the_same_corpus(tmp_path: Path) -> None:
-    write(tmp_path / "one", "a.jsonl", "sub/b.jsonl")
-    shutil.copytree(tmp_path / "one", tmp_path / "two", copy_function=shutil.copyfile)
-    check_unchanged(resolve(DataConfig(dataset=f"{tmp_path}/one")), resolve(DataConfig(dataset=f"{tmp_path}/two")))
-
-
-@pytest.mark.parametrize("offset", [0, 199_999])
-def test_a_byte_changed_at_either_end_of_a_file_is_noticed(tmp_path: Path, offset: int) -> None:
-    content = bytearray(200_000)
-    (tmp_path / "a.jsonl").write_bytes(content)
-    pinned = resolve(DataConfig(dataset=str(tmp_path)))
-    content[offset] = 1
-    (tmp_path / "a.jsonl").write_bytes(content)
-    with pytest.raises(SourceError, match=r"a\.jsonl changed; restore it or start a new run$"):
-        check_unchanged(pinned, resolve(DataConfig(dataset=str(tmp_path))))
-
-
-def test_missing_new_and_changed_shards_are_named() -> None:
-    pinned = corpus(("a", 1, "git:a"), ("b", 1, "git:b"), ("c", 1, None), ("d", 1, None), ("e", 1, None))
-    found = corpus(("b", 1, "git:x"), ("c", 2, None), ("d", 2, None), ("e", None, None), ("new", 1, None), place="/two")
-    with pytest.raises(SourceError) as raised:
-        check_unchanged(pinned, found)
-    assert str(raised.value) == (
-        "/two is not the corpus this run began with: a is missing, new is new, b changed and 2 more; "
-        "restore it or start a new run"
-    )
-
-
-def test_identities_of_different_kinds_are_not_compared() -> None:
-    check_unchanged(corpus(("a", 1, "sha256:x")), corpus(("a", 1, "ends:1:y"), place="/two"))
-    check_unchanged(corpus(("a", 1, "sha256:x")), corpus(("a", 1, None)))
-
-
-def test_an_etag_counts_at_the_same_url_only() -> None:
-    check_unchanged(corpus(("a", 1, "etag:x-2")), corpus(("a", 1, "etag:x-3"), place="/copied"))
-    with pytest.raises(SourceError, match="a changed"):
-        check_unchanged(corpus(("a", 1, "etag:x-2")), corpus(("a", 1, "etag:x-3")))

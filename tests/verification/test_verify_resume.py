@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from transformers import AlbertConfig, FunnelConfig, GPT2Config, ModernBertConfig, PreTrainedConfig, T5Config
+from transformers import PreTrainedConfig
 
 from stream_pretrain import cli
 from stream_pretrain.arguments import invocation, parse
 from stream_pretrain.commands import verify_resume
-from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, SourceConfig, TrainConfig, WeightChange
+from stream_pretrain.config import Config, DataConfig, ModelConfig, TrainConfig
 from stream_pretrain.config.command_options import VerifyConfig
 from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
-from stream_pretrain.errors import ModelError, TrainingError
+from stream_pretrain.errors import TrainingError
 from stream_pretrain.model.flops import training_flops
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.units import human_duration
@@ -130,6 +130,7 @@ def test_two_ranks_of_which_one_is_killed_are_proven_to_go_on_as_one(proofs: Pro
 AFTER_THE_RESUME = (3, 5)
 """The checkpoint of step 4 may still be under way when the run is killed after step 5."""
 
+
 DROPS = """
 from stream_pretrain.data.lanes.source_lane import SourceLane
 begin = SourceLane.__init__
@@ -139,6 +140,7 @@ def skips(self, *given):
     begin(self, *others, cursor._replace(next_document=cursor.next_document + 1, **at_start) if cursor.rows else cursor)
 SourceLane.__init__ = skips
 """
+
 
 RUNNING_NUMBER = """
 from itertools import count
@@ -158,6 +160,7 @@ setup.restored = noted
 """
 """Begins a program whose fault comes with a resume."""
 
+
 REPEATS = """
 from stream_pretrain.data.lanes.source_lane import SourceLane
 begin = SourceLane.__init__
@@ -167,11 +170,13 @@ def again(self, *given):
 SourceLane.__init__ = again
 """
 
+
 SWAPS_LANES = """
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 stripes = SourcePlan.stripes
 SourcePlan.stripes = lambda self, epoch, lane: stripes(self, epoch, lane ^ 1 if resumed and lane < 2 else lane)
 """
+
 
 WRONG_LABEL = """
 from stream_pretrain.data.lanes import stream
@@ -184,16 +189,19 @@ def wrong(*given, **options):
 stream.step_of = wrong
 """
 
+
 FORGETS_OPTIMIZER = """
 from stream_pretrain.training.state.parallelism import DataParallel
 DataParallel.load_optimizer = lambda self, file, *, updates: None
 """
+
 
 OTHER_DROPOUT = """
 from stream_pretrain.training.steps import loop
 seed = loop._seed
 loop._seed = lambda *key: seed(*key, 1) if resumed else seed(*key)
 """
+
 
 OTHER_RATE = """
 from stream_pretrain.training.steps import loop
@@ -445,109 +453,6 @@ def test_options_of_evaluations_and_of_a_resume_are_no_reason_to_refuse_a_verifi
     model = ReducedModel(config.model, config.model, "", PreTrainedConfig(), 0)
     verified = Proof(config, model, VerifyConfig(), tmp_path, launched, Progress(None)).config
     assert (parse([*arguments_of(verified)]).eval.every, verified.run.resume) == (0, "auto")
-
-
-def step(number: int, *segments: tuple[int, int, str], loss: float = 2.0) -> RecordedStep:
-    """With a row of each segment: offset, tokens and digest."""
-    rows = tuple((RecordedSegment(0, 0, offset, tokens, digest),) for offset, tokens, digest in segments)
-    return RecordedStep(number, loss, 1, tuple(digest for _, _, digest in segments), rows, 0.0)
-
-
-EXPECTED = {1: step(1, (0, 5, "a"), (9, 7, "b")), 2: step(2, (20, 6, "c"))}
-
-
-@pytest.mark.parametrize(
-    ("starts", "said", "lost", "repeated"),
-    [
-        ([{1: EXPECTED[1]}, EXPECTED], None, 0, 0),
-        ([{1: EXPECTED[1]}], "step 2 was not trained", 1, 0),
-        ([{**EXPECTED, 3: EXPECTED[2]}], None, 0, 1),
-        (
-            [{1: step(1, (0, 5, "a"), (20, 6, "c")), 2: EXPECTED[2]}],
-            "step 1, row 2: the document of a at 20 (epoch 0) in the place of the document of a at 9 (epoch 0)",
-            1,
-            1,
-        ),
-        (
-            [{1: EXPECTED[1], 2: step(2, (20, 6, "d"))}],
-            "step 2, row 1: other tokens or masks in the document of a at 20 (epoch 0)",
-            0,
-            0,
-        ),
-        (
-            [{1: step(1, (0, 5, "a")), 2: EXPECTED[2]}],
-            "step 1, row 2: the document of a at 9 (epoch 0) is missing",
-            1,
-            0,
-        ),
-        ([{1: EXPECTED[1], 2: step(2, (20, 6, "c"), loss=2.5)}], "step 2: the loss is 2.5, not 2.0", 0, 0),
-        # What a kill undid counts for rows and losses, not for documents.
-        (
-            [{2: step(2, (30, 6, "z"))}, EXPECTED],
-            "step 2, row 1: the document of a at 30 (epoch 0) in the place of the document of a at 20 (epoch 0)",
-            0,
-            0,
-        ),
-    ],
-)
-def test_the_first_difference_is_said_and_documents_are_counted(
-    starts: list[dict[int, RecordedStep]], said: str | None, lost: int, repeated: int
-) -> None:
-    found = compared(starts, EXPECTED, ["a"], 0.0)
-    assert (found.first_difference and found.first_difference.message) == said
-    assert (found.documents_lost, found.documents_repeated) == (lost, repeated)
-
-
-def test_losses_within_the_tolerance_are_equal_and_rows_have_none() -> None:
-    found = compared([{1: EXPECTED[1], 2: step(2, (20, 6, "c"), loss=2.01)}], EXPECTED, ["a"], 0.01)
-    assert (found.losses_equal, found.losses_differ_by) == (True, pytest.approx(0.005))
-    assert not compared([{1: EXPECTED[1], 2: step(2, (20, 6, "c"), loss=float("nan"))}], EXPECTED, ["a"], 0.01).losses_equal
-
-
-SIZES = {"vocab_size": 80, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
-
-
-@pytest.mark.parametrize(
-    ("settings", "causal"),
-    [
-        (ModernBertConfig(**SIZES, num_hidden_layers=5, pad_token_id=0), False),
-        (AlbertConfig(**SIZES, embedding_size=8, num_hidden_layers=5), False),
-        (GPT2Config(vocab_size=80, n_embd=16, n_head=2, n_layer=5), True),
-    ],
-    ids=lambda value: getattr(value, "model_type", ""),
-)
-def test_a_model_is_cut_to_two_layers(settings: ModernBertConfig, causal: bool, tmp_path: Path) -> None:
-    settings.save_pretrained(tmp_path / "model")
-    given = ModelConfig(path=str(tmp_path / "model"), init_from="weights")
-    (tmp_path / "out").mkdir()
-    found = reduced(given, causal=causal, full=False, folder=tmp_path / "out")
-    assert (found.settings.num_hidden_layers, found.description) == (2, f"2 of 5 layers of {tmp_path / 'model'}")
-    assert found.options == ModelConfig(config=str(tmp_path / "out/model"), tokenizer=str(tmp_path / "model"))
-
-
-@pytest.mark.parametrize(
-    ("settings", "why"),
-    [
-        (FunnelConfig(vocab_size=80, d_model=16, n_head=2, d_head=8, d_inner=16), "no single number|does not support|total"),
-        (T5Config(vocab_size=80, d_model=16, d_kv=8, d_ff=16, num_layers=3, num_heads=2), "no masked and no causal"),
-    ],
-    ids=lambda value: getattr(value, "model_type", ""),
-)
-def test_a_model_that_cannot_be_cut_is_refused_by_its_name(settings: T5Config, why: str, tmp_path: Path) -> None:
-    settings.save_pretrained(tmp_path / "odd")
-    with pytest.raises(ModelError, match=rf"^{tmp_path / 'odd'} .*({why})"):
-        reduced(ModelConfig(path=str(tmp_path / "odd")), causal=False, full=False, folder=tmp_path)
-
-
-def test_options_come_back_from_the_command_line_that_is_made_of_them() -> None:
-    sources = (SourceConfig("a", "x/*.gz", weight=2.0, text_field="body"), SourceConfig("b", "y", max_epochs=2))
-    config = Config(
-        data=DataConfig(sources=sources, weight_schedule=(WeightChange(3, {"a": 0.5}),), lanes=4, text_template="{a}\n{b}"),
-        model=ModelConfig(path="m", trust_remote_code=True),
-        train=TrainConfig(max_epochs=2, learning_rate=1e-5),
-        run=RunConfig(wandb="disabled", save_every=3),
-    )
-    assert parse([*arguments_of(config)]) == config
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
