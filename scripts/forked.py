@@ -26,6 +26,8 @@ class Ended:
     log: str
     """All that it printed."""
     seconds: float
+    is_stopped: bool = False
+    """Whether a signal has ended it that this process answers by `SystemExit`; what it gave until then is there."""
 
 
 def in_fork(function: Callable[[], Iterable[Any]], seconds: float | None = None) -> Ended:
@@ -33,12 +35,15 @@ def in_fork(function: Callable[[], Iterable[Any]], seconds: float | None = None)
 
     What it yields has to fit into JSON. This process must not have initialised CUDA.
     """
+    stopped: SystemExit | None = None
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as printed:
         fork = multiprocessing.get_context("fork").Process(target=_run, args=(function, given, printed))
         fork.start()
         try:
             fork.join(seconds)
+        except SystemExit as error:
+            stopped = error
         finally:
             is_late = fork.exitcode is None
             if is_late:
@@ -52,11 +57,14 @@ def in_fork(function: Callable[[], Iterable[Any]], seconds: float | None = None)
         lines = [json.loads(line) for line in given if line.endswith("\n")]
         log = printed.read()
     fault = next((text for kind, text in lines if kind == "fault"), None)
-    if is_late:
+    if stopped is not None:
+        fault = f"stopped: {stopped}"
+    elif is_late:
         fault = f"not done after {seconds:.0f} s"
     elif fault is None and fork.exitcode:
         fault = f"exit code {fork.exitcode}" if fork.exitcode > 0 else f"killed by {signal.Signals(-fork.exitcode).name}"
-    return Ended([item for kind, item in lines if kind == "item"], fault, log, time.perf_counter() - began)
+    items = [item for kind, item in lines if kind == "item"]
+    return Ended(items, fault, log, time.perf_counter() - began, stopped is not None)
 
 
 def given_by(function: Callable[[], Iterable[Any]], seconds: float | None = None) -> list[Any]:

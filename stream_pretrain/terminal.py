@@ -102,7 +102,12 @@ class _Lines(logging.Handler):
 def say(text: str) -> None:
     """Write one line to stderr, over a line of progress that another object or process may have drawn on the terminal."""
     line = printable(text)
-    sys.stderr.write(f"\r{line.ljust(columns_of(sys.stderr) - 1)}\n" if sys.stderr.isatty() else f"{line}\n")
+    sys.stderr.write(f"\r{line.ljust(columns_of(sys.stderr) - 1)}\n" if rewrites_lines(sys.stderr) else f"{line}\n")
+
+
+def rewrites_lines(stream: TextIO) -> bool:
+    """Whether a line can be written anew: on a terminal, but on those that say that they cannot do more than print."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def columns_of(terminal: TextIO) -> int:

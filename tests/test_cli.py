@@ -17,7 +17,18 @@ import pytest
 from stream_pretrain import cli, config, errors
 from stream_pretrain.arguments import Invocation, parse
 from stream_pretrain.commands import Answer
-from stream_pretrain.config import COMMAND_GROUPS, NAMES, TYPES, Config, DataConfig, flatten, help_texts, option, validate
+from stream_pretrain.config import (
+    COMMAND_GROUPS,
+    GROUPS,
+    NAMES,
+    TYPES,
+    Config,
+    DataConfig,
+    flatten,
+    help_texts,
+    option,
+    validate,
+)
 from stream_pretrain.errors import ConfigError
 from stream_pretrain.training.ranks.signals import StopRequest
 from stream_pretrain.training.report.progress import Progress
@@ -387,15 +398,23 @@ def test_train_prints_no_result(started: list[tuple[Config, Sequence[str]]], cap
 
 
 def test_help_and_version_import_nothing_heavy() -> None:
-    code = (
-        "import sys; from stream_pretrain.cli import main; code = main(sys.argv[1:]);"
-        "heavy = {'torch', 'transformers', 'datasets', 'wandb', 'accelerate', 'numpy', 'pyarrow', 'tokenizers', 'fsspec',"
-        "'huggingface_hub', 'requests', 'zstandard', 'psutil', 'safetensors.torch'} & set(sys.modules);"
-        "sys.exit(code or ','.join(heavy) or 0)"
-    )
-    for options in (["--help"], ["--help", "train"], ["--version"]):
-        finished = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, check=False)
-        assert (finished.returncode, finished.stderr) == (0, "")
+    code = """
+import sys
+from stream_pretrain.cli import main
+from stream_pretrain.help import command_names, declaration_of
+
+assert main(["--version"]) == main(["--help", "--dataset", "x"]) == main(["--help", "learning-rate"]) == 0
+for command in command_names():
+    for group in ("", *declaration_of(command).groups):
+        assert main([command, "--help", *group.split()]) == 0
+heavy = {"torch", "transformers", "datasets", "wandb", "accelerate", "numpy", "pyarrow", "tokenizers", "fsspec", "requests"}
+heavy |= {"huggingface_hub", "zstandard", "psutil", "safetensors.torch", "stream_pretrain.model", "stream_pretrain.data.lanes"}
+sys.exit(",".join(heavy & set(sys.modules)) or 0)
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout.startswith("0.1.0\nusage: stream-pretrain ")
+    assert all(f"\n{group}: " in finished.stdout for group in [*GROUPS, *COMMAND_GROUPS])
 
 
 def test_what_stdout_does_not_take_is_one_line_and_a_reader_that_has_gone_none() -> None:

@@ -104,6 +104,31 @@ def test_parts_that_hang_raise_or_die_lose_neither_their_figures_nor_those_of_th
         time.sleep(0.01)
 
 
+STOPPED = """
+
+def is_stopped(setting):
+    yield {"started": subprocess.Popen(["sleep", "1000"]).pid, "half": 1}
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(1000)
+
+def is_not_reached(setting):
+    yield {"more": 2}
+
+parts = [gpu_check["Part"](run.__name__, run, 3, 100) for run in (is_stopped, is_not_reached)]
+gpu_check["check"](parts, {"device": None, "torch": "2", "transformers": "5"}, Path(sys.argv[1]))
+"""
+
+
+def test_a_check_that_is_stopped_keeps_the_figures_of_the_part_that_ran_and_ends_it(tmp_path: Path) -> None:
+    run(STOPPED, tmp_path)
+    [(name, part)] = json.loads((tmp_path / "gpu_check.json").read_text())["parts"].items()
+    started = part["figures"].pop("started")
+    assert (name, part["fault"], part["figures"]) == ("is_stopped", "stopped: SIGTERM", {"half": 1})
+    assert (tmp_path / "gpu_check.md").read_text().startswith("Tiny models on a CPU")
+    while is_running(started):  # until the kernel has done what it was asked for
+        time.sleep(0.01)
+
+
 def test_the_limits_of_all_parts_are_within_eight_minutes(tmp_path: Path) -> None:
     printed = run("print(sum(part.seconds for part in gpu_check['parts_of']('')))", tmp_path)
     assert float(printed) <= 470  # and what it takes to begin

@@ -112,6 +112,14 @@ def test_a_terminal_shows_the_last_step_below_everything_else(clock: Clock, scre
     assert screen.rows() == ["resolving corpus… 12 shards (0.0 s)", "checkpoint: step 10", "step 11"]
 
 
+def test_a_terminal_that_is_dumb_gets_plain_lines(clock: Clock, screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    progress = Progress(screen.stream)
+    for step in (1, 2):
+        progress.step(step, 4, step / 4, {"train/loss": 2.5})
+    assert [row.partition("  ")[0] for row in screen.rows()] == ["step 1/4", "step 2/4"]
+
+
 def test_a_phase_shows_while_it_runs_and_gives_the_line_back_to_the_step(clock: Clock, screen: Screen) -> None:
     progress = Progress(screen.stream)
     progress.step(10, None, 0.0, {"train/loss": 2.25})

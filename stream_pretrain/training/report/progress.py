@@ -1,6 +1,7 @@
 """The terminal: phases of the start, a progress line, notices and warnings.
 
-On a terminal, the progress line is redrawn in place, below everything else. In a pipe or a file, there are plain lines.
+On a terminal, the progress line is redrawn in place, below everything else. In a pipe or a file, or on a dumb terminal, there
+are plain lines.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from time import monotonic
 from typing import TextIO
 
 from stream_pretrain.redaction import printable
-from stream_pretrain.terminal import columns_of
+from stream_pretrain.terminal import columns_of, rewrites_lines
 from stream_pretrain.units import human_count, human_duration
 
 MEASURED = 0.05
@@ -25,7 +26,7 @@ class Progress:
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
-        self._live = stream is not None and stream.isatty()
+        self._live = stream is not None and rewrites_lines(stream)
         self._status: Sequence[str] = ()  # parts of the line that is redrawn
         self._drawn = 0  # its characters on the terminal
         self._first: tuple[int, float] | None = None  # step and time that the ETA is measured from
