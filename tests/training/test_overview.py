@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stream_pretrain.config import EvalConfig, SourceConfig, WeightChange
+from stream_pretrain.config import EvalConfig, EvalSetConfig, SourceConfig, WeightChange
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.start.setup import Setup
 from stream_pretrain.training.state.totals import Totals
@@ -175,6 +175,15 @@ def test_one_line_says_how_to_evaluate_where_nothing_does(setup: Setup) -> None:
     assert evaluated(every=50, split="test") == "every 50 steps, on up to 500 documents of split test"
     secret = evaluated(every=50, documents=60, dataset="https://host/a.jsonl?signature=secret")
     assert secret == "every 50 steps, on up to 60 documents of https://host/a.jsonl"
+
+
+def test_of_many_evaluation_sets_the_first_are_named(setup: Setup) -> None:
+    def evaluated_on(count: int) -> str:
+        sets = tuple(EvalSetConfig(name=f"set{number}", dataset="org/a") for number in range(count))
+        return said(replace(setup, config=replace(setup.config, eval=EvalConfig(every=50, sets=sets))), "evaluation")
+
+    three = "every 50 steps, on up to 500 documents of each of set0, set1, set2"
+    assert [evaluated_on(count) for count in (3, 4, 30)] == [three, f"{three} and 1 set more", f"{three} and 27 sets more"]
 
 
 def test_the_best_evaluation_is_part_of_what_the_disk_must_hold(setup: Setup) -> None:
