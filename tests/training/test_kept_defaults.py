@@ -46,7 +46,7 @@ def later(**data: object) -> Config:
 def test_an_option_that_is_new_is_as_by_default_in_a_run_of_before(tmp_path: Path) -> None:
     newest, lines = save(tmp_path, 5, TODAY), list[str]()
     assert begin(tmp_path, later(sequence_length=512), report=lines.append).checkpoint == newest
-    with pytest.raises(CheckpointError, match=r"--data\.dummy: was False, is True"):
+    with pytest.raises(CheckpointError, match=r"--data\.dummy: was false, is true"):
         begin(tmp_path, later(sequence_length=512, dummy=True), report=lines.append)
 
 

@@ -1,5 +1,6 @@
 """Where a start resumes from, and what it refuses."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,15 @@ def test_a_model_folder_that_no_run_wrote_is_not_replaced(tmp_path: Path) -> Non
     start(tmp_path)
 
 
+def test_a_finished_run_whose_checkpoints_were_deleted_does_not_begin_again_over_its_model(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    start(tmp_path)
+    (tmp_path / "model").mkdir()
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"none of its checkpoints: the run would begin again at step 0 and replace that"):
+        start(tmp_path)
+
+
 def test_a_changed_option_is_refused_with_a_diff_and_the_command_for_a_new_run(tmp_path: Path) -> None:
     out = tmp_path / "OUT"
     newest = save(out, 5)
@@ -124,7 +134,7 @@ def test_options_of_other_versions_are_compared_with_their_defaults(tmp_path: Pa
         start(tmp_path / "older", replace(other, data=replace(other.data, packing="concat")))
 
     recorded_options(tmp_path / "newer", lambda fixed: fixed.update({"data.reorder": True}))
-    with pytest.raises(CheckpointError, match=r"--data\.reorder: was True, is None"):
+    with pytest.raises(CheckpointError, match=r"--data\.reorder: was true, is none"):
         start(tmp_path / "newer")
 
 

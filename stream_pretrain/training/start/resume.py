@@ -73,6 +73,11 @@ def find_start(config: Config, out: RunDirectory, report: Callable[[str], None],
         checkpoint = Path(parent)
         refuse_no_checkpoint(checkpoint)
         verify(checkpoint)
+    if checkpoint is None and (path / MODEL).exists():
+        raise CheckpointError(
+            f"{path} has the model of a run, {path / MODEL}, and none of its checkpoints: the run would begin again at step 0 "
+            f"and replace that; give another --output-dir, or delete {path}"
+        )
     step, kept, chosen = 0, dict[str, Any](), chosen_for(config)
     passed = passed_in(recorded.get("skip_steps", []), f"{path / RUN}: skip_steps")  # of a start that has not saved yet
     if checkpoint is not None:
@@ -120,12 +125,20 @@ def _refuse_drift(config: Config, was: dict[str, Any], checkpoint: Path, new_out
     """Compare the fixed options with those of the checkpoint. Raises: CheckpointError."""
     changed = changed_options(config, was)
     if changed:
-        lines = [f"  --{name.replace('_', '-')}: was {before}, is {now}" for name, (before, now) in changed.items()]
+        lines = [
+            f"  --{name.replace('_', '-')}: was {_as_given(before)}, is {_as_given(now)}"
+            for name, (before, now) in changed.items()
+        ]
         raise CheckpointError(
             f"{checkpoint} was trained with options that must not change in a run:",
             *lines,
             f"put them back, or {_new_run(config, _with_usual(config, was), command, checkpoint, new_out)}",
         )
+
+
+def _as_given(value: Any) -> str:
+    """A value as the command line takes it."""
+    return value if isinstance(value, str) else "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def changed_options(config: Config, was: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
