@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stream_pretrain.config import Config, DataConfig, ModelConfig, TrainConfig, run_directory
+from stream_pretrain.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig, run_directory
 from stream_pretrain.errors import CheckpointError, ConfigError
 from stream_pretrain.training.files.manifest import write_manifest
 from stream_pretrain.training.start.optimizer import learning_rate
@@ -65,11 +66,20 @@ def test_more_steps_move_neither_the_warmup_nor_the_rate_at_a_step(tmp_path: Pat
 
     first = start(tmp_path, run_of(1_000))
     save(tmp_path, 500, run_of(1_000), chosen={"learning_rate": 1e-4, "warmup_steps": 60})
-    longer = start(tmp_path, run_of(20_000))
-    assert first.chosen == longer.chosen == Chosen(1e-4, 60)
+    longer, shorter = start(tmp_path, run_of(20_000)), start(tmp_path, run_of(600))
+    assert first.chosen == longer.chosen == shorter.chosen == Chosen(1e-4, 60)
     assert learning_rate(longer.chosen.applied(run_of(20_000)).train, 500, 500 / 20_000) == 1e-4
     moved = chosen_for(run_of(20_000)).applied(run_of(20_000)).train
     assert learning_rate(moved, 500, 500 / 20_000) == pytest.approx(4.2e-5, rel=0.01)
+
+
+def test_a_new_run_from_a_checkpoint_has_its_values_and_one_from_its_weights_its_own(tmp_path: Path) -> None:
+    scratch = of(max_steps=1_000)
+    checkpoint = save(tmp_path / "a", 500, scratch, chosen={"learning_rate": 5e-4, "warmup_steps": 60})
+    resumed = replace(scratch, run=RunConfig(resume=str(checkpoint)), train=TrainConfig(max_steps=20_000))
+    assert start(tmp_path / "b", resumed).chosen == Chosen(5e-4, 60)
+    weights = replace(scratch, model=replace(FROM_SCRATCH, init_from=str(checkpoint)))
+    assert start(tmp_path / "c", weights).chosen == Chosen(1e-4, 60)
 
 
 def options(folder: Path, model: Path) -> list[str]:
