@@ -53,6 +53,7 @@ def clear_stderr(secrets: Secrets) -> Iterator[ClearStream]:
     lines = _Lines()
     logger = logging.getLogger(__package__)
     logger.addHandler(lines)
+    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a card without metadata is no fault
     shown, logging.raiseExceptions = logging.raiseExceptions, False  # no traceback for a log file of a library on a full disk
     try:
         with redirect_stderr(cast(TextIO, stream)):

@@ -288,6 +288,8 @@ def test_what_the_help_marks_as_required_is_what_a_run_cannot_do_without(capsys:
     for missing in range(3):
         with pytest.raises(ConfigError):
             validate(parse([option for place, option in enumerate(NEEDED) if place != missing]))
+    with pytest.raises(ConfigError, match=r"^--init-from takes the weights alone: give that folder as --model instead, or "):
+        validate(parse(["--dataset=corpus", "--init-from=runs/a/checkpoints/step-00000005", "--max-steps=3"]))
     validate(parse(['--data.sources=[{"name": "a", "dataset": "x"}]', "--model.config=m", "--tokenizer=m", "--max-epochs=1"]))
 
 

@@ -56,6 +56,11 @@ def _validate_corpus(data: DataConfig, needed: Collection[str]) -> None:
 
 def _validate_model_and_end(config: Config, needed: Collection[str]) -> None:
     model, train = config.model, config.train
+    if model.init_from is not None and model.path is None and model.config is None and "model.path" in needed:
+        raise ConfigError(
+            "--init-from takes the weights alone: give that folder as --model instead, or --model.config and "
+            "--model.tokenizer with it"
+        )
     if (model.path is None) == (model.config is None) and (model.path is not None or "model.path" in needed):
         raise ConfigError("give either --model (continue from it) or --model.config with --model.tokenizer (from scratch)")
     if model.config is not None and model.tokenizer is None:

@@ -51,7 +51,7 @@ def _of_source(source: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     shards = counted(source["shards"], "shard")
     title = f"{source['name'] or 'corpus'}: {shards}{at} ({show_counts(source['formats'])}), {stored}{content}"
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in source["compressions"].items())
-    part = f"the beginnings of {sample['shards']} shards; ~ follows from these"
+    part = f"the beginnings of {counted(sample['shards'], 'shard')}; ~ follows from these"
     if sample["is_whole"] or not sample["is_sampled"]:
         part = "all of it" if sample["is_whole"] else "all of it but what lies behind damage"
     unused = ("skipped", "empty", "filtered", "held_out", "duplicates")

@@ -87,7 +87,8 @@ def _folder_of(name: str, revision: str | None, patterns: Sequence[str], local_f
     """
     if os.path.exists(name):
         return Path(name) if os.path.isdir(name) else None
-    either = [case for pattern in patterns for case in (pattern, pattern.lower())]
+    # With the configuration, which is in the cache: the client of the Hub warns where nothing matches.
+    either = ["config.json", *(case for pattern in patterns for case in (pattern, pattern.lower()))]
     cached = local_files_only or only_cached(name, revision)
     return Path(snapshot_download(name, revision=revision, allow_patterns=either, local_files_only=cached))
 

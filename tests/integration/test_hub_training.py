@@ -112,6 +112,21 @@ def test_what_a_hub_model_comes_with_is_exported(hub: AskedHub, tmp_path: Path) 
     ]
 
 
+def test_nothing_is_said_of_a_model_without_a_licence_and_a_card_without_metadata(hub: AskedHub, tmp_path: Path) -> None:
+    folder = hub.root / "datasets" / "org" / "bare" / "main"
+    folder.mkdir(parents=True)
+    write_shard(folder / "train", documents(50), "zst")
+    (folder / "README.md").write_text("# A corpus\n")
+    model = write_tiny_bert(hub.root / "models" / "org" / "bare" / "main")
+    BertForMaskedLM(BertConfig.from_pretrained(model)).save_pretrained(model)
+    run = [f"--output-dir={tmp_path / 'out'}", "--max-steps=1", "--sequence-length=32", "--global-batch-size=8", "--workers=0"]
+    arguments = ["-m", "stream_pretrain", "--dataset=org/bare", "--model=org/bare", "--run.wandb=disabled", *run]
+    done = hub.forks.run(arguments, hub.environment(hub.home))
+    assert done.returncode == 0, done.stderr
+    assert "No files matched" not in done.stderr
+    assert "Repo card" not in done.stderr
+
+
 def test_a_run_goes_on_through_faults_of_the_hub(hub: AskedHub, tmp_path: Path) -> None:
     train(hub, tmp_path / "whole", max_steps=6)
     hub.fail(r"GET .*zst", "reset", times=2)

@@ -72,6 +72,7 @@ def test_the_whole_block_stands_before_the_first_step(model: Path, tmp_path: Pat
     labels = [line[:13].strip() for line in lines[begin:end] if line[:1] != " "]
     assert labels == ["batch", "corpus", "learning rate", "devices", "checkpoints", "evaluation", "output"]
     assert end - begin <= 16, "it leaves room on 24 lines"
+    assert "resolving the corpus… 1 shard (1 JSON lines), " in done
     again = run_to_end(tiny_options(shard, model, out, "--max-steps=34"))
     assert "batch  " not in again, "a run that is at its end does nothing"
 

@@ -11,7 +11,7 @@ import pytest
 from stream_pretrain.training.ranks.signals import Interrupted
 from stream_pretrain.training.report import progress as module
 from stream_pretrain.training.report.progress import Progress
-from stream_pretrain.units import human_bytes, human_count, human_duration
+from stream_pretrain.units import counted, human_bytes, human_count, human_duration
 
 if TYPE_CHECKING:
     from tests.training.screens import Screen
@@ -180,6 +180,7 @@ def test_closing_ends_the_line_once(screen: Screen) -> None:
 
 
 def test_numbers_are_written_for_people() -> None:
+    assert [counted(count, "shard") for count in (0, 1, 1234)] == ["0 shards", "1 shard", "1,234 shards"]
     assert [human_count(number) for number in (0, 950, 1234, 34_400, 999_600, 1_234_567, 34e6, 5e15)] == [
         "0", "950", "1.2k", "34k", "1.0M", "1.2M", "34M", "5000T",
     ]  # fmt: skip

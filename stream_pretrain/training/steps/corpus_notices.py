@@ -13,6 +13,7 @@ from stream_pretrain.training.start.setup import Setup
 from stream_pretrain.training.state.totals import sources_without_text
 from stream_pretrain.training.steps.loop import EndOfCorpus, PassedOver, StepResult
 from stream_pretrain.training.steps.rows_of_rank import cursors_of_all_lanes
+from stream_pretrain.units import counted
 
 
 class CorpusNotices:
@@ -44,7 +45,7 @@ class CorpusNotices:
             if totals.stripes > self._stripes:
                 new = totals.stripes - self._stripes
                 setup.progress.warning(
-                    f"step {totals.step:,}: skipped the rest of {new} damaged {'stripe' if new == 1 else 'stripes'}: "
+                    f"step {totals.step:,}: skipped the rest of {counted(new, 'damaged stripe')}: "
                     "OUT/quarantine.jsonl names them"
                 )
                 self._stripes = totals.stripes
