@@ -10,12 +10,13 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from stream_pretrain.errors import CheckpointError
 from stream_pretrain.training.files import records
-from stream_pretrain.training.files.atomic_files import replace_file
+from stream_pretrain.training.files.atomic_files import replace_file, writing
 from stream_pretrain.training.files.records import append, has_evaluation, replace_last, trim_after
 
 
@@ -63,6 +64,27 @@ def test_what_a_full_disk_took_of_a_line_is_cut_back(tmp_path: Path, monkeypatch
     assert log.read_text() == '{"step": 1}\n'
     append(log, [{"step": 2}])
     assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize(
+    ("number", "free_inodes", "remedy"),
+    [
+        (errno.ENOSPC, 5, "free some space"),
+        (errno.ENOSPC, 0, "delete some files (none are left of its inodes)"),
+        (errno.EDQUOT, 5, "free some space"),
+        (errno.EACCES, 5, "make it writable"),
+        (errno.EROFS, 5, "make it writable"),
+        (errno.EIO, 5, "correct that"),
+    ],
+)
+def test_an_error_of_the_disk_is_answered_by_what_mends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, free_inodes: int, remedy: str
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_files=9, f_favail=free_inodes))
+    with pytest.raises(CheckpointError) as caught, writing(tmp_path / "none" / "x"):
+        raise OSError(number, os.strerror(number))
+    why = f"cannot be written ({os.strerror(number)}): {remedy}, then run the same command again"
+    assert str(caught.value) == f"{tmp_path / 'none' / 'x'} {why}"
 
 
 def test_a_file_that_may_not_grow_is_the_same_error(tmp_path: Path) -> None:

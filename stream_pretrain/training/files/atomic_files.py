@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from stream_pretrain.errors import CheckpointError
+
+_REMEDIES: dict[int | None, str] = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable"),
+    errno.EFBIG: "raise the limit of the size of files (ulimit -f)",
+}
+"""What else than room a file needs, by the error."""
 
 
 def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
@@ -32,14 +39,27 @@ def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 @contextmanager
-def writing(path: Path | str, advice: str = "free some space, then run the same command again") -> Iterator[None]:
-    """Turn an error of the disk in the block into a CheckpointError that names the file and what to do."""
+def writing(path: Path | str, advice: str | None = None) -> Iterator[None]:
+    """Turn an error of the disk in the block into a CheckpointError that names the file and what to do.
+
+    advice: other than by the error.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         number = re.search(r"\(os error (\d+)\)", str(error))  # of safetensors, after its own words
-        why = os.strerror(int(number[1])) if number else getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{path} cannot be written ({why}): {advice}") from error
+        code = int(number[1]) if number else getattr(error, "errno", None)
+        why = os.strerror(code) if code is not None else error
+        todo = advice or f"{_remedy(code, Path(path))}, then run the same command again"
+        raise CheckpointError(f"{path} cannot be written ({why}): {todo}") from error
+
+
+def _remedy(code: int | None, path: Path) -> str:
+    if code not in (errno.ENOSPC, errno.EDQUOT):
+        return _REMEDIES.get(code, "correct that")
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    has_inodes = (system := os.statvfs(there)).f_favail > 0 or system.f_files == 0  # 0: it does not count them
+    return "free some space" if has_inodes else "delete some files (none are left of its inodes)"
 
 
 def writing_out(out: Path) -> AbstractContextManager[None]:

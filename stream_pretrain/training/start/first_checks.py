@@ -114,4 +114,4 @@ def _refuse_no_folder(out: Path) -> None:
     if not there.is_dir():
         raise CheckpointError(f"--output-dir {out}: {there} is not a folder: give another one")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise CheckpointError(f"--output-dir {out}: {there} cannot be written to: give another folder")
+        raise CheckpointError(f"--output-dir {out}: {there} cannot be written to: make it writable, or give another folder")
