@@ -34,18 +34,23 @@ def lines_of_rows(rows: TrainRows, tokenizer: PreTrainedTokenizerFast, *, causal
 
     begins = {int(start) for start, tokens in zip(rows.segment_start, rows.segment_tokens, strict=True) if tokens}
     ends = {int(start) for start, tokens in zip(rows.segment_start, rows.segment_tokens, strict=True) if not tokens}
+    mark = _mark_of_words(tokenizer)
     for row in range(len(rows)):
         slots = zip(rows.label_positions[row].tolist(), rows.labels[row].tolist(), strict=True)
         labels = {} if causal else {position: label for position, label in slots if label != IGNORED}
-        words: list[str] = []
+        words, after_special = list[str](), True
         for place, token in enumerate(rows.input_ids[row].tolist()):
             at = row * rows.length + place
             if at in ends:
-                words.append(f"... {rows.length - place} of padding")
+                words.append(f" ... {rows.length - place} of padding")
                 break
             if at in begins:
-                words.append(marked("border", BORDER))
+                words.append(f" {marked('border', BORDER)} ")
             label = labels.get(place)
+            own = token if label is None else label
+            if at not in begins and (after_special or not _goes_on(tokenizer, own, mark)):
+                words.append(" ")
+            after_special = own in tokenizer.all_special_ids
             if label is None:
                 words.append(_word(tokenizer, token))
             elif token == tokenizer.mask_token_id:
@@ -54,8 +59,22 @@ def lines_of_rows(rows: TrainRows, tokenizer: PreTrainedTokenizerFast, *, causal
                 words.append(marked("kept", f"({_word(tokenizer, label)})"))
             else:
                 words.append(marked("random", f"{{{_word(tokenizer, token)}|{_word(tokenizer, label)}}}"))
-        yield " ".join(words)
+        yield "".join(words).strip()
+
+
+def _mark_of_words(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """What the tokens that begin a word begin with; None where it is those that go on with one that are marked, as in BERT."""
+    tokens = tokenizer.get_vocab()
+    return next((mark for mark in ("Ġ", "▁") if 10 * sum(token.startswith(mark) for token in tokens) > len(tokens)), None)
+
+
+def _goes_on(tokenizer: PreTrainedTokenizerFast, token: int, mark: str | None) -> bool:
+    """Whether the token is not set apart by a space in the text."""
+    is_ordinary = mark is not None and token not in tokenizer.all_special_ids
+    return is_ordinary and not str(tokenizer.convert_ids_to_tokens(token)).startswith(str(mark))
 
 
 def _word(tokenizer: PreTrainedTokenizerFast, token: int) -> str:
-    return printable(tokenizer.decode([token]).strip() or repr(tokenizer.decode([token])))
+    text = tokenizer.decode([token])
+    shown = text.strip() or text.strip(" ")  # such as a line feed
+    return printable(shown or str(tokenizer.convert_ids_to_tokens(token)))

@@ -33,6 +33,12 @@ def prepare(model: PreTrainedModel, stream: TokenStream) -> PreTrainedModel:
     """
     causal, length = stream.plan.objective.causal, stream.plan.layout.sequence_length
     name, mask_id = type(model).__name__, stream.tokenizer.mask_token_id
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(f"the model is of type {name}: give one of transformers, before it is wrapped or compiled")
+    if model.base_model is model and model.get_output_embeddings() is None:
+        raise ModelError(
+            f"{name} has no language-model head: load it with {'AutoModelForCausalLM' if causal else 'AutoModelForMaskedLM'}"
+        )
     for option in ATTENTION_DROPOUTS:
         if getattr(model.config, option, 0):
             raise ModelError(

@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from stream_pretrain import cli
+from stream_pretrain.data.rows.train_rows import TrainRows
 from stream_pretrain.inspection.report import histogram
+from stream_pretrain.inspection.shown_rows import lines_of_rows
 from tests.corpora import documents, json_lines, write_shard
 from tests.training.runs import write_tiny_modernbert
 
@@ -90,6 +94,17 @@ def test_rows_show_where_documents_begin_and_what_is_masked(
         assert set(words) == {"bara", "bast", "ball", "bamp", "band"}
     assert "\x1b" not in said
     assert max(map(len, said[: said.index("¦ a document")].splitlines())) < 80
+
+
+def test_rows_of_byte_level_tokens_have_spaces_where_the_text_has_them() -> None:
+    words = ["<s>", "</s>", "<mask>", "T", "RU", "NC", "Ġthe", "Ġt", "rigg", "ers", ".", "Ċ", "Ġ", "Ġa"]
+    encoder = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<s>"))
+    encoder.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=encoder, bos_token="<s>", eos_token="</s>", mask_token="<mask>")
+    ids = [0, 3, 4, 5, 7, 8, 2, 10, 11, 6, 12, 13, 1]
+    slots, source, segment = [2, 6, 4, 9], [0], [0, len(ids)]
+    rows = TrainRows(np.array([*ids, *slots, *source, *segment], dtype=np.int32), count=1, length=len(ids), slots=2)
+    assert list(lines_of_rows(rows, tokenizer, causal=False, coloured=False)) == [r"¦ <s> T(RU)NC trigg[ers].\n the Ġ a </s>"]
 
 
 def test_lengths_of_documents_are_shown_as_bars_by_powers_of_two(

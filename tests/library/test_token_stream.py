@@ -259,6 +259,16 @@ def test_a_model_with_attention_dropout_is_refused_with_the_argument_that_mends_
     assert "must be at most 64" in refused(lambda: prepare(short, stream_of(corpus, sequence_length=128)))
 
 
+def test_what_is_no_language_model_is_refused_by_its_type(corpus: str) -> None:
+    name: Any = "bert-base-uncased"
+    assert refused(lambda: prepare(name, stream_of(corpus))) == (
+        "the model is of type str: give one of transformers, before it is wrapped or compiled"
+    )
+    assert refused(lambda: prepare(bert().base_model, stream_of(corpus))) == (
+        "BertModel has no language-model head: load it with AutoModelForMaskedLM"
+    )
+
+
 def test_a_model_of_another_objective_or_vocabulary_is_refused(corpus: str) -> None:
     sizes = {
         "n_embd": 32,
