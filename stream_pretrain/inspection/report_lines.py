@@ -93,7 +93,8 @@ def _with_error(of: Mapping[str, Any], name: str, show: Callable[[float], str] =
 
 
 def _kinds_in_words(unread: Mapping[str, Any]) -> str:
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in unread["kinds"].items())
+    several = {kind: kind.replace("folder", "folders", 1) for kind, count in unread["kinds"].items() if count > 1}
+    kinds = ", ".join(f"{count:,} {several.get(kind, kind)}" for kind, count in unread["kinds"].items())
     return kinds if unread["is_all"] else f"{kinds} and more"
 
 

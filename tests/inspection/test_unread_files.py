@@ -111,6 +111,12 @@ def test_inspect_prints_it_with_the_shards_of_no_bytes(tmp_path: Path, capsys: p
     assert source["not_read"] == {"count": 4, "kinds": {".md": 2, ".bin": 2}, "first": first, "is_all": True}
 
 
+def test_inspect_counts_the_folders_beside_a_pattern(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "a.jsonl", "b.txt", "sub/b.jsonl", "other/b.jsonl")
+    assert cli.main(["inspect", f"--dataset={tmp_path}/*.jsonl"]) == 0
+    assert "  not read      2 folders, 1 .txt: b.txt, other/, sub/\n" in capsys.readouterr().out
+
+
 def test_a_link_to_itself_is_a_file_that_is_not_read(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", "sub/b.jsonl")
     (tmp_path / "loop").symlink_to("loop")
