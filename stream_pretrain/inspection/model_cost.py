@@ -13,7 +13,7 @@ from stream_pretrain.config import Config
 from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.data.rows.objective import Objective
 from stream_pretrain.model.flops import peak_bf16_flops, training_flops
-from stream_pretrain.model.loading import refuse_without_masks, sized_model
+from stream_pretrain.model.loading import sized_model
 from stream_pretrain.training.state.checkpoint_size import BYTES_A_WEIGHT, checkpoint_bytes, model_bytes
 
 RATES = 100
@@ -54,8 +54,6 @@ def model_cost(
 ) -> ModelCost:
     """Of a run. Raises: ModelError, also where the configuration shows that a run would be refused."""
     settings, parameters = sized_model(config.model, objective.causal, config.data.sequence_length)
-    if not objective.causal:
-        refuse_without_masks(config.model.path or config.model.config or "", settings, tokenizer)
     rates = [objective.rate(int(step)) for step in np.linspace(0, (config.train.max_steps or 1) - 1, RATES)]
     # The last token of a segment has no next one; special tokens are not masked.
     unlabelled = 1 if objective.causal else encoder.framing

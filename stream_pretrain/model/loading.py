@@ -100,7 +100,7 @@ def load_model(
     if config.path is not None and getattr(settings, "quantization_config", None):
         raise ModelError(f"{name} is quantized, and cannot be trained: give the model that it was made from")
     if not causal:
-        refuse_without_masks(name, settings, tokenizer)
+        _refuse_without_masks(name, settings, tokenizer)
     original_settings, notes = _prepare(settings, kind, causal)
     if config.path is None:
         _take_special_tokens(settings, tokenizer)
@@ -141,17 +141,21 @@ def load_model(
     return LoadedModel(model, tokenizer, tuple(notes), original_settings, kept, new_head)
 
 
-def refuse_without_masks(name: str, settings: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+def _refuse_without_masks(name: str, settings: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> None:
     """Refuse a model or a tokenizer that cannot be used with masks. Raises: ModelError."""
-    if is_only_causal(settings):
-        raise ModelError(
-            f"{name} is a causal language model ({settings.model_type}), which --objective.name mlm cannot train: "
-            "give --objective.name clm, or another model"
-        )
+    _refuse_only_causal(name, settings)
     if tokenizer.mask_token_id is None:
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path} has no mask token, which --objective.name mlm needs: "
             "give a --model.tokenizer that has one, or --objective.name clm"
+        )
+
+
+def _refuse_only_causal(name: str, settings: PreTrainedConfig) -> None:
+    if is_only_causal(settings):
+        raise ModelError(
+            f"{name} is a causal language model ({settings.model_type}), which --objective.name mlm cannot train: "
+            "give --objective.name clm, or another model"
         )
 
 
@@ -187,6 +191,8 @@ def sized_model(config: ModelConfig, causal: bool, sequence_length: int | None =
     name = config.path or config.config
     assert name is not None, "a model or a configuration is given"
     settings = read_config(name, config, only_cached(name, config.revision))
+    if not causal:
+        _refuse_only_causal(name, settings)
     kind = kind_to_load(settings, causal)
     with torch.device("meta"):
         model = _from_scratch(name, config, settings, kind)

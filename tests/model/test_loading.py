@@ -395,6 +395,13 @@ def test_rows_beyond_the_positions_are_refused_by_the_configuration_alone(tmp_pa
         sized_model(config, family == "gpt2", 81)
 
 
+def test_a_causal_model_is_refused_for_masks_by_its_configuration_alone(tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelError, match=r"is a causal language model \(llama\), which --objective\.name mlm cannot train: give"
+    ):
+        sized_model(ModelConfig(path=saved(tmp_path, "llama")), MLM)
+
+
 @pytest.mark.parametrize("family", MASKED)
 def test_an_encoder_saved_without_its_head_is_loaded_as_it_is_and_gets_a_new_head(tmp_path: Path, family: str) -> None:
     encoder = tiny_model(family).base_model
