@@ -25,6 +25,10 @@ class PretrainingModel(nn.Module):
         super().__init__()
         self.sources = sources
         self.model = model
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                # Packed rows have no attention mask; the check also makes the host wait for a GPU, at every step.
+                module.warn_if_padding_and_no_attention_mask = lambda *_: None
         self.head = LabelledHead(model)
         self.first_position = first_position(model)
         self.by_mask = model.config._attn_implementation != PACKED_ATTENTION

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers.utils import logging
 
 from stream_pretrain.data.rows.batches import Batch
 from stream_pretrain.model.loading import recompute_activations
@@ -22,6 +23,18 @@ from tests.model.families import (
 NO_ATTENTION_DROPOUT = {"attention_probs_dropout_prob": 0.0, "attention_dropout": 0.0, "attn_pdrop": 0.0}
 LABEL_POSITIONS = torch.tensor([0, 3, 9, 10, 20, 24, 30, 38, 0, 0])
 LABELS = torch.tensor([11, 12, 13, 14, 15, 16, 17, 18, -100, -100])
+
+
+def test_padding_at_the_end_of_a_packed_row_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    logging.get_logger("transformers.modeling_utils").warning_once.cache_clear()
+    model = tiny_model("gpt2")
+    model.config.pad_token_id = 3
+    model.set_attn_implementation(PACKED_ATTENTION)
+    input_ids, position_ids, cu_seq_lens = packed_rows()
+    input_ids[:, -1] = 3
+    with caplog.at_level("WARNING"):
+        PretrainingModel(model).logits(input_ids, position_ids, cu_seq_lens, torch.arange(4))
+    assert caplog.messages == []
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # DeBERTa of transformers 5.17
