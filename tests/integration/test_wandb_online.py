@@ -27,9 +27,9 @@ from stream_pretrain.training.report import tracking
 
 tracking.CONNECT_TIMEOUT_SECONDS = tracking.FINISH_TIMEOUT_SECONDS = 3
 
-def open_tracker(resumed_step=None):
+def open_tracker(resumed_step=None, **more):
     config = {"train.seed": 7}
-    return tracking.Tracker.open(RunConfig(), Path("OUT"), config=config, resumed_step=resumed_step, report=print)
+    return tracking.Tracker.open(RunConfig(), Path("OUT"), config=config, resumed_step=resumed_step, report=print, **more)
 
 def log(tracker, *steps):
     for step in steps:
@@ -156,6 +156,17 @@ def test_an_outage_while_training_stops_nothing_and_the_next_start_sends_what_is
     assert server.steps_of(tmp_path) == []
     run("answer(200)\nwith open_tracker(resumed_step=1000) as tracker: log(tracker, 1001)", tmp_path, server.url)
     assert server.steps_of(tmp_path) == list(range(1, 1002))
+
+
+def test_a_run_that_finished_in_an_outage_sends_its_steps_when_it_is_started_again_and_only_once(
+    server: Server, tmp_path: Path
+) -> None:
+    run("tracker = open_tracker(); answer(503); log(tracker, 1, 2, 3); tracker.finish('finished')", tmp_path, server.url)
+    assert server.steps_of(tmp_path) == []
+    again = "tracker = open_tracker(3, only_missed=True); print(tracker._view is not None); tracker.finish('finished')"
+    assert run(f"answer(200)\n{again}", tmp_path, server.url)[-1] == "True"
+    assert (server.steps_of(tmp_path), server.run_of(tmp_path)["exitcode"]) == ([1, 2, 3], 0)
+    assert run(again, tmp_path, server.url) == ["False"]
 
 
 def test_a_server_that_fails_at_the_start_leaves_the_run_offline(server: Server, tmp_path: Path) -> None:
