@@ -160,10 +160,13 @@ def test_a_step_of_one_micro_batch_is_completed_once_its_rows_are_there() -> Non
 
 def test_the_echo_of_a_launcher_is_the_same_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "ECHO_SECONDS", 600)
+    exits: list[int] = []
+    monkeypatch.setattr(os, "_exit", exits.append)
     with stop_on_signals() as stop:
         signal.raise_signal(signal.SIGINT)
+        stop.news.wait()  # the thread has read it
         signal.raise_signal(signal.SIGTERM)
-        assert stop.signal == "SIGINT"
+    assert (stop.signal, exits) == ("SIGINT", [])
 
 
 def test_the_end_of_a_terminal_is_no_request_where_nohup_has_it_ignored() -> None:
