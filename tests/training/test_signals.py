@@ -166,6 +166,7 @@ def test_the_echo_of_a_launcher_is_the_same_request(monkeypatch: pytest.MonkeyPa
         signal.raise_signal(signal.SIGINT)
         stop.news.wait()  # the thread has read it
         signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.2)  # for the thread to read this one apart from the end
     assert (stop.signal, exits) == ("SIGINT", [])
 
 
