@@ -8,18 +8,15 @@ from collections.abc import Iterator
 import torch
 
 from stream_pretrain.config import TrainConfig
+from stream_pretrain.data.lanes.dealing import LEVEL
 from stream_pretrain.data.lanes.reading_costs import memory_bound, reading_cost
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.window_sizes import BYTES_PER_TOKEN, content_of
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.start.first_checks import physical_memory
-from stream_pretrain.units import GIB, human_bytes
+from stream_pretrain.units import human_bytes
 
-_UNEVEN = 1.25
-"""Times the mean that the fullest lane has, above which another number of lanes or smaller windows are worth a change."""
 _HIGH_RATE = 0.1
-_READ_AGAIN = GIB / 4
-"""Stored bytes that an epoch reads more than once, above which that is worth a change."""
 
 
 def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
@@ -32,7 +29,7 @@ def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
             yield f"source {source.name} is too small to split over {lanes} lanes: each lane reads all of it, in its own order"
     dealt = [source for source in plan.sources if not source.undealt]
     uneven = max(dealt, key=lambda source: source.fullest_lane, default=None)
-    if uneven is not None and uneven.fullest_lane > _UNEVEN:
+    if uneven is not None and uneven.fullest_lane > LEVEL:
         of = f" of source {uneven.name}" if uneven.name else ""
         yield (
             f"lanes are uneven: the fullest has {uneven.fullest_lane:.2f} times the mean{of}, so an epoch ends with rows of "
@@ -43,7 +40,7 @@ def advice(plan: StreamPlan, ranks: Ranks, workers: int) -> Iterator[str]:
         unit = divided[0].read.text_documents
         yield f"--data.text-documents {unit} changes nothing: it is for .txt and .text files, and there are none"
     cost = reading_cost(plan.sources, ranks.world, workers)
-    if cost.amplification > 1.05 and cost.epoch_bytes - cost.stored_bytes > _READ_AGAIN:
+    if cost.amplification > 1.05:
         yield (
             f"several lanes read shards that can only be read from the start: an epoch reads the corpus "
             f"{cost.amplification:.1f} times, and a resume at most {human_bytes(cost.resume_bytes)} of it again; "
