@@ -253,8 +253,8 @@ def test_a_start_says_how_uneven_lanes_are_and_how_often_they_read_a_shard(tmp_p
     sources = source_plans(config_of("x"), pinned_of([Shard("/a", "a", 8 * MIB, None, "examples", "none")], 8, MIB))
     plan: Any = SimpleNamespace(layout=sources[0].layout, sources=sources, schedule=[SimpleNamespace(parts=[1])])
     assert list(advice(plan, alone, workers=0)) == [
-        "several lanes read shards that can only be read from the start: an epoch reads the corpus 8.0 times, and a resume at most "
-        "64 MiB of it again; fewer --lanes or --workers read less, as do more and smaller shards"
+        "several lanes read shards that can only be read from the start: an epoch reads the corpus 8.0 times, and a resume at "
+        "most 67 MB of it again; fewer --lanes or --workers read less, as do more and smaller shards"
     ]
 
 
