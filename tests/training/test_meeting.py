@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from torch.distributed import DistBackendError, TCPStore
+from torch.distributed import DistBackendError, DistError, TCPStore
 
 from stream_pretrain import exit_codes
 from stream_pretrain.errors import LostRankError
@@ -67,20 +67,20 @@ def test_what_fails_for_another_reason_fails_as_it_did(
     assert caught.value is error
 
 
-def test_ranks_that_are_started_again_meet_apart_from_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_are_started_again_meet_apart_from_those_before() -> None:
     """As torchrun does with --max-restarts: its store lives on, with all that the ranks before have told each other."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    second = timedelta(seconds=20)
 
-    def meet(rank: int) -> str:
-        return meeting._name_of_start(TCPStore("127.0.0.1", store.port, is_master=False), rank, 2, second)
+    def meet(rank: int, seconds: float = 20.0) -> str:
+        client = TCPStore("127.0.0.1", store.port, is_master=False, timeout=timedelta(seconds=seconds))
+        return meeting._name_of_start(client, rank, 3, timedelta(seconds=seconds))
 
     with ThreadPoolExecutor() as threads:
-        before = threads.submit(meet, 0)
-        assert meet(1) == before.result(20)
-        early = threads.submit(meet, 1)  # while only what the first rank of before has told is there
-        with pytest.raises(TimeoutError):
-            early.result(0.5)
-        again = meet(0)
-        assert early.result(20) == again
-    assert again != before.result()
+        before = list(threads.map(meet, (0, 1, 2)))
+        with pytest.raises(DistError):  # the first rank of before answers no more
+            meet(1, 0.5)
+        with pytest.raises(DistError):  # the second rank never comes, though it has asked in starts before
+            list(threads.map(meet, (0, 2), (0.5, 0.5)))
+        again = list(threads.map(meet, (2, 1, 0)))
+    assert len({*before}) == len({*again}) == 1
+    assert before != again

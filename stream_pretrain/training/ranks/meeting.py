@@ -27,10 +27,8 @@ from stream_pretrain.training.ranks.watchdog import Watchdog
 
 MEETING_SECONDS = 30.0
 """Ranks that are started together have found each other by then."""
-_FIRST_RANK = "stream_pretrain: port of the first rank, name of the start"
-_ANSWER = timedelta(seconds=5)
-"""A first rank that lives answers within this time."""
-_RETRY_SECONDS = 0.2
+_QUESTION, _ANSWER = "stream_pretrain: name of the start, asked by rank ", "stream_pretrain: answer to "
+_POLL_SECONDS = 0.05
 
 
 @contextmanager
@@ -79,23 +77,23 @@ def connect(backend: str, timeout: timedelta) -> None:
 
 
 def _name_of_start(store: TCPStore, rank: int, world: int, timeout: timedelta) -> str:
-    """A name that the ranks of this start have in common, and no other start: the first rank tells it while it lives."""
-    if rank == 0:
-        name = secrets.token_hex(8)
-        alive = TCPStore(store.host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
-        alive.set(name, "")
-        store.set(_FIRST_RANK, f"{alive.port} {name}")
-        alive.wait([str(other) for other in range(1, world)])
+    """A name that the ranks of this start have in common, and no other start: the first rank answers those that ask for it.
+
+    It goes on to answer until all have joined, since what it finds first may have been asked by a rank of an earlier start.
+    """
+    name = secrets.token_hex(8)
+    if rank:
+        store.set(f"{_QUESTION}{rank}", name)
+        name = store.get(f"{_ANSWER}{name}").decode()
+        store.set(f"{name}/{rank}", "")
         return name
     deadline = time.monotonic() + timeout.total_seconds()
-    while True:
-        port, name = store.get(_FIRST_RANK).decode().split()
-        try:
-            alive = TCPStore(store.host, int(port), is_master=False, timeout=_ANSWER)
-            alive.get(name)
-            alive.set(str(rank), "")
-            return name
-        except DistError:  # that of an earlier start, which has ended
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(_RETRY_SECONDS)
+    missing = [str(other) for other in range(1, world)]
+    while missing := [other for other in missing if not store.check([f"{name}/{other}"])]:
+        for other in missing:
+            if store.check([f"{_QUESTION}{other}"]):
+                store.set(f"{_ANSWER}{store.get(f'{_QUESTION}{other}').decode()}", name)
+        if time.monotonic() > deadline:
+            store.wait([f"{name}/{other}" for other in missing], timedelta(seconds=1))  # raises
+        time.sleep(_POLL_SECONDS)
+    return name
