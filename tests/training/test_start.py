@@ -59,20 +59,6 @@ def test_more_data_workers_than_cores_are_named(
     assert ("data workers on a machine" in said.getvalue()) is told
 
 
-@pytest.mark.parametrize("lost", [0, 1, 2])
-def test_a_record_that_has_lost_its_first_lines_is_named(lost: int, small_corpus: Path, model: Path, tmp_path: Path) -> None:
-    command = tiny_options(small_corpus, model, tmp_path / "out")
-    assert run_here([*command, "--max-steps=2"]).returncode == 0
-    record = tmp_path / "out/metrics.jsonl"
-    lines = record.read_bytes().splitlines(keepends=True)[lost:]
-    record.unlink()
-    if lines:
-        record.write_bytes(b"".join(lines))
-    done = run_here([*command, "--max-steps=3"])
-    assert done.returncode == 0
-    assert (f"warning: {record} has lost its first lines: it does not begin with step 1" in done.stderr) is (lost > 0)
-
-
 @pytest.mark.parametrize(("objective", "needed"), [("mlm", 4), ("clm", 3)])
 def test_rows_too_short_for_a_label_are_refused(objective: str, needed: int, model: Path, tmp_path: Path) -> None:
     write_shard(tmp_path / "s", documents(50), "plain")

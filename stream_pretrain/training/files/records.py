@@ -78,11 +78,6 @@ def trim_after(path: Path, step: int | None, report: Callable[[str], None]) -> N
         report(f"{path}: damaged lines removed: {len(damaged)}, the first is line {damaged[0]}")
 
 
-def begins_at(path: Path, step: int) -> bool:
-    """Whether the first line of a record is of this step. Raises: CheckpointError."""
-    return path.exists() and _step_of(next(iter(lines_of(path)), b"")) == step
-
-
 def sync_records(out: Path) -> None:
     """Flush the records of OUT to the disk. Raises: CheckpointError."""
     for path in filter(Path.exists, (out / name for name in RECORDS)):

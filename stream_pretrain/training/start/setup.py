@@ -20,8 +20,8 @@ from stream_pretrain.training.evaluation import evaluation
 from stream_pretrain.training.evaluation.evaluation import EvaluationSet
 from stream_pretrain.training.evaluation.evaluation_documents import evaluation_corpora, evaluation_documents
 from stream_pretrain.training.files.options_file import write_options
-from stream_pretrain.training.files.out_files import BEST, METRICS, RECORDS
-from stream_pretrain.training.files.records import begins_at, trim_after
+from stream_pretrain.training.files.out_files import BEST, RECORDS
+from stream_pretrain.training.files.records import trim_after
 from stream_pretrain.training.files.run_directory import RunDirectory
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import StopRequest
@@ -103,8 +103,6 @@ def set_up(
     if ranks.is_first:
         for name in RECORDS:
             trim_after(out.path / name, None if saved is None else totals.step, progress.warning)
-        if totals.step and start.parent is None and not begins_at(out.path / METRICS, 1):
-            progress.warning(f"{out.path / METRICS} has lost its first lines: it does not begin with step 1")
         forget_after(out.path / BEST, totals.step, progress.notice)
         write_options(config_with_auto, start.parent, out.path)
     return Setup(
