@@ -28,7 +28,7 @@ class PretrainingModel(nn.Module):
         for module in model.modules():
             if isinstance(module, PreTrainedModel):
                 # Packed rows have no attention mask; the check also makes the host wait for a GPU, at every step.
-                module.warn_if_padding_and_no_attention_mask = lambda *_: None
+                module.warn_if_padding_and_no_attention_mask = _no_warning
         self.head = LabelledHead(model)
         self.first_position = first_position(model)
         self.by_mask = model.config._attn_implementation != PACKED_ATTENTION
@@ -75,3 +75,7 @@ class PretrainingModel(nn.Module):
         return self.head.logits(
             label_positions, input_ids=input_ids, position_ids=position_ids + self.first_position, **isolation
         )
+
+
+def _no_warning(*_: object) -> None:
+    """In place of a method; a function of the module can be pickled."""
