@@ -23,7 +23,7 @@ import yaml
 from stream_pretrain.config import ALL_GROUPS, FLAGS, GROUPS, NAMES, SYNONYMS, TYPES, Config, fields_of, resolve, suggestion
 from stream_pretrain.config.option_types import expected, members, shown
 from stream_pretrain.errors import ConfigError
-from stream_pretrain.units import is_grouped, plain_number
+from stream_pretrain.units import DASHES, QUOTES, is_grouped, plain_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _of_environment(environment: Mapping[str, str]) -> Iterator[_Option]:
 
 
 def _split(arguments: Sequence[str], operands: bool, takes: Callable[[str], bool]) -> Iterator[tuple[str | None, str]]:
-    """Names, all of options, and values of `--name=value`, `--name value` and the bare `--name`; operands have no name."""
+    """The name of an option and its value, from `--name=value`, `--name value` or a bare `--name`; operands have no name."""
     remaining = list(arguments)
     last = ""
     while remaining:
@@ -173,20 +173,16 @@ def misplaced(argument: str, last: str = "") -> str | None:
     if path.suffix in (".yaml", ".yml"):
         return f"{argument} is a file of options: give --config {path}"
     if _exists(Path(argument)):
-        if last and TYPES[NAMES[last]] is not bool:
+        if last in NAMES and TYPES[NAMES[last]] is not bool:  # not after --config
             return f"--{last} takes one value, but {argument} follows: {_several(argument, last)}"
         return f"{argument} is a file or folder: give --dataset {argument}"
-    named = argument.lstrip(_DASHES)
+    named = argument.lstrip(f" \u00a0-+{DASHES}")  # +: in other programs
     name = re.split("[=:]", named, maxsplit=1)[0]
     known = name.replace("_", "-") in ({*NAMES, *FLAGS} if name == argument else {*NAMES, *FLAGS, *SYNONYMS})
     if known and (name != argument or not last):
         value = re.sub("^: *", "=", named[len(name) :])
         return f"unexpected argument {argument}: the names of options begin with two hyphens, --{name}{value}"
     return None
-
-
-_DASHES = " \u00a0-+\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
-"""What stands for hyphens in text that is copied from a page, or in other programs."""
 
 
 def _several(value: str, option: str) -> str | None:
@@ -327,9 +323,6 @@ def _value(value: Any, kind: Any, where: str) -> Any:
     raise ConfigError(f"{where}: {shown(value)} is not {expected(kind)}{instead}")
 
 
-_QUOTES = "\"'\u201c\u201d\u201e\u2018\u2019\u201a\u00ab\u00bb \t\n"
-
-
 def _path(value: Any, option: dataclasses.Field[Any], where: str) -> Any:
     """A path with the home folder in place of `~`; other values as they are.
 
@@ -338,11 +331,11 @@ def _path(value: Any, option: dataclasses.Field[Any], where: str) -> Any:
     is_path, secret = option.metadata.get("is_path"), option.metadata.get("secret")
     if not isinstance(value, str) or not (is_path or secret == "url"):
         return value
-    if (bare := value.strip(_QUOTES)) != value and bare and not _exists(Path(value)):
+    if secret == "keys" and not value.startswith("@"):  # JSON, which may have spaces around it, and is not to be shown
+        return value
+    if (bare := value.strip(f"{QUOTES} \t\n")) != value and bare and not _exists(Path(value)):
         raise ConfigError(f"{where} {value!r}: the quotes or spaces around it are part of the value: give {bare}")
     if "://" in value:
-        return value
-    if secret == "keys" and not value.startswith("@"):
         return value
     if (variable := re.search(r"\$(\w+|\{\w+\})", value)) is not None and not _names_what_is_there(value):
         raise ConfigError(f"{where} {value}: {variable[0]} is not replaced by its value here: write that in its place")

@@ -80,19 +80,20 @@ def declaration_of(command: str) -> Declaration:
     return Declaration(summary=(ast.get_docstring(source) or "").partition("\n")[0].partition(": ")[2], **declared)
 
 
-def help_of(command: str, group: str | None) -> str:
-    """The help of a command, or of one group of its options. Raises: ConfigError for another group."""
+def help_of(command: str, name: str | None) -> str:
+    """The help of a command, or of one group or option that it takes. Raises: ConfigError for another name."""
     declared = declaration_of(command)
-    if group in declared.groups:
-        return "\n".join(_group(group, declared))
-    if group is not None:
-        name = group.replace("_", "-")
-        option = NAMES.get(name) or SYNONYMS.get(name)
+    if name in declared.groups:
+        return "\n".join(_group(name, declared))
+    if name is not None:
+        hyphenated = name.replace("_", "-")
+        option = NAMES.get(hyphenated) or SYNONYMS.get(hyphenated)
         if option is not None and declared.takes(option):
             return "\n".join(_option(option, declared))
-        if group in command_names():
-            raise ConfigError(f"{group} is a command: see {PROGRAM} {group} --help")
-        raise ConfigError(f"no group {group}{suggestion(group, declared.groups)}; --help takes {', '.join(declared.groups)}")
+        if name in command_names():
+            raise ConfigError(f"{name} is a command: see {PROGRAM} {name} --help")
+        near = suggestion(hyphenated, [*declared.groups, *(known for known in NAMES if declared.takes(NAMES[known]))])
+        raise ConfigError(f"no group or option {name}{near}; the groups are {', '.join(declared.groups)}")
     groups = [line for group in declared.groups for line in ("", *_group(group, declared))]
     others = ["", "options of other groups:", *(line for option in declared.also for line in _option(option, declared))]
     return "\n".join([*_introduction(command, declared), *groups, *(others if declared.also else [])])

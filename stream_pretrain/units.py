@@ -9,7 +9,9 @@ KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
 _UNITS = {"": 1, "%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _COMMAS = r"[1-9]\d{0,2}(?:,\d{3})+"
-_TYPOGRAPHY = dict.fromkeys((0x2010, 0x2011, 0x2012, 0x2013, 0x2014, 0x2212), "-")
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+QUOTES = "\"'\u201c\u201d\u201e\u2018\u2019\u201a\u00ab\u00bb"
+"""Those of a keyboard, and what text processors make of them."""
 
 
 def human_count(number: float) -> str:
@@ -62,7 +64,7 @@ def is_grouped(value: str) -> bool:
 
 def plain_number(value: str, *, integer: bool) -> str | None:
     """A number without a unit, commas or typography: 10k as 10000 (integer), 15% as 0.15; None for anything else."""
-    text = value.strip(" ,;\"'\u201c\u201d\u2018\u2019").translate(_TYPOGRAPHY)
+    text = re.sub(f"[{DASHES}]", "-", value.strip(f" ,;{QUOTES}"))
     if integer and is_grouped(text):
         return text.replace(".", "")
     if not integer and not re.fullmatch(_COMMAS, text):

@@ -97,3 +97,11 @@ def write_tiny_bert(folder: Path, *, dropout: float = 0.1) -> Path:
     config.save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
     return folder
+
+
+def write_tiny_bert_with_weights(folder: Path) -> Path:
+    """The same, with random weights."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    BertForMaskedLM(BertConfig.from_pretrained(write_tiny_bert(folder))).save_pretrained(folder)
+    return folder

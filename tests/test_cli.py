@@ -299,16 +299,24 @@ def test_help_of_a_group_is_that_group_alone(capsys: pytest.CaptureFixture[str],
     text = capsys.readouterr().out
     assert text.startswith("train: Steps, batch, optimizer and learning rate.\n  --max-steps, --train.max-steps INTEGER")
     assert re.findall(r"--(data|model|eval|run)\.", text) == []
-    assert cli.main(["--help", "learning_rate"]) == 0
-    assert capsys.readouterr().out.startswith(
-        "  --learning-rate, --train.learning-rate NUMBER|auto\n      Peak learning rate. "
-    )
-    assert cli.main(["--help", "lr"]) == 0  # as another program has it
-    assert capsys.readouterr().out.startswith("  --learning-rate, --train.learning-rate NUMBER|auto\n")
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "lr"])  # lr: as other programs have it
+def test_help_of_an_option_is_that_option_alone(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert cli.main(["--help", name]) == 0
+    begin, *others = capsys.readouterr().out.split("  --learning-rate, ")
+    assert (begin, len(others)) == ("", 1)
+    assert others[0].startswith("--train.learning-rate NUMBER|auto\n      Peak learning rate. ")
+
+
+@pytest.mark.parametrize(("name", "near"), [("trian", "train"), ("learning_rte", "learning-rate")])
+def test_help_of_a_misspelt_name_names_the_nearest(capsys: pytest.CaptureFixture[str], name: str, near: str) -> None:
+    groups = "the groups are data, model, objective, train, eval, run"
+    assert one_line_error(capsys, f"--help={name}") == f"no group or option {name}; did you mean {near}?; {groups}"
+
+
+def test_help_of_another_command_says_how_to_get_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert one_line_error(capsys, "--help", "ledger") == "ledger is a command: see stream-pretrain ledger --help"
-    assert one_line_error(capsys, "--help=trian") == (
-        "no group trian; did you mean train?; --help takes data, model, objective, train, eval, run"
-    )
 
 
 def test_help_breaks_no_line_within_the_name_of_a_command_or_option(capsys: pytest.CaptureFixture[str]) -> None:

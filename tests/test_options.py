@@ -249,6 +249,14 @@ def test_a_later_file_overrides_an_earlier_one(tmp_path: Path) -> None:
     assert parsed(*files) == {"train.seed": 2}
 
 
+def test_a_file_behind_one_of_options_is_answered_as_any_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options, shard = tmp_path / "run.yaml", tmp_path / "texts.jsonl"
+    options.write_text("max-steps: 3\n")
+    shard.touch()
+    said = one_line_error(capsys, "--config", str(options), str(shard))
+    assert said == f"{shard} is a file or folder: give --dataset {shard}"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -396,6 +404,23 @@ def test_what_is_shown_of_the_options_has_no_signature_and_no_key() -> None:
         shown = shown_options(flatten(parse([*given, "--model=bert", "--max-steps=3"])))
         assert "secret" not in json.dumps(shown)
         assert "https://host/a.jsonl" in json.dumps(shown)
+
+
+@pytest.mark.parametrize("text", ["|\n  {}\n", "' {} '"])
+def test_options_of_a_store_may_have_space_around_them(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("data.storage-options: " + text.replace("{}", '{"token": "mysecret"}'))
+    options = parse([f"--config={file}"]).data.storage_options
+    assert options is not None
+    assert json.loads(options) == {"token": "mysecret"}
+
+
+@pytest.mark.parametrize("options", ["'{}'", " '{}'", "\u201c{}\u201d"])
+def test_options_of_a_store_in_quotes_are_refused_without_being_shown(options: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = options.replace("{}", '{"token": "mysecret"}')
+    said = one_line_error(capsys, "--dataset=s3://a/b", "--model=m", "--max-steps=3", f"--data.storage-options={given}")
+    assert "--data.storage-options" in said
+    assert "mysecret" not in said
 
 
 def test_a_file_lists_the_sources_of_a_mixture(tmp_path: Path) -> None:

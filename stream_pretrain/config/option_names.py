@@ -16,7 +16,7 @@ from stream_pretrain.config.options import GROUPS, fields_of
 
 FLAGS = {
     "config": ("FILE.yaml", "Options from a YAML file, by nested, dotted or short names; the command line overrides them."),
-    "help": ("[GROUP]", "Show all options, or those of one group, or one."),
+    "help": ("[GROUP|OPTION]", "Show all options, those of one group, or one."),
     "dry-run": ("", "Show where the run would begin or resume, and what `inspect` shows; nothing is trained or written."),
     "version": ("", "Print the version."),
     "debug": ("", "Show the traceback of an error."),

@@ -88,7 +88,7 @@ def resolve(name: str, origin: str = "", takes: Callable[[str], bool] = lambda _
 
 
 def instead(name: str, takes: Callable[[str], bool] = lambda _: True) -> str:
-    """What to give instead of an option that there is not, or that another command has."""
+    """The end of the error for a name that is no option: what to give instead, or why there is nothing like it."""
     last = name.rpartition(".")[2]
     for called in (name, name.replace(".", "-"), last):
         if called in SYNONYMS:
@@ -107,12 +107,12 @@ def instead(name: str, takes: Callable[[str], bool] = lambda _: True) -> str:
         return f"; give --{positive} false"
     if len(sharing) > 1:
         return f"; give {' or '.join(f'--{dotted}' for dotted in sharing)}"
-    known = [*(known for known in dict.fromkeys((*SHORT, *NAMES)) if takes(NAMES[known])), *FLAGS]
-    return suggestion(name, known, "--") or did_you_mean("".join(f"--{dotted}" for dotted in sharing)) or "; see --help"
+    known = [*(option for option in dict.fromkeys((*SHORT, *NAMES)) if takes(NAMES[option])), *FLAGS]
+    return suggestion(name, known, "--") or (did_you_mean(f"--{sharing[0]}") if sharing else "; see --help")
 
 
 def suggestion(name: str, known: Sequence[str], prefix: str = "") -> str:
-    """The valid name that is spelt most alike, or else one that begins with these letters."""
+    """A question that ends a message: the name that is spelt most alike, or else one that begins with these letters."""
     nearest = difflib.get_close_matches(name.lower(), known, 1, 0.75)  # at 0.7, --token would be --tokenizer, which it is not
     nearest = nearest or [word for word in known if len(name) > 2 and word.startswith(name)]
     return did_you_mean(f"{prefix}{nearest[0]}") if nearest else ""

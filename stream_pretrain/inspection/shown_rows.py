@@ -63,15 +63,16 @@ def lines_of_rows(rows: TrainRows, tokenizer: PreTrainedTokenizerFast, *, causal
 
 
 def _mark_of_words(tokenizer: PreTrainedTokenizerFast) -> str | None:
-    """What the tokens that begin a word begin with; None where it is those that go on with one that are marked, as in BERT."""
+    """The mark of tokens that begin a word; None where tokens that go on with a word are marked instead, as in BERT."""
     tokens = tokenizer.get_vocab()
     return next((mark for mark in ("Ġ", "▁") if 10 * sum(token.startswith(mark) for token in tokens) > len(tokens)), None)
 
 
 def _goes_on(tokenizer: PreTrainedTokenizerFast, token: int, mark: str | None) -> bool:
     """Whether the token is not set apart by a space in the text."""
-    is_ordinary = mark is not None and token not in tokenizer.all_special_ids
-    return is_ordinary and not str(tokenizer.convert_ids_to_tokens(token)).startswith(str(mark))
+    if mark is None or token in tokenizer.all_special_ids:
+        return False
+    return not str(tokenizer.convert_ids_to_tokens(token)).startswith(mark)
 
 
 def _word(tokenizer: PreTrainedTokenizerFast, token: int) -> str:

@@ -8,12 +8,12 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.packed_attention import PACKED_ATTENTION
 from stream_pretrain.model.positions import evaluating, ordinary_token_ids
 from stream_pretrain.model.pretraining import PretrainingModel
+from stream_pretrain.model.reports import unreported
 
 # Relative to the largest logit. A masked key has weight exactly 0, so another document must change nothing; a document alone
 # takes matrix products of other shapes, which round differently.
@@ -47,12 +47,8 @@ def choose_attention(model: PreTrainedModel, sequence_length: int, causal: bool,
         raise ModelError(
             f"{type(model).__name__}: its logits are not finite numbers, as of damaged weights: choose another model"
         )
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a note or the error says whether the model has this attention
-    try:
+    with unreported():  # a note or the error says whether the model has this attention
         model.set_attn_implementation(PACKED_ATTENTION)
-    finally:
-        logging.set_verbosity(verbosity)
     if model.config._attn_implementation == PACKED_ATTENTION:
         fault = _fault(model, probe, alone, causal)
         if fault is None:

@@ -10,6 +10,8 @@ from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.hub import first_line, refuse_known, refuse_no_model
 
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, ImportError, StrictDataclassFieldValidationError)
+"""What transformers raises for files of a model or a tokenizer that it cannot use."""
 AUTO_CLASSES = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
 
 
@@ -20,7 +22,7 @@ def read_config(name: str, model: ModelConfig, local_files_only: bool) -> PreTra
         settings = AutoConfig.from_pretrained(
             name, revision=model.revision, local_files_only=local_files_only, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError, TypeError, KeyError, ImportError, StrictDataclassFieldValidationError) as error:
+    except UNREADABLE as error:
         refuse_known(name, model.revision, error)
         raise ModelError(f"no model configuration in {name}: {first_line(error)}") from error
     if not hasattr(settings, "vocab_size"):

@@ -21,7 +21,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging
 
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
@@ -38,6 +37,7 @@ from stream_pretrain.model.positions import (
     refuse_beyond_positions,
 )
 from stream_pretrain.model.pretraining import PretrainingModel
+from stream_pretrain.model.reports import unreported
 from stream_pretrain.model.tokenizer import load_tokenizer
 
 ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
@@ -355,18 +355,17 @@ def _load_weights(
     name: str, revision: str | None, config: ModelConfig, settings: PreTrainedConfig, kind: str, local_files_only: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     refuse_file(name)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what transformers reports of the weights in a table, notes and errors say in a line
     try:
-        model, info = AUTO_CLASSES[kind].from_pretrained(
-            name,
-            revision=revision,
-            config=settings,
-            dtype=torch.float32,
-            output_loading_info=True,
-            local_files_only=local_files_only,
-            trust_remote_code=config.trust_remote_code,
-        )
+        with unreported():  # a table of weights: notes and errors say in a line what matters of it
+            model, info = AUTO_CLASSES[kind].from_pretrained(
+                name,
+                revision=revision,
+                config=settings,
+                dtype=torch.float32,
+                output_loading_info=True,
+                local_files_only=local_files_only,
+                trust_remote_code=config.trust_remote_code,
+            )
     except _UNLOADABLE as error:
         refuse_known(name, revision, error)
         if "Padding_idx" in str(error):
@@ -379,6 +378,4 @@ def _load_weights(
             scratch = "" if config.init_from else f", or --model.config {name} to train from scratch"
             raise ModelError(f"no weights in {name}: give another model{scratch}") from error
         raise ModelError(f"{name} cannot be loaded as a {kind} language model: {first_line(error)}") from error
-    finally:
-        logging.set_verbosity(verbosity)
     return model, info

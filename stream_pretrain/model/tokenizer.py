@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 
-from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stream_pretrain.config import ModelConfig
 from stream_pretrain.errors import ModelError
 from stream_pretrain.model.hub import first_line, only_cached, refuse_file, refuse_known
-from stream_pretrain.model.kinds import read_config
+from stream_pretrain.model.kinds import UNREADABLE, read_config
 
 
 def load_tokenizer(
@@ -30,7 +29,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=revision, local_files_only=local_files_only, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError, TypeError, KeyError, ImportError, StrictDataclassFieldValidationError) as error:
+    except UNREADABLE as error:
         refuse_known(name, revision, error)
         if model.tokenizer is None and os.path.isdir(name):
             read_config(name, model, local_files_only)  # what is no model has no tokenizer either

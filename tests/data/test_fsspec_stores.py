@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import random
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -62,16 +59,6 @@ def test_headers_that_are_no_object_of_strings_are_refused(headers: object) -> N
     options = TransportOptions(storage_options={"headers": headers})
     with pytest.raises(SourceError, match=r"^--data.storage-options: headers are an object of strings, like"):
         ShardBytes("https://nowhere.invalid/a.jsonl", "none", 10, options=options).read()
-
-
-def test_a_process_that_may_open_no_more_files_says_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    (tmp_path / "s.jsonl").write_text("content")
-    monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(TransportError, match=r"s\.jsonl: this process may not open more files .*: raise `ulimit -n`"):
-        ShardBytes(str(tmp_path / "s.jsonl"), "none", 7).read()
 
 
 def test_storage_options_are_handed_on_as_a_copy() -> None:

@@ -251,10 +251,10 @@ def test_a_run_that_is_given_more_epochs_whenever_it_has_ended_stands_where_it_c
         plan = plan_for(tmp_path, lanes=2, global_batch_size=6, max_epochs=epochs, max_steps=None, window_bytes=600)
         for step in steps_of(plan, 1, 0, cursors, done):
             cursors, done, missing = cursors_of(step), done + 1, missing + 6 - len(step.row_lane)
-            refuse_impossible(cursors, plan, done)
+            refuse_impossible(cursors, plan, done, "stream.json")
     assert missing
     with pytest.raises(CheckpointError, match="the lanes have given"):
-        refuse_impossible(cursors, plan, done + 3)
+        refuse_impossible(cursors, plan, done + 3, "stream.json")
 
 
 @pytest.mark.parametrize("name", ["uneven", "mixture"])

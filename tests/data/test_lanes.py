@@ -117,7 +117,7 @@ def test_the_rows_of_every_step_are_the_same_for_any_number_of_workers_also_when
     seen, cursors = [], first_cursors(8)
     for steps, workers in ((7, 2), (1, 3), (12, 0), (10, 1)):
         state = json.loads(json.dumps(stream_state(len(seen), cursors)))
-        part, cursors = ledger(plan, steps, workers, cursors_from(state, len(seen), 8), len(seen))
+        part, cursors = ledger(plan, steps, workers, cursors_from(state, len(seen), 8, "the state"), len(seen))
         seen += part
     assert seen == expected
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from stream_pretrain.data.lanes import shuffled_text
 from stream_pretrain.data.lanes.shuffled_text import ShuffledText
 from stream_pretrain.data.rows.engine import decoded
-from stream_pretrain.data.transport.second_reading import HELD_BACK_BYTES
+from stream_pretrain.data.transport.readings import HELD_BACK_BYTES
 from stream_pretrain.data.transport.shard_bytes import ShardBytes
 from stream_pretrain.units import MIB
 from tests.data.plans import lane, plan_for

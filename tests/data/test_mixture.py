@@ -200,7 +200,7 @@ def test_the_rows_of_a_mixture_are_the_same_for_any_number_of_workers(tmp_path: 
     seen, cursors = [], first_cursors(4, 3)
     for steps, workers in ((9, 2), (1, 3), (12, 0), (8, 1)):
         state = json.loads(json.dumps(stream_state(len(seen), cursors)))
-        part, cursors = ledger(plan, steps, workers, cursors_from(state, len(seen), 4), len(seen))
+        part, cursors = ledger(plan, steps, workers, cursors_from(state, len(seen), 4, "the state"), len(seen))
         seen += part
     assert seen == expected
 

@@ -1,8 +1,10 @@
-"""Bytes of local shards: every format, every damage, every restart point and skip."""
+"""Bytes of local shards: every compression, and what is left of a shard that is odd or damaged."""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import tracemalloc
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +15,7 @@ import zstandard
 
 from stream_pretrain.data.transport.compression import CODECS, Compression, compression_of
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.errors import ContentError, SourceError
+from stream_pretrain.errors import ContentError, SourceError, TransportError
 from tests.data.compressed import COMPRESS, COMPRESSED, skippable, zstd_frame
 from tests.data.shard_bytes import MIB, chunks_of, content_before_error, shard, words, write, zstd_stream
 
@@ -165,6 +167,16 @@ def test_small_pieces_of_a_frame_are_joined_to_chunks(tmp_path: Path) -> None:
     path = write(tmp_path, flushed_every_kib + compressor.flush())
     with closing(shard(path)) as opened:
         assert [len(chunk) for _, chunk in chunks_of(opened)] == [256 * 1024] * 4
+
+
+def test_a_process_that_may_open_no_more_files_says_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    (tmp_path / "s.jsonl").write_text("content")
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(TransportError, match=r"s\.jsonl: this process may not open more files .*: raise `ulimit -n`"):
+        shard(tmp_path / "s.jsonl").read()
 
 
 def test_lz4_without_its_package_says_what_pip_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

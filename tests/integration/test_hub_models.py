@@ -6,9 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from transformers import BertConfig, BertForMaskedLM
 
-from tests.corpora import write_tiny_bert
+from tests.corpora import write_tiny_bert_with_weights
 from tests.integration.hub_server import AskedHub
 
 LOAD = """
@@ -44,8 +43,7 @@ print(json.dumps([*told, len(attempts)] if fault else told))
 def hub(training_hub: AskedHub) -> AskedHub:
     models = training_hub.root / "models" / "org"
     for name in ("tiny-bert-uncased", "gated", "bare"):
-        folder = write_tiny_bert(models / name / "main")
-        BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+        write_tiny_bert_with_weights(models / name / "main")
     (models / "gated" / ".gated").touch()
     for file in (models / "bare" / "main").glob("*token*"):
         file.unlink()

@@ -9,9 +9,9 @@ import string
 from pathlib import Path
 
 import pytest
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
+from transformers import BertConfig, BertForPreTraining
 
-from tests.corpora import documents, write_shard, write_tiny_bert
+from tests.corpora import documents, write_shard, write_tiny_bert, write_tiny_bert_with_weights
 from tests.integration.hub_server import AskedHub
 
 
@@ -117,8 +117,7 @@ def test_nothing_is_said_of_a_model_without_a_licence_and_a_card_without_metadat
     folder.mkdir(parents=True)
     write_shard(folder / "train", documents(50), "zst")
     (folder / "README.md").write_text("# A corpus\n")
-    model = write_tiny_bert(hub.root / "models" / "org" / "bare" / "main")
-    BertForMaskedLM(BertConfig.from_pretrained(model)).save_pretrained(model)
+    write_tiny_bert_with_weights(hub.root / "models" / "org" / "bare" / "main")
     run = [f"--output-dir={tmp_path / 'out'}", "--max-steps=1", "--sequence-length=32", "--global-batch-size=8", "--workers=0"]
     arguments = ["-m", "stream_pretrain", "--dataset=org/bare", "--model=org/bare", "--run.wandb=disabled", *run]
     done = hub.forks.run(arguments, hub.environment(hub.home))
@@ -187,8 +186,7 @@ def test_a_run_goes_on_with_the_same_files_where_its_commit_is_gone_as_after_a_s
 
 
 def test_the_ranks_of_a_machine_ask_for_each_thing_once(hub: AskedHub, tmp_path: Path) -> None:
-    folder = write_tiny_bert(hub.root / "models" / "org" / "shared" / "main")
-    BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    write_tiny_bert_with_weights(hub.root / "models" / "org" / "shared" / "main")
     before = len(hub.requests())
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     options = program(tmp_path / "out", "--micro-batch-size=4", max_steps=2)

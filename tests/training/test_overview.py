@@ -184,7 +184,7 @@ def test_of_many_evaluation_sets_the_first_are_named(setup: Setup) -> None:
         return said(replace(setup, config=replace(setup.config, eval=EvalConfig(every=50, sets=sets))), "evaluation")
 
     three = "every 50 steps, on up to 500 documents of each of set0, set1, set2"
-    assert [evaluated_on(count) for count in (3, 4, 30)] == [three, f"{three} and 1 set more", f"{three} and 27 sets more"]
+    assert [evaluated_on(count) for count in (3, 4, 30)] == [three, f"{three} and 1 more", f"{three} and 27 more"]
 
 
 def test_the_best_evaluation_is_part_of_what_the_disk_must_hold(setup: Setup) -> None:

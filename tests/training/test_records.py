@@ -70,7 +70,7 @@ def test_what_a_full_disk_took_of_a_line_is_cut_back(tmp_path: Path, monkeypatch
     ("number", "free_inodes", "remedy"),
     [
         (errno.ENOSPC, 5, "free some space"),
-        (errno.ENOSPC, 0, "delete some files (none are left of its inodes)"),
+        (errno.ENOSPC, 0, "delete some files (no inodes are left)"),
         (errno.EDQUOT, 5, "free some space"),
         (errno.EACCES, 5, "make it writable"),
         (errno.EROFS, 5, "make it writable"),

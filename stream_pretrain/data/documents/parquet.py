@@ -22,14 +22,14 @@ from stream_pretrain.data.documents.text_fields import NOT_UTF8, BadDocumentErro
 from stream_pretrain.data.documents.windows import Windows
 from stream_pretrain.data.transport.compression import PARQUET_MAGIC, looks_like
 from stream_pretrain.data.transport.decoders import no_memory
-from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.retrying import in_words
-from stream_pretrain.data.transport.second_reading import (
+from stream_pretrain.data.transport.readings import (
     Readings,
     digest_of,
     read_until_decided,
     wrong_content,
 )
+from stream_pretrain.data.transport.restart_point import RestartPoint
+from stream_pretrain.data.transport.retrying import in_words
 from stream_pretrain.data.transport.shard_bytes import ShardFile
 from stream_pretrain.errors import ContentError
 from stream_pretrain.units import MIB

@@ -14,9 +14,7 @@ from stream_pretrain.errors import CheckpointError
 _MOST_WINDOWS = 2**32
 
 
-def refuse_impossible(
-    cursors: Sequence[Sequence[Cursor]], plan: StreamPlan, step: int, where: Path | str = "stream.json"
-) -> None:
+def refuse_impossible(cursors: Sequence[Sequence[Cursor]], plan: StreamPlan, step: int, where: Path | str) -> None:
     """Raises: CheckpointError for cursors that no run of this plan can have after a step, as far as shard sizes show.
 
     where: what they were read from.

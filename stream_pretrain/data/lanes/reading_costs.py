@@ -14,7 +14,7 @@ from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.lanes.worker_lanes import lanes_of_workers
 from stream_pretrain.data.transport.compression import CODECS, Compression
 from stream_pretrain.data.transport.members import CHUNK
-from stream_pretrain.data.transport.second_reading import HELD_BACK_BYTES
+from stream_pretrain.data.transport.readings import HELD_BACK_BYTES
 from stream_pretrain.data.transport.stored_bytes import LOCAL_BLOCK
 from stream_pretrain.units import MIB
 from stream_pretrain.urls import is_remote

@@ -25,7 +25,7 @@ def stream_state(step: int, cursors: Sequence[LaneCursors]) -> dict[str, Any]:
     return {"version": CURSOR_VERSION, "step": step, "fields": list(Cursor._fields), "lanes": lanes}
 
 
-def cursors_from(state: Mapping[str, Any], step: int, lanes: int, where: Path | str = "stream.json") -> list[LaneCursors]:
+def cursors_from(state: Mapping[str, Any], step: int, lanes: int, where: Path | str) -> list[LaneCursors]:
     """Cursors from a `stream_state`. where: what it is read from, for errors.
 
     Raises: CheckpointError for another version, step or number of lanes.

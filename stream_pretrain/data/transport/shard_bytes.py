@@ -25,8 +25,8 @@ from stream_pretrain.data.transport.compression import CODECS, LFS_POINTER, Comp
 from stream_pretrain.data.transport.decoders import DamageError, no_memory
 from stream_pretrain.data.transport.members import CHUNK, CUT, SLICE, decode, is_skippable, joined, skip_skippable
 from stream_pretrain.data.transport.options import TransportOptions
+from stream_pretrain.data.transport.readings import Readings, read_until_two_agree
 from stream_pretrain.data.transport.restart_point import RestartPoint
-from stream_pretrain.data.transport.second_reading import Readings, read_until_two_agree
 from stream_pretrain.data.transport.seek_table import read_seek_table
 from stream_pretrain.data.transport.stored_bytes import StoredBytes
 from stream_pretrain.errors import ContentError, SourceError, StreamPretrainError, TransportError

@@ -59,7 +59,7 @@ def _remedy(code: int | None, path: Path) -> str:
         return _REMEDIES.get(code, "correct that")
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     has_inodes = (system := os.statvfs(there)).f_favail > 0 or system.f_files == 0  # 0: it does not count them
-    return "free some space" if has_inodes else "delete some files (none are left of its inodes)"
+    return "free some space" if has_inodes else "delete some files (no inodes are left)"
 
 
 def writing_out(out: Path) -> AbstractContextManager[None]:

@@ -18,10 +18,11 @@ from stream_pretrain.units import human_bytes
 
 
 def refuse_at_once(config: Config) -> None:
-    """Refuse at once what needs only the options: the dataset, folders, packages, and Weights & Biases.
+    """Refuse at once what needs only the options and a look at the folders that they name.
 
-    A dataset that is not there, unless the run is finished, a folder of a model or a checkpoint that is not there, an OUT that
-    is no folder or has another purpose, a step that no memory holds, and W&B online without a key are refused.
+    That is W&B online without a key, a package or a dataset that is missing, a folder that is no model or no checkpoint, an OUT
+    that is no folder or has another purpose, and a step that no memory holds. A run that goes on needs no model to begin with,
+    a finished one no dataset either.
     Raises: SourceError, ModelError, CheckpointError, ConfigError.
     """
     out, model = run_directory(config), config.model
@@ -31,23 +32,20 @@ def refuse_at_once(config: Config) -> None:
     _refuse_no_folder(out)
     if config.run.resume == "no":
         refuse_used(out)
-    if not (out / CHECKPOINTS).is_dir():  # a run that goes on needs neither its first weights nor, at its end, a model
+    if not (out / CHECKPOINTS).is_dir():
         _refuse_folder_of_others(out, config)
-        for name in (model.path, model.config, model.tokenizer, model.init_from):
-            if name is not None:
-                refuse_absent_folder(name)
-        for name in (model.path, model.config):
-            if name is not None:
-                refuse_no_model(name)
+        for name in filter(None, (model.path, model.config, model.tokenizer, model.init_from)):
+            refuse_absent_folder(name)
+        for name in filter(None, (model.path, model.config)):
+            refuse_no_model(name)
         if config.run.resume not in ("auto", "no"):
             refuse_no_checkpoint(Path(config.run.resume).resolve())
     if RunDirectory(out, [], lambda _: None).finished_at(config.train) is not None:
-        return  # it reads nothing, or says later what it misses
+        return
     for source in sources_of(config.data):
         refuse_absent(source)
-    for dataset in (config.eval.dataset, *(one.dataset for one in config.eval.sets)):
-        if dataset is not None:
-            refuse_absent(config.data, dataset=dataset)
+    for dataset in filter(None, (config.eval.dataset, *(one.dataset for one in config.eval.sets))):
+        refuse_absent(config.data, dataset=dataset)
 
 
 def refuse_used(out: Path) -> None:

@@ -37,6 +37,7 @@ from stream_pretrain.training.state.checkpoint import Saved, read
 from stream_pretrain.training.state.parallelism import DataParallel
 from stream_pretrain.training.state.passed_steps import count_up_to
 from stream_pretrain.training.state.totals import Totals
+from stream_pretrain.training.state.trainer_state import TRAINER
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def restored(saved: Saved, plan: StreamPlan) -> tuple[list[LaneCursors], Totals]
     """The cursors and totals of a checkpoint. Raises: CheckpointError for those that no run of this plan can have."""
     totals, file = saved.trainer.totals, saved.path / "stream.json"
     cursors = cursors_from(saved.stream, totals.step, plan.layout.lanes, file)
-    totals.refuse_impossible(len(plan.sources))
+    totals.refuse_impossible(len(plan.sources), saved.path / TRAINER)
     refuse_impossible(cursors, plan, totals.step, file)
     return cursors, totals
 

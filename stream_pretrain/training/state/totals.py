@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.errors import CheckpointError, ContentError, TrainingError
@@ -41,8 +42,8 @@ class Totals:
     source_read: list[int] = field(default_factory=list)
     source_empty: list[int] = field(default_factory=list)
 
-    def refuse_impossible(self, sources: int) -> None:
-        """Raises: CheckpointError for what no run with this number of sources counts."""
+    def refuse_impossible(self, sources: int, where: Path) -> None:
+        """Raises: CheckpointError for what no run with this number of sources counts. where: the file that has them."""
         of_sources = [counts for counts in vars(self).values() if isinstance(counts, list)]
         numbers = [count for count in vars(self).values() if isinstance(count, int)]
         if (
@@ -51,7 +52,7 @@ class Totals:
             or self.bad_steps > self.step
             or not 0 <= self.progress <= 1
         ):
-            raise CheckpointError(f"trainer.json: totals are not those of a run with {sources} sources: use another checkpoint")
+            raise CheckpointError(f"{where}: totals are not those of a run with {sources} sources: use another checkpoint")
 
     def count_windows(self, of_windows: Sequence[float]) -> None:
         """Set the counters of opened windows: [sources x OF_WINDOWS]."""

@@ -16,7 +16,7 @@ from stream_pretrain.training.ranks.signals import StopRequest
 from stream_pretrain.training.report.progress import Progress
 from stream_pretrain.training.report.tracking import Tracker
 from stream_pretrain.training.start.resume import find_start
-from stream_pretrain.training.state.checkpoint import copy_model
+from stream_pretrain.training.state.checkpoint import MODEL_FILES, copy_model
 from stream_pretrain.training.state.trainer_state import read_fixed_options
 from stream_pretrain.units import first_of
 
@@ -41,7 +41,7 @@ def complete_finished(
         model = out.path / MODEL
         if not model.exists():
             copy_model(start.checkpoint, model)
-        elif lacking := [path.name for path in start.checkpoint.glob("model*") if not (model / path.name).exists()]:
+        elif lacking := [name for name in MODEL_FILES if not (model / name).exists()]:
             progress.warning(f"{model} lacks {first_of(lacking)}: delete it, and the same command writes it again")
         shown = shown_options(flatten(config))
         tracker = Tracker.open(config.run, out.path, config=shown, resumed_step=step, report=progress.notice, only_missed=True)

@@ -12,14 +12,13 @@ from stream_pretrain.training.start.model import devices_of
 from stream_pretrain.training.start.setup import Setup
 from stream_pretrain.training.state.checkpoint_size import best_kept, checkpoint_bytes, most_kept
 from stream_pretrain.training.steps.corpus_estimate import CorpusEstimate
-from stream_pretrain.units import counted, human_bytes, human_count
+from stream_pretrain.units import counted, first_of, human_bytes, human_count
 from stream_pretrain.urls import without_secrets
 
 WIDTH = 79
 """A terminal of 80 columns wraps a full line."""
 LABEL = 13
-SHOWN = 3
-"""Sources, and evaluation sets; of the others, how many."""
+SHOWN_SOURCES = 3
 WELL_FILLED = 0.9
 """Of the positions of a row. What padding there is in others is no news."""
 
@@ -69,15 +68,15 @@ def _batch(setup: Setup, estimate: CorpusEstimate) -> str:
 def _corpus(setup: Setup, estimate: CorpusEstimate) -> str:
     sources = list(zip(setup.plan.sources, estimate.tokens, estimate.epochs(setup.plan), strict=True))
     parts = []
-    for source, tokens, epochs in sources[:SHOWN]:
+    for source, tokens, epochs in sources[:SHOWN_SOURCES]:
         name = f"{source.name}: " if source.name else ""
         if tokens is None:
             parts.append(f"{name}unknown tokens, since the store does not report the size of every shard")
         else:
             read = "" if epochs is None else f", {_epochs(epochs)}"
             parts.append(f"{name}~{human_count(tokens)} tokens{read}")
-    if len(sources) > SHOWN:
-        parts.append(f"and {counted(len(sources) - SHOWN, 'source')} more")
+    if len(sources) > SHOWN_SOURCES:
+        parts.append(f"and {counted(len(sources) - SHOWN_SOURCES, 'source')} more")
     return "; ".join(parts)
 
 
@@ -131,8 +130,7 @@ def _evaluation(setup: Setup, estimate: CorpusEstimate) -> str:
         documents = "--eval.dataset PATH" if setup.totals.step else "--data.heldout-fraction 0.01"  # a fixed option
         return f"none: give --eval-every {every} {documents}"
     if options.sets:
-        documents = f"documents of each of {', '.join(one.name for one in options.sets[:SHOWN])}"
-        documents += f" and {counted(left, 'set')} more" if (left := len(options.sets[SHOWN:])) else ""
+        documents = f"documents of each of {first_of([one.name for one in options.sets])}"
     elif options.dataset is not None:
         documents = f"documents of {without_secrets(options.dataset)}"
     else:

@@ -115,7 +115,7 @@ def wrong_content(name: str, part: str, damage: str, place: str, since: float) -
     """The error for wrong content that was returned, from `place` on and `since` a time (seconds since 1970)."""
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
     return TransportError(
-        f"{name}: {part} was damaged in transit ({damage.removeprefix(f'{name}: ')}): a second reading differs from {place} "
+        f"{name}: {part} was damaged in transit ({damage.removeprefix(f'{name}: ')}): another reading differs from {place} "
         f"on, and documents after that were used since {moment}: delete the checkpoints saved later (checkpoints/step-*), "
         "check the network, proxies and the memory of this machine, then run the same command, which resumes from the last "
         "remaining checkpoint"
@@ -125,7 +125,7 @@ def wrong_content(name: str, part: str, damage: str, place: str, since: float) -
 def damaged_each_time(name: str, part: str, damage: str) -> TransportError:
     """The error for a part of which every reading finds other damage."""
     return TransportError(
-        f"{name}: {part} was damaged in transit at each of {MOST_READINGS} readings, and each time otherwise (at last: "
+        f"{name}: {part} was damaged in transit at each of {MOST_READINGS} readings, each time differently (the last time: "
         f"{damage.removeprefix(f'{name}: ')}): check the network, proxies and the memory of this machine, then run the same "
         "command again"
     )
