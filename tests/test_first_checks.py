@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,21 @@ def test_a_run_that_goes_on_needs_no_weights_to_begin_with(
     (out / "checkpoints").mkdir(parents=True)
     options = [f"--output-dir={out}", "--init-from=/no/weights", "--resume=/no/checkpoint", "--dataset=/no/such"]
     assert refused([*NEEDED, *options], capsys, monkeypatch) == (1, "error: /no/such: there is no such file or folder")
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_run_that_begins_from_a_checkpoint_needs_no_other_weights(
+    recorded: bool, corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, checkpoint = corpus.parent / "out", corpus.parent / "step-00000005"
+    for folder in (out, checkpoint):
+        folder.mkdir()
+    (checkpoint / "trainer.json").touch()
+    if recorded:  # by a start that was killed before its first checkpoint
+        (out / "run.json").write_text(json.dumps({"parent": str(checkpoint)}))
+    options = [f"--output-dir={out}", "--init-from=/no/weights", "--dataset=/no/such"]
+    resume = [] if recorded else [f"--resume={checkpoint}"]
+    assert refused([*NEEDED, *options, *resume], capsys, monkeypatch) == (1, "error: /no/such: there is no such file or folder")
 
 
 def test_a_step_that_no_memory_holds_is_refused(

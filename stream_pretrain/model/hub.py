@@ -11,6 +11,7 @@ import json
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token
@@ -154,11 +155,12 @@ def _pointer_of_lfs(folder: Path) -> Path | None:
     """A file of a model that Git has not fetched."""
     if not os.path.isdir(folder):
         return None
-    for path in sorted(folder.iterdir()):
-        if path.is_file():
-            with path.open("rb") as file:
-                if file.read(len(_LFS)) == _LFS:
-                    return path
+    for path in sorted(folder.glob("*")):
+        with suppress(OSError):  # the error that is being answered says more than that of a file beside it
+            if path.is_file():
+                with path.open("rb") as file:
+                    if file.read(len(_LFS)) == _LFS:
+                        return path
     return None
 
 

@@ -16,7 +16,7 @@ from stream_pretrain.data.corpus.pinned_corpus import PinnedCorpus
 from stream_pretrain.data.lanes import pinning
 from stream_pretrain.data.lanes.cursor_checks import refuse_impossible
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
-from stream_pretrain.data.lanes.stream_state import LaneCursors, cursors_from, first_cursors, refuse_changed
+from stream_pretrain.data.lanes.stream_state import CURSOR_VERSION, LaneCursors, cursors_from, first_cursors, refuse_changed
 from stream_pretrain.errors import CheckpointError, ConfigError, DamagedCheckpointError, ModelError, SourceError, TransportError
 from stream_pretrain.model.tokenizer import load_tokenizer
 from stream_pretrain.training.files.manifest import json_of
@@ -26,7 +26,7 @@ from stream_pretrain.training.start.engine import engine_of
 from stream_pretrain.training.start.kept_defaults import kept_options, with_options
 from stream_pretrain.training.start.resume import changed_options
 from stream_pretrain.training.state.passed_steps import Passed
-from stream_pretrain.training.state.trainer_state import TRAINER, TrainerState, read_trainer_state, refuse_other_version
+from stream_pretrain.training.state.trainer_state import TrainerState, read_trainer_state, refuse_other_version
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,9 @@ def _newest_readable(out: Path) -> Path:
     faults = []
     for checkpoint in sorted((out / CHECKPOINTS).glob("step-*"), reverse=True):
         try:
-            for name in ("corpus.json", "stream.json", TRAINER):
-                json_of(checkpoint / name)
+            json_of(checkpoint / "corpus.json")
+            if json_of(checkpoint / "stream.json").get("version") == CURSOR_VERSION:  # another one is refused with its writer
+                read_trainer_state(checkpoint)
             return checkpoint
         except (CheckpointError, OSError) as error:
             faults.append(str(error))

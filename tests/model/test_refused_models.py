@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoConfig
@@ -241,6 +242,21 @@ def test_a_folder_that_is_no_model_that_can_be_trained_says_so_and_names_no_opti
             load_model(config, MLM, load_tokenizer(config), 24, 0)
         assert str(error.value).startswith(said.replace("$", str(tmp_path))), name
         assert "--model.tokenizer" not in str(error.value)
+
+
+def test_a_file_beside_a_model_that_cannot_be_read_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
+    (tmp_path / "notes").touch()
+    opened = Path.open
+
+    def forbidden(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "notes":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(ModelError, match="model type `nothing`"):
+        load_tokenizer(ModelConfig(path=str(tmp_path)))
 
 
 def test_a_tokenizer_that_transformers_makes_up_for_a_folder_without_one_is_refused(tmp_path: Path) -> None:

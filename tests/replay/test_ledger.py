@@ -307,6 +307,20 @@ def test_cursors_without_their_fields_are_not_taken_for_those_of_another_version
     assert said in capsys.readouterr().err
 
 
+def test_a_checkpoint_that_lacks_something_of_its_run_leaves_it_to_the_one_before(
+    finished: tuple[Path, Consumed], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, consumed = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    newest = shutil.copytree(copy / "checkpoints/step-00000009", copy / "checkpoints/step-00000010")
+    trainer = json.loads((newest / "trainer.json").read_text())
+    del trainer["tokenizer"]
+    (newest / "trainer.json").write_text(json.dumps(trainer))
+    assert cli.main(["ledger", str(copy), "--step=5", "--workers=0"]) == 0
+    assert capsys.readouterr().out.startswith(f"step 5: {len(documents_in(consumed[5]))} documents in 8 rows\n")
+
+
 def test_cursors_that_cannot_be_read_are_told_and_earlier_ones_are_taken(
     finished: tuple[Path, Consumed], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

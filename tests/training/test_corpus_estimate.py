@@ -9,10 +9,11 @@ import pytest
 
 from stream_pretrain.config import SourceConfig
 from stream_pretrain.data.lanes.stream import StepStream
+from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import Interrupted
-from stream_pretrain.training.steps.corpus_estimate import SampledStep, estimate, many_unknown, sample_of_all
-from tests.corpora import documents, write_shard
+from stream_pretrain.training.steps.corpus_estimate import SampledStep, estimate, many_unknown, sample_of_all, unknown_id
+from tests.corpora import documents, word_tokenizer, write_shard
 from tests.training.runs import prepared, tiny_run
 
 
@@ -40,6 +41,15 @@ def test_the_first_rows_tell_the_tokens_and_the_steps_of_a_corpus(kind: str, mod
     )
     twice = replace(config.train, max_epochs=2, max_steps=50)
     assert estimate(twice, setup.plan, sample).steps == 50
+
+
+def test_a_token_that_ends_documents_or_pads_is_not_unknown_text() -> None:
+    tokenizer = word_tokenizer()
+    assert unknown_id(tokenizer, Encoder.of(tokenizer)) == 1
+    tokenizer.eos_token = "[UNK]"  # as in GPT-2
+    assert unknown_id(tokenizer, Encoder.of(tokenizer)) is None
+    tokenizer.eos_token, tokenizer.pad_token = "[SEP]", "[UNK]"
+    assert unknown_id(tokenizer, Encoder.of(tokenizer)) is None
 
 
 def test_a_source_that_gives_the_first_step_no_row_is_estimated_by_its_size(model: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def refuse_at_once(config: Config) -> None:
     Raises: SourceError, ModelError, CheckpointError, ConfigError.
     """
     out, model = run_directory(config), config.model
+    run = RunDirectory(out, [], lambda _: None)
     refuse_wandb(config.run)
     refuse_uninstalled(config.data.engine)
     refuse_too_large_step(config)
@@ -34,13 +35,16 @@ def refuse_at_once(config: Config) -> None:
         refuse_used(out)
     if not (out / CHECKPOINTS).is_dir():
         _refuse_folder_of_others(out, config)
-        for name in filter(None, (model.path, model.config, model.tokenizer, model.init_from)):
+        resume = config.run.resume
+        parent = run.recorded().get("parent") if resume == "auto" else None if resume == "no" else resume
+        init_from = None if parent else model.init_from  # a run that begins from a checkpoint has its weights
+        for name in filter(None, (model.path, model.config, model.tokenizer, init_from)):
             refuse_absent_folder(name)
         for name in filter(None, (model.path, model.config)):
             refuse_no_model(name)
-        if config.run.resume not in ("auto", "no"):
-            refuse_no_checkpoint(Path(config.run.resume).resolve())
-    if RunDirectory(out, [], lambda _: None).finished_at(config.train) is not None:
+        if resume not in ("auto", "no"):
+            refuse_no_checkpoint(Path(resume).resolve())
+    if run.finished_at(config.train) is not None:
         return
     for source in sources_of(config.data):
         refuse_absent(source)

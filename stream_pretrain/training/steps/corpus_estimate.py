@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from stream_pretrain.config import TrainConfig
 from stream_pretrain.data.lanes.rows_of_run import RowsOfRun, rows_of_run
@@ -15,6 +16,7 @@ from stream_pretrain.data.lanes.source_plan import SourcePlan
 from stream_pretrain.data.lanes.step_rows import StepRows
 from stream_pretrain.data.lanes.stream_plan import StreamPlan
 from stream_pretrain.data.lanes.window_sizes import BYTES_PER_TOKEN, content_of
+from stream_pretrain.data.rows.encoder import Encoder
 from stream_pretrain.training.ranks.ranks import Ranks
 from stream_pretrain.training.ranks.signals import Interrupted
 
@@ -33,6 +35,12 @@ class SampledStep:
     """Of these tokens, how many the tokenizer does not know."""
     windows: tuple[tuple[float, float], ...]
     """Tokens, about, and bytes of the windows of each source; none where it gave no row, or these are not known."""
+
+
+def unknown_id(tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> int | None:
+    """The id of unknown text; None where it stands for something else too, as that of GPT-2 for the end of a document."""
+    unknown: int | None = tokenizer.unk_token_id
+    return None if unknown in (encoder.pad, *encoder.prefix, *encoder.suffix, *encoder.document_end) else unknown
 
 
 def sample_of_all(rows: StepRows, ranks: Ranks, unknown_id: int | None, *, interrupted: bool) -> SampledStep:

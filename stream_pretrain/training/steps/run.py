@@ -24,7 +24,7 @@ from stream_pretrain.training.start.setup import Setup
 from stream_pretrain.training.state.auto_learning_rate import warmup_of
 from stream_pretrain.training.state.background_writer import BackgroundWriter
 from stream_pretrain.training.state.totals import nothing_to_train_on
-from stream_pretrain.training.steps.corpus_estimate import estimate, many_unknown, sample_of_all
+from stream_pretrain.training.steps.corpus_estimate import estimate, many_unknown, sample_of_all, unknown_id
 from stream_pretrain.training.steps.corpus_notices import CorpusNotices
 from stream_pretrain.training.steps.due_evaluations import Evaluations
 from stream_pretrain.training.steps.loop import EndOfCorpus, PassedOver, StepResult, training_steps
@@ -186,8 +186,8 @@ def _estimated(setup: Setup, stream: StepStream, watchdog: Watchdog) -> Setup:
     with setup.progress.phase("reading the first rows", stays=False):
         rows, interrupted = rows_read(stream, setup.ranks, setup.stop, watchdog, peek=True)
         with watchdog.stage("waiting for the other ranks"):
-            unknown_id = setup.parallel.loaded.tokenizer.unk_token_id
-            sample = sample_of_all(rows, setup.ranks, unknown_id, interrupted=interrupted)
+            unknown = unknown_id(setup.parallel.loaded.tokenizer, setup.plan.encoder)
+            sample = sample_of_all(rows, setup.ranks, unknown, interrupted=interrupted)
     estimated = estimate(setup.config.train, setup.plan, sample)
     setup = replace(setup, estimated_steps=estimated.steps)
     if setup.start.chosen.warmup_steps is None:
