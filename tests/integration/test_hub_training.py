@@ -113,13 +113,13 @@ def test_what_a_hub_model_comes_with_is_exported(hub: AskedHub, tmp_path: Path) 
 
 
 def test_nothing_is_said_of_a_model_without_a_licence_and_a_card_without_metadata(hub: AskedHub, tmp_path: Path) -> None:
-    folder = hub.root / "datasets" / "org" / "bare" / "main"
+    folder = hub.root / "datasets" / "org" / "undescribed" / "main"
     folder.mkdir(parents=True)
     write_shard(folder / "train", documents(50), "zst")
     (folder / "README.md").write_text("# A corpus\n")
-    write_tiny_bert_with_weights(hub.root / "models" / "org" / "bare" / "main")
+    write_tiny_bert_with_weights(hub.root / "models" / "org" / "undescribed" / "main")
     run = [f"--output-dir={tmp_path / 'out'}", "--max-steps=1", "--sequence-length=32", "--global-batch-size=8", "--workers=0"]
-    arguments = ["-m", "stream_pretrain", "--dataset=org/bare", "--model=org/bare", "--run.wandb=disabled", *run]
+    arguments = ["-m", "stream_pretrain", "--dataset=org/undescribed", "--model=org/undescribed", "--run.wandb=disabled", *run]
     done = hub.forks.run(arguments, hub.environment(hub.home))
     assert done.returncode == 0, done.stderr
     assert "No files matched" not in done.stderr

@@ -158,6 +158,7 @@ def test_an_outage_while_training_stops_nothing_and_the_next_start_sends_what_is
     assert server.steps_of(tmp_path) == list(range(1, 1002))
 
 
+@pytest.mark.long
 def test_a_run_that_finished_in_an_outage_sends_its_steps_when_it_is_started_again_and_only_once(
     server: Server, tmp_path: Path
 ) -> None:
@@ -169,6 +170,7 @@ def test_a_run_that_finished_in_an_outage_sends_its_steps_when_it_is_started_aga
     assert run(again, tmp_path, server.url) == ["False"]
 
 
+@pytest.mark.long
 def test_a_server_that_fails_at_the_start_leaves_the_run_offline(server: Server, tmp_path: Path) -> None:
     printed = run("answer(503)\nwith open_tracker() as tracker: log(tracker, 1)", tmp_path, server.url)
     (line,) = printed
