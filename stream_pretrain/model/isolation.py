@@ -13,7 +13,7 @@ from stream_pretrain.errors import ModelError
 from stream_pretrain.model.packed_attention import PACKED_ATTENTION
 from stream_pretrain.model.positions import evaluating, ordinary_token_ids
 from stream_pretrain.model.pretraining import PretrainingModel
-from stream_pretrain.model.reports import unreported
+from stream_pretrain.model.quiet_transformers import unreported
 
 # Relative to the largest logit. A masked key has weight exactly 0, so another document must change nothing; a document alone
 # takes matrix products of other shapes, which round differently.

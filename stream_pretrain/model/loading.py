@@ -37,7 +37,7 @@ from stream_pretrain.model.positions import (
     refuse_beyond_positions,
 )
 from stream_pretrain.model.pretraining import PretrainingModel
-from stream_pretrain.model.reports import unreported
+from stream_pretrain.model.quiet_transformers import unreported
 from stream_pretrain.model.tokenizer import load_tokenizer
 
 ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
